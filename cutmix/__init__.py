@@ -1,0 +1,55 @@
+"""Exact, fast CutMix for any training loop; a trainer; and honest measures of what the training bought.
+
+mix = cutmix.CutMix(alpha=1.0, seed=0)
+for images, labels in loader:
+    images, targets = mix(images, labels)
+    loss = cutmix.mixed_cross_entropy(model(images), targets)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from cutmix.errors import InputError
+from cutmix.version import __version__
+
+if TYPE_CHECKING:
+    from cutmix.mixing import (
+        CutMix,
+        Cutout,
+        CutoutDraw,
+        Draw,
+        MixedTargets,
+        Mixup,
+        RandomChoice,
+        mixed_binary_cross_entropy,
+        mixed_cross_entropy,
+    )
+    from cutmix.models import create_model
+
+__all__ = [
+    "CutMix",
+    "Cutout",
+    "CutoutDraw",
+    "Draw",
+    "InputError",
+    "MixedTargets",
+    "Mixup",
+    "RandomChoice",
+    "__version__",
+    "create_model",
+    "mixed_binary_cross_entropy",
+    "mixed_cross_entropy",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only when something that needs it is used: ``cutmix --help`` does not."""
+    if name not in __all__:
+        raise AttributeError(f"module 'cutmix' has no attribute '{name}'")
+    value = getattr(import_module("cutmix.models" if name == "create_model" else "cutmix.mixing"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,389 @@
+"""CutMix, Mixup, Cutout, and a choice among them, as transforms of a batch."""
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from cutmix.mixing.mix import CutoutDraw, Draw
+from cutmix.mixing.targets import Targets
+from cutmix.seeding import derive_seed
+
+
+class BatchTransform(Protocol):
+    """What a loop needs of a transform: CutMix, Mixup, Cutout and RandomChoice are ones."""
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Targets]:
+        """Return the mixed images and their targets."""
+        ...
+
+    def draw(self, shape: Sequence[int]) -> Draw | CutoutDraw:
+        """Draw for a batch of this shape."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the random state."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a random state."""
+        ...
+
+
+class RandomStream:
+    """A CPU generator of one's own, which neither reads nor moves a global one.
+
+    The stream follows from (seed, rank), the rank being what ``torchrun`` puts into the environment, so that the
+    processes of one run draw differently. In a worker of a DataLoader it follows from the worker's seed too:
+    otherwise every worker would carry a copy of the same generator, and draw the same again each epoch.
+
+    Args:
+        seed: Any integer; None takes fresh entropy.
+    """
+
+    def __init__(self, seed: int | None) -> None:
+        self._generator = torch.Generator()
+        self._seed = self._generator.seed() if seed is None else seed
+        self._rank = int(os.environ.get("RANK", 0))
+        self._worker_seed: int | None = None
+        self._generator.manual_seed(derive_seed(self._seed, "mix", self._rank))
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The generator of this process."""
+        worker = get_worker_info()
+        if worker is not None and worker.seed != self._worker_seed:
+            self._worker_seed = worker.seed
+            self._generator.manual_seed(derive_seed(self._seed, "mix", self._rank, worker.seed))
+        return self._generator
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_generator": self._generator.get_state()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._generator = torch.Generator()
+        self._generator.set_state(state["_generator"])
+
+
+class _Mixer:
+    """What the transforms share: probability, granularity, random state, and the call."""
+
+    def __init__(self, prob: float, per_sample: bool, inplace: bool, seed: int | None) -> None:
+        self.prob = prob
+        self.per_sample = per_sample
+        self.inplace = inplace
+        self._stream = RandomStream(seed)
+
+    @property
+    def prob(self) -> float:
+        """Probability that a batch (``per_sample``: a sample) is mixed; may be set at any time, 0 is off."""
+        return self._prob
+
+    @prob.setter
+    def prob(self, prob: float) -> None:
+        if not 0 <= prob <= 1:
+            raise ValueError(f"prob is {prob}; expected a probability in [0, 1]")
+        self._prob = prob
+
+    def draw(self, shape: Sequence[int]) -> Draw | CutoutDraw:
+        raise NotImplementedError
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Targets]:
+        """Mix a batch.
+
+        Args:
+            images: (N, ..., H, W), any floating or integer dtype, device and memory format.
+            labels: Class ids (N,) of an integer dtype, or multi-label targets (N, K).
+
+        Returns:
+            The images (the same tensor with ``inplace``) and their targets, as ``Draw.targets`` says; the same type
+            of targets whether or not this batch was mixed.
+
+        Raises:
+            ValueError: If shapes or dtypes do not fit; the images are then as they were.
+        """
+        draw = self.draw(images.shape)
+        targets = draw.targets(labels)
+        return draw.apply(images, inplace=self.inplace), targets
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the random state; transforms with the same arguments go on alike from it."""
+        return {"generator": self._stream.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state_dict()``."""
+        self._stream.generator.set_state(state["generator"])
+
+    def _mixed(self, n: int, generator: torch.Generator) -> Tensor | bool:
+        """Decide who is mixed: a bool for the batch, or (n,) bool."""
+        if self._prob == 1:
+            return True
+        chosen = torch.rand(n if self.per_sample else 1, generator=generator) < self._prob
+        return chosen if self.per_sample else bool(chosen)
+
+    def __repr__(self) -> str:
+        shown = {k: v for k, v in self.__dict__.items() if k[0] != "_"} | {"prob": self.prob}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
+
+
+class CutMix(_Mixer):
+    """Paste a random box of every sample's partner, and mix the labels by the pixels that stay.
+
+        x̃ = M ⊙ x_A + (1 − M) ⊙ x_B,   ỹ = λ y_A + (1 − λ) y_B,   λ₀ ~ Beta(α, α)
+
+    M is 0 inside a box with the image's aspect ratio and sides W√(1 − λ₀), H√(1 − λ₀), whose half sizes are rounded
+    down, whose centre is uniform over the pixels, and which is clipped at the border. λ is the share of pixels that
+    M keeps: not λ₀, and on average 0.70 at 32×32 pixels for α = 1.
+
+    The partners form one random cycle through the batch: nobody is his own partner and everybody is used once. The
+    paper takes a random permutation, which pairs one sample a batch with itself on average. A batch of one cannot be
+    mixed and comes back as it is, with λ = 1.
+
+    Args:
+        alpha: α of the Beta distribution, above 0; 1 in all of the paper's experiments.
+        prob: Probability of mixing a batch (``per_sample``: a sample); the authors use 0.5 on CIFAR and 1 elsewhere.
+        per_sample: Draw λ and the box for every sample rather than one for the batch, as the paper does.
+        inplace: Write into the images, with one spare image of memory on the CPU.
+        seed: Seed of the transform's own generator; None takes fresh entropy.
+
+    Raises:
+        ValueError: If ``alpha`` or ``prob`` is out of range.
+
+    Source:
+        Yun et al., CutMix, ICCV 2019, §3.1 and Algorithm A1 (arXiv:1905.04899v2). The box was checked against
+        ``rand_bbox`` of clovaai/CutMix-PyTorch, the pixels against torchvision's ``CutMix`` for given boxes.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        *,
+        prob: float = 1.0,
+        per_sample: bool = False,
+        inplace: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        self.alpha = _positive("alpha", alpha)
+        super().__init__(prob, per_sample, inplace, seed)
+
+    def draw(self, shape: Sequence[int]) -> Draw:
+        """Draw partners and boxes for a batch of shape (N, ..., H, W)."""
+        n, height, width = _spatial(shape)
+        generator = self._stream.generator
+        mixed = self._mixed(n, generator)
+        if mixed is False or n < 2:
+            return _unmixed(n, (height, width))
+        cut = (1 - draw_beta(self.alpha, n if self.per_sample else 1, generator)).sqrt_()
+        if mixed is not True:
+            cut *= mixed
+        size = torch.tensor([[width], [height]], dtype=torch.float64)
+        boxes, lam = draw_boxes((cut * size / 2).floor_(), size, generator)
+        return Draw(draw_cycle(n, generator), lam.expand(n).contiguous(), boxes=boxes, size=(height, width))
+
+
+class Mixup(_Mixer):
+    """Blend every sample with its partner: x̃ = λ x_A + (1 − λ) x_B, ỹ = λ y_A + (1 − λ) y_B, λ ~ Beta(α, α).
+
+    Partners are drawn as for ``CutMix``. Half-precision images are blended in float32, integer images are rounded to
+    the nearest value.
+
+    Args:
+        alpha: α of the Beta distribution, above 0.
+        prob: Probability of mixing a batch (``per_sample``: a sample).
+        per_sample: Draw λ for every sample rather than one for the batch.
+        inplace: Write into the images, with one spare image of memory on the CPU.
+        seed: Seed of the transform's own generator; None takes fresh entropy.
+
+    Raises:
+        ValueError: If ``alpha`` or ``prob`` is out of range.
+
+    Source:
+        Zhang et al., mixup, ICLR 2018, eq. 1; checked against torchvision's ``MixUp`` for given λ.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        *,
+        prob: float = 1.0,
+        per_sample: bool = False,
+        inplace: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        self.alpha = _positive("alpha", alpha)
+        super().__init__(prob, per_sample, inplace, seed)
+
+    def draw(self, shape: Sequence[int]) -> Draw:
+        """Draw partners and weights for a batch of shape (N, ...)."""
+        if len(shape) < 2:
+            raise ValueError(f"the batch is {tuple(shape)}; expected (N, ...)")
+        n, generator = shape[0], self._stream.generator
+        mixed = self._mixed(n, generator)
+        if mixed is False or n < 2:
+            return _unmixed(n, None)
+        lam = draw_beta(self.alpha, n if self.per_sample else 1, generator).float()
+        if mixed is not True:
+            lam[~mixed] = 1
+        return Draw(draw_cycle(n, generator), lam.expand(n).contiguous())
+
+
+class Cutout(_Mixer):
+    """Set a square of every image to zero; labels are untouched.
+
+    The centre is uniform over the pixels and the square is clipped at the border, so that it is smaller there. Zero
+    is the mean colour of normalised images: apply it after normalisation, as the paper does.
+
+    Args:
+        size: Side of the square in pixels, above 0; the paper uses 16 on CIFAR and 112 on ImageNet.
+        prob: Probability of cutting a sample (``per_sample=False``: the batch).
+        per_sample: Draw a square for every sample, as the paper does, rather than one for the batch.
+        inplace: Write into the images.
+        seed: Seed of the transform's own generator; None takes fresh entropy.
+
+    Raises:
+        ValueError: If ``size`` or ``prob`` is out of range.
+
+    Source:
+        DeVries and Taylor, Cutout, arXiv:1708.04552, §3.2; checked against uoguelph-mlrg/Cutout for even sizes
+        (odd ones lose a pixel there).
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        prob: float = 1.0,
+        per_sample: bool = True,
+        inplace: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        if size != int(size) or size < 1:
+            raise ValueError(f"size is {size}; expected a whole number of pixels above 0")
+        self.size = int(size)
+        super().__init__(prob, per_sample, inplace, seed)
+
+    def draw(self, shape: Sequence[int]) -> CutoutDraw:
+        """Draw holes for a batch of shape (N, ..., H, W)."""
+        n, height, width = _spatial(shape)
+        generator = self._stream.generator
+        side = torch.full((2, n if self.per_sample else 1), self.size, dtype=torch.float64)
+        side *= self._mixed(n, generator)
+        size = torch.tensor([[width], [height]], dtype=torch.float64)
+        boxes, _ = draw_boxes((side / 2).floor_(), size, generator, odd=side % 2)
+        return CutoutDraw(torch.arange(n), torch.ones(n), boxes, (height, width))
+
+
+class RandomChoice:
+    """Apply one of several transforms to each batch.
+
+    Args:
+        transforms: CutMix, Mixup, Cutout, or anything with their interface.
+        weights: How often each is chosen, relative to the others; None is equally often.
+        seed: Seed of the choice; each transform has its own.
+
+    Raises:
+        ValueError: If there is no transform, or the weights do not fit them.
+    """
+
+    def __init__(
+        self,
+        transforms: Sequence[BatchTransform],
+        weights: Sequence[float] | None = None,
+        *,
+        seed: int | None = None,
+    ) -> None:
+        self.transforms = tuple(transforms)
+        self.weights = tuple(weights) if weights is not None else (1.0,) * len(self.transforms)
+        if not self.transforms:
+            raise ValueError("there is no transform to choose from")
+        if len(self.weights) != len(self.transforms):
+            raise ValueError(f"there are {len(self.weights)} weights for {len(self.transforms)} transforms")
+        if min(self.weights) < 0 or not 0 < sum(self.weights) < math.inf:
+            raise ValueError(f"weights are {self.weights}; expected numbers of at least 0, one of them above")
+        self._stream = RandomStream(seed)
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Targets]:
+        """Choose, then mix; see the chosen transform."""
+        return self._choose()(images, labels)
+
+    def draw(self, shape: Sequence[int]) -> Draw | CutoutDraw:
+        """Choose, then draw for a batch of this shape."""
+        return self._choose().draw(shape)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the random state of the choice and of every transform."""
+        children = [transform.state_dict() for transform in self.transforms]
+        return {"generator": self._stream.generator.get_state(), "transforms": children}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state_dict()``."""
+        self._stream.generator.set_state(state["generator"])
+        for transform, child in zip(self.transforms, state["transforms"], strict=True):
+            transform.load_state_dict(child)
+
+    def _choose(self) -> BatchTransform:
+        weights = torch.tensor(self.weights, dtype=torch.float64)
+        return self.transforms[int(torch.multinomial(weights, 1, generator=self._stream.generator))]
+
+
+def draw_cycle(n: int, generator: torch.Generator) -> Tensor:
+    """Draw one cycle through n ≥ 2 samples, uniform over all of them: partner (n,) int64.
+
+    Everybody's partner is his successor in a random order. Each cycle comes from exactly n orders, so that this is
+    the distribution of Sattolo's algorithm, without its loop.
+    """
+    order = torch.randperm(n, generator=generator)
+    partner = torch.empty_like(order)
+    partner[order] = order.roll(-1)
+    return partner
+
+
+def draw_beta(alpha: float, n: int, generator: torch.Generator) -> Tensor:
+    """Draw λ ~ Beta(α, α), (n,) float64: what ``torch.distributions.Beta`` does, with a generator of one's own."""
+    concentration = torch.full((n, 2), alpha, dtype=torch.float64)
+    return torch._sample_dirichlet(concentration, generator=generator)[:, 0]
+
+
+def draw_boxes(
+    half: Tensor, size: Tensor, generator: torch.Generator, odd: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draw boxes of given half sizes, with centres uniform over the pixels, clipped at the border.
+
+    All in float64, which holds every pixel position exactly.
+
+    Args:
+        half: Half widths and half heights in whole pixels, (2, n).
+        size: Width and height of the image, (2, 1).
+        generator: Source of the centres.
+        odd: Pixels to add at the right and the bottom, (2, n), or None.
+
+    Returns:
+        Half-open x1, y1, x2, y2, (n, 4) int64; and λ, the share of pixels outside the box, (n,) float32.
+    """
+    centre = (torch.rand(half.shape, generator=generator, dtype=torch.float64) * size).floor_()
+    low, high = (centre - half).clamp_(min=0), centre + half
+    high = torch.minimum(high if odd is None else high + odd, size)
+    lam = 1 - ((high - low) / size).prod(0)
+    return torch.cat((low, high)).T.long(), lam.float()
+
+
+def _unmixed(n: int, size: tuple[int, int] | None) -> Draw:
+    boxes = None if size is None else torch.zeros(1, 4, dtype=torch.int64)
+    return Draw(torch.arange(n), torch.ones(n), boxes=boxes, size=size)
+
+
+def _spatial(shape: Sequence[int]) -> tuple[int, int, int]:
+    if len(shape) < 3:
+        raise ValueError(f"the batch is {tuple(shape)}, without spatial dimensions; expected (N, ..., H, W)")
+    return shape[0], shape[-2], shape[-1]
+
+
+def _positive(name: str, value: float) -> float:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value}; expected a number above 0")
+    return float(value)
