@@ -369,7 +369,7 @@ def draw_boxes(
     low, high = (centre - half).clamp_(min=0), centre + half
     high = torch.minimum(high if odd is None else high + odd, size)
     lam = 1 - ((high - low) / size).prod(0)
-    return torch.cat((low, high)).T.long(), lam.float()
+    return torch.cat((low.T, high.T), dim=1).long(), lam.float()
 
 
 def _unmixed(n: int, size: tuple[int, int] | None) -> Draw:

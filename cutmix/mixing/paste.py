@@ -26,7 +26,7 @@ def paste_boxes(x: Tensor, partner: Tensor, boxes: Tensor, *, inplace: bool) -> 
         boxes: (1, 4) or (N, 4) int64 on the CPU, half-open x1, y1, x2, y2 inside the image.
         inplace: Write into ``x`` and return it.
     """
-    if torch.compiler.is_compiling() or (len(boxes) > 1 and not _copies_by_sample(x, x[0].nbytes)):
+    if torch.compiler.is_compiling() or (len(boxes) > 1 and not _copies_by_sample(x, x[:1].nbytes)):
         # A box known only as a tensor: what is compiled once serves every box.
         return _select(inside_boxes(x, boxes), x.index_select(0, _to(partner, x)), x, inplace)
     target = x if inplace else x.clone()
@@ -37,7 +37,7 @@ def paste_boxes(x: Tensor, partner: Tensor, boxes: Tensor, *, inplace: bool) -> 
     if x1 < x2 and y1 < y2:
         source = x[..., y1:y2, x1:x2]
         patch = source if inplace else target[..., y1:y2, x1:x2]
-        if _copies_by_sample(x, patch.nbytes // len(x)):
+        if _copies_by_sample(x, patch[:1].nbytes):
             _paste_by_sample(patch, source, partner)
         else:
             patch.copy_(source.index_select(0, _to(partner, x)))
@@ -56,10 +56,10 @@ def blend(x: Tensor, partner: Tensor, lam: Tensor, *, inplace: bool) -> Tensor:
         lam: (N,) float32 on the CPU, the weight of the own sample.
         inplace: Write into ``x`` and return it.
     """
-    if inplace and x.dtype in (torch.float32, torch.float64) and _copies_by_sample(x, x[0].nbytes):
-        samples, weights = x.unbind(0), (1 - lam.double()).tolist()
+    if inplace and x.dtype in (torch.float32, torch.float64) and _copies_by_sample(x, x[:1].nbytes):
+        samples, weights = x.unbind(0), lam.tolist()
         for i, source in _moves(samples, partner):
-            samples[i].lerp_(source, weights[i])
+            torch.lerp(source, samples[i], weights[i], out=samples[i])
         return x
     work = _working_dtype(x.dtype)
     own, other = x.to(work), x.index_select(0, _to(partner, x)).to(work)
@@ -93,7 +93,7 @@ def fill_boxes(x: Tensor, boxes: Tensor, *, inplace: bool) -> Tensor:
         boxes: (1, 4) or (N, 4) int64 on the CPU, half-open x1, y1, x2, y2 inside the image.
         inplace: Write into ``x`` and return it.
     """
-    if torch.compiler.is_compiling() or (len(boxes) > 1 and not _copies_by_sample(x, x[0].nbytes)):
+    if torch.compiler.is_compiling() or (len(boxes) > 1 and not _copies_by_sample(x, x[:1].nbytes)):
         inside = inside_boxes(x, boxes)
         return x.masked_fill_(inside, 0) if inplace else x.masked_fill(inside, 0)
     target = x if inplace else x.clone()

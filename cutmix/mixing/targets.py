@@ -26,8 +26,8 @@ class MixedTargets(NamedTuple):
     def dense(self, num_classes: int) -> Tensor:
         """Return soft labels, (N, num_classes) float32; every row sums to 1."""
         dense = self.lam.new_zeros(len(self.labels), num_classes)
-        dense.scatter_add_(1, self.labels[:, None], self.lam[:, None])
-        return dense.scatter_add_(1, self.partner_labels[:, None], 1 - self.lam[:, None])
+        dense.scatter_add_(1, self.labels[:, None].long(), self.lam[:, None])
+        return dense.scatter_add_(1, self.partner_labels[:, None].long(), 1 - self.lam[:, None])
 
 
 Targets = MixedTargets | Tensor

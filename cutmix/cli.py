@@ -1,0 +1,181 @@
+"""The command: parses, then calls one function a subcommand. Torch is imported only by what needs it."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+from cutmix.errors import InputError
+from cutmix.version import __version__
+
+if TYPE_CHECKING:
+    from cutmix.options import TrainOptions
+    from cutmix.recipes import Recipe
+
+HELP = """cutmix: train strong image classifiers with CutMix, and measure what it bought.
+
+  cutmix demo                    train on embedded digits with and without CutMix; two minutes, no data needed
+  cutmix preview --data photos/  a picture of what Cutout, Mixup and CutMix do to your own images
+  cutmix train --data photos/    fine-tune a pretrained network on a folder that holds one folder a class
+  cutmix train RECIPE            train a recipe by its name; every field of it is a flag
+  cutmix recipes                 the names of the recipes
+  cutmix evaluate RUN            measure a run, or a file of weights, on its own or on other data
+  cutmix report RUN RUN          one page of several runs, side by side
+
+cutmix COMMAND --help explains a command's flags, cutmix --version says the version.
+Several processes: torchrun --nproc-per-node 4 -m cutmix train RECIPE
+"""
+
+TRAIN = """Train a classifier and measure it after each epoch.
+
+A RECIPE is a named set of defaults for the flags below (cutmix recipes lists them). Without one, a folder of
+photographs is fine-tuned from a pretrained network with CutMix, and a set of small images is trained from scratch."""
+
+Options = TypeVar("Options")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; a user's mistake is one sentence and exit code 2."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return
+    if words[0] in ("-V", "--version"):
+        print(f"cutmix {__version__}")
+        return
+    try:
+        if words[0] not in COMMANDS:
+            raise InputError(f'there is no command "{words[0]}"; the commands are {", ".join(COMMANDS)}')
+        COMMANDS[words[0]](words[1:])
+    except InputError as error:
+        print(f"cutmix: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def demo(words: list[str]) -> None:
+    """Train on the embedded digits with and without CutMix, and make a page of it."""
+    from cutmix.options import DemoOptions
+
+    options = parse(DemoOptions, words, "demo", "Train a small network on embedded digits, with and without CutMix.")
+    from cutmix.demo import run_demo
+
+    run_demo(options)
+
+
+def train(words: list[str]) -> None:
+    """Train a recipe, or a folder of photographs."""
+    recipe, options = parse_train(words)
+    from cutmix.train import train as run
+
+    run(recipe, options)
+
+
+def parse_train(words: list[str]) -> tuple["Recipe", "TrainOptions"]:
+    """Parse ``[RECIPE] [flags]``: the flags' defaults are the recipe's, or those that fit the data."""
+    import tyro
+
+    from cutmix.options import TrainOptions
+    from cutmix.recipes import PHOTOS, Recipe, find_recipe
+
+    name = words[0] if words and not words[0].startswith("-") else None
+    flags = words[1:] if name else words
+    base = find_recipe(name) if name else PHOTOS if asks_for_help(flags) else default_recipe(flags)
+
+    def both(
+        recipe: Annotated[Recipe, tyro.conf.arg(name="")] = base,
+        options: Annotated[TrainOptions, tyro.conf.arg(name="")] = TrainOptions(),  # noqa: B008
+    ) -> tuple[Recipe, TrainOptions]:
+        return recipe, options
+
+    recipe, options = parse(both, flags, f"train {name or '[RECIPE]'}", TRAIN)
+    if name is None and recipe.name == base.name and not options.resume:
+        stem = Path(recipe.data).expanduser().resolve().name if Path(recipe.data).exists() else recipe.data
+        recipe = replace(recipe, name=f"{stem}-{recipe.model}-{recipe.mix}".replace("/", "-"))
+    return recipe, options
+
+
+def default_recipe(flags: list[str]) -> "Recipe":
+    """Return the defaults without a recipe's name: a resumed run's own, or those for the kind of data."""
+    from cutmix.recipes import PHOTOS, Recipe
+
+    given = {
+        name: value
+        for word, following in zip(flags, [*flags[1:], ""], strict=True)
+        for name, _, value in [word.partition("=") if "=" in word else (word, "", following)]
+    }
+    if "--resume" in given and (Path(given.get("--out", "")) / "config.json").is_file():
+        from cutmix.run_folder import saved_recipe
+
+        return saved_recipe(Path(given["--out"]))
+    if "--data" not in given:
+        raise InputError("there is nothing to train on; give --data FOLDER, or the name of a recipe (cutmix recipes)")
+    from cutmix.data import is_small
+
+    return Recipe() if is_small(given["--data"]) else PHOTOS
+
+
+def recipes(words: list[str]) -> None:
+    """List the recipes."""
+    from cutmix.recipes import RECIPES
+
+    if words:
+        raise InputError(f'cutmix recipes takes no words, but "{words[0]}" was given')
+    width = max(map(len, RECIPES))
+    for name, recipe in RECIPES.items():
+        data = recipe.data or "your own folder"
+        print(f"{name:<{width}}  {recipe.model} on {data}, mix {recipe.mix}, {recipe.epochs} epochs")
+
+
+def evaluate(words: list[str]) -> None:
+    """Measure a run or a file of weights."""
+    from cutmix.options import EvaluateOptions
+
+    options = parse(EvaluateOptions, words, "evaluate", "Measure a run, or a file of weights: top-1 and top-5 error.")
+    from cutmix.evaluate.command import run_evaluate
+
+    run_evaluate(options)
+
+
+def preview(words: list[str]) -> None:
+    """Draw what mixing does to one's own images."""
+    from cutmix.options import PreviewOptions
+
+    options = parse(PreviewOptions, words, "preview", "Draw original, Cutout, Mixup and CutMix with the mixed labels.")
+    from cutmix.preview import run_preview
+
+    run_preview(options)
+
+
+def report(words: list[str]) -> None:
+    """Write one page of several runs."""
+    from cutmix.options import ReportOptions
+
+    options = parse(ReportOptions, words, "report", "Write one self-contained HTML page of one or several runs.")
+    from cutmix.report import write_report
+
+    print(f"wrote {write_report(options.runs, options.out)}")
+
+
+COMMANDS = {
+    "demo": demo,
+    "train": train,
+    "evaluate": evaluate,
+    "preview": preview,
+    "report": report,
+    "recipes": recipes,
+}
+
+
+def parse(what: Callable[..., Options], words: list[str], command: str, description: str) -> Options:
+    """Parse a command's words into what describes its flags."""
+    import tyro
+
+    return tyro.cli(what, args=words, prog=f"cutmix {command}", description=description)
+
+
+def asks_for_help(words: list[str]) -> bool:
+    """Return whether the flags are only to be explained, so that no data need be there."""
+    return "-h" in words or "--help" in words

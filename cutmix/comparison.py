@@ -1,0 +1,108 @@
+"""Compares recipes by their finished runs: an estimate with its interval, and what it means in plain words."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy import stats
+
+from cutmix.runs import Run, differing_fields, groups
+
+_MIX_FIELDS = {"mix", "alpha", "mix_prob", "mix_per_sample", "cutout_size"}  # what a comparison of methods may vary
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measure of one recipe: of its only run, or the mean over its seeds.
+
+    Attributes:
+        value: the measure, in its own unit (errors: per cent).
+        low: lower end of the interval; None without one.
+        high: upper end of the interval; None without one.
+        count: number of runs.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    count: int
+
+
+def estimate(runs: Iterable[Run], measure: str, which: str, confidence: float = 0.95) -> Estimate | None:
+    """What the finished runs of one recipe say of a measure; None when it was run in none of them.
+
+    One run has the interval that its results give (Wilson's, of the test images). Several have Student's t interval of
+    the mean over m seeds, x̄ ± t s / √m; runs that repeat a seed are no independent draws and get no interval.
+    """
+    found = [(run.recipe.get("seed"), run.result(measure, which)) for run in runs if run.finished]
+    measured = [(seed, line) for seed, line in found if line is not None and line["value"] is not None]
+    values = [float(line["value"]) for _, line in measured]
+    if not values:
+        return None
+    if len(values) == 1:
+        return Estimate(values[0], measured[0][1].get("low"), measured[0][1].get("high"), 1)
+    mean = fmean(values)
+    if len({seed for seed, _ in measured}) < len(values):
+        return Estimate(mean, None, None, len(values))
+    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    return Estimate(mean, mean - half, mean + half, len(values))
+
+
+def comparisons(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """The name of each recipe with a finished run, and its top-1 error beside the baseline's in words.
+
+    Only recipes measured on the same test set are compared, with the first without mixing, or else the first.
+    """
+    by_recipe = groups(runs)
+    settings: dict[tuple[Any, ...], dict[str, Estimate]] = {}
+    for name, members in by_recipe.items():
+        found = estimate(members, "top1_err", "last")
+        if found:
+            line = next(run.result("top1_err", "last") for run in members if run.finished) or {}
+            settings.setdefault(tuple(line.get(key) for key in ("data", "split", "n")), {})[name] = found
+    said = []
+    for (data, split, n), estimates in settings.items():
+        unmixed = (name for name in estimates if by_recipe[name][0].recipe.get("mix") == "none")
+        baseline = next(unmixed, next(iter(estimates)))
+        images = "images" if n is None else f"{n:,} images"
+        said.append((baseline, f"{_error(estimates[baseline])} on the {images} of {data} ({split})."))
+        for name, found in estimates.items():
+            if name != baseline:
+                text = f"{_error(found)}, {_difference(found.value - estimates[baseline].value)} {baseline}. "
+                text += _verdict(found, estimates[baseline]) + _mind(by_recipe[name][0], by_recipe[baseline][0])
+                said.append((name, text))
+    return said
+
+
+def _error(found: Estimate) -> str:
+    what = "top-1 error" if found.count == 1 else f"mean top-1 error of {found.count} runs"
+    interval = "" if found.low is None or found.high is None else f" [{found.low:.1f}, {found.high:.1f}]"
+    return f"{what} {found.value:.1f} %{interval}"
+
+
+def _difference(points: float) -> str:
+    if abs(points) < 0.05:
+        return "to one decimal the same as"
+    return f"{abs(points):.1f} points {'below' if points < 0 else 'above'}"
+
+
+def _verdict(one: Estimate, other: Estimate) -> str:
+    single = one.count == other.count == 1
+    if one.low is None or one.high is None or other.low is None or other.high is None:
+        return "Without both intervals the difference is not established."
+    if max(one.low, other.low) <= min(one.high, other.high):
+        by = "one run of each" if single else "these runs"
+        return f"The two intervals overlap, so the difference is not established by {by}."
+    if one.count > 1 and other.count > 1:
+        return "The two intervals over seeds do not overlap."
+    return "The two intervals do not overlap; how far another seed would move them is not known from one run."
+
+
+def _mind(run: Run, baseline: Run) -> str:
+    """A warning when the difference cannot be put down to the mixing alone."""
+    fields = [field for field in differing_fields([run, baseline]) if field not in _MIX_FIELDS]
+    if not fields:
+        return ""
+    listed = " and ".join([", ".join(fields[:-1]), fields[-1]] if len(fields) > 1 else fields)
+    return f" Mind that the two recipes differ also in {listed}."

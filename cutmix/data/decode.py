@@ -1,0 +1,99 @@
+"""From an image file to upright RGB pixels."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from cutmix.errors import InputError
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode one image file.
+
+    The EXIF orientation is applied. Transparent pixels are laid on white, the page that such pictures are drawn for;
+    the colours stored beneath the transparency are arbitrary and would differ from what a person sees. 16-bit grey
+    is scaled to 8 bits. Of an animation the first frame is taken.
+
+    Args:
+        path: The file.
+
+    Returns:
+        An RGB image.
+
+    Raises:
+        InputError: The file is missing, empty, truncated, damaged, too large to be a photograph, or no image at all.
+    """
+    try:
+        if path.stat().st_size == 0:
+            raise InputError("the file is empty")
+        with Image.open(path) as image:
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # damaged files make the decoders raise almost anything
+        reason = " ".join(str(error).replace(repr(str(path)), "").split()) or type(error).__name__
+        raise InputError(
+            f"{path} cannot be read as an image ({reason}): repair or remove it, or leave such files out with "
+            "--skip-unreadable (skip_unreadable=True)"
+        ) from None
+
+
+def read_same_size(paths: Sequence[Path], height: int, width: int) -> Tensor:
+    """Decode many small images of one size, in threads, into one tensor.
+
+    Returns:
+        (N, 3, height, width) uint8.
+
+    Raises:
+        InputError: A file cannot be read or has another size.
+    """
+    images = torch.empty((len(paths), 3, height, width), dtype=torch.uint8)
+    pixels = images.numpy()
+
+    def read(index: int) -> None:
+        image = read_image(paths[index])
+        if image.size != (width, height):
+            raise InputError(
+                f"{paths[index]} is {image.width}×{image.height} pixels, where every image of this data set is "
+                f"{width}×{height}"
+            )
+        pixels[index] = np.asarray(image).transpose(2, 0, 1)
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for _ in threads.map(read, range(len(paths))):
+            pass
+    return images
+
+
+def find_unreadable(paths: Sequence[Path]) -> set[Path]:
+    """Decode every file, in threads, and return those that :func:`read_image` refuses."""
+
+    def fails(path: Path) -> bool:
+        try:
+            read_image(path)
+        except InputError:
+            return True
+        return False
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return {path for path, failed in zip(paths, threads.map(fails, paths), strict=True) if failed}
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise InputError("floating-point pixels have no defined range")
+    if image.mode.startswith("I"):  # 16 bits a pixel, which PIL would clip to 8 instead of scaling
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise InputError("grey values outside 16 bits")
+        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        page = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(page, image).convert("RGB")
+    return image.convert("RGB")

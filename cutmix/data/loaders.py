@@ -1,0 +1,308 @@
+"""Batches, ready for the network: normalised, on the device, the same whenever they are asked for again."""
+
+# ruff: noqa: PT028 - test_loader loads the test split; it is no test
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from cutmix.data.decode import read_image
+from cutmix.data.sets import ArraySet, FileSet, ImageSet
+from cutmix.data.transforms import (
+    PaddingMode,
+    draw_crop_flip,
+    normalize,
+    resize,
+    test_transform,
+    train_transform,
+)
+from cutmix.errors import InputError
+from cutmix.seeding import derive_seed
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Loader(Protocol):
+    """Yields (images, labels): float32 (n, C, H, W), normalised, and int64 (n,), both on the device.
+
+    Attributes:
+        steps: Batches an epoch.
+    """
+
+    steps: int
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from number ``start`` on: always the same ones, whatever went before."""
+        ...
+
+
+def train_loader(
+    data: ImageSet,
+    *,
+    batch_size: int,
+    seed: int,
+    device: torch.device | str,
+    image_size: int | None,
+    crop_padding: int,
+    padding_mode: PaddingMode,
+    flip: bool,
+    crop_scale: tuple[float, float],
+    workers: int,
+    channels_last: bool,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Loader:
+    """Return shuffled, augmented batches.
+
+    Order and augmentation depend on the seed, the epoch and the position in it alone: not on the number of workers,
+    not on what was drawn before; the global generators are left alone.
+
+    Args:
+        data: The training split. An array set is moved to the device as it is, uint8.
+        batch_size: Of all processes together. The last batch of an epoch may be smaller; with several processes it is
+            filled up from the start of the epoch's order until every process has the same share.
+        seed: Of order and augmentation.
+        device: Where the batches are wanted.
+        image_size: Height and width of the batches; None keeps an array set's own.
+        crop_padding: Array sets: pixels around the image before the random crop.
+        padding_mode: Array sets: "constant" (black) or "reflect".
+        flip: Mirror half of the images.
+        crop_scale: File sets: the area of the random crop, as least and largest share of the image.
+        workers: File sets: processes that decode; 0 decodes in this one.
+        channels_last: The memory format of the images.
+        rank: This process.
+        world_size: All processes.
+
+    Raises:
+        InputError: An argument is out of its range.
+    """
+    _check(data, batch_size, image_size, workers, rank, world_size)
+    if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+        raise InputError(f"crop_scale is {crop_scale}: expected two shares, 0 < least ≤ largest ≤ 1")
+    order = _TrainOrder(len(data), batch_size, seed, rank, world_size)
+    finish = _Finish(data, torch.device(device), image_size, channels_last)
+    if isinstance(data, FileSet):
+        assert image_size is not None
+        transform = train_transform(image_size, crop_scale, flip)
+        return _FileLoader(_Files(data, transform, seed), order, finish, workers)
+    smallest = min(data.images.shape[2:])
+    if padding_mode == "reflect" and crop_padding >= smallest:
+        raise InputError(f"crop_padding is {crop_padding}: reflection needs less than the image's {smallest} pixels")
+    draw_crop_flip(0, crop_padding, flip, torch.Generator(), padding_mode)  # refuses a wrong padding now
+    augment = (seed, crop_padding, flip, padding_mode) if crop_padding or flip else None
+    return _ArrayLoader(data, order, finish, augment)
+
+
+def test_loader(
+    data: ImageSet,
+    *,
+    batch_size: int,
+    device: torch.device | str,
+    image_size: int | None,
+    crop_fraction: float = 0.875,
+    workers: int = 0,
+    channels_last: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Loader:
+    """Return the images in their order, not augmented; rank r has the images r, r + world_size, ... and no others.
+
+    Args:
+        data: The split to measure on.
+        batch_size: Of all processes together.
+        device: Where the batches are wanted.
+        image_size: Height and width of the batches; None keeps an array set's own.
+        crop_fraction: File sets: the central square's share of the short side, in (0, 1].
+        workers: File sets: processes that decode; 0 decodes in this one.
+        channels_last: The memory format of the images.
+        rank: This process.
+        world_size: All processes.
+
+    Raises:
+        InputError: An argument is out of its range.
+    """
+    _check(data, batch_size, image_size, workers, rank, world_size)
+    if not 0 < crop_fraction <= 1:
+        raise InputError(f"crop_fraction is {crop_fraction}: expected a share above 0, at most 1")
+    order = _TestOrder(len(data), batch_size, rank, world_size)
+    finish = _Finish(data, torch.device(device), image_size, channels_last)
+    if isinstance(data, FileSet):
+        assert image_size is not None
+        return _FileLoader(_Files(data, test_transform(image_size, crop_fraction)), order, finish, workers)
+    return _ArrayLoader(data, order, finish)
+
+
+def _check(data: ImageSet, batch_size: int, image_size: int | None, workers: int, rank: int, world_size: int) -> None:
+    if batch_size < 1 or batch_size % world_size:
+        raise InputError(f"batch_size is {batch_size}: expected a positive multiple of the {world_size} processes")
+    if not 0 <= rank < world_size:
+        raise InputError(f"rank is {rank}: expected 0 to {world_size - 1} for {world_size} processes")
+    if workers < 0:
+        raise InputError(f"workers is {workers}: expected 0 or more")
+    if image_size is None and isinstance(data, FileSet):
+        raise InputError(f"image_size is missing: the files of {data.name} differ in size, so it must be given")
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image_size is {image_size}: expected 1 or more pixels")
+    if not len(data):
+        raise InputError(f"{data.name} has no {data.split} images")
+
+
+# ---- which images make a batch ----
+
+
+class _TrainOrder:
+    def __init__(self, size: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.steps = math.ceil(size / batch_size)
+
+    def indices(self, epoch: int) -> Tensor:
+        """Return the epoch's order, begun again until the last batch is full."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+        order = torch.randperm(self.size, generator=generator)
+        return order[torch.arange(self.steps * self.batch_size) % self.size]
+
+    def share(self, step: int) -> slice:
+        """Return this rank's positions in the epoch's order."""
+        first = step * self.batch_size
+        share = math.ceil(min(self.batch_size, self.size - first) / self.world_size)
+        return slice(first + self.rank * share, first + (self.rank + 1) * share)
+
+
+class _TestOrder:
+    def __init__(self, size: int, batch_size: int, rank: int, world_size: int) -> None:
+        self.all = torch.arange(rank, size, world_size)
+        self.batch_size = batch_size // world_size
+        self.steps = math.ceil(len(self.all) / self.batch_size)
+
+    def indices(self, epoch: int) -> Tensor:
+        return self.all
+
+    def share(self, step: int) -> slice:
+        return slice(step * self.batch_size, (step + 1) * self.batch_size)
+
+
+class _Finish:
+    """The last stage, on the device: normalise, resize, memory format."""
+
+    def __init__(self, data: ImageSet, device: torch.device, image_size: int | None, channels_last: bool) -> None:
+        self.device, self.image_size, self.channels_last = device, image_size, channels_last
+        self.mean = torch.tensor(data.mean, device=device)
+        self.std = torch.tensor(data.std, device=device)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        result = normalize(images, self.mean, self.std, channels_last=self.channels_last)
+        return result if self.image_size is None else resize(result, self.image_size)
+
+
+# ---- sets that are one tensor ----
+
+
+class _ArrayLoader:
+    """Gathers, crops, flips and normalises on the device; indices and draws go there once an epoch."""
+
+    def __init__(
+        self,
+        data: ArraySet,
+        order: _TrainOrder | _TestOrder,
+        finish: _Finish,
+        augment: tuple[int, int, bool, PaddingMode] | None = None,
+    ) -> None:
+        self.steps = order.steps
+        self.images, self.labels = data.images.to(finish.device), data.labels.to(finish.device)
+        self.order, self.finish, self.augment = order, finish, augment
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        indices = self.order.indices(epoch)
+        crops = None
+        if self.augment:
+            seed, padding, flip, mode = self.augment
+            generator = torch.Generator().manual_seed(derive_seed(seed, "augment", epoch))
+            crops = draw_crop_flip(len(indices), padding, flip, generator, mode).to(self.finish.device)
+        indices = indices.to(self.finish.device)
+        for step in range(start, self.steps):
+            share = self.order.share(step)
+            images = self.images.index_select(0, indices[share])
+            if crops:
+                images = crops[share].apply(images)
+            yield self.finish(images), self.labels.index_select(0, indices[share])
+
+
+# ---- sets of files ----
+
+
+class _Files(Dataset[Any]):
+    """Decodes one file and transforms it; asked for by (epoch, index)."""
+
+    def __init__(self, data: FileSet, transform: Callable[[Image.Image], Tensor], seed: int | None = None) -> None:
+        self.paths, self.labels = data.paths, data.labels
+        self.transform, self.seed = transform, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor] | InputError:
+        epoch, index = key
+        try:
+            image = read_image(self.paths[index])
+        except InputError as error:
+            return error  # as a value: raised in a worker, it would reach the user as a traceback in a sentence
+        if self.seed is None:
+            return self.transform(image), self.labels[index]
+        with torch.random.fork_rng(devices=[]):  # of the CPU alone: nothing here draws on a GPU
+            torch.default_generator.manual_seed(derive_seed(self.seed, "augment", epoch, index))
+            return self.transform(image), self.labels[index]
+
+
+class _Batches:
+    """The batch sampler: lists of (epoch, index) for the epoch that is set."""
+
+    def __init__(self, order: _TrainOrder | _TestOrder) -> None:
+        self.order, self.epoch, self.start = order, 0, 0
+
+    def __len__(self) -> int:
+        return self.order.steps
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, indices = self.epoch, self.order.indices(self.epoch)
+        for step in range(self.start, self.order.steps):
+            yield [(epoch, index) for index in indices[self.order.share(step)].tolist()]
+
+
+def _collate(samples: list[Any]) -> Any:
+    return next((sample for sample in samples if isinstance(sample, InputError)), None) or default_collate(samples)
+
+
+class _FileLoader:
+    """Decodes in workers that live as long as the loader; uint8 travels, the device normalises."""
+
+    def __init__(self, files: _Files, order: _TrainOrder | _TestOrder, finish: _Finish, workers: int) -> None:
+        self.steps, self.finish, self.batches = order.steps, finish, _Batches(order)
+        self.running = 0
+        self.new_loader: Callable[[], DataLoader[Any]] = partial(
+            DataLoader,
+            files,
+            batch_sampler=self.batches,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=finish.device.type == "cuda",
+            collate_fn=_collate,
+            generator=torch.Generator(),  # its own, or starting an epoch would draw from the global one
+        )
+        self.loader = self.new_loader()
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        self.running += 1
+        this = self.running
+        self.batches.epoch, self.batches.start = epoch, start
+        for batch in self.loader:
+            if isinstance(batch, InputError):
+                self.loader = self.new_loader()  # the old one's workers end now, not when the traceback is dropped
+                raise batch
+            images, labels = (part.to(self.finish.device, non_blocking=True) for part in batch)
+            yield self.finish(images), labels
+            if this != self.running:  # the workers serve one epoch at a time
+                raise RuntimeError("this epoch was left for another one of the same loader and cannot go on")

@@ -1,0 +1,147 @@
+"""Crop, flip and normalise a whole batch on its device; and the transforms of image files."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Generator, Tensor
+
+from cutmix.errors import InputError
+
+PaddingMode = Literal["constant", "reflect"]
+
+
+@dataclass(frozen=True, eq=False)
+class CropFlip:
+    """A drawn crop and flip for each of n images, applied without a loop and without waiting for the device.
+
+    Args:
+        offsets: (n, 2) int64: top and left of the crop inside the padded image, each in [0, 2 · padding].
+        flips: (n,) bool: mirror left and right, after the crop.
+        padding: Pixels added at each border.
+        padding_mode: "constant" pads with black, "reflect" mirrors without repeating the border.
+    """
+
+    offsets: Tensor
+    flips: Tensor
+    padding: int
+    padding_mode: PaddingMode = "constant"
+
+    def __len__(self) -> int:
+        return len(self.flips)
+
+    def __getitem__(self, index: slice) -> "CropFlip":
+        return CropFlip(self.offsets[index], self.flips[index], self.padding, self.padding_mode)
+
+    def to(self, device: torch.device | str) -> "CropFlip":
+        """Return the same draw on another device."""
+        return CropFlip(self.offsets.to(device), self.flips.to(device), self.padding, self.padding_mode)
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Crop and flip images that are on the draw's device.
+
+        Every output pixel is fetched once from the padded batch; the index is shared by the channels.
+
+        Args:
+            images: (n, C, H, W), any dtype.
+
+        Returns:
+            New images of the same shape and dtype.
+        """
+        n, channels, height, width = images.shape
+        across = torch.arange(width, device=images.device)
+        rows = self.offsets[:, :1] + torch.arange(height, device=images.device)
+        cols = self.offsets[:, 1:] + torch.where(self.flips[:, None], width - 1 - across, across)
+        if self.padding_mode == "reflect":
+            rows, cols = _reflect(rows - self.padding, height), _reflect(cols - self.padding, width)
+        elif self.padding:
+            images = F.pad(images, (self.padding,) * 4)
+        pixels = (rows * images.shape[3])[:, :, None] + cols[:, None, :]
+        index = pixels.view(n, 1, height * width).expand(-1, channels, -1)
+        return images.flatten(2).gather(2, index).view(n, channels, height, width)
+
+
+def draw_crop_flip(
+    n: int, padding: int, flip: bool, generator: Generator, padding_mode: PaddingMode = "constant"
+) -> CropFlip:
+    """Draw a random crop of the padded image and, with ``flip``, a mirroring in half of the cases, n times.
+
+    Args:
+        n: Number of images.
+        padding: Pixels added at each border; 0 crops nothing.
+        flip: Whether to mirror at all.
+        generator: On the CPU; the only source of randomness.
+        padding_mode: "constant" or "reflect".
+
+    Raises:
+        InputError: ``padding`` is negative or the mode unknown.
+
+    Source: the crop and flip of the paper's CIFAR training (padding 4, zeros), as ``torchvision.transforms`` has them.
+    """
+    if padding < 0 or padding_mode not in ("constant", "reflect"):
+        raise InputError(
+            f"padding is {padding} and its mode '{padding_mode}': expected 0 or more, and 'constant' or 'reflect'"
+        )
+    offsets = torch.randint(0, 2 * padding + 1, (n, 2), generator=generator)
+    flips = torch.rand(n, generator=generator) < (0.5 if flip else 0.0)
+    return CropFlip(offsets, flips, padding, padding_mode)
+
+
+def normalize(
+    images: Tensor,
+    mean: Tensor | Sequence[float],
+    std: Tensor | Sequence[float],
+    *,
+    channels_last: bool = False,
+) -> Tensor:
+    """Return (images / 255 − mean) / std, channel by channel.
+
+    Args:
+        images: (n, C, H, W) uint8.
+        mean: C values in [0, 1].
+        std: C values, positive; tensors on the images' device save a copy.
+        channels_last: The memory format of the result.
+
+    Returns:
+        (n, C, H, W) float32.
+    """
+    mean = torch.as_tensor(mean, dtype=torch.float32, device=images.device)
+    std = torch.as_tensor(std, dtype=torch.float32, device=images.device)
+    scale, shift = (1 / (255 * std)).view(-1, 1, 1), (-mean / std).view(-1, 1, 1)
+    result = images.float().mul_(scale).add_(shift)
+    # reordered last: arithmetic with a factor for each channel is several times slower on channels_last memory
+    return result.contiguous(memory_format=torch.channels_last) if channels_last else result
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Resize float images (n, C, H, W) to (n, C, size, size): bilinear, antialiased; the same object if it fits."""
+    if images.shape[2:] == (size, size) or not len(images):
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def train_transform(image_size: int, crop_scale: tuple[float, float], flip: bool) -> Callable[[Image.Image], Tensor]:
+    """Return torchvision's random resized crop and flip: from an RGB image to (3, image_size, image_size) uint8.
+
+    It draws from PyTorch's global generator, as torchvision does; the loader sets it for each sample.
+    """
+    from torchvision.transforms import v2  # slow to import; array sets do not need it
+
+    crop = v2.RandomResizedCrop(image_size, scale=crop_scale, antialias=True)
+    return v2.Compose([crop, v2.RandomHorizontalFlip(0.5 if flip else 0.0), v2.PILToTensor()])
+
+
+def test_transform(image_size: int, crop_fraction: float) -> Callable[[Image.Image], Tensor]:
+    """Return the deterministic transform: short side to image_size / crop_fraction, then the central square."""
+    from torchvision.transforms import v2
+
+    shrink = v2.Resize(round(image_size / crop_fraction), antialias=True)
+    return v2.Compose([shrink, v2.CenterCrop(image_size), v2.PILToTensor()])
+
+
+def _reflect(position: Tensor, size: int) -> Tensor:
+    """Fold positions from beyond the border back inside, the border itself not repeated."""
+    return (size - 1) - ((size - 1) - position.abs()).abs()

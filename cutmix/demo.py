@@ -1,0 +1,30 @@
+"""The demo: the same small network on embedded digits, with and without CutMix, a table and a page."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from cutmix.options import DemoOptions, TrainOptions
+from cutmix.recipes import find_recipe
+from cutmix.report import write_report
+from cutmix.run_folder import read_lines
+from cutmix.train import train
+
+
+def run_demo(options: DemoOptions) -> Path:
+    """Train both recipes, print the table of errors, and return the page's path."""
+    runs = []
+    for name in ("digits-resnet20", "digits-resnet20-cutmix"):
+        recipe = replace(find_recipe(name), epochs=options.epochs, seed=options.seed)
+        runs.append(train(recipe, TrainOptions(options.out / name, overwrite=True, device=options.device, log_every=8)))
+    console, table = Console(), Table("recipe", "top-1 error, last epoch (%)", "95 % interval", "images", "train (s)")
+    for run in runs:
+        line = next(r for r in read_lines(run / "results.jsonl") if (r["measure"], r["which"]) == ("top1_err", "last"))
+        interval = f"{line['low']:.2f} – {line['high']:.2f}"
+        table.add_row(line["recipe"], f"{line['value']:.2f}", interval, f"{line['n']:,}", f"{line['seconds']:.0f}")
+    console.print(table)
+    page = write_report(runs, options.out / "report.html")
+    console.print(f"The page with curves and pictures: {page}", soft_wrap=True)
+    return page

@@ -1,0 +1,122 @@
+"""Several processes: the only file that names ``torch.distributed``. ``torchrun`` starts them.
+
+Every function works for a single process too, and then does nothing.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cutmix.errors import InputError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of a run.
+
+    Attributes:
+        rank: Number of this process, from 0; the first one writes.
+        size: Number of processes.
+        device: Where this process computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+
+@contextlib.contextmanager
+def processes(device: str = "auto") -> Iterator[World]:
+    """Join the processes that ``torchrun`` started, if it did, and leave them at the end.
+
+    Args:
+        device: "auto" (the GPU where there is one), "cpu", "cuda", or a device such as "cuda:1".
+
+    Raises:
+        InputError: If the device is not there.
+    """
+    size, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    chosen = _device(device, local_rank if size > 1 else None)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if size == 1:
+        yield World(0, 1, chosen)
+        return
+    # CPU tensors and objects travel through gloo beside NCCL, so that agreeing on something never waits for a GPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield World(dist.get_rank(), size, chosen)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(name: str, local_rank: int | None) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f'there is no device "{name}"; expected auto, cpu, cuda or cuda:N') from None
+    if device.type == "cuda":
+        index = device.index if device.index is not None else local_rank or 0
+        if index >= torch.cuda.device_count():
+            raise InputError(f"device cuda:{index} is not there; this machine has {torch.cuda.device_count()} of them")
+        return torch.device("cuda", index)
+    return device
+
+
+def parallel(model: nn.Module, world: World) -> nn.Module:
+    """Return the network that averages its gradients over all processes."""
+    if world.size == 1:
+        return model
+    return DistributedDataParallel(model, device_ids=[world.device] if world.device.type == "cuda" else None)
+
+
+def without_sync(model: nn.Module, skip: bool) -> contextlib.AbstractContextManager[Any]:
+    """Leave the averaging of gradients to a later backward pass, if ``skip``."""
+    return model.no_sync() if skip and isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
+
+
+def any_process(flag: bool, world: World) -> bool:
+    """Return whether the flag is set in any process."""
+    if world.size == 1:
+        return flag
+    votes = torch.tensor(int(flag))
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return bool(votes)
+
+
+def average_loss(loss_sum: float, count: int, world: World) -> float:
+    """Return the sum of losses over the number of samples, both over all processes."""
+    totals = torch.tensor([loss_sum, count], dtype=torch.float64)
+    if world.size > 1:
+        dist.all_reduce(totals)
+    return float(totals[0] / totals[1])
+
+
+def send_buffers(model: nn.Module, world: World) -> None:
+    """Give every process the first one's buffers: running statistics differ, as each saw its own share."""
+    if world.size > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def gather(value: Any, world: World) -> list[Any]:
+    """Return every process's value, in the order of ranks, in each."""
+    if world.size == 1:
+        return [value]
+    values: list[Any] = [None] * world.size
+    dist.all_gather_object(values, value)
+    return values

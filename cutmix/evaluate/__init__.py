@@ -1,0 +1,1 @@
+"""Measures of a classifier, one file a section of the paper."""

@@ -1,0 +1,6 @@
+"""Networks: the paper's for CIFAR here, everything else timm's."""
+
+from cutmix.models.create import create_model
+from cutmix.models.resnet import CifarResNet
+
+__all__ = ["CifarResNet", "create_model"]

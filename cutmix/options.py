@@ -1,0 +1,119 @@
+"""Flags of the commands that are no part of a recipe: where, on what, how often. No torch here."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from cutmix.errors import InputError
+
+WORKERS = min(8, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a recipe is run; nothing here changes what it computes."""
+
+    out: Path | None = None
+    """Folder of the run; by default runs/NAME-seedN."""
+    resume: bool = False
+    """Go on with the run in the folder, on a CPU bit for bit; start it if there is none yet."""
+    overwrite: bool = False
+    """Remove the run that the folder holds, and start again."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1."""
+    workers: int = WORKERS
+    """Photographs: processes that decode."""
+    log_every: int = 50
+    """Steps between two looks at the loss, which wait for the GPU."""
+    checkpoint_every: int = 1000
+    """Steps between two checkpoints within an epoch; 0 saves at its end only."""
+    skip_unreadable: bool = False
+    """Leave unreadable pictures out, counted, instead of stopping."""
+    download: bool = False
+    """Fetch a known data set that is not there."""
+    tensorboard: bool = False
+    """Write TensorBoard files into the folder too."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 0), ("log_every", 1), ("checkpoint_every", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least {least}")
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What ``cutmix evaluate`` measures."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run, or a file of weights (safetensors, or a state dict as timm and torchvision save it)."""
+    data: str | None = None
+    """Data to measure on, if not what the run was trained on."""
+    model: str | None = None
+    """Network, for a file that does not say it."""
+    which: Literal["last", "best"] = "last"
+    """Epoch of a run."""
+    image_size: int | None = None
+    """Side of the input in pixels, for a file that does not say it."""
+    crop_fraction: float = 0.875
+    """Photographs: share of the resized picture that the centre crop takes, for a file that does not say it."""
+    batch_size: int = 256
+    """Images at a time."""
+    precision: Literal["auto", "float32", "bfloat16"] | None = None
+    """Arithmetic; by default the run's own, and float32 for a file."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1."""
+    workers: int = WORKERS
+    """Photographs: processes that decode."""
+    skip_unreadable: bool = False
+    """Leave unreadable pictures out, counted, instead of stopping."""
+    out: Path | None = None
+    """Append the results to this JSON-lines file, if not to the run's own."""
+
+
+@dataclass(frozen=True)
+class PreviewOptions:
+    """What ``cutmix preview`` draws."""
+
+    data: str
+    """A folder of class folders, or a known set such as digits or cifar-100."""
+    out: Path = Path("preview.png")
+    """The picture."""
+    count: int = 6
+    """Number of samples."""
+    image_size: int | None = None
+    """Side in pixels; by default a small set's own, and 224 for photographs."""
+    alpha: float = 1.0
+    """α of the Beta distribution of CutMix and Mixup."""
+    cutout_size: int | None = None
+    """Side of Cutout's square in pixels; by default half of the image's side."""
+    seed: int = 0
+    """Seed of the samples and of the mixing."""
+    skip_unreadable: bool = False
+    """Leave unreadable pictures out instead of stopping."""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What ``cutmix report`` shows."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Folders of runs."""
+    out: Path = Path("report.html")
+    """The page."""
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What ``cutmix demo`` does."""
+
+    out: Path = Path("runs/demo")
+    """Folder of its two runs and its page; an earlier demo in it is replaced."""
+    epochs: int = 40
+    """Passes over the thousand training digits."""
+    seed: int = 0
+    """Seed of both runs."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1."""

@@ -1,0 +1,68 @@
+"""How far a run is: a bar on a terminal, a line an epoch elsewhere."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+
+class Progress:
+    """The progress of a run; a context manager, silent in all but the first process.
+
+    Args:
+        title: What is run.
+        epochs: Passes over the training set.
+        steps_per_epoch: Optimizer steps of one.
+        shown: Whether to show anything.
+    """
+
+    def __init__(self, title: str, epochs: int, steps_per_epoch: int, *, shown: bool) -> None:
+        self.console = Console(quiet=not shown)
+        self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
+        self._images, self._since = 0, time.perf_counter()
+        self._bar = Bar(
+            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            console=self.console, disable=not (shown and self.console.is_terminal),
+        )  # fmt: skip
+        self._task = self._bar.add_task(title, total=epochs * steps_per_epoch, figures="")
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line of its own."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def start_epoch(self) -> None:
+        """Begin to count images and time; measuring and saving are not in the speed."""
+        self._images, self._since = 0, time.perf_counter()
+
+    def step(self, images: int) -> None:
+        """Count the images of a step, over all processes."""
+        self._images += images
+
+    def images_per_second(self) -> float:
+        """Return the speed since the start of the epoch."""
+        return round(self._images / max(time.perf_counter() - self._since, 1e-9), 1)
+
+    def show(self, epoch: int, step: int, loss: float, lr: float) -> None:
+        """Move the bar."""
+        figures = f"epoch {epoch}/{self.epochs}  loss {loss:.3f}  lr {lr:.4g}  {self.images_per_second():,.0f} images/s"
+        self._bar.update(self._task, completed=step, figures=figures)
+
+    def show_epoch(self, record: dict[str, Any]) -> None:
+        """Print an epoch's figures as a line."""
+        parts = [f"epoch {record['epoch']:>3}/{self.epochs}", f"train loss {record['train_loss']:.3f}"]
+        if "top1_err" in record:
+            parts += [f"test loss {record['test_loss']:.3f}", f"top-1 error {record['top1_err']:.2f} %"]
+        if "top5_err" in record:
+            parts.append(f"top-5 {record['top5_err']:.2f} %")
+        self._bar.update(self._task, completed=record["step"])
+        self.say("  ".join([*parts, f"{record['images_per_second']:,.0f} images/s"]))

@@ -1,0 +1,285 @@
+"""One self-contained page of finished and unfinished runs: `write_report(runs, out)`.
+
+The page is a list of sections. A section is a function that takes the runs and returns its title, its anchor and its
+HTML, or None when the runs give it nothing to show; it is added by writing it and naming it in `SECTIONS`.
+"""
+
+import base64
+import os
+from collections.abc import Sequence
+from datetime import date
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+
+from cutmix.comparison import comparisons, estimate
+from cutmix.errors import InputError
+from cutmix.plots import Curve, key, lines
+from cutmix.runs import Run, differing_fields, groups, read_runs
+from cutmix.version import __version__
+
+_TEMPLATE = files("cutmix").joinpath("report.html.jinja").read_text(encoding="utf-8")
+# The macros of the page; whatever is given to them is escaped unless it is Markup.
+_HTML: Any = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(_TEMPLATE).module
+
+
+class Section(NamedTuple):
+    """A part of the page: its heading, the anchor of its link, its content."""
+
+    title: str
+    anchor: str
+    body: Markup
+
+
+class Row(NamedTuple):
+    """A row of a table: its heading, its cells, and whether it stands out."""
+
+    name: str
+    cells: Sequence[str]
+    strong: bool = False
+
+
+def write_report(runs: Sequence[Path], out: Path) -> Path:
+    """Write one HTML page about run folders; it needs no script, no network and no other file.
+
+    Args:
+        runs: folders that `cutmix train` wrote, finished or not.
+        out: the page's file; one that exists is replaced in one step, or stays as it was.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        InputError: A folder is missing, given twice or no run folder, a file in it is damaged, or the page could not
+            be written.
+    """
+    loaded = read_runs([Path(run) for run in runs])
+    sections = [made for section in SECTIONS if (made := section(loaded)) is not None]
+    page = _HTML.page("cutmix report", _subtitle(loaded), sections)
+    out = Path(out)
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; give the name of the page, for example {out / 'report.html'}")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(page, encoding="utf-8")
+        os.replace(temporary, out)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"the page {out} could not be written: {error.strerror}") from None
+    return out
+
+
+def summary(runs: Sequence[Run]) -> Section:
+    """What came out, one sentence a recipe: its error, and how it stands to the one without mixing."""
+    items = [Markup("<strong>{}</strong>: {}").format(name, text) for name, text in comparisons(runs)]
+    items += [_unfinished(run) for run in runs if not run.finished]
+    body = _HTML.sentences(items)
+    sizes = {line["n"] for run in runs if (line := run.result("top1_err", "last")) and line["n"]}
+    if len({run.data for run in runs}) > 1 or len(sizes) > 1:
+        body = (
+            _HTML.note("Not all runs are tested on the same images; errors on different images are not comparable.")
+            + body
+        )
+    return Section("Summary", "summary", body)
+
+
+def what_was_run(runs: Sequence[Run]) -> Section:
+    """The recipes and the circumstances of every run."""
+    recipes = [
+        Row(run.label, [_status(run), *map(_text, (run.recipe.get("name"), run.data, run.recipe.get("model"),
+            run.fact("parameters"), run.recipe.get("mix"), run.recipe.get("epochs"), run.recipe.get("seed")))])
+        for run in runs
+    ]  # fmt: skip
+    circumstances = [
+        Row(run.label, [*map(_text, (run.fact("date"), run.fact("device"), run.fact("torch"), run.fact("commit"))),
+            _duration(run)])
+        for run in runs
+    ]  # fmt: skip
+    body = _HTML.table(
+        "Every run",
+        ["Run", "Status", "Recipe", "Data", "Model", "Parameters", "Mix", "Epochs", "Seed"],
+        recipes,
+    )
+    body += _recipe_differences(runs)
+    body += _HTML.table(
+        "When and on what each ran", ["Run", "Date", "Device", "torch", "Commit", "Training time"], circumstances
+    )
+    return Section("What was run", "what-was-run", body + _HTML.commands(runs))
+
+
+def results(runs: Sequence[Run]) -> Section:
+    """The errors with their intervals, the last epoch apart from the best."""
+    captions = {
+        "last": "Last epoch: the network at the end of training",
+        "best": "Best epoch: chosen on the test set, so it flatters; only for comparison with papers that report it",
+    }
+    header = [
+        "Run",
+        "Top-1 error, % [95\u00a0%\u00a0interval]",
+        "Top-5 error, %",
+        "Test images",
+        "Test set",
+        "Epoch",
+        "Weights",
+    ]
+    tables = [
+        _HTML.table(caption, header, [row for members in groups(runs).values() for row in _error_rows(members, which)])
+        for which, caption in captions.items()
+    ]
+    return Section("Results", "results", Markup("\n").join(tables))
+
+
+def error_curves(runs: Sequence[Run]) -> Section | None:
+    """Test error and training loss by epoch, every run in the same plots; the seeds of a recipe look alike."""
+    by_recipe = groups(runs)
+    if not any(run.epochs for run in runs):
+        return None
+    legend = [
+        (key(style), name + (f" ({len(members)} runs)" if len(members) > 1 else ""))
+        for style, (name, members) in enumerate(by_recipe.items())
+    ]
+    plots = []
+    for title, field, unit in (("Test error", "top1_err", "top-1 error, %"), ("Training loss", "train_loss", "loss")):
+        curves = [
+            _curve(run, field, style) for style, members in enumerate(by_recipe.values()) for run in members
+        ]  # fmt: skip
+        alt = f"{title} by epoch. " + " ".join(_spoken(run, field) for run in runs)
+        plots.append((title, lines(curves, xlabel="epoch", ylabel=unit, alt=alt)))
+    caption = (
+        "Test error is measured after an epoch. Training loss is the mean over an epoch’s batches; a loss against "
+        "mixed labels is not comparable with one against plain labels."
+    )
+    return Section("Error curves", "error-curves", _HTML.curves(legend, plots, caption))
+
+
+def sample_mixes(runs: Sequence[Run]) -> Section | None:
+    """What the network of each run was shown."""
+    images = [_image(run, run.samples) for run in runs if run.samples is not None]
+    return Section("Sample mixes", "sample-mixes", _HTML.images(images)) if images else None
+
+
+def how_it_was_measured(runs: Sequence[Run]) -> Section:
+    """The definitions of everything on the page."""
+    return Section("How it was measured", "how-it-was-measured", _HTML.definitions())
+
+
+SECTIONS = (summary, what_was_run, results, error_curves, sample_mixes, how_it_was_measured)
+
+
+def _subtitle(runs: Sequence[Run]) -> str:
+    data = ", ".join(dict.fromkeys(run.data for run in runs))
+    return f"{_count(len(runs), 'run')} on {data} · written {date.today().isoformat()} by cutmix {__version__}"
+
+
+def _unfinished(run: Run) -> Markup:
+    text = f": {_status(run)}, so it does not enter the comparison"
+    measured = [entry for entry in run.epochs if entry.get("top1_err") is not None]
+    if measured:
+        text += f" (top-1 error after epoch {measured[-1]['epoch']}: {measured[-1]['top1_err']:.1f} %)"
+    return Markup("<strong>{}</strong>{}.").format(run.label, text)
+
+
+def _recipe_differences(runs: Sequence[Run]) -> Markup:
+    firsts = {name: members[0] for name, members in groups(runs).items()}
+    fields = differing_fields([*firsts.values()])
+    if not fields:
+        return Markup("")
+    rows = [Row(field, [_text(run.recipe.get(field)) for run in firsts.values()]) for field in fields]
+    caption = "Fields in which the recipes differ; every other one is the same"
+    return Markup(_HTML.table(caption, ["Field", *firsts], rows))
+
+
+def _error_rows(members: Sequence[Run], which: str) -> list[Row]:
+    """A row for each run of a recipe, and one for their mean when there are several."""
+    rows = []
+    for run in members:
+        line = run.result("top1_err", which) or {}
+        n = line.get("n")
+        rows.append(
+            Row(
+                run.label if run.finished else f"{run.label} (unfinished)",
+                [
+                    _error(line),
+                    _error(run.result("top5_err", which) or {}),
+                    "not run" if n is None else f"{n:,}",
+                    f"{line.get('data', run.data)} {line.get('split', '')}".strip(),
+                    "not run" if line.get("epoch") is None else str(line["epoch"]),
+                    {"ema": "averaged (EMA)", "model": "model"}.get(str(line.get("weights")), "not run"),
+                ],
+            )
+        )
+    means = [estimate(members, measure, which) for measure in ("top1_err", "top5_err")]
+    if means[0] and means[0].count > 1:
+        name = f"{members[0].group}: mean of {means[0].count} runs"
+        rows.append(Row(name, [*(_error(vars(mean) if mean else {}) for mean in means), "", "", "", ""], strong=True))
+    return rows
+
+
+def _error(line: dict[str, Any]) -> str:
+    value, low, high = (line.get(name) for name in ("value", "low", "high"))
+    if value is None:
+        return "not run"
+    return f"{value:.2f}" if low is None or high is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _curve(run: Run, field: str, style: int) -> Curve:
+    measured = [entry for entry in run.epochs if entry.get(field) is not None]
+    return Curve([entry["epoch"] for entry in measured], [entry[field] for entry in measured], style)
+
+
+def _spoken(run: Run, field: str) -> str:
+    """A curve in words: where it starts and ends."""
+    curve = _curve(run, field, 0)
+    if not curve.x:
+        return f"{run.label}: not run."
+    return f"{run.label}: {curve.y[0]:.3g} at epoch {curve.x[0]}, {curve.y[-1]:.3g} at epoch {curve.x[-1]}."
+
+
+def _image(run: Run, png: bytes) -> dict[str, Any]:
+    if png[:8] != b"\x89PNG\r\n\x1a\n" or len(png) < 24:
+        raise InputError(f"{run.folder / 'samples.png'} is no PNG image; remove it or write it again")
+    mix = run.recipe.get("mix", "none")
+    return {
+        "base64": base64.b64encode(png).decode(),
+        "width": int.from_bytes(png[16:20], "big"),
+        "height": int.from_bytes(png[20:24], "big"),
+        "alt": f"Grid of training images as the network of {run.label} is shown them, mix: {mix}",
+        "caption": f"{run.label}: training images as the network is shown them (mix: {mix})",
+    }
+
+
+def _status(run: Run) -> str:
+    if run.finished:
+        return "finished"
+    reached = f"epoch {run.epochs[-1]['epoch']} of {run.recipe.get('epochs')}" if run.epochs else "no epoch logged"
+    return f"unfinished, {reached}"
+
+
+def _duration(run: Run) -> str:
+    seconds = run.fact("seconds") if run.finished else sum(entry.get("seconds") or 0 for entry in run.epochs)
+    if not seconds:
+        return "not recorded"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def _text(value: Any) -> str:
+    """A recipe's field or a circumstance as people write it."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and value >= 10_000:
+        return f"{value:,}"
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    return str(value)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -1,0 +1,261 @@
+"""A run is a folder: what was run, in what, how it went, what came out.
+
+config.json        the resolved recipe, and the command
+environment.json   versions, device, commit
+log.jsonl          one line every few steps, one an epoch
+checkpoint.pt      where to go on
+model.safetensors  the weights after the last epoch; best.safetensors: of the best one
+results.jsonl      one line a measure
+predictions/       per-sample logits of the last and the best epoch
+samples.png        what the network saw
+"""
+
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+from contextlib import suppress
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cutmix.checkpoint import write_atomic
+from cutmix.errors import InputError
+from cutmix.recipes import Recipe, flag
+from cutmix.version import __version__
+
+_PARTS = (
+    "config.json", "environment.json", "log.jsonl", "checkpoint.pt", "model.safetensors", "best.safetensors",
+    "results.jsonl", "samples.png", "predictions/last.npz", "predictions/best.npz",
+)  # fmt: skip
+
+
+class RunFolder:
+    """The folder of one training run, held by one process at a time.
+
+    Args:
+        path: The folder; made if it is not there.
+        recipe: What is to be run.
+        resume: Go on with the run that the folder holds.
+        overwrite: Remove the run that the folder holds, and nothing else in it.
+
+    Raises:
+        InputError: If the folder holds another run, or things that are no run, or is being written by another process.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+        self.path = path
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} is a file; expected a folder for the run")
+        holds_run = (path / "config.json").exists()
+        if holds_run and not (resume or overwrite):
+            raise InputError(
+                f"{path} already holds a run; continue it with --resume, start again with --overwrite, "
+                "or choose another folder with --out"
+            )
+        if not holds_run and path.exists() and any(p.name != ".lock" for p in path.iterdir()):
+            raise InputError(f"{path} is not empty and holds no run; choose another folder with --out")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{path} could not be made: {error.strerror}") from None
+        self._lock = _lock(path)
+        if holds_run and resume:
+            _check_same(recipe, saved_recipe(path), path)
+        elif holds_run:
+            for name in _PARTS:
+                (path / name).unlink(missing_ok=True)
+
+    def start(self, recipe: Recipe, environment: dict[str, Any]) -> None:
+        """Write what is run and where; the configuration last, as it is what makes the folder a run."""
+        self.write_json("environment.json", environment)
+        self.write_json("config.json", {"recipe": recipe.to_dict(), "command": command_line()})
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file atomically."""
+        self.write_bytes(name, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+    def write_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        """Write an npz file atomically."""
+        (self.path / name).parent.mkdir(exist_ok=True)
+        write_atomic(self.path / name, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end: its results are there."""
+        return (self.path / "results.jsonl").exists()
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append a line to the log."""
+        append_line(self.path / "log.jsonl", record)
+
+    def log_size(self) -> int:
+        """Return the bytes of the log so far, which a checkpoint remembers."""
+        log = self.path / "log.jsonl"
+        return log.stat().st_size if log.exists() else 0
+
+    def cut_log(self, size: int) -> None:
+        """Forget the lines after a checkpoint: their steps will be run again."""
+        log = self.path / "log.jsonl"
+        if log.exists() and log.stat().st_size > size:
+            os.truncate(log, size)
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file atomically."""
+        write_atomic(self.path / name, lambda file: file.write(data))
+
+    def write_results(self, records: list[dict[str, Any]]) -> None:
+        """Write the measures of training, keeping the lines of other evaluations."""
+        path = self.path / "results.jsonl"
+        own = {(r["measure"], r["which"]) for r in records}
+        kept = [r for r in read_lines(path) if (r.get("measure"), r.get("which")) not in own] if path.exists() else []
+        lines = [json.dumps(r, ensure_ascii=False) + "\n" for r in [*records, *kept]]
+        self.write_bytes("results.jsonl", "".join(lines).encode())
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        if self._lock is not None:
+            self._lock.close()
+
+
+def read_arrays(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of an npz file; pickled objects in it are refused."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON line, whole or not at all.
+
+    Raises:
+        InputError: If it could not be written, as on a full disk; the file is then as it was.
+    """
+    line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with open(path, "ab", buffering=0) as file:
+            if file.write(line) != len(line):
+                raise OSError(28, "No space left on device")
+    except OSError as error:
+        with suppress(OSError):
+            os.truncate(path, size)
+        raise InputError(f"{path} could not be written: {error.strerror}; it is as it was before") from None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a JSON-lines file; a last line cut short by a kill is left out.
+
+    Raises:
+        InputError: If another line is damaged.
+    """
+    lines = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if line:
+                records.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise InputError(f"{path} is damaged in line {number}") from None
+    return records
+
+
+def saved_recipe(path: Path) -> Recipe:
+    """Return the recipe of the run in a folder.
+
+    Raises:
+        InputError: If the folder holds no run, or its configuration cannot be read.
+    """
+    config = path / "config.json"
+    try:
+        return Recipe.from_dict(json.loads(config.read_text())["recipe"])
+    except FileNotFoundError:
+        raise InputError(f"{path} holds no run: {config.name} is not there") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{config} cannot be read as a run's configuration: {error}") from None
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return what a result depends on beside its recipe: versions, device, threads, commit."""
+    return {
+        "cutmix": __version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("torch", "torchvision", "timm", "numpy")},
+        "device": device_name(device),
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """Return what a device is called, e.g. "cuda (NVIDIA H200)" or "cpu (AMD EPYC 9B14, 2 threads)"."""
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    name = platform.processor() or platform.machine()
+    with suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
+        name = next(line for line in file if line.startswith("model name")).split(":", 1)[1].strip()
+    return f"{device.type} ({name}, {torch.get_num_threads()} threads)"
+
+
+def commit() -> str | None:
+    """Return the commit of the source that runs, with "+" where it was changed since; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel").strip()).resolve() != root:
+            return None
+        return git("rev-parse", "--short", "HEAD").strip() + (
+            "+" if git("status", "--porcelain", "-uno").strip() else ""
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def command_line() -> str:
+    """Return the command as it was typed, with ``python -m`` and paths to the script taken for ``cutmix``."""
+    return " ".join(["cutmix", *sys.argv[1:]])
+
+
+def today() -> str:
+    """Return the date, ISO 8601."""
+    return date.today().isoformat()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _check_same(recipe: Recipe, saved: Recipe, path: Path) -> None:
+    ours, theirs = recipe.to_dict(), saved.to_dict()
+    different = [f"--{flag(k)} {ours[k]} (there {theirs[k]})" for k in ours if ours[k] != theirs[k]]
+    if different:
+        raise InputError(f"{path} holds another run: {', '.join(different)}; resume it with its own recipe")
+
+
+def _lock(path: Path) -> io.TextIOWrapper | None:
+    """Hold the folder until the process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        return None
+    file = open(path / ".lock", "w")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise InputError(f"{path} is being written by another process; wait for it, or choose another --out") from None
+    return file

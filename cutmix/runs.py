@@ -1,0 +1,205 @@
+"""Reads what `cutmix train` left in a run folder: the recipe, the log and the measured results.
+
+Nothing here imports torch, so that a page or a table of finished runs is made in a second on any machine.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cutmix.errors import InputError
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder, read.
+
+    Attributes:
+        folder: where it was read from.
+        recipe: every field of the recipe that was run.
+        command: the command line that started it, "" when it was not recorded.
+        environment: versions, device and commit.
+        epochs: the log's entry of each epoch in rising order; of an epoch logged twice, the later.
+        results: the measures in the order of the file; of the same measure made twice, the later.
+        samples: the bytes of samples.png, None when there is none.
+        label: a short name, unique among the runs that were read together.
+        group: the label of the recipe: runs that differ in nothing but the seed share it.
+    """
+
+    folder: Path
+    recipe: Json
+    command: str
+    environment: Json
+    epochs: tuple[Json, ...]
+    results: tuple[Json, ...]
+    samples: bytes | None
+    label: str = ""
+    group: str = ""
+
+    @property
+    def data(self) -> str:
+        """The data set that it was measured on, or is to be."""
+        return str(self.results[0].get("data") if self.results else self.recipe.get("data", "unknown data"))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last planned epoch was measured."""
+        last = self.result("top1_err", "last")
+        return last is not None and (last["epoch"] or 0) >= self.recipe.get("epochs", 0)
+
+    def result(self, measure: str, which: str, weights: str | None = None) -> Json | None:
+        """The line of results.jsonl for a measure on the run's own test set, None when it was not run.
+
+        Args:
+            measure: for example "top1_err".
+            which: "last" or "best" epoch.
+            weights: "model" or "ema"; by default the model's own weights, or else the averaged ones.
+        """
+        found = {
+            str(line.get("weights", "model")): line
+            for line in self.results
+            if line["measure"] == measure and line["which"] == which and line.get("data", self.data) == self.data
+        }
+        return found.get(weights) if weights else found.get("model", found.get("ema"))
+
+    def fact(self, name: str) -> Any:
+        """A circumstance (device, torch, commit …) as the results say it, or else the environment or the recipe."""
+        for source in (*self.results[-1:], self.environment, self.recipe):
+            if source.get(name) is not None:
+                return source[name]
+        return None
+
+
+def read_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
+    """Read run folders and give them labels that tell them apart.
+
+    Raises:
+        InputError: no folder was given, one is given twice, is missing, is no run folder, or a file in it is damaged.
+    """
+    if not folders:
+        raise InputError("no run was given; give at least one folder that `cutmix train` wrote")
+    repeated = [folder for folder, count in Counter(Path(folder).resolve() for folder in folders).items() if count > 1]
+    if repeated:
+        raise InputError(f"the run {repeated[0]} is given more than once; give each run folder once")
+    return _labelled([read_run(Path(folder)) for folder in folders])
+
+
+def read_run(folder: Path) -> Run:
+    """Read one run folder; a run that is still going or was killed has fewer epochs and no results.
+
+    Raises:
+        InputError: the folder is missing, is no run folder, or a file in it is damaged.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give a run folder that `cutmix train` wrote")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} is no run folder: it has no config.json; give a folder that `cutmix train` wrote")
+    config = _read_object(folder / "config.json")
+    if not isinstance(config.get("recipe"), dict):
+        raise InputError(f"{folder / 'config.json'} has no recipe; expected an object under the key 'recipe'")
+    environment = folder / "environment.json"
+    log = _read_lines(folder / "log.jsonl", {"kind": str, "epoch": int})
+    results = _read_lines(
+        folder / "results.jsonl",
+        {"measure": str, "which": str, "value": int | float | None, "n": int | None, "epoch": int | None},
+    )
+    epochs = {entry["epoch"]: entry for entry in log if entry["kind"] == "epoch"}
+    measures = {
+        tuple(line.get(key) for key in ("data", "split", "measure", "which", "weights")): line for line in results
+    }
+    samples = folder / "samples.png"
+    return Run(
+        folder=folder,
+        recipe=config["recipe"],
+        command=str(config.get("command") or ""),
+        environment=_read_object(environment) if environment.exists() else {},
+        epochs=tuple(epochs[epoch] for epoch in sorted(epochs)),
+        results=tuple(measures.values()),
+        samples=samples.read_bytes() if samples.exists() else None,
+    )
+
+
+def groups(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """The runs by recipe: each list holds runs that differ in nothing but the seed."""
+    grouped: dict[str, list[Run]] = {}
+    for run in runs:
+        grouped.setdefault(run.group, []).append(run)
+    return grouped
+
+
+def differing_fields(runs: Sequence[Run]) -> list[str]:
+    """The recipe fields, other than its name and the seed, in which the runs are not all alike."""
+    fields = dict.fromkeys(field for run in runs for field in run.recipe if field not in ("name", "seed"))
+    return [field for field in fields if len({_canonical(run.recipe.get(field)) for run in runs}) > 1]
+
+
+def _labelled(runs: Sequence[Run]) -> tuple[Run, ...]:
+    keys = [_canonical({**run.recipe, "seed": None}) for run in runs]
+    firsts = [runs[keys.index(key)] for key in dict.fromkeys(keys)]
+    names = [str(run.recipe.get("name") or run.folder.resolve().name) for run in firsts]
+    mixes = [str(run.recipe.get("mix") or "") for run in firsts] if len(firsts) > 1 else [""]
+    chosen = _distinct(mixes, names, *_with_folders(names, firsts))
+    group = dict(zip(dict.fromkeys(keys), chosen, strict=True))
+    shared = [group[key] for key in keys]
+    seeded = [
+        f"{name}, seed {run.recipe.get('seed')}" if shared.count(name) > 1 else name
+        for name, run in zip(shared, runs, strict=True)
+    ]
+    labels = _distinct(shared, seeded, *_with_folders(seeded, runs))
+    return tuple(replace(run, label=label, group=name) for run, label, name in zip(runs, labels, shared, strict=True))
+
+
+def _with_folders(names: Sequence[str], runs: Sequence[Run]) -> tuple[list[str], list[str]]:
+    """The names with each run's folder behind them, and with its whole path."""
+    pairs = [*zip(names, runs, strict=True)]
+    return [f"{name} ({run.folder.resolve().name})" for name, run in pairs], [f"{n} ({r.folder})" for n, r in pairs]
+
+
+def _distinct(*candidates: list[str]) -> list[str]:
+    """The first list of names in which none is empty and no two are the same; the last list is of unique paths."""
+    return next(names for names in candidates if all(names) and len(set(names)) == len(names))
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _read_object(path: Path) -> Json:
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}; expected one JSON object") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a {type(value).__name__}; expected one JSON object")
+    return value
+
+
+def _read_lines(path: Path, fields: dict[str, Any]) -> list[Json]:
+    """The objects of a JSON-lines file, none when the file is absent; each must have the fields, of these types.
+
+    A last line without its newline was cut off while it was written, so it is dropped when it cannot be read.
+    """
+    if not path.exists():
+        return []
+    *lines, unended = path.read_bytes().split(b"\n")
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            raise InputError(f"{path}, line {number} is damaged; expected one JSON object a line") from None
+    with suppress(ValueError):
+        entries.append(json.loads(unended))
+    for number, entry in enumerate(entries, start=1):
+        if not isinstance(entry, dict):
+            raise InputError(f"{path}, line {number} is no JSON object; expected one a line")
+        wrong = [name for name, kind in fields.items() if not isinstance(entry.get(name), kind)]
+        if wrong:
+            raise InputError(f"{path}, line {number} has {wrong[0]!r} missing or of another type")
+    return entries

@@ -1,0 +1,140 @@
+"""Image files of every kind: Pillow's own conversions and known colours are the oracle."""
+
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from cutmix.data.decode import find_unreadable, read_image
+from cutmix.errors import InputError
+
+RED = (200, 30, 40)
+
+
+def photo(size: tuple[int, int] = (40, 30)) -> Image.Image:
+    x, y = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
+    return Image.fromarray(np.stack([x * 6, y * 8, x + y], -1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo().save(tmp_path / "a.png", exif=exif)
+    read = read_image(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        expected = ImageOps.exif_transpose(image)
+    assert np.array_equal(read, expected)
+    assert read.size == ((30, 40) if orientation >= 5 else (40, 30))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr"])
+def test_plain_modes_become_rgb(tmp_path: Path, mode: str) -> None:
+    file = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr") else "a.png")
+    photo().convert(mode).save(file)
+    read = read_image(file)
+    assert read.mode == "RGB"
+    with Image.open(file) as image:
+        assert np.array_equal(read, image.convert("RGB"))
+
+
+def test_cmyk_jpeg_has_the_right_colours(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16), RED).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
+    assert np.abs(np.asarray(read_image(tmp_path / "a.jpg")).astype(int) - RED).max() < 6
+
+
+def test_transparency_shows_a_white_page(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[..., :3] = RED
+    pixels[0, :, 3], pixels[1, :, 3] = 255, 128
+    Image.fromarray(pixels).save(tmp_path / "rgba.png")
+    read = np.asarray(read_image(tmp_path / "rgba.png")).astype(int)
+    assert np.array_equal(read[0, 0], RED)
+    assert np.array_equal(read[3, 0], (255, 255, 255))
+    assert np.abs(read[1, 0] - (np.array(RED) * 128 + 255 * 127) / 255).max() <= 1
+    Image.fromarray(pixels[..., [0, 3]]).save(tmp_path / "la.png")
+    assert np.asarray(read_image(tmp_path / "la.png"))[[0, 3], 0].tolist() == [[200] * 3, [255] * 3]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "P"])
+def test_one_transparent_colour(tmp_path: Path, mode: str) -> None:
+    image = Image.new(mode, (4, 4), 0)
+    image.putpixel((1, 1), (9, 9, 9) if mode == "RGB" else 9)
+    if mode == "P":
+        image.putpalette([1, 2, 3] * 256)
+    image.save(tmp_path / "a.png", transparency=(0, 0, 0) if mode == "RGB" else 0)
+    read = np.asarray(read_image(tmp_path / "a.png"))
+    assert read[0, 0].tolist() == [255] * 3
+    assert read[1, 1].tolist() == ([1, 2, 3] if mode == "P" else [9] * 3)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
+    values = np.array([[0, 257, 257 * 128, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+    assert np.asarray(read_image(tmp_path / f"a.{suffix}"))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_first_frame_of_an_animation(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert np.asarray(read_image(tmp_path / "a.gif"))[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp", "gif", "tif", "ppm"])
+def test_truncated_files_are_refused_with_their_path(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"bad.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=rf"bad\.{suffix} cannot be read as an image") as caught:
+        read_image(file)
+    assert "\n" not in str(caught.value)
+    assert "--skip-unreadable" in str(caught.value)
+
+
+def png_of(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"hello, I am text", "cannot identify"),
+        (png_of(60_000, 60_000), "decompression bomb"),
+    ],
+)
+def test_what_is_no_photograph(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(InputError, match=reason):
+        read_image(tmp_path / "a.png")
+
+
+def test_missing_file_and_float_pixels(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"gone\.png cannot be read"):
+        read_image(tmp_path / "gone.png")
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match="floating-point"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_find_unreadable(tmp_path: Path) -> None:
+    good = io.BytesIO()
+    photo().save(good, "JPEG")
+    paths = [tmp_path / f"{k}.jpg" for k in range(20)]
+    for k, path in enumerate(paths):
+        path.write_bytes(good.getvalue()[:400] if k % 7 == 3 else good.getvalue())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert find_unreadable(paths) == {paths[3], paths[10], paths[17]}

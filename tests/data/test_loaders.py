@@ -1,0 +1,277 @@
+"""Loaders: the same batches whatever went before, however many workers or processes; torchvision for the pixels."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from cutmix.data import loaders
+from cutmix.data.sets import ArraySet, FileSet, open_data
+from cutmix.errors import InputError
+from cutmix.seeding import derive_seed
+
+# Python 3.12 and later say so when a process with threads forks; DataLoader does that by default.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def numbered(n: int = 50, size: int = 8) -> ArraySet:
+    """Return a set in which every image is filled with its own number, and so is its label."""
+    values = torch.arange(n)
+    images = values.to(torch.uint8).view(n, 1, 1, 1).repeat(1, 1, size, size)
+    return ArraySet("numbers", "train", tuple(map(str, range(n))), values, (0.0,), (1 / 255,), images)
+
+
+def photos(folder: Path, n: int = 10) -> FileSet:
+    rng = np.random.default_rng(0)
+    for k in range(n):
+        height, width = rng.integers(24, 60, 2)
+        file = folder / ("ab"[k % 2]) / f"{k:02}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(file)
+    paths = tuple(sorted(folder.rglob("*.png")))
+    labels = torch.tensor([int(path.parent.name == "b") for path in paths])
+    return FileSet("photos", "train", ("a", "b"), labels, MEAN, STD, paths)
+
+
+def train(data: ArraySet | FileSet, **options: Any) -> loaders.Loader:
+    given: dict[str, Any] = {
+        "batch_size": 16,
+        "seed": 0,
+        "device": "cpu",
+        "image_size": 16 if isinstance(data, FileSet) else None,
+        "crop_padding": 0,
+        "padding_mode": "constant",
+        "flip": False,
+        "crop_scale": (0.25, 1.0),
+        "workers": 0,
+        "channels_last": False,
+        "rank": 0,
+        "world_size": 1,
+    }
+    return loaders.train_loader(data, **{**given, **options})
+
+
+def same(a: Any, b: Any) -> bool:
+    return all(torch.equal(x, y) for one, two in zip(a, b, strict=True) for x, y in zip(one, two, strict=True))
+
+
+# ---- order ----
+
+
+def test_an_epoch_is_every_image_once_and_images_keep_their_labels() -> None:
+    loader = train(numbered())
+    batches = list(loader.epoch(0))
+    assert [len(labels) for _, labels in batches] == [16, 16, 16, 2]
+    assert loader.steps == 4
+    seen = torch.cat([labels for _, labels in batches])
+    assert sorted(seen.tolist()) == list(range(50))
+    assert seen.tolist() != list(range(50))
+    for images, labels in batches:
+        assert images.dtype == torch.float32
+        torch.testing.assert_close(images[:, 0, 0, 0], labels.float())
+
+
+def test_epochs_and_seeds_differ() -> None:
+    orders = {
+        tuple(torch.cat([labels for _, labels in train(numbered(), seed=seed).epoch(epoch)]).tolist())
+        for seed in (0, 1)
+        for epoch in (0, 1)
+    }
+    assert len(orders) == 4
+
+
+@pytest.mark.parametrize("start", [0, 1, 3, 4])
+def test_an_epoch_can_be_entered_anywhere(start: int) -> None:
+    options = {"crop_padding": 2, "flip": True}
+    data = open_data("digits", "train")
+    assert isinstance(data, ArraySet)
+    whole = list(train(data, batch_size=250, **options).epoch(3))
+    again = train(data, batch_size=250, **options)
+    next(again.epoch(7))
+    assert same(list(again.epoch(3, start=start)), whole[start:])
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("n", [48, 50, 3])
+def test_ranks_share_the_same_global_batches(n: int, world_size: int) -> None:
+    data = ArraySet(
+        "noise",
+        "train",
+        ("a", "b"),
+        torch.arange(n) % 2,
+        (0.5,),
+        (0.5,),
+        torch.randint(0, 256, (n, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),
+    )
+    options = {"crop_padding": 2, "flip": True, "world_size": world_size}
+    alone = list(train(data, crop_padding=2, flip=True).epoch(1))
+    ranks = [list(train(data, rank=rank, **options).epoch(1)) for rank in range(world_size)]
+    assert {len(batches) for batches in ranks} == {len(alone)}
+    for step, (images, labels) in enumerate(alone):
+        parts = [batches[step] for batches in ranks]
+        assert len({len(part[1]) for part in parts}) == 1
+        joined, joined_labels = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        assert torch.equal(joined[: len(images)], images)
+        assert torch.equal(joined_labels[: len(labels)], labels)
+        assert len(joined) - len(images) < world_size
+
+
+def test_filled_up_from_the_start_of_the_order() -> None:
+    data = numbered(50)
+    order = torch.cat([labels for _, labels in train(data).epoch(2)])
+    last = [list(train(data, rank=rank, world_size=4).epoch(2))[-1][1].item() for rank in range(4)]
+    assert last == [*order[48:].tolist(), *order[:2].tolist()]
+
+
+@pytest.mark.parametrize(("n", "world_size"), [(50, 1), (50, 4), (3, 4)])
+def test_test_loader_has_every_image_once(n: int, world_size: int) -> None:
+    parts = []
+    for rank in range(world_size):
+        loader = loaders.test_loader(
+            numbered(n), batch_size=16, device="cpu", image_size=None, rank=rank, world_size=world_size
+        )
+        batches = list(loader.epoch(0))
+        assert len(batches) == loader.steps
+        parts.append([int(label) for _, labels in batches for label in labels])
+        assert parts[rank] == list(range(rank, n, world_size))
+    assert sorted(label for part in parts for label in part) == list(range(n))
+
+
+# ---- pixels of array sets ----
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_array_test_batch_equals_torchvision(channels_last: bool) -> None:
+    images = torch.randint(0, 256, (5, 3, 12, 12), dtype=torch.uint8)
+    data = ArraySet("noise", "test", ("a", "b"), torch.zeros(5, dtype=torch.int64), MEAN, STD, images)
+    loader = loaders.test_loader(data, batch_size=5, device="cpu", image_size=20, channels_last=channels_last)
+    (result, _), *_ = loader.epoch()
+    oracle = v2.Compose(
+        [v2.ToDtype(torch.float32, scale=True), v2.Resize((20, 20), antialias=True), v2.Normalize(MEAN, STD)]
+    )
+    torch.testing.assert_close(result, oracle(images), rtol=1e-5, atol=1e-5)
+    assert result.is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
+def test_crops_move_the_image_and_flips_mirror_half() -> None:
+    images = torch.zeros(400, 1, 9, 9, dtype=torch.uint8)
+    images[:, :, 4, 4] = 255  # where the pixel lands tells the crop
+    data = ArraySet("dots", "train", ("a",), torch.zeros(400, dtype=torch.int64), (0.0,), (1.0,), images)
+    (batch, _), *_ = train(data, batch_size=400, crop_padding=2).epoch(0)
+    places = {divmod(int(k), 9) for k in batch.flatten(1).argmax(1)}
+    assert places == {(y, x) for y in range(2, 7) for x in range(2, 7)}
+    images[:] = 0
+    images[:, :, :, 0] = 255
+    (batch, _), *_ = train(data, batch_size=400, flip=True).epoch(0)
+    assert 150 < int(batch[:, 0, 0, 8].sum()) < 250
+
+
+# ---- files ----
+
+
+def test_file_test_batch_equals_torchvision(tmp_path: Path) -> None:
+    data = photos(tmp_path)
+    loader = loaders.test_loader(data, batch_size=4, device="cpu", image_size=14, crop_fraction=0.7)
+    images = torch.cat([images for images, _ in loader.epoch()])
+    oracle = v2.Compose(
+        [
+            v2.Resize(20, antialias=True),
+            v2.CenterCrop(14),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(MEAN, STD),
+        ]
+    )
+    expected = torch.stack([oracle(Image.open(path).convert("RGB")) for path in data.paths])
+    torch.testing.assert_close(images, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_file_batches_do_not_depend_on_workers_or_what_went_before(tmp_path: Path) -> None:
+    data = photos(tmp_path)
+    state = torch.get_rng_state()
+    alone = train(data, batch_size=4, flip=True)
+    first, second = list(alone.epoch(0)), list(alone.epoch(1))
+    assert [images.shape for images, _ in first] == [(4, 3, 16, 16), (4, 3, 16, 16), (2, 3, 16, 16)]
+    assert not same(first, second)
+    helped = train(data, batch_size=4, flip=True, workers=2)
+    assert same(list(helped.epoch(1)), second)
+    next(helped.epoch(0))  # left in the middle
+    assert same(list(helped.epoch(0, start=1)), first[1:])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_epoch_left_for_another_cannot_go_on(tmp_path: Path) -> None:
+    loader = train(photos(tmp_path), batch_size=4)
+    left = loader.epoch(0)
+    next(left)
+    next(loader.epoch(1))
+    with pytest.raises(RuntimeError, match="left for another"):
+        next(left)
+
+
+def test_file_train_batch_equals_torchvision_from_the_same_generator_state(tmp_path: Path) -> None:
+    data = photos(tmp_path)
+    crop = v2.Compose([v2.RandomResizedCrop(16, scale=(0.3, 0.9), antialias=True), v2.RandomHorizontalFlip()])
+    convert = v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+    expected = []
+    for index, path in enumerate(data.paths):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(5, "augment", 2, index))
+            expected.append(convert(crop(Image.open(path).convert("RGB"))))
+    by_number = replace(data, labels=torch.arange(10), classes=tuple("0123456789"))
+    order = torch.cat([labels for _, labels in train(by_number, seed=5).epoch(2)])
+    loader = train(data, seed=5, flip=True, crop_scale=(0.3, 0.9))
+    images = torch.cat([images for images, _ in loader.epoch(2)])
+    torch.testing.assert_close(images, torch.stack(expected)[order], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_file_stops_with_its_path_in_one_sentence(tmp_path: Path, workers: int) -> None:
+    data = photos(tmp_path)
+    data.paths[7].write_bytes(data.paths[7].read_bytes()[:200])
+    loader = loaders.test_loader(data, batch_size=2, device="cpu", image_size=16, workers=workers)
+    batches = loader.epoch()
+    for _ in range(3):
+        next(batches)
+    with pytest.raises(InputError) as caught:
+        next(batches)
+    assert str(caught.value).startswith(f"{data.paths[7]} cannot be read as an image")
+    assert "\n" not in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+# ---- wrong input ----
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 10, "world_size": 4}, "batch_size is 10: expected a positive multiple of the 4"),
+        ({"rank": 1}, "rank is 1"),
+        ({"workers": -1}, "workers is -1"),
+        ({"image_size": 0}, "image_size is 0"),
+        ({"crop_padding": -1}, "padding is -1"),
+        ({"crop_padding": 8, "padding_mode": "reflect"}, "reflection needs less than the image's 8 pixels"),
+        ({"crop_scale": (0.0, 1.0)}, "crop_scale"),
+        ({"crop_scale": (0.5, 0.4)}, "crop_scale"),
+    ],
+)
+def test_wrong_arguments(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        train(numbered(), **options)
+
+
+def test_wrong_arguments_of_files(tmp_path: Path) -> None:
+    data = photos(tmp_path, n=2)
+    with pytest.raises(InputError, match="image_size is missing"):
+        train(data, image_size=None)
+    with pytest.raises(InputError, match=r"crop_fraction is 1\.5"):
+        loaders.test_loader(data, batch_size=2, device="cpu", image_size=8, crop_fraction=1.5)
