@@ -86,11 +86,6 @@ class RunFolder:
         (self.path / name).parent.mkdir(exist_ok=True)
         write_atomic(self.path / name, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
 
-    @property
-    def finished(self) -> bool:
-        """Whether the run has come to its end: its results are there."""
-        return (self.path / "results.jsonl").exists()
-
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to the log."""
         append_line(self.path / "log.jsonl", record)

@@ -53,20 +53,19 @@ class Run:
         last = self.result("top1_err", "last")
         return last is not None and (last["epoch"] or 0) >= self.recipe.get("epochs", 0)
 
-    def result(self, measure: str, which: str, weights: str | None = None) -> Json | None:
+    def result(self, measure: str, which: str) -> Json | None:
         """The line of results.jsonl for a measure on the run's own test set, None when it was not run.
 
         Args:
-            measure: for example "top1_err".
+            measure: for example "top1_err"; of the model's own weights, or else of the averaged ones.
             which: "last" or "best" epoch.
-            weights: "model" or "ema"; by default the model's own weights, or else the averaged ones.
         """
         found = {
             str(line.get("weights", "model")): line
             for line in self.results
             if line["measure"] == measure and line["which"] == which and line.get("data", self.data) == self.data
         }
-        return found.get(weights) if weights else found.get("model", found.get("ema"))
+        return found.get("model", found.get("ema"))
 
     def fact(self, name: str) -> Any:
         """A circumstance (device, torch, commit …) as the results say it, or else the environment or the recipe."""

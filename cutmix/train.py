@@ -62,6 +62,7 @@ class Run:
     network: nn.Module
     autocast: contextlib.AbstractContextManager
     progress: Progress
+    about: dict[str, Any]
     board: Any = None
     unread: list[tuple[Tensor, int]] = field(default_factory=list)
 
@@ -87,8 +88,7 @@ def train(recipe: Recipe, options: TrainOptions | None = None) -> Path:
         run = prepare(recipe, options or TrainOptions(), world)
         try:
             with remembered_signals() as stop, run.progress:
-                if run.folder and run.folder.finished:
-                    run.progress.say(f"{run.path} is finished")
+                if (run.path / "results.jsonl").exists():
                     return run.path
                 for epoch in range(run.state.epoch, run.recipe.epochs):
                     train_epoch(run, epoch, stop)
@@ -246,13 +246,13 @@ def finish(run: Run) -> None:
     """Write every measure of the last and of the best epoch, with what it depends on."""
     if not run.folder:
         return
-    recipe, about = run.recipe, environment(run.world.device)
+    recipe = run.recipe
     common = {
         "recipe": recipe.name, "data": run.train_set.name, "split": "test", "model": recipe.model,
         "parameters": sum(p.numel() for p in run.state.model.parameters()), "mix": recipe.mix, "epochs": recipe.epochs,
         "seed": recipe.seed, "weights": "ema" if run.state.average is not None else "model",
         "precision": recipe.precision, "processes": run.world.size, "seconds": round(run.state.seconds, 1),
-        **{name: about[name] for name in ("commit", "torch", "device")}, "date": today(), "command": command_line(),
+        **{name: run.about[name] for name in ("commit", "torch", "device")}, "date": today(), "command": command_line(),
     }  # fmt: skip
     records = [
         {**common, **measure, "which": which, "epoch": epoch}
@@ -295,6 +295,7 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
         network=torch.compile(network) if recipe.compile else network,  # type: ignore[arg-type]
         autocast=autocast(recipe.precision, world.device),
         progress=Progress(recipe.name, recipe.epochs, batches.steps, shown=world.first),
+        about=environment(world.device) | {"processes": world.size},
     )  # fmt: skip
     any_process(False, world)  # wait until the first process has dealt with the folder
     begin(run, test_set)
@@ -317,10 +318,10 @@ def begin(run: Run, test_set: ImageSet) -> None:
         restore(run.state, snapshot, run.world)
         if run.folder:
             run.folder.cut_log(snapshot["log_size"])
-        run.progress.say(f"going on from step {run.state.step}, in epoch {run.state.epoch + 1}")
+        finished = (run.path / "results.jsonl").exists()
+        run.progress.say(f"{run.path} is finished" if finished else f"going on after step {run.state.step}")
     elif run.folder:
-        about = environment(run.world.device) | {"processes": run.world.size, "skipped": skipped}
-        run.folder.start(run.recipe, about)
+        run.folder.start(run.recipe, run.about | {"skipped": skipped})
         mixes: dict[str, BatchTransform | None] = {"original": None}
         if run.recipe.mix != "none":
             mixes[run.recipe.mix] = make_mix(replace(run.recipe, mix_prob=1.0))

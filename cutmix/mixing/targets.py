@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 class MixedTargets(NamedTuple):
@@ -98,8 +97,10 @@ class _PairCrossEntropy(torch.autograd.Function):
         return loss if spread is None else loss - (log_p * spread).sum(1)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        # once_differentiable would refuse only an upstream gradient that needs one, and lose this part in silence.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError("mixed_cross_entropy has no second derivative; use soft labels, targets.dense(K)")
         log_p, classes, share, spread = ctx.saved_tensors
         total = share.sum(1) if spread is None else share.sum(1) + spread.sum()
         grad_logits = log_p.exp().mul_((grad * total)[:, None])
