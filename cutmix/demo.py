@@ -6,10 +6,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from cutmix.jsonl import read_lines
 from cutmix.options import DemoOptions, TrainOptions
 from cutmix.recipes import find_recipe
 from cutmix.report import write_report
-from cutmix.run_folder import read_lines
 from cutmix.train import train
 
 

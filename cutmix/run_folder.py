@@ -27,6 +27,7 @@ import torch
 
 from cutmix.checkpoint import write_atomic
 from cutmix.errors import InputError
+from cutmix.jsonl import append_line, read_lines
 from cutmix.recipes import Recipe, flag
 from cutmix.version import __version__
 
@@ -109,7 +110,7 @@ class RunFolder:
         """Write the measures of training, keeping the lines of other evaluations."""
         path = self.path / "results.jsonl"
         own = {(r["measure"], r["which"]) for r in records}
-        kept = [r for r in read_lines(path) if (r.get("measure"), r.get("which")) not in own] if path.exists() else []
+        kept = [r for r in read_lines(path) if (r.get("measure"), r.get("which")) not in own]
         lines = [json.dumps(r, ensure_ascii=False) + "\n" for r in [*records, *kept]]
         self.write_bytes("results.jsonl", "".join(lines).encode())
 
@@ -123,42 +124,6 @@ def read_arrays(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of an npz file; pickled objects in it are refused."""
     with np.load(path, allow_pickle=False) as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-
-
-def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line, whole or not at all.
-
-    Raises:
-        InputError: If it could not be written, as on a full disk; the file is then as it was.
-    """
-    line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
-    size = path.stat().st_size if path.exists() else 0
-    try:
-        with open(path, "ab", buffering=0) as file:
-            if file.write(line) != len(line):
-                raise OSError(28, "No space left on device")
-    except OSError as error:
-        with suppress(OSError):
-            os.truncate(path, size)
-        raise InputError(f"{path} could not be written: {error.strerror}; it is as it was before") from None
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a JSON-lines file; a last line cut short by a kill is left out.
-
-    Raises:
-        InputError: If another line is damaged.
-    """
-    lines = path.read_bytes().split(b"\n")
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            if line:
-                records.append(json.loads(line))
-        except ValueError:
-            if number < len(lines):
-                raise InputError(f"{path} is damaged in line {number}") from None
-    return records
 
 
 def saved_recipe(path: Path) -> Recipe:

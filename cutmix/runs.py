@@ -6,12 +6,12 @@ Nothing here imports torch, so that a page or a table of finished runs is made i
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cutmix.errors import InputError
+from cutmix.jsonl import read_lines
 
 Json = dict[str, Any]
 
@@ -180,24 +180,9 @@ def _read_object(path: Path) -> Json:
 
 
 def _read_lines(path: Path, fields: dict[str, Any]) -> list[Json]:
-    """The objects of a JSON-lines file, none when the file is absent; each must have the fields, of these types.
-
-    A last line without its newline was cut off while it was written, so it is dropped when it cannot be read.
-    """
-    if not path.exists():
-        return []
-    *lines, unended = path.read_bytes().split(b"\n")
-    entries = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            raise InputError(f"{path}, line {number} is damaged; expected one JSON object a line") from None
-    with suppress(ValueError):
-        entries.append(json.loads(unended))
+    """The records of a JSON-lines file; each must have the fields, of these types."""
+    entries = read_lines(path)
     for number, entry in enumerate(entries, start=1):
-        if not isinstance(entry, dict):
-            raise InputError(f"{path}, line {number} is no JSON object; expected one a line")
         wrong = [name for name, kind in fields.items() if not isinstance(entry.get(name), kind)]
         if wrong:
             raise InputError(f"{path}, line {number} has {wrong[0]!r} missing or of another type")

@@ -249,10 +249,10 @@ def finish(run: Run) -> None:
     recipe = run.recipe
     common = {
         "recipe": recipe.name, "data": run.train_set.name, "split": "test", "model": recipe.model,
-        "parameters": sum(p.numel() for p in run.state.model.parameters()), "mix": recipe.mix, "epochs": recipe.epochs,
+        "mix": recipe.mix, "epochs": recipe.epochs,
         "seed": recipe.seed, "weights": "ema" if run.state.average is not None else "model",
         "precision": recipe.precision, "processes": run.world.size, "seconds": round(run.state.seconds, 1),
-        **{name: run.about[name] for name in ("commit", "torch", "device")}, "date": today(), "command": command_line(),
+        **{name: run.about[name] for name in ("parameters", "commit", "torch", "device")}, "date": today(), "command": command_line(),
     }  # fmt: skip
     records = [
         {**common, **measure, "which": which, "epoch": epoch}
@@ -295,7 +295,8 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
         network=torch.compile(network) if recipe.compile else network,  # type: ignore[arg-type]
         autocast=autocast(recipe.precision, world.device),
         progress=Progress(recipe.name, recipe.epochs, batches.steps, shown=world.first),
-        about=environment(world.device) | {"processes": world.size},
+        about=environment(world.device)
+        | {"processes": world.size, "parameters": sum(p.numel() for p in state.model.parameters()), "date": today()},
     )  # fmt: skip
     any_process(False, world)  # wait until the first process has dealt with the folder
     begin(run, test_set)

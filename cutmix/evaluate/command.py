@@ -14,11 +14,12 @@ from cutmix.data import FileSet, ImageSet, open_data, test_loader
 from cutmix.distributed import World, processes
 from cutmix.errors import InputError
 from cutmix.evaluate.classification import measures, predict
+from cutmix.jsonl import append_line
 from cutmix.models import create_model
 from cutmix.options import EvaluateOptions
 from cutmix.precision import autocast, resolve_precision
 from cutmix.recipes import Recipe
-from cutmix.run_folder import append_line, command_line, environment, saved_recipe, today
+from cutmix.run_folder import command_line, environment, saved_recipe, today
 
 
 @dataclass(frozen=True)
@@ -120,14 +121,15 @@ def describe(
         "model": options.model or (recipe.model if recipe else None),
         "parameters": sum(p.numel() for p in model.parameters()), "mix": recipe.mix if recipe else None,
         "epochs": recipe.epochs if recipe else None, "seed": recipe.seed if recipe else None,
-        "which": subject.which, "weights": str(subject.weights), "precision": precision, "skipped": len(data.skipped),
+        "which": subject.which, "weights": "ema" if recipe and recipe.ema_decay else "model",
+        "file": str(subject.weights), "precision": precision, "skipped": len(data.skipped),
         **{name: about[name] for name in ("commit", "torch", "device")}, "date": today(), "command": command_line(),
     }  # fmt: skip
 
 
 def show(records: list[dict[str, Any]], data: ImageSet, target: Path | None) -> None:
     """Print the table."""
-    table = Table("measure", "value (%)", "95 % interval", "images", title=f"{records[0]['weights']} on {data.name}")
+    table = Table("measure", "value (%)", "95 % interval", "images", title=f"{records[0]['file']} on {data.name}")
     for r in records:
         table.add_row(r["measure"], f"{r['value']:.2f}", f"{r['low']:.2f} – {r['high']:.2f}", f"{r['n']:,}")
     console = Console()

@@ -1,0 +1,52 @@
+"""JSON lines: appended whole or not at all, read up to a line that was cut short. No torch here."""
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from cutmix.errors import InputError
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON line, whole or not at all.
+
+    Raises:
+        InputError: If it could not be written, as on a full disk; the file is then as it was.
+    """
+    line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with open(path, "ab", buffering=0) as file:
+            if file.write(line) != len(line):
+                raise OSError(28, "No space left on device")
+    except OSError as error:
+        with suppress(OSError):
+            os.truncate(path, size)
+        raise InputError(f"{path} could not be written: {error.strerror}; it is as it was before") from None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a JSON-lines file, none when the file is absent.
+
+    A last line without its newline was cut off while it was written, and is left out when it cannot be read.
+
+    Raises:
+        InputError: If another line is damaged or holds no object.
+    """
+    if not path.exists():
+        return []
+    *lines, unended = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            raise InputError(f"{path}, line {number} is damaged; expected one JSON object a line") from None
+    with suppress(ValueError):
+        records.append(json.loads(unended))
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record, dict):
+            raise InputError(f"{path}, line {number} is no JSON object; expected one a line")
+    return records
