@@ -51,7 +51,7 @@ class Run:
     def finished(self) -> bool:
         """Whether the last planned epoch was measured."""
         last = self.result("top1_err", "last")
-        return last is not None and (last["epoch"] or 0) >= self.recipe.get("epochs", 0)
+        return last is not None and (last.get("epoch") or 0) >= self.recipe.get("epochs", 0)
 
     def result(self, measure: str, which: str) -> Json | None:
         """The line of results.jsonl for a measure on the run's own test set, None when it was not run.

@@ -221,7 +221,9 @@ def keep(run: Run, predictions: Predictions, which: str, weights: str) -> None:
     """Write the predictions and the weights that made them."""
     if run.folder:
         run.folder.write_arrays(f"predictions/{which}.npz", predictions_arrays(predictions))
-        save_weights(run.path / weights, run.state.measured.state_dict(), describe(run.recipe, run.train_set))
+        save_weights(
+            run.path / weights, run.state.measured.state_dict(), describe(run.recipe, run.train_set, run.state.epoch)
+        )
 
 
 def save(run: Run) -> None:
@@ -357,11 +359,11 @@ def resolve(recipe: Recipe, data: ImageSet, device: torch.device) -> Recipe:
     return replace(recipe, image_size=size, precision=resolve_precision(recipe.precision, device))
 
 
-def describe(recipe: Recipe, data: ImageSet) -> dict[str, str]:
+def describe(recipe: Recipe, data: ImageSet, epoch: int) -> dict[str, str]:
     """Return what a file of weights says of itself: enough to use it and to measure it."""
     about: dict[str, Any] = {
         "model": recipe.model, "num_classes": data.num_classes, "in_chans": data.in_chans, "classes": data.classes,
-        "mean": data.mean, "std": data.std, "recipe": recipe.to_dict(),
+        "mean": data.mean, "std": data.std, "recipe": recipe.to_dict(), "epoch": epoch,
     }  # fmt: skip
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
 

@@ -30,6 +30,7 @@ class Subject:
     recipe: Recipe | None
     run: Path | None
     classes: tuple[str, ...] | None
+    epoch: int | None
     which: str
 
 
@@ -74,12 +75,12 @@ def find_subject(options: EvaluateOptions) -> Subject:
         if not (source / name).exists():
             raise InputError(f"{source / name} is not there: the run is not finished; go on with it with --resume")
         about = read_weights(source / name)[1]
-        return Subject(source / name, recipe, source, _classes(about), options.which)
+        return Subject(source / name, recipe, source, *_learnt(about), options.which)
     if not source.exists():
         raise InputError(f"{source} is not there; expected the folder of a run, or a file of weights")
     about = read_weights(source)[1]
     recipe = Recipe.from_dict(json.loads(about["recipe"])) if "recipe" in about else None
-    return Subject(source, recipe, None, _classes(about), "file")
+    return Subject(source, recipe, None, *_learnt(about), "file")
 
 
 def open_test_set(options: EvaluateOptions, subject: Subject) -> ImageSet:
@@ -121,7 +122,7 @@ def describe(
         "model": options.model or (recipe.model if recipe else None),
         "parameters": sum(p.numel() for p in model.parameters()), "mix": recipe.mix if recipe else None,
         "epochs": recipe.epochs if recipe else None, "seed": recipe.seed if recipe else None,
-        "which": subject.which, "weights": "ema" if recipe and recipe.ema_decay else "model",
+        "which": subject.which, "epoch": subject.epoch, "weights": "ema" if recipe and recipe.ema_decay else "model",
         "file": str(subject.weights), "precision": precision, "skipped": len(data.skipped),
         **{name: about[name] for name in ("commit", "torch", "device")}, "date": today(), "command": command_line(),
     }  # fmt: skip
@@ -140,5 +141,7 @@ def show(records: list[dict[str, Any]], data: ImageSet, target: Path | None) -> 
         console.print(f"appended to {target}", soft_wrap=True)
 
 
-def _classes(about: dict[str, str]) -> tuple[str, ...] | None:
-    return tuple(json.loads(about["classes"])) if "classes" in about else None
+def _learnt(about: dict[str, str]) -> tuple[tuple[str, ...] | None, int | None]:
+    """Return the classes and the epoch that a file of weights says of itself."""
+    classes = tuple(json.loads(about["classes"])) if "classes" in about else None
+    return classes, json.loads(about.get("epoch", "null"))
