@@ -211,30 +211,29 @@ def synchronize(device: torch.device) -> None:
 
 def crossover(rounds: int) -> None:
     """Print from how many bytes a sample one copy a sample is faster than one index operation for the batch."""
-    device, chosen = torch.device("cpu"), paste._LARGE_PATCH
+    device, chosen = torch.device("cpu"), paste._LARGE
     table = Table("batch", "KiB a sample", "operation", "copies, µs", "index, µs", "copies ÷ index")
     for n in (32, 128):
         for side in (16, 24, 32, 40, 48, 64, 96):
             images, partner = torch.randn(n, 3, side, side), torch.randperm(n).roll(1)
             half = [side // 4, side // 4, side // 4 + side // 2, side // 4 + side // 2]
             draws = {
-                "box of half the side, one": cutmix.Draw.from_boxes(partner, [half], (side, side)),
-                "box of half the side, each": cutmix.Draw.from_boxes(partner, [half] * n, (side, side)),
+                "box of half the side": cutmix.Draw.from_boxes(partner, [half], (side, side)),
                 "blend": cutmix.Draw.from_lam(partner, 0.3),
             }
             for name, draw in draws.items():
                 ways = {"copies": 0, "index": sys.maxsize}
                 calls = {way: partial(apply_above, threshold, draw, images) for way, threshold in ways.items()}
                 ms = measure(calls, rounds, device)
-                moved = 3 * side * side * 4 / 1024 / (4 if name.endswith("one") else 1)
+                moved = 3 * side * side * 4 / 1024 / (4 if name.startswith("box") else 1)
                 us = [f"{1000 * ms[way]:.0f}" for way in ("copies", "index")]
                 table.add_row(str(n), f"{moved:.1f}", name, *us, f"{ms['copies'] / ms['index']:.2f}")
-    paste._LARGE_PATCH = chosen
+    paste._LARGE = chosen
     Console().print(table, f"chosen: {chosen / 1024:.0f} KiB")
 
 
 def apply_above(threshold: int, draw: cutmix.Draw, images: Tensor) -> None:
-    paste._LARGE_PATCH = threshold
+    paste._LARGE = threshold
     draw.apply(images, inplace=True)
 
 

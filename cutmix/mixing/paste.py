@@ -1,20 +1,27 @@
 """How pixels move: boxes pasted, batches blended, masks composed, holes cut.
 
 Every function takes ``partner`` (N,), the index of the sample that each sample takes pixels from, and is
-deterministic. On a CPU, large images are worked on one after another along the cycles of ``partner``, so that only
-the bytes inside a box move and one spare image is all the memory that is needed. Small images, other devices,
-``torch.compile`` and inputs that carry a gradient take whole-batch index operations: no loop over samples, and
-nothing that waits for the device.
+deterministic. On a CPU, images are worked on one after another along the cycles of ``partner``, so that only the bytes
+inside a box move, with one spare image of memory. Small images under one box, other devices, ``torch.compile`` and
+inputs that carry a gradient take whole-batch index operations: no loop over samples, and nothing that waits for the
+device.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-# Bytes of a sample's region from which one copy a sample is faster than one index operation for the batch; see
+# Bytes of a sample from which working on one sample after another is faster than one operation for the batch; see
 # benchmarks/mixing.py --crossover.
-_LARGE_PATCH = 16 * 1024
+_LARGE = 24 * 1024
+
+# Pixels are only moved, so any type of the same size will do: NumPy has no bfloat16.
+_SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+Samples = TypeVar("Samples", Tensor, np.ndarray)
 
 
 def paste_boxes(x: Tensor, partner: Tensor, boxes: Tensor, *, inplace: bool) -> Tensor:
@@ -26,22 +33,25 @@ def paste_boxes(x: Tensor, partner: Tensor, boxes: Tensor, *, inplace: bool) -> 
         boxes: (1, 4) or (N, 4) int64 on the CPU, half-open x1, y1, x2, y2 inside the image.
         inplace: Write into ``x`` and return it.
     """
-    if torch.compiler.is_compiling() or (len(boxes) > 1 and not _copies_by_sample(x, x[:1].nbytes)):
+    if torch.compiler.is_compiling() or (len(boxes) > 1 and not _one_by_one(x)):
         # A box known only as a tensor: what is compiled once serves every box.
         return _select(inside_boxes(x, boxes), x.index_select(0, _to(partner, x)), x, inplace)
     target = x if inplace else x.clone()
     if len(boxes) > 1:
-        _paste_by_sample(target, x, partner, boxes.tolist())
-        return target
+        pixels, corners = _pixels(target), boxes.tolist()
+        for i, source in _moves(pixels, _pixels(x), partner, np.copy):
+            x1, y1, x2, y2 = corners[i]
+            pixels[i, ..., y1:y2, x1:x2] = source[..., y1:y2, x1:x2]
+        return _written(target)
     x1, y1, x2, y2 = boxes[0].tolist()
-    if x1 < x2 and y1 < y2:
-        source = x[..., y1:y2, x1:x2]
-        patch = source if inplace else target[..., y1:y2, x1:x2]
-        if _copies_by_sample(x, patch[:1].nbytes):
-            _paste_by_sample(patch, source, partner)
-        else:
-            patch.copy_(source.index_select(0, _to(partner, x)))
-    return target
+    source_patch, patch = x[..., y1:y2, x1:x2], target[..., y1:y2, x1:x2]
+    if not _one_by_one(x) or patch[:1].nbytes < _LARGE:
+        patch.copy_(source_patch.index_select(0, _to(partner, x)))
+        return target
+    pixels = _pixels(patch)
+    for i, source in _moves(pixels, _pixels(source_patch), partner, np.copy):
+        pixels[i] = source
+    return _written(target)
 
 
 def blend(x: Tensor, partner: Tensor, lam: Tensor, *, inplace: bool) -> Tensor:
@@ -56,10 +66,10 @@ def blend(x: Tensor, partner: Tensor, lam: Tensor, *, inplace: bool) -> Tensor:
         lam: (N,) float32 on the CPU, the weight of the own sample.
         inplace: Write into ``x`` and return it.
     """
-    if inplace and x.dtype in (torch.float32, torch.float64) and _copies_by_sample(x, x[:1].nbytes):
-        samples, weights = x.unbind(0), lam.tolist()
-        for i, source in _moves(samples, partner):
-            torch.lerp(source, samples[i], weights[i], out=samples[i])
+    if inplace and x.dtype in (torch.float32, torch.float64) and _one_by_one(x) and x[:1].nbytes >= _LARGE:
+        weights = lam.tolist()
+        for i, source in _moves(x, x, partner, torch.clone):
+            torch.lerp(source, x[i], weights[i], out=x[i])
         return x
     work = _working_dtype(x.dtype)
     own, other = x.to(work), x.index_select(0, _to(partner, x)).to(work)
@@ -93,14 +103,14 @@ def fill_boxes(x: Tensor, boxes: Tensor, *, inplace: bool) -> Tensor:
         boxes: (1, 4) or (N, 4) int64 on the CPU, half-open x1, y1, x2, y2 inside the image.
         inplace: Write into ``x`` and return it.
     """
-    if torch.compiler.is_compiling() or (len(boxes) > 1 and not _copies_by_sample(x, x[:1].nbytes)):
+    if torch.compiler.is_compiling() or not _one_by_one(x):
         inside = inside_boxes(x, boxes)
         return x.masked_fill_(inside, 0) if inplace else x.masked_fill(inside, 0)
     target = x if inplace else x.clone()
-    parts = [target] if len(boxes) == 1 else target.unbind(0)
-    for part, (x1, y1, x2, y2) in zip(parts, boxes.tolist(), strict=True):
-        part[..., y1:y2, x1:x2].zero_()
-    return target
+    pixels = _pixels(target)
+    for part, (x1, y1, x2, y2) in zip([pixels] if len(boxes) == 1 else pixels, boxes.tolist(), strict=True):
+        part[..., y1:y2, x1:x2] = 0
+    return _written(target)
 
 
 def inside_boxes(x: Tensor, boxes: Tensor) -> Tensor:
@@ -112,48 +122,59 @@ def inside_boxes(x: Tensor, boxes: Tensor) -> Tensor:
     return ((rows >= y1) & (rows < y2)) & ((columns >= x1) & (columns < x2))
 
 
-def _paste_by_sample(target: Tensor, x: Tensor, partner: Tensor, boxes: list[list[int]] | None = None) -> None:
-    """Copy one box a sample, or all of it; where ``target`` is not ``x``, the untouched ``x`` needs no order."""
-    samples, sources = target.unbind(0), x.unbind(0)
-    if target.data_ptr() == x.data_ptr():
-        moves = _moves(samples, partner)
-    else:
-        moves = ((i, sources[j]) for i, j in enumerate(partner.tolist()))
-    for i, source in moves:
-        if boxes is None:
-            samples[i].copy_(source)
-        else:
-            x1, y1, x2, y2 = boxes[i]
-            samples[i][..., y1:y2, x1:x2].copy_(source[..., y1:y2, x1:x2])
-
-
-def _moves(samples: tuple[Tensor, ...], partner: Tensor) -> Iterator[tuple[int, Tensor]]:
+def _moves(
+    target: Samples, sources: Samples, partner: Tensor, copy: Callable[[Samples], Samples]
+) -> Iterator[tuple[int, Samples]]:
     """Yield (i, the untouched partner of i) in an order in which no sample is overwritten before it has been read.
 
-    A permutation is walked cycle by cycle, with the first sample of each cycle put aside. Where samples share a
-    partner there are no cycles, and every partner that is itself overwritten is put aside first.
+    Where ``target`` and ``sources`` are two tensors, any order will do. In place, a permutation is walked cycle by
+    cycle, with the first sample of each cycle put aside. Where samples share a partner there are no cycles, and every
+    partner that is itself overwritten is put aside first.
     """
-    follow = partner.tolist()
+    follow: Sequence[int] = partner.tolist()
+    if not _same_memory(target, sources):
+        yield from ((i, sources[j]) for i, j in enumerate(follow) if i != j)
+        return
     if len(set(follow)) < len(follow):
-        aside = {j: samples[j].clone() for j in set(follow) if follow[j] != j}
-        yield from ((i, aside.get(j, samples[j])) for i, j in enumerate(follow) if i != j)
+        aside = {j: copy(sources[j]) for j in set(follow) if follow[j] != j}
+        yield from ((i, aside.get(j, sources[j])) for i, j in enumerate(follow) if i != j)
         return
     seen = [False] * len(follow)
     for start in range(len(follow)):
         if seen[start] or follow[start] == start:
             continue
-        spare, i = samples[start].clone(), start
+        spare, i = copy(sources[start]), start
         while not seen[i]:
             seen[i], j = True, follow[i]
-            yield i, spare if j == start else samples[j]
+            yield i, spare if j == start else sources[j]
             i = j
 
 
-def _copies_by_sample(x: Tensor, nbytes: int) -> bool:
-    """Whether one copy a sample is allowed (eager, on the CPU, no gradient) and worth it for so many bytes each."""
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or nbytes < _LARGE_PATCH:
+def _same_memory(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> bool:
+    return a is b or (isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.may_share_memory(a, b))
+
+
+def _one_by_one(x: Tensor) -> bool:
+    """Whether samples can be worked on one after another: plain eager tensors on the CPU, without a gradient."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.element_size() not in _SAME_SIZE:
         return False
     return not (x.requires_grad and torch.is_grad_enabled())
+
+
+def _pixels(x: Tensor) -> np.ndarray:
+    """Return the memory of ``x`` as an array.
+
+    NumPy copies a box in one thread and with less overhead a call. Torch shares copies of this size among threads, and
+    waits for all of them each time: hundreds of times a batch, and for long when other processes have the cores.
+    """
+    return x.detach().view(_SAME_SIZE[x.element_size()]).numpy()
+
+
+def _written(x: Tensor) -> Tensor:
+    """Tell autograd that ``x`` was written to behind its back."""
+    if not x.is_inference():
+        torch.autograd.graph.increment_version(x)
+    return x
 
 
 def _select(where: Tensor, yes: Tensor, no: Tensor, inplace: bool, into: Tensor | None = None) -> Tensor:

@@ -42,7 +42,7 @@ def mixed_cross_entropy(
 ) -> Tensor:
     """Cross entropy with mixed targets: −λ log p_A − (1 − λ) log p_B.
 
-    One ``log_softmax`` and one gather of both classes, and no (N, K) target at all. Equal to
+    One softmax and one gather of both classes, and no (N, K) target at all. Equal to
     ``torch.nn.functional.cross_entropy`` with the soft labels ``targets.dense(K)``, which therefore also decides what
     ``weight`` and ``reduction="mean"`` mean: every class's term is weighted, and the mean is over the N samples.
     Class ids and soft labels go to that function as they are; with class ids it divides the mean by the sum of the
@@ -85,25 +85,27 @@ def mixed_cross_entropy(
 class _PairCrossEntropy(torch.autograd.Function):
     """−Σⱼ shareⱼ log p(classⱼ) − Σₖ spreadₖ log pₖ, a row: (N, K), (N, 2), (N, 2), (K,) or None → (N,).
 
-    Autograd alone would fill an (N, K) tensor with zeros for the gradient of the gather, and read it again. The
-    gradient p · Σ − share − spread is written in one tensor here, which is what makes it faster than soft labels.
+    One softmax serves the loss and the gradient p · Σ − share − spread, where autograd would take exponentials twice
+    and fill an (N, K) tensor with zeros for the gradient of the gather. log pₖ = zₖ − max z + log max p is exact,
+    because max p is at least 1/K.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, classes: Tensor, share: Tensor, spread: Tensor | None) -> Tensor:
-        log_p = F.log_softmax(logits, dim=1)
-        ctx.save_for_backward(log_p, classes, share, spread)
-        loss = -(share * log_p.gather(1, classes)).sum(1)
-        return loss if spread is None else loss - (log_p * spread).sum(1)
+        p = F.softmax(logits, dim=1)
+        ctx.save_for_backward(p, classes, share, spread)
+        shift = p.amax(1, keepdim=True).log_() - logits.amax(1, keepdim=True)
+        loss = -(share * (logits.gather(1, classes) + shift)).sum(1)
+        return loss if spread is None else loss - ((logits + shift) * spread).sum(1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         # once_differentiable would refuse only an upstream gradient that needs one, and lose this part in silence.
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError("mixed_cross_entropy has no second derivative; use soft labels, targets.dense(K)")
-        log_p, classes, share, spread = ctx.saved_tensors
+        p, classes, share, spread = ctx.saved_tensors
         total = share.sum(1) if spread is None else share.sum(1) + spread.sum()
-        grad_logits = log_p.exp().mul_((grad * total)[:, None])
+        grad_logits = p * (grad * total)[:, None]
         if spread is not None:
             grad_logits -= grad[:, None] * spread
         return grad_logits.scatter_add_(1, classes, -grad[:, None] * share), None, None, None
