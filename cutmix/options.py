@@ -9,7 +9,7 @@ import tyro
 
 from cutmix.errors import InputError
 
-WORKERS = min(8, os.cpu_count() or 1)
+WORKERS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)

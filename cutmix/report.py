@@ -260,7 +260,8 @@ def _status(run: Run) -> str:
 
 
 def _duration(run: Run) -> str:
-    seconds = run.fact("seconds") if run.finished else sum(entry.get("seconds") or 0 for entry in run.epochs)
+    so_far = run.epochs[-1].get("seconds") if run.epochs else None  # of all epochs up to this one
+    seconds = run.fact("seconds") if run.finished else so_far
     if not seconds:
         return "not recorded"
     minutes, rest = divmod(round(seconds), 60)

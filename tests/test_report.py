@@ -33,7 +33,7 @@ def make_run(
     log = []
     for epoch in range(1, (logged if logged is not None else epochs) + 1):
         log.append({"kind": "train", "epoch": epoch, "step": epoch * 10 - 5, "loss": 2.0})
-        log.append({"kind": "epoch", "epoch": epoch, "step": epoch * 10, "train_loss": 3 / epoch, "seconds": 10.0})
+        log.append({"kind": "epoch", "epoch": epoch, "step": epoch * 10, "train_loss": 3 / epoch, "seconds": 10.0 * epoch})
         log[-1]["top1_err"] = error + 5 * (epochs - epoch)
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     if finished:
@@ -208,6 +208,7 @@ def test_an_unfinished_run_is_shown_and_not_compared(tmp_path, pair):
     page = page_of(tmp_path, *pair, going)
     assert "mixup: unfinished, epoch 4 of 9" in page.text
     assert page.table("Last epoch")["mixup (unfinished)"][:2] == ["not run", "not run"]
+    assert page.table("When")["mixup"][-1] == "0 min 40 s"  # the log counts from the start of the run
     assert [name for name, _ in comparisons(read_runs([*pair, going]))] == ["none", "cutmix"]
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Bytes of a sample from which working on one sample after another is faster than one operation for the batch; see
-# benchmarks/mixing.py --crossover.
-_LARGE = 24 * 1024
+# Bytes of a sample's box from which working on one sample after another is faster than one operation for the batch;
+# for blending, which only torch can do well, four times as many. See benchmarks/mixing.py --crossover.
+_LARGE = 16 * 1024
 
 # Pixels are only moved, so any type of the same size will do: NumPy has no bfloat16.
 _SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -66,7 +66,7 @@ def blend(x: Tensor, partner: Tensor, lam: Tensor, *, inplace: bool) -> Tensor:
         lam: (N,) float32 on the CPU, the weight of the own sample.
         inplace: Write into ``x`` and return it.
     """
-    if inplace and x.dtype in (torch.float32, torch.float64) and _one_by_one(x) and x[:1].nbytes >= _LARGE:
+    if inplace and x.dtype in (torch.float32, torch.float64) and _one_by_one(x) and x[:1].nbytes >= 4 * _LARGE:
         weights = lam.tolist()
         for i, source in _moves(x, x, partner, torch.clone):
             torch.lerp(source, x[i], weights[i], out=x[i])
