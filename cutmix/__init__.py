@@ -14,31 +14,55 @@ from cutmix.version import __version__
 
 if TYPE_CHECKING:
     from cutmix.mixing import (
+        CenterGaussianCutMix,
+        CompleteLabelCutMix,
         CutMix,
         Cutout,
         CutoutDraw,
         Draw,
+        FeatureCutMix,
+        FeatureMix,
+        FixedSizeCutMix,
+        ManifoldMixup,
         MixedTargets,
         Mixup,
+        MultiCutMix,
+        MultiDraw,
+        MultiTargets,
+        OneHotCutMix,
         RandomChoice,
+        ScheduledCutMix,
         mixed_binary_cross_entropy,
         mixed_cross_entropy,
+        mixed_forward,
     )
     from cutmix.models import create_model
 
 __all__ = [
+    "CenterGaussianCutMix",
+    "CompleteLabelCutMix",
     "CutMix",
     "Cutout",
     "CutoutDraw",
     "Draw",
+    "FeatureCutMix",
+    "FeatureMix",
+    "FixedSizeCutMix",
     "InputError",
+    "ManifoldMixup",
     "MixedTargets",
     "Mixup",
+    "MultiCutMix",
+    "MultiDraw",
+    "MultiTargets",
+    "OneHotCutMix",
     "RandomChoice",
+    "ScheduledCutMix",
     "__version__",
     "create_model",
     "mixed_binary_cross_entropy",
     "mixed_cross_entropy",
+    "mixed_forward",
 ]
 
 

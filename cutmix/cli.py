@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -68,7 +69,10 @@ def demo(words: list[str]) -> None:
 def train(words: list[str]) -> None:
     """Train a recipe, or a folder of photographs."""
     recipe, options = parse_train(words)
+    from cutmix.allocator import keep_freed_memory
     from cutmix.train import train as run
+
+    keep_freed_memory()
 
     run(recipe, options)
 
@@ -91,7 +95,7 @@ def parse_train(words: list[str]) -> tuple["Recipe", "TrainOptions"]:
         return recipe, options
 
     recipe, options = parse(both, flags, f"train {name or '[RECIPE]'}", TRAIN)
-    if name is None and recipe.name == base.name and not options.resume:
+    if base in (Recipe(), PHOTOS) and name is None and recipe.name == base.name:
         stem = Path(recipe.data).expanduser().resolve().name if Path(recipe.data).exists() else recipe.data
         recipe = replace(recipe, name=f"{stem}-{recipe.model}-{recipe.mix}".replace("/", "-"))
     return recipe, options
@@ -103,10 +107,10 @@ def default_recipe(flags: list[str]) -> "Recipe":
 
     given = {
         name: value
-        for word, following in zip(flags, [*flags[1:], ""], strict=True)
+        for word, following in zip_longest(flags, flags[1:], fillvalue="")
         for name, _, value in [word.partition("=") if "=" in word else (word, "", following)]
     }
-    if "--resume" in given and (Path(given.get("--out", "")) / "config.json").is_file():
+    if "--resume" in given and "--out" in given and (Path(given["--out"]) / "config.json").is_file():
         from cutmix.run_folder import saved_recipe
 
         return saved_recipe(Path(given["--out"]))

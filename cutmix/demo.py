@@ -6,10 +6,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from cutmix.comparison import comparisons
 from cutmix.jsonl import read_lines
 from cutmix.options import DemoOptions, TrainOptions
 from cutmix.recipes import find_recipe
 from cutmix.report import write_report
+from cutmix.runs import read_runs
 from cutmix.train import train
 
 
@@ -19,12 +21,15 @@ def run_demo(options: DemoOptions) -> Path:
     for name in ("digits-resnet20", "digits-resnet20-cutmix"):
         recipe = replace(find_recipe(name), epochs=options.epochs, seed=options.seed)
         runs.append(train(recipe, TrainOptions(options.out / name, overwrite=True, device=options.device, log_every=8)))
-    console, table = Console(), Table("recipe", "top-1 error, last epoch (%)", "95 % interval", "images", "train (s)")
+    console = Console()
+    table = Table("mix", "top-1 error (%)", "95 % interval", "test images", "training (s)")
     for run in runs:
         line = next(r for r in read_lines(run / "results.jsonl") if (r["measure"], r["which"]) == ("top1_err", "last"))
         interval = f"{line['low']:.2f} – {line['high']:.2f}"
-        table.add_row(line["recipe"], f"{line['value']:.2f}", interval, f"{line['n']:,}", f"{line['seconds']:.0f}")
+        table.add_row(line["mix"], f"{line['value']:.2f}", interval, f"{line['n']:,}", f"{line['seconds']:.0f}")
     console.print(table)
+    for name, sentence in comparisons(read_runs(runs)):
+        console.print(f"{name}: {sentence}", highlight=False, markup=False)
     page = write_report(runs, options.out / "report.html")
-    console.print(f"The page with curves and pictures: {page}", soft_wrap=True)
+    console.print(f"The page with curves and pictures: {page}", soft_wrap=True, highlight=False)
     return page

@@ -3,6 +3,7 @@
 Every function works for a single process too, and then does nothing.
 """
 
+import atexit
 import contextlib
 import os
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ class World:
 
 @contextlib.contextmanager
 def processes(device: str = "auto") -> Iterator[World]:
-    """Join the processes that ``torchrun`` started, if it did, and leave them at the end.
+    """Join the processes that ``torchrun`` started, if it did, until this one ends.
 
     Args:
         device: "auto" (the GPU where there is one), "cpu", "cuda", or a device such as "cuda:1".
@@ -54,12 +55,11 @@ def processes(device: str = "auto") -> Iterator[World]:
     if size == 1:
         yield World(0, 1, chosen)
         return
-    # CPU tensors and objects travel through gloo beside NCCL, so that agreeing on something never waits for a GPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
-    try:
-        yield World(dist.get_rank(), size, chosen)
-    finally:
-        dist.destroy_process_group()
+    if not dist.is_initialized():  # a second run in the same processes goes on with the group of the first
+        # CPU tensors and objects travel through gloo beside NCCL: agreeing on something never waits for a GPU.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
+    yield World(dist.get_rank(), size, chosen)
 
 
 def _device(name: str, local_rank: int | None) -> torch.device:
@@ -68,7 +68,9 @@ def _device(name: str, local_rank: int | None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f'there is no device "{name}"; expected auto, cpu, cuda or cuda:N') from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InputError(f'there is no device "{name}"; expected auto, cpu, cuda or cuda:N')
     if device.type == "cuda":
         index = device.index if device.index is not None else local_rank or 0
         if index >= torch.cuda.device_count():

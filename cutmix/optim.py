@@ -38,8 +38,8 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     if recipe.schedule == "cosine":
         return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
     if recipe.schedule == "step":
-        epoch = step // steps_per_epoch
-        passed = sum(epoch >= math.floor(milestone * recipe.epochs) for milestone in recipe.milestones)
+        epoch = step // steps_per_epoch + 1e-9  # 0.7 · 10 is a little above 7 in floating point
+        passed = sum(epoch >= milestone * recipe.epochs for milestone in recipe.milestones)
         return recipe.lr * recipe.gamma**passed
     return recipe.lr
 

@@ -38,6 +38,8 @@ class TrainOptions:
     """Write TensorBoard files into the folder too."""
 
     def __post_init__(self) -> None:
+        if self.resume and self.overwrite:
+            raise InputError("--resume and --overwrite are both given; a run is either continued or started again")
         for name, least in (("workers", 0), ("log_every", 1), ("checkpoint_every", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least {least}")

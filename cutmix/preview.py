@@ -1,6 +1,8 @@
 """A picture of what mixing does to one's own images, with the labels that come of it."""
 
 import io
+import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +14,9 @@ from torch import Tensor
 from cutmix.checkpoint import write_atomic
 from cutmix.data import ArraySet, ImageSet, open_data, test_loader
 from cutmix.errors import InputError
-from cutmix.mixing import CutMix, Cutout, MixedTargets, Mixup
+from cutmix.mixing import CutMix, Cutout, Mixup
 from cutmix.mixing.images import BatchTransform
+from cutmix.mixing.targets import Targets
 from cutmix.options import PreviewOptions
 from cutmix.seeding import derive_seed
 
@@ -51,20 +54,23 @@ def preview_grid(
         for i, axis in enumerate(row):
             axis.imshow(pixels[i].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
-            axis.set_xlabel(caption(targets, i, data.classes), fontsize=8)
+            axis.set_xlabel(caption(targets, i, data.classes), fontsize=8, parse_math=False)
         row[0].set_ylabel(name, fontsize=10)
     file = io.BytesIO()
-    figure.savefig(file, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+")  # a class name in a script that the font lacks
+        figure.savefig(file, format="png")
     return file.getvalue()
 
 
-def caption(targets: MixedTargets | Tensor, i: int, classes: tuple[str, ...]) -> str:
+def caption(targets: Targets, i: int, classes: tuple[str, ...]) -> str:
     """Return a sample's labels in words, e.g. "0.62 cat" over "0.38 dog"."""
-    if not isinstance(targets, MixedTargets):
+    if isinstance(targets, Tensor):
         return _short(classes[int(targets[i])])
-    own, other, lam = int(targets.labels[i]), int(targets.partner_labels[i]), float(targets.lam[i])
-    parts = [(lam, own), (1 - lam, other)] if own != other else [(1.0, own)]
-    return "\n".join(f"{share:.2f} {_short(classes[k])}" for share, k in parts if share > 0)
+    shares: dict[int, float] = {}
+    for label, share in zip(*(terms[i].tolist() for terms in targets.terms()), strict=True):
+        shares[label] = shares.get(label, 0.0) + share
+    return "\n".join(f"{share:.2f} {_short(classes[label])}" for label, share in shares.items() if share > 0)
 
 
 def _short(name: str, length: int = 18) -> str:
@@ -80,7 +86,7 @@ def _samples(data: ImageSet, image_size: int | None, count: int, seed: int) -> t
         few: ImageSet = replace(data, labels=data.labels[chosen], images=data.images[chosen])
     else:
         few = replace(data, labels=data.labels[chosen], paths=tuple(data.paths[i] for i in chosen.tolist()))
-        image_size = image_size or 224
+        image_size = 224 if image_size is None else image_size
     loader = test_loader(few, batch_size=count, device="cpu", image_size=image_size)
     return next(iter(loader.epoch()))
 
@@ -89,11 +95,15 @@ def run_preview(options: PreviewOptions) -> Path:
     """Do what ``cutmix preview`` says: write a grid of original, Cutout, Mixup and CutMix."""
     if options.count < 2:
         raise InputError(f"--count is {options.count}; expected at least 2, as images are mixed with one another")
+    if not 0 < options.alpha < math.inf:
+        raise InputError(f"--alpha is {options.alpha}; expected a number above 0")
+    if options.cutout_size is not None and options.cutout_size < 1:
+        raise InputError(f"--cutout-size is {options.cutout_size}; expected at least 1 pixel")
     data = open_data(options.data, "train", skip_unreadable=options.skip_unreadable)
     side = options.image_size or (min(data.images.shape[-2:]) if isinstance(data, ArraySet) else 224)
     mixes = {
         "original": None,
-        "Cutout": Cutout(options.cutout_size or max(side // 2, 1), seed=options.seed),
+        "Cutout": Cutout(max(side // 2, 1) if options.cutout_size is None else options.cutout_size, seed=options.seed),
         "Mixup": Mixup(options.alpha, per_sample=True, seed=options.seed),
         "CutMix": CutMix(options.alpha, per_sample=True, seed=options.seed),
     }

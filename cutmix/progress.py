@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 
@@ -12,22 +12,20 @@ class Progress:
     """The progress of a run; a context manager, silent in all but the first process.
 
     Args:
-        title: What is run.
         epochs: Passes over the training set.
         steps_per_epoch: Optimizer steps of one.
         shown: Whether to show anything.
     """
 
-    def __init__(self, title: str, epochs: int, steps_per_epoch: int, *, shown: bool) -> None:
+    def __init__(self, epochs: int, steps_per_epoch: int, *, shown: bool) -> None:
         self.console = Console(quiet=not shown)
         self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
         self._images, self._since = 0, time.perf_counter()
         self._bar = Bar(
-            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            BarColumn(16), TextColumn("{task.fields[figures]}"), TimeRemainingColumn(), TextColumn("left"),
             console=self.console, disable=not (shown and self.console.is_terminal),
         )  # fmt: skip
-        self._task = self._bar.add_task(title, total=epochs * steps_per_epoch, figures="")
+        self._task = self._bar.add_task("", total=epochs * steps_per_epoch, figures="")
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -38,7 +36,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line of its own."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def start_epoch(self) -> None:
         """Begin to count images and time; measuring and saving are not in the speed."""
@@ -54,7 +52,7 @@ class Progress:
 
     def show(self, epoch: int, step: int, loss: float, lr: float) -> None:
         """Move the bar."""
-        figures = f"epoch {epoch}/{self.epochs}  loss {loss:.3f}  lr {lr:.4g}  {self.images_per_second():,.0f} images/s"
+        figures = f"epoch {epoch}/{self.epochs}  loss {loss:.3f}  lr {lr:.2g}  {self.images_per_second():,.0f} images/s"
         self._bar.update(self._task, completed=step, figures=figures)
 
     def show_epoch(self, record: dict[str, Any]) -> None:

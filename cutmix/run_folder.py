@@ -14,6 +14,8 @@ import io
 import json
 import os
 import platform
+import re
+import shlex
 import subprocess
 import sys
 from contextlib import suppress
@@ -35,6 +37,8 @@ _PARTS = (
     "config.json", "environment.json", "log.jsonl", "checkpoint.pt", "model.safetensors", "best.safetensors",
     "results.jsonl", "samples.png", "predictions/last.npz", "predictions/best.npz",
 )  # fmt: skip
+# What a run that was killed before it had written its configuration leaves, with the temporary files of both.
+_FIRST = re.compile(r"\.lock|environment\.json|\.(environment|config)\.json\.\w+\.tmp")
 
 
 class RunFolder:
@@ -60,18 +64,21 @@ class RunFolder:
                 f"{path} already holds a run; continue it with --resume, start again with --overwrite, "
                 "or choose another folder with --out"
             )
-        if not holds_run and path.exists() and any(p.name != ".lock" for p in path.iterdir()):
+        if not holds_run and path.exists() and any(not _FIRST.fullmatch(p.name) for p in path.iterdir()):
             raise InputError(f"{path} is not empty and holds no run; choose another folder with --out")
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{path} could not be made: {error.strerror}") from None
         self._lock = _lock(path)
-        if holds_run and resume:
-            _check_same(recipe, saved_recipe(path), path)
-        elif holds_run:
-            for name in _PARTS:
-                (path / name).unlink(missing_ok=True)
+        try:
+            if holds_run and resume:
+                _check_same(recipe, saved_recipe(path), path)
+            elif holds_run:
+                self._remove_run()
+        except InputError:
+            self.close()
+            raise
 
     def start(self, recipe: Recipe, environment: dict[str, Any]) -> None:
         """Write what is run and where; the configuration last, as it is what makes the folder a run."""
@@ -109,15 +116,32 @@ class RunFolder:
     def write_results(self, records: list[dict[str, Any]]) -> None:
         """Write the measures of training, keeping the lines of other evaluations."""
         path = self.path / "results.jsonl"
-        own = {(r["measure"], r["which"]) for r in records}
-        kept = [r for r in read_lines(path) if (r.get("measure"), r.get("which")) not in own]
+        kept = [r for r in read_lines(path) if not _of_training(r)]
         lines = [json.dumps(r, ensure_ascii=False) + "\n" for r in [*records, *kept]]
         self.write_bytes("results.jsonl", "".join(lines).encode())
+
+    def _remove_run(self) -> None:
+        """Remove what a run writes, but its configuration, by which the folder is known; the next one replaces it."""
+        parts = [self.path / name for name in reversed(_PARTS) if name != "config.json"]
+        for part in [*parts, *self.path.glob("tensorboard/events.out.tfevents.*")]:
+            try:
+                part.unlink(missing_ok=True)
+            except OSError as error:
+                raise InputError(f"{part} could not be removed: {error.strerror}") from None
 
     def close(self) -> None:
         """Let another process have the folder."""
         if self._lock is not None:
             self._lock.close()
+
+
+def has_results(path: Path) -> bool:
+    """Return whether a run's training has written its results; ``cutmix evaluate`` may have added others before."""
+    return any(_of_training(record) for record in read_lines(path / "results.jsonl"))
+
+
+def _of_training(record: dict[str, Any]) -> bool:
+    return "file" not in record  # which only an evaluation names
 
 
 def read_arrays(path: Path) -> dict[str, torch.Tensor]:
@@ -184,7 +208,7 @@ def commit() -> str | None:
 
 def command_line() -> str:
     """Return the command as it was typed, with ``python -m`` and paths to the script taken for ``cutmix``."""
-    return " ".join(["cutmix", *sys.argv[1:]])
+    return shlex.join(["cutmix", *sys.argv[1:]])
 
 
 def today() -> str:
@@ -212,10 +236,17 @@ def _lock(path: Path) -> io.TextIOWrapper | None:
         import fcntl
     except ImportError:  # not a POSIX system
         return None
-    file = open(path / ".lock", "w")  # noqa: SIM115
+    try:
+        file = open(path / ".lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(f"{path} cannot be written to: {error.strerror}") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         file.close()
-        raise InputError(f"{path} is being written by another process; wait for it, or choose another --out") from None
+        if isinstance(error, BlockingIOError):
+            reason = "is being written by another process; wait for it, or choose another --out"
+        else:
+            reason = f"cannot be locked ({error.strerror}); choose another --out"
+        raise InputError(f"{path} {reason}") from None
     return file

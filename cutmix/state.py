@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from cutmix.data import ImageSet
+from cutmix.data import ArraySet, ImageSet
 from cutmix.distributed import World, gather
 from cutmix.errors import InputError
 from cutmix.mixing import CutMix, Cutout, Mixup, RandomChoice
@@ -32,6 +32,8 @@ class State:
         step: Optimizer steps done in all.
         loss_sum: Sum of this process's losses in the running epoch, over its samples.
         seen: Samples of this process in the running epoch.
+        recent_sum: The same as ``loss_sum``, since the last line of the log.
+        recent_seen: The same as ``seen``, since the last line of the log.
         seconds: Time spent on training steps so far.
         best: Epoch and errors of the best measurement so far; empty before the first.
     """
@@ -45,6 +47,8 @@ class State:
     step: int = 0
     loss_sum: float = 0.0
     seen: int = 0
+    recent_sum: float = 0.0
+    recent_seen: int = 0
     seconds: float = 0.0
     best: dict[str, Any] = field(default_factory=dict)
 
@@ -55,7 +59,7 @@ class State:
 
 
 _SHARED = ("epoch", "step_in_epoch", "step", "seconds", "best")
-_OF_A_PROCESS = ("loss_sum", "seen")
+_OF_A_PROCESS = ("loss_sum", "seen", "recent_sum", "recent_seen")
 
 
 def start_state(recipe: Recipe, data: ImageSet, world: World) -> State:
@@ -64,10 +68,28 @@ def start_state(recipe: Recipe, data: ImageSet, world: World) -> State:
     pretrained = recipe.weights or recipe.pretrained
     model = create_model(recipe.model, data.num_classes, in_chans=data.in_chans, pretrained=pretrained)
     model = model.to(world.device)
+    _check_input(model, recipe, data, world.device)
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)
     torch.manual_seed(derive_seed(recipe.seed, "training", world.rank))
     return State(model, make_optimizer(recipe, model), make_average(recipe, model), make_mix(recipe))
+
+
+def _check_input(model: nn.Module, recipe: Recipe, data: ImageSet, device: torch.device) -> None:
+    """See that the network takes images of this size, before a folder is made for the run."""
+    sides: tuple[int, ...] = (recipe.image_size or 0,) * 2
+    if isinstance(data, ArraySet) and recipe.image_size is None:
+        sides = tuple(data.images.shape[-2:])
+    model.eval()
+    try:
+        with torch.inference_mode():
+            model(torch.zeros(1, data.in_chans, *sides, device=device))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        size, reason = "×".join(map(str, sides)), (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise InputError(
+            f"{recipe.model} takes no images of {size} pixels ({reason}); give another --image-size or --model"
+        ) from None
+    model.train()
 
 
 def make_mix(recipe: Recipe) -> BatchTransform | None:
@@ -107,13 +129,13 @@ def restore(state: State, snapshot: dict[str, Any], world: World) -> None:
     Raises:
         InputError: If the snapshot is of another network or number of processes, or lacks something.
     """
+    processes = snapshot.get("processes", [])
+    if len(processes) not in (0, world.size):
+        raise InputError(
+            f"the run was started with {len(processes)} processes and goes on exactly only with as many; there "
+            f"are {world.size}"
+        )
     try:
-        processes = snapshot["processes"]
-        if len(processes) != world.size:
-            raise InputError(
-                f"the run was started with {len(processes)} processes and goes on exactly only with as many; there "
-                f"are {world.size}"
-            )
         own = processes[world.rank]
         for names, values in ((_SHARED, snapshot), (_OF_A_PROCESS, own)):
             for name in names:
@@ -127,6 +149,6 @@ def restore(state: State, snapshot: dict[str, Any], world: World) -> None:
         torch.set_rng_state(own["torch"])
         if "cuda" in own and world.device.type == "cuda":
             torch.cuda.set_rng_state(own["cuda"], world.device)
-    except (KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"the checkpoint is not one of this run: {reason}") from None

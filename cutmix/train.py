@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import shlex
 import signal
 import time
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from cutmix.distributed import (
     World,
     any_process,
     average_loss,
+    gather,
     parallel,
     processes,
     send_buffers,
@@ -41,7 +43,7 @@ from cutmix.precision import autocast, resolve_precision
 from cutmix.preview import preview_grid
 from cutmix.progress import Progress
 from cutmix.recipes import Recipe
-from cutmix.run_folder import RunFolder, command_line, environment, read_arrays, today
+from cutmix.run_folder import RunFolder, command_line, environment, has_results, read_arrays, today
 from cutmix.signals import Stop, remembered_signals
 from cutmix.state import State, make_mix, restore, start_state, take_snapshot
 
@@ -54,8 +56,8 @@ class Run:
     options: TrainOptions
     world: World
     path: Path
-    folder: RunFolder | None
     train_set: ImageSet
+    test_set: ImageSet
     batches: Loader
     test_batches: Loader
     state: State
@@ -63,6 +65,7 @@ class Run:
     autocast: contextlib.AbstractContextManager
     progress: Progress
     about: dict[str, Any]
+    folder: RunFolder | None = None
     board: Any = None
     unread: list[tuple[Tensor, int]] = field(default_factory=list)
 
@@ -87,15 +90,17 @@ def train(recipe: Recipe, options: TrainOptions | None = None) -> Path:
     with processes((options or TrainOptions()).device) as world:
         run = prepare(recipe, options or TrainOptions(), world)
         try:
+            if begin(run):
+                return run.path
             with remembered_signals() as stop, run.progress:
-                if (run.path / "results.jsonl").exists():
-                    return run.path
                 for epoch in range(run.state.epoch, run.recipe.epochs):
                     train_epoch(run, epoch, stop)
                     measure_epoch(run)
                     save(run)
                 finish(run)
         finally:
+            if run.board:
+                run.board.close()
             if run.folder:
                 run.folder.close()
         return run.path
@@ -115,7 +120,7 @@ def train_epoch(run: Run, epoch: int, stop: Stop) -> None:
         state.step_in_epoch += 1
         run.progress.step(len(images) * world.size)
         if state.step % options.log_every == 0:
-            log_step(run, epoch, read_losses(run), lr)
+            log_step(run, epoch, lr)
         stopping = any_process(stop.number is not None, world)
         due = options.checkpoint_every and state.step % options.checkpoint_every == 0
         if stopping or (due and state.step_in_epoch < run.batches.steps):
@@ -123,10 +128,11 @@ def train_epoch(run: Run, epoch: int, stop: Stop) -> None:
             save(run)
         if stopping:
             run.progress.say(
-                f"stopped at step {state.step} in epoch {epoch + 1}; --resume --out {run.path} goes on from there"
+                f"stopped at step {state.step} in epoch {epoch + 1}; "
+                f"cutmix train --resume --out {shlex.quote(str(run.path))} goes on from there"
             )
             raise SystemExit(128 + (stop.number or signal.SIGTERM))
-    read_losses(run)
+    check_finite(run)
     state.seconds += time.perf_counter() - clock
 
 
@@ -153,35 +159,55 @@ def train_step(run: Run, images: Tensor, labels: Tensor) -> Tensor:
     return total
 
 
-def read_losses(run: Run) -> float:
-    """Read the losses since the last look, add them to the epoch's, and return their mean.
-
-    Nothing is saved before they have been read, so that every checkpoint is good.
+def read_losses(run: Run) -> None:
+    """Read the losses since the last look, and add them one by one: the sums do not depend on when one looked.
 
     Raises:
         InputError: If one is not finite, with its step and learning rate and the last good checkpoint.
     """
     if not run.unread:
-        return math.nan
-    losses = torch.stack([loss for loss, _ in run.unread]).double().cpu()
-    counts = torch.tensor([n for _, n in run.unread])
-    first = run.state.step - len(losses)
+        return
+    state = run.state
+    losses = torch.stack([loss for loss, _ in run.unread]).tolist()
+    counts = [count for _, count in run.unread]
     run.unread.clear()
-    bad = (~losses.isfinite()).nonzero().flatten().tolist()
-    if bad:
-        step = first + bad[0]
-        good = f"the last good checkpoint is {run.checkpoint}" if run.checkpoint.exists() else "no checkpoint was saved"
-        raise InputError(
-            f"the loss is {losses[bad[0]].item()} at step {step + 1}, with learning rate "
-            f"{learning_rate(run.recipe, step, run.batches.steps):.4g}; {good}"
-        )
-    run.state.loss_sum += float((losses * counts).sum())
-    run.state.seen += int(counts.sum())
-    return float((losses * counts).sum() / counts.sum())
+    first_step = state.step - len(losses)
+    bad = next(((first_step + i, loss) for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
+    found = [one for one in gather(bad, run.world) if one is not None]
+    if found:
+        step, loss = min(found)
+        raise diverged(run, f"the loss is {loss}", step)
+    for loss, count in zip(losses, counts, strict=True):
+        state.loss_sum, state.seen = state.loss_sum + loss * count, state.seen + count
+        state.recent_sum, state.recent_seen = state.recent_sum + loss * count, state.recent_seen + count
 
 
-def log_step(run: Run, epoch: int, loss: float, lr: float) -> None:
-    """Show and log where the loss is."""
+def check_finite(run: Run) -> None:
+    """Look at the losses and the weights before they are saved or measured, so that every checkpoint is good.
+
+    A finite loss can leave infinite weights: they are its gradient's.
+
+    Raises:
+        InputError: If one is not finite.
+    """
+    read_losses(run)
+    finite = all(bool(tensor.isfinite().all()) for tensor in run.state.model.state_dict().values())
+    if any_process(not finite, run.world):
+        raise diverged(run, "the weights are not finite", run.state.step - 1)
+
+
+def diverged(run: Run, what: str, step: int) -> InputError:
+    """Return the error of a run that cannot go on, with what is needed to find out why."""
+    lr = learning_rate(run.recipe, step, run.batches.steps)
+    good = f"the last good checkpoint is {run.checkpoint}" if run.checkpoint.exists() else "no checkpoint was saved"
+    return InputError(f"{what} at step {step + 1}, with learning rate {lr:.4g}; {good}")
+
+
+def log_step(run: Run, epoch: int, lr: float) -> None:
+    """Show and log the loss since the last such line of the epoch."""
+    read_losses(run)
+    loss = run.state.recent_sum / run.state.recent_seen
+    run.state.recent_sum, run.state.recent_seen = 0.0, 0
     speed = run.progress.images_per_second()
     run.progress.show(epoch + 1, run.state.step, loss, lr)
     record = {"epoch": epoch + 1, "step": run.state.step, "loss": loss, "lr": lr, "images_per_second": speed}
@@ -198,6 +224,7 @@ def measure_epoch(run: Run) -> None:
         "images_per_second": run.progress.images_per_second(),
     }  # fmt: skip
     state.epoch, state.step_in_epoch, state.loss_sum, state.seen = state.epoch + 1, 0, 0.0, 0
+    state.recent_sum, state.recent_seen = 0.0, 0
     if state.epoch % recipe.eval_every == 0 or state.epoch == recipe.epochs:
         predictions = predict_test(run)
         errors = {name: error.value for name, error in classification_error(predictions).items()}
@@ -228,7 +255,7 @@ def keep(run: Run, predictions: Predictions, which: str, weights: str) -> None:
 
 def save(run: Run) -> None:
     """Write a checkpoint; every process takes part, the first one writes."""
-    read_losses(run)
+    check_finite(run)
     snapshot = take_snapshot(run.state, run.world)
     if run.folder:
         save_checkpoint(run.checkpoint, snapshot | {"log_size": run.folder.log_size()})
@@ -254,7 +281,8 @@ def finish(run: Run) -> None:
         "mix": recipe.mix, "epochs": recipe.epochs,
         "seed": recipe.seed, "weights": "ema" if run.state.average is not None else "model",
         "precision": recipe.precision, "processes": run.world.size, "seconds": round(run.state.seconds, 1),
-        **{name: run.about[name] for name in ("parameters", "commit", "torch", "device")}, "date": today(), "command": command_line(),
+        **{name: run.about[name] for name in ("parameters", "commit", "torch", "device")}, "date": today(),
+        "command": command_line(),
     }  # fmt: skip
     records = [
         {**common, **measure, "which": which, "epoch": epoch}
@@ -272,7 +300,9 @@ def finish(run: Run) -> None:
 
 
 def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
-    """Open the data, make or restore everything that the loop works with, and take hold of the folder."""
+    """Open the data, make everything that the loop works with, and, when nothing is wrong, take hold of the folder."""
+    if options.tensorboard:
+        summary_writer()
     train_set, test_set = open_sets(recipe, options, world)
     recipe = resolve(recipe, train_set, world.device)
     shared: dict[str, Any] = {
@@ -287,49 +317,54 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     path = options.out or Path("runs") / f"{recipe.name}-seed{recipe.seed}"
     state = start_state(recipe, train_set, world)
     network = parallel(state.model, world)
-    run = Run(
+    return Run(
         recipe, options, world, path,
-        folder=RunFolder(path, recipe, resume=options.resume, overwrite=options.overwrite) if world.first else None,
         train_set=train_set,
+        test_set=test_set,
         batches=batches,
         test_batches=test_loader(test_set, crop_fraction=recipe.crop_fraction, **shared),
         state=state,
         network=torch.compile(network) if recipe.compile else network,  # type: ignore[arg-type]
         autocast=autocast(recipe.precision, world.device),
-        progress=Progress(recipe.name, recipe.epochs, batches.steps, shown=world.first),
+        progress=Progress(recipe.epochs, batches.steps, shown=world.first),
         about=environment(world.device)
         | {"processes": world.size, "parameters": sum(p.numel() for p in state.model.parameters()), "date": today()},
     )  # fmt: skip
-    any_process(False, world)  # wait until the first process has dealt with the folder
-    begin(run, test_set)
-    return run
 
 
-def begin(run: Run, test_set: ImageSet) -> None:
-    """Start the run's files, or go on from its checkpoint."""
-    skipped = sum(len(part.skipped) for part in (run.train_set, test_set))
+def begin(run: Run) -> bool:
+    """Take hold of the folder, start the run's files or go on from its checkpoint; return whether it is finished."""
+    recipe, options, data = run.recipe, run.options, run.train_set
+    if run.world.first:
+        run.folder = RunFolder(run.path, recipe, resume=options.resume, overwrite=options.overwrite)
+    any_process(False, run.world)  # wait until the first process has dealt with the folder
+    skipped = sum(len(part.skipped) for part in (data, run.test_set))
     run.progress.say(
-        f"{run.recipe.name}: {run.recipe.model}, mix {run.recipe.mix}; {run.train_set.name}: {len(run.train_set):,} "
-        f"images to train on, {len(test_set):,} to test, {run.train_set.num_classes} classes"
+        f"{recipe.name}: {recipe.model}, mix {recipe.mix}; {data.name}: {len(data):,} images to train on, "
+        f"{len(run.test_set):,} to test, {data.num_classes} classes"
         + (f", {skipped} unreadable ones left out" if skipped else "")
-        + f"; {run.world.device.type}, {run.recipe.precision}"
+        + f"; {run.world.device.type}, {recipe.precision}"
     )
-    if run.options.tensorboard and run.folder:
-        run.board = summary_writer(run.path / "tensorboard")
     if run.checkpoint.exists():
         snapshot = load_checkpoint(run.checkpoint)
         restore(run.state, snapshot, run.world)
+        if run.state.epoch == recipe.epochs and has_results(run.path):
+            run.progress.say(f"{run.path} is finished")
+            return True
         if run.folder:
             run.folder.cut_log(snapshot["log_size"])
-        finished = (run.path / "results.jsonl").exists()
-        run.progress.say(f"{run.path} is finished" if finished else f"going on after step {run.state.step}")
+        run.progress.say(f"going on after step {run.state.step}")
     elif run.folder:
-        run.folder.start(run.recipe, run.about | {"skipped": skipped})
+        run.folder.cut_log(0)
+        run.folder.start(recipe, run.about | {"skipped": skipped})
         mixes: dict[str, BatchTransform | None] = {"original": None}
         if run.recipe.mix != "none":
             mixes[run.recipe.mix] = make_mix(replace(run.recipe, mix_prob=1.0))
         png = preview_grid(run.train_set, mixes, image_size=run.recipe.image_size, count=8)
         run.folder.write_bytes("samples.png", png)
+    if options.tensorboard and run.folder:
+        run.board = summary_writer()(str(run.path / "tensorboard"), purge_step=run.state.step + 1)
+    return False
 
 
 def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> tuple[ImageSet, ImageSet]:
@@ -368,8 +403,8 @@ def describe(recipe: Recipe, data: ImageSet, epoch: int) -> dict[str, str]:
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
 
 
-def summary_writer(path: Path) -> Any:
-    """Return TensorBoard's writer.
+def summary_writer() -> Any:
+    """Return the class of TensorBoard's writer.
 
     Raises:
         InputError: If TensorBoard is not installed.
@@ -378,4 +413,4 @@ def summary_writer(path: Path) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise InputError('--tensorboard needs TensorBoard; install it with pip install "cutmix[tensorboard]"') from None
-    return SummaryWriter(str(path))
+    return SummaryWriter

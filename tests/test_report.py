@@ -33,7 +33,9 @@ def make_run(
     log = []
     for epoch in range(1, (logged if logged is not None else epochs) + 1):
         log.append({"kind": "train", "epoch": epoch, "step": epoch * 10 - 5, "loss": 2.0})
-        log.append({"kind": "epoch", "epoch": epoch, "step": epoch * 10, "train_loss": 3 / epoch, "seconds": 10.0 * epoch})
+        log.append(
+            {"kind": "epoch", "epoch": epoch, "step": epoch * 10, "train_loss": 3 / epoch, "seconds": 10.0 * epoch}
+        )
         log[-1]["top1_err"] = error + 5 * (epochs - epoch)
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     if finished:

@@ -3,6 +3,7 @@
 # ruff: noqa: PT028 - test_loader loads the test split; it is no test
 
 import math
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Protocol
@@ -276,6 +277,15 @@ def _collate(samples: list[Any]) -> Any:
     return next((sample for sample in samples if isinstance(sample, InputError)), None) or default_collate(samples)
 
 
+def _leave_signals_to_the_loop(worker: int) -> None:
+    """Let a worker outlive a signal to the whole group (Ctrl-C, a scheduler's SIGTERM): the loop still saves.
+
+    Workers end when the loader closes their queues, or when they find that their parent is gone.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class _FileLoader:
     """Decodes in workers that live as long as the loader; uint8 travels, the device normalises."""
 
@@ -290,6 +300,7 @@ class _FileLoader:
             persistent_workers=workers > 0,
             pin_memory=finish.device.type == "cuda",
             collate_fn=_collate,
+            worker_init_fn=_leave_signals_to_the_loop,
             generator=torch.Generator(),  # its own, or starting an epoch would draw from the global one
         )
         self.loader = self.new_loader()

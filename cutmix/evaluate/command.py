@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -52,6 +54,7 @@ def run_evaluate(options: EvaluateOptions) -> list[dict[str, Any]]:
             data, batch_size=options.batch_size, device=world.device,
             image_size=size or (224 if isinstance(data, FileSet) else None),
             crop_fraction=subject.recipe.crop_fraction if subject.recipe else options.crop_fraction,
+            channels_last=bool(subject.recipe and subject.recipe.channels_last),
             workers=options.workers, rank=world.rank, world_size=world.size,
         )  # fmt: skip
         predictions = predict(model, loader.epoch(), world, autocast=autocast(precision, world.device))
@@ -109,6 +112,8 @@ def load_model(options: EvaluateOptions, subject: Subject, data: ImageSet) -> nn
         raise InputError(f"{subject.weights} does not say which network it is; give --model")
     model = create_model(name, data.num_classes, in_chans=data.in_chans)
     load_weights(model, subject.weights)
+    if subject.recipe and subject.recipe.channels_last:  # the arithmetic of training, to the last bit
+        model = model.to(memory_format=torch.channels_last)
     return model
 
 
@@ -130,7 +135,9 @@ def describe(
 
 def show(records: list[dict[str, Any]], data: ImageSet, target: Path | None) -> None:
     """Print the table."""
-    table = Table("measure", "value (%)", "95 % interval", "images", title=f"{records[0]['file']} on {data.name}")
+    table = Table(
+        "measure", "value (%)", "95 % interval", "images", title=escape(f"{records[0]['file']} on {data.name}")
+    )
     for r in records:
         table.add_row(r["measure"], f"{r['value']:.2f}", f"{r['low']:.2f} – {r['high']:.2f}", f"{r['n']:,}")
     console = Console()
@@ -138,7 +145,7 @@ def show(records: list[dict[str, Any]], data: ImageSet, target: Path | None) -> 
     if data.skipped:
         console.print(f"{len(data.skipped)} unreadable pictures were left out")
     if target:
-        console.print(f"appended to {target}", soft_wrap=True)
+        console.print(f"appended to {target}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _learnt(about: dict[str, str]) -> tuple[tuple[str, ...] | None, int | None]:

@@ -1,17 +1,39 @@
 """Mixing a batch: draw, then apply. Torch only."""
 
+from cutmix.mixing.features import FeatureCutMix, FeatureMix, ManifoldMixup, mixed_forward
 from cutmix.mixing.images import CutMix, Cutout, Mixup, RandomChoice
 from cutmix.mixing.mix import CutoutDraw, Draw
-from cutmix.mixing.targets import MixedTargets, mixed_binary_cross_entropy, mixed_cross_entropy
+from cutmix.mixing.targets import MixedTargets, MultiTargets, mixed_binary_cross_entropy, mixed_cross_entropy
+from cutmix.mixing.variants import (
+    CenterGaussianCutMix,
+    CompleteLabelCutMix,
+    FixedSizeCutMix,
+    MultiCutMix,
+    MultiDraw,
+    OneHotCutMix,
+    ScheduledCutMix,
+)
 
 __all__ = [
+    "CenterGaussianCutMix",
+    "CompleteLabelCutMix",
     "CutMix",
     "Cutout",
     "CutoutDraw",
     "Draw",
+    "FeatureCutMix",
+    "FeatureMix",
+    "FixedSizeCutMix",
+    "ManifoldMixup",
     "MixedTargets",
     "Mixup",
+    "MultiCutMix",
+    "MultiDraw",
+    "MultiTargets",
+    "OneHotCutMix",
     "RandomChoice",
+    "ScheduledCutMix",
     "mixed_binary_cross_entropy",
     "mixed_cross_entropy",
+    "mixed_forward",
 ]

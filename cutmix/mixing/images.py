@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -14,14 +14,26 @@ from cutmix.mixing.targets import Targets
 from cutmix.seeding import derive_seed
 
 
+class Drawn(Protocol):
+    """What every drawn record can do; see ``Draw``."""
+
+    def apply(self, x: Tensor, inplace: bool = False) -> Tensor:
+        """Mix a batch."""
+        ...
+
+    def targets(self, labels: Tensor) -> Targets:
+        """Mix labels as the pixels were mixed."""
+        ...
+
+
 class BatchTransform(Protocol):
-    """What a loop needs of a transform: CutMix, Mixup, Cutout and RandomChoice are ones."""
+    """What a loop needs of a transform: CutMix, its variants, Mixup, Cutout and RandomChoice are ones."""
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Targets]:
         """Return the mixed images and their targets."""
         ...
 
-    def draw(self, shape: Sequence[int]) -> Draw | CutoutDraw:
+    def draw(self, shape: Sequence[int]) -> Drawn:
         """Draw for a batch of this shape."""
         ...
 
@@ -70,10 +82,21 @@ class RandomStream:
         self._generator.set_state(state["_generator"])
 
 
+class MixOptions(TypedDict, total=False):
+    """Keyword arguments of every transform that mixes samples; ``CutMix`` says what they mean."""
+
+    prob: float
+    per_sample: bool
+    inplace: bool
+    seed: int | None
+
+
 class _Mixer:
     """What the transforms share: probability, granularity, random state, and the call."""
 
-    def __init__(self, prob: float, per_sample: bool, inplace: bool, seed: int | None) -> None:
+    def __init__(
+        self, prob: float = 1.0, per_sample: bool = False, inplace: bool = False, seed: int | None = None
+    ) -> None:
         self.prob = prob
         self.per_sample = per_sample
         self.inplace = inplace
@@ -90,7 +113,7 @@ class _Mixer:
             raise ValueError(f"prob is {prob}; expected a probability in [0, 1]")
         self._prob = prob
 
-    def draw(self, shape: Sequence[int]) -> Draw | CutoutDraw:
+    def draw(self, shape: Sequence[int]) -> Drawn:
         raise NotImplementedError
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Targets]:
@@ -131,7 +154,45 @@ class _Mixer:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
 
-class CutMix(_Mixer):
+class BoxMixer(_Mixer):
+    """Paste a box of every sample's partner: what CutMix shares with the paper's ablations of it.
+
+    They differ in the box's sides, in its centre, or in what it does to the label; each is one method.
+    """
+
+    def draw(self, shape: Sequence[int]) -> Draw:
+        """Draw partners and boxes for a batch of shape (N, ..., H, W)."""
+        n, height, width = spatial(shape)
+        mixed = self._mixed(n, self._stream.generator)
+        if mixed is False or n < 2:
+            return _unmixed(n, (height, width))
+        boxes, kept = self.draw_boxes(n, height, width, mixed)
+        lam = self.weigh(kept)
+        if mixed is not True:
+            lam = torch.where(mixed, lam, 1.0)
+        partner = draw_cycle(n, self._stream.generator)
+        return Draw(partner, lam.expand(n).contiguous(), boxes=boxes, size=(height, width))
+
+    def draw_boxes(self, n: int, height: int, width: int, mixed: Tensor | bool) -> tuple[Tensor, Tensor]:
+        """Draw one box, or n with ``per_sample``, empty where unmixed: what ``clip_boxes`` returns."""
+        size = torch.tensor([[width], [height]], dtype=torch.float64)
+        side = self.draw_sides(n if self.per_sample else 1, size) * mixed
+        return clip_boxes(self.draw_centres(side.shape[1], size), side, size)
+
+    def draw_sides(self, n: int, size: Tensor) -> Tensor:
+        """Draw widths and heights in whole pixels, (2, n) float64, for images of width and height ``size`` (2, 1)."""
+        raise NotImplementedError
+
+    def draw_centres(self, n: int, size: Tensor) -> Tensor:
+        """Draw centres uniform over the pixels, (2, n) float64."""
+        return draw_pixels(n, size, self._stream.generator)
+
+    def weigh(self, kept: Tensor) -> Tensor:
+        """Return the weight of the own label from the share of own pixels, both (1,) or (N,) float32."""
+        return kept
+
+
+class CutMix(BoxMixer):
     """Paste a random box of every sample's partner, and mix the labels by the pixels that stay.
 
         x̃ = M ⊙ x_A + (1 − M) ⊙ x_B,   ỹ = λ y_A + (1 − λ) y_B,   λ₀ ~ Beta(α, α)
@@ -168,22 +229,13 @@ class CutMix(_Mixer):
         inplace: bool = False,
         seed: int | None = None,
     ) -> None:
-        self.alpha = _positive("alpha", alpha)
+        self.alpha = positive("alpha", alpha)
         super().__init__(prob, per_sample, inplace, seed)
 
-    def draw(self, shape: Sequence[int]) -> Draw:
-        """Draw partners and boxes for a batch of shape (N, ..., H, W)."""
-        n, height, width = _spatial(shape)
-        generator = self._stream.generator
-        mixed = self._mixed(n, generator)
-        if mixed is False or n < 2:
-            return _unmixed(n, (height, width))
-        cut = (1 - draw_beta(self.alpha, n if self.per_sample else 1, generator)).sqrt_()
-        if mixed is not True:
-            cut *= mixed
-        size = torch.tensor([[width], [height]], dtype=torch.float64)
-        boxes, lam = draw_boxes((cut * size / 2).floor_(), size, generator)
-        return Draw(draw_cycle(n, generator), lam.expand(n).contiguous(), boxes=boxes, size=(height, width))
+    def draw_sides(self, n: int, size: Tensor) -> Tensor:
+        """Draw W√(1 − λ₀) and H√(1 − λ₀), rounded down to even numbers."""
+        cut = (1 - draw_beta(self.alpha, n, self._stream.generator)).sqrt_()
+        return (cut * size / 2).floor_() * 2
 
 
 class Mixup(_Mixer):
@@ -215,7 +267,7 @@ class Mixup(_Mixer):
         inplace: bool = False,
         seed: int | None = None,
     ) -> None:
-        self.alpha = _positive("alpha", alpha)
+        self.alpha = positive("alpha", alpha)
         super().__init__(prob, per_sample, inplace, seed)
 
     def draw(self, shape: Sequence[int]) -> Draw:
@@ -269,12 +321,12 @@ class Cutout(_Mixer):
 
     def draw(self, shape: Sequence[int]) -> CutoutDraw:
         """Draw holes for a batch of shape (N, ..., H, W)."""
-        n, height, width = _spatial(shape)
+        n, height, width = spatial(shape)
         generator = self._stream.generator
         side = torch.full((2, n if self.per_sample else 1), self.size, dtype=torch.float64)
         side *= self._mixed(n, generator)
         size = torch.tensor([[width], [height]], dtype=torch.float64)
-        boxes, _ = draw_boxes((side / 2).floor_(), size, generator, odd=side % 2)
+        boxes, _ = clip_boxes(draw_pixels(side.shape[1], size, generator), side, size)
         return CutoutDraw(torch.arange(n), torch.ones(n), boxes, (height, width))
 
 
@@ -311,7 +363,7 @@ class RandomChoice:
         """Choose, then mix; see the chosen transform."""
         return self._choose()(images, labels)
 
-    def draw(self, shape: Sequence[int]) -> Draw | CutoutDraw:
+    def draw(self, shape: Sequence[int]) -> Drawn:
         """Choose, then draw for a batch of this shape."""
         return self._choose().draw(shape)
 
@@ -349,25 +401,27 @@ def draw_beta(alpha: float, n: int, generator: torch.Generator) -> Tensor:
     return torch._sample_dirichlet(concentration, generator=generator)[:, 0]
 
 
-def draw_boxes(
-    half: Tensor, size: Tensor, generator: torch.Generator, odd: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Draw boxes of given half sizes, with centres uniform over the pixels, clipped at the border.
+def draw_pixels(n: int, size: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw positions uniform over the pixels of images of width and height ``size`` (2, 1): (2, n) float64."""
+    return (torch.rand((2, n), generator=generator, dtype=torch.float64) * size).floor_()
+
+
+def clip_boxes(centre: Tensor, side: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Clip boxes at the border; an odd side has its extra pixel at the right or the bottom.
 
     All in float64, which holds every pixel position exactly.
 
     Args:
-        half: Half widths and half heights in whole pixels, (2, n).
+        centre: Columns and rows, (2, n).
+        side: Widths and heights in whole pixels, (2, n).
         size: Width and height of the image, (2, 1).
-        generator: Source of the centres.
-        odd: Pixels to add at the right and the bottom, (2, n), or None.
 
     Returns:
         Half-open x1, y1, x2, y2, (n, 4) int64; and λ, the share of pixels outside the box, (n,) float32.
     """
-    centre = (torch.rand(half.shape, generator=generator, dtype=torch.float64) * size).floor_()
-    low, high = (centre - half).clamp_(min=0), centre + half
-    high = torch.minimum(high if odd is None else high + odd, size)
+    low = centre - (side / 2).floor()
+    high = torch.minimum(low + side, size)
+    low = low.clamp_(min=0)
     lam = 1 - ((high - low) / size).prod(0)
     return torch.cat((low.T, high.T), dim=1).long(), lam.float()
 
@@ -377,13 +431,15 @@ def _unmixed(n: int, size: tuple[int, int] | None) -> Draw:
     return Draw(torch.arange(n), torch.ones(n), boxes=boxes, size=size)
 
 
-def _spatial(shape: Sequence[int]) -> tuple[int, int, int]:
+def spatial(shape: Sequence[int]) -> tuple[int, int, int]:
+    """Return N, H and W of a batch of shape (N, ..., H, W)."""
     if len(shape) < 3:
         raise ValueError(f"the batch is {tuple(shape)}, without spatial dimensions; expected (N, ..., H, W)")
     return shape[0], shape[-2], shape[-1]
 
 
-def _positive(name: str, value: float) -> float:
+def positive(name: str, value: float) -> float:
+    """Return a finite number above 0, or raise ValueError."""
     if not 0 < value < math.inf:
         raise ValueError(f"{name} is {value}; expected a number above 0")
     return float(value)

@@ -1,5 +1,6 @@
 """Mixed targets and their losses."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,12 +25,39 @@ class MixedTargets(NamedTuple):
 
     def dense(self, num_classes: int) -> Tensor:
         """Return soft labels, (N, num_classes) float32; every row sums to 1."""
-        dense = self.lam.new_zeros(len(self.labels), num_classes)
-        dense.scatter_add_(1, self.labels[:, None].long(), self.lam[:, None])
-        return dense.scatter_add_(1, self.partner_labels[:, None].long(), 1 - self.lam[:, None])
+        return _dense(*self.terms(), num_classes)
+
+    def terms(self) -> tuple[Tensor, Tensor]:
+        """Return all class ids, (N, 2) int64, and their weights, (N, 2) float32."""
+        ids = torch.stack((self.labels, self.partner_labels), dim=1).long()
+        return ids, torch.stack((self.lam, 1 - self.lam), dim=1)
 
 
-Targets = MixedTargets | Tensor
+class MultiTargets(NamedTuple):
+    """Any number of class ids a sample and their weights: ỹ = Σⱼ wⱼ yⱼ.
+
+    Attributes:
+        labels: Class ids, (N, m) int64; one may occur more than once.
+        weights: Their weights, (N, m) float32; every row sums to 1.
+    """
+
+    labels: Tensor
+    weights: Tensor
+
+    def dense(self, num_classes: int) -> Tensor:
+        """Return soft labels, (N, num_classes) float32; every row sums to 1."""
+        return _dense(*self.terms(), num_classes)
+
+    def terms(self) -> tuple[Tensor, Tensor]:
+        """Return all class ids, (N, m) int64, and their weights, (N, m) float32."""
+        return self.labels.long(), self.weights
+
+
+Targets = MixedTargets | MultiTargets | Tensor
+
+
+def _dense(ids: Tensor, weights: Tensor, num_classes: int) -> Tensor:
+    return weights.new_zeros(len(ids), num_classes).scatter_add_(1, ids, weights)
 
 
 def mixed_cross_entropy(
@@ -42,7 +70,7 @@ def mixed_cross_entropy(
 ) -> Tensor:
     """Cross entropy with mixed targets: −λ log p_A − (1 − λ) log p_B.
 
-    One softmax and one gather of both classes, and no (N, K) target at all. Equal to
+    One softmax and one gather of all classes, and no (N, K) target at all. Equal to
     ``torch.nn.functional.cross_entropy`` with the soft labels ``targets.dense(K)``, which therefore also decides what
     ``weight`` and ``reduction="mean"`` mean: every class's term is weighted, and the mean is over the N samples.
     Class ids and soft labels go to that function as they are; with class ids it divides the mean by the sum of the
@@ -50,7 +78,7 @@ def mixed_cross_entropy(
 
     Args:
         logits: (N, K) floating; half precision is computed in float32.
-        targets: ``MixedTargets``, class ids (N,) of an integer dtype, or soft labels (N, K).
+        targets: ``MixedTargets``, ``MultiTargets``, class ids (N,) of an integer dtype, or soft labels (N, K).
         label_smoothing: In [0, 1]; the share of the target spread over all K classes.
         weight: (K,) weight of each class, or None.
         reduction: "mean", "sum" or "none".
@@ -66,24 +94,24 @@ def mixed_cross_entropy(
         Checked against ``torch.nn.functional.cross_entropy`` with soft labels.
     """
     _check(logits, targets, label_smoothing, reduction)
-    if not isinstance(targets, MixedTargets):
+    if isinstance(targets, Tensor):
         logits = logits.to(_accurate(logits.dtype))
         targets = targets.to(logits.dtype) if targets.ndim == 2 else targets.long()
         return F.cross_entropy(logits, targets, weight, reduction=reduction, label_smoothing=label_smoothing)
-    classes = torch.stack((targets.labels, targets.partner_labels), dim=1).long()
-    share = torch.stack((targets.lam, 1 - targets.lam), dim=1).to(_accurate(logits.dtype)) * (1 - label_smoothing)
+    classes, share = targets.terms()
+    share = share.to(_accurate(logits.dtype)) * (1 - label_smoothing)
     spread = None
     if weight is not None:
         share = share * weight[classes]
     if label_smoothing:
         spread = share.new_full((logits.shape[1],), label_smoothing / logits.shape[1])
         spread = spread if weight is None else spread * weight
-    loss = _PairCrossEntropy.apply(logits.to(share.dtype), classes, share, spread)
+    loss = _SparseCrossEntropy.apply(logits.to(share.dtype), classes, share, spread)
     return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
 
 
-class _PairCrossEntropy(torch.autograd.Function):
-    """−Σⱼ shareⱼ log p(classⱼ) − Σₖ spreadₖ log pₖ, a row: (N, K), (N, 2), (N, 2), (K,) or None → (N,).
+class _SparseCrossEntropy(torch.autograd.Function):
+    """−Σⱼ shareⱼ log p(classⱼ) − Σₖ spreadₖ log pₖ, a row: (N, K), (N, m), (N, m), (K,) or None → (N,).
 
     One softmax serves the loss and the gradient p · Σ − share − spread, where autograd would take exponentials twice
     and fill an (N, K) tensor with zeros for the gradient of the gather. log pₖ = zₖ − max z + log max p is exact,
@@ -123,8 +151,8 @@ def mixed_binary_cross_entropy(
 
     Args:
         logits: (N, K) floating; half precision is computed in float32.
-        targets: Multi-label targets (N, K) in [0, 1], as ``draw.targets`` mixes them; or ``MixedTargets`` or class
-            ids (N,), which are taken as soft one-hot labels.
+        targets: Multi-label targets (N, K) in [0, 1], as ``draw.targets`` mixes them; or ``MixedTargets``,
+            ``MultiTargets`` or class ids (N,), which are taken as soft one-hot labels.
         weight: (K,) or (N, K) weight of each term, or None.
         pos_weight: (K,) weight of the positive part of each class, or None.
         reduction: "mean" (over N·K terms), "sum" or "none".
@@ -140,7 +168,7 @@ def mixed_binary_cross_entropy(
     """
     _check(logits, targets, 0.0, reduction)
     logits = logits.to(_accurate(logits.dtype))
-    if isinstance(targets, MixedTargets):
+    if not isinstance(targets, Tensor):
         targets = targets.dense(logits.shape[1])
     elif targets.ndim == 1:
         targets = F.one_hot(targets.long(), logits.shape[1])
@@ -161,7 +189,12 @@ def _check(logits: Tensor, targets: Targets, label_smoothing: float, reduction: 
         raise ValueError(f"label_smoothing is {label_smoothing}; expected a number in [0, 1]")
     if logits.ndim != 2 or not logits.is_floating_point():
         raise ValueError(f"logits are {logits.dtype} {tuple(logits.shape)}; expected floating (N, K)")
-    rows = targets.labels if isinstance(targets, MixedTargets) else targets
+    columns: Sequence[Tensor]
+    if isinstance(targets, Tensor):
+        columns = (targets,)
+    else:
+        columns = targets[:2] if isinstance(targets, MixedTargets) else targets.labels.unbind(1)
+    rows = columns[0]
     if len(rows) != len(logits):
         raise ValueError(f"there are {len(rows)} targets for {len(logits)} rows of logits; expected one a row")
     if rows.ndim == 2 and rows.shape != logits.shape:
@@ -171,7 +204,7 @@ def _check(logits: Tensor, targets: Targets, label_smoothing: float, reduction: 
     if rows.ndim == 1 and (rows.is_floating_point() or rows.dtype == torch.bool):
         raise ValueError(f"class ids are {rows.dtype}; expected an integer dtype, or soft labels of shape (N, K)")
     if rows.ndim == 1 and rows.device.type == "cpu" and not torch.compiler.is_compiling() and rows.numel():
-        for ids in targets[:2] if isinstance(targets, MixedTargets) else (targets,):
+        for ids in columns:
             low, high = (int(bound) for bound in ids.aminmax())
             if low < 0 or high >= logits.shape[1]:
                 raise ValueError(

@@ -1,23 +1,31 @@
 """One function that makes a network from its name."""
 
+from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from cutmix.checkpoint import load_weights
 from cutmix.errors import InputError
+from cutmix.models.pyramidnet import PyramidNet
 from cutmix.models.resnet import BasicBlock, Bottleneck, CifarResNet
 
-# name: block, blocks a stage. ResNet-110 is the paper's (bottleneck, 9 · 12 + 2), not the classic basic-block one.
-_CIFAR_RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], int]] = {
-    "resnet20": (BasicBlock, 3),
-    "resnet32": (BasicBlock, 5),
-    "resnet44": (BasicBlock, 7),
-    "resnet56": (BasicBlock, 9),
-    "resnet110": (Bottleneck, 12),
+# Called with num_classes and in_chans. ResNet-110 is the paper's (bottleneck, 9 · 12 + 2), not the classic basic-block
+# one; PyramidNets are additive with bottlenecks (9n + 2), of 64 and 240 for α̃.
+_CIFAR_NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
+    "resnet20": partial(CifarResNet, BasicBlock, 3),
+    "resnet32": partial(CifarResNet, BasicBlock, 5),
+    "resnet44": partial(CifarResNet, BasicBlock, 7),
+    "resnet56": partial(CifarResNet, BasicBlock, 9),
+    "resnet110": partial(CifarResNet, Bottleneck, 12),
+    "pyramidnet110": partial(PyramidNet, 12, 64),
+    "pyramidnet200": partial(PyramidNet, 22, 240),
 }
+
+_GATHER_EXCITE = {"geresnet50": "resnet50", "geresnet101": "resnet101"}
 
 
 def create_model(name: str, num_classes: int, *, in_chans: int = 3, pretrained: bool | str | Path = False) -> nn.Module:
@@ -25,8 +33,10 @@ def create_model(name: str, num_classes: int, *, in_chans: int = 3, pretrained: 
 
     Args:
         name: ``resnet20``, ``resnet32``, ``resnet44``, ``resnet56`` (basic blocks) or ``resnet110`` (the paper's
-            bottleneck) for CIFAR; ``resnet18_cifar``, ``resnet50_cifar`` and so on: timm's ResNet with a 3×3 stem of
-            stride 1 and no max-pooling; or any model name of timm.
+            bottleneck), ``pyramidnet110`` (α̃ 64), ``pyramidnet200`` (α̃ 240) for CIFAR; ``resnet18_cifar``,
+            ``resnet50_cifar`` and so on: timm's ResNet with a 3×3 stem of stride 1 and no max-pooling;
+            ``geresnet50``, ``geresnet101``: with Gather-Excite, for images of 224×224; or any model name of timm
+            (``seresnet50``, ``resnext101_32x4d``, ...).
         num_classes: Outputs, at least 1.
         in_chans: Channels of the images, at least 1.
         pretrained: False: random weights. True: timm's weights for this name, downloaded. A path: a file of weights
@@ -40,10 +50,13 @@ def create_model(name: str, num_classes: int, *, in_chans: int = 3, pretrained: 
     for argument, count in (("num_classes", num_classes), ("in_chans", in_chans)):
         if count < 1:
             raise InputError(f"{argument} is {count}; at least 1 is expected")
-    if name in _CIFAR_RESNETS:
+    if name in _CIFAR_NETWORKS:
         _refuse_download(name, pretrained)
-        block, blocks = _CIFAR_RESNETS[name]
-        model: nn.Module = CifarResNet(block, blocks, num_classes, in_chans)
+        model = _CIFAR_NETWORKS[name](num_classes, in_chans)
+    elif name in _GATHER_EXCITE:
+        _refuse_download(name, pretrained)
+        attention = {"block_args": {"attn_layer": GatherExcite}}
+        model = _timm_model(_GATHER_EXCITE[name], num_classes, in_chans, download=False, **attention)
     elif name.endswith("_cifar"):
         _refuse_download(name, pretrained)
         model = _with_cifar_stem(name, num_classes, in_chans)
@@ -52,6 +65,38 @@ def create_model(name: str, num_classes: int, *, in_chans: int = 3, pretrained: 
     if not isinstance(pretrained, bool):
         load_weights(model, pretrained, new_head=True)
     return model
+
+
+class GatherExcite(nn.Module):
+    """x · sigmoid(W₂ ReLU(W₁ BN(gather(x)))): the channels of a ResNet's block weighed by their context.
+
+    The gathering is a depthwise convolution as large as the map, so the size of the image is fixed; W₁ has a sixteenth
+    of the channels. timm has a module of the name, whose constructor fails in its version 1.0.31.
+
+    Args:
+        channels: 256, 512, 1024 or 2048, whose maps are 56, 28, 14 and 7 wide for images of 224×224.
+        factory: ``device`` and ``dtype``.
+
+    Source: Hu et al. 2018 (Gather-Excite), GE-θ⁺ with global extent, which is the 33.7M of the CutMix paper's table 3.
+    """
+
+    def __init__(self, channels: int, **factory: Any) -> None:
+        super().__init__()
+        self.map_size = 56 * 256 // channels
+        self.gather = nn.Conv2d(channels, channels, self.map_size, groups=channels, bias=False, **factory)
+        self.bn = nn.BatchNorm2d(channels, **factory)
+        self.fc1 = nn.Conv2d(channels, channels // 16, 1, **factory)
+        self.fc2 = nn.Conv2d(channels // 16, channels, 1, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, H, W) -> the same shape."""
+        if tuple(x.shape[-2:]) != (self.map_size, self.map_size):
+            raise InputError(
+                f"a feature map is {x.shape[-2]}×{x.shape[-1]} where Gather-Excite expects {self.map_size}×"
+                f"{self.map_size}; its networks take images of 224×224"
+            )
+        context = self.fc1(self.bn(self.gather(x))).relu()
+        return x * self.fc2(context).sigmoid()
 
 
 def _refuse_download(name: str, pretrained: bool | str | Path) -> None:
@@ -74,7 +119,7 @@ def _with_cifar_stem(name: str, num_classes: int, in_chans: int) -> nn.Module:
     return model
 
 
-def _timm_model(name: str, num_classes: int, in_chans: int, *, download: bool) -> nn.Module:
+def _timm_model(name: str, num_classes: int, in_chans: int, *, download: bool, **options: Any) -> nn.Module:
     import timm
 
     architecture, _, tag = name.partition(".")
@@ -83,7 +128,7 @@ def _timm_model(name: str, num_classes: int, in_chans: int, *, download: bool) -
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
         raise InputError(f"{architecture!r} has no weights {tag!r}; known are {', '.join(tags) or 'none'}")
-    options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans}
+    options |= {"num_classes": num_classes, "in_chans": in_chans}
     if not download:
         return timm.create_model(name, **options)
     if not tags:
@@ -101,7 +146,7 @@ def _timm_model(name: str, num_classes: int, in_chans: int, *, download: bool) -
 def _unknown(name: str) -> InputError:
     import timm
 
-    cifar = [*_CIFAR_RESNETS, "resnet18_cifar", "resnet34_cifar", "resnet50_cifar"]
-    close = get_close_matches(name, [*cifar, *timm.list_models()], n=5)
-    hint = f"the closest are {', '.join(close)}" if close else f"known are {', '.join(cifar)} and timm's models"
+    own = [*_CIFAR_NETWORKS, "resnet18_cifar", "resnet34_cifar", "resnet50_cifar", *_GATHER_EXCITE]
+    close = get_close_matches(name, [*own, *timm.list_models()], n=5)
+    hint = f"the closest are {', '.join(close)}" if close else f"known are {', '.join(own)} and timm's models"
     return InputError(f"no model is called {name!r}; {hint}")

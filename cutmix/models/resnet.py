@@ -11,17 +11,21 @@ from torch import Tensor, nn
 
 
 class _Residual(nn.Module):
-    """ReLU(residual(x) + shortcut(x)): what the blocks share."""
+    """ReLU(drop_path(residual(x)) + shortcut(x)): ``cutmix.regularizers`` fills ``drop_path``."""
 
     expansion: int
     downsample: nn.Sequential | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop_path: nn.Module = nn.Identity()
 
     def residual(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        return F.relu(self.residual(x) + shortcut, inplace=True)
+        return F.relu(self.drop_path(self.residual(x)) + shortcut, inplace=True)
 
 
 class BasicBlock(_Residual):

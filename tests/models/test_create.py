@@ -68,11 +68,67 @@ def same_function(first, second, size=32):
         ("resnet50_cifar", 100, 23_705_252),
         # The authors' resnet.py with depth=110, bottleneck=True.
         ("resnet110", 100, 1_170_868),
-        ("resnet50", 1000, 25_557_032),  # torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["num_params"]
+        # The authors' pyramidnet.py with bottleneck=True.
+        ("pyramidnet110", 100, 1_725_300),
+        ("pyramidnet200", 100, 26_844_952),
+        ("pyramidnet200", 10, 26_752_702),
+        # torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["num_params"] and so on.
+        ("resnet50", 1000, 25_557_032),
+        ("resnet101", 1000, 44_549_160),
+        ("resnet152", 1000, 60_192_808),
+        ("resnext101_32x4d", 1000, 44_177_704),  # timm's table of results: 44.18
     ],
 )
 def test_published_parameter_counts(name, classes, parameters):
-    assert sum(p.numel() for p in create_model(name, classes).parameters()) == parameters
+    assert count(name, classes) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "plain", "blocks", "millions"),
+    [
+        ("seresnet50", "resnet50", (3, 4, 6, 3), 28.1),
+        ("seresnet101", "resnet101", (3, 4, 23, 3), 49.4),
+        ("geresnet50", "resnet50", (3, 4, 6, 3), 33.7),
+        ("geresnet101", "resnet101", (3, 4, 23, 3), 58.4),
+    ],
+)
+def test_parameter_counts_of_squeeze_and_gather_excite(name, plain, blocks, millions):
+    added = 0
+    for n, channels, size in zip(blocks, (256, 512, 1024, 2048), (56, 28, 14, 7), strict=True):
+        excite = 2 * channels * channels // 16 + channels // 16 + channels
+        gather = channels * size**2 + 2 * channels
+        added += n * (excite + (gather if name.startswith("ge") else 0))
+    assert count(name, 1000) == count(plain, 1000) + added
+    assert count(name, 1000) / 1e6 == pytest.approx(millions, abs=0.1)  # as the CutMix paper's table 3 prints them
+
+
+def count(name, classes):
+    with torch.device("meta"):
+        return sum(p.numel() for p in create_model(name, classes).parameters())
+
+
+def test_gather_excite_weighs_channels_and_wants_its_size():
+    model = create_model("geresnet50", 5).eval()
+    attention = model.layer4[0].se
+    x = torch.rand(2, 2048, 7, 7)
+    gathered = (x * attention.gather.weight[:, 0]).sum((2, 3), keepdim=True) / (1 + attention.bn.eps) ** 0.5
+    weights = torch.sigmoid(attention.fc2(torch.relu(attention.fc1(gathered))))
+    torch.testing.assert_close(attention(x), x * weights)
+    with pytest.raises(InputError, match=r"is 16×16 where Gather-Excite expects 56×56; .* images of 224×224"):
+        model(torch.rand(1, 3, 64, 64))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("pyramidnet200", 32), ("resnet101", 64), ("resnet152", 64), ("resnext101_32x4d", 64), ("seresnet50", 64),
+        ("seresnet101", 64), ("geresnet50", 224), ("geresnet101", 224),
+    ],
+)  # fmt: skip
+def test_large_networks_run(name, size):
+    with torch.no_grad():
+        assert create_model(name, 7)(torch.rand(2, 3, size, size)).shape == (2, 7)
 
 
 @pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85)])
@@ -108,7 +164,7 @@ def test_timm_names_are_timms():
     assert create_model("resnet10t.c3_in1k", 7, in_chans=1)(torch.rand(2, 1, 64, 64)).shape == (2, 7)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet110", "resnet18_cifar"])
+@pytest.mark.parametrize("name", ["resnet20", "resnet110", "pyramidnet110", "resnet18_cifar"])
 @pytest.mark.parametrize(("channels", "height", "width"), [(1, 8, 8), (1, 28, 28), (3, 33, 17), (3, 64, 64)])
 def test_any_size_and_channels_train(name, channels, height, width):
     model = create_model(name, 5, in_chans=channels)
@@ -135,6 +191,7 @@ def test_counts_below_one_are_refused(classes, channels, message):
         ("zzzzzz_cifar", r"known are resnet20"),
         ("resnet50d_cifar", r"plain 7×7 stem"),
         ("vit_tiny_patch16_224_cifar", r"plain 7×7 stem"),
+        ("pyramidnet272", r"closest are .*pyramidnet200"),
         ("resnet10t.nothing", r"'resnet10t' has no weights 'nothing'; known are c3_in1k"),
     ],
 )
@@ -143,7 +200,7 @@ def test_unknown_names(name, message):
         create_model(name, 5)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet18_cifar", "seresnet18"])
+@pytest.mark.parametrize("name", ["resnet20", "pyramidnet110", "resnet18_cifar", "geresnet50", "seresnet18"])
 def test_weights_that_nobody_published(name):
     with pytest.raises(InputError, match=f"no pretrained weights are published for '{name}'"):
         create_model(name, 10, pretrained=True)

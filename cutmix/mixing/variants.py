@@ -1,0 +1,251 @@
+"""The paper's ablations of CutMix, each a difference from it: the box, the label, the probability, more images.
+
+Table 8 and §4 of Yun et al., CutMix, ICCV 2019 (arXiv:1905.04899v2); none of them is in the authors' published code.
+All of them take ``prob``, ``per_sample``, ``inplace`` and ``seed`` as ``CutMix`` does, draw their partners in one
+random cycle, and return targets that follow from the pixels unless they say otherwise.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor
+
+from cutmix.mixing.images import BoxMixer, CutMix, MixOptions, draw_cycle, positive, spatial
+from cutmix.mixing.mix import Draw, check_labels
+from cutmix.mixing.paste import inside_boxes
+from cutmix.mixing.targets import MultiTargets
+
+
+class CenterGaussianCutMix(CutMix):
+    """CutMix with the box near the image's centre: (r_x, r_y) ~ N((W/2, H/2), (σW, σH)²) instead of uniform.
+
+    The paper does not give σ, nor what becomes of centres outside the image. Here σ is a quarter of the side, so that
+    the image spans two deviations to each side, and the distribution is truncated to the image: σ → 0 is the centre
+    itself, σ → ∞ is CutMix.
+
+    Args:
+        alpha: α of the Beta distribution, above 0.
+        sigma: σ as a share of the image's width and height, above 0.
+        **options: See ``CutMix``.
+
+    Source:
+        Table 8, "Center Gaussian CutMix".
+    """
+
+    def __init__(self, alpha: float = 1.0, sigma: float = 0.25, **options: Unpack[MixOptions]) -> None:
+        super().__init__(alpha, **options)
+        self.sigma = positive("sigma", sigma)
+
+    def draw_centres(self, n: int, size: Tensor) -> Tensor:
+        """Draw centres by the inverse of the truncated Gaussian's distribution function."""
+        edge = torch.special.ndtr(torch.tensor(-0.5 / self.sigma, dtype=torch.float64))
+        uniform = torch.rand((2, n), generator=self._stream.generator, dtype=torch.float64)
+        deviation = torch.special.ndtri(torch.lerp(edge, 1 - edge, uniform))
+        return ((0.5 + self.sigma * deviation) * size).floor_().clamp_(min=0).minimum(size - 1)
+
+
+class FixedSizeCutMix(BoxMixer):
+    """CutMix with a square box of one size; clipped at the border like every box.
+
+    The paper says that λ is then always 0.75, which holds for the 28 % of 16×16 boxes on 32×32 pixels that are not
+    clipped; here it is the share of pixels that stay, 0.81 on average.
+
+    Args:
+        size: Side of the square in pixels, above 0; the paper uses 16 on CIFAR.
+        **options: See ``CutMix``.
+
+    Raises:
+        ValueError: If ``size`` or an option is out of range.
+
+    Source:
+        Table 8, "Fixed-size CutMix".
+    """
+
+    def __init__(self, size: int = 16, **options: Unpack[MixOptions]) -> None:
+        if size != int(size) or size < 1:
+            raise ValueError(f"size is {size}; expected a whole number of pixels above 0")
+        self.size = int(size)
+        super().__init__(**options)
+
+    def draw_sides(self, n: int, size: Tensor) -> Tensor:
+        """Return the one size."""
+        return torch.full((2, n), self.size, dtype=torch.float64)
+
+
+class OneHotCutMix(CutMix):
+    """CutMix whose label is the class with the larger area: ỹ = y_A where λ ≥ ½, y_B elsewhere.
+
+    The paper does not say what happens at λ = ½; here the own label stays.
+
+    Source:
+        Table 8, "One-hot CutMix".
+    """
+
+    def weigh(self, kept: Tensor) -> Tensor:
+        """Round λ to 1 or 0."""
+        return (kept >= 0.5).float()
+
+
+class CompleteLabelCutMix(CutMix):
+    """CutMix whose label is halved whatever λ is: ỹ = ½ y_A + ½ y_B.
+
+    This holds for every sample that is mixed, also for the one in 250 whose box happens to be empty (at 32×32
+    pixels); a sample that ``prob`` leaves out keeps its label.
+
+    Source:
+        Table 8, "Complete-label CutMix" (second version of the paper only).
+    """
+
+    def weigh(self, kept: Tensor) -> Tensor:
+        """Return ½."""
+        return torch.full_like(kept, 0.5)
+
+
+class ScheduledCutMix(CutMix):
+    """CutMix whose probability grows with training: ``prob`` · ``progress``, linearly from 0.
+
+    The loop sets ``progress`` before each batch, e.g. to step / steps. That is a function of the step alone, so that a
+    resumed run is at the same probability; it is part of ``state_dict()`` too.
+
+    Args:
+        alpha: α of the Beta distribution, above 0.
+        **options: See ``CutMix``; ``prob`` is the probability at the end, 1 in the paper.
+
+    Source:
+        Table 8, "Scheduled CutMix"; the paper does not say whether it grows by the step or by the epoch.
+    """
+
+    def __init__(self, alpha: float = 1.0, **options: Unpack[MixOptions]) -> None:
+        super().__init__(alpha, **options)
+        self._last_prob = self.prob
+        self.progress = 0.0
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, in [0, 1]; setting it sets ``prob``."""
+        return self._progress
+
+    @progress.setter
+    def progress(self, progress: float) -> None:
+        if not 0 <= progress <= 1:
+            raise ValueError(f"progress is {progress}; expected a share of the training in [0, 1]")
+        self._progress = progress
+        self.prob = self._last_prob * progress
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the random state and the progress."""
+        return super().state_dict() | {"progress": self.progress}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state_dict()``."""
+        super().load_state_dict(state)
+        self.progress = state["progress"]
+
+
+class MultiCutMix(CutMix):
+    """CutMix of three or more images: boxes of several partners, one pasted over the other.
+
+        x̃ = Σⱼ Mⱼ ⊙ xⱼ,   ỹ = Σⱼ wⱼ yⱼ
+
+    x₀ is the own image and M₀ is 1 outside all boxes; Mⱼ is 1 in box j where no later one covers it; wⱼ is the share of
+    pixels where Mⱼ is 1. The partners are the first, second, … successors in one random cycle: different samples, if
+    the batch has that many.
+
+    Args:
+        alpha: α of the Beta distribution that each box's size follows, above 0.
+        num_images: Images in each sample, from 2, which is CutMix, to 8; the authors tried three and four.
+        **options: See ``CutMix``; a batch or a sample gets all of its boxes or none.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Source:
+        The authors' ICCV talk, which gives no details. ildoonet/cutmix (``num_mix``) draws the images independently,
+        and its labels are wrong where boxes overlap.
+    """
+
+    def __init__(self, alpha: float = 1.0, num_images: int = 3, **options: Unpack[MixOptions]) -> None:
+        if num_images != int(num_images) or not 2 <= num_images <= 8:
+            raise ValueError(f"num_images is {num_images}; expected a whole number from 2 to 8")
+        super().__init__(alpha, **options)
+        self.num_images = int(num_images)
+
+    def draw(self, shape: Sequence[int]) -> "MultiDraw":
+        """Draw partners and boxes for a batch of shape (N, ..., H, W)."""
+        n, height, width = spatial(shape)
+        mixed = self._mixed(n, self._stream.generator) if n > 1 else False
+        pastes = [self.draw_boxes(n, height, width, mixed) for _ in range(self.num_images - 1)]
+        cycle = partner = draw_cycle(n, self._stream.generator)
+        draws = []
+        for boxes, kept in pastes:
+            draws.append(Draw(partner, kept.expand(n).contiguous(), boxes=boxes, size=(height, width)))
+            partner = cycle[partner]
+        return MultiDraw.from_draws(draws)
+
+
+@dataclass(frozen=True, eq=False)
+class MultiDraw(Draw):
+    """Several boxes drawn for one batch, all of them filled from the images as they were.
+
+    ``partner`` and ``boxes`` are those of the first paste, ``lam`` is the share of own pixels at the end.
+
+    Attributes:
+        on_top: The pastes that follow, in order.
+    """
+
+    on_top: tuple[Draw, ...] = ()
+
+    @classmethod
+    def from_draws(cls, draws: Sequence[Draw]) -> "MultiDraw":
+        """Put draws of one box each, for one batch and size, on top of one another."""
+        first, *rest = draws
+        bottom = cls(first.partner, first.lam, boxes=first.boxes, size=first.size, on_top=tuple(rest))
+        return replace(bottom, lam=bottom.weights()[:, 0].contiguous())
+
+    def weights(self) -> Tensor:
+        """Return the share of pixels of the own image and of each partner's, (N, 1 + pastes) float32."""
+        boxes = torch.stack([_boxes(draw) for draw in (self, *self.on_top)])
+        assert self.size is not None  # as there are boxes
+        covered = [_union_area(boxes[j:]) for j in range(len(boxes) + 1)]
+        areas = [self.size[0] * self.size[1] - covered[0], *(a - b for a, b in pairwise(covered))]
+        shares = torch.stack(areas, dim=1).double() / max(self.size[0] * self.size[1], 1)
+        return shares.float().expand(len(self.partner), -1)
+
+    def apply(self, x: Tensor, inplace: bool = False) -> Tensor:
+        """Paste all boxes; see ``Draw.apply``. ``inplace`` saves no memory here."""
+        mixed = super().apply(x)
+        for draw in self.on_top:
+            other = x.index_select(0, draw.partner.to(x.device, non_blocking=True))
+            mixed.copy_(torch.where(inside_boxes(x, _boxes(draw)), other, mixed))  # in the layout of the images
+        return x.copy_(mixed) if inplace else mixed
+
+    def targets(self, labels: Tensor) -> MultiTargets | Tensor:
+        """Return ``MultiTargets`` for class ids (N,), (N, K) floating for (N, K); see ``Draw.targets``."""
+        check_labels(labels, len(self.partner))
+        partners = torch.stack([draw.partner for draw in (self, *self.on_top)]).to(labels.device, non_blocking=True)
+        weights = self.weights().to(labels.device, non_blocking=True)
+        everybody = torch.cat((labels[None], labels[partners]))
+        if labels.ndim == 1:
+            return MultiTargets(everybody.T.contiguous(), weights.contiguous())
+        soft = everybody if labels.dtype == torch.float64 else everybody.float()
+        return torch.einsum("nm,mnk->nk", weights.to(soft.dtype), soft)
+
+
+def _boxes(draw: Draw) -> Tensor:
+    if draw.boxes is None:
+        raise ValueError("a draw without boxes cannot be pasted over another")
+    return draw.boxes
+
+
+def _union_area(boxes: Tensor) -> Tensor:
+    """Return how many pixels boxes (m, n, 4) cover together, (n,) int64, by inclusion and exclusion."""
+    area = boxes.new_zeros(boxes.shape[1])
+    for count in range(1, len(boxes) + 1):
+        for chosen in combinations(boxes, count):
+            group = torch.stack(chosen)
+            sides = group[..., 2:].amin(0) - group[..., :2].amax(0)
+            area += (-1) ** (count + 1) * sides.clamp(min=0).prod(-1)
+    return area

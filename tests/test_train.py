@@ -1,0 +1,433 @@
+"""The loop: that it learns, that it goes on bit for bit after any interruption, and what it refuses."""
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import cutmix.checkpoint
+import cutmix.jsonl
+import cutmix.run_folder
+import cutmix.state
+import cutmix.train
+from cutmix.checkpoint import load_checkpoint, read_weights
+from cutmix.errors import InputError
+from cutmix.options import TrainOptions
+from cutmix.recipes import Recipe
+from cutmix.train import train
+
+# 8 steps an epoch, 24 in all; everything that has a state is on.
+RECIPE = Recipe(
+    name="all", mix="cutmix", mix_prob=0.5, epochs=3, batch_size=128, accumulate=2, label_smoothing=0.1, lr=0.05,
+    clip_grad_norm=1.0, schedule="step", ema_decay=0.9, crop_padding=1, flip=False, precision="float32",
+)  # fmt: skip
+STEPS = 24
+
+
+class Small(nn.Module):
+    """Batch normalisation has buffers; dropout draws from the global generator."""
+
+    def __init__(self, num_classes: int, in_chans: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(in_chans, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Dropout(0.3)
+        )
+        self.fc = nn.Linear(128, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.features(images).flatten(1))
+
+
+def create_small(name: str, num_classes: int, *, in_chans: int = 3, pretrained: Any = False) -> nn.Module:
+    return Small(num_classes, in_chans)
+
+
+@pytest.fixture(autouse=True)
+def small_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr(cutmix.state, "create_model", create_small)
+    yield
+    torch.set_num_threads(threads)
+
+
+def options(out: Path, **changes: Any) -> TrainOptions:
+    return TrainOptions(**{"out": out, "workers": 0, "log_every": 5, "checkpoint_every": 3, "device": "cpu"} | changes)
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """Return all that a run has computed, without what the clock decides."""
+    clock = {"seconds", "images_per_second", "date", "command", "commit"}
+    found: dict[str, Any] = {}
+    for name in ("model.safetensors", "best.safetensors"):  # the order of the metadata in the file is not defined
+        weights, metadata = read_weights(run / name)
+        found[name] = {key: tensor.numpy().tobytes() for key, tensor in weights.items()} | metadata
+    for name in ("log.jsonl", "results.jsonl"):
+        records = [json.loads(line) for line in (run / name).read_text().splitlines()]
+        found[name] = [{k: v for k, v in record.items() if k not in clock} for record in records]
+    for which in ("last", "best"):
+        with np.load(run / f"predictions/{which}.npz") as arrays:
+            found[which] = {name: arrays[name].tobytes() for name in arrays.files}
+    return found
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cutmix.state, "create_model", create_small)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        torch.manual_seed(99)  # the state of the process before does not matter
+        run = train(RECIPE, options(tmp_path_factory.mktemp("run") / "whole"))
+        torch.set_num_threads(threads)
+    return outcome(run)
+
+
+class Killed(BaseException):
+    """Ends a run in the middle of anything; what it had in memory is lost."""
+
+
+def call_before(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, number: int, act: Callable[[], None]) -> None:
+    """Act right before the n-th call of a function."""
+    original, calls = getattr(where, name), iter(range(1, 10**6))
+
+    def wrapper(*arguments: Any, **named: Any) -> Any:
+        if next(calls) == number:
+            act()
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(where, name, wrapper)
+
+
+def kill() -> None:
+    raise Killed
+
+
+# ---- it learns ----
+
+
+def test_it_overfits_eight_images(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0)
+    for label in range(2):
+        for i in range(5):
+            save_image(tmp_path / f"data/{label}/{i}.png", pixels)
+    recipe = Recipe(
+        data=str(tmp_path / "data"), image_size=16, crop_scale=(1.0, 1.0), flip=False, epochs=20, batch_size=8, lr=0.2,
+        schedule="constant", precision="float32", eval_every=20,
+    )  # fmt: skip
+    log = (train(recipe, options(tmp_path / "run")) / "log.jsonl").read_text().splitlines()
+    losses = [r["train_loss"] for r in map(json.loads, log) if r["kind"] == "epoch"]
+    assert len(losses) == 20
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_accumulated_parts_are_the_undivided_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10)).double()
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.net(images.double())
+
+    monkeypatch.setattr(cutmix.state, "create_model", lambda *_, **__: Plain())
+    recipe = replace(RECIPE, mix="none", batch_size=150, epochs=1)  # the last batch has 100: parts of unequal sizes
+    weights = [
+        read_weights(train(replace(recipe, accumulate=k), options(tmp_path / str(k))) / "model.safetensors")[0]
+        for k in (1, 4)
+    ]
+    for name, whole in weights[0].items():
+        torch.testing.assert_close(weights[1][name], whole, rtol=1e-6, atol=1e-9)
+
+
+def test_the_log_says_what_the_report_reads(uninterrupted: dict[str, Any]) -> None:
+    steps = [r for r in uninterrupted["log.jsonl"] if r["kind"] == "train"]
+    epochs = [r for r in uninterrupted["log.jsonl"] if r["kind"] == "epoch"]
+    assert [r["step"] for r in steps] == [5, 10, 15, 20]
+    assert [(r["epoch"], r["step"]) for r in epochs] == [(1, 8), (2, 16), (3, 24)]
+    assert [r["lr"] for r in epochs] == pytest.approx([0.05, 0.05, 0.005])  # milestones at 1.5 and 2.25 epochs
+    assert all(math.isfinite(r["train_loss"]) and 0 <= r["top5_err"] <= r["top1_err"] <= 100 for r in epochs)
+    results = uninterrupted["results.jsonl"]
+    assert {(r["which"], r["measure"]) for r in results} == {
+        (which, measure) for which in ("last", "best") for measure in ("top1_err", "top5_err")
+    }
+    best = min(epochs, key=lambda r: r["top1_err"])  # the first of equals
+    line = next(r for r in results if (r["which"], r["measure"]) == ("best", "top1_err"))
+    assert (line["epoch"], line["value"]) == (best["epoch"], best["top1_err"])
+    assert line["low"] < line["value"] < line["high"]
+    assert (line["n"], line["weights"], line["confidence"]) == (797, "ema", 0.95)
+
+
+# ---- it goes on exactly ----
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("step", [1, 8, 13, STEPS])
+def test_a_signal_saves_and_the_run_goes_on_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, Any], number: int, step: int
+) -> None:
+    with monkeypatch.context() as patch:
+        call_before(patch, cutmix.train, "train_step", step, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(SystemExit) as stopped:
+            train(RECIPE, options(tmp_path / "run"))
+    assert stopped.value.code == 128 + number
+    assert load_checkpoint(tmp_path / "run/checkpoint.pt")["step"] == step
+    train(RECIPE, options(tmp_path / "run", resume=True))
+    assert outcome(tmp_path / "run") == uninterrupted
+
+
+def test_a_run_stopped_again_and_again_is_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, Any]
+) -> None:
+    for _ in range(4):
+        with monkeypatch.context() as patch:
+            call_before(patch, cutmix.train, "train_step", 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            with pytest.raises(SystemExit):
+                train(RECIPE, options(tmp_path / "run", resume=True))
+    train(RECIPE, options(tmp_path / "run", resume=True))
+    assert outcome(tmp_path / "run") == uninterrupted
+
+
+def test_a_second_interruption_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    call_before(monkeypatch, cutmix.train, "train_step", 8, twice)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(RECIPE, options(tmp_path / "run"))
+    assert load_checkpoint(tmp_path / "run/checkpoint.pt")["step"] == 6
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+LOST = [
+    # what is about to be called, which call: at the start, in an epoch, between the pieces of its end, at the end
+    ("write_json", 2), ("write_bytes", 3), ("train_step", 1), ("train_step", 7), ("log_step", 1), ("save", 1),
+    ("save", 2), ("measure_epoch", 2), ("predict_test", 3), ("keep", 1), ("keep", 2), ("save_weights", 2),
+    ("log", 2), ("save", 3), ("save", 9), ("finish", 1), ("write_results", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "call"), LOST)
+def test_a_lost_process_is_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, Any], name: str, call: int
+) -> None:
+    where = cutmix.train if hasattr(cutmix.train, name) else cutmix.run_folder.RunFolder
+    with monkeypatch.context() as patch:
+        call_before(patch, where, name, call, kill)
+        with pytest.raises(Killed):
+            train(RECIPE, options(tmp_path / "run"))
+    train(RECIPE, options(tmp_path / "run", resume=True))
+    assert outcome(tmp_path / "run") == uninterrupted
+
+
+def test_a_process_lost_before_the_first_checkpoint_starts_its_log_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, Any]
+) -> None:
+    with monkeypatch.context() as patch:
+        call_before(patch, cutmix.train, "train_step", 7, kill)
+        with pytest.raises(Killed):
+            train(RECIPE, options(tmp_path / "run", checkpoint_every=0))
+    assert (tmp_path / "run/log.jsonl").read_text().count("\n") == 1
+    train(RECIPE, options(tmp_path / "run", resume=True))
+    assert outcome(tmp_path / "run") == uninterrupted
+
+
+def kill_hard() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_in_half_a_checkpoint(patch: pytest.MonkeyPatch) -> None:
+    def save_half(state: Any, file: Any) -> None:
+        file.write(b"PK\x03\x04" + bytes(10_000))
+        file.flush()
+        kill_hard()
+
+    call_before(patch, cutmix.train, "save_checkpoint", 3, lambda: patch.setattr(torch, "save", save_half))
+
+
+def kill_in_half_a_line(patch: pytest.MonkeyPatch) -> None:
+    def append_half(path: Path, record: dict[str, Any]) -> None:
+        with open(path, "ab") as file:
+            file.write(json.dumps(record).encode()[:20])
+        kill_hard()
+
+    call_before(
+        patch, cutmix.train, "log_step", 2, lambda: patch.setattr(cutmix.run_folder, "append_line", append_half)
+    )
+
+
+def kill_before(where: Any, name: str, call: int) -> Callable[[pytest.MonkeyPatch], None]:
+    return lambda patch: call_before(patch, where, name, call, kill_hard)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        kill_in_half_a_checkpoint,
+        kill_in_half_a_line,
+        kill_before(os, "replace", 1),  # of the very first file
+        kill_before(os, "replace", 2),  # of the configuration
+        kill_before(os, "replace", 6),  # of a checkpoint that is complete
+        kill_before(os, "fsync", 11),
+        kill_before(cutmix.train, "keep", 4),  # between the best epoch's and the last one's files
+    ],
+)
+def test_kill_9_at_any_moment(
+    tmp_path: Path, uninterrupted: dict[str, Any], prepare: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    def child() -> None:
+        prepare(pytest.MonkeyPatch())
+        train(RECIPE, options(tmp_path / "run"))
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    train(RECIPE, options(tmp_path / "run", resume=True))
+    assert outcome(tmp_path / "run") == uninterrupted
+    assert not list(tmp_path.glob("run/.*.tmp"))
+
+
+def save_image(path: Path, pixels: np.random.Generator) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(path)
+
+
+def terminate_all() -> None:
+    """Do what a scheduler does: the signal goes to the process and to its workers."""
+    for process in multiprocessing.active_children():
+        assert process.pid
+        os.kill(process.pid, signal.SIGTERM)
+    time.sleep(0.3)  # a worker that ends would be noticed
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_photographs_go_on_in_the_middle_of_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    pixels = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        for i in range(8):
+            save_image(tmp_path / f"data/{label}/{i}.png", pixels)
+    recipe = replace(RECIPE, data=str(tmp_path / "data"), image_size=16, batch_size=4, epochs=2)  # 3 steps an epoch
+    train(recipe, options(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        call_before(patch, cutmix.train, "train_step", 2, terminate_all)
+        with pytest.raises(SystemExit):
+            train(recipe, options(tmp_path / "run", workers=workers))
+    assert load_checkpoint(tmp_path / "run/checkpoint.pt")["step"] == 2
+    train(recipe, options(tmp_path / "run", workers=workers, resume=True))
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train(replace(RECIPE, epochs=1), options(tmp_path / "run"))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    train(replace(RECIPE, epochs=1), options(run, resume=True))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_an_evaluation_of_the_best_epoch_so_far_does_not_finish_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, Any]
+) -> None:
+    with monkeypatch.context() as patch:
+        call_before(patch, cutmix.train, "train_step", 12, kill)
+        with pytest.raises(Killed):
+            train(RECIPE, options(tmp_path / "run"))
+    other = {"measure": "top1_err", "which": "best", "value": 50.0, "file": "best.safetensors"}
+    cutmix.jsonl.append_line(tmp_path / "run/results.jsonl", other)
+    train(RECIPE, options(tmp_path / "run", resume=True))
+    found = outcome(tmp_path / "run")
+    assert found["results.jsonl"].pop() == other
+    assert found == uninterrupted
+
+
+# ---- what goes wrong ----
+
+
+@pytest.mark.parametrize(("poisoned", "message"), [(11, "the loss is nan"), (12, "the weights are not finite")])
+def test_a_loss_that_is_not_finite_stops_before_it_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, Any], poisoned: int, message: str
+) -> None:
+    original, steps = cutmix.train.train_step, iter(range(1, 100))
+
+    def poison(run: Any, images: Tensor, labels: Tensor) -> Tensor:
+        loss = original(run, images, labels)
+        if next(steps) == poisoned:
+            with torch.no_grad():
+                run.state.model.fc.weight.fill_(math.inf)
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cutmix.train, "train_step", poison)
+        with pytest.raises(
+            InputError, match=rf"{message} at step 12, with learning rate 0\.05; the last good .*checkpoint\.pt"
+        ):
+            train(RECIPE, options(tmp_path / "run"))
+    snapshot = load_checkpoint(tmp_path / "run/checkpoint.pt")
+    assert snapshot["step"] == 9
+    assert all(tensor.isfinite().all() for tensor in snapshot["model"].values())
+    train(RECIPE, options(tmp_path / "run", resume=True))
+    assert outcome(tmp_path / "run") == uninterrupted
+
+
+def test_a_run_that_never_was_finite_says_that_nothing_was_saved(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the loss is (nan|inf) at step \d, with learning rate 1e\+37; no checkpoint"):
+        train(replace(RECIPE, lr=1e37, clip_grad_norm=0), options(tmp_path / "run", checkpoint_every=0))
+
+
+@pytest.mark.parametrize("call", [1, 3])
+def test_a_full_disk_keeps_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, Any], call: int
+) -> None:
+    def fill(state: Any, file: Any) -> None:
+        file.write(bytes(1000))
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        call_before(patch, cutmix.train, "save_checkpoint", call, lambda: patch.setattr(torch, "save", fill))
+        with pytest.raises(InputError, match=r"checkpoint\.pt could not be written: No space left on device"):
+            train(RECIPE, options(tmp_path / "run"))
+    assert (tmp_path / "run/checkpoint.pt").exists() == (call > 1)
+    assert not list(tmp_path.glob("run/.*.tmp"))
+    train(RECIPE, options(tmp_path / "run", resume=True))
+    assert outcome(tmp_path / "run") == uninterrupted
+
+
+def test_a_network_that_takes_no_such_images_is_refused_before_a_folder_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    with pytest.raises(InputError, match=r"test_vit takes no images of 8×8 pixels .*--image-size"):
+        train(replace(RECIPE, model="test_vit"), options(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_gets_every_figure_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with monkeypatch.context() as patch:
+        call_before(patch, cutmix.train, "train_step", 12, kill)
+        with pytest.raises(Killed):
+            train(RECIPE, options(tmp_path / "run", tensorboard=True))
+    run = train(RECIPE, options(tmp_path / "run", tensorboard=True, resume=True))
+    events = accumulator.EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("epoch/top1_err")] == [8, 16, 24]
+    assert [event.step for event in events.Scalars("train/loss")] == [5, 10, 15, 20]
