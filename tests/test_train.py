@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -309,12 +310,10 @@ def save_image(path: Path, pixels: np.random.Generator) -> None:
 
 
 def terminate_all() -> None:
-    """Do what a scheduler does: the signal goes to the process and to its workers."""
-    for process in multiprocessing.active_children():
-        assert process.pid
-        os.kill(process.pid, signal.SIGTERM)
+    """Do what a scheduler does: the signal goes to the process and to its workers, and comes from outside."""
+    workers = [str(process.pid) for process in multiprocessing.active_children()]
+    subprocess.run(["kill", "-TERM", *workers, str(os.getpid())], check=True)
     time.sleep(0.3)  # a worker that ends would be noticed
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -44,8 +44,10 @@ def paste_boxes(x: Tensor, partner: Tensor, boxes: Tensor, *, inplace: bool) -> 
             pixels[i, ..., y1:y2, x1:x2] = source[..., y1:y2, x1:x2]
         return _written(target)
     x1, y1, x2, y2 = boxes[0].tolist()
-    source_patch, patch = x[..., y1:y2, x1:x2], target[..., y1:y2, x1:x2]
-    if not _one_by_one(x) or patch[:1].nbytes < _LARGE:
+    source_patch = patch = x[..., y1:y2, x1:x2]
+    if not inplace:
+        patch = target[..., y1:y2, x1:x2]
+    if patch.nbytes < _LARGE * len(x) or not _one_by_one(x):
         patch.copy_(source_patch.index_select(0, _to(partner, x)))
         return target
     pixels = _pixels(patch)

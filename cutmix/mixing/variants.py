@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from typing import Any, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,12 +40,12 @@ class CenterGaussianCutMix(CutMix):
         super().__init__(alpha, **options)
         self.sigma = positive("sigma", sigma)
 
-    def draw_centres(self, n: int, size: Tensor) -> Tensor:
+    def draw_centres(self, n: int, size: np.ndarray) -> np.ndarray:
         """Draw centres by the inverse of the truncated Gaussian's distribution function."""
         edge = torch.special.ndtr(torch.tensor(-0.5 / self.sigma, dtype=torch.float64))
         uniform = torch.rand((2, n), generator=self._stream.generator, dtype=torch.float64)
         deviation = torch.special.ndtri(torch.lerp(edge, 1 - edge, uniform))
-        return ((0.5 + self.sigma * deviation) * size).floor_().clamp_(min=0).minimum(size - 1)
+        return np.clip(np.floor((0.5 + self.sigma * deviation.numpy()) * size), 0, size - 1)
 
 
 class FixedSizeCutMix(BoxMixer):
@@ -70,9 +71,9 @@ class FixedSizeCutMix(BoxMixer):
         self.size = int(size)
         super().__init__(**options)
 
-    def draw_sides(self, n: int, size: Tensor) -> Tensor:
+    def draw_sides(self, n: int, size: np.ndarray) -> np.ndarray:
         """Return the one size."""
-        return torch.full((2, n), self.size, dtype=torch.float64)
+        return np.full((2, n), self.size, dtype=np.float64)
 
 
 class OneHotCutMix(CutMix):
