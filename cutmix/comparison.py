@@ -7,9 +7,13 @@ from typing import Any
 
 from scipy import stats
 
-from cutmix.runs import Run, differing_fields, groups
+from cutmix.runs import Json, Run, differing_fields, groups
 
-_MIX_FIELDS = {"mix", "alpha", "mix_prob", "mix_per_sample", "cutout_size"}  # what a comparison of methods may vary
+# What a comparison of methods may vary.
+_MIX_FIELDS = {
+    "mix", "alpha", "mix_prob", "mix_per_sample", "mix_layers", "cutout", "cutout_size", "label_smoothing",
+    "stochastic_depth", "shake_drop", "depth_decay", "drop_block", "drop_block_size",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,12 @@ def estimate(runs: Iterable[Run], measure: str, which: str, confidence: float = 
     the mean over m seeds, x̄ ± t s / √m; runs that repeat a seed are no independent draws and get no interval.
     """
     found = [(run.recipe.get("seed"), run.result(measure, which)) for run in runs if run.finished]
-    measured = [(seed, line) for seed, line in found if line is not None and line["value"] is not None]
+    return pooled([(seed, line) for seed, line in found if line is not None], confidence)
+
+
+def pooled(lines: Sequence[tuple[Any, Json]], confidence: float = 0.95) -> Estimate | None:
+    """What the results of one recipe say, each with the seed of its run; see `estimate`."""
+    measured = [(seed, line) for seed, line in lines if line["value"] is not None]
     values = [float(line["value"]) for _, line in measured]
     if not values:
         return None

@@ -3,7 +3,7 @@
 import io
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from cutmix.checkpoint import write_atomic
 from cutmix.data import ArraySet, ImageSet, open_data, test_loader
 from cutmix.errors import InputError
 from cutmix.mixing import CutMix, Cutout, Mixup
-from cutmix.mixing.images import BatchTransform
 from cutmix.mixing.targets import Targets
 from cutmix.options import PreviewOptions
 from cutmix.seeding import derive_seed
@@ -23,7 +22,7 @@ from cutmix.seeding import derive_seed
 
 def preview_grid(
     data: ImageSet,
-    mixes: Mapping[str, BatchTransform | None],
+    mixes: Mapping[str, Callable[[Tensor, Tensor], tuple[Tensor, Targets]] | None],
     *,
     image_size: int | None = None,
     count: int = 6,

@@ -30,7 +30,7 @@ import torch
 from cutmix.checkpoint import write_atomic
 from cutmix.errors import InputError
 from cutmix.jsonl import append_line, read_lines
-from cutmix.recipes import Recipe, flag
+from cutmix.recipe import Recipe, flag
 from cutmix.version import __version__
 
 _PARTS = (

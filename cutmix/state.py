@@ -1,20 +1,38 @@
 """All that changes while training: how it starts, and how it is saved and restored bit for bit."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from cutmix.data import ArraySet, ImageSet
 from cutmix.distributed import World, gather
 from cutmix.errors import InputError
-from cutmix.mixing import CutMix, Cutout, Mixup, RandomChoice
+from cutmix.mixing import (
+    CenterGaussianCutMix,
+    CompleteLabelCutMix,
+    CutMix,
+    Cutout,
+    FeatureCutMix,
+    FeatureMix,
+    FixedSizeCutMix,
+    ManifoldMixup,
+    Mixup,
+    MultiCutMix,
+    OneHotCutMix,
+    RandomChoice,
+    ScheduledCutMix,
+)
+from cutmix.mixing.features import find_layers
 from cutmix.mixing.images import BatchTransform
+from cutmix.mixing.targets import Targets
 from cutmix.models import create_model
 from cutmix.optim import make_average, make_optimizer
-from cutmix.recipes import Recipe
+from cutmix.recipe import Recipe
+from cutmix.regularizers import DropBlock, regularize
 from cutmix.seeding import derive_seed
 
 
@@ -26,6 +44,7 @@ class State:
         model: The network, without what wraps it for several processes or compilation.
         optimizer: What moves its weights.
         average: Moving average of the weights, or None.
+        cutout: What cuts squares out of each batch before it is mixed, or None; it has a random state of its own.
         mix: The transform of each batch, or None; it has a random state of its own.
         epoch: Epochs done.
         step_in_epoch: Optimizer steps done of the epoch that is running.
@@ -41,7 +60,8 @@ class State:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     average: AveragedModel | None
-    mix: BatchTransform | None
+    cutout: Cutout | None
+    mix: BatchTransform | FeatureMix | None
     epoch: int = 0
     step_in_epoch: int = 0
     step: int = 0
@@ -67,23 +87,44 @@ def start_state(recipe: Recipe, data: ImageSet, world: World) -> State:
     torch.manual_seed(derive_seed(recipe.seed, "model"))
     pretrained = recipe.weights or recipe.pretrained
     model = create_model(recipe.model, data.num_classes, in_chans=data.in_chans, pretrained=pretrained)
+    if not (recipe.zero_init or pretrained):
+        _start_branches_at_one(model)
+    regularize(
+        model, stochastic_depth=recipe.stochastic_depth, shake_drop=recipe.shake_drop, decay=recipe.depth_decay,
+        drop_block=recipe.drop_block, block_size=recipe.drop_block_size,
+    )  # fmt: skip
+    mix = make_mix(recipe)
+    if isinstance(mix, FeatureMix):
+        find_layers(model, mix.layers)
     model = model.to(world.device)
     _check_input(model, recipe, data, world.device)
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)
     torch.manual_seed(derive_seed(recipe.seed, "training", world.rank))
-    return State(model, make_optimizer(recipe, model), make_average(recipe, model), make_mix(recipe))
+    return State(model, make_optimizer(recipe, model), make_average(recipe, model), make_cutout(recipe), mix)
+
+
+def _start_branches_at_one(model: nn.Module) -> None:
+    """Undo timm's ``zero_init_last``: the scale of each branch's last normalisation becomes PyTorch's own 1."""
+    for block in model.modules():
+        if hasattr(block, "zero_init_last"):
+            nn.init.ones_(getattr(block, "bn3", block.bn2).weight)
 
 
 def _check_input(model: nn.Module, recipe: Recipe, data: ImageSet, device: torch.device) -> None:
-    """See that the network takes images of this size, before a folder is made for the run."""
+    """See that the network and its DropBlock take images of this size, before a folder is made for the run."""
     sides: tuple[int, ...] = (recipe.image_size or 0,) * 2
     if isinstance(data, ArraySet) and recipe.image_size is None:
         sides = tuple(data.images.shape[-2:])
     model.eval()
+    for module in model.modules():
+        if isinstance(module, DropBlock):
+            module.train()
     try:
         with torch.inference_mode():
             model(torch.zeros(1, data.in_chans, *sides, device=device))
+    except InputError:
+        raise
     except (AssertionError, RuntimeError, ValueError) as error:
         size, reason = "×".join(map(str, sides)), (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
@@ -92,26 +133,74 @@ def _check_input(model: nn.Module, recipe: Recipe, data: ImageSet, device: torch
     model.train()
 
 
-def make_mix(recipe: Recipe) -> BatchTransform | None:
-    """Return the recipe's transform of a batch; it writes into the batch, which the loader has just made."""
+def make_cutout(recipe: Recipe) -> Cutout | None:
+    """Return what cuts squares out of a batch before it is mixed; it writes into the batch."""
+    return Cutout(recipe.cutout_size, seed=derive_seed(recipe.seed, "cutout"), inplace=True) if recipe.cutout else None
+
+
+def make_mix(recipe: Recipe) -> BatchTransform | FeatureMix | None:
+    """Return the recipe's mixing of a batch; it writes into the batch, which the loader has just made.
+
+    The variants of CutMix and of Mixup have their seed, so that with one seed all begin with the same boxes.
+    """
     shared: dict[str, Any] = {"prob": recipe.mix_prob, "per_sample": recipe.mix_per_sample, "inplace": True}
-    seed = {name: derive_seed(recipe.seed, name) for name in ("cutmix", "mixup", "cutout", "choice")}
-    if recipe.mix == "cutmix":
-        return CutMix(recipe.alpha, seed=seed["cutmix"], **shared)
-    if recipe.mix == "mixup":
-        return Mixup(recipe.alpha, seed=seed["mixup"], **shared)
-    if recipe.mix == "cutout":
-        return Cutout(recipe.cutout_size, seed=seed["cutout"], prob=recipe.mix_prob, inplace=True)
-    if recipe.mix == "cutmix-or-mixup":
-        both = CutMix(recipe.alpha, seed=seed["cutmix"], **shared), Mixup(recipe.alpha, seed=seed["mixup"], **shared)
-        return RandomChoice(both, seed=seed["choice"])
-    return None
+    cutmix = shared | {"seed": derive_seed(recipe.seed, "cutmix")}
+    mixup = shared | {"seed": derive_seed(recipe.seed, "mixup")}
+    alpha, layers = recipe.alpha, recipe.mix_layers
+    match recipe.mix:
+        case "none":
+            return None
+        case "cutmix":
+            return CutMix(alpha, **cutmix)
+        case "mixup":
+            return Mixup(alpha, **mixup)
+        case "cutout":
+            seed = derive_seed(recipe.seed, "cutout")
+            return Cutout(recipe.cutout_size, seed=seed, prob=recipe.mix_prob, inplace=True)
+        case "cutmix-or-mixup":
+            both = CutMix(alpha, **cutmix), Mixup(alpha, **mixup)
+            return RandomChoice(both, seed=derive_seed(recipe.seed, "choice"))
+        case "feature-cutmix":
+            return FeatureCutMix(layers, alpha, **cutmix)
+        case "manifold-mixup":
+            return ManifoldMixup(layers, alpha, **mixup)
+        case "cutmix-center-gaussian":
+            return CenterGaussianCutMix(alpha, **cutmix)
+        case "cutmix-fixed-size":
+            return FixedSizeCutMix(recipe.cutout_size, **cutmix)
+        case "cutmix-one-hot":
+            return OneHotCutMix(alpha, **cutmix)
+        case "cutmix-complete-label":
+            return CompleteLabelCutMix(alpha, **cutmix)
+        case "cutmix-scheduled":
+            return ScheduledCutMix(alpha, **cutmix)
+        case "cutmix-3":
+            return MultiCutMix(alpha, 3, **cutmix)
+        case "cutmix-4":
+            return MultiCutMix(alpha, 4, **cutmix)
+
+
+def image_mixing(recipe: Recipe) -> Callable[[Tensor, Tensor], tuple[Tensor, Targets]] | None:
+    """Return what the recipe does to images where it does all of it, for pictures; None if it leaves them alone."""
+    cutout, mix = make_cutout(recipe), make_mix(replace(recipe, mix_prob=1.0))
+    if isinstance(mix, ScheduledCutMix):
+        mix.progress = 1.0
+    if isinstance(mix, FeatureMix):
+        mix = mix.transform if 0 in mix.layers else None
+
+    def transform(images: Tensor, labels: Tensor) -> tuple[Tensor, Targets]:
+        if cutout:
+            images, _ = cutout(images, labels)
+        return mix(images, labels) if mix else (images, labels)
+
+    return transform if cutout or mix else None
 
 
 def take_snapshot(state: State, world: World) -> dict[str, Any]:
     """Return all that a run needs to go on bit for bit; every process takes part."""
     own = {name: getattr(state, name) for name in _OF_A_PROCESS}
-    own |= {"torch": torch.get_rng_state(), "mix": state.mix.state_dict() if state.mix else None}
+    own |= {"torch": torch.get_rng_state()}
+    own |= {name: part.state_dict() for name in ("cutout", "mix") if (part := getattr(state, name))}
     if world.device.type == "cuda":
         own["cuda"] = torch.cuda.get_rng_state(world.device)
     return {
@@ -144,8 +233,9 @@ def restore(state: State, snapshot: dict[str, Any], world: World) -> None:
         state.optimizer.load_state_dict(snapshot["optimizer"])
         if state.average is not None:
             state.average.load_state_dict(snapshot["average"])
-        if state.mix:
-            state.mix.load_state_dict(own["mix"])
+        for name in ("cutout", "mix"):
+            if part := getattr(state, name):
+                part.load_state_dict(own[name])
         torch.set_rng_state(own["torch"])
         if "cuda" in own and world.device.type == "cuda":
             torch.cuda.set_rng_state(own["cuda"], world.device)

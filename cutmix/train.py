@@ -35,17 +35,16 @@ from cutmix.evaluate.classification import (
     predict,
     predictions_arrays,
 )
-from cutmix.mixing import mixed_cross_entropy
-from cutmix.mixing.images import BatchTransform
+from cutmix.mixing import ScheduledCutMix, mixed_cross_entropy, mixed_forward
 from cutmix.optim import learning_rate, set_learning_rate
 from cutmix.options import TrainOptions
 from cutmix.precision import autocast, resolve_precision
 from cutmix.preview import preview_grid
 from cutmix.progress import Progress
-from cutmix.recipes import Recipe
+from cutmix.recipe import Recipe
 from cutmix.run_folder import RunFolder, command_line, environment, has_results, read_arrays, today
 from cutmix.signals import Stop, remembered_signals
-from cutmix.state import State, make_mix, restore, start_state, take_snapshot
+from cutmix.state import State, image_mixing, restore, start_state, take_snapshot
 
 
 @dataclass
@@ -139,14 +138,17 @@ def train_epoch(run: Run, epoch: int, stop: Stop) -> None:
 def train_step(run: Run, images: Tensor, labels: Tensor) -> Tensor:
     """Mix a batch, take one optimizer step on it, and return its mean loss, which nothing has waited for."""
     recipe, state = run.recipe, run.state
+    if isinstance(state.mix, ScheduledCutMix):
+        state.mix.progress = state.step / (recipe.epochs * run.batches.steps)
     state.optimizer.zero_grad(set_to_none=True)
     parts = list(zip(images.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True))
     total = torch.zeros((), device=images.device)
     for number, (x, y) in enumerate(parts, 1):
-        mixed, targets = state.mix(x, y) if state.mix else (x, y)
+        if state.cutout:
+            x, _ = state.cutout(x, y)
         with without_sync(run.network, number < len(parts)):
             with run.autocast:
-                logits = run.network(mixed)
+                logits, targets = mixed_forward(run.network, x, y, state.mix)
             loss = mixed_cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
             loss = loss * (len(x) / len(images))
             loss.backward()
@@ -312,7 +314,8 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     }  # fmt: skip
     batches = train_loader(
         train_set, seed=recipe.seed, crop_padding=recipe.crop_padding, padding_mode=recipe.padding_mode,
-        flip=recipe.flip, crop_scale=recipe.crop_scale, **shared,
+        flip=recipe.flip, crop_scale=recipe.crop_scale, policy=recipe.auto_augment,
+        color_jitter=recipe.color_jitter, lighting=recipe.lighting, **shared,
     )  # fmt: skip
     path = options.out or Path("runs") / f"{recipe.name}-seed{recipe.seed}"
     state = start_state(recipe, train_set, world)
@@ -357,10 +360,9 @@ def begin(run: Run) -> bool:
     elif run.folder:
         run.folder.cut_log(0)
         run.folder.start(recipe, run.about | {"skipped": skipped})
-        mixes: dict[str, BatchTransform | None] = {"original": None}
-        if run.recipe.mix != "none":
-            mixes[run.recipe.mix] = make_mix(replace(run.recipe, mix_prob=1.0))
-        png = preview_grid(run.train_set, mixes, image_size=run.recipe.image_size, count=8)
+        mixing = image_mixing(recipe)
+        rows = {"original": None} | ({recipe.mix: mixing} if mixing else {})
+        png = preview_grid(run.train_set, rows, image_size=recipe.image_size, count=8)
         run.folder.write_bytes("samples.png", png)
     if options.tensorboard and run.folder:
         run.board = summary_writer()(str(run.path / "tensorboard"), purge_step=run.state.step + 1)

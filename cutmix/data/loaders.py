@@ -13,10 +13,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from cutmix.data.color import ColorDraw, draw_color
 from cutmix.data.decode import read_image
 from cutmix.data.sets import ArraySet, FileSet, ImageSet
 from cutmix.data.transforms import (
+    AutoAugmentPolicy,
     PaddingMode,
+    auto_augment,
     draw_crop_flip,
     normalize,
     resize,
@@ -56,6 +59,9 @@ def train_loader(
     crop_scale: tuple[float, float],
     workers: int,
     channels_last: bool,
+    policy: AutoAugmentPolicy = "none",
+    color_jitter: float = 0.0,
+    lighting: float = 0.0,
     rank: int = 0,
     world_size: int = 1,
 ) -> Loader:
@@ -77,6 +83,9 @@ def train_loader(
         crop_scale: File sets: the area of the random crop, as least and largest share of the image.
         workers: File sets: processes that decode; 0 decodes in this one.
         channels_last: The memory format of the images.
+        policy: AutoAugment's, before the crop of an array set (as its authors have it) and after that of a file.
+        color_jitter: Largest change of brightness, contrast and saturation; see ``draw_color``.
+        lighting: Standard deviation of the noise along ImageNet's principal colours; see ``draw_color``.
         rank: This process.
         world_size: All processes.
 
@@ -86,18 +95,21 @@ def train_loader(
     _check(data, batch_size, image_size, workers, rank, world_size)
     if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
         raise InputError(f"crop_scale is {crop_scale}: expected two shares, 0 < least ≤ largest ≤ 1")
+    if (color_jitter or lighting) and data.in_chans != 3:
+        raise InputError(f"the images of {data.name} have {data.in_chans} channels: colour jitter and lighting need 3")
     order = _TrainOrder(len(data), batch_size, seed, rank, world_size)
     finish = _Finish(data, torch.device(device), image_size, channels_last)
+    color = _Color(order, color_jitter, lighting) if color_jitter or lighting else None
     if isinstance(data, FileSet):
         assert image_size is not None
-        transform = train_transform(image_size, crop_scale, flip)
-        return _FileLoader(_Files(data, transform, seed), order, finish, workers)
+        transform = train_transform(image_size, crop_scale, flip, policy)
+        return _FileLoader(_Files(data, transform, seed), order, finish, workers, color)
     smallest = min(data.images.shape[2:])
     if padding_mode == "reflect" and crop_padding >= smallest:
         raise InputError(f"crop_padding is {crop_padding}: reflection needs less than the image's {smallest} pixels")
     draw_crop_flip(0, crop_padding, flip, torch.Generator(), padding_mode)  # refuses a wrong padding now
     augment = (seed, crop_padding, flip, padding_mode) if crop_padding or flip else None
-    return _ArrayLoader(data, order, finish, augment)
+    return _ArrayLoader(data, order, finish, augment, color, _Policy(policy, seed) if policy != "none" else None)
 
 
 def test_loader(
@@ -189,6 +201,37 @@ class _TestOrder:
         return slice(step * self.batch_size, (step + 1) * self.batch_size)
 
 
+# ---- what is done to a batch ----
+
+
+class _Policy:
+    """AutoAugment, image by image, on their device: seeded by the epoch and the position in its order."""
+
+    def __init__(self, policy: AutoAugmentPolicy, seed: int) -> None:
+        self.augment, self.seed = auto_augment(policy), seed
+
+    def __call__(self, images: Tensor, epoch: int, first: int) -> Tensor:
+        with torch.random.fork_rng(devices=[]):  # of the CPU alone: nothing here draws on a GPU
+            for i in range(len(images)):
+                torch.default_generator.manual_seed(derive_seed(self.seed, "policy", epoch, first + i))
+                images[i] = self.augment(images[i])
+        return images
+
+
+class _Color:
+    """Colours for this rank's share of a batch, drawn for all of it: seeded by the epoch and the step."""
+
+    def __init__(self, order: _TrainOrder, jitter: float, lighting: float) -> None:
+        self.order, self.jitter, self.lighting = order, jitter, lighting
+
+    def draw(self, epoch: int, step: int) -> ColorDraw:
+        order, share = self.order, self.order.share(step)
+        generator = torch.Generator().manual_seed(derive_seed(order.seed, "color", epoch, step))
+        first = step * order.batch_size
+        colors = draw_color(order.batch_size, self.jitter, self.lighting, generator)
+        return colors[share.start - first : share.stop - first]
+
+
 class _Finish:
     """The last stage, on the device: normalise, resize, memory format."""
 
@@ -214,10 +257,12 @@ class _ArrayLoader:
         order: _TrainOrder | _TestOrder,
         finish: _Finish,
         augment: tuple[int, int, bool, PaddingMode] | None = None,
+        color: _Color | None = None,
+        policy: _Policy | None = None,
     ) -> None:
         self.steps = order.steps
         self.images, self.labels = data.images.to(finish.device), data.labels.to(finish.device)
-        self.order, self.finish, self.augment = order, finish, augment
+        self.order, self.finish, self.augment, self.color, self.policy = order, finish, augment, color, policy
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         indices = self.order.indices(epoch)
@@ -230,8 +275,12 @@ class _ArrayLoader:
         for step in range(start, self.steps):
             share = self.order.share(step)
             images = self.images.index_select(0, indices[share])
+            if self.policy:
+                images = self.policy(images, epoch, share.start)
             if crops:
                 images = crops[share].apply(images)
+            if self.color:
+                images = self.color.draw(epoch, step).apply(images)
             yield self.finish(images), self.labels.index_select(0, indices[share])
 
 
@@ -289,8 +338,15 @@ def _leave_signals_to_the_loop(worker: int) -> None:
 class _FileLoader:
     """Decodes in workers that live as long as the loader; uint8 travels, the device normalises."""
 
-    def __init__(self, files: _Files, order: _TrainOrder | _TestOrder, finish: _Finish, workers: int) -> None:
-        self.steps, self.finish, self.batches = order.steps, finish, _Batches(order)
+    def __init__(
+        self,
+        files: _Files,
+        order: _TrainOrder | _TestOrder,
+        finish: _Finish,
+        workers: int,
+        color: _Color | None = None,
+    ) -> None:
+        self.steps, self.finish, self.color, self.batches = order.steps, finish, color, _Batches(order)
         self.running = 0
         self.new_loader: Callable[[], DataLoader[Any]] = partial(
             DataLoader,
@@ -309,11 +365,13 @@ class _FileLoader:
         self.running += 1
         this = self.running
         self.batches.epoch, self.batches.start = epoch, start
-        for batch in self.loader:
+        for step, batch in enumerate(self.loader, start):
             if isinstance(batch, InputError):
                 self.loader = self.new_loader()  # the old one's workers end now, not when the traceback is dropped
                 raise batch
             images, labels = (part.to(self.finish.device, non_blocking=True) for part in batch)
+            if self.color:
+                images = self.color.draw(epoch, step).apply(images)
             yield self.finish(images), labels
             if this != self.running:  # the workers serve one epoch at a time
                 raise RuntimeError("this epoch was left for another one of the same loader and cannot go on")

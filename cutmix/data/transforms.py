@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from cutmix.errors import InputError
 
 PaddingMode = Literal["constant", "reflect"]
+AutoAugmentPolicy = Literal["none", "imagenet", "cifar10", "svhn"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +101,7 @@ def normalize(
     """Return (images / 255 − mean) / std, channel by channel.
 
     Args:
-        images: (n, C, H, W) uint8.
+        images: (n, C, H, W) uint8; or float32 of the same range, which is overwritten.
         mean: C values in [0, 1].
         std: C values, positive; tensors on the images' device save a copy.
         channels_last: The memory format of the result.
@@ -123,15 +124,39 @@ def resize(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
-def train_transform(image_size: int, crop_scale: tuple[float, float], flip: bool) -> Callable[[Image.Image], Tensor]:
-    """Return torchvision's random resized crop and flip: from an RGB image to (3, image_size, image_size) uint8.
+def train_transform(
+    image_size: int, crop_scale: tuple[float, float], flip: bool, policy: AutoAugmentPolicy = "none"
+) -> Callable[[Image.Image], Tensor]:
+    """Return torchvision's random resized crop, flip and AutoAugment: from RGB to (3, image_size, image_size) uint8.
 
     It draws from PyTorch's global generator, as torchvision does; the loader sets it for each sample.
     """
     from torchvision.transforms import v2  # slow to import; array sets do not need it
 
     crop = v2.RandomResizedCrop(image_size, scale=crop_scale, antialias=True)
-    return v2.Compose([crop, v2.RandomHorizontalFlip(0.5 if flip else 0.0), v2.PILToTensor()])
+    augment = [] if policy == "none" else [auto_augment(policy)]
+    return v2.Compose([crop, v2.RandomHorizontalFlip(0.5 if flip else 0.0), *augment, v2.PILToTensor()])
+
+
+def auto_augment(policy: AutoAugmentPolicy) -> Callable[[Any], Any]:
+    """Return torchvision's AutoAugment as it is, for one RGB image or one (1 or 3, H, W) uint8 tensor.
+
+    It draws from PyTorch's global generator.
+
+    Args:
+        policy: The data set whose policy it is, but not "none".
+
+    Raises:
+        InputError: If there is no such policy.
+
+    Source: Cubuk et al. 2019.
+    """
+    from torchvision.transforms import v2
+
+    known = [name for name in get_args(AutoAugmentPolicy) if name != "none"]
+    if policy not in known:
+        raise InputError(f"the policy of AutoAugment is '{policy}': expected one of {', '.join(known)}")
+    return v2.AutoAugment(v2.AutoAugmentPolicy(policy))
 
 
 def test_transform(image_size: int, crop_fraction: float) -> Callable[[Image.Image], Tensor]:

@@ -1,0 +1,250 @@
+"""The paper's classification tables and figures as rows: label, recipe, the paper's numbers. No torch here.
+
+Source: S. Yun et al., CutMix, ICCV 2019, arXiv:1905.04899v2; where version 1, the talk, the code or its authors' word
+says otherwise, a footnote tells.
+"""
+
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal
+
+from cutmix.errors import InputError
+
+Measure = Literal["top1_acc", "top1_err", "top5_err"]
+
+BASELINE = "Baseline"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table, or one point or curve of a figure.
+
+    Attributes:
+        label: As printed; with the network where a table has several.
+        recipe: Name of the recipe that runs it; None where this package has none.
+        numbers: The paper's number for each of the table's measures, in per cent; none where it prints none.
+        quoted: The authors took the numbers from another paper.
+        notes: Letters of the footnotes.
+        x: Position on a figure's horizontal axis.
+    """
+
+    label: str
+    recipe: str | None
+    numbers: tuple[float, ...] = ()
+    quoted: bool = False
+    notes: str = ""
+    x: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table or a figure.
+
+    Attributes:
+        name: What the command calls it.
+        title: What it shows.
+        measures: What its numbers are.
+        rows: Its lines, in the paper's order.
+        notes: Letters of the footnotes that hold for every row.
+    """
+
+    name: str
+    title: str
+    measures: tuple[Measure, ...]
+    rows: tuple[Row, ...]
+    notes: str = ""
+
+    @property
+    def heading(self) -> str:
+        """Its name as the paper prints it, and its title."""
+        printed = re.sub(r"(\D+)(\d+).*", r"\1 \2", self.name).capitalize()
+        return f"{printed}: {self.title}"
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the paper's data sets are known by.
+
+    Attributes:
+        classes: Number of classes.
+        side: Pixels of an image's side; None for photographs of many sizes.
+        test_images: Number of images that an error is measured on.
+    """
+
+    classes: int
+    side: int | None
+    test_images: int
+
+
+DATA = {
+    "cifar-10": DataFacts(10, 32, 10_000),
+    "cifar-100": DataFacts(100, 32, 10_000),
+    "imagenet": DataFacts(1000, None, 50_000),
+}
+
+FOOTNOTES = {
+    "a": "The paper's number is the best epoch's, chosen on the test set, and on CIFAR the mean of three runs; "
+    "compare it with the best epoch here. The authors' three runs of PyramidNet-200 with CutMix: best 14.47, "
+    "last 15.07; five runs of their code by someone else: CutMix best 14.96, last 15.91, baseline best 16.31, "
+    "last 16.50. On ImageNet last and best coincide (21.403 and 21.400).",
+    "b": "Version 1, the code's README and the published weights say 14.23 (top-5 2.75), which is the best single "
+    "run of 14.23, 14.50 and 14.68; version 2 says 14.47, their mean.",
+    "c": "Version 1 and the talk say 21.60 (top-5 5.90; 78.4 % accuracy).",
+    "d": "λ was not corrected for the clipped box until August 2019, so the published CutMix weights were trained "
+    "without; whether 14.47 was is unknown. The recipes here correct it.",
+    "e": "The running text says 21.78.",
+    "f": "The text also says that CutMix gains 1.60; 21.87 − 20.17 = 1.70.",
+    "g": "Only in the talk and the code's README, in neither version of the paper.",
+    "h": "Only in version 2.",
+    "i": "Mixup and Manifold Mixup mixed every batch, whereas CutMix's probability on CIFAR was tuned to 0.5.",
+    "j": "The paper names resizing, cropping and flipping; its code, and the recipes here, also jitter colours and "
+    "brightness (PCA).",
+    "k": "ResNet-110 with CutMix ran at learning rate 0.1 and probability 1: 20.52, 20.10 and 19.72.",
+    "l": "The paper prints no standard deviation for the Gaussian.",
+    "m": "Clipped at the border, a box of 16×16 covers 19 % of the image on average, not the 25 % that the text gives.",
+    "n": "Whether the drop rate of 0.25 was linear in depth or constant is not said.",
+    "o": "The settings are those of the implementation that the authors pointed to.",
+    "p": "A plot without printed values; the paper says that every α beats the baseline and 1 is best.",
+    "q": "A plot without printed values; the paper says that the image is the best layer, and that all but layer 4 "
+    "beat the baseline.",
+    "r": "A plot of test error by epoch without printed values: `cutmix report` draws it of the runs.",
+    "s": "Said without numbers in the authors' talk: about the same error as with two images.",
+    "t": "Quoted: its original trained for 270 epochs, and the authors did not run it.",
+    "u": "The candidate layers are not named.",
+}
+
+_PYRAMID = "cifar100-pyramidnet200"
+
+TABLES = (
+    Table("table1", "ImageNet, ResNet-50, classification", ("top1_acc",), notes="adj", rows=(
+        Row("Baseline", "imagenet-resnet50", (76.3,)),
+        Row("Mixup", "imagenet-resnet50-mixup", (77.4,)),
+        Row("Cutout", "imagenet-resnet50-cutout", (77.1,)),
+        Row("CutMix", "imagenet-resnet50-cutmix", (78.6,), notes="c"),
+    )),
+    Table("table3", "ImageNet, against other regularizers", ("top1_err", "top5_err"), notes="adj", rows=(
+        Row("ResNet-152", None, (21.69, 5.94), quoted=True),
+        Row("ResNet-101 + SE Layer", None, (20.94, 5.5), quoted=True),
+        Row("ResNet-101 + GE Layer", None, (20.74, 5.29), quoted=True),
+        Row("ResNet-50 + SE Layer", None, (22.12, 5.99), quoted=True),
+        Row("ResNet-50 + GE Layer", None, (21.88, 5.8), quoted=True),
+        Row("ResNet-50 (Baseline)", "imagenet-resnet50", (23.68, 7.05)),
+        Row("ResNet-50 + Cutout", "imagenet-resnet50-cutout", (22.93, 6.66)),
+        Row("ResNet-50 + StochDepth", "imagenet-resnet50-stochastic-depth", (22.46, 6.27), notes="n"),
+        Row("ResNet-50 + Mixup", "imagenet-resnet50-mixup", (22.58, 6.4)),
+        Row("ResNet-50 + Manifold Mixup", "imagenet-resnet50-manifold-mixup", (22.5, 6.21), notes="u"),
+        Row("ResNet-50 + AutoAugment", "imagenet-resnet50-autoaugment", (22.4, 6.2), quoted=True, notes="g"),
+        Row("ResNet-50 + DropBlock", "imagenet-resnet50-dropblock", (21.87, 5.98), quoted=True, notes="t"),
+        Row("ResNet-50 + Feature CutMix", "imagenet-resnet50-feature-cutmix", (21.8, 6.06), notes="eu"),
+        Row("ResNet-50 + CutMix", "imagenet-resnet50-cutmix", (21.4, 5.92), notes="c"),
+    )),
+    Table("table4", "ImageNet, deeper networks", ("top1_err", "top5_err"), notes="adj", rows=(
+        Row("ResNet-101 (Baseline)", "imagenet-resnet101", (21.87, 6.29)),
+        Row("ResNet-101 + Cutout", "imagenet-resnet101-cutout", (20.72, 5.51), notes="h"),
+        Row("ResNet-101 + Mixup", "imagenet-resnet101-mixup", (20.52, 5.28), notes="h"),
+        Row("ResNet-101 + CutMix", "imagenet-resnet101-cutmix", (20.17, 5.24), notes="f"),
+        Row("ResNeXt-101 (Baseline)", "imagenet-resnext101", (21.18, 5.57)),
+        Row("ResNeXt-101 + CutMix", "imagenet-resnext101-cutmix", (19.47, 5.03)),
+    )),
+    Table("table5", "CIFAR-100, PyramidNet-200 (α̃ = 240)", ("top1_err", "top5_err"), notes="adi", rows=(
+        Row("Baseline", _PYRAMID, (16.45, 3.69)),
+        Row("StochDepth", f"{_PYRAMID}-stochastic-depth", (15.86, 3.33), notes="n"),
+        Row("Label smoothing (ε = 0.1)", f"{_PYRAMID}-label-smoothing", (16.73, 3.37)),
+        Row("Cutout", f"{_PYRAMID}-cutout", (16.53, 3.65)),
+        Row("Cutout + Label smoothing (ε = 0.1)", f"{_PYRAMID}-cutout-label-smoothing", (15.61, 3.88)),
+        Row("DropBlock", f"{_PYRAMID}-dropblock", (15.73, 3.26)),
+        Row("DropBlock + Label smoothing (ε = 0.1)", f"{_PYRAMID}-dropblock-label-smoothing", (15.16, 3.86)),
+        Row("Mixup (α = 0.5)", f"{_PYRAMID}-mixup-0.5", (15.78, 4.04)),
+        Row("Mixup (α = 1.0)", f"{_PYRAMID}-mixup-1.0", (15.63, 3.99)),
+        Row("Manifold Mixup (α = 1.0)", f"{_PYRAMID}-manifold-mixup", (16.14, 4.07), notes="u"),
+        Row("Cutout + Mixup (α = 1.0)", f"{_PYRAMID}-cutout-mixup", (15.46, 3.42)),
+        Row("Cutout + Manifold Mixup (α = 1.0)", f"{_PYRAMID}-cutout-manifold-mixup", (15.09, 3.35), notes="u"),
+        Row("ShakeDrop", f"{_PYRAMID}-shakedrop", (15.08, 2.72), notes="o"),
+        Row("CutMix", f"{_PYRAMID}-cutmix", (14.47, 2.97), notes="b"),
+        Row("CutMix + ShakeDrop", f"{_PYRAMID}-cutmix-shakedrop", (13.81, 2.29), notes="o"),
+    )),
+    Table("table6", "CIFAR-100, smaller networks", ("top1_err", "top5_err"), notes="ad", rows=(
+        Row("PyramidNet-110 (Baseline)", "cifar100-pyramidnet110", (19.85, 4.66)),
+        Row("PyramidNet-110 + CutMix", "cifar100-pyramidnet110-cutmix", (17.97, 3.83)),
+        Row("ResNet-110 (Baseline)", "cifar100-resnet110", (23.14, 5.95)),
+        Row("ResNet-110 + CutMix", "cifar100-resnet110-cutmix", (20.11, 4.43), notes="k"),
+    )),
+    Table("table7", "CIFAR-10, PyramidNet-200 (α̃ = 240)", ("top1_err",), notes="adi", rows=(
+        Row("Baseline", "cifar10-pyramidnet200", (3.85,)),
+        Row("Cutout", "cifar10-pyramidnet200-cutout", (3.1,)),
+        Row("Mixup (α = 1.0)", "cifar10-pyramidnet200-mixup-1.0", (3.09,)),
+        Row("Manifold Mixup (α = 1.0)", "cifar10-pyramidnet200-manifold-mixup", (3.15,), notes="u"),
+        Row("CutMix", "cifar10-pyramidnet200-cutmix", (2.88,)),
+    )),
+    Table("table8", "CIFAR-100, PyramidNet-200, variants of CutMix", ("top1_err", "top5_err"), notes="ad", rows=(
+        Row("Baseline", _PYRAMID, (16.45, 3.69)),
+        Row("CutMix", f"{_PYRAMID}-cutmix", (14.47, 2.97), notes="b"),
+        Row("Center Gaussian CutMix", f"{_PYRAMID}-cutmix-center-gaussian", (15.95, 3.4), notes="l"),
+        Row("Fixed-size CutMix", f"{_PYRAMID}-cutmix-fixed-size", (14.97, 3.15), notes="m"),
+        Row("One-hot CutMix", f"{_PYRAMID}-cutmix-one-hot", (15.89, 3.32)),
+        Row("Scheduled CutMix", f"{_PYRAMID}-cutmix-scheduled", (14.72, 3.17)),
+        Row("Complete-label CutMix", f"{_PYRAMID}-cutmix-complete-label", (15.17, 3.1), notes="h"),
+    )),
+    Table("figure2", "test error by epoch", ("top1_err",), notes="r", rows=(
+        Row("CIFAR-100, PyramidNet-200 (Baseline)", _PYRAMID),
+        Row("CIFAR-100, PyramidNet-200 + CutMix", f"{_PYRAMID}-cutmix"),
+        Row("ImageNet, ResNet-50 (Baseline)", "imagenet-resnet50"),
+        Row("ImageNet, ResNet-50 + CutMix", "imagenet-resnet50-cutmix"),
+    )),
+    Table("figure3-alpha", "CIFAR-100, PyramidNet-200, CutMix by α", ("top1_err",), notes="p", rows=(
+        Row("Baseline", _PYRAMID),
+        *(Row(f"α = {alpha}", f"{_PYRAMID}-cutmix-alpha-{alpha}", x=float(alpha))
+          for alpha in ("0.1", "0.25", "0.5", "1", "2", "4")),
+    )),
+    Table("figure3-layer", "CIFAR-100, PyramidNet-200, Feature CutMix by layer", ("top1_err",), notes="q", rows=(
+        Row("Baseline", _PYRAMID),
+        *(Row(f"Layer {layer}" + (" (the image)" if layer == 0 else ""), f"{_PYRAMID}-feature-cutmix-layer-{layer}",
+              x=float(layer)) for layer in range(5)),
+    )),
+    Table("talk", "CIFAR-100, PyramidNet-200, CutMix of more images", ("top1_err",), notes="s", rows=(
+        Row("Baseline", _PYRAMID),
+        Row("CutMix of 3 images", f"{_PYRAMID}-cutmix-3-images"),
+        Row("CutMix of 4 images", f"{_PYRAMID}-cutmix-4-images"),
+    )),
+)  # fmt: skip
+
+
+def find_tables(word: str) -> tuple[Table, ...]:
+    """Return the table of a name, both parts of figure 3, or all for "all"; "Table 5" and "5" are table5 too.
+
+    Raises:
+        InputError: If there is no such table.
+    """
+    name = word.lower().replace(" ", "").replace("_", "-")
+    name = f"table{name}" if name.isdigit() else name
+    found = tuple(table for table in TABLES if name == "all" or table.name == name or table.name.startswith(f"{name}-"))
+    if not found:
+        names = [table.name for table in TABLES]
+        close = get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+        raise InputError(f'there is no table "{word}"; {hint}')
+    return found
+
+
+def find_rows(table: Table, words: tuple[str, ...]) -> tuple[Row, ...]:
+    """Return a table's rows of these labels or recipes, in the table's order; all that have a recipe without words.
+
+    Raises:
+        InputError: If a word names no row, or a row that no recipe runs.
+    """
+    names = {name.lower(): row for row in table.rows for name in (row.label, row.recipe) if name}
+    for word in words:
+        if word.lower() not in names:
+            close = get_close_matches(word.lower(), names, n=2, cutoff=0.4) or list(names)
+            listed = ", ".join(dict.fromkeys(f'"{names[name].label}"' for name in close))
+            raise InputError(f'{table.name} has no row "{word}"; close to it are {listed}')
+        if names[word.lower()].recipe is None:
+            raise InputError(f'the row "{word}" of {table.name} is quoted in the paper, and no recipe here runs it')
+    chosen = [names[word.lower()] for word in words]
+    return tuple(row for row in table.rows if row.recipe and (row in chosen or not words))
+
+
+def is_baseline(row: Row) -> bool:
+    """Return whether the others of its table are compared with a row."""
+    return BASELINE in row.label
