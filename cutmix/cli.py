@@ -23,6 +23,8 @@ HELP = """cutmix: train strong image classifiers with CutMix, and measure what i
   cutmix recipes                 the names of the recipes
   cutmix evaluate RUN            measure a run, or a file of weights, on its own or on other data
   cutmix report RUN RUN          one page of several runs, side by side
+  cutmix paper [TABLE]           the paper's tables with what was measured here
+  cutmix reproduce TABLE         run the rows of one; --scale smoke only tries them
 
 cutmix COMMAND --help explains a command's flags, cutmix --version says the version.
 Several processes: torchrun --nproc-per-node 4 -m cutmix train RECIPE
@@ -32,6 +34,13 @@ TRAIN = """Train a classifier and measure it after each epoch.
 
 A RECIPE is a named set of defaults for the flags below (cutmix recipes lists them). Without one, a folder of
 photographs is fine-tuned from a pretrained network with CutMix, and a set of small images is trained from scratch."""
+
+REPRODUCE = """Run the rows of a table of the paper, and print it with what was measured.
+
+First it says how long that will take. Interrupted and started again it goes on where it was; what is finished is not
+run again. Rows can be shared among machines that see the same folder, for example as SLURM array tasks:
+
+sbatch --array=1-15 --wrap 'cutmix reproduce table5 --shard $SLURM_ARRAY_TASK_ID/15'"""
 
 Options = TypeVar("Options")
 
@@ -163,6 +172,28 @@ def report(words: list[str]) -> None:
     print(f"wrote {write_report(options.runs, options.out)}")
 
 
+def paper(words: list[str]) -> None:
+    """Print the paper's tables with what was measured here."""
+    from cutmix.options import PaperOptions
+
+    options = parse(PaperOptions, words, "paper", "Print the paper's tables with what was measured here beside them.")
+    from cutmix.measured import run_paper
+
+    run_paper(options.tables, options.runs, options.results)
+
+
+def reproduce(words: list[str]) -> None:
+    """Run rows of the paper's tables."""
+    from cutmix.options import ReproduceOptions
+
+    options = parse(ReproduceOptions, words, "reproduce", REPRODUCE)
+    from cutmix.allocator import keep_freed_memory
+    from cutmix.reproduce import run_reproduce
+
+    keep_freed_memory()
+    run_reproduce(options)
+
+
 COMMANDS = {
     "demo": demo,
     "train": train,
@@ -170,6 +201,8 @@ COMMANDS = {
     "preview": preview,
     "report": report,
     "recipes": recipes,
+    "paper": paper,
+    "reproduce": reproduce,
 }
 
 

@@ -2,12 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from scipy import stats
 
 from cutmix.runs import Json, Run, differing_fields, groups
+from cutmix.statistics import Paired, holm, mcnemar, read_outcome
+
+MOST_IN_PAIRS = 6  # runs of which every pair is compared
 
 # What a comparison of methods may vary.
 _MIX_FIELDS = {
@@ -82,6 +86,45 @@ def comparisons(runs: Sequence[Run]) -> list[tuple[str, str]]:
                 text += _verdict(found, estimates[baseline]) + _mind(by_recipe[name][0], by_recipe[baseline][0])
                 said.append((name, text))
     return said
+
+
+class Pair(NamedTuple):
+    """Two runs on the same test images, compared image by image after the last epoch.
+
+    Attributes:
+        first: Label of a run.
+        second: Label of another.
+        counts: Images that only the one and only the other got right, and the p-value by itself.
+        p: The p-value, adjusted for all pairs by Holm's method.
+    """
+
+    first: str
+    second: str
+    counts: Paired
+    p: float
+
+
+def pairs(runs: Sequence[Run]) -> list[Pair]:
+    """Compare finished runs of different recipes and the same seed, where both have predictions of the same images.
+
+    Up to six runs every pair is compared, of more each one with those of the recipe without mixing, or of the first.
+    """
+    outcomes = {}
+    for run in runs:
+        path = run.folder / "predictions" / "last.npz"
+        if run.finished and path.is_file():
+            outcomes[run.label] = (run, read_outcome(path))
+    members = list(outcomes.values())
+    baseline = next((run.group for run, _ in members if run.recipe.get("mix") == "none"), None)
+    baseline = baseline or (members[0][0].group if members else None)
+    found = []
+    for (one, its), (other, others) in combinations(members, 2):
+        chosen = len(members) <= MOST_IN_PAIRS or baseline in (one.group, other.group)
+        same = one.group != other.group and one.recipe.get("seed") == other.recipe.get("seed")
+        if chosen and same and its.labels.shape == others.labels.shape and bool((its.labels == others.labels).all()):
+            found.append((one.label, other.label, mcnemar(its.right, others.right)))
+    adjusted = holm([counts.p for _, _, counts in found])
+    return [Pair(*pair, p) for pair, p in zip(found, adjusted, strict=True)]
 
 
 def _error(found: Estimate) -> str:

@@ -25,7 +25,10 @@ _FREE = {
     "name", "data", "val_fraction", "model", "epochs", "warmup_epochs", "seed", "eval_every", "image_size", "precision",
     "channels_last", "compile", "accumulate",
 }  # fmt: skip
+_HERE = ("Best epoch here", "Last epoch here", "Seeds", "Last, to baseline")
 _KEY = ("recipe", "data", "model", "epochs", "seed", "weights", "commit", "date", "seconds", "command")
+
+SMOKE = "a few steps, which measure nothing"
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,20 @@ class Sheet(NamedTuple):
     caption: str
     header: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
+
+
+class Sweep(NamedTuple):
+    """A figure's points that were run in the same way.
+
+    Attributes:
+        how: In what the runs differ from the paper's protocol; "" where they do not.
+        points: Position and top-1 error of the last epoch, in per cent, the mean over seeds.
+        baseline: The baseline's error, if it was run in the same way.
+    """
+
+    how: str
+    points: list[tuple[float, float]]
+    baseline: float | None
 
 
 def find_results(runs: Sequence[Path], results: Sequence[Path]) -> list[Trained]:
@@ -100,29 +117,49 @@ def trained(run: Run) -> Trained | None:
 
 
 def sheets(table: Table, runs: Sequence[Trained]) -> list[Sheet]:
-    """Return a table with what was run by the paper's protocol, and one of what was run otherwise, if anything was."""
+    """Return a table with what was run by the paper's protocol, and one for each other way in which rows were run."""
     ours = [run for run in runs if run.recipe in {row.recipe for row in table.rows}]
-    header = ("Row", "Paper", "Here, best epoch", "Here, last epoch", "Seeds", "Last epoch, to the baseline")
-    against = _against_baseline(table, ours)
-    rows = []
-    for row in table.rows:
-        same = [run for run in ours if run.recipe == row.recipe and not run.how]
-        rows.append(
-            (_with_notes(row.label, row.notes), _printed(table, row), *_cells(table, same), against.get((row, ""), ""))
+    units = {"top1_acc": "top-1 accuracy", "top1_err": "top-1 error", "top5_err": "top-5 error"}
+    unit = "; ".join(units[measure] for measure in table.measures)
+    against = _against_baseline(table, [run for run in ours if run.how != SMOKE])
+    made = []
+    rows: list[tuple[str, ...]]
+    for how in ["", *sorted({run.how for run in ours if run.how})]:
+        same = {row: [run for run in ours if run.recipe == row.recipe and run.how == how] for row in table.rows}
+        if how:
+            caption = f"{table.heading.partition(':')[0]}, not comparable with the paper's numbers: {how}"
+            header: tuple[str, ...] = ("Row", *_HERE)
+            rows = [(row.label, *_cells(table, its), against.get((row, how), "")) for row, its in same.items() if its]
+        else:
+            caption = _with_notes(table.heading, table.notes)
+            header = ("Row", "Paper", *_HERE)
+            rows = [
+                (
+                    _with_notes(row.label, row.notes),
+                    _printed(table, row),
+                    *_cells(table, its),
+                    against.get((row, ""), ""),
+                )
+                for row, its in same.items()
+            ]
+        kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
+        made.append(
+            Sheet(
+                f"{caption} ({unit}, %)", tuple(header[i] for i in kept), [tuple(row[i] for i in kept) for row in rows]
+            )
         )
-    units = " and ".join({"top1_acc": "top-1 accuracy", "top1_err": "top-1 error", "top5_err": "top-5 error"}[m]
-                         for m in table.measures)  # fmt: skip
-    made = [Sheet(f"{_with_notes(table.heading, table.notes)}. {units.capitalize()}, %", header, rows)]
-    ways = sorted({run.how for run in ours if run.how})
-    other = [
-        (row.label, how, *_cells(table, same), against.get((row, how), ""))
-        for how in ways
-        for row in table.rows
-        if (same := [run for run in ours if run.recipe == row.recipe and run.how == how])
-    ]
-    if other:
-        caption = f"{table.heading.partition(':')[0]}, run otherwise: not comparable with the paper's numbers"
-        made.append(Sheet(caption, ("Row", "How it was run", *header[2:]), other))
+    return made
+
+
+def sweeps(table: Table, runs: Sequence[Trained]) -> list[Sweep]:
+    """Return a figure's sweep for each way in which two or more of its points were run."""
+    made = []
+    for how in sorted({run.how for run in runs} - {SMOKE}):
+        same = {row: [run for run in runs if (run.recipe, run.how) == (row.recipe, how)] for row in table.rows}
+        points = [(row.x, _mean(its)) for row, its in same.items() if its and row.x is not None]
+        baselines = [_mean(its) for row, its in same.items() if its and is_baseline(row)]
+        if len(points) > 1:
+            made.append(Sweep(how, points, baselines[0] if baselines else None))
     return made
 
 
@@ -159,11 +196,12 @@ def show(tables: Sequence[Table], runs: Sequence[Trained]) -> None:
 
     console = Console()
     for sheet in (sheet for table in tables for sheet in sheets(table, runs)):
-        grid = Grid(title=Text(sheet.caption, style="bold"), title_justify="left", expand=False)
+        grid = Grid()
         for name in sheet.header:
             grid.add_column(Text(name), overflow="fold")
         for cells in sheet.rows:
-            grid.add_row(*map(Text, cells))
+            grid.add_row(*(Text(cell.replace("; ", "\n")) for cell in cells))
+        console.print(Text(f"\n{sheet.caption}", style="bold"))
         console.print(grid)
     for note in footnotes(tables):
         console.print(Text(note))
@@ -177,14 +215,15 @@ def _trained(lines: Sequence[Json], config: Json | None, predictions: Path | Non
     name, _, scale = str(last.get("recipe") or "").partition("+")
     if name not in {row.recipe for table in TABLES for row in table.rows} or name not in RECIPES:
         return None
-    how = "; ".join(_differences(RECIPES[name], last, config, scale))
+    how = ", ".join(_differences(RECIPES[name], last, config, scale))
     return Trained(name, how, int(last.get("seed") or 0), measures, predictions)
 
 
 def _differences(recipe: Recipe, line: Json, config: Json | None, scale: str) -> list[str]:
     """Say in what a result was not made as the recipe says."""
-    facts, n = DATA[recipe.data], line.get("n")
-    said = ["smoke: a few steps"] if scale.endswith("smoke") else []
+    if scale.endswith("smoke"):
+        return [SMOKE]
+    facts, n, said = DATA[recipe.data], line.get("n"), []
     if line.get("model") != recipe.model:
         said.append(f"network {line.get('model')}")
     if line.get("epochs") != recipe.epochs:
@@ -196,7 +235,7 @@ def _differences(recipe: Recipe, line: Json, config: Json | None, scale: str) ->
     if line.get("weights", "model") != "model":
         said.append("averaged weights")
     changed = _changed_fields(recipe, config) if config else _changed_flags(str(line.get("command") or ""))
-    return said + ([f"changed: {', '.join(changed)}"] if changed else [])
+    return said + ([f"{' and '.join(changed)} changed"] if changed else [])
 
 
 def _changed_fields(recipe: Recipe, config: Json) -> list[str]:
@@ -231,7 +270,7 @@ def _against_baseline(table: Table, runs: Sequence[Trained]) -> dict[tuple[Row, 
     keys = [key for key, (_, p) in tested.items() if p is not None]
     adjusted = dict(zip(keys, holm([p for _, p in tested.values() if p is not None]), strict=True))
     return {
-        key: f"{gain:+.2f}, {in_words(adjusted[key]) if key in adjusted else 'not tested'}"
+        key: f"{gain:+.2f}; {in_words(adjusted[key]) if key in adjusted else 'not tested'}"
         for key, (gain, _) in tested.items()
     }
 
@@ -255,10 +294,13 @@ def _cells(table: Table, runs: Sequence[Trained]) -> tuple[str, str, str]:
     """Return the best epoch's and the last one's errors, and the number of seeds."""
     if not runs:
         return "not run", "not run", ""
+    seeds = str(len({run.seed for run in runs}))
+    if runs[0].how == SMOKE:
+        return "", "ran", seeds
     best, last = (
         "; ".join(_estimated(measure, which, runs) for measure in table.measures) for which in ("best", "last")
     )
-    return best, last, str(len({run.seed for run in runs}))
+    return best, last, seeds
 
 
 def _estimated(measure: Measure, which: str, runs: Sequence[Trained]) -> str:

@@ -108,6 +108,48 @@ class ReportOptions:
 
 
 @dataclass(frozen=True)
+class PaperOptions:
+    """What ``cutmix paper`` shows."""
+
+    tables: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """table1, table3 to table8, figure2, figure3, talk; by default all."""
+    runs: tuple[Path, ...] = ()
+    """Folders of runs, or folders that hold them; by default runs/, and results/*.jsonl beside it."""
+    results: tuple[Path, ...] = ()
+    """JSON-lines files of results."""
+
+
+@dataclass(frozen=True)
+class ReproduceOptions:
+    """What ``cutmix reproduce`` runs."""
+
+    table: Annotated[str, tyro.conf.Positional]
+    """table1, table3 to table8, figure2, figure3, talk, or all."""
+    rows: tuple[str, ...] = ()
+    """Labels or recipes of rows; by default every row that a recipe runs."""
+    seeds: int | None = None
+    """Runs of each row, with seeds from 0; by default 3, and 1 at smoke scale."""
+    scale: Literal["full", "short", "smoke"] = "full"
+    """The paper's protocol, the same with fewer epochs, or a few steps to see that it works."""
+    model: str | None = None
+    """Another network than the rows', such as resnet20 on a CPU."""
+    epochs: int | None = None
+    """Epochs at short scale; by default 10."""
+    data: str | None = None
+    """Where the data lie, if not under $CUTMIX_DATA or ./data."""
+    out: Path = Path("runs/reproduce")
+    """Folder that holds a folder for each run; runs in it that were begun are gone on with."""
+    shard: str = "1/1"
+    """i/n runs every n-th run from the i-th on, to share a table among machines."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1."""
+    workers: int = WORKERS
+    """Photographs: processes that decode."""
+    download: bool = False
+    """Fetch a known data set that is not there."""
+
+
+@dataclass(frozen=True)
 class DemoOptions:
     """What ``cutmix demo`` does."""
 

@@ -82,7 +82,7 @@ class Recipe:
     cutout: bool = False
     """Cut a square out of every image before another mix."""
     cutout_size: int = 16
-    """Side in pixels of Cutout's square, and of the box of cutmix-fixed-size."""
+    """Side of Cutout's square in pixels, and of the box of cutmix-fixed-size."""
 
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes."""

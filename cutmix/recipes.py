@@ -72,7 +72,7 @@ def with_methods(
     """
     made = [baseline]
     for name in methods:
-        fields = {"name": f"{baseline.name}-{name}"}
+        fields: dict[str, Any] = {"name": f"{baseline.name}-{name}"}
         if cutmix_prob is not None and "cutmix" in METHODS[name].get("mix", ""):
             fields |= {"mix_prob": cutmix_prob}
         made.append(replace(baseline, **(fields | METHODS[name] | changes.get(name, {}))))

@@ -15,10 +15,13 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from cutmix.comparison import comparisons, estimate
+from cutmix.comparison import comparisons, estimate, pairs
 from cutmix.errors import InputError
+from cutmix.measured import footnotes, sheets, sweeps, trained
+from cutmix.paper import TABLES, find_tables, is_baseline
 from cutmix.plots import Curve, key, lines
 from cutmix.runs import Run, differing_fields, groups, read_runs
+from cutmix.statistics import in_words
 from cutmix.version import __version__
 
 _TEMPLATE = files("cutmix").joinpath("report.html.jinja").read_text(encoding="utf-8")
@@ -153,7 +156,64 @@ def error_curves(runs: Sequence[Run]) -> Section | None:
         "Test error is measured after an epoch. Training loss is the mean over an epoch’s batches; a loss against "
         "mixed labels is not comparable with one against plain labels."
     )
+    (figure2,) = find_tables("figure2")
+    if {str(run.recipe.get("name")).partition("+")[0] for run in runs} & {row.recipe for row in figure2.rows}:
+        caption += " Figure 2 of the paper shows these curves for its baseline and CutMix, without printed values."
     return Section("Error curves", "error-curves", _HTML.curves(legend, plots, caption))
+
+
+def paired_comparisons(runs: Sequence[Run]) -> Section | None:
+    """Which runs differ on the same test images by more than chance."""
+    rows = [
+        Row(f"{pair.first}, {pair.second}", [f"{pair.counts.first:,}", f"{pair.counts.second:,}", in_words(pair.p)])
+        for pair in pairs(runs)
+    ]
+    if not rows:
+        return None
+    header = ["Runs", "Only the first right", "Only the second right", "Exact McNemar test, Holm-adjusted"]
+    caption = "Pairs of runs, image by image, after the last epoch"
+    return Section("In pairs", "in-pairs", _HTML.table(caption, header, rows))
+
+
+def paper_tables(runs: Sequence[Run]) -> Section | None:
+    """The paper's tables and figures of which a row was run, with its numbers where the protocol is the same."""
+    ours = [one for run in runs if (one := trained(run)) is not None]
+    run_here = {run.recipe for run in ours}
+    known = [table for table in TABLES if run_here & {row.recipe for row in table.rows}]
+    more = [table for table in known if run_here & {row.recipe for row in table.rows if not is_baseline(row)}]
+    shown = more or known[:1]  # the baseline alone is no reason to show every table that it stands in
+    if not shown:
+        return None
+    body = Markup("\n").join(
+        _HTML.table(sheet.caption, sheet.header, [Row(name, cells) for name, *cells in sheet.rows])
+        for table in shown
+        for sheet in sheets(table, ours)
+    )
+    return Section("The paper’s tables", "paper", body + _HTML.sentences(footnotes(shown)))
+
+
+def paper_sweeps(runs: Sequence[Run]) -> Section | None:
+    """The paper's figure 3: the error by α and by layer, with the baseline of the same protocol."""
+    ours = [one for run in runs if (one := trained(run)) is not None]
+    legend: dict[str, int] = {}
+    plots = []
+    for name, axis in (("figure3-alpha", "α"), ("figure3-layer", "layer")):
+        (table,) = find_tables(name)
+        curves, said = [], []
+        for sweep in sweeps(table, ours):
+            xs, ys = zip(*sweep.points, strict=True)
+            names = [(sweep.how or "the paper’s protocol", xs, ys)]
+            if sweep.baseline is not None:
+                names.append((f"baseline ({names[0][0]})", (xs[0], xs[-1]), (sweep.baseline,) * 2))
+            curves += [Curve(x, y, legend.setdefault(label, len(legend))) for label, x, y in names]
+            said.append(f"{names[0][0]}: " + ", ".join(f"{y:.1f} at {x:g}" for x, y in sweep.points))
+        if curves:
+            alt = f"Top-1 error by {axis}. {'; '.join(said)}."
+            plots.append((table.title, lines(curves, xlabel=axis, ylabel="top-1 error, %", alt=alt)))
+    if not plots:
+        return None
+    caption = "Figure 3 of the paper: last epoch, mean over seeds. The paper prints no values to compare with."
+    return Section("Sweeps", "sweeps", _HTML.curves([(key(s), name) for name, s in legend.items()], plots, caption))
 
 
 def sample_mixes(runs: Sequence[Run]) -> Section | None:
@@ -167,7 +227,10 @@ def how_it_was_measured(runs: Sequence[Run]) -> Section:
     return Section("How it was measured", "how-it-was-measured", _HTML.definitions())
 
 
-SECTIONS = (summary, what_was_run, results, error_curves, sample_mixes, how_it_was_measured)
+SECTIONS = (
+    summary, what_was_run, results, paired_comparisons, error_curves, paper_tables, paper_sweeps, sample_mixes,
+    how_it_was_measured,
+)  # fmt: skip
 
 
 def _subtitle(runs: Sequence[Run]) -> str:

@@ -70,7 +70,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{path} could not be made: {error.strerror}") from None
-        self._lock = _lock(path)
+        self._lock = hold(path)
         try:
             if holds_run and resume:
                 _check_same(recipe, saved_recipe(path), path)
@@ -230,14 +230,14 @@ def _check_same(recipe: Recipe, saved: Recipe, path: Path) -> None:
         raise InputError(f"{path} holds another run: {', '.join(different)}; resume it with its own recipe")
 
 
-def _lock(path: Path) -> io.TextIOWrapper | None:
+def hold(path: Path, name: str = ".lock") -> io.TextIOWrapper | None:
     """Hold the folder until the process ends, however it ends."""
     try:
         import fcntl
     except ImportError:  # not a POSIX system
         return None
     try:
-        file = open(path / ".lock", "w")  # noqa: SIM115
+        file = open(path / name, "w")  # noqa: SIM115
     except OSError as error:
         raise InputError(f"{path} cannot be written to: {error.strerror}") from None
     try:

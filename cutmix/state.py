@@ -105,10 +105,10 @@ def start_state(recipe: Recipe, data: ImageSet, world: World) -> State:
 
 
 def _start_branches_at_one(model: nn.Module) -> None:
-    """Undo timm's ``zero_init_last``: the scale of each branch's last normalisation becomes PyTorch's own 1."""
-    for block in model.modules():
-        if hasattr(block, "zero_init_last"):
-            nn.init.ones_(getattr(block, "bn3", block.bn2).weight)
+    """Undo timm's ``zero_init_last``: a normalisation whose scales are all 0 gets PyTorch's own 1."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.affine and not module.weight.any():
+            nn.init.ones_(module.weight)
 
 
 def _check_input(model: nn.Module, recipe: Recipe, data: ImageSet, device: torch.device) -> None:

@@ -54,7 +54,7 @@ def read_outcome(path: Path) -> Outcome:
         InputError: If the file cannot be read or holds something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             logits, labels = arrays["logits"], arrays["labels"]
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise InputError(f"{path} cannot be read as predictions (logits and labels in an npz file): {error}") from None

@@ -17,7 +17,8 @@ from PIL import Image
 from cutmix import __version__
 from cutmix.cli import main, parse_train
 from cutmix.options import TrainOptions
-from cutmix.recipes import RECIPES, Recipe, flag
+from cutmix.recipe import Recipe, flag
+from cutmix.recipes import RECIPES
 from cutmix.run_folder import saved_recipe
 
 Refused = Callable[..., str]
@@ -75,7 +76,7 @@ def test_help_is_quick_because_torch_stays_out() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n")
-    for command in ("demo", "train", "evaluate", "preview", "report", "recipes"):
+    for command in ("demo", "train", "evaluate", "preview", "report", "recipes", "paper", "reproduce"):
         assert f"cutmix {command}" in done.stdout
 
 
@@ -101,7 +102,7 @@ def test_every_field_is_a_flag_and_explained(capsys: pytest.CaptureFixture[str])
     assert "(default: 40)" in words  # the recipe's own, not the class's
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "preview", "report"])
+@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "preview", "report", "paper", "reproduce"])
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])

@@ -8,7 +8,10 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "cutmix"
 FILES = sorted(PACKAGE.rglob("*.py"))
-WITHOUT_TORCH = ("recipes", "options", "report", "runs", "comparison", "plots", "jsonl", "cli", "errors", "version")
+WITHOUT_TORCH = (
+    "recipe", "recipes", "options", "report", "paper", "measured", "statistics", "runs", "comparison", "plots", "jsonl",
+    "cli", "errors", "version",
+)  # fmt: skip
 
 
 def module_name(path: Path) -> str:
@@ -81,7 +84,8 @@ LEVELS = {
     "checkpoint": ("models", "data", "evaluate", "train", "state", "cli", "recipes"),
     "evaluate": ("train", "state", "optim", "cli", "demo"),
     "state": ("train", "evaluate", "cli", "demo"),
-    "train": ("cli", "demo"),
+    "train": ("cli", "demo", "reproduce"),
+    "reproduce": ("cli", "demo"),
 }
 
 

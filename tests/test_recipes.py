@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
+import cutmix.state
 import cutmix.train
 from cutmix.data import ArraySet, FileSet, ImageSet, open_data
 from cutmix.distributed import World
 from cutmix.errors import InputError
-from cutmix.models import create_model
+from cutmix.models import PyramidNet, create_model
+from cutmix.models.resnet import BasicBlock, Bottleneck, CifarResNet
 from cutmix.options import TrainOptions
 from cutmix.recipe import Recipe
 from cutmix.recipes import METHODS, RECIPES, find_recipe
@@ -171,6 +174,12 @@ def small_images(channels: int, side: int) -> ArraySet:
     return ArraySet("noise", "train", ("a", "b"), torch.arange(8) % 2, (0.5,) * channels, (0.25,) * channels, images)
 
 
+def create_shrunk(name: str, num_classes: int, *, in_chans: int, pretrained: Any) -> nn.Module:
+    if name.startswith("pyramidnet"):
+        return PyramidNet(2, 12, num_classes, in_chans)
+    return CifarResNet(Bottleneck if name == "resnet110" else BasicBlock, 2, num_classes, in_chans)
+
+
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_it_takes_a_step(
     recipe: Recipe, photographs: tuple[ImageSet, ImageSet], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -179,8 +188,9 @@ def test_it_takes_a_step(
     shape = sides.get(recipe.data, (3, 32))
     sets = photographs if shape is None else (small_images(*shape), small_images(*shape))
     monkeypatch.setattr(cutmix.train, "open_sets", lambda *_: sets)
+    monkeypatch.setattr(cutmix.state, "create_model", create_shrunk)
     small = replace(
-        recipe, model="resnet20", batch_size=8, precision="float32", pretrained=False,
+        recipe, batch_size=8, precision="float32", pretrained=False,
         mix_prob=1.0, image_size=32 if isinstance(sets[0], FileSet) else None,
     )  # fmt: skip
     run = prepare(small, TrainOptions(out=tmp_path / "run", workers=0, device="cpu"), World(0, 1, torch.device("cpu")))

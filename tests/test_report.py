@@ -153,7 +153,7 @@ def test_tables_hold_the_values_of_the_files(tmp_path, pair):
 def test_every_section_is_there_in_order(tmp_path, pair):
     page = page_of(tmp_path, *pair)
     anchors = [attrs["id"] for tag, attrs in page.tags if tag == "h2"]
-    assert anchors == [section(read_runs(pair)).anchor for section in SECTIONS]
+    assert anchors == [made.anchor for section in SECTIONS if (made := section(read_runs(pair)))]
 
 
 @pytest.mark.parametrize(

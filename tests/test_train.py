@@ -25,8 +25,10 @@ import cutmix.state
 import cutmix.train
 from cutmix.checkpoint import load_checkpoint, read_weights
 from cutmix.errors import InputError
+from cutmix.mixing import mixed_forward
+from cutmix.models.resnet import BasicBlock, CifarResNet
 from cutmix.options import TrainOptions
-from cutmix.recipes import Recipe
+from cutmix.recipe import Recipe
 from cutmix.train import train
 
 # 8 steps an epoch, 24 in all; everything that has a state is on.
@@ -199,6 +201,45 @@ def test_a_run_stopped_again_and_again_is_the_same_run(
                 train(RECIPE, options(tmp_path / "run", resume=True))
     train(RECIPE, options(tmp_path / "run", resume=True))
     assert outcome(tmp_path / "run") == uninterrupted
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mix": "feature-cutmix", "shake_drop": 0.5},
+        {"mix": "cutmix-scheduled", "mix_prob": 1.0, "drop_block": 0.2, "drop_block_size": 2},
+        {"mix": "manifold-mixup", "cutout": True, "cutout_size": 3, "stochastic_depth": 0.25},
+        {"mix": "cutmix-3", "auto_augment": "svhn"},
+    ],
+    ids=str,
+)
+def test_every_kind_of_noise_goes_on_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    def create_residual(name: str, num_classes: int, *, in_chans: int, pretrained: Any) -> nn.Module:
+        return CifarResNet(BasicBlock, 1, num_classes, in_chans)
+
+    monkeypatch.setattr(cutmix.state, "create_model", create_residual)
+    recipe = replace(RECIPE, epochs=2, **changes)
+    train(recipe, options(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        call_before(patch, cutmix.train, "train_step", 12, kill)  # the last checkpoint is of step 9
+        with pytest.raises(Killed):
+            train(recipe, options(tmp_path / "run"))
+    train(recipe, options(tmp_path / "run", resume=True))
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def test_a_schedule_of_mixing_follows_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def remember(network: nn.Module, images: Tensor, labels: Tensor, mix: Any) -> Any:
+        seen.append(mix.prob)
+        return mixed_forward(network, images, labels, mix)
+
+    monkeypatch.setattr(cutmix.train, "mixed_forward", remember)
+    train(replace(RECIPE, mix="cutmix-scheduled", mix_prob=1.0, accumulate=1), options(tmp_path / "run"))
+    assert seen == pytest.approx([step / STEPS for step in range(STEPS)])
 
 
 def test_a_second_interruption_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ from cutmix.jsonl import append_line
 from cutmix.models import create_model
 from cutmix.options import EvaluateOptions
 from cutmix.precision import autocast, resolve_precision
-from cutmix.recipes import Recipe
+from cutmix.recipe import Recipe
+from cutmix.regularizers import regularize
 from cutmix.run_folder import command_line, environment, saved_recipe, today
 
 
@@ -112,6 +113,8 @@ def load_model(options: EvaluateOptions, subject: Subject, data: ImageSet) -> nn
         raise InputError(f"{subject.weights} does not say which network it is; give --model")
     model = create_model(name, data.num_classes, in_chans=data.in_chans)
     load_weights(model, subject.weights)
+    if subject.recipe:  # the one regularizer that is not the identity in evaluation
+        regularize(model, shake_drop=subject.recipe.shake_drop, decay=subject.recipe.depth_decay)
     if subject.recipe and subject.recipe.channels_last:  # the arithmetic of training, to the last bit
         model = model.to(memory_format=torch.channels_last)
     return model

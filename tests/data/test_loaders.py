@@ -11,7 +11,9 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from cutmix.data import loaders
+from cutmix.data.color import draw_color
 from cutmix.data.sets import ArraySet, FileSet, open_data
+from cutmix.data.transforms import draw_crop_flip
 from cutmix.errors import InputError
 from cutmix.seeding import derive_seed
 
@@ -245,6 +247,74 @@ def test_unreadable_file_stops_with_its_path_in_one_sentence(tmp_path: Path, wor
     assert str(caught.value).startswith(f"{data.paths[7]} cannot be read as an image")
     assert "\n" not in str(caught.value)
     assert "Traceback" not in str(caught.value)
+
+
+# ---- colours and AutoAugment ----
+
+
+def noise(n: int = 20, channels: int = 3) -> ArraySet:
+    images = torch.randint(0, 256, (n, channels, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    return ArraySet("noise", "train", ("a", "b"), torch.arange(n) % 2, MEAN[:channels], STD[:channels], images)
+
+
+COLORS = [{"color_jitter": 0.4, "lighting": 0.1}, {"policy": "cifar10"}]
+
+
+@pytest.mark.parametrize("options", COLORS, ids=str)
+@pytest.mark.parametrize("photographs", [False, True])
+def test_colours_are_a_function_of_seed_epoch_and_step(
+    tmp_path: Path, options: dict[str, Any], photographs: bool
+) -> None:
+    data = photos(tmp_path) if photographs else noise()
+    state = torch.get_rng_state()
+    plain = list(train(data, batch_size=4).epoch(1))
+    loader = train(data, batch_size=4, **options)
+    whole = list(loader.epoch(1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(torch.cat([images for images, _ in whole]), torch.cat([images for images, _ in plain]))
+    assert all(torch.equal(labels, other) for (_, labels), (_, other) in zip(whole, plain, strict=True))
+    next(loader.epoch(0))
+    assert same(list(loader.epoch(1, start=1)), whole[1:])
+    ranks = [list(train(data, batch_size=4, rank=rank, world_size=2, **options).epoch(1)) for rank in range(2)]
+    joined = [torch.cat([first[0], second[0]]) for first, second in zip(*ranks, strict=True)]
+    assert all(torch.equal(one, images) for one, (images, _) in zip(joined, whole, strict=True))
+    others = [train(data, batch_size=4, **options).epoch(2), train(data, batch_size=4, seed=1, **options).epoch(1)]
+    assert not any(same(list(other), whole) for other in others)
+
+
+def test_colours_are_changed_before_the_normalisation() -> None:
+    data = noise(8)
+    (plain, labels), *_ = train(data, batch_size=8).epoch(0)
+    (changed, same_labels), *_ = train(data, batch_size=8, color_jitter=0.4, lighting=0.1).epoch(0)
+    draw = draw_color(8, 0.4, 0.1, torch.Generator().manual_seed(derive_seed(0, "color", 0, 0)))
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    pixels = ((plain * std + mean) * 255).round().to(torch.uint8)
+    torch.testing.assert_close(changed, (draw.apply(pixels) / 255 - mean) / std, rtol=1e-4, atol=1e-4)
+    assert torch.equal(labels, same_labels)
+
+
+def test_a_small_image_gets_the_policy_of_its_position_and_then_its_crop() -> None:
+    data = noise(8)
+    (images, _), *_ = train(data, batch_size=8, policy="cifar10", crop_padding=2, flip=True).epoch(3)
+    (uncropped, _), *_ = train(data, batch_size=8, policy="cifar10").epoch(3)
+    generator = torch.Generator().manual_seed(derive_seed(0, "augment", 3))
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    black = -mean / std
+    cropped = draw_crop_flip(8, 2, True, generator).apply(uncropped - black) + black
+    torch.testing.assert_close(images, cropped, rtol=1e-4, atol=1e-4)
+    augment, expected = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), []
+    (plain, _), *_ = train(data, batch_size=8).epoch(3)
+    for position, image in enumerate(((plain * std + mean) * 255).round().to(torch.uint8)):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(0, "policy", 3, position))
+            expected.append((augment(image) / 255 - mean) / std)
+    torch.testing.assert_close(uncropped, torch.stack(expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"color_jitter": 0.4}, {"lighting": 0.1}])
+def test_colours_need_three_channels(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="the images of noise have 1 channels: colour jitter and lighting need 3"):
+        train(noise(channels=1), **options)
 
 
 # ---- wrong input ----

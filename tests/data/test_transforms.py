@@ -1,11 +1,14 @@
 """Device transforms: torchvision applied to one sample after another is the oracle."""
 
+from typing import Any
+
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from cutmix.data.transforms import CropFlip, draw_crop_flip, normalize, resize
+from cutmix.data.transforms import CropFlip, auto_augment, draw_crop_flip, normalize, resize, train_transform
 from cutmix.errors import InputError
 
 
@@ -91,6 +94,29 @@ def test_resize_equals_torchvision(shape: tuple[int, int], size: int) -> None:
 def test_resize_leaves_what_fits() -> None:
     images = some_images(2).float()
     assert resize(images, 32) is images
+
+
+@pytest.mark.parametrize("policy", ["imagenet", "cifar10", "svhn"])
+def test_auto_augment_is_torchvisions(policy: Any) -> None:
+    image = Image.fromarray(some_images(1, height=50, width=40)[0].permute(1, 2, 0).numpy())
+    crop = v2.Compose([v2.RandomResizedCrop(16, scale=(0.5, 1.0), antialias=True), v2.RandomHorizontalFlip()])
+    oracle = v2.Compose([crop, v2.AutoAugment(v2.AutoAugmentPolicy(policy)), v2.PILToTensor()])
+    ours = train_transform(16, (0.5, 1.0), True, policy)
+    changed = 0
+    for seed in range(20):
+        results = []
+        for transform in (ours, oracle, v2.Compose([crop, v2.PILToTensor()])):
+            torch.manual_seed(seed)
+            results.append(transform(image))
+        assert torch.equal(results[0], results[1])
+        changed += not torch.equal(results[0], results[2])
+    assert changed > 10
+
+
+def test_an_unknown_policy_is_refused() -> None:
+    for policy in ("none", "cifar100"):
+        with pytest.raises(InputError, match=f"'{policy}': expected one of imagenet, cifar10, svhn"):
+            auto_augment(policy)  # type: ignore[arg-type]
 
 
 @pytest.mark.gpu

@@ -67,6 +67,16 @@ def test_saved_weights_give_the_saved_predictions(run: Path, monkeypatch: pytest
         assert {name: record[name] for name in shared} == {name: own[record["measure"]][name] for name in shared}
 
 
+def test_shake_drop_keeps_its_expectation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--epochs", "1", "--shake-drop", "0.5", "--depth-decay", "constant", "--device", "cpu"]
+    main(["train", "digits-resnet20", *words, "--out", str(tmp_path / "run")])
+    seen: list[Predictions] = []
+    original = cutmix.evaluate.command.predict
+    monkeypatch.setattr(cutmix.evaluate.command, "predict", lambda *a, **k: seen.append(original(*a, **k)) or seen[-1])
+    run_evaluate(options(tmp_path / "run", batch_size=64))
+    assert torch.equal(seen[0].logits, read_arrays(tmp_path / "run/predictions/last.npz")["logits"])
+
+
 def test_results_are_appended_or_go_where_they_are_wanted(run: Path, tmp_path: Path) -> None:
     before = read_lines(run / "results.jsonl")
     records = run_evaluate(options(run))
