@@ -123,3 +123,8 @@ def gather(value: Any, world: World) -> list[Any]:
     values: list[Any] = [None] * world.size
     dist.all_gather_object(values, value)
     return values
+
+
+def barrier(world: World) -> None:
+    """Wait until every process is here."""
+    any_process(False, world)

@@ -16,7 +16,7 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
         InputError: If it could not be written, as on a full disk; the file is then as it was.
     """
     line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
-    size = path.stat().st_size if path.exists() else 0
+    size = _end_last_line(path) if path.exists() else 0
     try:
         with open(path, "ab", buffering=0) as file:
             if file.write(line) != len(line):
@@ -50,3 +50,18 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         if not isinstance(record, dict):
             raise InputError(f"{path}, line {number} is no JSON object; expected one a line")
     return records
+
+
+def _end_last_line(path: Path) -> int:
+    """Drop a last line that was cut short, end one that only lacks its newline, and return the size."""
+    content = path.read_bytes()
+    last = content[content.rfind(b"\n") + 1 :]
+    if last:
+        try:
+            json.loads(last)
+        except ValueError:
+            os.truncate(path, len(content) - len(last))
+        else:
+            with open(path, "ab") as file:
+                file.write(b"\n")
+    return path.stat().st_size

@@ -18,6 +18,7 @@ import re
 import shlex
 import subprocess
 import sys
+import zipfile
 from contextlib import suppress
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cutmix.checkpoint import write_atomic
+from cutmix.checkpoint import read_weights, write_atomic
 from cutmix.errors import InputError
 from cutmix.jsonl import append_line, read_lines
 from cutmix.recipe import Recipe, flag
@@ -35,7 +36,8 @@ from cutmix.version import __version__
 
 _PARTS = (
     "config.json", "environment.json", "log.jsonl", "checkpoint.pt", "model.safetensors", "best.safetensors",
-    "results.jsonl", "samples.png", "predictions/last.npz", "predictions/best.npz",
+    "results.jsonl", "samples.png", "predictions/last.npz", "predictions/best.npz", "best.next.safetensors",
+    "predictions/best.next.npz",
 )  # fmt: skip
 # What a run that was killed before it had written its configuration leaves, with the temporary files of both.
 _FIRST = re.compile(r"\.lock|environment\.json|\.(environment|config)\.json\.\w+\.tmp")
@@ -113,6 +115,24 @@ class RunFolder:
         """Write a file atomically."""
         write_atomic(self.path / name, lambda file: file.write(data))
 
+    def promote_best(self, epoch: int | None) -> None:
+        """Make the weights and predictions of the best epoch so far those of the last checkpoint's best epoch.
+
+        They are written under another name first: a process that is killed before the checkpoint says that they are
+        the best leaves the earlier best as it was.
+        """
+        weights = self.path / "best.next.safetensors"
+        if not weights.exists():
+            return
+        predictions = self.path / "predictions/best.next.npz"
+        if json.loads(read_weights(weights)[1]["epoch"]) != epoch:
+            weights.unlink()
+            predictions.unlink(missing_ok=True)
+            return
+        if predictions.exists():
+            os.replace(predictions, self.path / "predictions/best.npz")
+        os.replace(weights, self.path / "best.safetensors")
+
     def write_results(self, records: list[dict[str, Any]]) -> None:
         """Write the measures of training, keeping the lines of other evaluations."""
         path = self.path / "results.jsonl"
@@ -145,9 +165,16 @@ def _of_training(record: dict[str, Any]) -> bool:
 
 
 def read_arrays(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of an npz file; pickled objects in it are refused."""
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    """Return the tensors of an npz file; pickled objects in it are refused.
+
+    Raises:
+        InputError: If the file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} cannot be read as predictions ({error}); train again with --overwrite") from None
 
 
 def saved_recipe(path: Path) -> Recipe:

@@ -13,7 +13,7 @@ def derive_seed(*parts: int | str) -> int:
         *parts: What names the stream, e.g. the run's seed, a word, the epoch, the index of a sample.
 
     Returns:
-        An integer in [0, 2⁶³).
+        An integer in [0, 2⁶³). Torch's generator on the CPU takes its low 32 bits.
     """
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -6,6 +6,7 @@ import math
 import shlex
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from cutmix.checkpoint import load_checkpoint, save_checkpoint, save_weights
-from cutmix.data import FileSet, ImageSet, open_data, test_loader, train_loader
+from cutmix.data import ArraySet, FileSet, ImageSet, open_data, test_loader, train_loader
 from cutmix.data.loaders import Loader
 from cutmix.distributed import (
     World,
     any_process,
     average_loss,
+    barrier,
     gather,
     parallel,
     processes,
@@ -35,7 +37,9 @@ from cutmix.evaluate.classification import (
     predict,
     predictions_arrays,
 )
-from cutmix.mixing import ScheduledCutMix, mixed_cross_entropy, mixed_forward
+from cutmix.mixing import FeatureMix, ScheduledCutMix, mixed_cross_entropy
+from cutmix.mixing.targets import Targets
+from cutmix.models import pretrained_normalization
 from cutmix.optim import learning_rate, set_learning_rate
 from cutmix.options import TrainOptions
 from cutmix.precision import autocast, resolve_precision
@@ -123,8 +127,9 @@ def train_epoch(run: Run, epoch: int, stop: Stop) -> None:
         stopping = any_process(stop.number is not None, world)
         due = options.checkpoint_every and state.step % options.checkpoint_every == 0
         if stopping or (due and state.step_in_epoch < run.batches.steps):
-            state.seconds, clock = state.seconds + time.perf_counter() - clock, time.perf_counter()
+            state.seconds += time.perf_counter() - clock
             save(run)
+            clock = time.perf_counter()
         if stopping:
             run.progress.say(
                 f"stopped at step {state.step} in epoch {epoch + 1}; "
@@ -141,15 +146,19 @@ def train_step(run: Run, images: Tensor, labels: Tensor) -> Tensor:
     if isinstance(state.mix, ScheduledCutMix):
         state.mix.progress = state.step / (recipe.epochs * run.batches.steps)
     state.optimizer.zero_grad(set_to_none=True)
-    parts = list(zip(images.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True))
+    if state.cutout:
+        images, _ = state.cutout(images, labels)
+    inside = state.mix if isinstance(state.mix, FeatureMix) else None
+    targets: Targets = labels
+    if not isinstance(state.mix, FeatureMix | None):  # the whole batch, so that its parts change nothing
+        images, targets = state.mix(images, labels)
+    parts = list(zip(images.chunk(recipe.accumulate), split(targets, recipe.accumulate), strict=True))
     total = torch.zeros((), device=images.device)
     for number, (x, y) in enumerate(parts, 1):
-        if state.cutout:
-            x, _ = state.cutout(x, y)
         with without_sync(run.network, number < len(parts)):
             with run.autocast:
-                logits, targets = mixed_forward(run.network, x, y, state.mix)
-            loss = mixed_cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
+                logits, y = inside.forward(run.network, x, y) if inside else (run.network(x), y)
+            loss = mixed_cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
             loss = loss * (len(x) / len(images))
             loss.backward()
         total += loss.detach()
@@ -159,6 +168,13 @@ def train_step(run: Run, images: Tensor, labels: Tensor) -> Tensor:
     if state.average is not None:
         state.average.update_parameters(state.model)
     return total
+
+
+def split(targets: Targets, parts: int) -> Sequence[Any]:
+    """Split targets as ``chunk`` splits their images."""
+    if isinstance(targets, Tensor):
+        return targets.chunk(parts)
+    return [type(targets)(*fields) for fields in zip(*(column.chunk(parts) for column in targets), strict=True)]
 
 
 def read_losses(run: Run) -> None:
@@ -233,7 +249,7 @@ def measure_epoch(run: Run) -> None:
         record |= {"test_loss": mean_loss(predictions), **errors}
         if errors["top1_err"] < state.best.get("top1_err", math.inf):
             state.best = {"epoch": state.epoch, **errors}
-            keep(run, predictions, "best", "best.safetensors")
+            keep(run, predictions, "best.next", "best.next.safetensors")  # best once the checkpoint says so
         if state.epoch == recipe.epochs:
             keep(run, predictions, "last", "model.safetensors")
     log(run, record)
@@ -260,7 +276,9 @@ def save(run: Run) -> None:
     check_finite(run)
     snapshot = take_snapshot(run.state, run.world)
     if run.folder:
-        save_checkpoint(run.checkpoint, snapshot | {"log_size": run.folder.log_size()})
+        about = {"log_size": run.folder.log_size(), "data": run.train_set.fingerprint()}
+        save_checkpoint(run.checkpoint, snapshot | about)
+        run.folder.promote_best(run.state.best.get("epoch"))
 
 
 def log(run: Run, record: dict[str, Any]) -> None:
@@ -306,6 +324,9 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     if options.tensorboard:
         summary_writer()
     train_set, test_set = open_sets(recipe, options, world)
+    if recipe.pretrained and (normalization := pretrained_normalization(recipe.model)):
+        mean, std = normalization  # what the weights were trained with
+        train_set, test_set = (replace(part, mean=mean, std=std) for part in (train_set, test_set))
     recipe = resolve(recipe, train_set, world.device)
     shared: dict[str, Any] = {
         "batch_size": recipe.batch_size, "device": world.device, "image_size": recipe.image_size,
@@ -340,7 +361,7 @@ def begin(run: Run) -> bool:
     recipe, options, data = run.recipe, run.options, run.train_set
     if run.world.first:
         run.folder = RunFolder(run.path, recipe, resume=options.resume, overwrite=options.overwrite)
-    any_process(False, run.world)  # wait until the first process has dealt with the folder
+    barrier(run.world)  # the first process has dealt with the folder
     skipped = sum(len(part.skipped) for part in (data, run.test_set))
     run.progress.say(
         f"{recipe.name}: {recipe.model}, mix {recipe.mix}; {data.name}: {len(data):,} images to train on, "
@@ -350,7 +371,11 @@ def begin(run: Run) -> bool:
     )
     if run.checkpoint.exists():
         snapshot = load_checkpoint(run.checkpoint)
+        if snapshot.get("data", data.fingerprint()) != data.fingerprint():
+            raise InputError(f"{data.name} has other training images than when the run in {run.path} was started")
         restore(run.state, snapshot, run.world)
+        if run.folder:
+            run.folder.promote_best(run.state.best.get("epoch"))
         if run.state.epoch == recipe.epochs and has_results(run.path):
             run.progress.say(f"{run.path} is finished")
             return True
@@ -364,6 +389,8 @@ def begin(run: Run) -> bool:
         rows = {"original": None} | ({recipe.mix: mixing} if mixing else {})
         png = preview_grid(run.train_set, rows, image_size=recipe.image_size, count=8)
         run.folder.write_bytes("samples.png", png)
+    if len(set(gather(run.state.step, run.world))) > 1:
+        raise InputError(f"the processes do not see the same checkpoint; {run.path} has to be a folder that all share")
     if options.tensorboard and run.folder:
         run.board = summary_writer()(str(run.path / "tensorboard"), purge_step=run.state.step + 1)
     return False
@@ -385,7 +412,7 @@ def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> tuple[Imag
 
     sets = both() if world.first or not options.download else []
     if options.download:
-        any_process(False, world)
+        barrier(world)
     train_set, test_set = sets or both()
     return train_set, test_set
 
@@ -401,6 +428,7 @@ def describe(recipe: Recipe, data: ImageSet, epoch: int) -> dict[str, str]:
     about: dict[str, Any] = {
         "model": recipe.model, "num_classes": data.num_classes, "in_chans": data.in_chans, "classes": data.classes,
         "mean": data.mean, "std": data.std, "recipe": recipe.to_dict(), "epoch": epoch,
+        "image_size": recipe.image_size or (data.images.shape[-1] if isinstance(data, ArraySet) else 224),
     }  # fmt: skip
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
 

@@ -351,3 +351,17 @@ def test_an_interruption_has_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(SystemExit) as stopped:
         main(list(DIGITS))
     assert stopped.value.code == 130
+
+
+def test_an_unreadable_picture_ends_the_command_and_its_workers(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / "photos" / label / f"{i}.png")
+            (tmp_path / "photos" / label / f"{i}.jpg").write_bytes(b"no picture")
+    words = ["--model", "resnet20", "--no-pretrained", "--image-size", "16", "--workers", "1", "--device", "cpu"]
+    command = [sys.executable, "-m", "cutmix", "train", "--data", str(tmp_path / "photos"), *words, "--out", "run"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 2
+    assert "Traceback" not in run.stderr
+    assert ".jpg cannot be read as an image" in run.stderr

@@ -66,3 +66,13 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pyte
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="could not be written: No such file or directory"):
         append_line(tmp_path / "absent/log.jsonl", {})
+
+
+def test_a_line_that_was_cut_short_does_not_spoil_the_next(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"b": 2')
+    append_line(path, {"c": 3})
+    assert read_lines(path) == [{"a": 1}, {"c": 3}]
+    path.write_bytes(b'{"a": 1}\n{"b": 2}')
+    append_line(path, {"c": 3})
+    assert read_lines(path) == [{"a": 1}, {"b": 2}, {"c": 3}]

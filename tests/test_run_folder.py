@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from cutmix.checkpoint import read_weights, save_weights
 from cutmix.errors import InputError
 from cutmix.jsonl import append_line, read_lines
 from cutmix.recipes import Recipe
@@ -182,3 +183,19 @@ def test_the_environment_names_what_a_result_depends_on() -> None:
 def test_the_command_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/x/__main__.py", "train", "--data", "my photos"])
     assert command_line() == "cutmix train --data 'my photos'"
+
+
+@pytest.mark.parametrize(("of_checkpoint", "kept"), [(3, "3"), (2, "2"), (None, "2")])
+def test_the_best_is_that_of_the_last_checkpoint(run: Path, of_checkpoint: int | None, kept: str) -> None:
+    def write(name: str, epoch: int) -> None:
+        save_weights(run / f"{name}.safetensors", {"w": torch.tensor([float(epoch)])}, {"epoch": str(epoch)})
+        folder.write_arrays(f"predictions/{name}.npz", {"logits": np.full((2, 3), epoch, np.float32)})
+
+    with opened(run, resume=True) as folder:
+        write("best", 2)
+        write("best.next", 3)
+        for _ in range(2):  # once more, as after a kill in between
+            folder.promote_best(of_checkpoint)
+            assert read_weights(run / "best.safetensors")[1]["epoch"] == kept
+            assert read_arrays(run / "predictions/best.npz")["logits"].unique().tolist() == [int(kept)]
+    assert not list(run.rglob("*next*"))

@@ -25,7 +25,7 @@ import cutmix.state
 import cutmix.train
 from cutmix.checkpoint import load_checkpoint, read_weights
 from cutmix.errors import InputError
-from cutmix.mixing import mixed_forward
+from cutmix.mixing import CutMix, ScheduledCutMix
 from cutmix.models.resnet import BasicBlock, CifarResNet
 from cutmix.options import TrainOptions
 from cutmix.recipe import Recipe
@@ -136,7 +136,8 @@ def test_it_overfits_eight_images(tmp_path: Path) -> None:
     assert losses[-1] < 0.3 * losses[0]
 
 
-def test_accumulated_parts_are_the_undivided_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mix", ["none", "cutmix", "cutmix-3"])
+def test_accumulated_parts_are_the_undivided_step(mix: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Plain(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -146,13 +147,28 @@ def test_accumulated_parts_are_the_undivided_step(tmp_path: Path, monkeypatch: p
             return self.net(images.double())
 
     monkeypatch.setattr(cutmix.state, "create_model", lambda *_, **__: Plain())
-    recipe = replace(RECIPE, mix="none", batch_size=150, epochs=1)  # the last batch has 100: parts of unequal sizes
+    recipe = replace(RECIPE, mix=mix, batch_size=150, epochs=1)  # the last batch has 100: parts of unequal sizes
     weights = [
         read_weights(train(replace(recipe, accumulate=k), options(tmp_path / str(k))) / "model.safetensors")[0]
         for k in (1, 4)
     ]
     for name, whole in weights[0].items():
         torch.testing.assert_close(weights[1][name], whole, rtol=1e-6, atol=1e-9)
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0)
+    for label in range(2):
+        for i in range(6):
+            save_image(tmp_path / f"data/{label}/{i}.png", pixels)
+    recipe = Recipe(data=str(tmp_path / "data"), image_size=16, epochs=1, batch_size=4, precision="float32")
+    run = train(recipe, options(tmp_path / "run"))
+    (run / "results.jsonl").unlink()
+    before = (run / "checkpoint.pt").read_bytes()
+    save_image(tmp_path / "data/0/new.png", pixels)
+    with pytest.raises(InputError, match="other training images"):
+        train(recipe, options(tmp_path / "run", resume=True))
+    assert (run / "checkpoint.pt").read_bytes() == before
 
 
 def test_the_log_says_what_the_report_reads(uninterrupted: dict[str, Any]) -> None:
@@ -233,13 +249,14 @@ def test_every_kind_of_noise_goes_on_exactly(
 def test_a_schedule_of_mixing_follows_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def remember(network: nn.Module, images: Tensor, labels: Tensor, mix: Any) -> Any:
+    def remember(mix: ScheduledCutMix, images: Tensor, labels: Tensor) -> Any:
         seen.append(mix.prob)
-        return mixed_forward(network, images, labels, mix)
+        return CutMix.__call__(mix, images, labels)
 
-    monkeypatch.setattr(cutmix.train, "mixed_forward", remember)
+    monkeypatch.setattr(ScheduledCutMix, "__call__", remember)
     train(replace(RECIPE, mix="cutmix-scheduled", mix_prob=1.0, accumulate=1), options(tmp_path / "run"))
-    assert seen == pytest.approx([step / STEPS for step in range(STEPS)])
+    assert seen[0] == 1.0  # the picture of samples
+    assert seen[1:] == pytest.approx([step / STEPS for step in range(STEPS)])
 
 
 def test_a_second_interruption_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

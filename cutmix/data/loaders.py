@@ -3,6 +3,8 @@
 # ruff: noqa: PT028 - test_loader loads the test split; it is no test
 
 import math
+import multiprocessing.util
+import os
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -326,13 +328,23 @@ def _collate(samples: list[Any]) -> Any:
     return next((sample for sample in samples if isinstance(sample, InputError)), None) or default_collate(samples)
 
 
-def _leave_signals_to_the_loop(worker: int) -> None:
+def _leave_signals_to_the_loop(closing: Any, worker: int) -> None:
     """Let a worker outlive a signal to the whole group (Ctrl-C, a scheduler's SIGTERM): the loop still saves.
 
-    Workers end when the loader closes their queues, or when they find that their parent is gone.
+    Workers end when the loader closes their queues, when they find that their parent is gone, or by the SIGTERM that
+    Python sends them when the parent ends, which sets ``closing`` before.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+
+    def end_if_closing(number: int, frame: Any) -> None:
+        if closing.value:
+            os._exit(0)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end_if_closing)
+
+
+def _set(flag: Any) -> None:
+    flag.value = 1
 
 
 class _FileLoader:
@@ -348,6 +360,8 @@ class _FileLoader:
     ) -> None:
         self.steps, self.finish, self.color, self.batches = order.steps, finish, color, _Batches(order)
         self.running = 0
+        closing = multiprocessing.RawValue("b", 0)
+        multiprocessing.util.Finalize(None, _set, (closing,), exitpriority=10)  # before Python ends its children
         self.new_loader: Callable[[], DataLoader[Any]] = partial(
             DataLoader,
             files,
@@ -356,7 +370,7 @@ class _FileLoader:
             persistent_workers=workers > 0,
             pin_memory=finish.device.type == "cuda",
             collate_fn=_collate,
-            worker_init_fn=_leave_signals_to_the_loop,
+            worker_init_fn=partial(_leave_signals_to_the_loop, closing),
             generator=torch.Generator(),  # its own, or starting an epoch would draw from the global one
         )
         self.loader = self.new_loader()

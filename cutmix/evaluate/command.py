@@ -1,7 +1,7 @@
 """``cutmix evaluate``: measure a run, or any file of weights, on its own or on other data."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from cutmix.distributed import World, processes
 from cutmix.errors import InputError
 from cutmix.evaluate.classification import measures, predict
 from cutmix.jsonl import append_line
-from cutmix.models import create_model
+from cutmix.models import create_model, pretrained_normalization
 from cutmix.options import EvaluateOptions
 from cutmix.precision import autocast, resolve_precision
 from cutmix.recipe import Recipe
@@ -32,9 +32,13 @@ class Subject:
     weights: Path
     recipe: Recipe | None
     run: Path | None
-    classes: tuple[str, ...] | None
-    epoch: int | None
+    about: dict[str, Any]
     which: str
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The classes that were learnt, in order."""
+        return tuple(self.about["classes"]) if "classes" in self.about else None
 
 
 def run_evaluate(options: EvaluateOptions) -> list[dict[str, Any]]:
@@ -50,7 +54,7 @@ def run_evaluate(options: EvaluateOptions) -> list[dict[str, Any]]:
         precision = resolve_precision(
             options.precision or (subject.recipe.precision if subject.recipe else "float32"), world.device
         )
-        size = options.image_size or (subject.recipe.image_size if subject.recipe else None)
+        size = options.image_size or subject.about.get("image_size")
         loader = test_loader(
             data, batch_size=options.batch_size, device=world.device,
             image_size=size or (224 if isinstance(data, FileSet) else None),
@@ -79,12 +83,12 @@ def find_subject(options: EvaluateOptions) -> Subject:
         if not (source / name).exists():
             raise InputError(f"{source / name} is not there: the run is not finished; go on with it with --resume")
         about = read_weights(source / name)[1]
-        return Subject(source / name, recipe, source, *_learnt(about), options.which)
+        return Subject(source / name, recipe, source, _read(about), options.which)
     if not source.exists():
         raise InputError(f"{source} is not there; expected the folder of a run, or a file of weights")
     about = read_weights(source)[1]
     recipe = Recipe.from_dict(json.loads(about["recipe"])) if "recipe" in about else None
-    return Subject(source, recipe, None, *_learnt(about), "file")
+    return Subject(source, recipe, None, _read(about), "file")
 
 
 def open_test_set(options: EvaluateOptions, subject: Subject) -> ImageSet:
@@ -103,6 +107,10 @@ def open_test_set(options: EvaluateOptions, subject: Subject) -> ImageSet:
     if subject.classes and subject.classes != data.classes:
         ours, theirs = next(pair for pair in zip(subject.classes, data.classes, strict=True) if pair[0] != pair[1])
         raise InputError(f'{subject.weights} was trained with class "{ours}" where {data.name} has "{theirs}"')
+    if "mean" in subject.about:  # the normalisation goes with the weights, not with the images
+        return replace(data, mean=tuple(subject.about["mean"]), std=tuple(subject.about["std"]))
+    if options.model and data.in_chans == 3 and (normalization := pretrained_normalization(options.model)):
+        return replace(data, mean=normalization[0], std=normalization[1])
     return data
 
 
@@ -130,7 +138,8 @@ def describe(
         "model": options.model or (recipe.model if recipe else None),
         "parameters": sum(p.numel() for p in model.parameters()), "mix": recipe.mix if recipe else None,
         "epochs": recipe.epochs if recipe else None, "seed": recipe.seed if recipe else None,
-        "which": subject.which, "epoch": subject.epoch, "weights": "ema" if recipe and recipe.ema_decay else "model",
+        "which": subject.which, "epoch": subject.about.get("epoch"),
+        "weights": "ema" if recipe and recipe.ema_decay else "model",
         "file": str(subject.weights), "precision": precision, "skipped": len(data.skipped),
         **{name: about[name] for name in ("commit", "torch", "device")}, "date": today(), "command": command_line(),
     }  # fmt: skip
@@ -151,7 +160,7 @@ def show(records: list[dict[str, Any]], data: ImageSet, target: Path | None) -> 
         console.print(f"appended to {target}", soft_wrap=True, markup=False, highlight=False)
 
 
-def _learnt(about: dict[str, str]) -> tuple[tuple[str, ...] | None, int | None]:
-    """Return the classes and the epoch that a file of weights says of itself."""
-    classes = tuple(json.loads(about["classes"])) if "classes" in about else None
-    return classes, json.loads(about.get("epoch", "null"))
+def _read(about: dict[str, str]) -> dict[str, Any]:
+    """Return what a file of weights of ours says of itself; nothing of another's."""
+    names = ("classes", "epoch", "mean", "std", "image_size")
+    return {name: json.loads(about[name]) for name in names if name in about}

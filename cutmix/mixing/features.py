@@ -48,7 +48,7 @@ class FeatureMix:
         self.layers = (layers,) if isinstance(layers, int) else tuple(layers)
         if not self.layers or any(layer not in range(len(_MODULES)) for layer in self.layers):
             raise InputError(f"layers are {layers}; expected some of 0 (the image), 1 (the stem), 2, 3, 4 (the stages)")
-        self._stream = RandomStream(seed)
+        self._stream = RandomStream(seed, "layer")
 
     def forward(self, network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Targets]:
         """Choose a layer, and run the network with the batch mixed there.
@@ -87,11 +87,11 @@ class FeatureMix:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the random state of the choice and of the transform."""
-        return {"generator": self._stream.generator.get_state(), "transform": self.transform.state_dict()}
+        return self._stream.state_dict() | {"transform": self.transform.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict()``."""
-        self._stream.generator.set_state(state["generator"])
+        self._stream.load_state_dict(state)
         self.transform.load_state_dict(state["transform"])
 
     def __repr__(self) -> str:

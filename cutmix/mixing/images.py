@@ -30,6 +30,14 @@ class Drawn(Protocol):
 class BatchTransform(Protocol):
     """What a loop needs of a transform: CutMix, its variants, Mixup, Cutout and RandomChoice are ones."""
 
+    @property
+    def prob(self) -> float:
+        """Probability that a batch, or a sample, is mixed."""
+        ...
+
+    @prob.setter
+    def prob(self, prob: float) -> None: ...
+
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Targets]:
         """Return the mixed images and their targets."""
         ...
@@ -50,20 +58,22 @@ class BatchTransform(Protocol):
 class RandomStream:
     """A CPU generator of one's own, which neither reads nor moves a global one.
 
-    The stream follows from (seed, rank), the rank being what ``torchrun`` puts into the environment, so that the
-    processes of one run draw differently. In a worker of a DataLoader it follows from the worker's seed too:
-    otherwise every worker would carry a copy of the same generator, and draw the same again each epoch.
+    The stream follows from (seed, name, rank), the rank being what the launcher puts into the environment (RANK,
+    SLURM_PROCID or LOCAL_RANK), so that the processes of one run draw differently. In a worker of a DataLoader it
+    follows from the worker's seed too: otherwise every worker would carry a copy of the same generator, and draw the
+    same again each epoch.
 
     Args:
         seed: Any integer; None takes fresh entropy.
+        name: What is drawn, so that two transforms with one seed are unrelated.
     """
 
-    def __init__(self, seed: int | None) -> None:
+    def __init__(self, seed: int | None, name: str) -> None:
         self._generator = torch.Generator()
         self._seed = self._generator.seed() if seed is None else seed
-        self._rank = int(os.environ.get("RANK", 0))
+        self._name, self._rank = name, process_rank()
         self._worker_seed: int | None = None
-        self._generator.manual_seed(derive_seed(self._seed, "mix", self._rank))
+        self._generator.manual_seed(derive_seed(self._seed, name, self._rank))
 
     @property
     def generator(self) -> torch.Generator:
@@ -71,8 +81,22 @@ class RandomStream:
         worker = get_worker_info()
         if worker is not None and worker.seed != self._worker_seed:
             self._worker_seed = worker.seed
-            self._generator.manual_seed(derive_seed(self._seed, "mix", self._rank, worker.seed))
+            self._generator.manual_seed(derive_seed(self._seed, self._name, self._rank, worker.seed))
         return self._generator
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the generator, and whose it is."""
+        return {"generator": self.generator.get_state(), "rank": self._rank}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state; from another process's, with a stream that follows from it and from the own rank.
+
+        Frameworks save the first process's state and load it in all: they would then all draw the same.
+        """
+        self.generator.set_state(state["generator"])
+        if state.get("rank", self._rank) != self._rank:
+            number = int(torch.randint(2**62, (), generator=self._generator))
+            self._generator.manual_seed(derive_seed(number, self._name, self._rank))
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_generator": self._generator.get_state()}
@@ -95,13 +119,15 @@ class MixOptions(TypedDict, total=False):
 class _Mixer:
     """What the transforms share: probability, granularity, random state, and the call."""
 
+    _stream_name: str
+
     def __init__(
         self, prob: float = 1.0, per_sample: bool = False, inplace: bool = False, seed: int | None = None
     ) -> None:
         self.prob = prob
         self.per_sample = per_sample
         self.inplace = inplace
-        self._stream = RandomStream(seed)
+        self._stream = RandomStream(seed, self._stream_name)
 
     @property
     def prob(self) -> float:
@@ -137,11 +163,11 @@ class _Mixer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the random state; transforms with the same arguments go on alike from it."""
-        return {"generator": self._stream.generator.get_state()}
+        return self._stream.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict()``."""
-        self._stream.generator.set_state(state["generator"])
+        self._stream.load_state_dict(state)
 
     def _mixed(self, n: int, generator: torch.Generator) -> Tensor | bool:
         """Decide who is mixed: a bool for the batch, or (n,) bool."""
@@ -160,6 +186,8 @@ class BoxMixer(_Mixer):
 
     They differ in the box's sides, in its centre, or in what it does to the label; each is one method.
     """
+
+    _stream_name = "cutmix"
 
     def draw(self, shape: Sequence[int]) -> Draw:
         """Draw partners and boxes for a batch of shape (N, ..., H, W)."""
@@ -261,6 +289,8 @@ class Mixup(_Mixer):
         Zhang et al., mixup, ICLR 2018, eq. 1; checked against torchvision's ``MixUp`` for given λ.
     """
 
+    _stream_name = "mixup"
+
     def __init__(
         self,
         alpha: float = 1.0,
@@ -307,6 +337,8 @@ class Cutout(_Mixer):
         DeVries and Taylor, Cutout, arXiv:1708.04552, §3.2; checked against uoguelph-mlrg/Cutout for even sizes
         (odd ones lose a pixel there).
     """
+
+    _stream_name = "cutout"
 
     def __init__(
         self,
@@ -360,7 +392,18 @@ class RandomChoice:
             raise ValueError(f"there are {len(self.weights)} weights for {len(self.transforms)} transforms")
         if min(self.weights) < 0 or not 0 < sum(self.weights) < math.inf:
             raise ValueError(f"weights are {self.weights}; expected numbers of at least 0, one of them above")
-        self._stream = RandomStream(seed)
+        self._stream = RandomStream(seed, "choice")
+
+    @property
+    def prob(self) -> float:
+        """Probability that a batch is mixed, Σ wᵢ pᵢ / Σ wᵢ; setting it sets that of every transform, 0 is off."""
+        pairs = zip(self.weights, self.transforms, strict=True)
+        return sum(weight * transform.prob for weight, transform in pairs) / sum(self.weights)
+
+    @prob.setter
+    def prob(self, prob: float) -> None:
+        for transform in self.transforms:
+            transform.prob = prob
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Targets]:
         """Choose, then mix; see the chosen transform."""
@@ -373,17 +416,22 @@ class RandomChoice:
     def state_dict(self) -> dict[str, Any]:
         """Return the random state of the choice and of every transform."""
         children = [transform.state_dict() for transform in self.transforms]
-        return {"generator": self._stream.generator.get_state(), "transforms": children}
+        return self._stream.state_dict() | {"transforms": children}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict()``."""
-        self._stream.generator.set_state(state["generator"])
+        self._stream.load_state_dict(state)
         for transform, child in zip(self.transforms, state["transforms"], strict=True):
             transform.load_state_dict(child)
 
     def _choose(self) -> BatchTransform:
         weights = torch.tensor(self.weights, dtype=torch.float64)
         return self.transforms[int(torch.multinomial(weights, 1, generator=self._stream.generator))]
+
+
+def process_rank() -> int:
+    """Return the number of this process among all of its run, as its launcher says it; 0 without one."""
+    return next((int(os.environ[name]) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), 0)
 
 
 def draw_cycle(n: int, generator: torch.Generator) -> Tensor:

@@ -102,9 +102,12 @@ class Draw:
             inplace: Write into ``x`` and return it, using one spare image of memory on the CPU.
 
         Raises:
-            ValueError: If ``x`` is another batch size or spatial size than was drawn for.
+            ValueError: If ``x`` is another batch size or spatial size than was drawn for, or if it is to be written
+                into and elements of it share memory, as after ``expand``.
         """
         check_fits(x, len(self.partner), self.size)
+        if inplace:
+            check_writable(x)
         if self.boxes is not None:
             return paste_boxes(x, self.partner, self.boxes, inplace=inplace)
         if self.mask is not None:
@@ -151,6 +154,8 @@ class CutoutDraw:
     def apply(self, x: Tensor, inplace: bool = False) -> Tensor:
         """Set the holes of a batch (N, ..., H, W) to zero; see ``Draw.apply``."""
         check_fits(x, len(self.partner), self.size)
+        if inplace:
+            check_writable(x)
         return fill_boxes(x, self.boxes, inplace=inplace)
 
     def targets(self, labels: Tensor) -> Tensor:
@@ -172,6 +177,16 @@ def check_fits(x: Tensor, n: int, size: tuple[int, int] | None) -> None:
         raise ValueError(f"the draw is for a batch of {n}, but x is {tuple(x.shape)}")
     if size is not None and (x.ndim < 3 or tuple(x.shape[-2:]) != size):
         raise ValueError(f"the draw is for {size[0]}×{size[1]} pixels, but x is {tuple(x.shape)}")
+
+
+def check_writable(x: Tensor) -> None:
+    """Raise ValueError if two elements of ``x`` may share memory: writing one would change the other."""
+    end = 0  # of what the dimensions of smaller strides reach
+    for stride, length in sorted(zip(x.stride(), x.shape, strict=True)):
+        if length > 1:
+            if stride <= end:
+                raise ValueError(f"x has strides {x.stride()}, so elements share memory; clone it to mix in place")
+            end += stride * (length - 1)
 
 
 def check_labels(labels: Tensor, n: int) -> None:

@@ -94,6 +94,8 @@ def mixed_cross_entropy(
         Checked against ``torch.nn.functional.cross_entropy`` with soft labels.
     """
     _check(logits, targets, label_smoothing, reduction)
+    if weight is not None and weight.shape != logits.shape[1:]:
+        raise ValueError(f"weight is {tuple(weight.shape)}; expected one for each of the {logits.shape[1]} classes")
     if isinstance(targets, Tensor):
         logits = logits.to(_accurate(logits.dtype))
         targets = targets.to(logits.dtype) if targets.ndim == 2 else targets.long()

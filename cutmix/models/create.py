@@ -150,3 +150,11 @@ def _unknown(name: str) -> InputError:
     close = get_close_matches(name, [*own, *timm.list_models()], n=5)
     hint = f"the closest are {', '.join(close)}" if close else f"known are {', '.join(own)} and timm's models"
     return InputError(f"no model is called {name!r}; {hint}")
+
+
+def pretrained_normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return the mean and std, for pixels in [0, 1], of timm's weights of this name; None if it has none."""
+    import timm
+
+    settings = timm.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
+    return (tuple(settings.mean), tuple(settings.std)) if settings and len(settings.mean) == 3 else None

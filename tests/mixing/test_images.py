@@ -399,3 +399,54 @@ def test_on_a_gpu_nothing_waits(make: Callable, per_sample: bool) -> None:
     torch.testing.assert_close(there.cpu(), mixed, rtol=1e-6, atol=1e-6)
     for ours, theirs in zip(targets_there, targets, strict=True):
         assert torch.equal(ours.cpu(), theirs)
+
+
+def test_transforms_with_one_seed_are_unrelated():
+    draws = [CutMix(per_sample=True, seed=0), Mixup(per_sample=True, seed=0)]
+    partners = [transform.draw((64, 3, 8, 8)).partner for transform in draws]
+    assert (partners[0] == partners[1]).sum() < 8
+
+
+@pytest.mark.parametrize("name", ["RANK", "SLURM_PROCID", "LOCAL_RANK"])
+def test_a_state_that_the_first_process_saved_does_not_make_all_draw_alike(name, monkeypatch):
+    first = CutMix(per_sample=True, seed=0)
+    first.draw((4, 3, 32, 32))
+    state = first.state_dict()
+    drawn = [first.draw((64, 3, 32, 32)).boxes]
+    for rank in (0, 1, 2):
+        monkeypatch.setenv(name, str(rank))
+        for _ in range(2):
+            other = CutMix(per_sample=True, seed=0)
+            other.load_state_dict(state)
+            drawn.append(other.draw((64, 3, 32, 32)).boxes)
+    assert torch.equal(drawn[0], drawn[1])  # the same process goes on
+    for again in (1, 3, 5):
+        assert torch.equal(drawn[again], drawn[again + 1])
+    assert not torch.equal(drawn[1], drawn[3])
+    assert not torch.equal(drawn[3], drawn[5])
+
+
+@pytest.mark.parametrize("transform", [CutMix(inplace=True, seed=0), Cutout(2, inplace=True, seed=0)])
+def test_images_that_share_memory_are_not_written_into(transform):
+    grey = torch.rand(8, 1, 12, 12)
+    windows = torch.rand(8, 3, 30).unfold(2, 12, 2).contiguous().as_strided((8, 3, 10, 12), (90, 30, 2, 1))
+    for images in (grey.expand(-1, 3, -1, -1), windows):
+        before = images.clone()
+        for _ in range(5):
+            with pytest.raises(ValueError, match="share memory"):
+                transform(images, torch.arange(8))
+        assert torch.equal(images, before)
+    for images in (grey.to(memory_format=torch.channels_last), torch.rand(8, 3, 20, 20)[..., 2:14, ::2]):
+        transform(images, torch.arange(8))
+
+
+def test_a_choice_is_switched_off_and_on_as_a_whole():
+    choice = RandomChoice([CutMix(prob=0.5, seed=0), Mixup(seed=1)], weights=[3, 1], seed=2)
+    assert choice.prob == pytest.approx((3 * 0.5 + 1) / 4)
+    images, labels = torch.rand(8, 3, 8, 8), torch.arange(8)
+    choice.prob = 0
+    assert all(torch.equal(choice(images, labels)[0], images) for _ in range(20))
+    choice.prob = 1
+    assert not any(torch.equal(choice(images, labels)[0], images) for _ in range(20))
+    with pytest.raises(ValueError, match="prob is 2"):
+        choice.prob = 2

@@ -195,3 +195,11 @@ def test_wrong_input_is_named(call: Callable[[], Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert not re.search(r"[\n]", str(caught.value))
+
+
+@pytest.mark.parametrize("length", [3, 7])
+def test_weights_of_other_classes_are_refused(length: int) -> None:
+    targets = MixedTargets(torch.arange(4), torch.arange(4), torch.rand(4))
+    for given in (targets, targets.labels, targets.dense(4)):
+        with pytest.raises(ValueError, match="expected one for each of the 4 classes"):
+            mixed_cross_entropy(torch.rand(4, 4), given, weight=torch.ones(length))

@@ -69,8 +69,9 @@ def test_a_wide_gaussian_is_cutmix_and_a_narrow_one_is_centred() -> None:
 
 def test_fixed_size_boxes_are_cutouts_holes() -> None:
     for side in (1, 7, 16, 100):
-        boxes = FixedSizeCutMix(side, per_sample=True, seed=0).draw((300, 1, 20, 36)).boxes
-        assert torch.equal(boxes, Cutout(side, seed=0).draw((300, 1, 20, 36)).boxes)
+        fixed, cutout = FixedSizeCutMix(side, per_sample=True, seed=0), Cutout(side, seed=0)
+        cutout.load_state_dict(fixed.state_dict())
+        assert torch.equal(fixed.draw((300, 1, 20, 36)).boxes, cutout.draw((300, 1, 20, 36)).boxes)
 
 
 def test_fixed_size_areas_are_as_known() -> None:
