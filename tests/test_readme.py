@@ -24,10 +24,12 @@ def names():
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.rand(16, 3, 32, 32, generator=generator), torch.randint(0, 10, (16,), generator=generator)
     dataset = TensorDataset(images, labels)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
     return {
         "dataset": dataset,
         "loader": DataLoader(dataset, batch_size=8),
-        "model": nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)),
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
         "images": images,
         "labels": labels,
         "masks": torch.randint(0, 5, (16, 32, 32), generator=generator),
@@ -57,6 +59,6 @@ def test_block_runs(block, names, tmp_path, monkeypatch):
 
 
 def test_every_picture_and_page_that_is_linked_is_there():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
+    links = re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r'src="([^"]+)"', README)
     missing = [link for link in links if "://" not in link and not (Path(__file__).parent.parent / link).exists()]
     assert not missing
