@@ -324,7 +324,7 @@ def _status(run: Run) -> str:
 
 def _duration(run: Run) -> str:
     so_far = run.epochs[-1].get("seconds") if run.epochs else None  # of all epochs up to this one
-    seconds = run.fact("seconds") if run.finished else so_far
+    seconds = (run.fact("seconds") if run.finished else None) or so_far
     if not seconds:
         return "not recorded"
     minutes, rest = divmod(round(seconds), 60)

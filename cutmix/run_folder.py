@@ -61,6 +61,9 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise InputError(f"{path} is a file; expected a folder for the run")
         holds_run = (path / "config.json").exists()
+        saved = ("checkpoint.pt", "best.safetensors", "model.safetensors", "results.jsonl")
+        if holds_run and not resume and not any((path / name).exists() for name in saved):
+            overwrite = True  # it ended before anything was saved: there is nothing to lose
         if holds_run and not (resume or overwrite):
             raise InputError(
                 f"{path} already holds a run; continue it with --resume, start again with --overwrite, "

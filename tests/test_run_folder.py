@@ -199,3 +199,15 @@ def test_the_best_is_that_of_the_last_checkpoint(run: Path, of_checkpoint: int |
             assert read_weights(run / "best.safetensors")[1]["epoch"] == kept
             assert read_arrays(run / "predictions/best.npz")["logits"].unique().tolist() == [int(kept)]
     assert not list(run.rglob("*next*"))
+
+
+def test_a_run_that_ended_before_it_saved_anything_is_started_again(run: Path) -> None:
+    (run / "checkpoint.pt").unlink()
+    (run / "model.safetensors").write_bytes(b"weights")  # of a finished run, whose checkpoint somebody has removed
+    with pytest.raises(InputError, match="already holds a run"):
+        RunFolder(run, RECIPE, resume=False, overwrite=False)
+    (run / "model.safetensors").unlink()
+    with opened(run, replace(RECIPE, epochs=7)) as folder:
+        assert not (run / "log.jsonl").exists()
+        folder.start(replace(RECIPE, epochs=7), {})
+    assert saved_recipe(run).epochs == 7

@@ -47,6 +47,8 @@ def run_evaluate(options: EvaluateOptions) -> list[dict[str, Any]]:
     Raises:
         InputError: If the run, the file, the network or the data do not fit one another.
     """
+    if options.image_size is not None and options.image_size < 1:
+        raise InputError(f"--image-size is {options.image_size}; expected a number of pixels above 0")
     subject = find_subject(options)
     with processes(options.device) as world:
         data = open_test_set(options, subject)
