@@ -443,10 +443,10 @@ def test_images_that_share_memory_are_not_written_into(transform):
 def test_a_choice_is_switched_off_and_on_as_a_whole():
     choice = RandomChoice([CutMix(prob=0.5, seed=0), Mixup(seed=1)], weights=[3, 1], seed=2)
     assert choice.prob == pytest.approx((3 * 0.5 + 1) / 4)
-    images, labels = torch.rand(8, 3, 8, 8), torch.arange(8)
+    images, labels = torch.rand(8, 3, 32, 32), torch.arange(8)
     choice.prob = 0
     assert all(torch.equal(choice(images, labels)[0], images) for _ in range(20))
     choice.prob = 1
-    assert not any(torch.equal(choice(images, labels)[0], images) for _ in range(20))
+    assert sum(not torch.equal(choice(images, labels)[0], images) for _ in range(20)) > 15  # a box may be empty
     with pytest.raises(ValueError, match="prob is 2"):
         choice.prob = 2
