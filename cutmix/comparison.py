@@ -65,7 +65,7 @@ def pooled(lines: Sequence[tuple[Any, Json]], confidence: float = 0.95) -> Estim
 def comparisons(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """The name of each recipe with a finished run, and its top-1 error beside the baseline's in words.
 
-    Only recipes measured on the same test set are compared, with the first without mixing, or else the first.
+    Only recipes measured on the same test set are compared, with the first without any method, or else the first.
     """
     by_recipe = groups(runs)
     settings: dict[tuple[Any, ...], dict[str, Estimate]] = {}
@@ -76,8 +76,8 @@ def comparisons(runs: Sequence[Run]) -> list[tuple[str, str]]:
             settings.setdefault(tuple(line.get(key) for key in ("data", "split", "n")), {})[name] = found
     said = []
     for (data, split, n), estimates in settings.items():
-        unmixed = (name for name in estimates if by_recipe[name][0].recipe.get("mix") == "none")
-        baseline = next(unmixed, next(iter(estimates)))
+        plain = (name for name in estimates if is_plain(by_recipe[name][0]))
+        baseline = next(plain, next(iter(estimates)))
         images = "images" if n is None else f"{n:,} images"
         said.append((baseline, f"{_error(estimates[baseline])} on the {images} of {data} ({split})."))
         for name, found in estimates.items():
@@ -86,6 +86,12 @@ def comparisons(runs: Sequence[Run]) -> list[tuple[str, str]]:
                 text += _verdict(found, estimates[baseline]) + _mind(by_recipe[name][0], by_recipe[baseline][0])
                 said.append((name, text))
     return said
+
+
+def is_plain(run: Run) -> bool:
+    """Return whether a run has no method that is compared: neither mixing nor another regularizer."""
+    methods = ("label_smoothing", "stochastic_depth", "shake_drop", "drop_block", "cutout")
+    return run.recipe.get("mix") == "none" and not any(run.recipe.get(name) for name in methods)
 
 
 class Pair(NamedTuple):
@@ -107,7 +113,8 @@ class Pair(NamedTuple):
 def pairs(runs: Sequence[Run]) -> list[Pair]:
     """Compare finished runs of different recipes and the same seed, where both have predictions of the same images.
 
-    Up to six runs every pair is compared, of more each one with those of the recipe without mixing, or of the first.
+    Up to six runs every pair is compared; of more, each one with those of the recipe without any method, or of the
+    first.
     """
     outcomes = {}
     for run in runs:
@@ -115,7 +122,7 @@ def pairs(runs: Sequence[Run]) -> list[Pair]:
         if run.finished and path.is_file():
             outcomes[run.label] = (run, read_outcome(path))
     members = list(outcomes.values())
-    baseline = next((run.group for run, _ in members if run.recipe.get("mix") == "none"), None)
+    baseline = next((run.group for run, _ in members if is_plain(run)), None)
     baseline = baseline or (members[0][0].group if members else None)
     found = []
     for (one, its), (other, others) in combinations(members, 2):

@@ -12,8 +12,11 @@ from typing import Any
 
 from cutmix.errors import InputError
 from cutmix.jsonl import read_lines
+from cutmix.recipe import Recipe
 
 Json = dict[str, Any]
+
+_DEFAULTS = Recipe().to_dict()
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def read_run(folder: Path) -> Run:
     samples = folder / "samples.png"
     return Run(
         folder=folder,
-        recipe=config["recipe"],
+        recipe=config["recipe"] | {k: v for k, v in _DEFAULTS.items() if k not in config["recipe"]},  # an older run
         command=str(config.get("command") or ""),
         environment=_read_object(environment) if environment.exists() else {},
         epochs=tuple(epochs[epoch] for epoch in sorted(epochs)),

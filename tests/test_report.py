@@ -146,7 +146,7 @@ def test_tables_hold_the_values_of_the_files(tmp_path, pair):
     assert run == ["finished", "small", "cifar-100", "resnet20", "278,324", "none", "3", "0"]
     circumstances = page.table("When")["none"]
     assert circumstances == ["2026-01-02", "cpu (b)", "2.15.0", "1a2b3c4", "13 min 32 s"]
-    assert page.table("Fields") == {"mix": ["none", "cutmix"], "alpha": ["–", "0.5"]}
+    assert page.table("Fields") == {"mix": ["none", "cutmix"], "alpha": ["1.0", "0.5"]}  # 1 is the default
     assert "cutmix train small --seed 0" in page.text
 
 
@@ -350,3 +350,12 @@ def test_an_epoch_logged_twice_counts_once(tmp_path):
 def test_torch_is_not_imported():
     code = "import sys, cutmix.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_baseline_has_no_method_at_all(tmp_path):
+    smooth = make_run(tmp_path / "a", name="smooth", label_smoothing=0.1)
+    plain, mixed = make_run(tmp_path / "b", name="plain"), make_run(tmp_path / "c", name="mixed", mix="cutmix")
+    said = dict(comparisons(read_runs([smooth, mixed, plain])))
+    assert "points" not in said["plain"]
+    assert "plain" in said["smooth"]
+    assert "plain" in said["mixed"]
