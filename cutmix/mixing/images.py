@@ -440,10 +440,11 @@ def draw_cycle(n: int, generator: torch.Generator) -> Tensor:
     Everybody's partner is his successor in a random order. Each cycle comes from exactly n orders, so that this is
     the distribution of Sattolo's algorithm, without its loop.
     """
-    order = torch.randperm(n, generator=generator)
-    partner = torch.empty_like(order)
-    partner[order] = order.roll(-1)
-    return partner
+    order = torch.randperm(n, generator=generator).numpy()
+    partner = np.empty_like(order)
+    partner[order[:-1]] = order[1:]
+    partner[order[-1]] = order[0]
+    return torch.from_numpy(partner)
 
 
 def draw_beta(alpha: float, n: int, generator: torch.Generator) -> Tensor:

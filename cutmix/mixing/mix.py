@@ -181,6 +181,8 @@ def check_fits(x: Tensor, n: int, size: tuple[int, int] | None) -> None:
 
 def check_writable(x: Tensor) -> None:
     """Raise ValueError if two elements of ``x`` may share memory: writing one would change the other."""
+    if x.is_contiguous():
+        return
     end = 0  # of what the dimensions of smaller strides reach
     for stride, length in sorted(zip(x.stride(), x.shape, strict=True)):
         if length > 1:

@@ -43,7 +43,7 @@ def paste_boxes(x: Tensor, partner: Tensor, boxes: Tensor, *, inplace: bool) -> 
             x1, y1, x2, y2 = corners[i]
             pixels[i, ..., y1:y2, x1:x2] = source[..., y1:y2, x1:x2]
         return _written(target)
-    x1, y1, x2, y2 = boxes[0].tolist()
+    x1, y1, x2, y2 = boxes.tolist()[0]
     source_patch = patch = x[..., y1:y2, x1:x2]
     if not inplace:
         patch = target[..., y1:y2, x1:x2]
