@@ -324,7 +324,7 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     if options.tensorboard:
         summary_writer()
     train_set, test_set = open_sets(recipe, options, world)
-    if recipe.pretrained and (normalization := pretrained_normalization(recipe.model)):
+    if recipe.pretrained and train_set.in_chans == 3 and (normalization := pretrained_normalization(recipe.model)):
         mean, std = normalization  # what the weights were trained with
         train_set, test_set = (replace(part, mean=mean, std=std) for part in (train_set, test_set))
     recipe = resolve(recipe, train_set, world.device)

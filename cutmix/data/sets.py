@@ -34,13 +34,25 @@ _MEAN_STD = {
 }
 
 
+@dataclass(frozen=True, eq=False)
 class _Labelled:
-    """What the two kinds of sets share."""
+    """What the two kinds of sets share.
+
+    Args:
+        name: A known name, or the folder's.
+        split: "train" or "test".
+        classes: The class names; a label is an index into them.
+        labels: (N,) int64.
+        mean: Of each channel, pixels taken as 0 to 1.
+        std: Of each channel, pixels taken as 0 to 1.
+    """
 
     name: str
     split: Split
     classes: tuple[str, ...]
     labels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def __post_init__(self) -> None:
         if len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes:
@@ -70,22 +82,12 @@ class ArraySet(_Labelled):
     """A split that is small enough to be one tensor.
 
     Args:
-        name: A known name, or the folder's.
-        split: "train" or "test".
-        classes: The class names; a label is an index into them.
-        labels: (N,) int64.
-        mean: Of each channel, pixels taken as 0 to 1.
-        std: Of each channel, pixels taken as 0 to 1.
+        name, split, classes, labels, mean, std: Name of the set; "train" or "test"; the class names; (N,) int64 indices
+            into them; mean and standard deviation of each channel, pixels taken as 0 to 1.
         images: (N, C, H, W) uint8.
         skipped: Unreadable files that were left out on request.
     """
 
-    name: str
-    split: Split
-    classes: tuple[str, ...]
-    labels: Tensor
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     images: Tensor
     skipped: tuple[Path, ...] = ()
 
@@ -100,22 +102,12 @@ class FileSet(_Labelled):
     """A split of image files, decoded to RGB when they are loaded.
 
     Args:
-        name: A known name, or the folder's.
-        split: "train" or "test".
-        classes: The class names; a label is an index into them.
-        labels: (N,) int64.
-        mean: Of each channel, pixels taken as 0 to 1.
-        std: Of each channel, pixels taken as 0 to 1.
+        name, split, classes, labels, mean, std: Name of the set; "train" or "test"; the class names; (N,) int64 indices
+            into them; mean and standard deviation of each channel, pixels taken as 0 to 1.
         paths: The N files.
         skipped: Unreadable files that were left out on request.
     """
 
-    name: str
-    split: Split
-    classes: tuple[str, ...]
-    labels: Tensor
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     paths: tuple[Path, ...]
     skipped: tuple[Path, ...] = ()
 
