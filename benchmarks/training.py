@@ -40,10 +40,11 @@ from cutmix.distributed import processes
 from cutmix.errors import InputError
 from cutmix.models import create_model
 from cutmix.options import TrainOptions
+from cutmix.preparation import Run, prepare
 from cutmix.recipes import Recipe, find_recipe
 from cutmix.run_folder import environment
 from cutmix.signals import Stop
-from cutmix.train import Run, prepare, train_epoch, train_step
+from cutmix.train import train_epoch, train_step
 
 
 @dataclass(frozen=True)

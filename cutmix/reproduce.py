@@ -25,12 +25,12 @@ from cutmix.evaluate.classification import predict
 from cutmix.measured import find_results, show
 from cutmix.options import ReproduceOptions, TrainOptions
 from cutmix.paper import DATA, Row, Table, find_rows, find_tables
+from cutmix.preparation import prepare
 from cutmix.recipe import Recipe, flag
 from cutmix.recipes import find_recipe
 from cutmix.run_folder import has_results, hold, saved_recipe
 from cutmix.runs import read_run
-from cutmix.signals import remembered_signals
-from cutmix.train import begin, finish, measure_epoch, prepare, save, train, train_epoch, train_step
+from cutmix.train import run_to_end, train, train_step
 
 SHORT_EPOCHS = 10
 SMOKE_STEPS, SMOKE_BATCH = 3, 16
@@ -246,18 +246,7 @@ def train_briefly(recipe: Recipe, options: TrainOptions) -> Path:
     with processes(options.device) as world:
         run = prepare(recipe, options, world)
         run.batches, run.test_batches = First(run.batches, SMOKE_STEPS), First(run.test_batches, 2)
-        try:
-            if not begin(run):
-                with remembered_signals() as stop, run.progress:
-                    if run.state.epoch == 0:
-                        train_epoch(run, 0, stop)
-                        measure_epoch(run)
-                        save(run)
-                    finish(run)
-        finally:
-            if run.folder:
-                run.folder.close()
-        return run.path
+        return run_to_end(run)
 
 
 def duration(seconds: float) -> str:

@@ -1,13 +1,11 @@
 """The one loop, read from top to bottom: ``cutmix train``, or ``torchrun --nproc-per-node N -m cutmix train``."""
 
-import contextlib
 import json
 import math
 import shlex
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from cutmix.checkpoint import load_checkpoint, save_checkpoint, save_weights
-from cutmix.data import ArraySet, FileSet, ImageSet, open_data, test_loader, train_loader
-from cutmix.data.loaders import Loader
-from cutmix.distributed import (
-    World,
-    any_process,
-    average_loss,
-    barrier,
-    gather,
-    parallel,
-    processes,
-    send_buffers,
-    without_sync,
-)
+from cutmix.data import ArraySet, ImageSet
+from cutmix.distributed import any_process, average_loss, barrier, gather, processes, send_buffers, without_sync
 from cutmix.errors import InputError
 from cutmix.evaluate.classification import (
     Predictions,
@@ -39,43 +26,14 @@ from cutmix.evaluate.classification import (
 )
 from cutmix.mixing import FeatureMix, ScheduledCutMix, mixed_cross_entropy
 from cutmix.mixing.targets import Targets
-from cutmix.models import pretrained_normalization
 from cutmix.optim import learning_rate, set_learning_rate
 from cutmix.options import TrainOptions
-from cutmix.precision import autocast, resolve_precision
+from cutmix.preparation import Run, prepare, summary_writer
 from cutmix.preview import preview_grid
-from cutmix.progress import Progress
 from cutmix.recipe import Recipe
-from cutmix.run_folder import RunFolder, command_line, environment, has_results, read_arrays, today
+from cutmix.run_folder import RunFolder, command_line, has_results, read_arrays, today
 from cutmix.signals import Stop, remembered_signals
-from cutmix.state import State, image_mixing, restore, start_state, take_snapshot
-
-
-@dataclass
-class Run:
-    """What the loop works with; made once by ``prepare``."""
-
-    recipe: Recipe
-    options: TrainOptions
-    world: World
-    path: Path
-    train_set: ImageSet
-    test_set: ImageSet
-    batches: Loader
-    test_batches: Loader
-    state: State
-    network: nn.Module
-    autocast: contextlib.AbstractContextManager
-    progress: Progress
-    about: dict[str, Any]
-    folder: RunFolder | None = None
-    board: Any = None
-    unread: list[tuple[Tensor, int]] = field(default_factory=list)
-
-    @property
-    def checkpoint(self) -> Path:
-        """Where to go on."""
-        return self.path / "checkpoint.pt"
+from cutmix.state import image_mixing, restore, take_snapshot
 
 
 def train(recipe: Recipe, options: TrainOptions | None = None) -> Path:
@@ -90,23 +48,28 @@ def train(recipe: Recipe, options: TrainOptions | None = None) -> Path:
             longer finite.
         SystemExit: With 128 + the signal's number, after SIGTERM or Ctrl-C and a checkpoint.
     """
-    with processes((options or TrainOptions()).device) as world:
-        run = prepare(recipe, options or TrainOptions(), world)
-        try:
-            if begin(run):
-                return run.path
-            with remembered_signals() as stop, run.progress:
-                for epoch in range(run.state.epoch, run.recipe.epochs):
-                    train_epoch(run, epoch, stop)
-                    measure_epoch(run)
-                    save(run)
-                finish(run)
-        finally:
-            if run.board:
-                run.board.close()
-            if run.folder:
-                run.folder.close()
-        return run.path
+    options = options or TrainOptions()
+    with processes(options.device) as world:
+        return run_to_end(prepare(recipe, options, world))
+
+
+def run_to_end(run: Run) -> Path:
+    """Train what is prepared, from its start or from its checkpoint, and return its folder; raises as ``train``."""
+    try:
+        if begin(run):
+            return run.path
+        with remembered_signals() as stop, run.progress:
+            for epoch in range(run.state.epoch, run.recipe.epochs):
+                train_epoch(run, epoch, stop)
+                measure_epoch(run)
+                save(run)
+            finish(run)
+    finally:
+        if run.board:
+            run.board.close()
+        if run.folder:
+            run.folder.close()
+    return run.path
 
 
 def train_epoch(run: Run, epoch: int, stop: Stop) -> None:
@@ -319,43 +282,6 @@ def finish(run: Run) -> None:
     run.progress.say(f"results in {run.path}; cutmix report {run.path} makes a page of them")
 
 
-def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
-    """Open the data, make everything that the loop works with, and, when nothing is wrong, take hold of the folder."""
-    if options.tensorboard:
-        summary_writer()
-    train_set, test_set = open_sets(recipe, options, world)
-    if recipe.pretrained and train_set.in_chans == 3 and (normalization := pretrained_normalization(recipe.model)):
-        mean, std = normalization  # what the weights were trained with
-        train_set, test_set = (replace(part, mean=mean, std=std) for part in (train_set, test_set))
-    recipe = resolve(recipe, train_set, world.device)
-    shared: dict[str, Any] = {
-        "batch_size": recipe.batch_size, "device": world.device, "image_size": recipe.image_size,
-        "workers": options.workers, "channels_last": recipe.channels_last, "rank": world.rank,
-        "world_size": world.size,
-    }  # fmt: skip
-    batches = train_loader(
-        train_set, seed=recipe.seed, crop_padding=recipe.crop_padding, padding_mode=recipe.padding_mode,
-        flip=recipe.flip, crop_scale=recipe.crop_scale, policy=recipe.auto_augment,
-        color_jitter=recipe.color_jitter, lighting=recipe.lighting, **shared,
-    )  # fmt: skip
-    path = options.out or Path("runs") / f"{recipe.name}-seed{recipe.seed}"
-    state = start_state(recipe, train_set, world)
-    network = parallel(state.model, world)
-    return Run(
-        recipe, options, world, path,
-        train_set=train_set,
-        test_set=test_set,
-        batches=batches,
-        test_batches=test_loader(test_set, crop_fraction=recipe.crop_fraction, **shared),
-        state=state,
-        network=torch.compile(network) if recipe.compile else network,  # type: ignore[arg-type]
-        autocast=autocast(recipe.precision, world.device),
-        progress=Progress(recipe.epochs, batches.steps, shown=world.first),
-        about=environment(world.device)
-        | {"processes": world.size, "parameters": sum(p.numel() for p in state.model.parameters()), "date": today()},
-    )  # fmt: skip
-
-
 def begin(run: Run) -> bool:
     """Take hold of the folder, start the run's files or go on from its checkpoint; return whether it is finished."""
     recipe, options, data = run.recipe, run.options, run.train_set
@@ -396,33 +322,6 @@ def begin(run: Run) -> bool:
     return False
 
 
-def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> tuple[ImageSet, ImageSet]:
-    """Open both splits; where something is to be downloaded, the first process does it for all."""
-    if not recipe.data:
-        raise InputError("there is no data to train on; give a folder of class folders or a known set with --data")
-
-    def both() -> list[ImageSet]:
-        return [
-            open_data(
-                recipe.data, split, val_fraction=recipe.val_fraction, seed=recipe.seed,
-                skip_unreadable=options.skip_unreadable, download=options.download and world.first,
-            )
-            for split in ("train", "test")
-        ]  # fmt: skip
-
-    sets = both() if world.first or not options.download else []
-    if options.download:
-        barrier(world)
-    train_set, test_set = sets or both()
-    return train_set, test_set
-
-
-def resolve(recipe: Recipe, data: ImageSet, device: torch.device) -> Recipe:
-    """Return the recipe with everything automatic replaced by what it stands for here."""
-    size = recipe.image_size or (224 if isinstance(data, FileSet) else None)
-    return replace(recipe, image_size=size, precision=resolve_precision(recipe.precision, device))
-
-
 def describe(recipe: Recipe, data: ImageSet, epoch: int) -> dict[str, str]:
     """Return what a file of weights says of itself: enough to use it and to measure it."""
     about: dict[str, Any] = {
@@ -431,16 +330,3 @@ def describe(recipe: Recipe, data: ImageSet, epoch: int) -> dict[str, str]:
         "image_size": recipe.image_size or (data.images.shape[-1] if isinstance(data, ArraySet) else 224),
     }  # fmt: skip
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
-
-
-def summary_writer() -> Any:
-    """Return the class of TensorBoard's writer.
-
-    Raises:
-        InputError: If TensorBoard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError('--tensorboard needs TensorBoard; install it with pip install "cutmix[tensorboard]"') from None
-    return SummaryWriter

@@ -12,18 +12,19 @@ import torch
 from PIL import Image
 from torch import nn
 
+import cutmix.preparation
 import cutmix.state
-import cutmix.train
 from cutmix.data import ArraySet, FileSet, ImageSet, open_data
 from cutmix.distributed import World
 from cutmix.errors import InputError
 from cutmix.models import PyramidNet, create_model
 from cutmix.models.resnet import BasicBlock, Bottleneck, CifarResNet
 from cutmix.options import TrainOptions
+from cutmix.preparation import prepare
 from cutmix.recipe import Recipe
 from cutmix.recipes import METHODS, RECIPES, find_recipe
 from cutmix.regularizers import regularize
-from cutmix.train import prepare, train_step
+from cutmix.train import train_step
 
 DATA = {"digits": "digits", "fashion": "fashion-mnist", "cifar10": "cifar-10", "cifar100": "cifar-100",
         "tiny": "tiny-imagenet-200", "imagenet": "imagenet"}  # fmt: skip
@@ -187,7 +188,7 @@ def test_it_takes_a_step(
     sides = {"digits": (1, 8), "fashion-mnist": (1, 28), "": None, "imagenet": None}
     shape = sides.get(recipe.data, (3, 32))
     sets = photographs if shape is None else (small_images(*shape), small_images(*shape))
-    monkeypatch.setattr(cutmix.train, "open_sets", lambda *_: sets)
+    monkeypatch.setattr(cutmix.preparation, "open_sets", lambda *_: sets)
     monkeypatch.setattr(cutmix.state, "create_model", create_shrunk)
     small = replace(
         recipe, batch_size=8, precision="float32", pretrained=False,
