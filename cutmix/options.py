@@ -133,6 +133,8 @@ class ReproduceOptions:
     """The paper's protocol, the same with fewer epochs, or a few steps to see that it works."""
     model: str | None = None
     """Another network than the rows', such as resnet20 on a CPU."""
+    lr: float | None = None
+    """Another learning rate than the rows', for another network."""
     epochs: int | None = None
     """Epochs at short scale; by default 10."""
     data: str | None = None

@@ -102,6 +102,9 @@ TINY = Recipe(
     weight_decay=1e-4, crop_padding=8,
 )  # fmt: skip
 
+TINY_RESNET20 = replace(TINY, name="tiny-resnet20", model="resnet20", epochs=10, lr=0.1, warmup_epochs=1)
+"""A short run for a CPU, whose maps of 16×16 show where the network looks."""
+
 PHOTOS = Recipe(
     name="photos", data="", model="resnet50", pretrained=True, mix="cutmix", mix_prob=0.5, epochs=30, batch_size=64,
     lr=0.01, weight_decay=1e-4, warmup_epochs=2, crop_scale=(0.3, 1.0), label_smoothing=0.1, ema_decay=0.99,
@@ -153,7 +156,8 @@ RECIPES: dict[str, Recipe] = {
         *with_methods(CIFAR10, *_MIXES, cutmix_prob=0.5),
         *with_methods(CIFAR100, *_MIXES, cutmix_prob=0.5),
         *with_methods(CIFAR100_RESNET18, *_MIXES, cutmix={"alpha": 0.2}),
-        *with_methods(TINY, *_MIXES),
+        *with_methods(TINY, *_MIXES, cutout={"cutout_size": 32}),
+        *with_methods(TINY_RESNET20, *_MIXES, cutmix_prob=0.5, cutout={"cutout_size": 32}),
         PHOTOS,
         *with_methods(PAPER_CIFAR100, *_ON_CIFAR100, cutmix_prob=0.5),
         *with_methods(PAPER_CIFAR100_PYRAMIDNET110, "cutmix", cutmix_prob=0.5),

@@ -113,6 +113,8 @@ def plan(tables: Sequence[Table], options: ReproduceOptions) -> list[Job]:
     """Return every run that the options ask for, each once; the seed changes slowest, so each row is soon seen."""
     if options.epochs is not None and options.scale != "short":
         raise InputError(f"--epochs is for --scale short; {options.scale} has its own number of epochs")
+    if options.lr is not None and options.model is None:
+        raise InputError("--lr is for another network, --model; the rows' own networks have their own")
     for option, value in (("seeds", options.seeds), ("epochs", options.epochs)):
         if value is not None and value < 1:
             raise InputError(f"--{option} is {value}; expected at least 1")
@@ -128,10 +130,10 @@ def plan(tables: Sequence[Table], options: ReproduceOptions) -> list[Job]:
 
 def scaled(recipe: Recipe, options: ReproduceOptions, seed: int) -> Recipe:
     """Return a row's recipe as it is to be run; its name then says after a "+" in what it is not the row's own."""
-    suffix = [part for part in (options.model, options.scale if options.scale != "full" else None) if part]
+    suffix = [options.model, options.lr and f"lr{options.lr:g}", options.scale if options.scale != "full" else None]
     recipe = replace(
-        recipe, seed=seed, model=options.model or recipe.model, data=options.data or recipe.data,
-        name="+".join([recipe.name, *suffix]),
+        recipe, seed=seed, model=options.model or recipe.model, lr=options.lr or recipe.lr,
+        data=options.data or recipe.data, name="+".join([recipe.name, *filter(None, suffix)]),
     )  # fmt: skip
     if options.scale == "full":
         return recipe

@@ -200,6 +200,14 @@ def test_short_shrinks_the_schedule_with_the_epochs() -> None:
     assert len(set(rates)) == 3
 
 
+def test_another_network_may_have_another_learning_rate() -> None:
+    recipe = RECIPES["cifar100-pyramidnet200-shakedrop"]
+    other = scaled(recipe, ReproduceOptions("table5", scale="short", model="resnet20", lr=0.1), 0)
+    assert (other.name, other.lr) == (f"{recipe.name}+resnet20+lr0.1+short", 0.1)
+    with pytest.raises(InputError, match="--lr is for another network"):
+        plan(find_tables("table5"), ReproduceOptions("table5", scale="short", lr=0.1))
+
+
 def test_help_shows_the_slurm_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["reproduce", "--help"])
