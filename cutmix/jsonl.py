@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,21 @@ from cutmix.errors import InputError
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line, whole or not at all.
+    """Append one JSON line, whole or not at all; raises as ``append_lines``."""
+    append_lines(path, [record])
+
+
+def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Append a JSON line for each record, all of them or none.
 
     Raises:
-        InputError: If it could not be written, as on a full disk; the file is then as it was.
+        InputError: If they could not be written, as on a full disk; the file is then as it was.
     """
-    line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
     size = _end_last_line(path) if path.exists() else 0
     try:
         with open(path, "ab", buffering=0) as file:
-            if file.write(line) != len(line):
+            if file.write(lines) != len(lines):
                 raise OSError(28, "No space left on device")
     except OSError as error:
         with suppress(OSError):

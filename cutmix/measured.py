@@ -21,10 +21,7 @@ from cutmix.runs import Json, Run, read_run
 from cutmix.statistics import holm, in_words, mcnemar, read_outcome, welch
 
 # Fields that change where and how fast a recipe runs, or are compared on their own, but not its protocol.
-_FREE = {
-    "name", "data", "val_fraction", "model", "epochs", "warmup_epochs", "seed", "eval_every", "image_size", "precision",
-    "channels_last", "compile", "accumulate",
-}  # fmt: skip
+_FREE = {"name", "data", "val_fraction", "model", "epochs", "seed", "precision", "channels_last", "compile"}
 _HERE = ("Best epoch here", "Last epoch here", "Seeds", "Last, to baseline")
 _KEY = ("recipe", "data", "model", "epochs", "seed", "weights", "commit", "date", "seconds", "command")
 
@@ -246,7 +243,7 @@ def _changed_fields(recipe: Recipe, config: Json) -> list[str]:
 def _changed_flags(command: str) -> list[str]:
     """Return the fields of a recipe that a command line sets, for results whose run folder is not at hand."""
     words = {
-        word.partition("=")[0].removeprefix("--").removeprefix("no-")
+        word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("_", "-")
         for word in shlex.split(command)
         if word[:2] == "--"
     }

@@ -5,6 +5,7 @@ says otherwise, a footnote tells.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
@@ -194,7 +195,7 @@ TABLES = (
     )),
     Table("figure3-alpha", "CIFAR-100, PyramidNet-200, CutMix by α", ("top1_err",), notes="p", rows=(
         Row("Baseline", _PYRAMID),
-        *(Row(f"α = {alpha}", f"{_PYRAMID}-cutmix-alpha-{alpha}", x=float(alpha))
+        *(Row(f"α = {alpha}", f"{_PYRAMID}-cutmix" + (f"-alpha-{alpha}" if alpha != "1" else ""), x=float(alpha))
           for alpha in ("0.1", "0.25", "0.5", "1", "2", "4")),
     )),
     Table("figure3-layer", "CIFAR-100, PyramidNet-200, Feature CutMix by layer", ("top1_err",), notes="q", rows=(
@@ -227,22 +228,30 @@ def find_tables(word: str) -> tuple[Table, ...]:
     return found
 
 
-def find_rows(table: Table, words: tuple[str, ...]) -> tuple[Row, ...]:
-    """Return a table's rows of these labels or recipes, in the table's order; all that have a recipe without words.
+def find_rows(tables: Sequence[Table], words: tuple[str, ...]) -> tuple[Row, ...]:
+    """Return the tables' rows of these labels or recipes, in their order; all that have a recipe without words.
 
     Raises:
         InputError: If a word names no row, or a row that no recipe runs.
     """
-    names = {name.lower(): row for row in table.rows for name in (row.label, row.recipe) if name}
+    rows = [row for table in tables for row in table.rows]
+    names = {name.lower(): row for row in sorted(rows, key=lambda row: row.recipe is not None)
+             for name in (row.label, row.recipe) if name}  # fmt: skip
     for word in words:
         if word.lower() not in names:
             close = get_close_matches(word.lower(), names, n=2, cutoff=0.4) or list(names)
             listed = ", ".join(dict.fromkeys(f'"{names[name].label}"' for name in close))
-            raise InputError(f'{table.name} has no row "{word}"; close to it are {listed}')
+            raise InputError(f'{_listed(tables)} has no row "{word}"; close to it are {listed}')
         if names[word.lower()].recipe is None:
-            raise InputError(f'the row "{word}" of {table.name} is quoted in the paper, and no recipe here runs it')
-    chosen = [names[word.lower()] for word in words]
-    return tuple(row for row in table.rows if row.recipe and (row in chosen or not words))
+            raise InputError(
+                f'the row "{word}" of {_listed(tables)} is quoted in the paper, and no recipe here runs it'
+            )
+    chosen = {word.lower() for word in words}
+    return tuple(row for row in rows if row.recipe and (not words or {row.label.lower(), row.recipe.lower()} & chosen))
+
+
+def _listed(tables: Sequence[Table]) -> str:
+    return " and ".join(table.name for table in tables)
 
 
 def is_baseline(row: Row) -> bool:

@@ -19,18 +19,19 @@ from cutmix.progress import Progress
 from cutmix.recipe import Recipe
 from cutmix.run_folder import RunFolder, environment, today
 from cutmix.state import State, start_state
+from cutmix.task import Classification, Task
 
 
 @dataclass
 class Run:
-    """What the loop works with; made once by ``prepare``."""
+    """What the loop works with, made once; ``prepare`` makes it for classifiers."""
 
     recipe: Recipe
     options: TrainOptions
     world: World
     path: Path
-    train_set: ImageSet
-    test_set: ImageSet
+    data: str
+    task: Task
     batches: Loader
     test_batches: Loader
     state: State
@@ -70,18 +71,22 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     path = options.out or Path("runs") / f"{recipe.name}-seed{recipe.seed}"
     state = start_state(recipe, train_set, world)
     network = parallel(state.model, world)
+    test_batches = test_loader(test_set, crop_fraction=recipe.crop_fraction, **shared)
+    cast = autocast(recipe.precision, world.device)
+    skipped = len(train_set.skipped) + len(test_set.skipped)
     return Run(
         recipe, options, world, path,
-        train_set=train_set,
-        test_set=test_set,
+        data=train_set.name,
+        task=Classification(recipe, state, world, train_set, test_set, test_batches, cast),
         batches=batches,
-        test_batches=test_loader(test_set, crop_fraction=recipe.crop_fraction, **shared),
+        test_batches=test_batches,
         state=state,
         network=torch.compile(network) if recipe.compile else network,  # type: ignore[arg-type]
-        autocast=autocast(recipe.precision, world.device),
+        autocast=cast,
         progress=Progress(recipe.epochs, batches.steps, shown=world.first),
         about=environment(world.device)
-        | {"processes": world.size, "parameters": sum(p.numel() for p in state.model.parameters()), "date": today()},
+        | {"processes": world.size, "parameters": sum(p.numel() for p in state.model.parameters()), "date": today(),
+           "skipped": skipped},
     )  # fmt: skip
 
 

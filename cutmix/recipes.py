@@ -35,7 +35,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "shakedrop": _SHAKE_DROP,
     "cutmix": {"mix": "cutmix"},
     "cutmix-shakedrop": {"mix": "cutmix"} | _SHAKE_DROP,
-    **{f"cutmix-alpha-{alpha:g}": {"mix": "cutmix", "alpha": alpha} for alpha in (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)},
+    **{f"cutmix-alpha-{alpha:g}": {"mix": "cutmix", "alpha": alpha} for alpha in (0.1, 0.25, 0.5, 2.0, 4.0)},
     "feature-cutmix": {"mix": "feature-cutmix"},
     **{f"feature-cutmix-layer-{layer}": {"mix": "feature-cutmix", "mix_layers": (layer,)} for layer in range(5)},
     "cutmix-center-gaussian": {"mix": "cutmix-center-gaussian"},

@@ -119,7 +119,7 @@ def plan(tables: Sequence[Table], options: ReproduceOptions) -> list[Job]:
         if value is not None and value < 1:
             raise InputError(f"--{option} is {value}; expected at least 1")
     seeds = options.seeds if options.seeds is not None else 1 if options.scale == "smoke" else 3
-    rows = {row.recipe: row for table in tables for row in find_rows(table, options.rows)}
+    rows = {row.recipe: row for row in find_rows(tables, options.rows)}
     jobs = []
     for seed in range(seeds):
         for name, row in rows.items():
@@ -130,9 +130,10 @@ def plan(tables: Sequence[Table], options: ReproduceOptions) -> list[Job]:
 
 def scaled(recipe: Recipe, options: ReproduceOptions, seed: int) -> Recipe:
     """Return a row's recipe as it is to be run; its name then says after a "+" in what it is not the row's own."""
-    suffix = [options.model, options.lr and f"lr{options.lr:g}", options.scale if options.scale != "full" else None]
+    lr, scale = options.lr, options.scale
+    suffix = [options.model, None if lr is None else f"lr{lr:g}", None if scale == "full" else scale]
     recipe = replace(
-        recipe, seed=seed, model=options.model or recipe.model, lr=options.lr or recipe.lr,
+        recipe, seed=seed, model=options.model or recipe.model, lr=recipe.lr if options.lr is None else options.lr,
         data=options.data or recipe.data, name="+".join([recipe.name, *filter(None, suffix)]),
     )  # fmt: skip
     if options.scale == "full":

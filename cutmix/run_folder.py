@@ -87,17 +87,8 @@ class RunFolder:
 
     def start(self, recipe: Recipe, environment: dict[str, Any]) -> None:
         """Write what is run and where; the configuration last, as it is what makes the folder a run."""
-        self.write_json("environment.json", environment)
-        self.write_json("config.json", {"recipe": recipe.to_dict(), "command": command_line()})
-
-    def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON file atomically."""
-        self.write_bytes(name, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
-
-    def write_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        """Write an npz file atomically."""
-        (self.path / name).parent.mkdir(exist_ok=True)
-        write_atomic(self.path / name, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+        write_json(self.path / "environment.json", environment)
+        write_json(self.path / "config.json", {"recipe": recipe.to_dict(), "command": command_line()})
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to the log."""
@@ -113,10 +104,6 @@ class RunFolder:
         log = self.path / "log.jsonl"
         if log.exists() and log.stat().st_size > size:
             os.truncate(log, size)
-
-    def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a file atomically."""
-        write_atomic(self.path / name, lambda file: file.write(data))
 
     def promote_best(self, epoch: int | None) -> None:
         """Make the weights and predictions of the best epoch so far those of the last checkpoint's best epoch.
@@ -141,7 +128,7 @@ class RunFolder:
         path = self.path / "results.jsonl"
         kept = [r for r in read_lines(path) if not _of_training(r)]
         lines = [json.dumps(r, ensure_ascii=False) + "\n" for r in [*records, *kept]]
-        self.write_bytes("results.jsonl", "".join(lines).encode())
+        write_bytes(self.path / "results.jsonl", "".join(lines).encode())
 
     def _remove_run(self) -> None:
         """Remove what a run writes, but its configuration, by which the folder is known; the next one replaces it."""
@@ -165,6 +152,23 @@ def has_results(path: Path) -> bool:
 
 def _of_training(record: dict[str, Any]) -> bool:
     return "file" not in record  # which only an evaluation names
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically, in a folder that is made if it is not there."""
+    path.parent.mkdir(exist_ok=True)
+    write_atomic(path, lambda file: file.write(data))
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write an npz file atomically, in a folder that is made if it is not there."""
+    path.parent.mkdir(exist_ok=True)
+    write_atomic(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
 
 
 def read_arrays(path: Path) -> dict[str, torch.Tensor]:

@@ -17,6 +17,8 @@ from cutmix.recipe import Recipe
 Json = dict[str, Any]
 
 _DEFAULTS = Recipe().to_dict()
+# What makes two lines of results the same measure.
+_KEY = ("data", "split", "measure", "which", "weights", "of", "at", "convention", "score")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Run:
         samples: the bytes of samples.png, None when there is none.
         label: a short name, unique among the runs that were read together.
         group: the label of the recipe: runs that differ in nothing but the seed share it.
+        evaluated: the file of weights that `cutmix evaluate` measured, where the folder is not a training run's.
     """
 
     folder: Path
@@ -44,6 +47,7 @@ class Run:
     samples: bytes | None
     label: str = ""
     group: str = ""
+    evaluated: str | None = None
 
     @property
     def data(self) -> str:
@@ -54,6 +58,8 @@ class Run:
     def finished(self) -> bool:
         """Whether the last planned epoch was measured."""
         last = self.result("top1_err", "last")
+        if self.evaluated:
+            return bool(self.results)
         return last is not None and (last.get("epoch") or 0) >= self.recipe.get("epochs", 0)
 
     def result(self, measure: str, which: str) -> Json | None:
@@ -65,10 +71,27 @@ class Run:
         """
         found = {
             str(line.get("weights", "model")): line
-            for line in self.results
-            if line["measure"] == measure and line["which"] == which and line.get("data", self.data) == self.data
+            for line in sorted(self.results, key=lambda line: "file" not in line)  # the training's own come last
+            if line["measure"] == measure and line["which"] == self.named(which) and self.is_own(line)
         }
         return found.get("model", found.get("ema"))
+
+    def suite(self, name: str) -> list[Json]:
+        """The lines of a suite of `cutmix evaluate` after the last epoch, on the run's own test set, in their order."""
+        which = self.named("last")
+        return [r for r in self.results if r.get("suite") == name and r["which"] == which and self.is_own(r)]
+
+    def arrays(self, suite: str) -> Path:
+        """The file of what a suite found for each image."""
+        return self.folder / "predictions" / f"{suite}-{self.named('last')}.npz"
+
+    def named(self, which: str) -> str:
+        """The name of an epoch in the results: weights of a file are those of no known epoch."""
+        return "file" if self.evaluated else which
+
+    def is_own(self, line: Json) -> bool:
+        """Whether a line is about the run's own test set."""
+        return line.get("data", self.data) == self.data
 
     def fact(self, name: str) -> Any:
         """A circumstance (device, torch, commit …) as the results say it, or else the environment or the recipe."""
@@ -105,6 +128,7 @@ def read_run(folder: Path) -> Run:
     config = _read_object(folder / "config.json")
     if not isinstance(config.get("recipe"), dict):
         raise InputError(f"{folder / 'config.json'} has no recipe; expected an object under the key 'recipe'")
+    evaluated = str(config["evaluated"]) if "evaluated" in config else None
     environment = folder / "environment.json"
     log = _read_lines(folder / "log.jsonl", {"kind": str, "epoch": int})
     results = _read_lines(
@@ -113,18 +137,24 @@ def read_run(folder: Path) -> Run:
     )
     epochs = {entry["epoch"]: entry for entry in log if entry["kind"] == "epoch"}
     measures = {
-        tuple(line.get(key) for key in ("data", "split", "measure", "which", "weights")): line for line in results
+        ("file" in line, *(line.get(key) for key in _KEY)): line for line in results
     }
     samples = folder / "samples.png"
     return Run(
         folder=folder,
-        recipe=config["recipe"] | {k: v for k, v in _DEFAULTS.items() if k not in config["recipe"]},  # an older run
+        recipe=config["recipe"] if evaluated else _with_defaults(config["recipe"]),
         command=str(config.get("command") or ""),
         environment=_read_object(environment) if environment.exists() else {},
         epochs=tuple(epochs[epoch] for epoch in sorted(epochs)),
         results=tuple(measures.values()),
         samples=samples.read_bytes() if samples.exists() else None,
+        evaluated=evaluated,
     )
+
+
+def _with_defaults(recipe: Json) -> Json:
+    """Return a recipe with the fields that an older run lacks."""
+    return recipe | {name: value for name, value in _DEFAULTS.items() if name not in recipe}
 
 
 def groups(runs: Iterable[Run]) -> dict[str, list[Run]]:

@@ -82,8 +82,10 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> Paired:
     return Paired(only_first, only_second, float(binomtest(only_first, differing).pvalue) if differing else 1.0)
 
 
-def welch(first: Sequence[float], second: Sequence[float]) -> float:
+def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Return the two-sided p-value of equal means over seeds, the spreads of the two recipes being their own.
+
+    None where one recipe gave the same value with every seed: there is no spread to test against.
 
     Args:
         first: A measure of each run of a recipe, two or more.
@@ -94,8 +96,8 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float:
     """
     if min(len(first), len(second)) < 2:
         raise InputError("means over seeds are compared from two runs of each recipe on")
-    if len({*first}) == len({*second}) == 1:  # no spread at all, and so no test
-        return float(first[0] == second[0])
+    if len({*first}) == 1 or len({*second}) == 1:
+        return None
     return float(ttest_ind(first, second, equal_var=False).pvalue)
 
 

@@ -1,39 +1,26 @@
 """The one loop, read from top to bottom: ``cutmix train``, or ``torchrun --nproc-per-node N -m cutmix train``."""
 
-import json
 import math
 import shlex
 import signal
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cutmix.checkpoint import load_checkpoint, save_checkpoint, save_weights
-from cutmix.data import ArraySet, ImageSet
-from cutmix.distributed import any_process, average_loss, barrier, gather, processes, send_buffers, without_sync
+from cutmix.distributed import any_process, average_loss, barrier, gather, processes, without_sync
 from cutmix.errors import InputError
-from cutmix.evaluate.classification import (
-    Predictions,
-    classification_error,
-    mean_loss,
-    measures,
-    predict,
-    predictions_arrays,
-)
-from cutmix.mixing import FeatureMix, ScheduledCutMix, mixed_cross_entropy
-from cutmix.mixing.targets import Targets
 from cutmix.optim import learning_rate, set_learning_rate
 from cutmix.options import TrainOptions
 from cutmix.preparation import Run, prepare, summary_writer
-from cutmix.preview import preview_grid
 from cutmix.recipe import Recipe
-from cutmix.run_folder import RunFolder, command_line, has_results, read_arrays, today
+from cutmix.run_folder import RunFolder, command_line, has_results, read_arrays, today, write_arrays, write_bytes
 from cutmix.signals import Stop, remembered_signals
-from cutmix.state import image_mixing, restore, take_snapshot
+from cutmix.state import restore, take_snapshot
 
 
 def train(recipe: Recipe, options: TrainOptions | None = None) -> Path:
@@ -103,26 +90,15 @@ def train_epoch(run: Run, epoch: int, stop: Stop) -> None:
     state.seconds += time.perf_counter() - clock
 
 
-def train_step(run: Run, images: Tensor, labels: Tensor) -> Tensor:
-    """Mix a batch, take one optimizer step on it, and return its mean loss, which nothing has waited for."""
+def train_step(run: Run, images: Any, targets: Any) -> Tensor:
+    """Take one optimizer step on a batch, and return its mean loss, which nothing has waited for."""
     recipe, state = run.recipe, run.state
-    if isinstance(state.mix, ScheduledCutMix):
-        state.mix.progress = state.step / (recipe.epochs * run.batches.steps)
     state.optimizer.zero_grad(set_to_none=True)
-    if state.cutout:
-        images, _ = state.cutout(images, labels)
-    inside = state.mix if isinstance(state.mix, FeatureMix) else None
-    targets: Targets = labels
-    if not isinstance(state.mix, FeatureMix | None):  # the whole batch, so that its parts change nothing
-        images, targets = state.mix(images, labels)
-    parts = list(zip(images.chunk(recipe.accumulate), split(targets, recipe.accumulate), strict=True))
-    total = torch.zeros((), device=images.device)
+    parts = run.task.split(images, targets, state.step / (recipe.epochs * run.batches.steps))
+    total = torch.zeros((), device=run.world.device)
     for number, (x, y) in enumerate(parts, 1):
         with without_sync(run.network, number < len(parts)):
-            with run.autocast:
-                logits, y = inside.forward(run.network, x, y) if inside else (run.network(x), y)
-            loss = mixed_cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
-            loss = loss * (len(x) / len(images))
+            loss = run.task.loss(run.network, x, y) * (len(x) / len(images))
             loss.backward()
         total += loss.detach()
     if recipe.clip_grad_norm:
@@ -131,13 +107,6 @@ def train_step(run: Run, images: Tensor, labels: Tensor) -> Tensor:
     if state.average is not None:
         state.average.update_parameters(state.model)
     return total
-
-
-def split(targets: Targets, parts: int) -> Sequence[Any]:
-    """Split targets as ``chunk`` splits their images."""
-    if isinstance(targets, Tensor):
-        return targets.chunk(parts)
-    return [type(targets)(*fields) for fields in zip(*(column.chunk(parts) for column in targets), strict=True)]
 
 
 def read_losses(run: Run) -> None:
@@ -207,31 +176,28 @@ def measure_epoch(run: Run) -> None:
     state.epoch, state.step_in_epoch, state.loss_sum, state.seen = state.epoch + 1, 0, 0.0, 0
     state.recent_sum, state.recent_seen = 0.0, 0
     if state.epoch % recipe.eval_every == 0 or state.epoch == recipe.epochs:
-        predictions = predict_test(run)
-        errors = {name: error.value for name, error in classification_error(predictions).items()}
-        record |= {"test_loss": mean_loss(predictions), **errors}
-        if errors["top1_err"] < state.best.get("top1_err", math.inf):
-            state.best = {"epoch": state.epoch, **errors}
-            keep(run, predictions, "best.next", "best.next.safetensors")  # best once the checkpoint says so
+        figures, arrays = run.task.measure()
+        record |= figures
+        if is_best(run, figures):
+            state.best = {"epoch": state.epoch, **figures}
+            keep(run, arrays, "best.next", "best.next.safetensors")  # best once the checkpoint says so
         if state.epoch == recipe.epochs:
-            keep(run, predictions, "last", "model.safetensors")
+            keep(run, arrays, "last", "model.safetensors")
     log(run, record)
     run.progress.show_epoch(record)
 
 
-def predict_test(run: Run) -> Predictions:
-    """Return the predictions of the network that is measured, on the whole test set, in every process."""
-    send_buffers(run.state.measured, run.world)
-    return predict(run.state.measured, run.test_batches.epoch(), run.world, autocast=run.autocast)
+def is_best(run: Run, figures: dict[str, float]) -> bool:
+    """Return whether an epoch is better than all before it, or the first."""
+    value, best = figures[run.task.key], run.state.best.get(run.task.key)
+    return best is None or (value < best if run.task.less_is_better else value > best)
 
 
-def keep(run: Run, predictions: Predictions, which: str, weights: str) -> None:
-    """Write the predictions and the weights that made them."""
+def keep(run: Run, arrays: dict[str, np.ndarray], which: str, weights: str) -> None:
+    """Write what came out for each test sample, and the weights that made it."""
     if run.folder:
-        run.folder.write_arrays(f"predictions/{which}.npz", predictions_arrays(predictions))
-        save_weights(
-            run.path / weights, run.state.measured.state_dict(), describe(run.recipe, run.train_set, run.state.epoch)
-        )
+        write_arrays(run.path / f"predictions/{which}.npz", arrays)
+        save_weights(run.path / weights, run.state.measured.state_dict(), run.task.about(run.state.epoch))
 
 
 def save(run: Run) -> None:
@@ -239,7 +205,7 @@ def save(run: Run) -> None:
     check_finite(run)
     snapshot = take_snapshot(run.state, run.world)
     if run.folder:
-        about = {"log_size": run.folder.log_size(), "data": run.train_set.fingerprint()}
+        about = {"log_size": run.folder.log_size(), "data": run.task.fingerprint()}
         save_checkpoint(run.checkpoint, snapshot | about)
         run.folder.promote_best(run.state.best.get("epoch"))
 
@@ -260,7 +226,7 @@ def finish(run: Run) -> None:
         return
     recipe = run.recipe
     common = {
-        "recipe": recipe.name, "data": run.train_set.name, "split": "test", "model": recipe.model,
+        "recipe": recipe.name, "data": run.data, "split": "test", "model": recipe.model,
         "mix": recipe.mix, "epochs": recipe.epochs,
         "seed": recipe.seed, "weights": "ema" if run.state.average is not None else "model",
         "precision": recipe.precision, "processes": run.world.size, "seconds": round(run.state.seconds, 1),
@@ -270,7 +236,7 @@ def finish(run: Run) -> None:
     records = [
         {**common, **measure, "which": which, "epoch": epoch}
         for which, epoch in (("last", recipe.epochs), ("best", run.state.best["epoch"]))
-        for measure in measures(Predictions(**read_arrays(run.path / f"predictions/{which}.npz")))
+        for measure in run.task.records(read_arrays(run.path / f"predictions/{which}.npz"))
     ]
     run.folder.write_results(records)
     for record in records:
@@ -284,21 +250,18 @@ def finish(run: Run) -> None:
 
 def begin(run: Run) -> bool:
     """Take hold of the folder, start the run's files or go on from its checkpoint; return whether it is finished."""
-    recipe, options, data = run.recipe, run.options, run.train_set
+    recipe, options = run.recipe, run.options
     if run.world.first:
         run.folder = RunFolder(run.path, recipe, resume=options.resume, overwrite=options.overwrite)
     barrier(run.world)  # the first process has dealt with the folder
-    skipped = sum(len(part.skipped) for part in (data, run.test_set))
     run.progress.say(
-        f"{recipe.name}: {recipe.model}, mix {recipe.mix}; {data.name}: {len(data):,} images to train on, "
-        f"{len(run.test_set):,} to test, {data.num_classes} classes"
-        + (f", {skipped} unreadable ones left out" if skipped else "")
-        + f"; {run.world.device.type}, {recipe.precision}"
+        f"{recipe.name}: {recipe.model}, mix {recipe.mix}; {run.task.opening()}; "
+        f"{run.world.device.type}, {recipe.precision}"
     )
     if run.checkpoint.exists():
         snapshot = load_checkpoint(run.checkpoint)
-        if snapshot.get("data", data.fingerprint()) != data.fingerprint():
-            raise InputError(f"{data.name} has other training images than when the run in {run.path} was started")
+        if snapshot.get("data", run.task.fingerprint()) != run.task.fingerprint():
+            raise InputError(f"{recipe.data} has other training images than when the run in {run.path} was started")
         restore(run.state, snapshot, run.world)
         if run.folder:
             run.folder.promote_best(run.state.best.get("epoch"))
@@ -310,23 +273,10 @@ def begin(run: Run) -> bool:
         run.progress.say(f"going on after step {run.state.step}")
     elif run.folder:
         run.folder.cut_log(0)
-        run.folder.start(recipe, run.about | {"skipped": skipped})
-        mixing = image_mixing(recipe)
-        rows = {"original": None} | ({recipe.mix: mixing} if mixing else {})
-        png = preview_grid(run.train_set, rows, image_size=recipe.image_size, count=8)
-        run.folder.write_bytes("samples.png", png)
+        run.folder.start(recipe, run.about)
+        write_bytes(run.path / "samples.png", run.task.samples())
     if len(set(gather(run.state.step, run.world))) > 1:
         raise InputError(f"the processes do not see the same checkpoint; {run.path} has to be a folder that all share")
     if options.tensorboard and run.folder:
         run.board = summary_writer()(str(run.path / "tensorboard"), purge_step=run.state.step + 1)
     return False
-
-
-def describe(recipe: Recipe, data: ImageSet, epoch: int) -> dict[str, str]:
-    """Return what a file of weights says of itself: enough to use it and to measure it."""
-    about: dict[str, Any] = {
-        "model": recipe.model, "num_classes": data.num_classes, "in_chans": data.in_chans, "classes": data.classes,
-        "mean": data.mean, "std": data.std, "recipe": recipe.to_dict(), "epoch": epoch,
-        "image_size": recipe.image_size or (data.images.shape[-1] if isinstance(data, ArraySet) else 224),
-    }  # fmt: skip
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}

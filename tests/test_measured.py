@@ -201,7 +201,7 @@ def test_sweeps_join_points_that_were_run_alike() -> None:
 
 def test_the_page_shows_tables_pairs_and_sweeps(tmp_path: Path) -> None:
     right = np.arange(10_000) >= 4000
-    names = [PYRAMID, f"{PYRAMID}-cutmix-alpha-0.1", f"{PYRAMID}-cutmix-alpha-1"]
+    names = [PYRAMID, f"{PYRAMID}-cutmix-alpha-0.1", f"{PYRAMID}-cutmix"]
     runs = [
         write_run(
             tmp_path / str(i), f"{name}+resnet20+short", 40.0 - i, model="resnet20", epochs=10, right=np.roll(right, i)

@@ -112,11 +112,11 @@ def test_an_unknown_table_is_refused(word: str, reason: str) -> None:
 
 def test_rows_are_found_by_label_or_recipe() -> None:
     (table,) = find_tables("table3")
-    assert [row.label for row in find_rows(table, ("imagenet-resnet50-cutmix", "resnet-50 + cutout"))] == [
+    assert [row.label for row in find_rows((table,), ("imagenet-resnet50-cutmix", "resnet-50 + cutout"))] == [
         "ResNet-50 + Cutout", "ResNet-50 + CutMix"
     ]  # fmt: skip
-    assert len(find_rows(table, ())) == 9  # without those that no recipe runs
+    assert len(find_rows((table,), ())) == 9  # without those that no recipe runs
     with pytest.raises(InputError, match='no row "CutMx"; close to it are "ResNet-50 \\+ CutMix"'):
-        find_rows(table, ("CutMx",))
+        find_rows((table,), ("CutMx",))
     with pytest.raises(InputError, match='"ResNet-152" of table3 is quoted'):
-        find_rows(table, ("ResNet-152",))
+        find_rows((table,), ("ResNet-152",))

@@ -22,7 +22,7 @@ DIGITS = Recipe(data="digits", crop_padding=1)
 
 def test_everything_automatic_is_resolved(tmp_path: Path) -> None:
     run = prepare(DIGITS, TrainOptions(out=tmp_path / "run"), WORLD)
-    assert run.recipe == resolve(DIGITS, run.train_set, WORLD.device)
+    assert run.recipe == resolve(DIGITS, run.task.train_set, WORLD.device)
     assert run.recipe.precision in ("float32", "bfloat16")
     assert run.about["parameters"] == sum(p.numel() for p in run.network.parameters())
     images, labels = next(iter(run.batches.epoch()))
@@ -62,6 +62,6 @@ def test_pretrained_weights_get_the_normalisation_that_they_know(
     recipe = replace(DIGITS, model="vit_tiny_patch16_224", pretrained=True)
     run = prepare(recipe, TrainOptions(out=tmp_path / "run"), WORLD)
     published = timm.get_pretrained_cfg("vit_tiny_patch16_224")
-    for part, original in zip((run.train_set, run.test_set), sets, strict=True):
+    for part, original in zip((run.task.train_set, run.task.test_set), sets, strict=True):
         expected = (published.mean, published.std) if channels == 3 else (original.mean, original.std)
         assert (part.mean, part.std) == expected

@@ -107,7 +107,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "cifar100-pyramidnet200-cutmix-alpha-0.1": {"mix": "cutmix", "alpha": 0.1} | HALF,
     "cifar100-pyramidnet200-cutmix-alpha-0.25": {"mix": "cutmix", "alpha": 0.25} | HALF,
     "cifar100-pyramidnet200-cutmix-alpha-0.5": {"mix": "cutmix", "alpha": 0.5} | HALF,
-    "cifar100-pyramidnet200-cutmix-alpha-1": {"mix": "cutmix"} | HALF,
     "cifar100-pyramidnet200-cutmix-alpha-2": {"mix": "cutmix", "alpha": 2.0} | HALF,
     "cifar100-pyramidnet200-cutmix-alpha-4": {"mix": "cutmix", "alpha": 4.0} | HALF,
     "cifar100-pyramidnet200-feature-cutmix": {"mix": "feature-cutmix"} | HALF,

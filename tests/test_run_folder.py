@@ -14,7 +14,16 @@ from cutmix.checkpoint import read_weights, save_weights
 from cutmix.errors import InputError
 from cutmix.jsonl import append_line, read_lines
 from cutmix.recipes import Recipe
-from cutmix.run_folder import RunFolder, command_line, environment, has_results, read_arrays, saved_recipe
+from cutmix.run_folder import (
+    RunFolder,
+    command_line,
+    environment,
+    has_results,
+    read_arrays,
+    saved_recipe,
+    write_arrays,
+    write_bytes,
+)
 
 RECIPE = Recipe(name="one")
 
@@ -35,8 +44,8 @@ def run(tmp_path: Path) -> Path:
     with opened(tmp_path / "deep/run") as folder:
         folder.start(RECIPE, {"python": "3"})
         folder.log({"kind": "train"})
-        folder.write_bytes("checkpoint.pt", b"state")
-        folder.write_arrays("predictions/best.npz", {"logits": np.zeros((2, 3), np.float32)})
+        write_bytes(folder.path / "checkpoint.pt", b"state")
+        write_arrays(folder.path / "predictions/best.npz", {"logits": np.zeros((2, 3), np.float32)})
     return tmp_path / "deep/run"
 
 
@@ -189,7 +198,7 @@ def test_the_command_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_best_is_that_of_the_last_checkpoint(run: Path, of_checkpoint: int | None, kept: str) -> None:
     def write(name: str, epoch: int) -> None:
         save_weights(run / f"{name}.safetensors", {"w": torch.tensor([float(epoch)])}, {"epoch": str(epoch)})
-        folder.write_arrays(f"predictions/{name}.npz", {"logits": np.full((2, 3), epoch, np.float32)})
+        write_arrays(run / f"predictions/{name}.npz", {"logits": np.full((2, 3), epoch, np.float32)})
 
     with opened(run, resume=True) as folder:
         write("best", 2)

@@ -71,8 +71,8 @@ def test_welch_is_its_formula() -> None:
 
 
 def test_welch_without_spread_or_runs() -> None:
-    assert welch([20.0, 20.0], [20.0, 20.0]) == 1.0
-    assert welch([20.0, 20.0], [21.0, 21.0]) == 0.0
+    assert welch([20.0, 20.0], [21.0, 21.0]) is None
+    assert welch([20.0, 20.0], [21.0, 22.0]) is None
     with pytest.raises(InputError, match="two runs of each"):
         welch([20.0], [21.0, 22.0])
 

@@ -1,7 +1,7 @@
 """From an image file to upright RGB pixels."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,8 +43,16 @@ def read_image(path: Path) -> Image.Image:
         ) from None
 
 
-def read_same_size(paths: Sequence[Path], height: int, width: int) -> Tensor:
-    """Decode many small images of one size, in threads, into one tensor.
+def read_same_size(
+    paths: Sequence[Path], height: int, width: int, transform: Callable[[Image.Image], Tensor] | None = None
+) -> Tensor:
+    """Decode many images, in threads, into one tensor.
+
+    Args:
+        paths: The files.
+        height: Of every image.
+        width: Of every image.
+        transform: Makes (3, height, width) uint8 of an image; without it each must have that size.
 
     Returns:
         (N, 3, height, width) uint8.
@@ -57,6 +65,9 @@ def read_same_size(paths: Sequence[Path], height: int, width: int) -> Tensor:
 
     def read(index: int) -> None:
         image = read_image(paths[index])
+        if transform:
+            pixels[index] = transform(image).numpy()
+            return
         if image.size != (width, height):
             raise InputError(
                 f"{paths[index]} is {image.width}×{image.height} pixels, where every image of this data set is "

@@ -21,7 +21,7 @@ def read_folder(
 
     Args:
         root: The folder.
-        split: "train" or "test".
+        split: "train" or "test"; "all" where the folder is not split.
         val_fraction: In (0, 1); of a class with two or more images at least one goes to each side.
         seed: Decides the split, and nothing else does.
 
@@ -50,6 +50,11 @@ def read_folder(
     if not paths:
         raise InputError(f"{root} leaves no {split} images: every class needs two or more")
     return paths, labels, tuple(files)
+
+
+def is_split(root: Path) -> bool:
+    """Return whether a folder holds splits, or one of them, and not class folders."""
+    return any(_split_folders(root))
 
 
 def _split_folders(root: Path) -> tuple[Path | None, Path | None]:
@@ -102,6 +107,8 @@ def _compare_classes(train: Path, test: Path) -> None:
 
 def _share(paths: list[Path], root: Path, split: str, val_fraction: float, seed: int) -> list[Path]:
     """Return one class's part of the split."""
+    if split == "all":
+        return paths
     count = min(max(round(val_fraction * len(paths)), 1), len(paths) - 1)
     ranked = sorted(paths, key=lambda path: derive_seed(seed, "split", path.relative_to(root).as_posix()))
     return sorted(ranked[:count] if split == "test" else ranked[count:])

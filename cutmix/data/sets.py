@@ -14,12 +14,12 @@ from torch import Tensor
 from cutmix.data.cifar import find_cifar, read_cifar
 from cutmix.data.decode import find_unreadable
 from cutmix.data.digits import read_digits
-from cutmix.data.folder import read_folder
+from cutmix.data.folder import is_split, read_folder
 from cutmix.data.idx import find_idx, read_idx
 from cutmix.data.tiny_imagenet import find_tiny_imagenet, read_tiny_imagenet
 from cutmix.errors import InputError
 
-Split = Literal["train", "test"]
+Split = Literal["train", "test", "all"]
 
 _CIFAR = (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255)  # the paper's, for both
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -136,7 +136,7 @@ def open_data(
             that exists wins; what lies there is recognised: an official layout (the folder itself or its parent),
             ``train/`` and ``val/``, or one folder of class folders. A name is looked up in ``$CUTMIX_DATA``, then
             in ``./data``.
-        split: "train" or "test".
+        split: "train", "test", or "all": every image of one folder of class folders, the test split of anything else.
         val_fraction: In (0, 1): the test share of each class when one folder of class folders is split.
         seed: Decides that split, and nothing else.
         skip_unreadable: Decode every file now and leave out, in ``skipped``, those that are no readable images.
@@ -149,10 +149,12 @@ def open_data(
         InputError: Nothing usable is there; the sentence says what was found and what was expected.
     """
     if split not in get_args(Split):
-        raise InputError(f"split is '{split}': expected 'train' or 'test'")
+        raise InputError(f"split is '{split}': expected 'train', 'test' or 'all'")
     if not 0 < val_fraction < 1:
         raise InputError(f"val_fraction is {val_fraction}: expected a share between 0 and 1")
     name, folder = _locate(data, download)
+    if split == "all" and (name != "folder" or is_split(folder)):
+        split = "test"
     if name == "digits":
         images, labels, classes = read_digits(split)
     elif name in ("cifar-10", "cifar-100"):
