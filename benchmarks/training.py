@@ -1,6 +1,7 @@
-"""What CutMix costs in a training step, how fast ``cutmix train`` is beside the loop that everybody writes, its memory.
+"""What CutMix costs in a training step, how fast ``cutmix train`` is beside what everybody writes, its memory.
 
-    python benchmarks/training.py [--data PATH] [--json FILE] [--quick] [--device cuda] [--threads N] [--compile]
+    python benchmarks/training.py [--only PART] [--data PATH] [--json FILE] [--quick] [--device cuda] [--threads N]
+                                  [--compile]
 
 The sides take turns within one run, step by step or block by block, and the medians are compared, so that a machine
 that is busy for a while is busy for all of them. Memory is that of fresh processes.
@@ -29,7 +30,7 @@ import torch.nn.functional as F
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
@@ -68,6 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar-100", help="small images, by name or path; default cifar-100")
     parser.add_argument("--json", type=Path, help="also write the rows, hardware and versions to this file")
+    parser.add_argument("--only", choices=["memory", "step", "loop", "network"], help="this part alone")
     parser.add_argument("--quick", action="store_true", help="few repetitions: does it run?")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--threads", type=int, help="threads of torch; as it chooses without this")
@@ -95,11 +97,17 @@ def main() -> None:
 
 
 def measures(recipe: Recipe, scratch: Path, args: argparse.Namespace) -> Iterator[Row]:
-    """All rows, in the order of the table."""
-    yield from memory_rows(recipe, scratch, args.device, repeats=1 if args.quick else 3)
-    yield from step_rows(recipe, scratch, args.device, pairs=3 if args.quick else 100)
+    """The rows that are asked for, in the order of the table."""
     blocks, steps = (2, 3) if args.quick else (7, 40)  # long beside the four batches that workers have ready
-    yield from speed_rows(recipe, scratch, args.device, blocks, steps, compiled=args.compile)
+    parts = {
+        "memory": partial(memory_rows, repeats=1 if args.quick else 3),
+        "step": partial(step_rows, pairs=3 if args.quick else 100),
+        "loop": partial(speed_rows, blocks=blocks, steps=steps, compiled=args.compile),
+        "network": partial(network_rows, rounds=1 if args.quick else 21),
+    }
+    for name, rows in parts.items():
+        if args.only in (None, name):
+            yield from rows(recipe, scratch, args.device)
 
 
 # ---- the sides ----
@@ -159,20 +167,75 @@ def our_blocks(recipe: Recipe, out: Path, device: str, steps: int) -> Iterator[N
             yield
 
 
+def plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
+    """The training step that everybody writes."""
+    optimizer.zero_grad()
+    F.cross_entropy(model(images), labels).backward()
+    optimizer.step()
+
+
+def plain_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
 def plain_blocks(recipe: Recipe, workers: int, device: str, steps: int) -> Iterator[None]:
     """The loop that everybody writes, a block of steps at a time: DataLoader, PIL, float32, SGD; it mixes nothing."""
     data = open_images(recipe.data, "train")
     model = create_model(recipe.model, data.num_classes).to(device).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    optimizer = plain_optimizer(model)
     pin = device != "cpu"
     loader = DataLoader(Pictures(data), recipe.batch_size, shuffle=True, num_workers=workers, pin_memory=pin)
     for step, (images, labels) in enumerate((batch for _ in count() for batch in loader), 1):
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        optimizer.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
-        optimizer.step()
+        plain_step(model, optimizer, images, labels)
         if step % steps == 0:
             yield
+
+
+class PlainBottleneck(nn.Module):
+    """PyramidNet's bottleneck as everybody writes it: the shortcut is concatenated with zeros."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(channels), nn.Conv2d(channels, width, 1, bias=False)
+        self.bn2, self.conv2 = nn.BatchNorm2d(width), nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn3, self.conv3 = nn.BatchNorm2d(width), nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.bn4, self.relu = nn.BatchNorm2d(4 * width), nn.ReLU(inplace=True)
+        self.downsample = nn.AvgPool2d(2, ceil_mode=True) if stride == 2 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, H, W) -> (N, 4 width, H/stride, W/stride)."""
+        out = self.conv1(self.bn1(x))
+        out = self.conv2(self.relu(self.bn2(out)))
+        out = self.bn4(self.conv3(self.relu(self.bn3(out))))
+        shortcut = self.downsample(x) if self.downsample else x
+        n, channels, height, width = out.shape
+        zeros = torch.zeros(n, channels - shortcut.shape[1], height, width, device=out.device)
+        return out + torch.cat((shortcut, zeros), 1)
+
+
+class PlainPyramidNet(nn.Module):
+    """PyramidNet-110 with α̃ = 64 as everybody writes it; its parameters have the names of ours."""
+
+    def __init__(self, num_classes: int, in_chans: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        channels, width, stages = 16, 16.0, []
+        for stage in range(3):
+            blocks = []
+            for block in range(12):
+                width += 64 / 36
+                blocks.append(PlainBottleneck(channels, round(width), 2 if stage > 0 and block == 0 else 1))
+                channels = 4 * round(width)
+            stages.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3 = stages
+        self.bn_final, self.relu = nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, in_chans, H, W) -> logits (N, num_classes)."""
+        x = self.layer3(self.layer2(self.layer1(self.bn1(self.conv1(x)))))
+        return self.fc(self.pool(self.relu(self.bn_final(x))).flatten(1))
 
 
 class Side:
@@ -231,6 +294,40 @@ def speed_rows(recipe: Recipe, scratch: Path, device: str, blocks: int, steps: i
     for name, theirs in speed.items():
         target = 2.5 if theirs == fastest_plain else None
         yield Row("cutmix train, with CutMix", "images/s", ours, name, theirs, target)
+
+
+def network_rows(recipe: Recipe, scratch: Path, device: str, rounds: int) -> Iterator[Row]:
+    """A step of PyramidNet-110 on a batch of 64, by ``cutmix train``'s code, beside the same network written plainly.
+
+    All sides have one allocator, so that what is compared is the network, its arithmetic and its memory format.
+    """
+    default = replace(find_recipe("cifar100-pyramidnet110"), data=recipe.data, lr=0.01)
+    float32 = replace(default, precision="float32", channels_last=False)
+    with opened(float32, scratch / "float32", device) as ours, opened(default, scratch / "default", device) as fast:
+        images, labels = next(ours.batches.epoch())
+        plain = plain_twin(ours.network, images)
+        reordered = images.contiguous(memory_format=torch.channels_last)
+        sides: dict[str, Callable[[], object]] = {
+            "plain": partial(plain_step, plain, plain_optimizer(plain), images, labels),
+            "float32": partial(train_step, ours, images, labels),
+            "default": partial(train_step, fast, reordered, labels),
+        }
+        times = milliseconds(sides, rounds, device)
+    ms = {name: statistics.median(taken) for name, taken in times.items()}
+    speed = {name: 1000 * len(images) / taken for name, taken in ms.items()}
+    what, beside = f"PyramidNet-110, {ours.about['parameters']:,} parameters", "written plainly, float32 NCHW"
+    yield Row(f"{what}: step, float32 NCHW", "ms", ms["float32"], beside, ms["plain"], 1.0)
+    what = f"{what}: {fast.recipe.precision}, channels_last"
+    yield Row(what, "images/s", speed["default"], beside, speed["plain"], 1.8)
+
+
+def plain_twin(ours: nn.Module, images: Tensor) -> nn.Module:
+    """The network written plainly, with our weights; it has been seen to compute the same."""
+    logits = ours(images)
+    plain = PlainPyramidNet(logits.shape[1], images.shape[1]).to(images.device)
+    plain.load_state_dict(ours.state_dict(), strict=True)
+    torch.testing.assert_close(logits, plain(images), rtol=1e-3, atol=1e-4)
+    return plain
 
 
 def milliseconds(calls: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, list[float]]:
@@ -317,7 +414,7 @@ def write_cifar(parent: Path, train: int, test: int) -> Path:
 
 def show(rows: list[Row], where: dict[str, object]) -> None:
     """Print the rows as a table."""
-    title = f"Training {where['model']} on {where['data']}"
+    title = f"Training on {where['data']}; {where['model']} where no network is named"
     table = Table("what", "", "ours", "beside", "theirs", "ratio", "target", "", title=title)
     for row in rows:
         least = row.unit == "images/s"

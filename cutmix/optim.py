@@ -6,22 +6,33 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cutmix.recipes import Recipe
+from cutmix.errors import InputError
+from cutmix.recipe import Training
 
 
-def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer; with ``decay_all`` off, vectors (biases, normalisation) are not decayed."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if recipe.decay_all or p.ndim > 1]
-    others = [p for p in parameters if not (recipe.decay_all or p.ndim > 1)]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
+def make_optimizer(recipe: Training, model: nn.Module, *, head_lr_factor: float = 1.0) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer.
+
+    With ``decay_all`` off, vectors (biases, normalisation) are not decayed. With a ``head_lr_factor`` that is not 1,
+    the parameters of the classifier are in groups of their own, which ``set_learning_rate`` knows by "lr_factor".
+    """
+    head = {id(p) for p in find_classifier(model).parameters()} if head_lr_factor != 1 else set()
+    sorted_out: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            key = id(parameter) in head, recipe.decay_all or parameter.ndim > 1
+            sorted_out.setdefault(key, []).append(parameter)
+    groups = [
+        {"params": sorted_out[key], "weight_decay": recipe.weight_decay if key[1] else 0.0,
+         "lr_factor": head_lr_factor if key[0] else 1.0}
+        for key in sorted(sorted_out, key=lambda key: (key[0], not key[1]))
+    ]  # fmt: skip
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr)
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
 
 
-def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+def learning_rate(recipe: Training, step: int, steps_per_epoch: int) -> float:
     """Return the learning rate of a step: a function of it alone, so that resuming needs no state.
 
     Linear warm-up, then constant; or multiplied by γ after each milestone, at the first step of an epoch; or half a
@@ -45,12 +56,26 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group."""
+    """Set the learning rate of every group, times its own factor."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_factor", 1.0)
 
 
-def make_average(recipe: Recipe, model: nn.Module) -> AveragedModel | None:
+def find_classifier(model: nn.Module) -> nn.Linear:
+    """Return the layer that maps features to classes.
+
+    Raises:
+        InputError: If the network does not say which it is, or it is no linear layer.
+    """
+    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
+    if not isinstance(classifier, nn.Linear):
+        raise InputError(
+            f"{type(model).__name__} has no linear classifier that --new-head or --head-lr-factor could be for"
+        )
+    return classifier
+
+
+def make_average(recipe: Training, model: nn.Module) -> AveragedModel | None:
     """Return the exponential moving average of weights and buffers, or None without ``ema_decay``."""
     if not recipe.ema_decay:
         return None

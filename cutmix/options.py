@@ -45,6 +45,9 @@ class TrainOptions:
                 raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least {least}")
 
 
+SUITES = ("classification", "calibration", "robustness", "ood", "localization")
+
+
 @dataclass(frozen=True)
 class EvaluateOptions:
     """What ``cutmix evaluate`` measures."""
@@ -53,6 +56,8 @@ class EvaluateOptions:
     """Folder of a run, or a file of weights (safetensors, or a state dict as timm and torchvision save it)."""
     data: str | None = None
     """Data to measure on, if not what the run was trained on."""
+    suite: str = "classification"
+    """What to measure: classification, calibration, robustness, ood, localization, several with commas, or all."""
     model: str | None = None
     """Network, for a file that does not say it."""
     which: Literal["last", "best"] = "last"
@@ -72,7 +77,19 @@ class EvaluateOptions:
     skip_unreadable: bool = False
     """Leave unreadable pictures out, counted, instead of stopping."""
     out: Path | None = None
-    """Append the results to this JSON-lines file, if not to the run's own."""
+    """Write the results to this folder, or append them to this file if it ends in .jsonl; by default the run's own."""
+    seed: int = 0
+    """Seed of everything that the suites draw."""
+    pairs: int = 50_000
+    """robustness: pairs of images for the samples in between."""
+    apgd: bool = False
+    """robustness: attack by APGD too, which needs the extra "attacks"."""
+    corruptions: Path | None = None
+    """robustness: folder of CIFAR-10-C, CIFAR-100-C or ImageNet-C."""
+    outliers: tuple[str, ...] = ()
+    """ood: other data, by name or as folders of images; by default those of the paper's seven sets that are there."""
+    boxes: Path | None = None
+    """localization: folder of annotations, where they are not beside the images."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from cutmix.models import pretrained_normalization
 from cutmix.options import TrainOptions
 from cutmix.precision import autocast, resolve_precision
 from cutmix.progress import Progress
-from cutmix.recipe import Recipe
+from cutmix.recipe import Recipe, Training
 from cutmix.run_folder import RunFolder, environment, today
 from cutmix.state import State, start_state
 from cutmix.task import Classification, Task
@@ -26,7 +26,7 @@ from cutmix.task import Classification, Task
 class Run:
     """What the loop works with, made once; ``prepare`` makes it for classifiers."""
 
-    recipe: Recipe
+    recipe: Training
     options: TrainOptions
     world: World
     path: Path
@@ -65,13 +65,14 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     }  # fmt: skip
     batches = train_loader(
         train_set, seed=recipe.seed, crop_padding=recipe.crop_padding, padding_mode=recipe.padding_mode,
-        flip=recipe.flip, crop_scale=recipe.crop_scale, policy=recipe.auto_augment,
+        flip=recipe.flip, crop_scale=recipe.crop_scale, crop_fraction=recipe.crop_fraction, squash=recipe.squash,
+        policy=recipe.auto_augment,
         color_jitter=recipe.color_jitter, lighting=recipe.lighting, **shared,
     )  # fmt: skip
     path = options.out or Path("runs") / f"{recipe.name}-seed{recipe.seed}"
     state = start_state(recipe, train_set, world)
     network = parallel(state.model, world)
-    test_batches = test_loader(test_set, crop_fraction=recipe.crop_fraction, **shared)
+    test_batches = test_loader(test_set, crop_fraction=recipe.crop_fraction, squash=recipe.squash, **shared)
     cast = autocast(recipe.precision, world.device)
     skipped = len(train_set.skipped) + len(test_set.skipped)
     return Run(

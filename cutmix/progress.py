@@ -7,6 +7,12 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+# What an epoch's line says of its figures: name, digits, unit.
+_SHOWN = {
+    "test_loss": ("test loss", 3, ""), "top1_err": ("top-1 error", 2, " %"), "top5_err": ("top-5", 2, " %"),
+    "map": ("mAP", 2, " %"), "bleu_4": ("BLEU-4", 2, ""), "cider_d": ("CIDEr-D", 2, ""),
+}  # fmt: skip
+
 
 class Progress:
     """The progress of a run; a context manager, silent in all but the first process.
@@ -58,9 +64,8 @@ class Progress:
     def show_epoch(self, record: dict[str, Any]) -> None:
         """Print an epoch's figures as a line."""
         parts = [f"epoch {record['epoch']:>3}/{self.epochs}", f"train loss {record['train_loss']:.3f}"]
-        if "top1_err" in record:
-            parts += [f"test loss {record['test_loss']:.3f}", f"top-1 error {record['top1_err']:.2f} %"]
-        if "top5_err" in record:
-            parts.append(f"top-5 {record['top5_err']:.2f} %")
+        parts += [
+            f"{name} {record[key]:.{digits}f}{unit}" for key, (name, digits, unit) in _SHOWN.items() if key in record
+        ]
         self._bar.update(self._task, completed=record["step"])
         self.say("  ".join([*parts, f"{record['images_per_second']:,.0f} images/s"]))

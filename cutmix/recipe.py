@@ -1,8 +1,8 @@
-"""A recipe: everything that decides what a training run computes, as one value. No torch here."""
+"""A recipe: everything that decides what a training run computes, as one value; its field is a flag. No torch here."""
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from cutmix.errors import InputError
 
@@ -17,8 +17,8 @@ _ALL_LAYERS = (0, 1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything that decides what a training run computes.
+class Training:
+    """What the loop has to know, whatever is learnt.
 
     Raises:
         InputError: If a field is out of its range.
@@ -28,64 +28,10 @@ class Recipe:
     """What the run is called in its folder, its results and the report."""
 
     data: str = "digits"
-    """A folder, or one of digits, cifar-10, cifar-100, fashion-mnist, tiny-imagenet-200, imagenet."""
-    val_fraction: float = 0.2
-    """Share of each class that is kept for testing where a folder has no test split."""
-    image_size: int | None = None
-    """Side of the network's input in pixels; by default a small set's own size, and 224 for photographs."""
-    crop_padding: int = 4
-    """Small sets: pixels of padding before the random crop; 0 does not crop."""
-    padding_mode: Literal["constant", "reflect"] = "constant"
-    """Small sets: pad with black, or with the mirrored border."""
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Photographs: smallest and largest share of the picture that a random crop covers."""
-    crop_fraction: float = 0.875
-    """Photographs: share of the resized picture's side that the centre crop for testing takes."""
-    flip: bool = True
-    """Mirror half of the training images."""
-    auto_augment: Literal["none", "imagenet", "cifar10", "svhn"] = "none"
-    """Change each training image by AutoAugment's policy for imagenet, cifar10 or svhn."""
-    color_jitter: float = 0.0
-    """Largest change of brightness, contrast and saturation, as a share; the paper's ImageNet code has 0.4."""
-    lighting: float = 0.0
-    """Deviation of the noise along ImageNet's principal colours; the paper's ImageNet code has 0.1."""
-
+    """What to learn from."""
     model: str = "resnet20"
-    """A network of the paper (resnet20, resnet110, resnet18_cifar, ...) or any name that timm knows."""
-    pretrained: bool = False
-    """Start from timm's pretrained weights."""
-    weights: str | None = None
-    """Start from a file of weights; a head for other classes is replaced."""
-    zero_init: bool = True
-    """timm's ResNets: begin with residual branches that are zero; the paper's code does not."""
-    stochastic_depth: float = 0.0
-    """Probability of dropping the last block's residual branch for a sample; the paper has 0.25."""
-    shake_drop: float = 0.0
-    """Probability of shaking the last block's residual branch; ShakeDrop's authors have 0.5."""
-    depth_decay: Literal["linear", "constant"] = "linear"
-    """Stochastic depth and ShakeDrop: grow linearly with depth up to that probability, or have it in every block."""
-    drop_block: float = 0.0
-    """Share of the last stage's feature maps that DropBlock drops; the paper has 0.1."""
-    drop_block_size: int = 4
-    """Side of DropBlock's squares in pixels of the feature map."""
+    """The network."""
 
-    mix: Mix = "none"
-    """What is done to each batch."""
-    alpha: float = 1.0
-    """α of the Beta distribution of CutMix and Mixup."""
-    mix_prob: float = 1.0
-    """Probability that a batch is mixed (mix_per_sample: a sample)."""
-    mix_per_sample: bool = False
-    """Draw λ and the box for every sample instead of once a batch."""
-    mix_layers: tuple[int, ...] = _ALL_LAYERS
-    """feature-cutmix and manifold-mixup: where, one at random for each batch; 0 image, 1 stem, 2 to 4 stages."""
-    cutout: bool = False
-    """Cut a square out of every image before another mix."""
-    cutout_size: int = 16
-    """Side of Cutout's square in pixels, and of the box of cutmix-fixed-size."""
-
-    label_smoothing: float = 0.0
-    """Share of the target that is spread over all classes."""
     epochs: int = 30
     """Passes over the training set."""
     batch_size: int = 128
@@ -129,26 +75,10 @@ class Recipe:
     """Compile the network; the first steps then take a minute."""
 
     def __post_init__(self) -> None:
-        limits = {
-            "val_fraction": (0, 1), "crop_fraction": (0, 1), "mix_prob": (0, 1), "label_smoothing": (0, 1),
-            "momentum": (0, 1), "ema_decay": (0, 1), "gamma": (0, 1), "alpha": (0, math.inf), "lr": (0, math.inf),
-            "weight_decay": (0, math.inf), "warmup_epochs": (0, math.inf), "clip_grad_norm": (0, math.inf),
-            "crop_padding": (0, math.inf), "epochs": (1, math.inf), "batch_size": (1, math.inf),
-            "accumulate": (1, math.inf), "eval_every": (1, math.inf), "cutout_size": (1, math.inf),
-            "color_jitter": (0, 1), "lighting": (0, math.inf), "stochastic_depth": (0, 1), "shake_drop": (0, 1),
-            "drop_block": (0, 1), "drop_block_size": (1, math.inf),
-        }  # fmt: skip
-        for field, (low, high) in limits.items():
-            value = getattr(self, field)
-            open_below = field in ("alpha", "lr", "crop_fraction")
-            if not low <= value <= high or (open_below and value == low) or value == math.inf:
-                wanted = f"above {low}" if open_below else f"of at least {low}"
-                wanted += "" if high == math.inf else f" and at most {high}"
-                raise InputError(f"--{flag(field)} is {value}; expected a number {wanted}")
-        if self.image_size is not None and self.image_size < 1:
-            raise InputError(f"--image-size is {self.image_size}; expected a number of pixels above 0")
-        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise InputError(f"--crop-scale is {self.crop_scale}; expected two rising shares in (0, 1]")
+        self._check_range("momentum", "ema_decay", "gamma", high=1)
+        self._check_range("weight_decay", "warmup_epochs", "clip_grad_norm")
+        self._check_range("epochs", "batch_size", "accumulate", "eval_every", low=1)
+        self._check_range("lr", above=True)
         if any(not 0 <= m <= 1 for m in self.milestones):
             raise InputError(f"--milestones is {self.milestones}; expected shares of the epochs in [0, 1]")
         if self.ema_decay == 1:
@@ -157,6 +87,121 @@ class Recipe:
             raise InputError(f"--seed is {self.seed}; expected a 64-bit integer")
         if self.nesterov and self.momentum == 0 and self.optimizer == "sgd":
             raise InputError("--nesterov needs momentum; give --no-nesterov or --momentum above 0")
+
+    def _check_range(self, *fields: str, low: float = 0, high: float = math.inf, above: bool = False) -> None:
+        """See that fields are finite numbers from ``low``, or above it, to ``high``."""
+        for field in fields:
+            value = getattr(self, field)
+            if not low <= value <= high or (above and value == low) or value == math.inf:
+                wanted = f"above {low}" if above else f"of at least {low}"
+                wanted += "" if high == math.inf else f" and at most {high}"
+                raise InputError(f"--{flag(field)} is {value}; expected a number {wanted}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON can hold them."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build a recipe from ``to_dict()``.
+
+        Raises:
+            InputError: If a field is not one of a recipe's.
+        """
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise InputError(f"a recipe has no field named {', '.join(sorted(unknown))}")
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**arguments)
+
+
+@dataclass(frozen=True)
+class Recipe(Training):
+    """Everything that decides what the training of a classifier computes.
+
+    Raises:
+        InputError: If a field is out of its range.
+    """
+
+    data: str = "digits"
+    """A folder, or one of digits, cifar-10, cifar-100, fashion-mnist, tiny-imagenet-200, imagenet."""
+    model: str = "resnet20"
+    """A network of the paper (resnet20, resnet110, resnet18_cifar, ...) or any name that timm knows."""
+
+    val_fraction: float = 0.2
+    """Share of each class that is kept for testing where a folder has no test split."""
+    image_size: int | None = None
+    """Side of the network's input in pixels; by default a small set's own size, and 224 for photographs."""
+    crop_padding: int = 4
+    """Small sets: pixels of padding before the random crop; 0 does not crop."""
+    padding_mode: Literal["constant", "reflect"] = "constant"
+    """Small sets: pad with black, or with the mirrored border."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Photographs: smallest and largest share of the picture that a random crop covers."""
+    crop_fraction: float = 0.875
+    """Photographs: share of the resized picture's side that the centre crop for testing takes."""
+    squash: bool = False
+    """Photographs: make them squares, whatever their shape, and crop without resizing, as for localization."""
+    flip: bool = True
+    """Mirror half of the training images."""
+    auto_augment: Literal["none", "imagenet", "cifar10", "svhn"] = "none"
+    """Change each training image by AutoAugment's policy for imagenet, cifar10 or svhn."""
+    color_jitter: float = 0.0
+    """Largest change of brightness, contrast and saturation, as a share; the paper's ImageNet code has 0.4."""
+    lighting: float = 0.0
+    """Deviation of the noise along ImageNet's principal colours; the paper's ImageNet code has 0.1."""
+
+    pretrained: bool = False
+    """Start from timm's pretrained weights."""
+    weights: str | None = None
+    """Start from a file of weights; a head for other classes is replaced."""
+    new_head: bool = False
+    """Start with a random head, whatever the weights hold."""
+    head_lr_factor: float = 1.0
+    """Learning rate of the head, as a multiple of the others'."""
+    zero_init: bool = True
+    """timm's ResNets: begin with residual branches that are zero; the paper's code does not."""
+    stochastic_depth: float = 0.0
+    """Probability of dropping the last block's residual branch for a sample; the paper has 0.25."""
+    shake_drop: float = 0.0
+    """Probability of shaking the last block's residual branch; ShakeDrop's authors have 0.5."""
+    depth_decay: Literal["linear", "constant"] = "linear"
+    """Stochastic depth and ShakeDrop: grow linearly with depth up to that probability, or have it in every block."""
+    drop_block: float = 0.0
+    """Share of the last stage's feature maps that DropBlock drops; the paper has 0.1."""
+    drop_block_size: int = 4
+    """Side of DropBlock's squares in pixels of the feature map."""
+
+    mix: Mix = "none"
+    """What is done to each batch."""
+    alpha: float = 1.0
+    """α of the Beta distribution of CutMix and Mixup."""
+    mix_prob: float = 1.0
+    """Probability that a batch is mixed (mix_per_sample: a sample)."""
+    mix_per_sample: bool = False
+    """Draw λ and the box for every sample instead of once a batch."""
+    mix_layers: tuple[int, ...] = _ALL_LAYERS
+    """feature-cutmix and manifold-mixup: where, one at random for each batch; 0 image, 1 stem, 2 to 4 stages."""
+    cutout: bool = False
+    """Cut a square out of every image before another mix."""
+    cutout_size: int = 16
+    """Side of Cutout's square in pixels, and of the box of cutmix-fixed-size."""
+
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_range("val_fraction", "mix_prob", "label_smoothing", "color_jitter", high=1)
+        self._check_range("stochastic_depth", "shake_drop", "drop_block", high=1)
+        self._check_range("crop_fraction", high=1, above=True)
+        self._check_range("crop_padding", "lighting")
+        self._check_range("cutout_size", "drop_block_size", low=1)
+        self._check_range("alpha", "head_lr_factor", above=True)
+        if self.image_size is not None and self.image_size < 1:
+            raise InputError(f"--image-size is {self.image_size}; expected a number of pixels above 0")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise InputError(f"--crop-scale is {self.crop_scale}; expected two rising shares in (0, 1]")
         if self.pretrained and self.weights:
             raise InputError("--pretrained and --weights are both given; the network can start from one only")
         self._check_methods()
@@ -181,23 +226,6 @@ class Recipe:
             raise InputError(
                 f"--cutout goes before another mix, but --mix is {self.mix}; for Cutout alone, give --mix cutout only"
             )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON can hold them."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Recipe":
-        """Build a recipe from ``to_dict()``.
-
-        Raises:
-            InputError: If a field is not one of a recipe's.
-        """
-        unknown = set(values) - {field.name for field in fields(cls)}
-        if unknown:
-            raise InputError(f"a recipe has no field named {', '.join(sorted(unknown))}")
-        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**arguments)
 
 
 def flag(field: str) -> str:

@@ -145,6 +145,24 @@ AutoAugment is quoted too.
 PAPER_IMAGENET_RESNET101 = replace(PAPER_IMAGENET, name="imagenet-resnet101", model="resnet101")
 PAPER_IMAGENET_RESNEXT101 = replace(PAPER_IMAGENET, name="imagenet-resnext101", model="resnext101_32x4d")
 
+PAPER_CUB = Recipe(
+    name="cub-resnet50-wsol", data="cub-200-2011", model="resnet50_wsol", pretrained=True, new_head=True,
+    head_lr_factor=10.0, image_size=224, squash=True, epochs=600, batch_size=32, lr=0.001, weight_decay=1e-4,
+    nesterov=False, schedule="step", milestones=(0.25, 0.5, 0.75), eval_every=10,
+)  # fmt: skip
+"""Localization, appendix B: learning rate 0.01 for the head, decays every 150 epochs, pictures resized to 256×256.
+
+Flips, Nesterov's momentum and CutMix's probability are not stated; here there are flips, plain momentum and 1.
+"""
+
+PAPER_CUB_VGG = replace(PAPER_CUB, name="cub-vgg16-wsol", model="vgg16_gap", lr=0.0001)
+
+PAPER_IMAGENET_WSOL = replace(
+    PAPER_CUB, name="imagenet-resnet50-wsol", data="imagenet", epochs=20, batch_size=256, lr=0.01,
+    milestones=(0.3, 0.6, 0.9), eval_every=1,
+)  # fmt: skip
+"""Learning rate 0.1 for the head, decays every 6 epochs."""
+
 _MIXES = ("cutmix", "mixup", "cutout")
 _ON_CIFAR100 = [name for name in METHODS if name not in ("mixup", "autoaugment")]  # Tables 5 and 8, Figure 3, the talk
 
@@ -169,6 +187,11 @@ RECIPES: dict[str, Recipe] = {
         ),
         *with_methods(PAPER_IMAGENET_RESNET101, *_MIXES, cutout={"cutout_size": 112}),
         *with_methods(PAPER_IMAGENET_RESNEXT101, "cutmix"),
+        *(
+            recipe
+            for localization in (PAPER_CUB, PAPER_CUB_VGG, PAPER_IMAGENET_WSOL)
+            for recipe in with_methods(localization, *_MIXES, cutout={"cutout_size": 112})
+        ),
     )
 }  # fmt: skip
 

@@ -23,7 +23,7 @@ from contextlib import suppress
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,8 +31,10 @@ import torch
 from cutmix.checkpoint import read_weights, write_atomic
 from cutmix.errors import InputError
 from cutmix.jsonl import append_line, read_lines
-from cutmix.recipe import Recipe, flag
+from cutmix.recipe import Recipe, Training, flag
 from cutmix.version import __version__
+
+Kind = TypeVar("Kind", bound=Training)
 
 _PARTS = (
     "config.json", "environment.json", "log.jsonl", "checkpoint.pt", "model.safetensors", "best.safetensors",
@@ -56,7 +58,7 @@ class RunFolder:
         InputError: If the folder holds another run, or things that are no run, or is being written by another process.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    def __init__(self, path: Path, recipe: Training, *, resume: bool, overwrite: bool) -> None:
         self.path = path
         if path.exists() and not path.is_dir():
             raise InputError(f"{path} is a file; expected a folder for the run")
@@ -78,14 +80,14 @@ class RunFolder:
         self._lock = hold(path)
         try:
             if holds_run and resume:
-                _check_same(recipe, saved_recipe(path), path)
+                _check_same(recipe, read_recipe(path, type(recipe)), path)
             elif holds_run:
                 self._remove_run()
         except InputError:
             self.close()
             raise
 
-    def start(self, recipe: Recipe, environment: dict[str, Any]) -> None:
+    def start(self, recipe: Training, environment: dict[str, Any]) -> None:
         """Write what is run and where; the configuration last, as it is what makes the folder a run."""
         write_json(self.path / "environment.json", environment)
         write_json(self.path / "config.json", {"recipe": recipe.to_dict(), "command": command_line()})
@@ -185,6 +187,11 @@ def read_arrays(path: Path) -> dict[str, torch.Tensor]:
 
 
 def saved_recipe(path: Path) -> Recipe:
+    """Return the recipe of the classifier that was trained in a folder; raises as ``read_recipe``."""
+    return read_recipe(path, Recipe)
+
+
+def read_recipe(path: Path, kind: type[Kind]) -> Kind:
     """Return the recipe of the run in a folder.
 
     Raises:
@@ -192,7 +199,7 @@ def saved_recipe(path: Path) -> Recipe:
     """
     config = path / "config.json"
     try:
-        return Recipe.from_dict(json.loads(config.read_text())["recipe"])
+        return kind.from_dict(json.loads(config.read_text())["recipe"])
     except FileNotFoundError:
         raise InputError(f"{path} holds no run: {config.name} is not there") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -257,7 +264,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _check_same(recipe: Recipe, saved: Recipe, path: Path) -> None:
+def _check_same(recipe: Training, saved: Training, path: Path) -> None:
     ours, theirs = recipe.to_dict(), saved.to_dict()
     different = [f"--{flag(k)} {ours[k]} (there {theirs[k]})" for k in ours if ours[k] != theirs[k]]
     if different:

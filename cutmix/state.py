@@ -30,7 +30,7 @@ from cutmix.mixing.features import find_layers
 from cutmix.mixing.images import BatchTransform
 from cutmix.mixing.targets import Targets
 from cutmix.models import create_model
-from cutmix.optim import make_average, make_optimizer
+from cutmix.optim import find_classifier, make_average, make_optimizer
 from cutmix.recipe import Recipe
 from cutmix.regularizers import DropBlock, regularize
 from cutmix.seeding import derive_seed
@@ -89,6 +89,8 @@ def start_state(recipe: Recipe, data: ImageSet, world: World) -> State:
     model = create_model(recipe.model, data.num_classes, in_chans=data.in_chans, pretrained=pretrained)
     if not (recipe.zero_init or pretrained):
         _start_branches_at_one(model)
+    if recipe.new_head:
+        find_classifier(model).reset_parameters()
     regularize(
         model, stochastic_depth=recipe.stochastic_depth, shake_drop=recipe.shake_drop, decay=recipe.depth_decay,
         drop_block=recipe.drop_block, block_size=recipe.drop_block_size,
@@ -101,7 +103,13 @@ def start_state(recipe: Recipe, data: ImageSet, world: World) -> State:
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)
     torch.manual_seed(derive_seed(recipe.seed, "training", world.rank))
-    return State(model, make_optimizer(recipe, model), make_average(recipe, model), make_cutout(recipe), mix)
+    return State(
+        model,
+        make_optimizer(recipe, model, head_lr_factor=recipe.head_lr_factor),
+        make_average(recipe, model),
+        make_cutout(recipe),
+        mix,
+    )
 
 
 def _start_branches_at_one(model: nn.Module) -> None:

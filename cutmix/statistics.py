@@ -1,5 +1,8 @@
 """Whether two results differ: exact McNemar for two runs, Welch's t for two sets of seeds, Holm for several such tests.
 
+By how much, for two runs on the same images: Agresti–Min of rates, DeLong of areas under ROC curves, the paired
+bootstrap of calibration errors.
+
 No torch here: predictions are read with NumPy, so that a page of finished runs is made anywhere.
 
 Source: McNemar (1947) in its exact form, a binomial test of the samples on which two classifiers disagree; Holm (1979);
@@ -12,7 +15,7 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
-from scipy.stats import binomtest, ttest_ind
+from scipy.stats import binomtest, norm, rankdata, ttest_ind
 
 from cutmix.errors import InputError
 
@@ -118,3 +121,140 @@ def in_words(p: float) -> str:
     """Return a p-value for a table: what is not significant says so."""
     said = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
     return said if p < LEVEL else f"not significant ({said})"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a second run has more than a first one, on the same images.
+
+    Attributes:
+        value: The second run's measure less the first's, in points of per cent.
+        low: Lower end of its interval.
+        high: Upper end of its interval.
+        p: Two-sided p-value of no difference.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def rate_difference(first: np.ndarray, second: np.ndarray, confidence: float = 0.95) -> Difference:
+    """Compare two rates of the same images: Agresti and Min's interval, and McNemar's exact p-value.
+
+    The interval is Wald's for matched pairs with half an image added to each of the four cells: of the n + 2 images,
+    d ± z √((p₁₂ + p₂₁ − d²) / (n + 2)), where p₁₂ and p₂₁ are the shares on which only one of the two is true, and d is
+    their difference. So it has a width, and about its confidence, for few differing images too.
+
+    Args:
+        first: Whether something is true of each image by the first run, (N,) bool.
+        second: The same by the second run.
+        confidence: Of the interval, in (0, 1).
+
+    Raises:
+        InputError: If they are not of as many images, or of none.
+
+    Source: Agresti and Min (2005), section 2.4.
+    """
+    if not len(first):
+        raise InputError("two runs on no images cannot be compared in pairs")
+    counts = mcnemar(first, second)
+    n = len(first) + 2
+    only_first, only_second = (counts.first + 0.5) / n, (counts.second + 0.5) / n
+    middle = only_second - only_first
+    half = float(norm.ppf((1 + confidence) / 2)) * ((only_first + only_second - middle**2) / n) ** 0.5
+    value = 100 * (counts.second - counts.first) / len(first)
+    return Difference(value, 100 * (middle - half), 100 * (middle + half), counts.p)
+
+
+def auroc_difference(
+    first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], confidence: float = 0.95
+) -> Difference:
+    """Compare the areas under two ROC curves of the same images by DeLong's method.
+
+    An image's part in the area is the share of the other side's images that it is ranked rightly against, a tie counted
+    as half; all of them are read off midranks, among both sides and among the own one. The variance of the difference
+    of the areas is that of the difference of these parts.
+
+    Args:
+        first: Scores of the first run: of positive images, (N,), meant to be higher, and of negative ones, (M,).
+        second: Scores of the second run for the same images in the same order.
+        confidence: Of the interval, in (0, 1).
+
+    Raises:
+        InputError: If they are not of as many images, or of fewer than two on a side.
+
+    Source: DeLong et al. (1988); the midranks are Sun and Xu's (2014).
+    """
+    sizes = [[len(side) for side in run] for run in (first, second)]
+    if sizes[0] != sizes[1] or min(sizes[0]) < 2:
+        raise InputError(
+            f"two runs on {sizes[0][0]} and {sizes[0][1]}, and on {sizes[1][0]} and {sizes[1][1]} images: areas are "
+            "compared on the same images, two or more on each side"
+        )
+    (positive, negative), (other_positive, other_negative) = _placements(*first), _placements(*second)
+    gains = other_positive - positive, other_negative - negative
+    value = float(gains[0].mean())
+    deviation = float(sum(gain.var(ddof=1) / len(gain) for gain in gains)) ** 0.5
+    half = float(norm.ppf((1 + confidence) / 2)) * deviation
+    # without any spread there is no test
+    p = float(2 * norm.sf(abs(value) / deviation)) if deviation > 0 else float(value == 0)
+    return Difference(100 * value, 100 * (value - half), 100 * (value + half), p)
+
+
+def _placements(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each image's share of the other side that it is ranked rightly against; both means are the area."""
+    ranks = rankdata(np.concatenate([positive, negative]))
+    below = (ranks[: len(positive)] - rankdata(positive)) / len(negative)
+    above = 1 - (ranks[len(positive) :] - rankdata(negative)) / len(positive)
+    return below, above
+
+
+def ece_difference(
+    first: tuple[np.ndarray, np.ndarray],
+    second: tuple[np.ndarray, np.ndarray],
+    bins: int = 15,
+    draws: int = 500,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Difference:
+    """Compare two expected calibration errors of the same images by resampling them in pairs.
+
+    The interval is the percentiles of the resampled differences, moved so that their mean is the measured difference,
+    for noise makes a calibration error larger; p is twice the smaller share of those at or beyond zero.
+
+    Args:
+        first: Confidence, (N,) in [0, 1], and whether it was right, (N,) bool, by the first run.
+        second: The same by the second run.
+        bins: Number of bins of equal width, (low, high].
+        draws: Resamples.
+        confidence: Of the interval, in (0, 1).
+        seed: Of the resamples; NumPy's own generator, as no torch is here.
+
+    Raises:
+        InputError: If they are not of as many images, or of none.
+
+    Source: Efron and Tibshirani (1993), chapters 13 and 15.
+    """
+    n = len(first[0])
+    if n != len(second[0]) or not n:
+        raise InputError(f"two runs on {n} and {len(second[0])} images cannot be compared in pairs")
+    gaps = np.concatenate([_gaps(*first, bins), _gaps(*second, bins)], 1)
+    generator = np.random.default_rng(seed)
+    drawn = []
+    for start in range(0, draws, 32):
+        indices = generator.integers(n, size=(min(32, draws - start), n))
+        drawn.append(np.stack([np.bincount(index, minlength=n) for index in indices]) @ gaps)
+    errors = np.abs(np.concatenate([gaps.sum(0)[None], *drawn])).reshape(-1, 2, bins).sum(2) * 100 / n
+    value, *resampled = errors[:, 1] - errors[:, 0]
+    moved = np.array(resampled) - np.mean(resampled) + value
+    low, high = np.percentile(moved, [50 * (1 - confidence), 50 * (1 + confidence)])
+    beyond = min((moved <= 0).sum(), (moved >= 0).sum())
+    return Difference(float(value), float(low), float(high), min(1.0, 2 * (1 + int(beyond)) / (draws + 1)))
+
+
+def _gaps(confidence: np.ndarray, right: np.ndarray, bins: int) -> np.ndarray:
+    """Return right − confidence of each image in the column of its bin, (N, bins): ECE is Σ_b |Σ_n of it| / N."""
+    index = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence, side="left")
+    return (index[:, None] == np.arange(bins)) * (right - confidence)[:, None]

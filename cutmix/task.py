@@ -45,10 +45,12 @@ class Task(Protocol):
     Attributes:
         key: Which of the figures says that an epoch is the best one.
         less_is_better: Of that figure.
+        title: What it is called.
     """
 
     key: ClassVar[str]
     less_is_better: ClassVar[bool]
+    title: ClassVar[str]
 
     def split(self, images: Any, targets: Any, progress: float) -> Sequence[tuple[Any, Any]]:
         """Make of a batch the parts that go through the network one by one; ``progress`` is the share of all steps."""
@@ -63,7 +65,10 @@ class Task(Protocol):
         """Return the measures, as lines of a results file have them, of what ``measure`` found."""
 
     def opening(self) -> str:
-        """Return what is said of the data before the first step."""
+        """Return what is said of method and data before the first step."""
+
+    def circumstances(self) -> dict[str, Any]:
+        """Return what every record says beside its measure, that other tasks do not have."""
 
     def fingerprint(self) -> str:
         """Return a digest of the training samples, by which a resumed run knows them."""
@@ -71,8 +76,11 @@ class Task(Protocol):
     def about(self, epoch: int) -> dict[str, str]:
         """Return what a file of weights says of itself."""
 
-    def samples(self) -> bytes:
-        """Return a PNG of what the network is shown."""
+    def samples(self) -> bytes | None:
+        """Return a PNG of what the network is shown, or None."""
+
+    def pictures(self, arrays: dict[str, Tensor]) -> dict[str, bytes]:
+        """Return PNGs of what ``measure`` found after the last epoch, by their names."""
 
 
 @dataclass
@@ -99,6 +107,7 @@ class Classification:
 
     key: ClassVar[str] = "top1_err"
     less_is_better: ClassVar[bool] = True
+    title: ClassVar[str] = "top-1 error"
 
     def split(self, images: Tensor, labels: Tensor, progress: float) -> list[tuple[Tensor, Any]]:
         """Mix a batch as a whole, so that its parts change nothing, and divide it."""
@@ -134,9 +143,13 @@ class Classification:
         """Return the set's name and sizes."""
         data, skipped = self.train_set, len(self.train_set.skipped) + len(self.test_set.skipped)
         return (
-            f"{data.name}: {len(data):,} images to train on, {len(self.test_set):,} to test, {data.num_classes} classes"
-            + (f", {skipped} unreadable ones left out" if skipped else "")
+            f"mix {self.recipe.mix}; {data.name}: {len(data):,} images to train on, {len(self.test_set):,} to test, "
+            f"{data.num_classes} classes" + (f", {skipped} unreadable ones left out" if skipped else "")
         )
+
+    def circumstances(self) -> dict[str, Any]:
+        """Return the mix."""
+        return {"mix": self.recipe.mix}
 
     def fingerprint(self) -> str:
         """Return the training set's."""
@@ -157,6 +170,10 @@ class Classification:
         mixing = image_mixing(self.recipe)
         rows = {"original": None} | ({self.recipe.mix: mixing} if mixing else {})
         return preview_grid(self.train_set, rows, image_size=self.recipe.image_size, count=8)
+
+    def pictures(self, arrays: dict[str, Tensor]) -> dict[str, bytes]:
+        """Return none: the suites of ``cutmix evaluate`` draw."""
+        return {}
 
 
 def _chunk(targets: Targets, parts: int) -> Sequence[Any]:

@@ -227,22 +227,23 @@ def finish(run: Run) -> None:
     recipe = run.recipe
     common = {
         "recipe": recipe.name, "data": run.data, "split": "test", "model": recipe.model,
-        "mix": recipe.mix, "epochs": recipe.epochs,
+        **run.task.circumstances(), "epochs": recipe.epochs,
         "seed": recipe.seed, "weights": "ema" if run.state.average is not None else "model",
         "precision": recipe.precision, "processes": run.world.size, "seconds": round(run.state.seconds, 1),
         **{name: run.about[name] for name in ("parameters", "commit", "torch", "device")}, "date": today(),
         "command": command_line(),
     }  # fmt: skip
-    records = [
-        {**common, **measure, "which": which, "epoch": epoch}
-        for which, epoch in (("last", recipe.epochs), ("best", run.state.best["epoch"]))
-        for measure in run.task.records(read_arrays(run.path / f"predictions/{which}.npz"))
-    ]
+    records = []
+    for which, epoch in (("last", recipe.epochs), ("best", run.state.best["epoch"])):
+        arrays = read_arrays(run.path / f"predictions/{which}.npz")
+        records += [{**common, **measure, "which": which, "epoch": epoch} for measure in run.task.records(arrays)]
+        for name, png in run.task.pictures(arrays).items() if which == "last" else ():
+            write_bytes(run.path / f"pictures/{name}.png", png)
     run.folder.write_results(records)
     for record in records:
-        if record["measure"] == "top1_err":
+        if record["measure"] == run.task.key:
             run.progress.say(
-                f"{record['which']} epoch ({record['epoch']}): top-1 error {record['value']:.2f} % "
+                f"{record['which']} epoch ({record['epoch']}): {run.task.title} {record['value']:.2f} % "
                 f"[{record['low']:.2f}, {record['high']:.2f}]"
             )
     run.progress.say(f"results in {run.path}; cutmix report {run.path} makes a page of them")
@@ -255,8 +256,7 @@ def begin(run: Run) -> bool:
         run.folder = RunFolder(run.path, recipe, resume=options.resume, overwrite=options.overwrite)
     barrier(run.world)  # the first process has dealt with the folder
     run.progress.say(
-        f"{recipe.name}: {recipe.model}, mix {recipe.mix}; {run.task.opening()}; "
-        f"{run.world.device.type}, {recipe.precision}"
+        f"{recipe.name}: {recipe.model}, {run.task.opening()}; {run.world.device.type}, {recipe.precision}"
     )
     if run.checkpoint.exists():
         snapshot = load_checkpoint(run.checkpoint)
@@ -274,7 +274,8 @@ def begin(run: Run) -> bool:
     elif run.folder:
         run.folder.cut_log(0)
         run.folder.start(recipe, run.about)
-        write_bytes(run.path / "samples.png", run.task.samples())
+        if samples := run.task.samples():
+            write_bytes(run.path / "samples.png", samples)
     if len(set(gather(run.state.step, run.world))) > 1:
         raise InputError(f"the processes do not see the same checkpoint; {run.path} has to be a folder that all share")
     if options.tensorboard and run.folder:

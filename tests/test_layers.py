@@ -83,6 +83,7 @@ LEVELS = {
     "distributed": ("models", "data", "evaluate", "train", "state", "cli", "recipes"),
     "checkpoint": ("models", "data", "evaluate", "train", "state", "cli", "recipes"),
     "evaluate": ("train", "state", "optim", "cli", "demo"),
+    "transfer": ("train", "optim", "cli", "demo", "reproduce"),
     "state": ("train", "evaluate", "cli", "demo"),
     "train": ("cli", "demo", "reproduce"),
     "reproduce": ("cli", "demo"),

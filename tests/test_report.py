@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -14,6 +15,7 @@ from scipy import stats
 
 from cutmix.comparison import comparisons, estimate
 from cutmix.errors import InputError
+from cutmix.plots import Curve, key, lines, outlines, reliability
 from cutmix.report import SECTIONS, write_report
 from cutmix.runs import differing_fields, groups, read_runs
 
@@ -359,3 +361,45 @@ def test_the_baseline_has_no_method_at_all(tmp_path):
     assert "points" not in said["plain"]
     assert "plain" in said["smooth"]
     assert "plain" in said["mixed"]
+
+
+def test_a_doubling_axis_has_its_points_at_equal_distances():
+    curve = Curve((0, 1, 2, 4, 8, 16), (9, 8, 7, 6, 5, 4), 0)
+    svg = lines([curve], xlabel="x", ylabel="y", alt="a", axis="doubling", from_zero=True)
+    places = [
+        float(x)
+        for x in re.findall(r'<use href="#f[0-9a-f]{8}-m[0-9a-f]+" x="([\d.]+)" y="[\d.]+" style="fill: #2e7fd0', svg)
+    ]
+    assert len(places) == 6
+    assert np.diff(places)[1:] == pytest.approx(np.diff(places)[1], abs=0.01)
+    assert [f">{tick}</text>" in svg for tick in (0, 1, 2, 4, 8, 16)] == [True] * 6
+
+
+def test_a_share_has_its_quarters():
+    svg = lines([Curve((0, 0.25, 1), (1, 2, 3), 1)], xlabel="x", ylabel="y", alt="a", axis="share")
+    assert [f">{tick}</text>" in svg for tick in ("0.00", "0.25", "0.50", "0.75", "1.00")] == [True] * 5
+
+
+def test_outlines_are_told_apart_without_colour():
+    both = [Curve((0, 0.5, 1), (20, 80), style) for style in (0, 1)]
+    svg = outlines(both, xlabel="x", ylabel="y", alt="a & b", small=True)
+    assert svg.count("stroke-dasharray") == 1
+    assert 'aria-label="a &amp; b"' in svg
+    assert "<use" in key(1)
+    assert "<use" not in key(1, marker=False)
+
+
+def test_a_reliability_diagram_has_its_diagonal():
+    plain, curve = (reliability(curves, alt="a") for curves in ([], [Curve((10, 90), (20, 80), 0)]))
+    assert plain.count("stroke-opacity: 0.5") == curve.count("stroke-opacity: 0.5") == 1
+    assert curve.count("#2e7fd0") > plain.count("#2e7fd0") == 0
+
+
+def test_the_same_drawing_twice_has_ids_of_its_own(tmp_path):
+    runs = [make_run(tmp_path / name, error=31.0, mix=name) for name in ("none", "cutmix", "mixup")]
+    for run in runs:  # two plots that are alike
+        lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        same = [line | {"train_loss": line.get("top1_err")} for line in lines]
+        (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in same))
+    ids = [attrs["id"] for _, attrs in page_of(tmp_path, *runs).tags if "id" in attrs]
+    assert len(ids) == len(set(ids))

@@ -66,7 +66,7 @@ def test_a_folder_with_a_run_is_refused_as_it_is(run: Path) -> None:
 
 def test_another_recipe_cannot_go_on_with_it(run: Path) -> None:
     other = replace(RECIPE, lr=0.5, crop_scale=(0.5, 1.0))
-    message = r"holds another run: --crop-scale \[0.5, 1.0\] \(there \[0.08, 1.0\]\), --lr 0.5 \(there 0.1\)"
+    message = r"holds another run: --lr 0.5 \(there 0.1\), --crop-scale \[0.5, 1.0\] \(there \[0.08, 1.0\]\)"
     with pytest.raises(InputError, match=message):
         RunFolder(run, other, resume=True, overwrite=False)
     with opened(run, resume=True):  # the refused one does not hold the folder

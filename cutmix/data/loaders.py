@@ -59,6 +59,8 @@ def train_loader(
     padding_mode: PaddingMode,
     flip: bool,
     crop_scale: tuple[float, float],
+    crop_fraction: float = 0.875,
+    squash: bool = False,
     workers: int,
     channels_last: bool,
     policy: AutoAugmentPolicy = "none",
@@ -83,6 +85,8 @@ def train_loader(
         padding_mode: Array sets: "constant" (black) or "reflect".
         flip: Mirror half of the images.
         crop_scale: File sets: the area of the random crop, as least and largest share of the image.
+        crop_fraction: File sets, with ``squash``: the random crop's share of the square's side.
+        squash: File sets: make each image a square first, whatever its shape, and do not resize the crop.
         workers: File sets: processes that decode; 0 decodes in this one.
         channels_last: The memory format of the images.
         policy: AutoAugment's, before the crop of an array set (as its authors have it) and after that of a file.
@@ -99,13 +103,14 @@ def train_loader(
         raise InputError(f"crop_scale is {crop_scale}: expected two shares, 0 < least ≤ largest ≤ 1")
     if (color_jitter or lighting) and data.in_chans != 3:
         raise InputError(f"the images of {data.name} have {data.in_chans} channels: colour jitter and lighting need 3")
-    order = _TrainOrder(len(data), batch_size, seed, rank, world_size)
+    order = TrainOrder(len(data), batch_size, seed, rank, world_size)
     finish = _Finish(data, torch.device(device), image_size, channels_last)
     color = _Color(order, color_jitter, lighting) if color_jitter or lighting else None
     if isinstance(data, FileSet):
         assert image_size is not None
-        transform = train_transform(image_size, crop_scale, flip, policy)
-        return _FileLoader(_Files(data, transform, seed), order, finish, workers, color)
+        squash_to = round(image_size / crop_fraction) if squash else None
+        transform = train_transform(image_size, crop_scale, flip, policy, squash_to=squash_to)
+        return _photographs(_Files(data, transform, seed), order, finish, workers, color)
     smallest = min(data.images.shape[2:])
     if padding_mode == "reflect" and crop_padding >= smallest:
         raise InputError(f"crop_padding is {crop_padding}: reflection needs less than the image's {smallest} pixels")
@@ -121,6 +126,7 @@ def test_loader(
     device: torch.device | str,
     image_size: int | None,
     crop_fraction: float = 0.875,
+    squash: bool = False,
     workers: int = 0,
     channels_last: bool = False,
     rank: int = 0,
@@ -134,6 +140,7 @@ def test_loader(
         device: Where the batches are wanted.
         image_size: Height and width of the batches; None keeps an array set's own.
         crop_fraction: File sets: the central square's share of the short side, in (0, 1].
+        squash: File sets: resize both sides alike, whatever the shape.
         workers: File sets: processes that decode; 0 decodes in this one.
         channels_last: The memory format of the images.
         rank: This process.
@@ -145,11 +152,11 @@ def test_loader(
     _check(data, batch_size, image_size, workers, rank, world_size)
     if not 0 < crop_fraction <= 1:
         raise InputError(f"crop_fraction is {crop_fraction}: expected a share above 0, at most 1")
-    order = _TestOrder(len(data), batch_size, rank, world_size)
+    order = TestOrder(len(data), batch_size, rank, world_size)
     finish = _Finish(data, torch.device(device), image_size, channels_last)
     if isinstance(data, FileSet):
         assert image_size is not None
-        return _FileLoader(_Files(data, test_transform(image_size, crop_fraction)), order, finish, workers)
+        return _photographs(_Files(data, test_transform(image_size, crop_fraction, squash)), order, finish, workers)
     return _ArrayLoader(data, order, finish)
 
 
@@ -171,7 +178,9 @@ def _check(data: ImageSet, batch_size: int, image_size: int | None, workers: int
 # ---- which images make a batch ----
 
 
-class _TrainOrder:
+class TrainOrder:
+    """Which samples, shuffled by the seed and the epoch, this rank has in each batch."""
+
     def __init__(self, size: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.rank, self.world_size = rank, world_size
@@ -190,16 +199,20 @@ class _TrainOrder:
         return slice(first + self.rank * share, first + (self.rank + 1) * share)
 
 
-class _TestOrder:
+class TestOrder:
+    """Which samples, in their order, this rank has in each batch: r, r + world_size, ..."""
+
     def __init__(self, size: int, batch_size: int, rank: int, world_size: int) -> None:
         self.all = torch.arange(rank, size, world_size)
         self.batch_size = batch_size // world_size
         self.steps = math.ceil(len(self.all) / self.batch_size)
 
     def indices(self, epoch: int) -> Tensor:
+        """Return this rank's, the same in every epoch."""
         return self.all
 
     def share(self, step: int) -> slice:
+        """Return the positions of a batch in them."""
         return slice(step * self.batch_size, (step + 1) * self.batch_size)
 
 
@@ -223,7 +236,7 @@ class _Policy:
 class _Color:
     """Colours for this rank's share of a batch, drawn for all of it: seeded by the epoch and the step."""
 
-    def __init__(self, order: _TrainOrder, jitter: float, lighting: float) -> None:
+    def __init__(self, order: TrainOrder, jitter: float, lighting: float) -> None:
         self.order, self.jitter, self.lighting = order, jitter, lighting
 
     def draw(self, epoch: int, step: int) -> ColorDraw:
@@ -256,7 +269,7 @@ class _ArrayLoader:
     def __init__(
         self,
         data: ArraySet,
-        order: _TrainOrder | _TestOrder,
+        order: TrainOrder | TestOrder,
         finish: _Finish,
         augment: tuple[int, int, bool, PaddingMode] | None = None,
         color: _Color | None = None,
@@ -312,7 +325,7 @@ class _Files(Dataset[Any]):
 class _Batches:
     """The batch sampler: lists of (epoch, index) for the epoch that is set."""
 
-    def __init__(self, order: _TrainOrder | _TestOrder) -> None:
+    def __init__(self, order: TrainOrder | TestOrder) -> None:
         self.order, self.epoch, self.start = order, 0, 0
 
     def __len__(self) -> int:
@@ -347,35 +360,59 @@ def _set(flag: Any) -> None:
     flag.value = 1
 
 
-class _FileLoader:
-    """Decodes in workers that live as long as the loader; uint8 travels, the device normalises."""
+def _photographs(
+    files: _Files, order: TrainOrder | TestOrder, finish: _Finish, workers: int, color: _Color | None = None
+) -> "FileLoader":
+    """Return the loader of photographs: uint8 travels, the device colours and normalises."""
+
+    def finish_batch(batch: Batch, epoch: int, step: int) -> Batch:
+        images, labels = (part.to(finish.device, non_blocking=True) for part in batch)
+        return finish(color.draw(epoch, step).apply(images) if color else images), labels
+
+    return FileLoader(files, order, finish_batch, workers, pin_memory=finish.device.type == "cuda")
+
+
+class FileLoader:
+    """Batches of samples that workers make, which live as long as the loader.
+
+    Args:
+        samples: Makes a sample of (epoch, index), or returns an :class:`InputError`.
+        order: Which indices, in which batches.
+        finish: What is done to a batch on its device; called with the batch, the epoch and the step.
+        workers: Processes that make samples; 0 makes them in this one.
+        collate: Makes a batch of a list of samples, or returns the first error among them.
+        pin_memory: Whether batches go to a GPU.
+    """
 
     def __init__(
         self,
-        files: _Files,
-        order: _TrainOrder | _TestOrder,
-        finish: _Finish,
+        samples: Dataset[Any],
+        order: TrainOrder | TestOrder,
+        finish: Callable[[Any, int, int], Any],
         workers: int,
-        color: _Color | None = None,
+        *,
+        collate: Callable[[list[Any]], Any] | None = None,
+        pin_memory: bool = False,
     ) -> None:
-        self.steps, self.finish, self.color, self.batches = order.steps, finish, color, _Batches(order)
+        self.steps, self.finish, self.batches = order.steps, finish, _Batches(order)
         self.running = 0
         closing = multiprocessing.RawValue("b", 0)
         multiprocessing.util.Finalize(None, _set, (closing,), exitpriority=10)  # before Python ends its children
         self.new_loader: Callable[[], DataLoader[Any]] = partial(
             DataLoader,
-            files,
+            samples,
             batch_sampler=self.batches,
             num_workers=workers,
             persistent_workers=workers > 0,
-            pin_memory=finish.device.type == "cuda",
-            collate_fn=_collate,
+            pin_memory=pin_memory,
+            collate_fn=collate or _collate,
             worker_init_fn=partial(_leave_signals_to_the_loop, closing),
             generator=torch.Generator(),  # its own, or starting an epoch would draw from the global one
         )
         self.loader = self.new_loader()
 
-    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Any]:
+        """Yield the batches from one on."""
         self.running += 1
         this = self.running
         self.batches.epoch, self.batches.start = epoch, start
@@ -383,9 +420,6 @@ class _FileLoader:
             if isinstance(batch, InputError):
                 self.loader = self.new_loader()  # the old one's workers end now, not when the traceback is dropped
                 raise batch
-            images, labels = (part.to(self.finish.device, non_blocking=True) for part in batch)
-            if self.color:
-                images = self.color.draw(epoch, step).apply(images)
-            yield self.finish(images), labels
+            yield self.finish(batch, epoch, step)
             if this != self.running:  # the workers serve one epoch at a time
                 raise RuntimeError("this epoch was left for another one of the same loader and cannot go on")

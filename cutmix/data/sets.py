@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cutmix.data.cifar import find_cifar, read_cifar
+from cutmix.data.cub import find_cub, read_cub
 from cutmix.data.decode import find_unreadable
 from cutmix.data.digits import read_digits
 from cutmix.data.folder import is_split, read_folder
@@ -132,10 +133,10 @@ def open_data(
     """Open one split of a data set.
 
     Args:
-        data: "digits", "cifar-10", "cifar-100", "fashion-mnist", "tiny-imagenet-200", "imagenet", or a path. A path
-            that exists wins; what lies there is recognised: an official layout (the folder itself or its parent),
-            ``train/`` and ``val/``, or one folder of class folders. A name is looked up in ``$CUTMIX_DATA``, then
-            in ``./data``.
+        data: "digits", "cifar-10", "cifar-100", "fashion-mnist", "tiny-imagenet-200", "imagenet", "cub-200-2011", or a
+            path. A path that exists wins; what lies there is recognised: an official layout (the folder itself or its
+            parent), ``train/`` and ``val/``, or one folder of class folders. A name is looked up in ``$CUTMIX_DATA``,
+            then in ``./data``.
         split: "train", "test", or "all": every image of one folder of class folders, the test split of anything else.
         val_fraction: In (0, 1): the test share of each class when one folder of class folders is split.
         seed: Decides that split, and nothing else.
@@ -152,7 +153,7 @@ def open_data(
         raise InputError(f"split is '{split}': expected 'train', 'test' or 'all'")
     if not 0 < val_fraction < 1:
         raise InputError(f"val_fraction is {val_fraction}: expected a share between 0 and 1")
-    name, folder = _locate(data, download)
+    name, folder = locate(data, download)
     if split == "all" and (name != "folder" or is_split(folder)):
         split = "test"
     if name == "digits":
@@ -164,8 +165,12 @@ def open_data(
     elif name == "tiny-imagenet-200":
         images, labels, classes, skipped = read_tiny_imagenet(folder, split, skip_unreadable=skip_unreadable)
         return ArraySet(name, split, classes, labels, *_IMAGENET, images, skipped)
+    elif name == "cub-200-2011":
+        paths, numbers, classes = read_cub(folder, split)
+        return _file_set(name, folder, split, list(paths), list(numbers), classes, skip_unreadable)
     else:
-        return _open_files(folder, split, val_fraction, seed, skip_unreadable)
+        found = read_folder(folder, split, val_fraction=val_fraction, seed=seed)
+        return _file_set(folder.resolve().name, folder, split, *found, skip_unreadable)
     if not len(labels):
         raise InputError(f"{folder} holds no {split} images of {name}")
     return ArraySet(name, split, classes, labels, *_MEAN_STD[name], images)
@@ -174,12 +179,19 @@ def open_data(
 def is_small(data: str) -> bool:
     """Return whether ``data``, as ``open_data`` takes it, is a set of small images, held as one tensor."""
     if data in _NAMES and not Path(data).is_dir():
-        return data != "imagenet"
-    return _locate(data, download=False)[0] != "folder"
+        return data not in _OF_FILES
+    return locate(data)[0] not in ("folder", *_OF_FILES)
 
 
-def _open_files(folder: Path, split: Split, val_fraction: float, seed: int, skip_unreadable: bool) -> FileSet:
-    paths, labels, classes = read_folder(folder, split, val_fraction=val_fraction, seed=seed)
+def _file_set(
+    name: str,
+    folder: Path,
+    split: Split,
+    paths: list[Path],
+    labels: list[int],
+    classes: tuple[str, ...],
+    skip_unreadable: bool,
+) -> FileSet:
     skipped = find_unreadable(paths) if skip_unreadable else set()
     if skipped:
         kept = [(path, label) for path, label in zip(paths, labels, strict=True) if path not in skipped]
@@ -189,9 +201,7 @@ def _open_files(folder: Path, split: Split, val_fraction: float, seed: int, skip
                 f"{folder}: none of the {split} images of class '{classes[emptied[0]]}' can be read: mend them"
             )
         paths, labels = [path for path, _ in kept], [label for _, label in kept]
-    return FileSet(
-        folder.resolve().name, split, classes, torch.tensor(labels), *_IMAGENET, tuple(paths), tuple(sorted(skipped))
-    )
+    return FileSet(name, split, classes, torch.tensor(labels), *_IMAGENET, tuple(paths), tuple(sorted(skipped)))
 
 
 # ---- where it lies ----
@@ -202,12 +212,14 @@ _FINDERS: dict[str, Callable[[Path], Path | None]] = {
     "fashion-mnist": lambda root: find_idx("fashion-mnist", root),
     "mnist": lambda root: find_idx("mnist", root),
     "tiny-imagenet-200": find_tiny_imagenet,
+    "cub-200-2011": find_cub,
 }
-_NAMES = ("digits", "cifar-10", "cifar-100", "fashion-mnist", "tiny-imagenet-200", "imagenet")
+_OF_FILES = ("imagenet", "cub-200-2011")  # photographs of many sizes
+_NAMES = ("digits", "cifar-10", "cifar-100", "fashion-mnist", "tiny-imagenet-200", "imagenet", "cub-200-2011")
 
 
-def _locate(data: str, download: bool) -> tuple[str, Path]:
-    """Return the known set's name, or "folder", and where it lies."""
+def locate(data: str, download: bool = False) -> tuple[str, Path]:
+    """Return the known set's name, or "folder", and where it lies; data and errors are those of ``open_data``."""
     path = Path(data).expanduser()
     if path.is_dir():
         return _recognise(path)
@@ -221,13 +233,15 @@ def _locate(data: str, download: bool) -> tuple[str, Path]:
         return data, Path()
     roots = [Path(root) for root in (os.environ.get("CUTMIX_DATA"), "data") if root]
     found = _find_named(data, roots)
-    if not found and download and data != "imagenet":
+    if not found and download and data not in _OF_FILES:
         _download(data, roots[0])
         found = _find_named(data, roots)
     if found:
         return data, found
     places = " and ".join(str(root) for root in roots) + ("" if len(roots) > 1 else " ($CUTMIX_DATA is not set)")
     remedy = "fetch it with --download (download=True), or give its path"
+    if data == "cub-200-2011":
+        remedy = "fetch its archive by hand, unpack it, and give its path"
     if data == "imagenet":
         remedy = "prepare its train/ and val/ folders of class folders by hand, and give their path"
     raise InputError(f"{data} was not found in {places}: {remedy}")

@@ -125,15 +125,23 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 def train_transform(
-    image_size: int, crop_scale: tuple[float, float], flip: bool, policy: AutoAugmentPolicy = "none"
+    image_size: int,
+    crop_scale: tuple[float, float],
+    flip: bool,
+    policy: AutoAugmentPolicy = "none",
+    *,
+    squash_to: int | None = None,
 ) -> Callable[[Image.Image], Tensor]:
     """Return torchvision's random resized crop, flip and AutoAugment: from RGB to (3, image_size, image_size) uint8.
 
-    It draws from PyTorch's global generator, as torchvision does; the loader sets it for each sample.
+    With ``squash_to``, images become squares of that side, whatever their shape, and are cropped without resizing. It
+    draws from PyTorch's global generator, as torchvision does; the loader sets it for each sample.
     """
     from torchvision.transforms import v2  # slow to import; array sets do not need it
 
-    crop = v2.RandomResizedCrop(image_size, scale=crop_scale, antialias=True)
+    crop: v2.Transform = v2.RandomResizedCrop(image_size, scale=crop_scale, antialias=True)
+    if squash_to:
+        crop = v2.Compose([v2.Resize((squash_to, squash_to), antialias=True), v2.RandomCrop(image_size)])
     augment = [] if policy == "none" else [auto_augment(policy)]
     return v2.Compose([crop, v2.RandomHorizontalFlip(0.5 if flip else 0.0), *augment, v2.PILToTensor()])
 
@@ -159,11 +167,15 @@ def auto_augment(policy: AutoAugmentPolicy) -> Callable[[Any], Any]:
     return v2.AutoAugment(v2.AutoAugmentPolicy(policy))
 
 
-def test_transform(image_size: int, crop_fraction: float) -> Callable[[Image.Image], Tensor]:
-    """Return the deterministic transform: short side to image_size / crop_fraction, then the central square."""
+def test_transform(image_size: int, crop_fraction: float, squash: bool) -> Callable[[Image.Image], Tensor]:
+    """Return the deterministic transform: short side to image_size / crop_fraction, then the central square.
+
+    ``squash`` brings both sides to image_size / crop_fraction, whatever the shape.
+    """
     from torchvision.transforms import v2
 
-    shrink = v2.Resize(round(image_size / crop_fraction), antialias=True)
+    side = round(image_size / crop_fraction)
+    shrink = v2.Resize((side, side) if squash else side, antialias=True)
     return v2.Compose([shrink, v2.CenterCrop(image_size), v2.PILToTensor()])
 
 

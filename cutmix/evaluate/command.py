@@ -1,133 +1,172 @@
-"""``cutmix evaluate``: measure a run, or any file of weights, on its own or on other data."""
+"""``cutmix evaluate``: measure a run, or any file of weights, on its own or on other data, by one or several suites."""
 
-import json
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-import torch
+import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
-from cutmix.checkpoint import load_weights, read_weights
-from cutmix.data import FileSet, ImageSet, open_data, test_loader
+from cutmix.data import FileSet, ImageSet, test_loader
+from cutmix.data.boxes import read_boxes
+from cutmix.data.sets import locate
 from cutmix.distributed import World, processes
 from cutmix.errors import InputError
-from cutmix.evaluate.classification import measures, predict
-from cutmix.jsonl import append_line
-from cutmix.models import create_model, pretrained_normalization
-from cutmix.options import EvaluateOptions
+from cutmix.evaluate.calibration import calibration_suite
+from cutmix.evaluate.classification import Predictions, measures, predict, predictions_arrays
+from cutmix.evaluate.classifier import Classifier, Suite, decode
+from cutmix.evaluate.gallery import box_gallery, mixed_maps
+from cutmix.evaluate.localization import localization_suite
+from cutmix.evaluate.ood import ood_suite
+from cutmix.evaluate.robustness import robustness_suite
+from cutmix.evaluate.subject import Subject, find_subject, load_model, open_test_set
+from cutmix.evaluate.target import Target, open_target
+from cutmix.options import SUITES, EvaluateOptions
 from cutmix.precision import autocast, resolve_precision
-from cutmix.recipe import Recipe
-from cutmix.regularizers import regularize
-from cutmix.run_folder import command_line, environment, saved_recipe, today
+from cutmix.run_folder import command_line, environment, today
 
-
-@dataclass(frozen=True)
-class Subject:
-    """What is measured: weights, and what they were trained as, as far as that is known."""
-
-    weights: Path
-    recipe: Recipe | None
-    run: Path | None
-    about: dict[str, Any]
-    which: str
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """The classes that were learnt, in order."""
-        return tuple(self.about["classes"]) if "classes" in self.about else None
+_FIRST_ONLY = ("classification",)  # the suite that several processes share
 
 
 def run_evaluate(options: EvaluateOptions) -> list[dict[str, Any]]:
-    """Measure, print a table, append the records to the run's results or to ``--out``, and return them.
+    """Measure, print tables, write the records and what came out for each image, and return the records.
+
+    A suite's records are written when it is done, all or none; what was interrupted before that is measured by the
+    same command again.
 
     Raises:
-        InputError: If the run, the file, the network or the data do not fit one another.
+        InputError: If the run, the file, the network, the data or a suite do not fit one another.
     """
+    suites = parse_suites(options.suite)
     if options.image_size is not None and options.image_size < 1:
         raise InputError(f"--image-size is {options.image_size}; expected a number of pixels above 0")
     subject = find_subject(options)
+    found: list[dict[str, Any]] = []
     with processes(options.device) as world:
+        if world.size > 1 and suites != _FIRST_ONLY:
+            raise InputError(f"--suite {options.suite} runs in one process; start it without torchrun")
         data = open_test_set(options, subject)
         model = load_model(options, subject, data).to(world.device)
         precision = resolve_precision(
             options.precision or (subject.recipe.precision if subject.recipe else "float32"), world.device
         )
-        size = options.image_size or subject.about.get("image_size")
+        common = describe(options, subject, data, model, precision, world)
+        with open_target(options, subject, world) as target:
+            for name, suite in measure(options, suites, subject, data, model, precision, world):
+                records = [common | record for record in suite.records]
+                if world.first:
+                    target.write(file_name(name, options, subject, data, target), records, suite)
+                    show(name, records, data)
+                found += records
+            if world.first and target.lines:
+                Console().print(f"appended to {target.lines}", soft_wrap=True, markup=False, highlight=False)
+    return found
+
+
+def parse_suites(text: str) -> tuple[str, ...]:
+    """Return the suites that "robustness,ood" or "all" names, in their order.
+
+    Raises:
+        InputError: If there is none of a name.
+    """
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in (*SUITES, "all")]
+    if unknown:
+        raise InputError(f'there is no suite "{unknown[0]}"; expected {", ".join(SUITES)}, several with commas, or all')
+    return SUITES if "all" in names else tuple(suite for suite in SUITES if suite in names)
+
+
+def measure(
+    options: EvaluateOptions,
+    suites: tuple[str, ...],
+    subject: Subject,
+    data: ImageSet,
+    model: nn.Module,
+    precision: str,
+    world: World,
+) -> Iterator[tuple[str, Suite]]:
+    """Yield each suite's name and what it found; of all suites, one that does not fit the classifier says why."""
+    size = options.image_size or subject.about.get("image_size") or (224 if isinstance(data, FileSet) else None)
+    crop_fraction = subject.recipe.crop_fraction if subject.recipe else options.crop_fraction
+    squash = bool(subject.recipe and subject.recipe.squash)
+    shown: ImageSet = data
+    if suites != _FIRST_ONLY and isinstance(data, FileSet):  # each photograph is decoded once for all suites
+        shown, size = decode(data, size, crop_fraction, squash), None
+    predictions: Predictions | None = None
+    if {"classification", "calibration"} & set(suites):
         loader = test_loader(
-            data, batch_size=options.batch_size, device=world.device,
-            image_size=size or (224 if isinstance(data, FileSet) else None),
-            crop_fraction=subject.recipe.crop_fraction if subject.recipe else options.crop_fraction,
-            channels_last=bool(subject.recipe and subject.recipe.channels_last),
-            workers=options.workers, rank=world.rank, world_size=world.size,
+            shown, batch_size=options.batch_size, device=world.device, image_size=size, crop_fraction=crop_fraction,
+            squash=squash,
+            channels_last=bool(subject.recipe and subject.recipe.channels_last), workers=options.workers,
+            rank=world.rank, world_size=world.size,
         )  # fmt: skip
         predictions = predict(model, loader.epoch(), world, autocast=autocast(precision, world.device))
-        common = describe(options, subject, data, model, precision, world)
-        records = [{**common, **measure} for measure in measures(predictions)]
-        if world.first:
-            target = options.out or (subject.run / "results.jsonl" if subject.run else None)
-            if target:
-                for record in records:
-                    append_line(target, record)
-            show(records, data, target)
-    return records
+    if "classification" in suites:
+        assert predictions is not None
+        records = [{"suite": "classification"} | record for record in measures(predictions)]
+        yield "classification", Suite(records, predictions_arrays(predictions))
+    if suites == _FIRST_ONLY:
+        return
+    assert not isinstance(shown, FileSet)
+    classifier = Classifier(
+        model.eval().requires_grad_(False), shown.mean, shown.std, shown.images, shown.labels, shown.classes,
+        shown.name, autocast(precision, world.device), options.batch_size, options.seed, size,
+    )  # fmt: skip
+    logits = predictions.logits if predictions else None
+    run = {
+        "calibration": lambda: calibration_suite(classifier, logits),
+        "robustness": lambda: robustness_suite(
+            classifier, pairs=options.pairs, apgd=options.apgd, corruptions=options.corruptions
+        ),
+        "ood": lambda: ood_suite(classifier, options.outliers or None, logits=logits),
+        "localization": lambda: localize(classifier, find_boxes(options, subject, data, crop_fraction, squash)),
+    }
+    for name in suites:
+        if name not in run:
+            continue
+        try:
+            yield name, run[name]()
+        except InputError as error:
+            if suites != SUITES:
+                raise
+            yield (
+                name,
+                Suite([{"suite": name, "measure": name, "value": None, "n": None, "note": f"not run: {error}"}], {}),
+            )
 
 
-def find_subject(options: EvaluateOptions) -> Subject:
-    """Find the weights and what is known of them."""
-    source = options.source
-    if source.is_dir():
-        name = "model.safetensors" if options.which == "last" else "best.safetensors"
-        recipe: Recipe | None = saved_recipe(source)
-        if not (source / name).exists():
-            raise InputError(f"{source / name} is not there: the run is not finished; go on with it with --resume")
-        about = read_weights(source / name)[1]
-        return Subject(source / name, recipe, source, _read(about), options.which)
-    if not source.exists():
-        raise InputError(f"{source} is not there; expected the folder of a run, or a file of weights")
-    about = read_weights(source)[1]
-    recipe = Recipe.from_dict(json.loads(about["recipe"])) if "recipe" in about else None
-    return Subject(source, recipe, None, _read(about), "file")
+def find_boxes(
+    options: EvaluateOptions, subject: Subject, data: ImageSet, crop_fraction: float, squash: bool
+) -> list[np.ndarray]:
+    """Return the boxes of the test images, in the pixels that the network is shown."""
+    folder = options.boxes
+    if folder is None:
+        folder = locate(options.data or (subject.recipe.data if subject.recipe else ""))[1]
+    boxes = read_boxes(folder, data)
+    if not isinstance(data, FileSet):
+        return list(boxes.boxes)
+    side = options.image_size or subject.about.get("image_size") or 224
+    return boxes.after(resize=round(side / crop_fraction), crop=side, squash=squash)
 
 
-def open_test_set(options: EvaluateOptions, subject: Subject) -> ImageSet:
-    """Open what is to be measured on, and see that its classes are the ones that were learnt."""
-    name = options.data or (subject.recipe.data if subject.recipe else None)
-    if not name:
-        raise InputError(f"{subject.weights} does not say what it was trained on; give --data")
-    split: dict[str, Any] = {}
-    if subject.recipe:
-        split = {"val_fraction": subject.recipe.val_fraction, "seed": subject.recipe.seed}
-    data = open_data(name, "test", skip_unreadable=options.skip_unreadable, **split)
-    if subject.classes and len(subject.classes) != data.num_classes:
-        raise InputError(
-            f"{subject.weights} knows {len(subject.classes)} classes, but {data.name} has {data.num_classes}"
-        )
-    if subject.classes and subject.classes != data.classes:
-        ours, theirs = next(pair for pair in zip(subject.classes, data.classes, strict=True) if pair[0] != pair[1])
-        raise InputError(f'{subject.weights} was trained with class "{ours}" where {data.name} has "{theirs}"')
-    if "mean" in subject.about:  # the normalisation goes with the weights, not with the images
-        return replace(data, mean=tuple(subject.about["mean"]), std=tuple(subject.about["std"]))
-    if options.model and data.in_chans == 3 and (normalization := pretrained_normalization(options.model)):
-        return replace(data, mean=normalization[0], std=normalization[1])
-    return data
+def localize(classifier: Classifier, boxes: list[np.ndarray]) -> Suite:
+    """Return the localization suite with its pictures."""
+    suite = localization_suite(classifier, boxes)
+    first = 0
+    second = int((classifier.labels != classifier.labels[first]).nonzero()[0])
+    pictures = {"boxes": box_gallery(classifier, boxes), "mixed": mixed_maps(classifier, first, second)}
+    return suite._replace(pictures=pictures)
 
 
-def load_model(options: EvaluateOptions, subject: Subject, data: ImageSet) -> nn.Module:
-    """Make the network and load its weights."""
-    name = options.model or (subject.recipe.model if subject.recipe else None)
-    if not name:
-        raise InputError(f"{subject.weights} does not say which network it is; give --model")
-    model = create_model(name, data.num_classes, in_chans=data.in_chans)
-    load_weights(model, subject.weights)
-    if subject.recipe:  # the one regularizer that is not the identity in evaluation
-        regularize(model, shake_drop=subject.recipe.shake_drop, decay=subject.recipe.depth_decay)
-    if subject.recipe and subject.recipe.channels_last:  # the arithmetic of training, to the last bit
-        model = model.to(memory_format=torch.channels_last)
-    return model
+def file_name(name: str, options: EvaluateOptions, subject: Subject, data: ImageSet, target: Target) -> str:
+    """Return what the file of a suite's arrays is called; a run's own predictions are never overwritten."""
+    which = "last" if target.own else subject.which
+    other = f"-{data.name}" if options.data and not target.own else ""
+    if name == "classification":
+        return which if target.own else f"evaluated-{which}{other}"
+    return f"{name}-{which}{other}"
 
 
 def describe(
@@ -136,7 +175,7 @@ def describe(
     """Return what every record of this evaluation says beside its measure."""
     about, recipe = environment(world.device), subject.recipe
     return {
-        "recipe": recipe.name if recipe else subject.weights.stem, "data": data.name, "split": "test",
+        "recipe": recipe.name if recipe else subject.weights.stem, "data": data.name, "split": data.split,
         "model": options.model or (recipe.model if recipe else None),
         "parameters": sum(p.numel() for p in model.parameters()), "mix": recipe.mix if recipe else None,
         "epochs": recipe.epochs if recipe else None, "seed": recipe.seed if recipe else None,
@@ -147,22 +186,18 @@ def describe(
     }  # fmt: skip
 
 
-def show(records: list[dict[str, Any]], data: ImageSet, target: Path | None) -> None:
-    """Print the table."""
-    table = Table(
-        "measure", "value (%)", "95 % interval", "images", title=escape(f"{records[0]['file']} on {data.name}")
-    )
+def show(name: str, records: list[dict[str, Any]], data: ImageSet) -> None:
+    """Print a suite's table."""
+    title = Text(f"{records[0]['file']} on {data.name}: {name}" if records else name)
+    table = Table("measure", "of", "at", "value", "95 % interval", "n", title=title)
     for r in records:
-        table.add_row(r["measure"], f"{r['value']:.2f}", f"{r['low']:.2f} – {r['high']:.2f}", f"{r['n']:,}")
+        cells = [str(r["measure"]), str(r.get("of") or ""), "" if r.get("at") is None else f"{r['at']:.4g}"]
+        value = "not run" if r["value"] is None else f"{r['value']:.4g}"
+        interval = "" if r.get("low") is None else f"{r['low']:.4g} – {r['high']:.4g}"
+        table.add_row(*map(Text, [*cells, value, interval, "" if r["n"] is None else f"{r['n']:,}"]))
     console = Console()
     console.print(table)
+    for note in dict.fromkeys(r["note"] for r in records if r.get("note")):
+        console.print(Text(note))
     if data.skipped:
         console.print(f"{len(data.skipped)} unreadable pictures were left out")
-    if target:
-        console.print(f"appended to {target}", soft_wrap=True, markup=False, highlight=False)
-
-
-def _read(about: dict[str, str]) -> dict[str, Any]:
-    """Return what a file of weights of ours says of itself; nothing of another's."""
-    names = ("classes", "epoch", "mean", "std", "image_size")
-    return {name: json.loads(about[name]) for name in names if name in about}

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cutmix.checkpoint import load_weights
+from cutmix.checkpoint import load_weights, read_weights
 from cutmix.errors import InputError
+from cutmix.models.localization import VggGap, widen_last_stage
 from cutmix.models.pyramidnet import PyramidNet
 from cutmix.models.resnet import BasicBlock, Bottleneck, CifarResNet
 
@@ -25,6 +26,7 @@ _CIFAR_NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "pyramidnet200": partial(PyramidNet, 22, 240),
 }
 
+_FOR_LOCALIZATION = ("resnet50_wsol", "vgg16_gap")
 _GATHER_EXCITE = {"geresnet50": "resnet50", "geresnet101": "resnet101"}
 
 
@@ -35,8 +37,8 @@ def create_model(name: str, num_classes: int, *, in_chans: int = 3, pretrained: 
         name: ``resnet20``, ``resnet32``, ``resnet44``, ``resnet56`` (basic blocks) or ``resnet110`` (the paper's
             bottleneck), ``pyramidnet110`` (α̃ 64), ``pyramidnet200`` (α̃ 240) for CIFAR; ``resnet18_cifar``,
             ``resnet50_cifar`` and so on: timm's ResNet with a 3×3 stem of stride 1 and no max-pooling;
-            ``geresnet50``, ``geresnet101``: with Gather-Excite, for images of 224×224; or any model name of timm
-            (``seresnet50``, ``resnext101_32x4d``, ...).
+            ``geresnet50``, ``geresnet101``: with Gather-Excite, for images of 224×224; ``resnet50_wsol`` (its last
+            stage does not stride) and ``vgg16_gap`` for localization; or any name of timm (``seresnet50``, ...).
         num_classes: Outputs, at least 1.
         in_chans: Channels of the images, at least 1.
         pretrained: False: random weights. True: timm's weights for this name, downloaded. A path: a file of weights
@@ -57,6 +59,15 @@ def create_model(name: str, num_classes: int, *, in_chans: int = 3, pretrained: 
         _refuse_download(name, pretrained)
         attention = {"block_args": {"attn_layer": GatherExcite}}
         model = _timm_model(_GATHER_EXCITE[name], num_classes, in_chans, download=False, **attention)
+    elif name == "resnet50_wsol":
+        model = widen_last_stage(_timm_model("resnet50", num_classes, in_chans, download=pretrained is True))
+    elif name == "vgg16_gap":
+        model = VggGap(num_classes, in_chans)
+        if pretrained is True:
+            model.load_backbone(_timm_model("vgg16", num_classes, in_chans, download=True).state_dict())
+        elif pretrained and "conv6.weight" not in (weights := read_weights(Path(pretrained))[0]):
+            model.load_backbone(weights)
+            return model
     elif name.endswith("_cifar"):
         _refuse_download(name, pretrained)
         model = _with_cifar_stem(name, num_classes, in_chans)
@@ -146,7 +157,7 @@ def _timm_model(name: str, num_classes: int, in_chans: int, *, download: bool, *
 def _unknown(name: str) -> InputError:
     import timm
 
-    own = [*_CIFAR_NETWORKS, "resnet18_cifar", "resnet34_cifar", "resnet50_cifar", *_GATHER_EXCITE]
+    own = [*_CIFAR_NETWORKS, *(f"resnet{n}_cifar" for n in (18, 34, 50)), *_GATHER_EXCITE, *_FOR_LOCALIZATION]
     close = get_close_matches(name, [*own, *timm.list_models()], n=5)
     hint = f"the closest are {', '.join(close)}" if close else f"known are {', '.join(own)} and timm's models"
     return InputError(f"no model is called {name!r}; {hint}")

@@ -1,0 +1,140 @@
+"""Boxes from maps, and how well they fit: the tightest box of the largest component, intersection over union.
+
+A box is x0, y0, x1, y1 in pixels from the image's upper left corner, x1 and y1 exclusive: the whole of a W×H image is
+(0, 0, W, H).
+"""
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Literal, get_args
+
+import numpy as np
+from scipy import ndimage
+
+from cutmix.errors import InputError
+
+Backend = Literal["scipy", "opencv"]
+Contours = Literal["largest", "all"]
+
+
+def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return intersection over union, |a ∩ b| / |a ∪ b|, in [0, 1]; 0 where both are empty.
+
+    Args:
+        a: (..., 4) boxes.
+        b: (..., 4) boxes, of a shape that broadcasts with a's.
+
+    Returns:
+        (...) float64.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    inner = sides.clip(0).prod(-1)
+    outer = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - inner
+    return np.divide(inner, outer, out=np.zeros(inner.shape), where=outer > 0)
+
+
+def best_iou(predicted: np.ndarray, boxes: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the IoU of each image's predicted box with the one of its true boxes that it fits best.
+
+    Args:
+        predicted: (N, 4).
+        boxes: N arrays (B, 4), B at least 1.
+
+    Returns:
+        (N,) float64.
+
+    Raises:
+        InputError: If the counts differ or an image has no box.
+    """
+    true = padded_boxes(len(predicted), boxes, "predicted boxes")
+    return box_iou(np.asarray(predicted)[:, None], true).max(1)
+
+
+def padded_boxes(n: int, boxes: Sequence[np.ndarray], what: str = "maps") -> np.ndarray:
+    """Return the true boxes as one array (n, most boxes of an image, 4), the last box of an image repeated.
+
+    Raises:
+        InputError: If these are not the boxes of n images, or an image has none.
+    """
+    if len(boxes) != n:
+        raise InputError(f"there are {n} {what}, but boxes of {len(boxes)} images; expected as many")
+    each = [np.asarray(own, dtype=np.float64).reshape(-1, 4) for own in boxes]
+    without = next((i for i, own in enumerate(each) if not len(own)), None)
+    if without is not None:
+        raise InputError(f"image {without} has no box; expected at least one for each of the {n} images")
+    most = max((len(own) for own in each), default=1)
+    return np.stack([own[np.minimum(np.arange(most), len(own) - 1)] for own in each]) if n else np.empty((0, 1, 4))
+
+
+def box_from_map(cam: np.ndarray, threshold: float = 0.15, backend: Backend = "scipy") -> np.ndarray:
+    """Return the tightest box round the largest component of ``cam > threshold · max(cam)``.
+
+    Pixels that touch at a corner are connected. The largest component is the one with the most pixels, among equals
+    the first from above; with "opencv" the one whose contour encloses the largest area, holes included, so that a ring
+    beats a disc of more pixels and a line of one pixel's width has no area at all.
+
+    Args:
+        cam: (h, w), of any range; raw or normalised are two definitions of the threshold, as its zero differs.
+        threshold: Share of the maximum, in [0, 1).
+        backend: "scipy" or "opencv".
+
+    Returns:
+        (4,) int64; all 0 where nothing is above the threshold, as in a map without a positive value.
+
+    Raises:
+        InputError: If the map, the threshold or the backend is not one of these.
+
+    Source: Yun et al. 2019, appendix B: "the tightest box" round the largest component at 15 % of the CAM's maximum.
+    """
+    cam = np.asarray(cam)
+    if cam.ndim != 2:
+        raise InputError(f"the map has the shape {cam.shape}; expected (height, width)")
+    check_thresholds([threshold])
+    above = cam > threshold * float(cam.max()) if cam.max() > 0 else np.zeros(cam.shape, dtype=bool)
+    if uses_opencv(backend):
+        found = contour_boxes(above, "largest")
+        return found[0] if len(found) else np.zeros(4, dtype=np.int64)
+    label, count = ndimage.label(above, structure=np.ones((3, 3)))
+    if not count:
+        return np.zeros(4, dtype=np.int64)
+    largest = np.bincount(label.ravel())[1:].argmax()
+    rows, columns = ndimage.find_objects(label)[largest]
+    return np.array([columns.start, rows.start, columns.stop, rows.stop])
+
+
+def contour_boxes(above: np.ndarray, contours: Contours) -> np.ndarray:
+    """Return the tight boxes (C, 4) of the contours that OpenCV traces, or of the one with the largest area."""
+    cv2 = _import_opencv()
+    outlines = list(cv2.findContours(above.astype(np.uint8), cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[0])
+    if contours == "largest" and outlines:
+        outlines = [max(outlines, key=cv2.contourArea)]
+    corners = np.array([cv2.boundingRect(outline) for outline in outlines], dtype=np.int64).reshape(-1, 4)
+    corners[:, 2:] += corners[:, :2]
+    return corners
+
+
+def uses_opencv(backend: str) -> bool:
+    """Return whether OpenCV is asked for, and see that it is there."""
+    if backend not in get_args(Backend):
+        raise InputError(f"backend is {backend!r}; expected 'scipy' or 'opencv'")
+    return backend == "opencv" and bool(_import_opencv())
+
+
+def _import_opencv() -> ModuleType:
+    try:
+        import cv2
+    except ImportError:
+        raise InputError(
+            "backend is 'opencv', but OpenCV is not installed: pip install opencv-python-headless"
+        ) from None
+    return cv2
+
+
+def check_thresholds(thresholds: Sequence[float] | np.ndarray) -> None:
+    """Refuse thresholds that are no shares of the maximum."""
+    if not len(thresholds):
+        raise InputError("no threshold is given; expected one or more shares of the maximum in [0, 1)")
+    wrong = [float(each) for each in thresholds if not 0 <= each < 1]
+    if wrong:
+        raise InputError(f"the threshold is {wrong[0]}; expected a share of the maximum in [0, 1)")

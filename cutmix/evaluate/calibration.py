@@ -1,0 +1,287 @@
+"""Calibration: does a confidence of 80 % mean right in 80 % of the cases?
+
+The confidence is the largest probability, and bins are (low, high]. All arithmetic is float64. A calibration error of
+bins is biased upwards, the more the fewer the images: it is never given without n, bins and interval, and NLL and
+Brier score, which have no bins, stand beside it.
+
+Source: Guo et al. (2017) for ECE, MCE and the temperature; Nguyen and O'Connor (2015) for bins of equal mass; Kumar et
+al. (2019) for the debiased error. Checked against torchmetrics' ``MulticlassCalibrationError`` (ℓ₁ and max norm).
+"""
+
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from scipy.optimize import brentq
+from scipy.special import log_softmax
+from torch import Tensor
+
+from cutmix.evaluate.bootstrap import bootstrap_interval, resamples
+from cutmix.evaluate.calibration_bins import (
+    Reliability,
+    bin_edges,
+    chance_error,
+    debiased_error,
+    expected_error,
+    max_error,
+    one_hot_bins,
+    reliability_table,
+)
+from cutmix.evaluate.classifier import Classifier, Suite
+from cutmix.evaluate.logits import as_logits, as_probabilities, class_ids
+from cutmix.seeding import derive_seed
+
+_TEMPERATURES = (1e-3, 1e3)
+
+
+# ---- what is measured: probabilities and labels ----
+
+
+def calibration_error(
+    probabilities: ArrayLike | Tensor, labels: ArrayLike | Tensor, bins: int = 15, adaptive: bool = False
+) -> float:
+    """Return the expected calibration error: Σ_b n_b/N · |acc_b − conf_b|, in per cent.
+
+    Args:
+        probabilities: (N, K), each row non-negative with sum 1.
+        labels: Class ids, (N,).
+        bins: Number of bins.
+        adaptive: Bins of equal mass instead of equal width; equal confidences are never parted.
+
+    Raises:
+        InputError: If these are no probabilities, or labels do not fit them.
+    """
+    return expected_error(reliability(probabilities, labels, bins, adaptive))
+
+
+def max_calibration_error(probabilities: ArrayLike | Tensor, labels: ArrayLike | Tensor, bins: int = 15) -> float:
+    """Return the largest |acc_b − conf_b| of the bins that hold images, in per cent; see :func:`calibration_error`."""
+    return max_error(reliability(probabilities, labels, bins))
+
+
+def debiased_calibration_error(probabilities: ArrayLike | Tensor, labels: ArrayLike | Tensor, bins: int = 15) -> float:
+    """Return ECE less what the noise of the bins' accuracies adds to it, in per cent.
+
+    With d_b = acc_b − conf_b and σ_b² = acc_b (1 − acc_b) / n_b: ECE − Σ_b n_b/N · (E|N(d_b, σ_b²)| − |d_b|). It can be
+    below 0, and some bias is left where the classifier is nearly calibrated.
+
+    Source: Kumar et al. (2019), section 5, ℓ₁; the expectation, which their code samples, is exact here.
+    """
+    return debiased_error(reliability(probabilities, labels, bins))
+
+
+def signed_gap(probabilities: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> float:
+    """Return mean confidence − accuracy, in percentage points: above 0 is over-confident, below 0 under-confident."""
+    confidence, right = _top(*_checked(probabilities, labels))
+    return 100 * float(confidence.mean() - right.mean())
+
+
+def nll(probabilities: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> float:
+    """Return the mean of −log p of the true class, in nats; infinite if one of them has probability 0."""
+    p, ids = _checked(probabilities, labels)
+    with np.errstate(divide="ignore"):
+        return float(-np.log(p[np.arange(len(ids)), ids]).mean())
+
+
+def brier(probabilities: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> float:
+    """Return the mean over images of Σ_k (p_k − [k is the label])², in [0, 2]."""
+    return float(_brier(*_checked(probabilities, labels)).mean())
+
+
+def reliability(
+    probabilities: ArrayLike | Tensor, labels: ArrayLike | Tensor, bins: int = 15, adaptive: bool = False
+) -> Reliability:
+    """Return what a reliability diagram shows; the arguments are those of :func:`calibration_error`."""
+    confidence, right = _top(*_checked(probabilities, labels))
+    edges = bin_edges(confidence, bins, adaptive)
+    sums = one_hot_bins(confidence, edges).T @ np.stack([np.ones_like(confidence), confidence, right], 1)
+    return reliability_table(edges, sums)
+
+
+# ---- temperature ----
+
+
+def fit_temperature(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> float:
+    """Return the temperature T whose softmax(logits / T) has the least NLL on these images.
+
+    NLL is convex in 1/T, so its slope, E_p[logit] − logit of the label, has one zero, which is found in log T. Where
+    there is none, as when every image is right by far, T is the end of its range.
+
+    Args:
+        logits: (N, K).
+        labels: Class ids, (N,). What is measured with T needs other images.
+
+    Returns:
+        T in [0.001, 1000]; above 1 the classifier was over-confident.
+
+    Raises:
+        InputError: If these are no logits, or labels do not fit them.
+
+    Source: Guo et al. (2017), section 4.2.
+    """
+    z = as_logits(logits)
+    z -= z.max(1, keepdims=True)
+    own = z[np.arange(len(z)), class_ids(labels, z)]
+
+    def slope(log_t: float) -> float:
+        p = np.exp(log_softmax(z * np.exp(-log_t), axis=1))
+        return float(((p * z).sum(1) - own).mean())
+
+    cold, hot = np.log(_TEMPERATURES)
+    at_cold, at_hot = slope(cold), slope(hot)
+    if at_cold == at_hot:  # logits that say nothing: every temperature is the same
+        return 1.0
+    if at_cold <= 0 or at_hot >= 0:
+        return _TEMPERATURES[0] if at_cold <= 0 else _TEMPERATURES[1]
+    return float(np.exp(brentq(slope, cold, hot)))
+
+
+# ---- the suite ----
+
+
+def calibration_suite(
+    classifier: Classifier,
+    logits: Tensor | None = None,
+    *,
+    bins: int = 15,
+    draws: int = 1000,
+    confidence: float = 0.95,
+    seed: int | None = None,
+) -> Suite:
+    """Measure the calibration of a classifier, and what a temperature makes of it.
+
+    The temperature is fitted on one random half of the images and measured on the other, with the errors of that same
+    half before. Bins of equal mass are kept while images are resampled for the intervals.
+
+    Args:
+        classifier: What is measured.
+        logits: Its logits on its images, (N, K), where they are known already.
+        bins: Number of bins.
+        draws: Resamples for the intervals.
+        confidence: Of the intervals.
+        seed: Of halves and resamples; by default the classifier's.
+
+    Returns:
+        Records, and the arrays ``confidence`` (N,) float64, ``right`` (N,) bool, ``reliability`` and
+        ``reliability_adaptive`` (bins, 5) float64 with the columns of :class:`Reliability`, ``held_out`` (N,) bool.
+    """
+    seed = classifier.seed if seed is None else seed
+    z = as_logits(classifier.predict() if logits is None else logits)
+    ids = class_ids(classifier.labels, z)
+    common = {"confidence": confidence, "suite": "calibration"}
+    whole = _Sample(z, ids, bins)
+    records = whole.records(common, draws, (seed, "calibration", "all"))
+    half = torch.randperm(len(z), generator=torch.Generator().manual_seed(derive_seed(seed, "calibration", "half")))
+    fitted, held_out = half[: len(z) // 2].numpy(), half[len(z) // 2 :].numpy()
+    if len(fitted):
+        records += _temperature_records(z, ids, fitted, held_out, bins, common, draws, seed)
+    arrays = {
+        "confidence": whole.confidence,
+        "right": whole.right.astype(bool),
+        "reliability": np.stack(whole.equal, 1).astype(np.float64),
+        "reliability_adaptive": np.stack(whole.adaptive, 1).astype(np.float64),
+        "held_out": np.isin(np.arange(len(z)), held_out),
+    }
+    return Suite(records, arrays)
+
+
+def _temperature_records(
+    z: np.ndarray, ids: np.ndarray, fitted: np.ndarray, held_out: np.ndarray, bins: int, common: dict[str, Any],
+    draws: int, seed: int,
+) -> list[dict[str, Any]]:  # fmt: skip
+    t = fit_temperature(z[fitted], ids[fitted])
+    note = f"fitted on a random half of the images, {len(fitted):,}, and measured on the other {len(held_out):,}"
+    if t in _TEMPERATURES:
+        note += "; the temperature is at the end of its range, so the fitted half has no best one"
+    value = {"measure": "temperature", "value": t, "low": None, "high": None, "n": len(fitted), "note": note}
+    records = [value | common]
+    for name, scale in (("unscaled", 1.0), ("scaled", t)):
+        stream = (seed, "calibration", "held out")  # the same for both: their intervals are comparable
+        for record in _Sample(z[held_out] / scale, ids[held_out], bins).records(common, draws, stream):
+            if record["measure"] in ("ece", "nll", "brier", "signed_gap"):
+                record = record | {"measure": f"{record['measure']}_{name}", "of": "held-out half"}
+                records.append(record | ({"at": t, "note": note} if name == "scaled" else {}))
+    return records
+
+
+class _Sample:
+    """Images as the measures see them: every measure is a function of sums over images, so resampling is a product."""
+
+    def __init__(self, logits: np.ndarray, ids: np.ndarray, bins: int) -> None:
+        log_p = log_softmax(logits, axis=1)
+        p = np.exp(log_p)
+        self.n = len(ids)
+        self.confidence, self.right = _top(p, ids)
+        self.edges = [bin_edges(self.confidence, bins, adaptive) for adaptive in (False, True)]
+        one = np.ones(self.n)
+        losses = np.stack([one, self.confidence, self.right, -log_p[np.arange(self.n), ids], _brier(p, ids)], 1)
+        hot = np.concatenate([one_hot_bins(self.confidence, edge) for edge in self.edges], 1)
+        parts = [hot * column[:, None] for column in (one, self.confidence, self.right)]
+        self.columns = np.concatenate([losses, *parts], 1)
+        sums = self.columns.sum(0)
+        self.equal, self.adaptive = self.tables(sums)
+        self.values = self.measures(sums)
+
+    def tables(self, sums: np.ndarray) -> tuple[Reliability, Reliability]:
+        bins = len(self.edges[0]) - 1
+        parts = sums[5:].reshape(3, 2, bins)
+        return reliability_table(self.edges[0], parts[:, 0].T), reliability_table(self.edges[1], parts[:, 1].T)
+
+    def measures(self, sums: np.ndarray) -> dict[str, float]:
+        equal, adaptive = self.tables(sums)
+        _, confidence, right, loss, square = sums[:5] / sums[0]
+        return {
+            "ece": expected_error(equal), "ece_adaptive": expected_error(adaptive),
+            "ece_debiased": debiased_error(equal), "mce": max_error(equal),
+            "signed_gap": 100 * float(confidence - right), "nll": float(loss), "brier": float(square),
+        }  # fmt: skip
+
+    def records(self, common: dict[str, Any], draws: int, stream: tuple[int | str, ...]) -> list[dict[str, Any]]:
+        drawn = self.resampled(draws, stream)
+        records = []
+        for name, value in self.values.items():
+            spread, (least, most) = np.array([draw[name] for draw in drawn]), _RANGES.get(name, (0.0, 100.0))
+            low, high = bootstrap_interval(value, spread, common["confidence"], least, most)
+            record = {"measure": name, "value": value, "low": low, "high": high, "n": self.n, **common}
+            if name not in ("nll", "brier", "signed_gap"):
+                record["bins"] = len(self.edges[0]) - 1
+            if name == "ece":
+                by_chance = chance_error(self.confidence, self.edges[0])
+                record["note"] = (
+                    f"biased upwards: of {self.n:,} images in {record['bins']} bins, a perfectly calibrated classifier "
+                    f"with these confidences would have {by_chance:.2f} on average"
+                )
+            records.append(record)
+        return records
+
+    def resampled(self, draws: int, stream: tuple[int | str, ...]) -> list[dict[str, float]]:
+        drawn = []
+        indices = resamples(self.n, draws, *stream)
+        while block := list(islice(indices, 64)):  # a matrix at a time is several times faster than a row
+            counts = np.stack([np.bincount(index, minlength=self.n) for index in block]).astype(np.float64)
+            drawn += [self.measures(sums) for sums in counts @ self.columns]
+        return drawn
+
+
+_RANGES = {"signed_gap": (-100.0, 100.0), "nll": (0.0, np.inf), "brier": (0.0, 2.0), "ece_debiased": (-100.0, 100.0)}
+
+
+# ---- each image ----
+
+
+def _checked(probabilities: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> tuple[np.ndarray, np.ndarray]:
+    p = as_probabilities(probabilities)
+    return p, class_ids(labels, p)
+
+
+def _top(p: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each image's confidence and whether it is right, float64; equal probabilities go to the lowest class."""
+    top = p.argmax(1)
+    return p[np.arange(len(p)), top], (top == ids).astype(np.float64)
+
+
+def _brier(p: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Σ_k p_k² − 2 p_y + 1 of each image."""
+    return (p * p).sum(1) - 2 * p[np.arange(len(p)), ids] + 1

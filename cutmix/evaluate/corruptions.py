@@ -1,0 +1,191 @@
+"""Error on the published corrupted sets: CIFAR-10-C, CIFAR-100-C and ImageNet-C.
+
+Source: Hendrycks and Dietterich 2019. The released files are read; corruptions made anew are not comparable. AlexNet's
+errors are those of the authors' code. The mean is over the 15 corruptions of the benchmark, not over its extra ones.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import norm
+from torch import Tensor
+
+from cutmix.data.decode import read_same_size
+from cutmix.data.folder import EXTENSIONS
+from cutmix.errors import InputError
+from cutmix.evaluate.classification import wilson_interval
+from cutmix.evaluate.classifier import Classifier, Suite
+
+ALEXNET_ERR = {
+    "gaussian_noise": 88.6428, "shot_noise": 89.4468, "impulse_noise": 92.2640, "defocus_blur": 81.9880,
+    "glass_blur": 82.6268, "motion_blur": 78.5948, "zoom_blur": 79.8360, "snow": 86.6816, "frost": 82.6572,
+    "fog": 81.9324, "brightness": 56.4592, "contrast": 85.3204, "elastic_transform": 64.6056, "pixelate": 71.7840,
+    "jpeg_compression": 60.6500,
+}  # fmt: skip
+"""AlexNet's top-1 error on ImageNet-C in per cent, mean over the severities, for each of the 15 corruptions."""
+
+CORRUPTIONS = tuple(ALEXNET_ERR)
+SEVERITIES = (1, 2, 3, 4, 5)
+
+
+def mean_corruption_error(errors: Mapping[str, float]) -> float:
+    """Return mCE = mean over c of 100 · E_c / E_c of AlexNet.
+
+    Args:
+        errors: E_c in per cent, mean over the severities, of each of the 15 corruptions of ImageNet-C.
+
+    Raises:
+        InputError: If a corruption is missing or unknown.
+    """
+    if differing := set(errors) ^ set(CORRUPTIONS):
+        raise InputError(f"errors of the 15 corruptions are expected: '{min(differing)}' is missing or unknown")
+    return sum(100 * errors[name] / ALEXNET_ERR[name] for name in CORRUPTIONS) / len(CORRUPTIONS)
+
+
+def corruption_error(classifier: Classifier, folder: Path) -> Suite:
+    """Measure a classifier on a corrupted set.
+
+    Args:
+        classifier: What is measured; its images say which size is expected, its classes which folders.
+        folder: With ``labels.npy`` and one npy file for each corruption (CIFAR-C: 5 × N images, uint8, NHWC, by rising
+            severity), or with ``CORRUPTION/SEVERITY/CLASS/`` folders of images (ImageNet-C), which are not resized.
+
+    Returns:
+        Records of ``corruption_err`` (of each corruption, at each severity), ``corruption_mean_err`` (of each, mean
+        over the severities), ``mean_corruption_err`` and, for ImageNet-C, ``corruption_ce`` (of each, relative to
+        AlexNet) and ``mce``, in per cent. The intervals of means are over images: the versions of one are one sample.
+
+    Raises:
+        InputError: If files are missing, damaged, of another shape, or do not fit the classifier.
+    """
+    if (folder / "labels.npy").is_file():
+        missed = _array_errors(classifier, folder)
+    elif (folder / CORRUPTIONS[0]).is_dir():
+        missed = _folder_errors(classifier, folder)
+        return Suite(_records(missed, relative=True), {"corruption_right": (~missed).numpy()})
+    else:
+        raise InputError(
+            f"{folder} holds neither labels.npy (CIFAR-C) nor {CORRUPTIONS[0]}/ (ImageNet-C): expected a published set"
+        )
+    return Suite(_records(missed, relative=False), {"corruption_right": (~missed).numpy()})
+
+
+def _records(missed: Tensor, *, relative: bool) -> list[dict[str, Any]]:
+    """Return the records of who is wrong, (15, 5, N)."""
+    records = []
+    for name, corrupted in zip(CORRUPTIONS, missed, strict=True):
+        for severity, cases in zip(SEVERITIES, corrupted, strict=True):
+            share = wilson_interval(int(cases.sum()), len(cases))
+            records.append(_record("corruption_err", *share, of=name, at=float(severity)))
+    errors = 100 * missed.double().mean(1)  # of each corruption and image
+    alexnet = torch.tensor(list(ALEXNET_ERR.values()), dtype=torch.float64)[:, None]
+    kinds = {"corruption_mean_err": ("mean_corruption_err", errors)}
+    if relative:
+        kinds["corruption_ce"] = ("mce", 100 * errors / alexnet)
+    for one, (mean, values) in kinds.items():
+        for name, row in zip(CORRUPTIONS, values, strict=True):
+            records.append(_record(one, *_mean_interval(row), of=name))
+        records.append(_record(mean, *_mean_interval(values.mean(0))))
+    return records
+
+
+def _mean_interval(values: Tensor) -> tuple[float, float | None, float | None, int]:
+    """Return the mean over images, its normal 95 % interval, and their number."""
+    mean, n = float(values.mean()), len(values)
+    if n < 2:
+        return mean, None, None, n
+    half = norm.ppf(0.975) * float(values.std()) / n**0.5
+    return mean, max(mean - half, 0.0), mean + half, n
+
+
+def _record(measure: str, value: float, low: float | None, high: float | None, n: int, **more: Any) -> dict[str, Any]:
+    record = {"measure": measure, "value": value, "low": low, "high": high, "n": n, "confidence": 0.95}
+    return {**record, "suite": "robustness", **more}
+
+
+def _wrong(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
+    """Return who is wrong, (n,) on the CPU, of images (n, C, H, W) uint8."""
+    pixels = images.to(classifier.device).float() / 255
+    return classifier.logits(pixels).argmax(1).cpu() != labels
+
+
+# ---- CIFAR-C ----
+
+
+def _array_errors(classifier: Classifier, folder: Path) -> Tensor:
+    """Return who is wrong, (15, 5, N)."""
+    labels = _labels(classifier, folder / "labels.npy")
+    n = len(labels)
+    channels, height, width = classifier.images.shape[1:]
+    shape = (len(SEVERITIES) * n, height, width, channels)
+    sets = [_load(folder / f"{name}.npy", shape) for name in CORRUPTIONS]
+    missed = torch.empty(len(CORRUPTIONS), len(SEVERITIES), n, dtype=torch.bool)
+    for images, corrupted in zip(sets, missed, strict=True):
+        for severity, cases in enumerate(corrupted):
+            for start in range(0, n, classifier.batch_size):
+                part = slice(start, min(start + classifier.batch_size, n))
+                batch = np.array(images[severity * n + part.start : severity * n + part.stop].transpose(0, 3, 1, 2))
+                cases[part] = _wrong(classifier, torch.from_numpy(batch), labels[part])
+    return missed
+
+
+def _labels(classifier: Classifier, path: Path) -> Tensor:
+    """Return the labels (N,) int64, which the file has once for each severity."""
+    labels = _load(path, None)
+    if labels.ndim != 1 or not len(labels) or len(labels) % len(SEVERITIES) or labels.dtype.kind not in "iu":
+        raise InputError(f"{path} is {labels.shape} {labels.dtype}: expected one class id for each of 5 × N images")
+    rows = torch.from_numpy(labels.astype(np.int64)).view(len(SEVERITIES), -1)
+    if not bool((rows == rows[0]).all()):
+        raise InputError(f"{path} has other labels for other severities: expected the same images five times")
+    if int(rows.min()) < 0 or int(rows.max()) + 1 != len(classifier.classes):
+        raise InputError(
+            f"{path} has classes {int(rows.min())} to {int(rows.max())}, but the network knows "
+            f"{len(classifier.classes)}: expected the corrupted set of the same data"
+        )
+    return rows[0]
+
+
+def _load(path: Path, shape: tuple[int, ...] | None) -> np.ndarray:
+    """Map an array into memory; images must be uint8 of a shape."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = "it is not there" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
+        raise InputError(f"{path} cannot be read as an array: {reason}") from None
+    if shape and (array.shape != shape or array.dtype != np.uint8):
+        raise InputError(f"{path} is {array.shape} {array.dtype}: expected {shape} uint8")
+    return array
+
+
+# ---- ImageNet-C ----
+
+
+def _folder_errors(classifier: Classifier, folder: Path) -> Tensor:
+    """Return who is wrong, (15, 5, N)."""
+    folders = [folder / name / str(severity) for name in CORRUPTIONS for severity in SEVERITIES]
+    if missing := [path for path in folders if not path.is_dir()]:
+        raise InputError(f"{missing[0]} is not there: expected 15 corruptions of 5 severities")
+    names = _images(folders[0])
+    found = {name.split("/")[0] for name in names}
+    if differing := found ^ set(classifier.classes):
+        raise InputError(f"{folders[0]} and the network differ in class '{min(differing)}': expected the same classes")
+    number = {name: index for index, name in enumerate(classifier.classes)}
+    labels = torch.tensor([number[name.split("/")[0]] for name in names])
+    missed = torch.empty(len(folders), len(names), dtype=torch.bool)
+    for path, cases in zip(folders, missed, strict=True):
+        if _images(path) != names:
+            raise InputError(f"{path} holds other images than {folders[0]}: expected the same ones, corrupted")
+        for start in range(0, len(names), classifier.batch_size):
+            part = slice(start, start + classifier.batch_size)
+            images = read_same_size([path / name for name in names[part]], *classifier.images.shape[2:])
+            cases[part] = _wrong(classifier, images, labels[part])
+    return missed.view(len(CORRUPTIONS), len(SEVERITIES), -1)
+
+
+def _images(folder: Path) -> list[str]:
+    """Return CLASS/FILE of every image below, sorted."""
+    files = (path for path in folder.glob("*/*") if path.suffix.lower() in EXTENSIONS)
+    return sorted(path.relative_to(folder).as_posix() for path in files)

@@ -1,0 +1,182 @@
+"""Pictures of where a network looks: boxes on images (the paper's figure 4), and maps of mixed inputs (figure 1).
+
+Lines differ in their dashes and not in colour alone, and every line has a dark edge, so that the pictures can be read
+on any image and printed in grey.
+"""
+
+import io
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib import patheffects
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from cutmix.errors import InputError
+from cutmix.evaluate.boxes import best_iou, box_from_map, padded_boxes
+from cutmix.evaluate.classifier import Classifier
+from cutmix.evaluate.localization import class_maps, maps_of
+from cutmix.mixing import Draw
+from cutmix.seeding import derive_seed
+
+
+def box_gallery(
+    classifier: Classifier, boxes: Sequence[np.ndarray], *, count: int = 12, threshold: float = 0.15, seed: int = 0
+) -> bytes:
+    """Draw images with their true boxes, the boxes from their maps, and what of the maps is above zero.
+
+    The images are chosen at random, not by their score. Beneath each: its class, the IoU, and what was predicted where
+    that is another class.
+
+    Args:
+        classifier: What ``localization_suite`` measures.
+        boxes: N arrays (B, 4) in the pixels of ``classifier.images``.
+        count: Number of images.
+        threshold: Of the map's maximum, in [0, 1).
+        seed: Of the choice.
+
+    Returns:
+        A PNG file.
+
+    Raises:
+        InputError: If there are other boxes than images, or no image is asked for.
+    """
+    if count < 1:
+        raise InputError(f"count is {count}; expected at least one image")
+    padded_boxes(len(classifier), boxes, "images")
+    generator = torch.Generator().manual_seed(derive_seed(seed, "gallery"))
+    chosen = torch.randperm(len(classifier), generator=generator)[:count].sort().values
+    maps, logits = class_maps(classifier, chosen.to(classifier.images.device))
+    cams, answers = maps.cpu().numpy(), logits.argmax(1).tolist()
+    found = np.stack([box_from_map(cam, threshold) for cam in cams])
+    true = [np.asarray(boxes[i]).reshape(-1, 4) for i in chosen.tolist()]
+    fits = best_iou(found, true)
+    shown, labels = _pixels(classifier.images[chosen.to(classifier.images.device)]), classifier.labels.tolist()
+    columns = min(len(chosen), 6)
+    rows = -(-len(chosen) // columns)
+    figure = Figure(figsize=(1.9 * columns, 2.4 * rows + 0.4), dpi=120, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[len(chosen) :]:
+        axis.set_axis_off()
+    for k, axis in enumerate(axes[: len(chosen)]):
+        _overlay(axis, shown[k], cams[k] / max(cams[k].max(), np.finfo(np.float32).tiny))
+        for box in true[k]:
+            _outline(axis, box, "red", "solid")
+        _outline(axis, found[k], "lime", (0, (3, 2)))
+        label = labels[int(chosen[k])]
+        answer = "" if answers[k] == label else f"\n(predicted: {_short(classifier.classes[answers[k]])})"
+        text = f"{_short(classifier.classes[label])}, IoU {fits[k]:.2f}{answer}"
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+        axis.set_xlabel(text, fontsize=8, labelpad=6, parse_math=False)
+    keys = [
+        Rectangle((0, 0), 1, 1, fill=False, edgecolor="red", linewidth=2, label="true box"),
+        Rectangle((0, 0), 1, 1, fill=False, edgecolor="lime", linewidth=2, linestyle=(0, (3, 2)), label="from the map"),
+    ]
+    figure.legend(handles=keys, loc="outside upper center", ncols=2, fontsize=8, facecolor="0.6", handlelength=3)
+    return _png(figure)
+
+
+def mixed_maps(classifier: Classifier, first: int, second: int) -> bytes:
+    """Draw what Mixup, Cutout and CutMix make of a pair of images, and the maps of both classes in each.
+
+    Half of each image goes into Mixup; Cutout's hole, in the mean colour, and CutMix's patch of the second image cover
+    the same quarter, in the middle. The colours of a map run from zero to the greatest activation of all six, so the
+    maps can be compared; what is below zero is left out.
+
+    Args:
+        classifier: A network that ``find_head`` accepts.
+        first: Index of the image that is mixed into, of one class.
+        second: Index of the image that is mixed in, of another class.
+
+    Returns:
+        A PNG file.
+
+    Raises:
+        InputError: If an image does not exist or the classes are the same.
+    """
+    for index in (first, second):
+        if not 0 <= index < len(classifier):
+            raise InputError(f"there is no image {index}; expected 0 to {len(classifier) - 1}")
+    pair = torch.tensor([first, second], device=classifier.labels.device)
+    labels = classifier.labels[pair].tolist()
+    if labels[0] == labels[1]:
+        raise InputError(
+            f"images {first} and {second} are both of {classifier.classes[labels[0]]}; expected two classes"
+        )
+    inputs = _mixed(classifier, classifier.pixels(pair))
+    pixels = torch.stack(list(inputs.values()))
+    maps = [
+        maps_of(classifier, pixels, torch.full((len(pixels),), label, device=pixels.device))[0].clamp(min=0).cpu()
+        for label in labels
+    ]
+    greatest = max(float(torch.stack(maps).max()), torch.finfo(torch.float32).tiny)
+    figure = Figure(figsize=(1.8 * len(inputs) + 0.9, 6.0), dpi=120, layout="constrained")
+    axes = figure.subplots(3, len(inputs), squeeze=False)
+    shown = _pixels(pixels)
+    for column, name in enumerate(inputs):
+        axes[0, column].imshow(shown[column])
+        axes[0, column].set_title(name, fontsize=9)
+        for row, cams in enumerate(maps, 1):
+            _overlay(axes[row, column], shown[column], cams[column].numpy() / greatest)
+    for axis in axes.ravel():
+        axis.set(xticks=[], yticks=[])
+    axes[0, 0].set_ylabel("input", fontsize=9)
+    for row, label in enumerate(labels, 1):
+        axes[row, 0].set_ylabel(f"map of\n{_short(classifier.classes[label])}", fontsize=9, parse_math=False)
+    return _png(figure)
+
+
+def _mixed(classifier: Classifier, pair: Tensor) -> dict[str, Tensor]:
+    """Return the two images and what the three methods make of them, by name, each (C, H, W)."""
+    height, width = pair.shape[-2:]
+    box = (width // 4, height // 4, width // 4 + width // 2, height // 4 + height // 2)
+    other = torch.tensor([1, 0])
+    hole = pair[0].clone()
+    mean = torch.tensor(classifier.mean, device=pair.device)
+    hole[:, box[1] : box[3], box[0] : box[2]] = mean[:, None, None]
+    return {
+        "first": pair[0],
+        "second": pair[1],
+        "Mixup": Draw.from_lam(other, 0.5).apply(pair)[0],
+        "Cutout": hole,
+        "CutMix": Draw.from_boxes(other, box, (height, width)).apply(pair)[0],
+    }
+
+
+def _pixels(images: Tensor) -> np.ndarray:
+    """Return images (n, C, H, W), bytes or shares, as (n, H, W, 3) in [0, 1]."""
+    shares = images.float() / 255 if images.dtype == torch.uint8 else images
+    return shares.clamp(0, 1).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _overlay(axis: Any, image: np.ndarray, cam: np.ndarray) -> None:
+    """Show the image in grey under the map in colour, as strong as the map is."""
+    extent = (0, image.shape[1], image.shape[0], 0)  # a box's edges are the pixels' edges
+    grey = image @ np.array([0.299, 0.587, 0.114])
+    axis.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="nearest")
+    axis.imshow(cam, cmap="inferno", vmin=0, vmax=1, alpha=0.65 * cam.clip(0, 1) ** 0.5, extent=extent)
+
+
+def _outline(axis: Any, box: np.ndarray, color: str, style: Any) -> None:
+    x0, y0, x1, y1 = (float(value) for value in box)
+    frame = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, linewidth=2, linestyle=style)
+    frame.set_path_effects([patheffects.Stroke(linewidth=3.5, foreground="black"), patheffects.Normal()])
+    frame.set_clip_on(False)
+    axis.add_patch(frame)
+
+
+def _short(name: str, length: int = 20) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+")  # a class name in a script that the font lacks
+        figure.savefig(file, format="png")
+    return file.getvalue()

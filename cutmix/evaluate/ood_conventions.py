@@ -1,0 +1,274 @@
+"""The conventions by which out-of-distribution detection is measured, as functions of how often each score occurs.
+
+In-distribution (ID) is positive, and its scores are meant to be higher. The conventions agree where no two scores are
+equal and the sets are large; over-confident float32 scores, many of them exactly 1, move AUROC by twenty points.
+
+Source: the code of ODIN (``calMetric.py``), of Lee et al. 2018a (Confident_classifier) and 2018b
+(deep_Mahalanobis_detector), of OpenOOD v1.5; each is tested against a loop written from its definition, and AUROC and
+AUPR of "exact" against scikit-learn.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.integrate import trapezoid
+from torch import Tensor
+
+from cutmix.errors import InputError
+from cutmix.evaluate.bootstrap import resamples
+from cutmix.evaluate.logits import as_numpy
+
+Convention = Literal["exact", "odin", "confident", "mahalanobis", "openood"]
+
+
+class OodMetrics(NamedTuple):
+    """How well a score tells two sets of images apart, in per cent.
+
+    Attributes:
+        tnr95: True negative rate where the true positive rate is 95 %; NaN where a convention finds no such place.
+        auroc: Area under the ROC curve: the probability that an ID image has the higher score.
+        detection_acc: Largest mean of true positive and true negative rate, over all thresholds.
+        aupr_in: Area under precision and recall, ID positive.
+        aupr_out: The same, OOD positive.
+        ties: Share of the scores that some image of the other set has too.
+    """
+
+    tnr95: float
+    auroc: float
+    detection_acc: float
+    aupr_in: float
+    aupr_out: float
+    ties: float
+
+
+class Counts(NamedTuple):
+    """How often each score occurs on each side: all that the measures need, so that a resample is new counts.
+
+    Attributes:
+        values: The different scores, ascending, (U,).
+        id: ID images with that score, (U,) int64.
+        ood: OOD images with that score, (U,) int64.
+        id_to: ID images with that score or a lower one, (U,) int64.
+        ood_to: OOD images with that score or a lower one, (U,) int64.
+    """
+
+    values: np.ndarray
+    id: np.ndarray
+    ood: np.ndarray
+    id_to: np.ndarray
+    ood_to: np.ndarray
+
+    @property
+    def n(self) -> int:
+        """Number of ID images."""
+        return int(self.id_to[-1])
+
+    @property
+    def m(self) -> int:
+        """Number of OOD images."""
+        return int(self.ood_to[-1])
+
+
+class Sides:
+    """The scores of both sides, sorted once, together."""
+
+    def __init__(self, id_scores: np.ndarray, ood_scores: np.ndarray) -> None:
+        self.values, rank = np.unique(np.concatenate([id_scores, ood_scores]), return_inverse=True)
+        self.id_rank, self.ood_rank = rank[: len(id_scores)], rank[len(id_scores) :]
+
+    def counts(self, id_index: np.ndarray | slice = slice(None), ood_index: np.ndarray | slice = slice(None)) -> Counts:
+        """Count the scores of some images of each side, by default of all."""
+        size = len(self.values)
+        inside = np.bincount(self.id_rank[id_index], minlength=size)
+        outside = np.bincount(self.ood_rank[ood_index], minlength=size)
+        return Counts(self.values, inside, outside, np.cumsum(inside), np.cumsum(outside))
+
+    def resampled(self, statistic: "Statistic", draws: int, seed: int, name: str) -> np.ndarray:
+        """Return the statistic of each resample, (draws, measures); ID is resampled the same way for every ``name``."""
+        ids = resamples(len(self.id_rank), draws, seed, "ood", "in")
+        oods = resamples(len(self.ood_rank), draws, seed, "ood", name)
+        return np.array([statistic(self.counts(*pair)) for pair in zip(ids, oods, strict=True)])
+
+
+Statistic = Callable[[Counts], Sequence[float]]
+
+
+def as_scores(scores: ArrayLike | Tensor, side: str) -> np.ndarray:
+    """Return scores as (N,) float64.
+
+    Raises:
+        InputError: If there are none, they have another shape, or one is not finite.
+    """
+    array = as_numpy(scores).astype(np.float64)
+    if array.ndim != 1 or not len(array):
+        raise InputError(f"the {side} scores have the shape {array.shape}: expected one score for each image, (N,)")
+    if not np.isfinite(array).all():
+        count = int((~np.isfinite(array)).sum())
+        raise InputError(f"{count:,} of the {side} scores are NaN or infinite, so nothing can be measured")
+    return array
+
+
+def statistic_of(convention: str, num_classes: int | None) -> Callable[[Counts], OodMetrics]:
+    """Return a convention as a function of the counts.
+
+    Raises:
+        InputError: If there is none of that name, or "odin" is not told the number of classes.
+    """
+    if convention == "odin":
+        if num_classes is None or num_classes < 2:
+            raise InputError(f"num_classes is {num_classes}: ODIN's thresholds run from 1/K to 1, for K of 2 or more")
+        return partial(_odin, num_classes=num_classes)
+    if convention not in CONVENTIONS:
+        raise InputError(f"the convention is '{convention}': expected one of {', '.join(get_args(Convention))}")
+    return CONVENTIONS[convention]
+
+
+# ---- conventions ----
+
+
+def exact(c: Counts) -> OodMetrics:
+    """Return the measures by their definitions, a tie counted as half."""
+    return OodMetrics(
+        _tnr95(c),
+        auroc(c),
+        _detection_acc(c),
+        _average_precision(c.id, c.n - c.id_to + c.id, c.m - c.ood_to + c.ood),
+        _average_precision(c.ood, c.ood_to, c.id_to),
+        _ties(c),
+    )
+
+
+def _tnr95(c: Counts) -> float:
+    """OOD below t, the highest score with 95 % of ID at or above it; in integers, as 0.95 n may not be one."""
+    place = np.searchsorted(c.id_to, c.n - -(-95 * c.n // 100), side="right")
+    return 100 * float(c.ood_to[place] - c.ood[place]) / c.m
+
+
+def auroc(c: Counts) -> float:
+    """Return P(ID > OOD) + P(ID = OOD) / 2, in per cent."""
+    return 100 * float(np.dot(c.id, 2 * c.ood_to - c.ood)) / (2 * c.n * c.m)
+
+
+def _detection_acc(c: Counts) -> float:
+    return 50 * (1 + max(0.0, float((c.ood_to / c.m - c.id_to / c.n).max())))
+
+
+def _average_precision(positive: np.ndarray, found: np.ndarray, false: np.ndarray) -> float:
+    """Σ precision · (gain in recall), of counts at each threshold."""
+    precision = found / np.maximum(found + false, 1)
+    return 100 * float((positive * precision).sum()) / int(positive.sum())
+
+
+def _ties(c: Counts) -> float:
+    shared = (c.id > 0) & (c.ood > 0)
+    return 100 * float((c.id + c.ood)[shared].sum()) / (c.n + c.m)
+
+
+def _mahalanobis(c: Counts) -> OodMetrics:
+    # one sample a step, upwards: of equal scores those of ID come first
+    steps = np.repeat(np.tile([True, False], len(c.values)), np.stack([c.id, c.ood], 1).ravel())
+    tp, fp = (np.concatenate([[0], np.cumsum(side)]) for side in (steps, ~steps))
+    tp, fp = c.n - tp, c.m - fp
+    tnr95, area = mahalanobis_tnr95_auroc(c)
+    some = tp + fp > 0  # not at the end, where nothing is left
+    aupr_in = trapezoid(np.r_[0.5, tp[some] / (tp + fp)[some], 0.0][::-1], np.r_[1.0, tp[some] / c.n, 0.0][::-1])
+    tn, fn = c.m - fp, c.n - tp
+    some = tn + fn > 0
+    aupr_out = trapezoid(np.r_[0.0, tn[some] / (tn + fn)[some], 0.5], np.r_[0.0, tn[some] / c.m, 1.0])
+    return OodMetrics(tnr95, area, _detection_acc(c), 100 * float(aupr_in), 100 * float(aupr_out), _ties(c))
+
+
+def mahalanobis_tnr95_auroc(c: Counts) -> tuple[float, float]:
+    """Return P(ID > OOD), a tie lost, after OOD below the i-th lowest ID score, (n − i)/n nearest to 0.95."""
+    i = min((c.n // 20, c.n // 20 + 1), key=lambda i: abs((c.n - i) / c.n - 0.95))
+    below = c.ood_to - c.ood
+    tnr95 = float(below[np.searchsorted(c.id_to, i)]) / c.m if i else 0.0
+    return 100 * tnr95, 100 * float(np.dot(c.id, below)) / (c.n * c.m)
+
+
+def _openood(c: Counts) -> OodMetrics:
+    place = np.searchsorted(c.ood_to, -(-95 * c.m // 100))  # OOD positive: 95 % of it at or below
+    return OodMetrics(
+        100 * (1 - float(c.id_to[place]) / c.n),
+        auroc(c),
+        _detection_acc(c),
+        _precision_recall_area((c.n - c.id_to + c.id)[::-1], (c.m - c.ood_to + c.ood)[::-1]),
+        _precision_recall_area(c.ood_to, c.id_to),
+        _ties(c),
+    )
+
+
+def _precision_recall_area(found: np.ndarray, false: np.ndarray) -> float:
+    """Area by trapezoids from precision 1 at recall 0, of counts that grow with each threshold."""
+    precision = np.where(found + false > 0, found / np.maximum(found + false, 1), 1.0)
+    return 100 * float(trapezoid(np.r_[1.0, precision], np.r_[0.0, found / found[-1]]))
+
+
+def _odin(c: Counts, num_classes: int) -> OodMetrics:
+    used = c.values[(c.id > 0) | (c.ood > 0)]
+    if used[0] < 0 or used[-1] > 1 + 1e-6:
+        raise InputError(
+            f"the scores go from {used[0]:.4g} to {used[-1]:.4g}: the convention 'odin' is for probabilities"
+        )
+    return _grid(c, 1 / num_classes, 1.0, 100_000, (0.9495, 0.9505), float("nan"), tail=True)
+
+
+def _confident(c: Counts) -> OodMetrics:
+    used = c.values[(c.id > 0) | (c.ood > 0)]
+    if len(used) < 2:
+        raise InputError("every score is the same: the convention 'confident' has no thresholds then")
+    return _grid(c, used[0], used[-1], 200_000, (0.94, 0.96), 1.0, tail=False)
+
+
+def _grid(
+    c: Counts, start: float, end: float, steps: int, window: tuple[float, float], otherwise: float, *, tail: bool
+) -> OodMetrics:
+    """Measure at evenly spaced thresholds, ID counted at or above one, OOD above it; precision of rates, not counts.
+
+    Args:
+        c: The counts.
+        start: First threshold.
+        end: The thresholds end before it.
+        steps: How many there are.
+        window: The TPR whose FPR is averaged.
+        otherwise: FPR where no threshold gives such a TPR.
+        tail: Whether the ROC curve's last piece counts.
+    """
+    gap = (end - start) / steps
+    up, down = np.arange(start, end, gap), np.arange(end, start, -gap)
+    id_to, ood_to = np.r_[0, c.id_to], np.r_[0, c.ood_to]
+    below, upto = np.searchsorted(c.values, up), np.searchsorted(c.values, up, side="right")
+    tpr, fpr = (c.n - id_to[below]) / c.n, (c.m - ood_to[upto]) / c.m
+    inside = (tpr >= window[0]) & (tpr <= window[1])
+    auroc = float(np.dot(-np.diff(fpr, prepend=1.0), tpr)) + (float(fpr[-1] * tpr[-1]) if tail else 0.0)
+    error = min(1.0, float((id_to[below] / c.n + fpr).min()) / 2)
+    under = np.searchsorted(c.values, down)
+    return OodMetrics(
+        100 * (1 - (float(fpr[inside].mean()) if inside.any() else otherwise)),
+        100 * auroc,
+        100 * (1 - error),
+        _left_area(tpr, (c.m - ood_to[below]) / c.m),
+        _left_area(ood_to[under] / c.m, id_to[under] / c.n),
+        _ties(c),
+    )
+
+
+def _left_area(recall: np.ndarray, false: np.ndarray) -> float:
+    """Area under precision and falling recall, each piece as high as at its lower end, and the last one to 0."""
+    some = recall + false > 0
+    if not some.any():
+        return float("nan")
+    recall, false = recall[some], false[some]
+    precision = recall / (recall + false)
+    return 100 * float(np.dot(-np.diff(recall, prepend=1.0), precision) + recall[-1] * precision[-1])
+
+
+CONVENTIONS: dict[str, Callable[[Counts], OodMetrics]] = {
+    "exact": exact,
+    "confident": _confident,
+    "mahalanobis": _mahalanobis,
+    "openood": _openood,
+}

@@ -1,0 +1,183 @@
+"""Each run against the baseline, image by image, from what `cutmix evaluate` left of every image. No torch here."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+
+from cutmix.comparison import is_plain
+from cutmix.errors import InputError
+from cutmix.runs import Json, Run
+from cutmix.statistics import Difference, auroc_difference, ece_difference, holm, rate_difference
+
+Arrays = Mapping[str, np.ndarray]
+
+IOU = 0.5  # above which a box is right
+
+
+class Compared(NamedTuple):
+    """One measure of a run and of the baseline.
+
+    Attributes:
+        name: The measure's key in ``MEASURES``.
+        of: What it is measured of, such as the other data; "" where it is of the test images alone.
+        at: Where, such as ε.
+        run: Label of the run.
+        baseline: Label of the baseline's run.
+        difference: The run less the baseline; its p-value adjusted, by Holm's method, for all that were compared.
+    """
+
+    name: str
+    of: str
+    at: float | None
+    run: str
+    baseline: str
+    difference: Difference
+
+
+class _Sample(NamedTuple):
+    """What a measure is made of: the arrays, how two of them are compared, and what has to be the same in both."""
+
+    name: str
+    of: str
+    at: float | None
+    values: Any
+    compare: Callable[[Any, Any], Difference]
+    same: tuple[Any, ...] = ()
+
+
+def differences(runs: Sequence[Run], suite: str) -> list[Compared]:
+    """Compare each run with the baseline: the first without any method or, without one, the first of all.
+
+    A run is compared with the baseline's run of its own seed, where there is one; nothing is compared unless both are
+    of the same images.
+
+    Args:
+        runs: All runs of the page; those without the arrays of the suite are passed over.
+        suite: One of the suites of ``cutmix evaluate``.
+
+    Raises:
+        InputError: If a file of arrays is damaged.
+    """
+    measured = {run.label: arrays for run in runs if (arrays := read_arrays(run.arrays(suite)))}
+    samples = {
+        run.label: {
+            (sample.name, sample.of): sample
+            for sample in _SAMPLES[suite](run, measured[run.label])
+            if _last(run, suite, sample.name)
+        }
+        for run in runs
+        if run.label in measured
+    }
+    found = []
+    for baseline, run in against_baseline([run for run in runs if run.label in measured]):
+        if not _same_images(baseline, run, suite):
+            continue
+        for key, second in samples[run.label].items():
+            first = samples[baseline.label].get(key)
+            if first and first.at == second.at and _equal(first.same, second.same):
+                difference = second.compare(first.values, second.values)
+                found.append(Compared(second.name, second.of, second.at, run.label, baseline.label, difference))
+    adjusted = holm([one.difference.p for one in found])
+    return [one._replace(difference=replace(one.difference, p=p)) for one, p in zip(found, adjusted, strict=True)]
+
+
+def against_baseline(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """Return the baseline's run and the other one for every run of another recipe than the baseline's."""
+    if not runs:
+        return []
+    group = next((run.group for run in runs if is_plain(run)), runs[0].group)
+    baselines = [run for run in runs if run.group == group]
+    seeds = {run.recipe.get("seed"): run for run in reversed(baselines)}
+    return [(seeds.get(run.recipe.get("seed"), baselines[0]), run) for run in runs if run.group != group]
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read what a suite found for each image; nothing where there is no such file.
+
+    Raises:
+        InputError: If the file cannot be read.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise InputError(f"{path} cannot be read as arrays: {error}; evaluate the run again") from None
+
+
+def _same_images(first: Run, second: Run, suite: str) -> bool:
+    """Whether two runs were measured on the same images, as far as their results tell.
+
+    A share of the training images that is held out depends on the seed; so do drawn outliers, on the evaluation's.
+    """
+    one, other = (next(iter(run.suite(suite)), {}) for run in (first, second))
+    drawn = first.recipe.get("val_fraction") and one.get("split") not in ("test", "all")
+    same_seed = first.recipe.get("seed") == second.recipe.get("seed")
+    return all(one.get(key) == other.get(key) for key in ("data", "split")) and (same_seed or not drawn)
+
+
+def _equal(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
+    return len(first) == len(second) and all(map(np.array_equal, first, second))
+
+
+# ---- what each suite is compared in ----
+
+
+def _calibration(run: Run, arrays: Arrays) -> Iterator[_Sample]:
+    bins = _last(run, "calibration", "ece").get("bins", 15)
+    if {"confidence", "right"} <= arrays.keys():
+        values = arrays["confidence"], arrays["right"]
+        yield _Sample("ece", "", None, values, lambda a, b: ece_difference(a, b, bins), (bins, len(values[0])))
+
+
+def _robustness(run: Run, arrays: Arrays) -> Iterator[_Sample]:
+    eps = _last(run, "robustness", "noise_err").get("at")
+    for name in ("clean", "fgsm", "noise", "pgd", "apgd"):
+        if f"{name}_right" in arrays:
+            subset = (arrays["pgd_index"],) if "pgd" in name else ()
+            at = None if name == "clean" else eps
+            yield _Sample(f"{name}_err", "", at, ~arrays[f"{name}_right"], rate_difference, (arrays["labels"], *subset))
+
+
+def _ood(run: Run, arrays: Arrays) -> Iterator[_Sample]:
+    lines = {str(line.get("of")): line for line in run.suite("ood")}
+    for name in arrays:
+        score, _, of = name.partition("/")
+        if score == "max-softmax" and of != "id":
+            values, line = (arrays["max-softmax/id"], arrays[name]), lines.get(of, {})
+            same = (len(values[0]), len(values[1]), str(line.get("note")), _seed(line))
+            yield _Sample("ood_auroc", of, None, values, auroc_difference, same)
+
+
+def _localization(run: Run, arrays: Arrays) -> Iterator[_Sample]:
+    if not {"iou", "right", "true_boxes"} <= arrays.keys():
+        return
+    located, right = arrays["iou"] > IOU, arrays["right"]
+    for name, hits in (("top1_loc", located & right), ("gt_known_loc", located), ("top1_cls", right)):
+        at = _last(run, "localization", name).get("at")
+        yield _Sample(name, "", at, hits, rate_difference, (arrays["true_boxes"],))
+
+
+_SAMPLES: dict[str, Callable[[Run, Arrays], Iterator[_Sample]]] = {
+    "calibration": _calibration,
+    "robustness": _robustness,
+    "ood": _ood,
+    "localization": _localization,
+}
+
+
+def _last(run: Run, suite: str, measure: str) -> Json:
+    """Return the latest line of a measure, which the arrays are of; nothing where it was not measured."""
+    return next((line for line in reversed(run.suite(suite)) if line["measure"] == measure), {})
+
+
+def _seed(line: Json) -> str:
+    """Return the seed that an evaluation was started with, which its outliers are drawn by."""
+    given = re.search(r"--seed[ =](\d+)", str(line.get("command")))
+    return given[1] if given else "0"

@@ -1,0 +1,122 @@
+"""Captioning as the loop asks for it."""
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cutmix.data.loaders import Loader
+from cutmix.distributed import World, send_buffers
+from cutmix.state import State
+from cutmix.task import Measured
+from cutmix.transfer.backbone import Backbone
+from cutmix.transfer.caption_gallery import caption_gallery
+from cutmix.transfer.captioning import ShowAndTell, generate_captions
+from cutmix.transfer.captions import CaptionSet
+from cutmix.transfer.recipes import Captioning
+from cutmix.transfer.scores import caption_measures, caption_scores
+from cutmix.transfer.vocabulary import Vocabulary
+
+
+@dataclass
+class CaptioningTask:
+    """Captions of pictures, judged by CIDEr-D against those of people.
+
+    Attributes:
+        recipe: What is run.
+        state: The network.
+        world: This process among all.
+        train_set: Pictures to train on.
+        test_set: Pictures to measure on.
+        test_batches: Of this process.
+        vocabulary: Of the training captions.
+        autocast: Context of the forward pass.
+        backbone: The encoder.
+    """
+
+    recipe: Captioning
+    state: State
+    world: World
+    train_set: CaptionSet
+    test_set: CaptionSet
+    test_batches: Loader
+    vocabulary: Vocabulary
+    autocast: contextlib.AbstractContextManager[Any]
+    backbone: Backbone
+
+    key: ClassVar[str] = "cider_d"
+    less_is_better: ClassVar[bool] = False
+    title: ClassVar[str] = "CIDEr-D"
+
+    def split(self, images: Tensor, tokens: Tensor, progress: float) -> Sequence[tuple[Any, Any]]:
+        """Divide a batch."""
+        return list(zip(images.chunk(self.recipe.accumulate), tokens.chunk(self.recipe.accumulate), strict=True))
+
+    def loss(self, network: nn.Module, images: Any, targets: Any) -> Tensor:
+        """Return the cross entropy of the words."""
+        with self.autocast:
+            return network(images, targets)
+
+    def measure(self) -> Measured:
+        """Return the scores times 100, and every caption."""
+        model = self.state.measured
+        assert isinstance(model, ShowAndTell)
+        send_buffers(model, self.world)
+        training = model.training
+        model.eval()
+        with torch.inference_mode(), self.autocast:
+            captions = generate_captions(
+                model, self.test_batches.epoch(), self.vocabulary, self.world,
+                beam=self.recipe.beam, max_length=self.recipe.max_length,
+            )  # fmt: skip
+        model.train(training)
+        scores = caption_scores(self._by_name(captions), self.test_set.references)
+        text = "\n".join(captions).encode()
+        figures = {name: 100 * value for name, value in scores.items()}
+        return Measured(figures, {"captions": np.frombuffer(text, np.uint8)})
+
+    def records(self, arrays: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """Return the scores with their intervals; METEOR where its program can run."""
+        measures = caption_measures(self._by_name(_captions(arrays)), self.test_set.references)
+        return [{"suite": "captioning"} | record for record in measures]
+
+    def _by_name(self, captions: Sequence[str]) -> dict[str, str]:
+        return {path.name: caption for path, caption in zip(self.test_set.paths, captions, strict=True)}
+
+    def opening(self) -> str:
+        """Return the encoder and the data."""
+        return (
+            f"encoder from {self.backbone.source}, {'tuned' if self.recipe.tune_encoder else 'frozen'}; "
+            f"{self.train_set.name}: {len(self.train_set):,} pictures to train on, {len(self.test_set):,} to test, "
+            f"{len(self.vocabulary):,} words"
+        )
+
+    def circumstances(self) -> dict[str, Any]:
+        """Return where the encoder comes from and the beam."""
+        return {"arch": "show-and-tell", "backbone": self.backbone.source, "beam": self.recipe.beam}
+
+    def fingerprint(self) -> str:
+        """Return the training set's."""
+        return self.train_set.fingerprint()
+
+    def about(self, epoch: int) -> dict[str, str]:
+        """Return enough to use the weights."""
+        about = {"recipe": self.recipe.to_dict(), "words": self.vocabulary.words, "epoch": epoch,
+                 "mean": self.backbone.mean, "std": self.backbone.std}  # fmt: skip
+        return {"model": self.backbone.model} | {name: json.dumps(value) for name, value in about.items()}
+
+    def samples(self) -> None:
+        """Return nothing: pictures are drawn with their captions."""
+
+    def pictures(self, arrays: dict[str, Tensor]) -> dict[str, bytes]:
+        """Return test pictures with the network's captions and people's."""
+        return {"captions": caption_gallery(self.test_set, self._by_name(_captions(arrays)))}
+
+
+def _captions(arrays: dict[str, Tensor]) -> list[str]:
+    return arrays["captions"].numpy().tobytes().decode().split("\n")

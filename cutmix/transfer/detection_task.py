@@ -1,0 +1,174 @@
+"""Detection as the loop asks for it."""
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cutmix.data.loaders import FileLoader, Loader, TestOrder, TrainOrder
+from cutmix.distributed import World, gather, send_buffers
+from cutmix.errors import InputError
+from cutmix.state import State
+from cutmix.task import Measured
+from cutmix.transfer.average_precision import Detections, inclusive, voc_average_precision, voc_interval
+from cutmix.transfer.backbone import Backbone
+from cutmix.transfer.coco_precision import coco_average_precision
+from cutmix.transfer.detection import faster_rcnn_c4, ssd300
+from cutmix.transfer.detection_gallery import detection_gallery
+from cutmix.transfer.detection_transforms import DetectionSamples, collate, faster_rcnn_transform, ssd_transform
+from cutmix.transfer.recipes import Detection
+from cutmix.transfer.voc import DetectionSet
+
+
+@dataclass
+class DetectionTask:
+    """Boxes and their classes, judged by Pascal VOC's mean average precision.
+
+    Attributes:
+        recipe: What is run.
+        state: The detector.
+        world: This process among all.
+        train_set: Pictures to train on.
+        test_set: Pictures to measure on.
+        test_batches: Of this process.
+        autocast: Context of the forward pass.
+        backbone: What the detector was put on.
+    """
+
+    recipe: Detection
+    state: State
+    world: World
+    train_set: DetectionSet
+    test_set: DetectionSet
+    test_batches: Loader
+    autocast: contextlib.AbstractContextManager[Any]
+    backbone: Backbone
+
+    key: ClassVar[str] = "map"
+    less_is_better: ClassVar[bool] = False
+    title: ClassVar[str] = "mean average precision"
+
+    def split(self, images: list[Tensor], targets: list[Any], progress: float) -> Sequence[tuple[Any, Any]]:
+        """Divide a batch."""
+        size = -(-len(images) // self.recipe.accumulate)
+        return [(images[i : i + size], targets[i : i + size]) for i in range(0, len(images), size)]
+
+    def loss(self, network: nn.Module, images: Any, targets: Any) -> Tensor:
+        """Return the sum of the detector's losses."""
+        with self.autocast:
+            return torch.stack(list(network(images, targets).values())).sum()
+
+    def measure(self) -> Measured:
+        """Return the mean average precision in per cent, and every detection."""
+        model = self.state.measured
+        send_buffers(model, self.world)
+        training, own = model.training, []
+        model.eval()
+        with torch.inference_mode(), self.autocast:
+            for images, _ in self.test_batches.epoch():
+                own += [{name: column.float().cpu() for name, column in found.items()} for found in model(images)]
+        model.train(training)
+        every: list[Any] = [None] * len(self.test_set)
+        for rank, share in enumerate(gather(own, self.world)):
+            every[rank :: self.world.size] = share
+        arrays = {name: torch.cat([found[name] for found in every]).numpy() for name in ("boxes", "scores", "labels")}
+        arrays["images"] = np.repeat(np.arange(len(every)), [len(found["labels"]) for found in every])
+        arrays["labels"] = arrays["labels"].astype(np.int64)
+        return Measured({"map": 100 * self._precision(_detections(arrays)).mean}, arrays)
+
+    def records(self, arrays: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """Return VOC's mean average precision with its interval, each class's, and COCO's where it can be computed."""
+        found = _detections({name: column.numpy() for name, column in arrays.items()})
+        objects, classes, n = self.test_set.objects(), self.test_set.classes, len(self.test_set)
+        precision = self._precision(found)
+        low, high = voc_interval(inclusive(found), inclusive(objects), len(classes), n)
+        shared = {"low": None, "high": None, "confidence": 0.95, "n": n, "suite": "detection"}
+        records = [shared | {"measure": "map", "value": 100 * precision.mean, "low": 100 * low, "high": 100 * high}]
+        for name, value, count in zip(classes, precision.per_class.tolist(), precision.objects.tolist(), strict=True):
+            if count:
+                records.append(shared | {"measure": "ap", "of": name, "value": 100 * value, "n": count})
+        try:
+            coco = coco_average_precision(found, objects, len(classes), n)
+        except InputError as error:
+            return [*records, shared | {"measure": "coco_map", "value": None, "note": f"not run: {error}"}]
+        return [*records, shared | {"measure": "coco_map", "value": 100 * coco.mean}]
+
+    def _precision(self, found: Detections) -> Any:
+        return voc_average_precision(inclusive(found), inclusive(self.test_set.objects()), self.test_set.num_classes)
+
+    def opening(self) -> str:
+        """Return the detector, its backbone and the data."""
+        return (
+            f"{self.recipe.arch} on a backbone from {self.backbone.source}; {self.train_set.name}: "
+            f"{len(self.train_set):,} pictures to train on, {len(self.test_set):,} to test, "
+            f"{self.train_set.num_classes} classes"
+        )
+
+    def circumstances(self) -> dict[str, Any]:
+        """Return the detector and where its backbone comes from."""
+        return {"arch": self.recipe.arch, "backbone": self.backbone.source}
+
+    def fingerprint(self) -> str:
+        """Return the training set's."""
+        return self.train_set.fingerprint()
+
+    def about(self, epoch: int) -> dict[str, str]:
+        """Return enough to use the weights."""
+        about = {"recipe": self.recipe.to_dict(), "classes": self.train_set.classes, "epoch": epoch,
+                 "mean": self.backbone.mean, "std": self.backbone.std}  # fmt: skip
+        return {"model": self.backbone.model} | {name: json.dumps(value) for name, value in about.items()}
+
+    def samples(self) -> None:
+        """Return nothing: pictures are drawn with what was found in them."""
+
+    def pictures(self, arrays: dict[str, Tensor]) -> dict[str, bytes]:
+        """Return test pictures with their true boxes and what was found."""
+        found = _detections({name: column.numpy() for name, column in arrays.items()})
+        return {"detections": detection_gallery(self.test_set, found)}
+
+
+def make_detector(recipe: Detection, backbone: Backbone, num_classes: int) -> nn.Module:
+    """Return the recipe's detector on a backbone."""
+    mean, std, network = backbone.mean, backbone.std, backbone.network
+    if recipe.arch == "ssd300":
+        return ssd300(network, num_classes, image_size=recipe.image_size, mean=mean, std=std)
+    return faster_rcnn_c4(
+        network, num_classes, min_size=recipe.min_size, max_size=recipe.max_size, freeze=recipe.freeze, mean=mean,
+        std=std,
+    )  # fmt: skip
+
+
+def make_batches(
+    recipe: Detection,
+    train_set: DetectionSet,
+    test_set: DetectionSet,
+    mean: Sequence[float],
+    world: World,
+    workers: int,
+) -> tuple[Loader, Loader]:
+    """Return the batches to train on, augmented as the recipe's code base does, and those to measure on."""
+    ssd = recipe.arch == "ssd300"
+    transform = ssd_transform(recipe.image_size, fill=mean) if ssd else faster_rcnn_transform()
+    training = DetectionSamples(train_set, transform, seed=recipe.seed, keep_difficult=not ssd)
+    shape = (recipe.batch_size, recipe.seed, world.rank, world.size)
+    shared: dict[str, Any] = {"collate": collate, "pin_memory": world.device.type == "cuda"}
+
+    def finish(batch: Any, epoch: int, step: int) -> Any:
+        images, targets = batch
+        moved = [{name: column.to(world.device) for name, column in target.items()} for target in targets]
+        return [image.to(world.device, non_blocking=True) for image in images], moved
+
+    order = TestOrder(len(test_set), max(recipe.batch_size, world.size), world.rank, world.size)
+    return (
+        FileLoader(training, TrainOrder(len(train_set), *shape), finish, workers, **shared),
+        FileLoader(DetectionSamples(test_set), order, finish, workers, **shared),
+    )
+
+
+def _detections(arrays: dict[str, np.ndarray]) -> Detections:
+    return Detections(arrays["images"], arrays["labels"], arrays["scores"], arrays["boxes"])

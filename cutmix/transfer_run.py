@@ -1,0 +1,109 @@
+"""``cutmix transfer``: what a backbone is worth to a detector or a captioner; the loop is that of ``cutmix train``."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cutmix.data.loaders import Loader
+from cutmix.distributed import World, parallel, processes
+from cutmix.errors import InputError
+from cutmix.optim import make_average, make_optimizer
+from cutmix.options import TrainOptions
+from cutmix.precision import autocast, resolve_precision
+from cutmix.preparation import Run
+from cutmix.progress import Progress
+from cutmix.run_folder import environment, today
+from cutmix.seeding import derive_seed
+from cutmix.state import State
+from cutmix.task import Task
+from cutmix.train import run_to_end
+from cutmix.transfer.backbone import Backbone, load_backbone
+from cutmix.transfer.caption_batches import CaptionBatches, PictureBatches
+from cutmix.transfer.captioning import ShowAndTell
+from cutmix.transfer.captioning_task import CaptioningTask
+from cutmix.transfer.captions import open_captions
+from cutmix.transfer.coco import open_detection
+from cutmix.transfer.detection_task import DetectionTask, make_batches, make_detector
+from cutmix.transfer.recipes import Captioning, Detection, Transfer
+from cutmix.transfer.vocabulary import Vocabulary
+
+
+def transfer(recipe: Transfer, options: TrainOptions | None = None) -> Path:
+    """Train a detector or a captioner, measure it, and return the folder of the run; raises as ``train``."""
+    options = options or TrainOptions()
+    if not recipe.data:
+        raise InputError("there is no data to train on; give the folder of a detection or captioning set with --data")
+    with processes(options.device) as world:
+        return run_to_end(prepare_transfer(recipe, options, world))
+
+
+def prepare_transfer(recipe: Transfer, options: TrainOptions, world: World) -> Run:
+    """Make everything that the loop works with, and find what is wrong before anything is written."""
+    recipe = replace(recipe, precision=resolve_precision(recipe.precision, world.device))
+    torch.manual_seed(derive_seed(recipe.seed, "model"))
+    backbone = load_backbone(recipe)
+    recipe = replace(recipe, model=backbone.model)
+    if isinstance(recipe, Detection):
+        state, task, batches, test_batches = _detection(recipe, backbone, options, world)
+    elif isinstance(recipe, Captioning):
+        state, task, batches, test_batches = _captioning(recipe, backbone, world)
+    else:
+        raise InputError(f"{type(recipe).__name__} is no transfer task; expected Detection or Captioning")
+    torch.manual_seed(derive_seed(recipe.seed, "training", world.rank))
+    return Run(
+        recipe, options, world, options.out or Path("runs") / f"{recipe.name}-seed{recipe.seed}",
+        data=Path(recipe.data).resolve().name,
+        task=task,
+        batches=batches,
+        test_batches=test_batches,
+        state=state,
+        network=parallel(state.model, world),
+        autocast=autocast(recipe.precision, world.device),
+        progress=Progress(recipe.epochs, batches.steps, shown=world.first),
+        about=environment(world.device)
+        | {"processes": world.size, "parameters": sum(p.numel() for p in state.model.parameters()), "date": today()},
+    )  # fmt: skip
+
+
+def _detection(
+    recipe: Detection, backbone: Backbone, options: TrainOptions, world: World
+) -> tuple[State, Task, Loader, Loader]:
+    train_set, test_set = (open_detection(recipe.data, split, seed=recipe.seed) for split in ("train", "test"))
+    state = _state(recipe, make_detector(recipe, backbone, train_set.num_classes), world)
+    batches, test_batches = make_batches(recipe, train_set, test_set, backbone.mean, world, options.workers)
+    cast = autocast(recipe.precision, world.device)
+    task = DetectionTask(recipe, state, world, train_set, test_set, test_batches, cast, backbone)
+    return state, task, batches, test_batches
+
+
+def _captioning(recipe: Captioning, backbone: Backbone, world: World) -> tuple[State, Task, Loader, Loader]:
+    opened = [
+        open_captions(recipe.data, split, val_fraction=recipe.val_fraction, seed=recipe.seed)
+        for split in ("train", "test")
+    ]
+    train_set, test_set = (replace(part, mean=backbone.mean, std=backbone.std) for part in opened)
+    vocabulary = Vocabulary.from_captions((c for several in train_set.captions for c in several), recipe.min_count)
+    network = ShowAndTell(
+        backbone.network, len(vocabulary), embed=recipe.embed, hidden=recipe.hidden, layers=recipe.layers,
+        dropout=recipe.dropout, tune_encoder=recipe.tune_encoder,
+    )  # fmt: skip
+    state = _state(recipe, network, world)
+    shared: dict[str, Any] = {
+        "batch_size": recipe.batch_size, "device": world.device, "size": recipe.picture_size, "crop": recipe.crop,
+        "channels_last": recipe.channels_last, "rank": world.rank, "world_size": world.size,
+    }  # fmt: skip
+    batches = CaptionBatches(train_set, vocabulary, seed=recipe.seed, **shared)
+    test_batches = PictureBatches(test_set, **shared)
+    cast = autocast(recipe.precision, world.device)
+    task = CaptioningTask(recipe, state, world, train_set, test_set, test_batches, vocabulary, cast, backbone)
+    return state, task, batches, test_batches
+
+
+def _state(recipe: Transfer, network: nn.Module, world: World) -> State:
+    network = network.to(world.device)
+    if recipe.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    return State(network, make_optimizer(recipe, network), make_average(recipe, network), None, None)

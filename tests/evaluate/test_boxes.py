@@ -1,0 +1,131 @@
+"""Boxes and their overlap against torchvision, arithmetic and the shapes on which definitions differ."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torchvision.ops import box_iou as torchvision_iou
+
+from cutmix.errors import InputError
+from cutmix.evaluate.boxes import best_iou, box_from_map, box_iou, padded_boxes
+
+
+def random_boxes(n: int, side: int = 50, seed: int = 0) -> np.ndarray:
+    corners = np.random.default_rng(seed).integers(0, side, (n, 2, 2))
+    return np.concatenate([corners.min(1), corners.max(1) + 1], axis=1)
+
+
+def drawn(*parts: tuple[slice, slice], side: int = 100) -> np.ndarray:
+    """Return a map that is 1 in these rows and columns, 0 elsewhere."""
+    cam = np.zeros((side, side), dtype=np.float32)
+    for rows, columns in parts:
+        cam[rows, columns] = 1
+    return cam
+
+
+def test_iou_is_torchvisions() -> None:
+    a, b = random_boxes(40), random_boxes(30, seed=1)
+    expected = torchvision_iou(torch.from_numpy(a).double(), torch.from_numpy(b).double()).numpy()
+    np.testing.assert_allclose(box_iou(a[:, None], b), expected, rtol=1e-12)
+    assert np.diagonal(box_iou(a[:, None], a)).tolist() == [1] * 40
+
+
+def test_iou_of_empty_boxes_is_zero() -> None:
+    assert box_iou(np.zeros(4), np.zeros(4)) == 0
+    assert box_iou(np.zeros(4), np.array([0, 0, 5, 5])) == 0
+    assert box_iou(np.array([0, 0, 2, 2]), np.array([2, 0, 4, 2])) == 0  # an edge in common has no area
+
+
+def test_best_iou_is_over_the_boxes_of_the_image() -> None:
+    boxes = [random_boxes(n, seed=n) for n in (1, 4, 2)]
+    predicted = random_boxes(3, seed=9)
+    expected = [max(box_iou(p, own)) for p, own in zip(predicted, boxes, strict=True)]
+    np.testing.assert_array_equal(best_iou(predicted, boxes), expected)
+    assert padded_boxes(3, boxes).shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize("backend", ["scipy", "opencv"])
+def test_the_box_is_tight_round_what_is_above_the_threshold(backend: str) -> None:
+    if backend == "opencv":
+        pytest.importorskip("cv2")
+    cam = np.array([[-3, 0, 0, 0, 0], [0, 2, 10, 2, 0], [0, 0, 2, 1.5, 0], [0, 0, 0, 0, 2]], dtype=np.float32)
+    assert box_from_map(cam, 0.15, backend).tolist() == [1, 1, 4, 3]  # above 1.5, which is not above itself
+    assert box_from_map(cam, 0.5, backend).tolist() == [2, 1, 3, 2]
+    assert box_from_map(cam, 0, backend).tolist() == [1, 1, 5, 4]
+    assert box_from_map(np.ones((4, 6)), 0.15, backend).tolist() == [0, 0, 6, 4]
+    for nothing in (np.zeros((4, 6)), np.full((4, 6), -1.0)):
+        assert box_from_map(nothing, 0.15, backend).tolist() == [0, 0, 0, 0]
+
+
+def test_the_box_does_not_depend_on_the_scale_of_the_map() -> None:
+    cam = np.random.default_rng(0).normal(size=(20, 30))
+    assert box_from_map(cam).tolist() == box_from_map(1000 * cam).tolist()
+    larger = np.stack([box_from_map(cam, t) for t in (0, 0.1, 0.2, 0.5, 0.9)])
+    areas = [int(np.prod(box[2:] - box[:2])) for box in larger]
+    assert all(small <= large for large, small in pairwise(areas))
+
+
+LINE = drawn((slice(10, 11), slice(20, 80)), (slice(50, 56), slice(50, 56)))
+DIAGONAL = drawn((slice(10, 20), slice(10, 20)), (slice(20, 30), slice(20, 30)), (slice(60, 73), slice(60, 73)))
+
+
+@pytest.mark.parametrize(
+    ("cam", "by_pixels", "by_area"),
+    [
+        (LINE, [20, 10, 80, 11], [50, 50, 56, 56]),  # 60 pixels beat 36; a line's contour has no area
+        (DIAGONAL, [10, 10, 30, 30], [10, 10, 30, 30]),  # 200 pixels that touch at a corner beat 169
+    ],
+)
+def test_where_definitions_differ(cam: np.ndarray, by_pixels: list[int], by_area: list[int]) -> None:
+    assert box_from_map(cam).tolist() == by_pixels
+    pytest.importorskip("cv2")
+    assert box_from_map(cam, backend="opencv").tolist() == by_area
+
+
+def test_a_ring_has_fewer_pixels_than_a_square_that_it_encloses_more_than() -> None:
+    cam = drawn((slice(5, 60), slice(5, 60)))
+    cam[10:55, 10:55] = 0  # 55² − 45² = 1,000 pixels round 2,025
+    cam[62:96, 62:96] = 1  # 1,156 pixels
+    assert box_from_map(cam).tolist() == [62, 62, 96, 96]
+    pytest.importorskip("cv2")
+    assert box_from_map(cam, backend="opencv").tolist() == [5, 5, 60, 60]
+
+
+def test_equal_components_give_the_first_from_above() -> None:
+    assert box_from_map(drawn((slice(60, 70), slice(0, 10)), (slice(20, 30), slice(50, 60)))).tolist() == [
+        50,
+        20,
+        60,
+        30,
+    ]
+
+
+def test_on_cams_both_backends_nearly_always_agree() -> None:
+    pytest.importorskip("cv2")
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(150, 1, 7, 7, generator=generator)
+    cams = torch.nn.functional.interpolate(coarse, (56, 56), mode="bicubic")[:, 0].numpy()
+    same = [np.array_equal(box_from_map(cam, 0.3), box_from_map(cam, 0.3, "opencv")) for cam in cams]
+    assert np.mean(same) > 0.97
+
+
+def test_wrong_input_is_one_sentence() -> None:
+    cam = np.eye(4)
+    for threshold in (-0.1, 1.0, float("nan")):
+        with pytest.raises(InputError, match=r"expected a share of the maximum in \[0, 1\)"):
+            box_from_map(cam, threshold)
+    with pytest.raises(InputError, match="expected 'scipy' or 'opencv'"):
+        box_from_map(cam, backend="skimage")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"expected \(height, width\)"):
+        box_from_map(cam[None])
+    with pytest.raises(InputError, match="there are 2 predicted boxes, but boxes of 3 images"):
+        best_iou(random_boxes(2), [random_boxes(1)] * 3)
+    with pytest.raises(InputError, match="image 1 has no box"):
+        best_iou(random_boxes(2), [random_boxes(1), np.empty((0, 4))])
+
+
+def test_without_opencv_its_backend_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "cv2", None)
+    with pytest.raises(InputError, match="pip install opencv-python-headless"):
+        box_from_map(np.eye(4), backend="opencv")

@@ -1,0 +1,73 @@
+"""What is taken for logits, for probabilities, for labels, and what is refused."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from cutmix.errors import InputError
+from cutmix.evaluate.logits import as_logits, as_numpy, as_probabilities, class_ids, softmax
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_softmax_is_torchs_in_float64(dtype: torch.dtype) -> None:
+    logits = (torch.randn(9, 7, generator=torch.Generator().manual_seed(0)) * 5).to(dtype)
+    p = softmax(logits)
+    assert p.dtype == np.float64
+    np.testing.assert_allclose(p, logits.double().softmax(1).numpy(), rtol=1e-12)
+    np.testing.assert_allclose(as_probabilities(p), p)
+    np.testing.assert_array_equal(as_logits(logits), logits.double().numpy())
+
+
+def test_lists_and_arrays_are_taken_too() -> None:
+    assert as_logits([[1, 2], [3, -4]]).tolist() == [[1, 2], [3, -4]]
+    assert as_numpy(torch.arange(3)).tolist() == [0, 1, 2]
+    assert as_logits(torch.ones(2, 3, requires_grad=True)).shape == (2, 3)
+
+
+def test_rounded_probabilities_are_still_probabilities() -> None:
+    p = torch.randn(5, 1000, generator=torch.Generator().manual_seed(0)).softmax(1).float()
+    assert as_probabilities(p).shape == (5, 1000)
+
+
+@pytest.mark.parametrize("bad", [np.zeros((0, 3)), np.zeros((4, 1)), np.zeros(4), np.zeros((2, 2, 2))])
+def test_shapes_are_refused(bad: np.ndarray) -> None:
+    for check, what in ((as_logits, "logits"), (as_probabilities, "probabilities")):
+        with pytest.raises(InputError, match=rf"the {what} have the shape \(.*\): expected \(images, classes\), two"):
+            check(bad)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite_are_counted(bad: float) -> None:
+    values = torch.zeros(3, 4)
+    values[1, 2] = values[2, 0] = bad
+    with pytest.raises(InputError, match="2 of the logits are NaN or infinite"):
+        as_logits(values)
+
+
+def test_probabilities_are_no_logits_and_logits_no_probabilities() -> None:
+    logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(InputError, match="probabilities were given where logits are meant"):
+        as_logits(logits.softmax(1))
+    with pytest.raises(InputError, match=r"the values go from -.* are no probabilities .* take the softmax first"):
+        as_probabilities(logits)
+    with pytest.raises(InputError, match="no probabilities"):
+        as_probabilities(logits.abs())  # not negative, but with another sum
+    with pytest.raises(InputError, match="no probabilities"):
+        as_probabilities(100 * logits.softmax(1))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1], r"shape \(2,\): expected 3 class ids"),
+        ([0.0, 1.0, 2.0], "the labels are float64"),
+        ([0, -1, 2], "labels go from -1 to 2, but there are 4 classes"),
+        ([0, 4, 2], "labels go from 0 to 4, but there are 4 classes"),
+    ],
+)
+def test_labels_have_to_fit(labels: list[float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        class_ids(labels, np.zeros((3, 4)))
+    assert class_ids(torch.tensor([0, 3, 2]), np.zeros((3, 4))).tolist() == [0, 3, 2]

@@ -1,0 +1,91 @@
+"""Where the results of an evaluation go."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cutmix.distributed import World
+from cutmix.errors import InputError
+from cutmix.evaluate.classifier import Suite
+from cutmix.evaluate.subject import Subject
+from cutmix.evaluate.target import open_target
+from cutmix.jsonl import read_lines
+from cutmix.options import EvaluateOptions
+from cutmix.run_folder import hold
+
+WORLD = World(0, 1, torch.device("cpu"))
+RECORD: dict[str, Any] = {"measure": "ece", "which": "file", "value": 1.0, "n": 2, "epoch": None}
+SUITE = Suite([RECORD], {"right": np.array([True, False])}, {"gallery": b"\x89PNG"})
+
+
+def subject(tmp_path: Path, run: bool = False) -> Subject:
+    return Subject(tmp_path / "weights.pth", None, tmp_path if run else None, {}, "last" if run else "file")
+
+
+def options(**changes: Any) -> EvaluateOptions:
+    return EvaluateOptions(Path("weights.pth"), **changes)
+
+
+def test_a_folder_of_its_own_is_made_and_found_again(tmp_path: Path) -> None:
+    out = tmp_path / "deep/evaluation"
+    for _ in range(2):
+        with open_target(options(out=out, model="resnet20", data="digits"), subject(tmp_path), WORLD) as target:
+            assert target.own
+            target.write("calibration-file", [RECORD, RECORD], SUITE)
+    config = json.loads((out / "config.json").read_text())
+    assert config["recipe"] == {"name": "weights", "model": "resnet20", "data": "digits"}
+    assert config["evaluated"] == str(tmp_path / "weights.pth")
+    assert read_lines(out / "results.jsonl") == [RECORD] * 4
+    assert np.load(out / "predictions/calibration-file.npz")["right"].tolist() == [True, False]
+    assert (out / "pictures/calibration-file-gallery.png").read_bytes() == b"\x89PNG"
+
+
+def test_a_file_that_ends_in_jsonl_gets_lines_only(tmp_path: Path) -> None:
+    with open_target(options(out=tmp_path / "all.jsonl"), subject(tmp_path, run=True), WORLD) as target:
+        target.write("calibration-last", [RECORD], SUITE)
+    assert [path.name for path in tmp_path.iterdir()] == ["all.jsonl"]
+
+
+def test_weights_without_a_place_are_only_shown(tmp_path: Path) -> None:
+    with open_target(options(), subject(tmp_path), WORLD) as target:
+        target.write("calibration-file", [RECORD], SUITE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
+    with hold(tmp_path) or pytest.skip("no locks here"):  # noqa: SIM117
+        with pytest.raises(InputError, match="is being written by another process"):
+            with open_target(options(), subject(tmp_path, run=True), WORLD):
+                pass
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.json", '{"recipe": {}}', "holds a run; give another --out"),
+        ("config.json", '{"evaluated": "other.pth"}', "holds an evaluation of other.pth"),
+        ("config.json", "{", "cannot be used for results"),
+        ("notes.txt", "mine", "is not empty and holds no evaluation"),
+    ],
+)
+def test_a_folder_of_something_else_is_refused(tmp_path: Path, name: str, content: str, said: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text(content)
+    with pytest.raises(InputError, match=said), open_target(options(out=out), subject(tmp_path), WORLD):
+        pass
+    assert (out / name).read_text() == content
+
+
+def test_a_full_disk_leaves_no_half_of_a_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "all.jsonl"
+    with open_target(options(out=out), subject(tmp_path), WORLD) as target:
+        target.write("one", [RECORD], SUITE)
+        before = out.read_bytes()
+        with pytest.raises(TypeError):
+            target.write("two", [RECORD, {"measure": object()}], SUITE)
+        assert out.read_bytes() == before
