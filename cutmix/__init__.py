@@ -14,6 +14,7 @@ from cutmix.version import __version__
 
 if TYPE_CHECKING:
     from cutmix.mixing import (
+        AttentionDraw,
         CenterGaussianCutMix,
         CompleteLabelCutMix,
         CutMix,
@@ -32,13 +33,15 @@ if TYPE_CHECKING:
         OneHotCutMix,
         RandomChoice,
         ScheduledCutMix,
+        SMMix,
         mixed_binary_cross_entropy,
         mixed_cross_entropy,
         mixed_forward,
     )
-    from cutmix.models import create_model
+    from cutmix.models import WithTokenHead, create_model
 
 __all__ = [
+    "AttentionDraw",
     "CenterGaussianCutMix",
     "CompleteLabelCutMix",
     "CutMix",
@@ -57,7 +60,9 @@ __all__ = [
     "MultiTargets",
     "OneHotCutMix",
     "RandomChoice",
+    "SMMix",
     "ScheduledCutMix",
+    "WithTokenHead",
     "__version__",
     "create_model",
     "mixed_binary_cross_entropy",
@@ -66,11 +71,14 @@ __all__ = [
 ]
 
 
+_OF_MODELS = ("WithTokenHead", "create_model")
+
+
 def __getattr__(name: str) -> Any:
     """Import torch only when something that needs it is used: ``cutmix --help`` does not."""
     if name not in __all__:
         raise AttributeError(f"module 'cutmix' has no attribute '{name}'")
-    value = getattr(import_module("cutmix.models" if name == "create_model" else "cutmix.mixing"), name)
+    value = getattr(import_module("cutmix.models" if name in _OF_MODELS else "cutmix.mixing"), name)
     globals()[name] = value
     return value
 

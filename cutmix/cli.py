@@ -13,6 +13,7 @@ from cutmix.version import __version__
 if TYPE_CHECKING:
     from cutmix.options import TrainOptions
     from cutmix.recipes import Recipe
+    from cutmix.transfer.recipes import Transfer
 
 HELP = """cutmix: train strong image classifiers with CutMix, and measure what it bought.
 
@@ -21,6 +22,7 @@ HELP = """cutmix: train strong image classifiers with CutMix, and measure what i
   cutmix train --data photos/    fine-tune a pretrained network on a folder that holds one folder a class
   cutmix train RECIPE            train a recipe by its name; every field of it is a flag
   cutmix recipes                 the names of the recipes
+  cutmix transfer detection      train a detector on a backbone; cutmix transfer captioning: a captioner
   cutmix evaluate RUN            measure a run, or a file of weights, on its own or on other data
   cutmix report RUN RUN          one page of several runs, side by side
   cutmix paper [TABLE]           the paper's tables with what was measured here
@@ -34,6 +36,11 @@ TRAIN = """Train a classifier and measure it after each epoch.
 
 A RECIPE is a named set of defaults for the flags below (cutmix recipes lists them). Without one, a folder of
 photographs is fine-tuned from a pretrained network with CutMix, and a set of small images is trained from scratch."""
+
+TRANSFER = """Train a detector or a captioner on a backbone, to see what the backbone is worth, and measure it.
+
+--backbone takes the folder of a run, a file of weights, pretrained (timm's) or none. The defaults are the paper's;
+--small has them for some hundred pictures and a CPU."""
 
 REPRODUCE = """Run the rows of a table of the paper, and print it with what was measured.
 
@@ -114,11 +121,7 @@ def default_recipe(flags: list[str]) -> "Recipe":
     """Return the defaults without a recipe's name: a resumed run's own, or those for the kind of data."""
     from cutmix.recipes import PHOTOS, Recipe
 
-    given = {
-        name: value
-        for word, following in zip_longest(flags, flags[1:], fillvalue="")
-        for name, _, value in [word.partition("=") if "=" in word else (word, "", following)]
-    }
+    given = values_of(flags)
     if "--resume" in given and "--out" in given and (Path(given["--out"]) / "config.json").is_file():
         from cutmix.run_folder import saved_recipe
 
@@ -128,6 +131,66 @@ def default_recipe(flags: list[str]) -> "Recipe":
     from cutmix.data import is_small
 
     return Recipe() if is_small(given["--data"]) else PHOTOS
+
+
+def values_of(flags: list[str]) -> dict[str, str]:
+    """Return what follows each word, before the words are parsed: the value of a flag that has one."""
+    return {
+        name: value
+        for word, following in zip_longest(flags, flags[1:], fillvalue="")
+        for name, _, value in [word.partition("=") if "=" in word else (word, "", following)]
+    }
+
+
+def transfer(words: list[str]) -> None:
+    """Train a detector or a captioner on a backbone."""
+    recipe, options = parse_transfer(words)
+    from cutmix.allocator import keep_freed_memory
+    from cutmix.transfer_run import transfer as run
+
+    keep_freed_memory()
+    run(recipe, options)
+
+
+def parse_transfer(words: list[str]) -> tuple["Transfer", "TrainOptions"]:
+    """Parse ``TASK [flags]``: the defaults are those of the task and its architecture, or a resumed run's own."""
+    import tyro
+
+    from cutmix.options import TrainOptions
+    from cutmix.transfer.recipes import Transfer, find_transfer
+    from cutmix.transfer.recipes import small as smaller
+
+    task, flags = (words[0], words[1:]) if words and not words[0].startswith("-") else ("", words)
+    if not task and asks_for_help(flags):
+        print(f"usage: cutmix transfer detection|captioning [flags]; cutmix transfer TASK --help\n\n{TRANSFER}")
+        raise SystemExit(0)
+    given = values_of(flags)
+    base = find_transfer(task, given.get("--arch", ""))
+    base = smaller(base) if "--small" in given else base
+    resumed = "--resume" in given and "--out" in given and (Path(given["--out"]) / "config.json").is_file()
+    if resumed:
+        from cutmix.run_folder import read_recipe
+
+        base = read_recipe(Path(given["--out"]), type(base))
+
+    def all_of_it(
+        recipe: Annotated[Transfer, tyro.conf.arg(name="", constructor=type(base))] = base,
+        options: Annotated[TrainOptions, tyro.conf.arg(name="")] = TrainOptions(),  # noqa: B008
+        small: bool = False,
+    ) -> tuple[Transfer, TrainOptions]:
+        """Parse.
+
+        Args:
+            recipe: What to compute.
+            options: How.
+            small: Take defaults for some hundred pictures and a CPU.
+        """
+        return recipe, options
+
+    recipe, options = parse(all_of_it, flags, f"transfer {task}", TRANSFER)
+    if recipe.name == base.name and not resumed:
+        recipe = replace(recipe, name=f"{recipe.name}-{Path(recipe.backbone).resolve().name}")
+    return recipe, options
 
 
 def recipes(words: list[str]) -> None:
@@ -197,6 +260,7 @@ def reproduce(words: list[str]) -> None:
 COMMANDS = {
     "demo": demo,
     "train": train,
+    "transfer": transfer,
     "evaluate": evaluate,
     "preview": preview,
     "report": report,

@@ -1,6 +1,7 @@
 """What moves the weights: the optimizer, the learning rate at a step, the moving average."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,14 +14,16 @@ from cutmix.recipe import Training
 def make_optimizer(recipe: Training, model: nn.Module, *, head_lr_factor: float = 1.0) -> torch.optim.Optimizer:
     """Return the recipe's optimizer.
 
-    With ``decay_all`` off, vectors (biases, normalisation) are not decayed. With a ``head_lr_factor`` that is not 1,
+    With ``decay_all`` off, vectors (biases, normalisation) are not decayed, nor is what a network of timm names in
+    ``no_weight_decay`` (position embeddings, class tokens). With a ``head_lr_factor`` that is not 1,
     the parameters of the classifier are in groups of their own, which ``set_learning_rate`` knows by "lr_factor".
     """
     head = {id(p) for p in find_classifier(model).parameters()} if head_lr_factor != 1 else set()
+    spared = {id(p) for name, p in model.named_parameters() if name.removeprefix("network.") in _not_decayed(model)}
     sorted_out: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            key = id(parameter) in head, recipe.decay_all or parameter.ndim > 1
+            key = id(parameter) in head, recipe.decay_all or (parameter.ndim > 1 and id(parameter) not in spared)
             sorted_out.setdefault(key, []).append(parameter)
     groups = [
         {"params": sorted_out[key], "weight_decay": recipe.weight_decay if key[1] else 0.0,
@@ -32,11 +35,16 @@ def make_optimizer(recipe: Training, model: nn.Module, *, head_lr_factor: float 
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
 
 
+def _not_decayed(model: nn.Module) -> set[str]:
+    network: Any = getattr(model, "network", model)
+    return set(network.no_weight_decay()) if hasattr(network, "no_weight_decay") else set()
+
+
 def learning_rate(recipe: Training, step: int, steps_per_epoch: int) -> float:
     """Return the learning rate of a step: a function of it alone, so that resuming needs no state.
 
     Linear warm-up, then constant; or multiplied by γ after each milestone, at the first step of an epoch; or half a
-    cosine from the end of the warm-up to zero after the last step.
+    cosine from the end of the warm-up to ``min_lr`` after the last step.
 
     Args:
         recipe: The run.
@@ -47,7 +55,8 @@ def learning_rate(recipe: Training, step: int, steps_per_epoch: int) -> float:
     if step < warmup:
         return recipe.lr * (step + 1) / (warmup + 1)
     if recipe.schedule == "cosine":
-        return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
+        share = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
+        return recipe.min_lr + (recipe.lr - recipe.min_lr) * share
     if recipe.schedule == "step":
         epoch = step // steps_per_epoch + 1e-9  # 0.7 · 10 is a little above 7 in floating point
         passed = sum(epoch >= milestone * recipe.epochs for milestone in recipe.milestones)

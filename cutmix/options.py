@@ -100,6 +100,12 @@ class PreviewOptions:
     """A folder of class folders, or a known set such as digits or cifar-100."""
     out: Path = Path("preview.png")
     """The picture."""
+    mix: Literal["images", "smmix"] = "images"
+    """Cutout, Mixup and CutMix; or where a vision transformer looks and what SMMix makes of it."""
+    model: str = "deit_tiny_patch16_224"
+    """smmix: the network that looks."""
+    weights: Path | None = None
+    """smmix: its weights; without, its gaze is random."""
     count: int = 6
     """Number of samples."""
     image_size: int | None = None

@@ -69,6 +69,11 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
         policy=recipe.auto_augment,
         color_jitter=recipe.color_jitter, lighting=recipe.lighting, **shared,
     )  # fmt: skip
+    if recipe.mix == "smmix" and len(train_set) % recipe.batch_size == 1:
+        raise InputError(
+            f"--batch-size {recipe.batch_size} leaves a last batch of one image, which SMMix has no partner for; "
+            "give another one"
+        )
     path = options.out or Path("runs") / f"{recipe.name}-seed{recipe.seed}"
     state = start_state(recipe, train_set, world)
     network = parallel(state.model, world)
@@ -86,7 +91,7 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
         autocast=cast,
         progress=Progress(recipe.epochs, batches.steps, shown=world.first),
         about=environment(world.device)
-        | {"processes": world.size, "parameters": sum(p.numel() for p in state.model.parameters()), "date": today(),
+        | {"processes": world.size, "parameters": sum(p.numel() for p in state.network.parameters()), "date": today(),
            "skipped": skipped},
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from cutmix.data import ArraySet, ImageSet, open_data, test_loader
 from cutmix.errors import InputError
 from cutmix.mixing import CutMix, Cutout, Mixup
 from cutmix.mixing.targets import Targets
+from cutmix.models import create_model
 from cutmix.options import PreviewOptions
 from cutmix.seeding import derive_seed
 
@@ -43,7 +44,7 @@ def preview_grid(
     Returns:
         A PNG file.
     """
-    images, labels = _samples(data, image_size, count, seed)
+    images, labels = pick_samples(data, image_size, count, seed)
     rows = {name: mix(images.clone(), labels) if mix else (images, labels) for name, mix in mixes.items()}
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (data.mean, data.std))
     figure = Figure(figsize=(1.0 + 1.7 * len(images), 2.1 * len(rows)), dpi=120, layout="constrained")
@@ -77,7 +78,7 @@ def _short(name: str, length: int = 18) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
-def _samples(data: ImageSet, image_size: int | None, count: int, seed: int) -> tuple[Tensor, Tensor]:
+def pick_samples(data: ImageSet, image_size: int | None, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Load some samples as they are prepared for testing."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "preview"))
     chosen = torch.randperm(len(data), generator=generator)[:count]
@@ -100,13 +101,34 @@ def run_preview(options: PreviewOptions) -> Path:
         raise InputError(f"--cutout-size is {options.cutout_size}; expected at least 1 pixel")
     data = open_data(options.data, "train", skip_unreadable=options.skip_unreadable)
     side = options.image_size or (min(data.images.shape[-2:]) if isinstance(data, ArraySet) else 224)
+    if options.mix == "smmix":
+        return _preview_smmix(options, data)
     mixes = {
         "original": None,
         "Cutout": Cutout(max(side // 2, 1) if options.cutout_size is None else options.cutout_size, seed=options.seed),
         "Mixup": Mixup(options.alpha, per_sample=True, seed=options.seed),
         "CutMix": CutMix(options.alpha, per_sample=True, seed=options.seed),
     }
-    png = preview_grid(data, mixes, image_size=options.image_size, count=options.count, seed=options.seed)
+    return _write(
+        options, preview_grid(data, mixes, image_size=options.image_size, count=options.count, seed=options.seed)
+    )
+
+
+def _preview_smmix(options: PreviewOptions, data: ImageSet) -> Path:
+    """Write where a network looks and what SMMix makes of it; without weights its gaze is random."""
+    from cutmix.attention_preview import attention_picture
+
+    network = create_model(
+        options.model, data.num_classes, in_chans=data.in_chans, pretrained=options.weights or False
+    ).eval()
+    images, labels = pick_samples(data, options.image_size, options.count, options.seed)
+    png = attention_picture(
+        network, images, labels, classes=data.classes, mean=data.mean, std=data.std, seed=options.seed
+    )
+    return _write(options, png)
+
+
+def _write(options: PreviewOptions, png: bytes) -> Path:
     write_atomic(options.out, lambda file: file.write(png))
     print(f"wrote {options.out}")
     return options.out

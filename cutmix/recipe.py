@@ -9,7 +9,7 @@ from cutmix.errors import InputError
 Mix = Literal[
     "none", "cutmix", "mixup", "cutout", "cutmix-or-mixup", "feature-cutmix", "manifold-mixup",
     "cutmix-center-gaussian", "cutmix-fixed-size", "cutmix-one-hot", "cutmix-complete-label", "cutmix-scheduled",
-    "cutmix-3", "cutmix-4",
+    "cutmix-3", "cutmix-4", "smmix",
 ]  # fmt: skip
 
 _FEATURE_MIXES = ("feature-cutmix", "manifold-mixup")
@@ -58,6 +58,8 @@ class Training:
     """Factor of a step schedule."""
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up."""
+    min_lr: float = 0.0
+    """Learning rate at the end of a cosine."""
     clip_grad_norm: float = 0.0
     """Largest norm of the gradient; 0 does not clip."""
     ema_decay: float = 0.0
@@ -76,7 +78,7 @@ class Training:
 
     def __post_init__(self) -> None:
         self._check_range("momentum", "ema_decay", "gamma", high=1)
-        self._check_range("weight_decay", "warmup_epochs", "clip_grad_norm")
+        self._check_range("weight_decay", "warmup_epochs", "clip_grad_norm", "min_lr")
         self._check_range("epochs", "batch_size", "accumulate", "eval_every", low=1)
         self._check_range("lr", above=True)
         if any(not 0 <= m <= 1 for m in self.milestones):
@@ -144,8 +146,8 @@ class Recipe(Training):
     """Photographs: make them squares, whatever their shape, and crop without resizing, as for localization."""
     flip: bool = True
     """Mirror half of the training images."""
-    auto_augment: Literal["none", "imagenet", "cifar10", "svhn"] = "none"
-    """Change each training image by AutoAugment's policy for imagenet, cifar10 or svhn."""
+    auto_augment: Literal["none", "imagenet", "cifar10", "svhn", "rand-m9-mstd0.5-inc1"] = "none"
+    """Change each training image by AutoAugment's policy for imagenet, cifar10 or svhn, or by timm's RandAugment."""
     color_jitter: float = 0.0
     """Largest change of brightness, contrast and saturation, as a share; the paper's ImageNet code has 0.4."""
     lighting: float = 0.0
@@ -176,6 +178,8 @@ class Recipe(Training):
     """What is done to each batch."""
     alpha: float = 1.0
     """α of the Beta distribution of CutMix and Mixup."""
+    mixup_alpha: float | None = None
+    """cutmix-or-mixup: α of Mixup, if it is not CutMix's; DeiT has 0.8."""
     mix_prob: float = 1.0
     """Probability that a batch is mixed (mix_per_sample: a sample)."""
     mix_per_sample: bool = False
@@ -198,6 +202,8 @@ class Recipe(Training):
         self._check_range("crop_padding", "lighting")
         self._check_range("cutout_size", "drop_block_size", low=1)
         self._check_range("alpha", "head_lr_factor", above=True)
+        if self.mixup_alpha is not None:
+            self._check_range("mixup_alpha", above=True)
         if self.image_size is not None and self.image_size < 1:
             raise InputError(f"--image-size is {self.image_size}; expected a number of pixels above 0")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
@@ -222,6 +228,8 @@ class Recipe(Training):
                 f"--mix-layers is given, but --mix is {self.mix}, which has none; expected --mix feature-cutmix or "
                 "manifold-mixup"
             )
+        if self.mix == "smmix" and (self.mix_per_sample or self.accumulate > 1):
+            raise InputError("--mix smmix takes whole batches: give neither --mix-per-sample nor --accumulate")
         if self.cutout and self.mix in ("none", "cutout"):
             raise InputError(
                 f"--cutout goes before another mix, but --mix is {self.mix}; for Cutout alone, give --mix cutout only"

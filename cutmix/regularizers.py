@@ -164,6 +164,10 @@ class ShakeDrop(nn.Module):
         return f"p={self.p:g}"
 
 
+# Where a block has its residual branch dropped: a ResNet's, and the two of a transformer's.
+_SLOTS = ("drop_path", "drop_path1", "drop_path2")
+
+
 def regularize(
     model: nn.Module,
     *,
@@ -210,12 +214,14 @@ def regularize(
         raise InputError("stochastic_depth and shake_drop are both given; ShakeDrop replaces stochastic depth")
     if not (stochastic_depth or shake_drop or drop_block):
         return model
-    blocks = {name: module for name, module in model.named_modules() if hasattr(module, "drop_path")}
+    blocks = {name: module for name, module in model.named_modules() if any(hasattr(module, slot) for slot in _SLOTS)}
     if not blocks:
         raise InputError(
             f"{type(model).__name__} has no residual blocks with a drop_path, where stochastic depth, ShakeDrop and "
             "DropBlock go; take a ResNet or PyramidNet"
         )
+    if drop_block and any(hasattr(block, "attn") for block in blocks.values()):
+        raise InputError(f"{type(model).__name__} has tokens and no feature maps that DropBlock could drop squares of")
     stages = list(dict.fromkeys(_stage(name) for name in blocks))
     block_p = dict(zip(stages[:-3:-1], (drop_block, drop_block / 4), strict=False))
     for depth, (name, block) in enumerate(blocks.items(), start=1):
@@ -227,7 +233,9 @@ def regularize(
             layers.append(StochasticDepth(share * stochastic_depth))
         if shake_drop:
             layers.append(ShakeDrop(share * shake_drop))
-        block.drop_path = nn.Sequential(*layers)
+        for slot in _SLOTS:
+            if hasattr(block, slot):
+                setattr(block, slot, nn.Sequential(*layers))
     return model
 
 

@@ -4,45 +4,26 @@ The page is a list of sections. A section is a function that takes the runs and 
 HTML, or None when the runs give it nothing to show; it is added by writing it and naming it in `SECTIONS`.
 """
 
-import base64
 import os
+import re
 from collections.abc import Sequence
 from datetime import date
-from importlib.resources import files
+from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from cutmix.comparison import comparisons, estimate, pairs
 from cutmix.errors import InputError
 from cutmix.measured import footnotes, sheets, sweeps, trained
+from cutmix.page import HTML, Row, Section, picture
 from cutmix.paper import TABLES, find_tables, is_baseline
 from cutmix.plots import Curve, key, lines
+from cutmix.report_card import calibration, definitions, localization, robustness, unknown
 from cutmix.runs import Run, differing_fields, groups, read_runs
 from cutmix.statistics import in_words
 from cutmix.version import __version__
-
-_TEMPLATE = files("cutmix").joinpath("report.html.jinja").read_text(encoding="utf-8")
-# The macros of the page; whatever is given to them is escaped unless it is Markup.
-_HTML: Any = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(_TEMPLATE).module
-
-
-class Section(NamedTuple):
-    """A part of the page: its heading, the anchor of its link, its content."""
-
-    title: str
-    anchor: str
-    body: Markup
-
-
-class Row(NamedTuple):
-    """A row of a table: its heading, its cells, and whether it stands out."""
-
-    name: str
-    cells: Sequence[str]
-    strong: bool = False
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:
@@ -61,7 +42,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     """
     loaded = read_runs([Path(run) for run in runs])
     sections = [made for section in SECTIONS if (made := section(loaded)) is not None]
-    page = _HTML.page("cutmix report", _subtitle(loaded), sections)
+    page = _distinct_ids(HTML.page("cutmix report", _subtitle(loaded), sections))
     out = Path(out)
     if out.is_dir():
         raise InputError(f"{out} is a folder; give the name of the page, for example {out / 'report.html'}")
@@ -80,11 +61,12 @@ def summary(runs: Sequence[Run]) -> Section:
     """What came out, one sentence a recipe: its error, and how it stands to the one without mixing."""
     items = [Markup("<strong>{}</strong>: {}").format(name, text) for name, text in comparisons(runs)]
     items += [_unfinished(run) for run in runs if not run.finished]
-    body = _HTML.sentences(items)
+    items += [_only_suites(run) for run in runs if run.finished and run.result("top1_err", "last") is None]
+    body = HTML.sentences(items)
     sizes = {line["n"] for run in runs if (line := run.result("top1_err", "last")) and line["n"]}
     if len({run.data for run in runs}) > 1 or len(sizes) > 1:
         body = (
-            _HTML.note("Not all runs are tested on the same images; errors on different images are not comparable.")
+            HTML.note("Not all runs are tested on the same images; errors on different images are not comparable.")
             + body
         )
     return Section("Summary", "summary", body)
@@ -102,16 +84,16 @@ def what_was_run(runs: Sequence[Run]) -> Section:
             _duration(run)])
         for run in runs
     ]  # fmt: skip
-    body = _HTML.table(
+    body = HTML.table(
         "Every run",
         ["Run", "Status", "Recipe", "Data", "Model", "Parameters", "Mix", "Epochs", "Seed"],
         recipes,
     )
-    body += _recipe_differences(runs)
-    body += _HTML.table(
+    body += _origins(runs) + _recipe_differences(runs)
+    body += HTML.table(
         "When and on what each ran", ["Run", "Date", "Device", "torch", "Commit", "Training time"], circumstances
     )
-    return Section("What was run", "what-was-run", body + _HTML.commands(runs))
+    return Section("What was run", "what-was-run", body + HTML.commands(runs))
 
 
 def results(runs: Sequence[Run]) -> Section:
@@ -119,6 +101,7 @@ def results(runs: Sequence[Run]) -> Section:
     captions = {
         "last": "Last epoch: the network at the end of training",
         "best": "Best epoch: chosen on the test set, so it flatters; only for comparison with papers that report it",
+        "file": "Weights from a file, as they are",
     }
     header = [
         "Run",
@@ -129,27 +112,34 @@ def results(runs: Sequence[Run]) -> Section:
         "Epoch",
         "Weights",
     ]
+    trained_here = [run for run in runs if not run.evaluated]
+    shown = {"last": trained_here, "best": trained_here, "file": [run for run in runs if run.evaluated]}
     tables = [
-        _HTML.table(caption, header, [row for members in groups(runs).values() for row in _error_rows(members, which)])
-        for which, caption in captions.items()
+        HTML.table(
+            captions[which],
+            header,
+            [row for same in groups(members).values() for row in _error_rows(same, which.replace("file", "last"))],
+        )
+        for which, members in shown.items()
+        if members
     ]
     return Section("Results", "results", Markup("\n").join(tables))
 
 
 def error_curves(runs: Sequence[Run]) -> Section | None:
     """Test error and training loss by epoch, every run in the same plots; the seeds of a recipe look alike."""
+    styles = {group: style for style, group in enumerate(groups(runs))}
+    runs = [run for run in runs if not run.evaluated]  # the others have no training to show
     by_recipe = groups(runs)
     if not any(run.epochs for run in runs):
         return None
     legend = [
-        (key(style), name + (f" ({len(members)} runs)" if len(members) > 1 else ""))
-        for style, (name, members) in enumerate(by_recipe.items())
+        (key(styles[name]), name + (f" ({len(members)} runs)" if len(members) > 1 else ""))
+        for name, members in by_recipe.items()
     ]
     plots = []
     for title, field, unit in (("Test error", "top1_err", "top-1 error, %"), ("Training loss", "train_loss", "loss")):
-        curves = [
-            _curve(run, field, style) for style, members in enumerate(by_recipe.values()) for run in members
-        ]  # fmt: skip
+        curves = [_curve(run, field, styles[run.group]) for members in by_recipe.values() for run in members]
         alt = f"{title} by epoch. " + " ".join(_spoken(run, field) for run in runs)
         plots.append((title, lines(curves, xlabel="epoch", ylabel=unit, alt=alt)))
     caption = (
@@ -159,7 +149,7 @@ def error_curves(runs: Sequence[Run]) -> Section | None:
     (figure2,) = find_tables("figure2")
     if {str(run.recipe.get("name")).partition("+")[0] for run in runs} & {row.recipe for row in figure2.rows}:
         caption += " Figure 2 of the paper shows these curves for its baseline and CutMix, without printed values."
-    return Section("Error curves", "error-curves", _HTML.curves(legend, plots, caption))
+    return Section("Error curves", "error-curves", HTML.curves(legend, plots, caption))
 
 
 def paired_comparisons(runs: Sequence[Run]) -> Section | None:
@@ -172,7 +162,7 @@ def paired_comparisons(runs: Sequence[Run]) -> Section | None:
         return None
     header = ["Runs", "Only the first right", "Only the second right", "Exact McNemar test, Holm-adjusted"]
     caption = "Pairs of runs, image by image, after the last epoch"
-    return Section("In pairs", "in-pairs", _HTML.table(caption, header, rows))
+    return Section("In pairs", "in-pairs", HTML.table(caption, header, rows))
 
 
 def paper_tables(runs: Sequence[Run]) -> Section | None:
@@ -185,11 +175,11 @@ def paper_tables(runs: Sequence[Run]) -> Section | None:
     if not shown:
         return None
     body = Markup("\n").join(
-        _HTML.table(sheet.caption, sheet.header, [Row(name, cells) for name, *cells in sheet.rows])
+        HTML.table(sheet.caption, sheet.header, [Row(name, cells) for name, *cells in sheet.rows])
         for table in shown
         for sheet in sheets(table, ours)
     )
-    return Section("The paper’s tables", "paper", body + _HTML.sentences(footnotes(shown)))
+    return Section("The paper’s tables", "paper", body + HTML.sentences(footnotes(shown)))
 
 
 def paper_sweeps(runs: Sequence[Run]) -> Section | None:
@@ -213,24 +203,32 @@ def paper_sweeps(runs: Sequence[Run]) -> Section | None:
     if not plots:
         return None
     caption = "Figure 3 of the paper: last epoch, mean over seeds. The paper prints no values to compare with."
-    return Section("Sweeps", "sweeps", _HTML.curves([(key(s), name) for name, s in legend.items()], plots, caption))
+    return Section("Sweeps", "sweeps", HTML.curves([(key(s), name) for name, s in legend.items()], plots, caption))
 
 
 def sample_mixes(runs: Sequence[Run]) -> Section | None:
     """What the network of each run was shown."""
     images = [_image(run, run.samples) for run in runs if run.samples is not None]
-    return Section("Sample mixes", "sample-mixes", _HTML.images(images)) if images else None
+    return Section("Sample mixes", "sample-mixes", HTML.images(images)) if images else None
 
 
 def how_it_was_measured(runs: Sequence[Run]) -> Section:
     """The definitions of everything on the page."""
-    return Section("How it was measured", "how-it-was-measured", _HTML.definitions())
+    return Section("How it was measured", "how-it-was-measured", HTML.definitions(definitions(runs)))
 
 
 SECTIONS = (
-    summary, what_was_run, results, paired_comparisons, error_curves, paper_tables, paper_sweeps, sample_mixes,
-    how_it_was_measured,
+    summary, what_was_run, results, paired_comparisons, error_curves, calibration, robustness, unknown, localization,
+    paper_tables, paper_sweeps, sample_mixes, how_it_was_measured,
 )  # fmt: skip
+
+
+def _distinct_ids(page: str) -> str:
+    """Return the page with the ids inside its drawings counted, as the same drawing may be there twice."""
+    number = count()
+    return re.sub(
+        r"<svg .*?</svg>", lambda svg: re.sub(r"\bf[0-9a-f]{8}-", f"f{next(number)}-", svg[0]), page, flags=re.DOTALL
+    )
 
 
 def _subtitle(runs: Sequence[Run]) -> str:
@@ -246,14 +244,38 @@ def _unfinished(run: Run) -> Markup:
     return Markup("<strong>{}</strong>{}.").format(run.label, text)
 
 
+def _only_suites(run: Run) -> Markup:
+    suites = dict.fromkeys(str(line["suite"]) for line in run.results if "suite" in line)
+    text = "<strong>{}</strong>: top-1 error not run; what was measured is below ({})."
+    return Markup(text).format(run.label, ", ".join(suites))
+
+
+def _origins(runs: Sequence[Run]) -> Markup:
+    """Where weights come from that were not trained here."""
+    items = [
+        Markup("<strong>{}</strong>: the weights are those of the file <code>{}</code>. {}").format(
+            run.label,
+            run.evaluated,
+            "The recipe is what the file says of itself."
+            if "epochs" in run.recipe
+            else "How they were trained is not "
+            "known here, so their normalisation and the test images may not be those of their training.",
+        )
+        for run in runs
+        if run.evaluated
+    ]
+    return Markup(HTML.sentences(items)) if items else Markup("")
+
+
 def _recipe_differences(runs: Sequence[Run]) -> Markup:
+    runs = [run for run in runs if not run.evaluated]
     firsts = {name: members[0] for name, members in groups(runs).items()}
     fields = differing_fields([*firsts.values()])
     if not fields:
         return Markup("")
     rows = [Row(field, [_text(run.recipe.get(field)) for run in firsts.values()]) for field in fields]
     caption = "Fields in which the recipes differ; every other one is the same"
-    return Markup(_HTML.table(caption, ["Field", *firsts], rows))
+    return Markup(HTML.table(caption, ["Field", *firsts], rows))
 
 
 def _error_rows(members: Sequence[Run], which: str) -> list[Row]:
@@ -270,7 +292,7 @@ def _error_rows(members: Sequence[Run], which: str) -> list[Row]:
                     _error(run.result("top5_err", which) or {}),
                     "not run" if n is None else f"{n:,}",
                     f"{line.get('data', run.data)} {line.get('split', '')}".strip(),
-                    "not run" if line.get("epoch") is None else str(line["epoch"]),
+                    ("–" if run.evaluated else "not run") if line.get("epoch") is None else str(line["epoch"]),
                     {"ema": "averaged (EMA)", "model": "model"}.get(str(line.get("weights")), "not run"),
                 ],
             )
@@ -303,19 +325,18 @@ def _spoken(run: Run, field: str) -> str:
 
 
 def _image(run: Run, png: bytes) -> dict[str, Any]:
-    if png[:8] != b"\x89PNG\r\n\x1a\n" or len(png) < 24:
-        raise InputError(f"{run.folder / 'samples.png'} is no PNG image; remove it or write it again")
     mix = run.recipe.get("mix", "none")
-    return {
-        "base64": base64.b64encode(png).decode(),
-        "width": int.from_bytes(png[16:20], "big"),
-        "height": int.from_bytes(png[20:24], "big"),
-        "alt": f"Grid of training images as the network of {run.label} is shown them, mix: {mix}",
-        "caption": f"{run.label}: training images as the network is shown them (mix: {mix})",
-    }
+    return picture(
+        png,
+        run.folder / "samples.png",
+        alt=f"Grid of training images as the network of {run.label} is shown them, mix: {mix}",
+        caption=f"{run.label}: training images as the network is shown them (mix: {mix})",
+    )
 
 
 def _status(run: Run) -> str:
+    if run.evaluated:
+        return "weights from a file"
     if run.finished:
         return "finished"
     reached = f"epoch {run.epochs[-1]['epoch']} of {run.recipe.get('epochs')}" if run.epochs else "no epoch logged"
@@ -323,6 +344,8 @@ def _status(run: Run) -> str:
 
 
 def _duration(run: Run) -> str:
+    if run.evaluated:
+        return "–"
     so_far = run.epochs[-1].get("seconds") if run.epochs else None  # of all epochs up to this one
     seconds = (run.fact("seconds") if run.finished else None) or so_far
     if not seconds:

@@ -83,11 +83,11 @@ class Run:
 
     def arrays(self, suite: str) -> Path:
         """The file of what a suite found for each image."""
-        return self.folder / "predictions" / f"{suite}-{self.named('last')}.npz"
+        return self.folder / "predictions" / f"{suite}-last.npz"
 
     def named(self, which: str) -> str:
-        """The name of an epoch in the results: weights of a file are those of no known epoch."""
-        return "file" if self.evaluated else which
+        """The name of an epoch in the results: a file of weights is of no known epoch, or of the one that it says."""
+        return str(self.results[0]["which"]) if self.evaluated and self.results else which
 
     def is_own(self, line: Json) -> bool:
         """Whether a line is about the run's own test set."""
@@ -136,9 +136,7 @@ def read_run(folder: Path) -> Run:
         {"measure": str, "which": str, "value": int | float | None, "n": int | None, "epoch": int | None},
     )
     epochs = {entry["epoch"]: entry for entry in log if entry["kind"] == "epoch"}
-    measures = {
-        ("file" in line, *(line.get(key) for key in _KEY)): line for line in results
-    }
+    measures = {("file" in line, *(line.get(key) for key in _KEY)): line for line in results}
     samples = folder / "samples.png"
     return Run(
         folder=folder,
@@ -172,7 +170,7 @@ def differing_fields(runs: Sequence[Run]) -> list[str]:
 
 
 def _labelled(runs: Sequence[Run]) -> tuple[Run, ...]:
-    keys = [_canonical({**run.recipe, "seed": None}) for run in runs]
+    keys = [_canonical({**run.recipe, "seed": None, "evaluated": run.evaluated}) for run in runs]
     firsts = [runs[keys.index(key)] for key in dict.fromkeys(keys)]
     names = [str(run.recipe.get("name") or run.folder.resolve().name) for run in firsts]
     mixes = [str(run.recipe.get("mix") or "") for run in firsts] if len(firsts) > 1 else [""]

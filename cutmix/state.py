@@ -25,11 +25,12 @@ from cutmix.mixing import (
     OneHotCutMix,
     RandomChoice,
     ScheduledCutMix,
+    SMMix,
 )
 from cutmix.mixing.features import find_layers
 from cutmix.mixing.images import BatchTransform
 from cutmix.mixing.targets import Targets
-from cutmix.models import create_model
+from cutmix.models import WithTokenHead, create_model
 from cutmix.optim import find_classifier, make_average, make_optimizer
 from cutmix.recipe import Recipe
 from cutmix.regularizers import DropBlock, regularize
@@ -61,7 +62,7 @@ class State:
     optimizer: torch.optim.Optimizer
     average: AveragedModel | None
     cutout: Cutout | None
-    mix: BatchTransform | FeatureMix | None
+    mix: BatchTransform | FeatureMix | SMMix | None
     epoch: int = 0
     step_in_epoch: int = 0
     step: int = 0
@@ -73,9 +74,14 @@ class State:
     best: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def network(self) -> nn.Module:
+        """The network without a head that only serves the training."""
+        return self.model.network if isinstance(self.model, WithTokenHead) else self.model
+
+    @property
     def measured(self) -> nn.Module:
-        """The network that is measured: the average, where there is one."""
-        return self.model if self.average is None else self.average.module
+        """The network that is measured and exported: the average, where there is one."""
+        return self.network if self.average is None else self.average.module
 
 
 _SHARED = ("epoch", "step_in_epoch", "step", "seconds", "best")
@@ -88,7 +94,7 @@ def start_state(recipe: Recipe, data: ImageSet, world: World) -> State:
     pretrained = recipe.weights or recipe.pretrained
     model = create_model(recipe.model, data.num_classes, in_chans=data.in_chans, pretrained=pretrained)
     if not (recipe.zero_init or pretrained):
-        _start_branches_at_one(model)
+        start_branches_at_one(model)
     if recipe.new_head:
         find_classifier(model).reset_parameters()
     regularize(
@@ -100,19 +106,17 @@ def start_state(recipe: Recipe, data: ImageSet, world: World) -> State:
         find_layers(model, mix.layers)
     model = model.to(world.device)
     _check_input(model, recipe, data, world.device)
+    network = model
+    if isinstance(mix, SMMix):
+        model = WithTokenHead(model).to(world.device)
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)
     torch.manual_seed(derive_seed(recipe.seed, "training", world.rank))
-    return State(
-        model,
-        make_optimizer(recipe, model, head_lr_factor=recipe.head_lr_factor),
-        make_average(recipe, model),
-        make_cutout(recipe),
-        mix,
-    )
+    optimizer = make_optimizer(recipe, model, head_lr_factor=recipe.head_lr_factor)
+    return State(model, optimizer, make_average(recipe, network), make_cutout(recipe), mix)
 
 
-def _start_branches_at_one(model: nn.Module) -> None:
+def start_branches_at_one(model: nn.Module) -> None:
     """Undo timm's ``zero_init_last``: a normalisation whose scales are all 0 gets PyTorch's own 1."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and module.affine and not module.weight.any():
@@ -146,7 +150,7 @@ def make_cutout(recipe: Recipe) -> Cutout | None:
     return Cutout(recipe.cutout_size, seed=derive_seed(recipe.seed, "cutout"), inplace=True) if recipe.cutout else None
 
 
-def make_mix(recipe: Recipe) -> BatchTransform | FeatureMix | None:
+def make_mix(recipe: Recipe) -> BatchTransform | FeatureMix | SMMix | None:
     """Return the recipe's mixing of a batch; it writes into the batch, which the loader has just made.
 
     The variants of CutMix and of Mixup have their seed, so that with one seed all begin with the same boxes.
@@ -166,7 +170,7 @@ def make_mix(recipe: Recipe) -> BatchTransform | FeatureMix | None:
             seed = derive_seed(recipe.seed, "cutout")
             return Cutout(recipe.cutout_size, seed=seed, prob=recipe.mix_prob, inplace=True)
         case "cutmix-or-mixup":
-            both = CutMix(alpha, **cutmix), Mixup(alpha, **mixup)
+            both = CutMix(alpha, **cutmix), Mixup(recipe.mixup_alpha or alpha, **mixup)
             return RandomChoice(both, seed=derive_seed(recipe.seed, "choice"))
         case "feature-cutmix":
             return FeatureCutMix(layers, alpha, **cutmix)
@@ -186,6 +190,9 @@ def make_mix(recipe: Recipe) -> BatchTransform | FeatureMix | None:
             return MultiCutMix(alpha, 3, **cutmix)
         case "cutmix-4":
             return MultiCutMix(alpha, 4, **cutmix)
+        case "smmix":
+            seed = derive_seed(recipe.seed, "smmix")
+            return SMMix(recipe.mix_prob, mixup_alpha=alpha, inplace=True, seed=seed)
 
 
 def image_mixing(recipe: Recipe) -> Callable[[Tensor, Tensor], tuple[Tensor, Targets]] | None:
@@ -195,6 +202,8 @@ def image_mixing(recipe: Recipe) -> Callable[[Tensor, Tensor], tuple[Tensor, Tar
         mix.progress = 1.0
     if isinstance(mix, FeatureMix):
         mix = mix.transform if 0 in mix.layers else None
+    if isinstance(mix, SMMix):  # which needs the network that looks
+        mix = None
 
     def transform(images: Tensor, labels: Tensor) -> tuple[Tensor, Targets]:
         if cutout:

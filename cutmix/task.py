@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor, nn
 
+from cutmix.attention_preview import attention_picture
 from cutmix.data import ArraySet, ImageSet
 from cutmix.data.loaders import Loader
 from cutmix.distributed import World, send_buffers
@@ -20,9 +21,9 @@ from cutmix.evaluate.classification import (
     predict,
     predictions_arrays,
 )
-from cutmix.mixing import FeatureMix, ScheduledCutMix, mixed_cross_entropy
+from cutmix.mixing import FeatureMix, ScheduledCutMix, SMMix, mixed_cross_entropy
 from cutmix.mixing.targets import Targets
-from cutmix.preview import preview_grid
+from cutmix.preview import pick_samples, preview_grid
 from cutmix.recipe import Recipe
 from cutmix.state import State, image_mixing
 
@@ -46,11 +47,15 @@ class Task(Protocol):
         key: Which of the figures says that an epoch is the best one.
         less_is_better: Of that figure.
         title: What it is called.
+        unit: What follows its number.
+        command: The words that start such a run.
     """
 
     key: ClassVar[str]
     less_is_better: ClassVar[bool]
     title: ClassVar[str]
+    unit: ClassVar[str]
+    command: ClassVar[str]
 
     def split(self, images: Any, targets: Any, progress: float) -> Sequence[tuple[Any, Any]]:
         """Make of a batch the parts that go through the network one by one; ``progress`` is the share of all steps."""
@@ -108,6 +113,8 @@ class Classification:
     key: ClassVar[str] = "top1_err"
     less_is_better: ClassVar[bool] = True
     title: ClassVar[str] = "top-1 error"
+    unit: ClassVar[str] = " %"
+    command: ClassVar[str] = "cutmix train"
 
     def split(self, images: Tensor, labels: Tensor, progress: float) -> list[tuple[Tensor, Any]]:
         """Mix a batch as a whole, so that its parts change nothing, and divide it."""
@@ -117,12 +124,15 @@ class Classification:
         if state.cutout:
             images, _ = state.cutout(images, labels)
         targets: Targets = labels
-        if not isinstance(state.mix, FeatureMix | None):
+        if not isinstance(state.mix, FeatureMix | SMMix | None):
             images, targets = state.mix(images, labels)
         return list(zip(images.chunk(parts), _chunk(targets, parts), strict=True))
 
     def loss(self, network: nn.Module, images: Tensor, targets: Any) -> Tensor:
-        """Return the cross entropy of a part, which ``FeatureMix`` mixes inside the network."""
+        """Return the cross entropy of a part, which ``FeatureMix`` mixes inside the network; or SMMix's losses."""
+        if isinstance(self.state.mix, SMMix):
+            with self.autocast:
+                return self.state.mix.loss(network, images, targets, label_smoothing=self.recipe.label_smoothing)
         inside = self.state.mix if isinstance(self.state.mix, FeatureMix) else None
         with self.autocast:
             logits, targets = inside.forward(network, images, targets) if inside else (network(images), targets)
@@ -167,6 +177,13 @@ class Classification:
 
     def samples(self) -> bytes:
         """Return training images, and the same mixed."""
+        if isinstance(self.state.mix, SMMix):
+            data = self.train_set
+            images, labels = pick_samples(data, self.recipe.image_size, 8, 0)
+            images = images.to(self.world.device)
+            return attention_picture(
+                self.state.network, images, labels, classes=data.classes, mean=data.mean, std=data.std
+            )
         mixing = image_mixing(self.recipe)
         rows = {"original": None} | ({self.recipe.mix: mixing} if mixing else {})
         return preview_grid(self.train_set, rows, image_size=self.recipe.image_size, count=8)

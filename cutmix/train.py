@@ -83,7 +83,7 @@ def train_epoch(run: Run, epoch: int, stop: Stop) -> None:
         if stopping:
             run.progress.say(
                 f"stopped at step {state.step} in epoch {epoch + 1}; "
-                f"cutmix train --resume --out {shlex.quote(str(run.path))} goes on from there"
+                f"{run.task.command} --resume --out {shlex.quote(str(run.path))} goes on from there"
             )
             raise SystemExit(128 + (stop.number or signal.SIGTERM))
     check_finite(run)
@@ -105,7 +105,7 @@ def train_step(run: Run, images: Any, targets: Any) -> Tensor:
         nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_grad_norm)
     state.optimizer.step()
     if state.average is not None:
-        state.average.update_parameters(state.model)
+        state.average.update_parameters(state.network)
     return total
 
 
@@ -243,7 +243,7 @@ def finish(run: Run) -> None:
     for record in records:
         if record["measure"] == run.task.key:
             run.progress.say(
-                f"{record['which']} epoch ({record['epoch']}): {run.task.title} {record['value']:.2f} % "
+                f"{record['which']} epoch ({record['epoch']}): {run.task.title} {record['value']:.2f}{run.task.unit} "
                 f"[{record['low']:.2f}, {record['high']:.2f}]"
             )
     run.progress.say(f"results in {run.path}; cutmix report {run.path} makes a page of them")

@@ -13,8 +13,9 @@ from cutmix.errors import InputError
 from cutmix.optim import make_average, make_optimizer
 from cutmix.options import TrainOptions
 from cutmix.precision import autocast, resolve_precision
-from cutmix.preparation import Run
+from cutmix.preparation import Run, summary_writer
 from cutmix.progress import Progress
+from cutmix.recipe import flag
 from cutmix.run_folder import environment, today
 from cutmix.seeding import derive_seed
 from cutmix.state import State
@@ -42,11 +43,18 @@ def transfer(recipe: Transfer, options: TrainOptions | None = None) -> Path:
 
 def prepare_transfer(recipe: Transfer, options: TrainOptions, world: World) -> Run:
     """Make everything that the loop works with, and find what is wrong before anything is written."""
+    for name in ("download", "skip_unreadable"):
+        if getattr(options, name):
+            raise InputError(f"--{flag(name)} is not for transfer; expected a complete set of pictures on the disk")
+    if options.tensorboard:
+        summary_writer()
     recipe = replace(recipe, precision=resolve_precision(recipe.precision, world.device))
     torch.manual_seed(derive_seed(recipe.seed, "model"))
     backbone = load_backbone(recipe)
     recipe = replace(recipe, model=backbone.model)
     if isinstance(recipe, Detection):
+        if recipe.backbone == "none":
+            recipe = replace(recipe, freeze=False)
         state, task, batches, test_batches = _detection(recipe, backbone, options, world)
     elif isinstance(recipe, Captioning):
         state, task, batches, test_batches = _captioning(recipe, backbone, world)
@@ -71,7 +79,10 @@ def prepare_transfer(recipe: Transfer, options: TrainOptions, world: World) -> R
 def _detection(
     recipe: Detection, backbone: Backbone, options: TrainOptions, world: World
 ) -> tuple[State, Task, Loader, Loader]:
-    train_set, test_set = (open_detection(recipe.data, split, seed=recipe.seed) for split in ("train", "test"))
+    train_set, test_set = (
+        open_detection(recipe.data, split, test_fraction=recipe.val_fraction, seed=recipe.seed)
+        for split in ("train", "test")
+    )
     state = _state(recipe, make_detector(recipe, backbone, train_set.num_classes), world)
     batches, test_batches = make_batches(recipe, train_set, test_set, backbone.mean, world, options.workers)
     cast = autocast(recipe.precision, world.device)
@@ -80,17 +91,15 @@ def _detection(
 
 
 def _captioning(recipe: Captioning, backbone: Backbone, world: World) -> tuple[State, Task, Loader, Loader]:
-    opened = [
-        open_captions(recipe.data, split, val_fraction=recipe.val_fraction, seed=recipe.seed)
+    train_set, test_set = (
+        replace(
+            open_captions(recipe.data, split, val_fraction=recipe.val_fraction, seed=recipe.seed),
+            mean=backbone.mean, std=backbone.std,
+        )
         for split in ("train", "test")
-    ]
-    train_set, test_set = (replace(part, mean=backbone.mean, std=backbone.std) for part in opened)
-    vocabulary = Vocabulary.from_captions((c for several in train_set.captions for c in several), recipe.min_count)
-    network = ShowAndTell(
-        backbone.network, len(vocabulary), embed=recipe.embed, hidden=recipe.hidden, layers=recipe.layers,
-        dropout=recipe.dropout, tune_encoder=recipe.tune_encoder,
     )  # fmt: skip
-    state = _state(recipe, network, world)
+    vocabulary = Vocabulary.from_captions((c for several in train_set.captions for c in several), recipe.min_count)
+    state = _state(recipe, _captioner(recipe, backbone, len(vocabulary)), world)
     shared: dict[str, Any] = {
         "batch_size": recipe.batch_size, "device": world.device, "size": recipe.picture_size, "crop": recipe.crop,
         "channels_last": recipe.channels_last, "rank": world.rank, "world_size": world.size,
@@ -100,6 +109,23 @@ def _captioning(recipe: Captioning, backbone: Backbone, world: World) -> tuple[S
     cast = autocast(recipe.precision, world.device)
     task = CaptioningTask(recipe, state, world, train_set, test_set, test_batches, vocabulary, cast, backbone)
     return state, task, batches, test_batches
+
+
+def _captioner(recipe: Captioning, backbone: Backbone, words: int) -> ShowAndTell:
+    """Make the network, and see that its encoder takes pictures of this size, before a folder is made for the run."""
+    try:
+        network = ShowAndTell(
+            backbone.network, words, embed=recipe.embed, hidden=recipe.hidden, layers=recipe.layers,
+            dropout=recipe.dropout, tune_encoder=recipe.tune_encoder,
+        ).eval()  # fmt: skip
+        with torch.inference_mode():
+            network.look(torch.zeros(1, 3, recipe.crop, recipe.crop))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise InputError(
+            f"{backbone.title} cannot be the encoder of pictures of {recipe.crop}×{recipe.crop} pixels ({reason})"
+        ) from None
+    return network.train()
 
 
 def _state(recipe: Transfer, network: nn.Module, world: World) -> State:

@@ -1,9 +1,12 @@
 """Fixtures that several files use."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 
@@ -24,3 +27,46 @@ def no_recompilation() -> Iterator[None]:
     with torch._dynamo.config.patch(error_on_recompile=True):
         yield
     torch._dynamo.reset()
+
+
+@pytest.fixture(scope="session")
+def voc_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder in Pascal VOC's layout: 12 pictures with a red dog or a blue cat, rectangles of several sizes."""
+    folder = tmp_path_factory.mktemp("voc")
+    for name in ("JPEGImages", "Annotations"):
+        (folder / name).mkdir()
+    random = np.random.default_rng(0)
+    for number in range(12):
+        width, height = (int(side) for side in random.integers(60, 90, 2))
+        left, top, side = (int(value) for value in random.integers((2, 2, 25), (25, 25, 33)))
+        picture = Image.fromarray(random.integers(90, 160, (height, width, 3), dtype=np.uint8))
+        color = ((230, 20, 20), (20, 20, 230))[number % 2]
+        ImageDraw.Draw(picture).rectangle((left, top, left + side - 1, top + side - 1), fill=color)
+        picture.save(folder / "JPEGImages" / f"{number:02}.png")
+        box = "".join(
+            f"<{name}>{value}</{name}>"
+            for name, value in zip(
+                ("xmin", "ymin", "xmax", "ymax"), (left + 1, top + 1, left + side, top + side), strict=True
+            )
+        )
+        (folder / "Annotations" / f"{number:02}.xml").write_text(
+            f"<annotation><size><width>{width}</width><height>{height}</height></size>"
+            f"<object><name>{('dog', 'cat')[number % 2]}</name><bndbox>{box}</bndbox></object></annotation>"
+        )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def caption_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder in Flickr8k's layout: 12 pictures of one colour with two captions each."""
+    folder = tmp_path_factory.mktemp("captions")
+    (folder / "images").mkdir()
+    lines = ["image,caption"]
+    for number in range(12):
+        color, name = (((200, 30, 30), "red"), ((30, 30, 200), "blue"), ((30, 180, 30), "green"))[number % 3]
+        Image.new("RGB", (40 + number, 50), tuple(part + number for part in color)).save(
+            folder / "images" / f"{number:02}.png"
+        )
+        lines += [f"{number:02}.png,A {name} picture .", f"{number:02}.png,The {name} wall is {number % 2}"]
+    (folder / "captions.txt").write_text("\n".join(lines) + "\n")
+    return folder

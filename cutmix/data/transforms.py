@@ -1,9 +1,11 @@
 """Crop, flip and normalise a whole batch on its device; and the transforms of image files."""
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -12,7 +14,7 @@ from torch import Generator, Tensor
 from cutmix.errors import InputError
 
 PaddingMode = Literal["constant", "reflect"]
-AutoAugmentPolicy = Literal["none", "imagenet", "cifar10", "svhn"]
+AutoAugmentPolicy = Literal["none", "imagenet", "cifar10", "svhn", "rand-m9-mstd0.5-inc1"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,24 +149,57 @@ def train_transform(
 
 
 def auto_augment(policy: AutoAugmentPolicy) -> Callable[[Any], Any]:
-    """Return torchvision's AutoAugment as it is, for one RGB image or one (1 or 3, H, W) uint8 tensor.
+    """Return torchvision's AutoAugment, or timm's RandAugment, for one RGB image or one (C, H, W) uint8 tensor.
 
     It draws from PyTorch's global generator.
 
     Args:
-        policy: The data set whose policy it is, but not "none".
+        policy: The data set whose policy it is, or timm's name of a RandAugment, but not "none".
 
     Raises:
         InputError: If there is no such policy.
 
-    Source: Cubuk et al. 2019.
+    Source: Cubuk et al. 2019 and 2020.
     """
     from torchvision.transforms import v2
 
     known = [name for name in get_args(AutoAugmentPolicy) if name != "none"]
     if policy not in known:
         raise InputError(f"the policy of AutoAugment is '{policy}': expected one of {', '.join(known)}")
+    if policy.startswith("rand-"):
+        return _timm_rand_augment(policy)
     return v2.AutoAugment(v2.AutoAugmentPolicy(policy))
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Keep the highest bits of each value, from none (black) to all eight."""
+    return image.point(lambda value: value & ~(2 ** (8 - min(max(bits, 0), 8)) - 1))
+
+
+def _timm_rand_augment(policy: str) -> Callable[[Any], Any]:
+    """Return timm's RandAugment, which DeiT trains with; its draws follow from PyTorch's global generator."""
+    from timm.data.auto_augment import rand_augment_transform
+    from torchvision.transforms import v2
+
+    augment = rand_augment_transform(policy, {})
+    for op in augment.ops:
+        if op.name.startswith("Posterize"):  # which timm may ask for no bits at all, and Pillow 12 refuses
+            op.aug_fn = _posterize
+
+    def change(image: Any) -> Any:
+        picture = v2.functional.to_pil_image(image) if isinstance(image, Tensor) else image
+        seed = int(torch.randint(2**31, ()))
+        before, numpy_before = random.getstate(), np.random.get_state()  # noqa: NPY002 - timm draws from both
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        try:
+            picture = augment(picture)
+        finally:
+            random.setstate(before)
+            np.random.set_state(numpy_before)  # noqa: NPY002
+        return v2.functional.pil_to_tensor(picture) if isinstance(image, Tensor) else picture
+
+    return change
 
 
 def test_transform(image_size: int, crop_fraction: float, squash: bool) -> Callable[[Image.Image], Tensor]:

@@ -116,7 +116,8 @@ class Classifier:
 
     @cached_property
     def _pixel_model(self) -> PixelModel:
-        return PixelModel(self.network, self.mean, self.std, self.image_size).eval()
+        with torch.inference_mode(False):  # its tensors are to serve gradients, whoever asks for it first
+            return PixelModel(self.network, self.mean, self.std, self.image_size).eval()
 
     @torch.inference_mode()
     def logits(self, pixels: Tensor) -> Tensor:

@@ -162,11 +162,10 @@ def localize(classifier: Classifier, boxes: list[np.ndarray]) -> Suite:
 
 def file_name(name: str, options: EvaluateOptions, subject: Subject, data: ImageSet, target: Target) -> str:
     """Return what the file of a suite's arrays is called; a run's own predictions are never overwritten."""
-    which = "last" if target.own else subject.which
-    other = f"-{data.name}" if options.data and not target.own else ""
-    if name == "classification":
-        return which if target.own else f"evaluated-{which}{other}"
-    return f"{name}-{which}{other}"
+    if target.own:
+        return "last" if name == "classification" else f"{name}-last"
+    other = f"-{data.name}" if options.data else ""
+    return f"{'evaluated' if name == 'classification' else name}-{subject.which}{other}"
 
 
 def describe(

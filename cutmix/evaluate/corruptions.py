@@ -84,7 +84,7 @@ def _records(missed: Tensor, *, relative: bool) -> list[dict[str, Any]]:
     alexnet = torch.tensor(list(ALEXNET_ERR.values()), dtype=torch.float64)[:, None]
     kinds = {"corruption_mean_err": ("mean_corruption_err", errors)}
     if relative:
-        kinds["corruption_ce"] = ("mce", 100 * errors / alexnet)
+        kinds["corruption_ce"] = ("mean_corruption_ce", 100 * errors / alexnet)
     for one, (mean, values) in kinds.items():
         for name, row in zip(CORRUPTIONS, values, strict=True):
             records.append(_record(one, *_mean_interval(row), of=name))

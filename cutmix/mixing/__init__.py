@@ -1,5 +1,6 @@
 """Mixing a batch: draw, then apply. Torch only."""
 
+from cutmix.mixing.attention import AttentionDraw, SMMix, consistency_loss, fine_grained_loss, smmix_loss
 from cutmix.mixing.features import FeatureCutMix, FeatureMix, ManifoldMixup, mixed_forward
 from cutmix.mixing.images import CutMix, Cutout, Mixup, RandomChoice
 from cutmix.mixing.mix import CutoutDraw, Draw
@@ -15,6 +16,7 @@ from cutmix.mixing.variants import (
 )
 
 __all__ = [
+    "AttentionDraw",
     "CenterGaussianCutMix",
     "CompleteLabelCutMix",
     "CutMix",
@@ -32,8 +34,12 @@ __all__ = [
     "MultiTargets",
     "OneHotCutMix",
     "RandomChoice",
+    "SMMix",
     "ScheduledCutMix",
+    "consistency_loss",
+    "fine_grained_loss",
     "mixed_binary_cross_entropy",
     "mixed_cross_entropy",
     "mixed_forward",
+    "smmix_loss",
 ]

@@ -1,7 +1,15 @@
 """Networks: the paper's for CIFAR here, everything else timm's."""
 
+from cutmix.models.attention_maps import WithTokenHead, predict_and_attend
 from cutmix.models.create import create_model, pretrained_normalization
 from cutmix.models.pyramidnet import PyramidNet
 from cutmix.models.resnet import CifarResNet
 
-__all__ = ["CifarResNet", "PyramidNet", "create_model", "pretrained_normalization"]
+__all__ = [
+    "CifarResNet",
+    "PyramidNet",
+    "WithTokenHead",
+    "create_model",
+    "predict_and_attend",
+    "pretrained_normalization",
+]

@@ -1,5 +1,6 @@
 """One function that makes a network from its name."""
 
+import re
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
@@ -26,6 +27,12 @@ _CIFAR_NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "pyramidnet200": partial(PyramidNet, 22, 240),
 }
 
+# Transformers for another size of images and patches than timm's names have, such as deit_tiny_patch4_32.
+_OTHER_PATCHES = re.compile(r"(.+)_patch([1-9]\d*)_([1-9]\d*)(?<!patch16_224)")
+_TRANSFORMERS = {
+    "deit_tiny": "deit_tiny_patch16_224", "deit_small": "deit_small_patch16_224",
+    "deit_base": "deit_base_patch16_224", "cait_xxs24": "cait_xxs24_224", "cait_xxs36": "cait_xxs36_224",
+}  # fmt: skip
 _FOR_LOCALIZATION = ("resnet50_wsol", "vgg16_gap")
 _GATHER_EXCITE = {"geresnet50": "resnet50", "geresnet101": "resnet101"}
 
@@ -38,7 +45,9 @@ def create_model(name: str, num_classes: int, *, in_chans: int = 3, pretrained: 
             bottleneck), ``pyramidnet110`` (α̃ 64), ``pyramidnet200`` (α̃ 240) for CIFAR; ``resnet18_cifar``,
             ``resnet50_cifar`` and so on: timm's ResNet with a 3×3 stem of stride 1 and no max-pooling;
             ``geresnet50``, ``geresnet101``: with Gather-Excite, for images of 224×224; ``resnet50_wsol`` (its last
-            stage does not stride) and ``vgg16_gap`` for localization; or any name of timm (``seresnet50``, ...).
+            stage does not stride) and ``vgg16_gap`` for localization; ``pvt_tiny`` to ``pvt_large``, or
+            ``pvt_tiny_patch1_32`` for other patches and images, ``deit_tiny_patch4_32``, ``cait_xxs24_patch4_32`` and
+            so on; or any name of timm (``seresnet50``, ...).
         num_classes: Outputs, at least 1.
         in_chans: Channels of the images, at least 1.
         pretrained: False: random weights. True: timm's weights for this name, downloaded. A path: a file of weights
@@ -59,6 +68,15 @@ def create_model(name: str, num_classes: int, *, in_chans: int = 3, pretrained: 
         _refuse_download(name, pretrained)
         attention = {"block_args": {"attn_layer": GatherExcite}}
         model = _timm_model(_GATHER_EXCITE[name], num_classes, in_chans, download=False, **attention)
+    elif name.startswith("pvt_") and not name.startswith("pvt_v2"):
+        _refuse_download(name, pretrained)
+        from cutmix.models.pvt import create_pvt  # with timm, which is slow to import
+
+        model = create_pvt(name, num_classes, in_chans)
+    elif (found := _OTHER_PATCHES.fullmatch(name)) and found[1] in _TRANSFORMERS:
+        _refuse_download(name, pretrained)
+        size = {"patch_size": int(found[2]), "img_size": int(found[3])}
+        model = _timm_model(_TRANSFORMERS[found[1]], num_classes, in_chans, download=False, **size)
     elif name == "resnet50_wsol":
         model = widen_last_stage(_timm_model("resnet50", num_classes, in_chans, download=pretrained is True))
     elif name == "vgg16_gap":

@@ -9,6 +9,7 @@ from torch import nn
 from cutmix.checkpoint import read_weights
 from cutmix.errors import InputError
 from cutmix.models import create_model, pretrained_normalization
+from cutmix.state import start_branches_at_one
 from cutmix.transfer.recipes import Transfer
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -23,7 +24,7 @@ class Backbone:
         model: Its name.
         mean: What its weights were trained with: of each channel of RGB pixels in [0, 1].
         std: The same.
-        source: Where its weights come from.
+        source: Where its weights come from: none for random ones, pretrained, or a file.
     """
 
     network: nn.Module
@@ -31,6 +32,12 @@ class Backbone:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     source: str
+
+    @property
+    def title(self) -> str:
+        """What a sentence calls it."""
+        known = {"none": f"{self.model} of random weights", "pretrained": f"timm's pretrained {self.model}"}
+        return known.get(self.source, f"{self.model} of {self.source}")
 
 
 def load_backbone(recipe: Transfer) -> Backbone:
@@ -45,9 +52,11 @@ def load_backbone(recipe: Transfer) -> Backbone:
     source, model = recipe.backbone, recipe.model
     if source in ("none", "pretrained"):
         network = create_model(model, 1000, pretrained=source == "pretrained")
+        if source == "none":
+            start_branches_at_one(network)  # or what is never trained would be its shortcuts alone
         mean, std = (pretrained_normalization(model) if source == "pretrained" else None) or _IMAGENET
         return Backbone(network, model, mean, std, source)
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_dir():
         path = path / "model.safetensors"
     if not path.exists():

@@ -52,9 +52,11 @@ class CaptioningTask:
     key: ClassVar[str] = "cider_d"
     less_is_better: ClassVar[bool] = False
     title: ClassVar[str] = "CIDEr-D"
+    unit: ClassVar[str] = ""
+    command: ClassVar[str] = "cutmix transfer captioning"
 
     def split(self, images: Tensor, tokens: Tensor, progress: float) -> Sequence[tuple[Any, Any]]:
-        """Divide a batch."""
+        """Divide a batch; a part's loss is the mean over its words, so that its words weigh as its captions do."""
         return list(zip(images.chunk(self.recipe.accumulate), tokens.chunk(self.recipe.accumulate), strict=True))
 
     def loss(self, network: nn.Module, images: Any, targets: Any) -> Tensor:
@@ -91,7 +93,7 @@ class CaptioningTask:
     def opening(self) -> str:
         """Return the encoder and the data."""
         return (
-            f"encoder from {self.backbone.source}, {'tuned' if self.recipe.tune_encoder else 'frozen'}; "
+            f"encoder {self.backbone.title}, {'tuned' if self.recipe.tune_encoder else 'frozen'}; "
             f"{self.train_set.name}: {len(self.train_set):,} pictures to train on, {len(self.test_set):,} to test, "
             f"{len(self.vocabulary):,} words"
         )

@@ -9,13 +9,14 @@ from cutmix.errors import InputError
 from cutmix.transfer.voc import DetectionSet, Split, make_picture, open_voc
 
 
-def open_detection(path: str | Path, split: Split, *, seed: int = 0) -> DetectionSet:
+def open_detection(path: str | Path, split: Split, *, test_fraction: float = 0.2, seed: int = 0) -> DetectionSet:
     """Open one split of data in COCO's layout, if its annotations are there, or else in Pascal VOC's.
 
     Args:
         path: The folder; see ``open_coco`` and ``open_voc``.
         split: "train" or "test".
-        seed: Decides the split of a folder without official splits.
+        test_fraction: In (0, 1): the test share of a folder without official splits.
+        seed: Decides that split, and nothing else.
 
     Raises:
         InputError: As they do.
@@ -23,7 +24,7 @@ def open_detection(path: str | Path, split: Split, *, seed: int = 0) -> Detectio
     root = Path(path).expanduser()
     if any((root / "annotations").glob("instances_*.json")):
         return open_coco(root, split)
-    return open_voc(root, split, seed=seed)
+    return open_voc(root, split, test_fraction=test_fraction, seed=seed)
 
 
 def open_coco(path: str | Path, split: Split) -> DetectionSet:

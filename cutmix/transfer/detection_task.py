@@ -15,7 +15,13 @@ from cutmix.distributed import World, gather, send_buffers
 from cutmix.errors import InputError
 from cutmix.state import State
 from cutmix.task import Measured
-from cutmix.transfer.average_precision import Detections, inclusive, voc_average_precision, voc_interval
+from cutmix.transfer.average_precision import (
+    AveragePrecision,
+    Detections,
+    inclusive,
+    voc_average_precision,
+    voc_interval,
+)
 from cutmix.transfer.backbone import Backbone
 from cutmix.transfer.coco_precision import coco_average_precision
 from cutmix.transfer.detection import faster_rcnn_c4, ssd300
@@ -52,9 +58,11 @@ class DetectionTask:
     key: ClassVar[str] = "map"
     less_is_better: ClassVar[bool] = False
     title: ClassVar[str] = "mean average precision"
+    unit: ClassVar[str] = " %"
+    command: ClassVar[str] = "cutmix transfer detection"
 
     def split(self, images: list[Tensor], targets: list[Any], progress: float) -> Sequence[tuple[Any, Any]]:
-        """Divide a batch."""
+        """Divide a batch; a detector's losses are of the objects in a part, so that parts weigh them a little apart."""
         size = -(-len(images) // self.recipe.accumulate)
         return [(images[i : i + size], targets[i : i + size]) for i in range(0, len(images), size)]
 
@@ -98,13 +106,14 @@ class DetectionTask:
             return [*records, shared | {"measure": "coco_map", "value": None, "note": f"not run: {error}"}]
         return [*records, shared | {"measure": "coco_map", "value": 100 * coco.mean}]
 
-    def _precision(self, found: Detections) -> Any:
+    def _precision(self, found: Detections) -> AveragePrecision:
+        # SSD's code base leaves out VOC's + 1: the same areas, as it works with the edges of boxes
         return voc_average_precision(inclusive(found), inclusive(self.test_set.objects()), self.test_set.num_classes)
 
     def opening(self) -> str:
         """Return the detector, its backbone and the data."""
         return (
-            f"{self.recipe.arch} on a backbone from {self.backbone.source}; {self.train_set.name}: "
+            f"{self.recipe.arch} on {self.backbone.title}; {self.train_set.name}: "
             f"{len(self.train_set):,} pictures to train on, {len(self.test_set):,} to test, "
             f"{self.train_set.num_classes} classes"
         )
@@ -133,14 +142,21 @@ class DetectionTask:
 
 
 def make_detector(recipe: Detection, backbone: Backbone, num_classes: int) -> nn.Module:
-    """Return the recipe's detector on a backbone."""
+    """Return the recipe's detector on a backbone.
+
+    Raises:
+        InputError: If the layers or the sizes do not fit.
+    """
     mean, std, network = backbone.mean, backbone.std, backbone.network
-    if recipe.arch == "ssd300":
-        return ssd300(network, num_classes, image_size=recipe.image_size, mean=mean, std=std)
-    return faster_rcnn_c4(
-        network, num_classes, min_size=recipe.min_size, max_size=recipe.max_size, freeze=recipe.freeze, mean=mean,
-        std=std,
-    )  # fmt: skip
+    try:
+        if recipe.arch == "ssd300":
+            return ssd300(network, num_classes, image_size=recipe.image_size, mean=mean, std=std)
+        return faster_rcnn_c4(
+            network, num_classes, min_size=recipe.min_size, max_size=recipe.max_size, freeze=recipe.freeze, mean=mean,
+            std=std,
+        )  # fmt: skip
+    except InputError as error:
+        raise InputError(f"{recipe.arch} cannot be put on {backbone.title}: {error}") from None
 
 
 def make_batches(
@@ -151,7 +167,17 @@ def make_batches(
     world: World,
     workers: int,
 ) -> tuple[Loader, Loader]:
-    """Return the batches to train on, augmented as the recipe's code base does, and those to measure on."""
+    """Return the batches to train on, augmented as the recipe's code base does, and those to measure on.
+
+    Raises:
+        InputError: If the processes cannot share a batch, or no object of the test pictures is asked for.
+    """
+    if recipe.batch_size % world.size:
+        raise InputError(
+            f"--batch-size is {recipe.batch_size}; expected a positive multiple of the {world.size} processes"
+        )
+    if test_set.objects().difficult.all():
+        raise InputError(f"the {len(test_set)} test pictures of {test_set.name} have no object that is asked for")
     ssd = recipe.arch == "ssd300"
     transform = ssd_transform(recipe.image_size, fill=mean) if ssd else faster_rcnn_transform()
     training = DetectionSamples(train_set, transform, seed=recipe.seed, keep_difficult=not ssd)
@@ -163,7 +189,8 @@ def make_batches(
         moved = [{name: column.to(world.device) for name, column in target.items()} for target in targets]
         return [image.to(world.device, non_blocking=True) for image in images], moved
 
-    order = TestOrder(len(test_set), max(recipe.batch_size, world.size), world.rank, world.size)
+    # in a batch of Faster R-CNN the smaller pictures get a border, and what is found depends on it
+    order = TestOrder(len(test_set), recipe.batch_size if ssd else world.size, world.rank, world.size)
     return (
         FileLoader(training, TrainOrder(len(train_set), *shape), finish, workers, **shared),
         FileLoader(DetectionSamples(test_set), order, finish, workers, **shared),

@@ -58,7 +58,7 @@ class Detection(Transfer):
     max_size: int = 1000
     """faster-rcnn: most pixels of its longer side."""
     freeze: bool = True
-    """faster-rcnn: keep stem, first stage and every normalisation of the backbone as they are."""
+    """faster-rcnn: keep stem, first stage and every normalisation of trained weights; random ones are never kept."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,10 +111,10 @@ paper's; momentum, weight decay and augmentation are its code base's."""
 
 FASTER_RCNN = Detection(
     name="faster-rcnn", arch="faster-rcnn", epochs=58, batch_size=8, lr=0.01, momentum=0.9, weight_decay=1e-4,
-    schedule="step", milestones=(100 / 120,), eval_every=2,
+    decay_all=False, schedule="step", milestones=(100 / 120,), eval_every=2,
 )  # fmt: skip
 """Batch, learning rate, 120,000 iterations (58 epochs) and the decay at 100,000 are the paper's; sizes, weight decay
-and what is frozen are its code base's."""
+(none of biases) and what is frozen are its code base's."""
 
 CAPTIONING = Captioning(
     name="captioning", epochs=100, batch_size=20, lr=1e-3, optimizer="adamw", weight_decay=0.0, schedule="constant",
@@ -122,19 +122,28 @@ CAPTIONING = Captioning(
 )  # fmt: skip
 """Batch, learning rate, epochs and beam are the paper's; the rest its code base's. Its Adam is AdamW without decay."""
 
-RECIPES: dict[str, Transfer] = {
-    "ssd300": SSD300,
-    "faster-rcnn": FASTER_RCNN,
-    "captioning": CAPTIONING,
-}
+TASKS: dict[str, tuple[Transfer, ...]] = {"detection": (SSD300, FASTER_RCNN), "captioning": (CAPTIONING,)}
+"""The recipes of each task; the first one is what is meant where none is named."""
+
+
+def find_transfer(task: str, arch: str = "") -> Transfer:
+    """Return a task's recipe: that of an architecture, or its first one.
+
+    Raises:
+        InputError: If there is no such task.
+    """
+    if task not in TASKS:
+        given = f'there is no task "{task}"' if task else "cutmix transfer needs a task"
+        raise InputError(f"{given}; expected {' or '.join(TASKS)}")
+    return next((recipe for recipe in TASKS[task] if recipe.name == arch), TASKS[task][0])
 
 
 def small(recipe: Transfer) -> Transfer:
-    """Return a recipe for some hundred pictures and a CPU: smaller pictures, fewer epochs, the same method."""
+    """Return a recipe for some hundred pictures and a CPU: a small network, small pictures, few epochs, AdamW."""
     if isinstance(recipe, Captioning):
-        return replace(recipe, name="captioning-small", epochs=20, picture_size=144, crop=128, beam=5, min_count=3)
+        return replace(recipe, name="captioning-small", model="resnet20", epochs=15, picture_size=72, crop=64)
     assert isinstance(recipe, Detection)
     return replace(
-        recipe, name=f"{recipe.arch}-small", epochs=40, batch_size=8, optimizer="adamw", lr=1e-3, schedule="cosine",
-        warmup_epochs=1, eval_every=10, image_size=160, min_size=160, max_size=256, freeze=False,
+        recipe, name=f"{recipe.arch}-small", model="resnet10t", epochs=40, batch_size=8, optimizer="adamw", lr=1e-3,
+        schedule="cosine", warmup_epochs=1, eval_every=10, image_size=160, min_size=160, max_size=256,
     )  # fmt: skip

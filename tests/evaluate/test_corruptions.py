@@ -131,11 +131,11 @@ def test_errors_are_those_that_were_made(layout: str, classifier: Classifier, re
     assert by["mean_corruption_err", None, None]["value"] == pytest.approx(EXPECTED.mean())
     errors = {name: EXPECTED[c].mean() for c, name in enumerate(CORRUPTIONS)}
     if layout == "pictures":
-        assert by["mce", None, None]["value"] == pytest.approx(mean_corruption_error(errors))
+        assert by["mean_corruption_ce", None, None]["value"] == pytest.approx(mean_corruption_error(errors))
         for name, error in errors.items():
             assert by["corruption_ce", name, None]["value"] == pytest.approx(100 * error / ALEXNET_ERR[name])
     else:
-        assert ("mce", None, None) not in by
+        assert ("mean_corruption_ce", None, None) not in by
     assert suite.arrays["corruption_right"].shape == (15, 5, N)
     assert 100 * (1 - suite.arrays["corruption_right"].mean()) == pytest.approx(EXPECTED.mean())
     assert {r["suite"] for r in suite.records} == {"robustness"}

@@ -1,0 +1,388 @@
+"""What every measure of the suites is: its name, unit and better direction for a table, and its definition. No torch.
+
+The definitions are the ones that a page links to; each names its source.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Better = Literal["lower", "higher", ""]
+At = Literal["", "ε", "side", "λ", "severity", "threshold"]
+Check = Literal["", "true", "within ε", "none"]
+
+_ROUNDING = 1e-6  # what float32 may add to a largest change of ε
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure.
+
+    Attributes:
+        suite: Which suite of ``cutmix evaluate`` measures it.
+        label: Its name in a table.
+        definition: In one to three sentences, with the source.
+        unit: "%" or another; "" for a plain number.
+        digits: Decimals in a table.
+        better: Which direction is; "" where neither is.
+        at: What a record's ``at`` is, where it is part of what is measured.
+        check: Of a check of an attack, when it holds: the value is 1, at most ε, or 0.
+    """
+
+    suite: str
+    label: str
+    definition: str
+    unit: str = "%"
+    digits: int = 1
+    better: Better = "lower"
+    at: At = ""
+    check: Check = ""
+
+    @property
+    def heading(self) -> str:
+        """Its name with its unit."""
+        return f"{self.label}, {self.unit}" if self.unit else self.label
+
+    def holds(self, line: dict[str, Any]) -> bool:
+        """Whether a record of a check says that the attack is sound."""
+        if self.check == "within ε":
+            return bool(line["value"] <= line["at"] + _ROUNDING)
+        return bool(line["value"] == (1 if self.check == "true" else 0))
+
+
+def name_of(line: dict[str, Any]) -> str:
+    """Return a record's key in ``MEASURES``: its measure, with a score or convention that is not the usual one."""
+    usual = (None, "exact", "max-softmax")
+    other = [str(line[field]) for field in ("convention", "score") if line.get(field) not in usual]
+    return "_".join([line["measure"], *other])
+
+
+def measure_of(name: str, suite: str = "") -> Measure:
+    """Return a measure by its key; one that is not known here has its key for a name and no definition."""
+    return MEASURES.get(name) or Measure(suite, name.replace("_", " "), "", unit="", digits=3, better="")
+
+
+def at_in_words(measure: Measure, at: float) -> str:
+    """Return where something was measured, as it stands behind the measure's name."""
+    if measure.at == "ε":
+        return f"ε\u00a0=\u00a0{in_255ths(at)}"
+    unit = "\u00a0px" if measure.at == "side" else ""
+    return f"{measure.at}\u00a0{at:g}{unit}" if measure.at != "λ" else f"λ\u00a0=\u00a0{at:g}"
+
+
+def in_255ths(value: float) -> str:
+    """Return a change of a pixel, in [0, 1], as people write it: 8/255."""
+    steps = value * 255
+    if value == 1:
+        return "1"
+    return f"{steps:.0f}/255" if abs(steps - round(steps)) < 1e-3 else f"{steps:.2f}/255"
+
+
+def _calibration(label: str, definition: str, unit: str = "%", digits: int = 2, better: Better = "lower") -> Measure:
+    return Measure("calibration", label, definition, unit, digits, better)
+
+
+def _robustness(label: str, definition: str, at: At = "", better: Better = "lower") -> Measure:
+    return Measure("robustness", label, definition, at=at, better=better)
+
+
+def _check(label: str, definition: str, check: Check, at: At = "") -> Measure:
+    return Measure("robustness", label, definition, unit="", better="", check=check, at=at)
+
+
+def _ood(label: str, definition: str, better: Better = "higher") -> Measure:
+    return Measure("ood", label, definition, better=better)
+
+
+def _localization(label: str, definition: str, at: At = "", better: Better = "higher") -> Measure:
+    return Measure("localization", label, definition, better=better, at=at)
+
+
+_HELD_OUT = "on the random half of the test images that the temperature was not fitted on"
+_CENTRE = (
+    "with the same Gaussian in the centre in place of every map, as a floor that needs no network (Choe et al. 2020)"
+)
+_SUBSET = "on the random images that PGD attacks"
+
+MEASURES = {
+    # calibration
+    "ece": _calibration(
+        "Expected calibration error (ECE)",
+        "Images are put into bins of equal width by the confidence, the largest probability; ECE is the mean over "
+        "images of the gap between a bin’s accuracy and its mean confidence. Noise makes it larger, the more the "
+        "fewer images there are. Source: Guo et al. 2017.",
+    ),
+    "ece_adaptive": _calibration(
+        "ECE, bins of equal mass",
+        "ECE with bins that hold equally many images instead of equally wide ones. Source: Nguyen and O’Connor 2015.",
+    ),
+    "ece_debiased": _calibration(
+        "ECE, debiased",
+        "ECE less what the noise of the bins’ accuracies adds to it on average; it can be below 0. Source: Kumar et "
+        "al. 2019.",
+    ),
+    "mce": _calibration(
+        "Maximum calibration error (MCE)",
+        "The largest gap between accuracy and mean confidence of any bin, however few images it holds. Source: Guo et "
+        "al. 2017.",
+    ),
+    "signed_gap": _calibration(
+        "Mean confidence − accuracy",
+        "Above 0 the network is over-confident, below 0 under-confident, in points of per cent; 0 is best, and does "
+        "not mean that it is calibrated. Source: Guo et al. 2017, who plot both.",
+        better="",
+    ),
+    "nll": _calibration(
+        "Negative log-likelihood (NLL)",
+        "The mean of −log of the true class’s probability, in nats. It needs no bins, and mixes calibration with "
+        "accuracy. Source: a proper score, Gneiting and Raftery 2007.",
+        unit="nats", digits=3,
+    ),
+    "brier": _calibration(
+        "Brier score",
+        "The mean over images of the squared distance between the probabilities and the true class, from 0 to 2. "
+        "Source: Brier 1950.",
+        unit="", digits=3,
+    ),
+    "temperature": _calibration(
+        "Temperature",
+        "The number by which the logits are divided before the softmax, with the least NLL on a random half of the "
+        "test images; above 1 the network was over-confident. It changes no predicted class. Source: Guo et al. 2017.",
+        unit="", digits=3, better="",
+    ),
+    "ece_unscaled": _calibration("ECE before", f"ECE {_HELD_OUT}, as the network is. Source: Guo et al. 2017."),
+    "ece_scaled": _calibration("ECE after", f"ECE {_HELD_OUT}, with the temperature. Source: Guo et al. 2017."),
+    "signed_gap_unscaled": _calibration(
+        "Confidence − accuracy before", f"Mean confidence − accuracy {_HELD_OUT}, as the network is.", better=""
+    ),
+    "signed_gap_scaled": _calibration(
+        "Confidence − accuracy after", f"Mean confidence − accuracy {_HELD_OUT}, with the temperature.", better=""
+    ),
+    "nll_unscaled": _calibration("NLL before", f"NLL {_HELD_OUT}, as the network is.", "nats", 3),
+    "nll_scaled": _calibration("NLL after", f"NLL {_HELD_OUT}, with the temperature.", "nats", 3),
+    "brier_unscaled": _calibration("Brier score before", f"Brier score {_HELD_OUT}, as the network is.", "", 3),
+    "brier_scaled": _calibration("Brier score after", f"Brier score {_HELD_OUT}, with the temperature.", "", 3),
+    # robustness: attacks
+    "clean_err": _robustness(
+        "Error on images as they are",
+        "Top-1 error of the same images before anything is done to them: where each attack and occlusion starts.",
+    ),
+    "fgsm_err": _robustness(
+        "FGSM error",
+        "Top-1 error after one step by which every pixel goes ε up or down, whichever raises the loss; ε is in the "
+        "space of the pixels, from 0 to 1, which the result is kept in. Source: Goodfellow et al. 2015; Yun et al. "
+        "2019, Table 11.",
+        "ε",
+    ),
+    "noise_err": _robustness(
+        "Random noise error",
+        "Top-1 error when every pixel goes ε up or down at random: what FGSM has to exceed to be an attack. Source: "
+        "Carlini et al. 2019.",
+        "ε",
+    ),
+    "fgsm_subset_err": _robustness("FGSM error, PGD’s images", f"FGSM error {_SUBSET}, to compare the two.", "ε"),
+    "pgd_err": _robustness(
+        "PGD error",
+        "Top-1 error after a random start within ±ε and several steps of FGSM, each taken back to ±ε, on a random part "
+        "of the images. Source: Madry et al. 2018.",
+        "ε",
+    ),
+    "apgd_err": _robustness(
+        "APGD error",
+        "Top-1 error after Auto-PGD on the cross entropy, which chooses its own steps. Source: Croce and Hein 2020, by "
+        "the package pyautoattack.",
+        "ε",
+    ),
+    "worst_case_err": _robustness(
+        "Worst-case error",
+        f"The share, {_SUBSET}, that are wrong as they are or under any of the attacks. Source: Carlini et al. 2019.",
+        "ε",
+    ),
+    "pgd_unbounded_err": _robustness(
+        "PGD error without a bound",
+        "PGD with ε = 1, which may change an image into any other: below 100 % the gradients mislead, and every "
+        "smaller error is in doubt. Source: Carlini et al. 2019.",
+        "ε", better="",
+    ),
+    # robustness: checks
+    "fgsm_max_perturbation": _check(
+        "FGSM stays within ε", "Holds if no pixel of any image changed by more than ε.", "within ε", "ε"
+    ),
+    "pgd_max_perturbation": _check(
+        "PGD stays within ε", "Holds if no pixel of any image changed by more than ε.", "within ε", "ε"
+    ),
+    "pgd_unbounded_max_perturbation": _check(
+        "Unbounded PGD stays in the pixels’ range", "Holds if no pixel changed by more than 1.", "within ε", "ε"
+    ),
+    "apgd_max_perturbation": _check(
+        "APGD stays within ε", "Holds if no pixel of any image changed by more than ε.", "within ε", "ε"
+    ),
+    "fgsm_zero_gradients": _check(
+        "Every image has a gradient",
+        "Holds if no image has a gradient of exactly zero, which arithmetic makes of very sure answers; such an image "
+        "cannot be attacked. Source: Carlini et al. 2019.",
+        "none",
+    ),
+    "pgd_not_weaker_than_fgsm": _check(
+        "PGD fools as many as FGSM",
+        "Holds if PGD makes at least as many of its images wrong as FGSM does. Source: Carlini et al. 2019.",
+        "true", "ε",
+    ),
+    "fgsm_sweep_monotone": _check(
+        "FGSM error never falls as ε grows",
+        "Holds if the error at each ε is at least that at the one before. Source: Carlini et al. 2019.",
+        "true",
+    ),
+    "unbounded_attack_fools_all": _check(
+        "Unbounded PGD fools all",
+        "Holds if PGD without a bound makes every image wrong. Source: Carlini et al. 2019.",
+        "true", "ε",
+    ),
+    "same_classes_twice": _check(
+        "Same classes when asked twice",
+        "Holds if the network says the same classes of the same images again: one that draws at random misleads "
+        "attacks. Source: Carlini et al. 2019.",
+        "true",
+    ),
+    # robustness: occlusion, in between, corruptions
+    "occlusion_center_err": _robustness(
+        "Center occlusion error",
+        "Top-1 error when a centred square is filled with black or with the data set’s mean colour. Source: Yun et al. "
+        "2019, Figure 5, which does not name the fill.",
+        "side",
+    ),
+    "occlusion_boundary_err": _robustness(
+        "Boundary occlusion error",
+        "Top-1 error when all but a centred square is filled with black or with the data set’s mean colour. Source: "
+        "Yun et al. 2019, Figure 5.",
+        "side",
+    ),
+    "between_mixup_neither": _robustness(
+        "Mixup of two images: class of neither",
+        "The share of random pairs of test images, blended as λ of one and 1 − λ of the other, whose predicted class "
+        "is that of neither image. Source: Yun et al. 2019, Figure 5.",
+        "λ",
+    ),
+    "between_mixup_err": _robustness(
+        "Mixup of two images: error",
+        "The same pairs: the share whose predicted class is not that of the image with the larger λ; at λ = 0.5 the "
+        "first image counts. Not in the paper.",
+        "λ",
+    ),
+    "between_cutmix_neither": _robustness(
+        "CutMix of two images: class of neither",
+        "The share of random pairs of test images, one of them shown through a centred hole in the other, whose "
+        "predicted class is that of neither image. Source: Yun et al. 2019, Figure 5.",
+        "side",
+    ),
+    "between_cutmix_err": _robustness(
+        "CutMix of two images: error",
+        "The same pairs: the share whose predicted class is not that of the image with more pixels; of equal shares "
+        "the first image counts. Not in the paper.",
+        "side",
+    ),
+    "corruption_err": _robustness(
+        "Corruption error",
+        "Top-1 error on the published corrupted images of one kind and severity. Source: Hendrycks and Dietterich "
+        "2019.",
+        "severity",
+    ),
+    "corruption_mean_err": _robustness(
+        "Corruption error, mean of severities",
+        "Top-1 error on one kind of corruption, averaged over its five severities. Source: Hendrycks and Dietterich "
+        "2019.",
+    ),
+    "mean_corruption_err": _robustness(
+        "Mean corruption error (not relative)",
+        "Top-1 error averaged over the benchmark’s 15 corruptions and five severities. Source: Hendrycks and "
+        "Dietterich 2019.",
+    ),
+    "corruption_ce": _robustness(
+        "Corruption error, AlexNet = 100",
+        "Top-1 error on one kind of corruption, over its severities, in per cent of AlexNet’s. Source: Hendrycks and "
+        "Dietterich 2019.",
+    ),
+    "mean_corruption_ce": _robustness(
+        "mCE, AlexNet = 100",
+        "The mean over 15 corruptions of the error in per cent of AlexNet’s. Source: Hendrycks and Dietterich 2019.",
+    ),
+    # the unknown
+    "ood_auroc": _ood(
+        "AUROC",
+        "The probability that a test image has a higher score, its largest softmax probability, than an image of no "
+        "known class; a tie counts as half. 50 % is chance. Source: Hendrycks and Gimpel 2017; Yun et al. 2019, "
+        "Table 12.",
+    ),
+    "ood_tnr95": _ood(
+        "TNR at TPR 95 %",
+        "The share of the unknown images below the highest threshold that keeps at least 95 % of the test images. "
+        "Source: Liang et al. 2018; Yun et al. 2019, Table 12.",
+    ),
+    "ood_detection_acc": _ood(
+        "Detection accuracy",
+        "The mean of the shares of known and of unknown images that are told rightly, at the threshold that is best "
+        "for these very images; 50 % is chance. Source: Lee et al. 2018; Yun et al. 2019, Table 12.",
+    ),
+    "ood_aupr_in": _ood(
+        "AUPR, known positive",
+        "Average precision of the score for finding the known images; it depends on how many there are of each side. "
+        "Source: Hendrycks and Gimpel 2017.",
+    ),
+    "ood_aupr_out": _ood(
+        "AUPR, unknown positive",
+        "Average precision of the falling score for finding the unknown images; it depends on how many there are of "
+        "each side. Source: Hendrycks and Gimpel 2017.",
+    ),
+    "ood_ties": _ood(
+        "Tied scores",
+        "The share of scores that some image of the other side has too; with many, the way of counting ties decides.",
+        better="",
+    ),
+    "ood_tnr95_mahalanobis": _ood(
+        "TNR at TPR 95 %, as Lee et al. count",
+        "The same by the rules of the program of Lee et al. 2018 (Mahalanobis detector): ties against the known "
+        "images, and the threshold whose TPR is nearest to 95 %.",
+    ),
+    "ood_auroc_mahalanobis": _ood(
+        "AUROC, as Lee et al. count",
+        "The same by the rules of the program of Lee et al. 2018 (Mahalanobis detector): a tie is lost.",
+    ),
+    "ood_auroc_energy": _ood(
+        "AUROC of the energy",
+        "AUROC with the logarithm of the sum of the exponentials of the logits for a score. Source: Liu et al. 2020, "
+        "temperature 1.",
+    ),
+    "ood_auroc_odin-temperature": _ood(
+        "AUROC with ODIN’s temperature",
+        "AUROC with the largest probability of the softmax at temperature 1,000 for a score, without ODIN’s change of "
+        "the images. Source: Liang et al. 2018.",
+    ),
+    # localization
+    "top1_loc": _localization(
+        "Top-1 localization accuracy",
+        "The share of images whose predicted class is right and whose box fits a true one with an intersection over "
+        "union above 0.5. The box is the tightest around the largest part of the class activation map above a share "
+        "of its maximum. Source: Yun et al. 2019, Table 9 and appendix B.",
+        "threshold",
+    ),
+    "gt_known_loc": _localization(
+        "GT-known localization accuracy",
+        "The same with the map of the true class, whatever was predicted. Source: Singh and Lee 2017.",
+        "threshold",
+    ),
+    "top1_cls": _localization(
+        "Top-1 accuracy, of these images",
+        "The share of the same images whose predicted class is right, which top-1 localization cannot exceed.",
+    ),
+    "max_box_acc": _localization(
+        "MaxBoxAcc",
+        "GT-known localization at an intersection over union of 0.5 with maps between 0 and 1, at the threshold that "
+        "is best for these very images. Source: Choe et al. 2020 (wsolevaluation).",
+    ),
+    "max_box_acc_v2": _localization(
+        "MaxBoxAccV2",
+        "The mean over intersections over union of 0.3, 0.5 and 0.7, each at its own best threshold for these very "
+        "images, where the best box of any contour counts. Source: Choe et al. 2020, journal version.",
+    ),
+    "center_max_box_acc": _localization("MaxBoxAcc of a centred box", f"MaxBoxAcc {_CENTRE}.", better=""),
+    "center_max_box_acc_v2": _localization("MaxBoxAccV2 of a centred box", f"MaxBoxAccV2 {_CENTRE}.", better=""),
+}  # fmt: skip

@@ -1,0 +1,95 @@
+"""Captioning as a task of the loop: parts, losses, measures that can be made again."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cutmix.distributed import World
+from cutmix.options import TrainOptions
+from cutmix.transfer.captioning import ShowAndTell
+from cutmix.transfer.captioning_task import CaptioningTask
+from cutmix.transfer.recipes import Captioning
+from cutmix.transfer.scores import caption_scores
+from cutmix.transfer_run import prepare_transfer
+
+WORLD = World(0, 1, torch.device("cpu"))
+SMALL = Captioning(
+    model="resnet20", batch_size=6, picture_size=36, crop=32, embed=8, hidden=8, min_count=1, beam=2, max_length=6,
+    dropout=0.0, val_fraction=0.25, precision="float32",
+)  # fmt: skip
+
+
+def task(data: Path, **changes: object) -> CaptioningTask:
+    found = prepare_transfer(replace(SMALL, data=str(data), **changes), TrainOptions(), WORLD).task  # type: ignore[arg-type]
+    assert isinstance(found, CaptioningTask)
+    return found
+
+
+def test_the_losses_of_the_parts_add_up(caption_folder: Path) -> None:
+    it = task(caption_folder, accumulate=3)
+    images, tokens = torch.rand(7, 3, 32, 32), torch.randint(4, 9, (7, 5))  # captions of one length: no PAD
+    network = it.state.model.eval()  # batch normalisation by its running statistics
+    parts = it.split(images, tokens, 0.0)
+    assert [len(x) for x, _ in parts] == [3, 3, 1]
+    total = sum(it.loss(network, x, y) * len(x) / 7 for x, y in parts)
+    assert torch.allclose(total, it.loss(network, images, tokens))
+    assert torch.equal(torch.cat([y for _, y in parts]), tokens)
+
+
+def test_records_can_be_made_again_from_the_arrays(caption_folder: Path) -> None:
+    it = task(caption_folder)
+    figures, arrays = it.measure()
+    records = it.records({name: torch.from_numpy(array) for name, array in arrays.items()})
+    values = {record["measure"]: record["value"] for record in records}
+    assert {name: values[name] for name in figures} == pytest.approx(figures)
+    assert it.key in figures
+    assert {record["suite"] for record in records} == {"captioning"}
+    assert next(r for r in records if r["measure"] == it.key)["low"] is not None
+
+
+def test_captions_are_filed_under_their_pictures(caption_folder: Path) -> None:
+    it = task(caption_folder)
+    said = arrays_of([captions[0] for captions in it.test_set.captions])
+    perfect = {record["measure"]: record["value"] for record in it.records(said)}
+    assert perfect["bleu_4"] == pytest.approx(100)
+    turned = arrays_of([captions[0] for captions in (*it.test_set.captions[1:], it.test_set.captions[0])])
+    assert {r["measure"]: r["value"] for r in it.records(turned)}["bleu_4"] < 100
+    names = {path.name: captions[1] for path, captions in zip(it.test_set.paths, it.test_set.captions, strict=True)}
+    second = {r["measure"]: r["value"] for r in it.records(arrays_of(list(names.values())))}
+    assert second["cider_d"] == pytest.approx(100 * caption_scores(names, it.test_set.references)["cider_d"])
+
+
+def test_silence_is_a_caption(caption_folder: Path) -> None:
+    it = task(caption_folder)
+    empty = arrays_of([""] * len(it.test_set))
+    assert {r["value"] for r in it.records(empty) if r["measure"] != "meteor"} == pytest.approx({0.0}, abs=1e-6)
+    assert it.pictures(empty)["captions"].startswith(b"\x89PNG")
+
+
+def test_a_frozen_encoder_keeps_still_and_a_tuned_one_learns(caption_folder: Path) -> None:
+    for tune in (False, True):
+        it = task(caption_folder, tune_encoder=tune)
+        model = it.state.model
+        assert isinstance(model, ShowAndTell)
+        before = {name: tensor.clone() for name, tensor in model.encoder.state_dict().items()}
+        it.loss(model.train(), torch.rand(4, 3, 32, 32), torch.randint(4, 9, (4, 5))).backward()
+        it.state.optimizer.step()
+        moved = any(not torch.equal(tensor, before[name]) for name, tensor in model.encoder.state_dict().items())
+        assert moved is tune
+        count = sum(len(group["params"]) for group in it.state.optimizer.param_groups)
+        assert (count == len(list(model.parameters()))) is tune
+        assert ("tuned" in it.opening(), "frozen" in it.opening()) == (tune, not tune)
+
+
+def test_weights_say_what_they_need(caption_folder: Path) -> None:
+    it = task(caption_folder)
+    about = it.about(3)
+    assert (about["model"], about["epoch"]) == ("resnet20", "3")
+    assert len(it.vocabulary.words) > 5
+    assert all(f'"{word}"' in about["words"] for word in ("red", "blue", "green"))
+
+
+def arrays_of(captions: list[str]) -> dict[str, torch.Tensor]:
+    return {"captions": torch.tensor(list("\n".join(captions).encode()), dtype=torch.uint8)}

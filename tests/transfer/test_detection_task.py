@@ -1,0 +1,162 @@
+"""Detection as a task of the loop: parts, losses, measures that can be made again, and what does not fit."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cutmix.distributed import World
+from cutmix.errors import InputError
+from cutmix.optim import make_optimizer
+from cutmix.options import TrainOptions
+from cutmix.transfer.average_precision import Detections, voc_average_precision
+from cutmix.transfer.backbone import load_backbone
+from cutmix.transfer.coco import open_detection
+from cutmix.transfer.detection_task import DetectionTask, make_batches, make_detector
+from cutmix.transfer.recipes import FASTER_RCNN, Detection
+from cutmix.transfer_run import prepare_transfer
+
+WORLD = World(0, 1, torch.device("cpu"))
+SMALL = Detection(
+    model="test_resnet", batch_size=4, image_size=64, min_size=64, max_size=96, val_fraction=0.25, precision="float32"
+)
+
+
+def task(data: Path, **changes: object) -> DetectionTask:
+    recipe = replace(SMALL, data=str(data), **changes)  # type: ignore[arg-type]
+    found = prepare_transfer(recipe, TrainOptions(workers=0), WORLD).task
+    assert isinstance(found, DetectionTask)
+    return found
+
+
+def test_parts_are_the_batch(voc_folder: Path) -> None:
+    images, targets = [torch.rand(3, 64, 64) for _ in range(7)], [{"n": torch.tensor(i)} for i in range(7)]
+    for parts, sizes in ((1, [7]), (2, [4, 3]), (3, [3, 3, 1]), (9, [1] * 7)):
+        divided = task(voc_folder, accumulate=parts).split(images, targets, 0.5)
+        assert [len(x) for x, _ in divided] == sizes
+        assert all(a is b for a, b in zip([x for part, _ in divided for x in part], images, strict=True))
+        assert [y["n"].item() for _, part in divided for y in part] == list(range(7))
+
+
+@pytest.mark.parametrize("arch", ["ssd300", "faster-rcnn"])
+def test_the_loss_is_the_sum_of_the_detectors(voc_folder: Path, arch: str) -> None:
+    it = task(voc_folder, arch=arch)
+    detector = it.state.model.train()
+    images, targets = next(iter(it.test_batches.epoch()))
+    torch.manual_seed(0)
+    loss = it.loss(detector, images, targets)
+    loss.backward()
+    torch.manual_seed(0)  # Faster R-CNN draws its regions
+    losses = detector(images, targets)
+    assert len(losses) == (2 if arch == "ssd300" else 4)
+    assert loss.item() == pytest.approx(sum(part.item() for part in losses.values()), rel=1e-5)
+    assert all(p.grad is not None for p in detector.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("arch", ["ssd300", "faster-rcnn"])
+def test_records_can_be_made_again_from_the_arrays(voc_folder: Path, arch: str) -> None:
+    it = task(voc_folder, arch=arch)
+    training = it.state.model.training
+    figures, arrays = it.measure()
+    assert it.state.model.training is training
+    records = it.records({name: torch.from_numpy(array) for name, array in arrays.items()})
+    first = records[0]
+    assert (first["measure"], first["value"], first["n"]) == ("map", figures[it.key], 3)
+    assert 0 <= first["low"] <= first["value"] <= first["high"] <= 100
+    assert [r["of"] for r in records if r["measure"] == "ap"] == ["cat", "dog"]
+    assert [r["value"] for r in records if r["measure"] == "ap"] == pytest.approx([first["value"]] * 2, abs=100)
+    assert records[-1]["measure"] == "coco_map"
+
+
+def test_the_measure_has_the_areas_of_both_code_bases(voc_folder: Path) -> None:
+    it = task(voc_folder)
+    objects = it.test_set.objects()
+    random = np.random.default_rng(0)
+    moved = objects.boxes + random.uniform(-9, 9, objects.boxes.shape)
+    found = Detections(objects.images, objects.labels, random.random(len(moved)), moved)
+    for iou in (0.3, 0.5, 0.7):
+        without = voc_average_precision(found, objects, it.test_set.num_classes, iou=iou, plus_one=False)
+        if iou == 0.5:
+            assert it._precision(found).mean == without.mean
+    exact = Detections(objects.images, objects.labels, np.ones(len(objects.labels)), objects.boxes)
+    assert it._precision(exact).mean == pytest.approx(1)
+
+
+def test_the_measure_does_not_depend_on_the_batches(voc_folder: Path) -> None:
+    for arch in ("ssd300", "faster-rcnn"):
+        it = task(voc_folder, arch=arch)
+        whole = it.measure().arrays
+        alone = task(voc_folder, arch=arch, batch_size=1)
+        alone.state.model.load_state_dict(it.state.model.state_dict())
+        single = alone.measure().arrays
+        np.testing.assert_array_equal(single["images"], whole["images"])
+        np.testing.assert_allclose(single["scores"], whole["scores"], atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["ssd300", "faster-rcnn"])
+def test_nothing_found_scores_nothing(voc_folder: Path, arch: str) -> None:
+    it = task(voc_folder, arch=arch)
+    nothing = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0)}
+    nothing |= {name: torch.zeros(0, dtype=torch.int64) for name in ("labels", "images")}
+    assert it.records(nothing)[0]["value"] == 0
+    assert it.pictures(nothing)["detections"].startswith(b"\x89PNG")
+
+
+def test_difficult_objects_are_learned_by_faster_rcnn_only(voc_folder: Path) -> None:
+    data = [open_detection(voc_folder, split) for split in ("train", "test")]
+    hard = replace(data[0], pictures=tuple(p._replace(difficult=~p.difficult) for p in data[0].pictures))
+    for arch, count in (("ssd300", 0), ("faster-rcnn", 1)):
+        recipe = replace(SMALL, arch=arch)
+        batches, _ = make_batches(recipe, hard, data[1], (0.5, 0.5, 0.5), WORLD, 0)
+        assert [len(target["labels"]) for target in next(iter(batches.epoch()))[1]] == [count] * 4
+
+
+def test_random_weights_are_not_frozen(voc_folder: Path, tmp_path: Path) -> None:
+    it = task(voc_folder, arch="faster-rcnn", freeze=True)
+    assert it.recipe.freeze is False
+    assert all(p.requires_grad for p in it.state.model.parameters())
+    backbone = load_backbone(SMALL)
+    torch.save(backbone.network.state_dict(), tmp_path / "w.pth")
+    trained = task(voc_folder, arch="faster-rcnn", backbone=str(tmp_path / "w.pth"))
+    frozen = [name for name, p in trained.state.model.named_parameters() if not p.requires_grad]
+    assert trained.recipe.freeze
+    assert any("layer4.0.bn1" in name for name in frozen)
+
+
+def test_faster_rcnns_biases_do_not_decay() -> None:
+    recipe = replace(FASTER_RCNN, model="test_resnet", min_size=64, max_size=96)
+    detector = make_detector(recipe, load_backbone(recipe), 2)
+    decayed, spared = make_optimizer(recipe, detector).param_groups
+    biases = {id(p) for name, p in detector.named_parameters() if name.endswith("bias") and p.requires_grad}
+    assert biases == {id(p) for p in spared["params"]}
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (1e-4, 0)
+
+
+@pytest.mark.parametrize("arch", ["ssd300", "faster-rcnn"])
+def test_layers_that_do_not_fit_are_refused_by_the_backbones_name(arch: str) -> None:
+    recipe = replace(SMALL, arch=arch, model="resnet20")
+    with pytest.raises(InputError, match=rf"{arch} cannot be put on resnet20 of random weights: .* timm's ResNets"):
+        make_detector(recipe, load_backbone(recipe), 2)
+
+
+def test_batches_that_cannot_be_shared_are_refused(voc_folder: Path) -> None:
+    data = [open_detection(voc_folder, split) for split in ("train", "test")]
+    with pytest.raises(InputError, match="--batch-size is 4; expected a positive multiple of the 3 processes"):
+        make_batches(SMALL, *data, (0.5, 0.5, 0.5), World(0, 3, torch.device("cpu")), 0)
+
+
+def test_a_test_split_of_difficult_objects_is_refused(voc_folder: Path) -> None:
+    train, test = (open_detection(voc_folder, split) for split in ("train", "test"))
+    hard = replace(test, pictures=tuple(p._replace(difficult=~p.difficult) for p in test.pictures))
+    with pytest.raises(InputError, match="test pictures of .* have no object that is asked for"):
+        make_batches(SMALL, train, hard, (0.5, 0.5, 0.5), WORLD, 0)
+
+
+def test_the_gallery_is_a_picture(voc_folder: Path, tmp_path: Path) -> None:
+    it = task(voc_folder)
+    arrays = {name: torch.from_numpy(array) for name, array in it.measure().arrays.items()}
+    (tmp_path / "x.png").write_bytes(it.pictures(arrays)["detections"])
+    assert Image.open(tmp_path / "x.png").width == 1400

@@ -1,0 +1,75 @@
+"""The transfer recipes against the paper's figures, and what they refuse."""
+
+from typing import Any
+
+import pytest
+
+from cutmix.errors import InputError
+from cutmix.optim import learning_rate
+from cutmix.recipe import Training
+from cutmix.transfer.recipes import CAPTIONING, FASTER_RCNN, SSD300, TASKS, Captioning, Detection, find_transfer, small
+
+EVERY = [recipe for recipes in TASKS.values() for recipe in recipes]
+VOC = 16_551  # pictures of VOC2007 and VOC2012 trainval
+
+
+@pytest.mark.parametrize(("recipe", "decays"), [(SSD300, (80_000, 100_000)), (FASTER_RCNN, (100_000,))])
+def test_iterations_and_decays_are_the_papers(recipe: Detection, decays: tuple[int, ...]) -> None:
+    steps = -(-VOC // recipe.batch_size)
+    assert recipe.epochs * steps == pytest.approx(120_000, rel=0.002)
+    rates = [learning_rate(recipe, step, steps) for step in range(0, recipe.epochs * steps, steps)]
+    found = [number * steps for number in range(1, len(rates)) if rates[number] < rates[number - 1]]
+    assert all(0 <= there - decay < steps for there, decay in zip(found, decays, strict=True))  # an epoch ends first
+    assert rates[-1] == pytest.approx(recipe.lr * 0.1 ** len(decays))
+
+
+def test_batches_and_learning_rates_are_the_papers() -> None:
+    assert [(recipe.name, recipe.batch_size, recipe.lr) for recipe in EVERY] == [
+        ("ssd300", 32, 0.001), ("faster-rcnn", 8, 0.01), ("captioning", 20, 0.001),
+    ]  # fmt: skip
+    assert (CAPTIONING.epochs, CAPTIONING.beam, CAPTIONING.weight_decay) == (100, 20, 0)
+
+
+def test_biases_decay_as_in_each_code_base() -> None:
+    assert (SSD300.decay_all, SSD300.weight_decay) == (True, 5e-4)
+    assert (FASTER_RCNN.decay_all, FASTER_RCNN.weight_decay) == (False, 1e-4)
+
+
+@pytest.mark.parametrize("recipe", EVERY, ids=lambda recipe: recipe.name)
+def test_a_recipe_survives_its_file(recipe: Training) -> None:
+    for one in (recipe, small(recipe)):  # type: ignore[arg-type]
+        assert type(one).from_dict(one.to_dict()) == one
+        assert not (one.nesterov or one.compile or one.clip_grad_norm)
+
+
+def test_recipes_are_found_by_task_and_architecture() -> None:
+    assert find_transfer("detection") is SSD300
+    assert find_transfer("detection", "faster-rcnn") is FASTER_RCNN
+    assert find_transfer("captioning") is CAPTIONING
+    assert find_transfer("detection", "captioning") is SSD300  # what is no detector is refused with the flags
+    with pytest.raises(InputError, match=r'^there is no task "segmentation"; expected detection or captioning$'):
+        find_transfer("segmentation")
+
+
+def test_the_small_recipes_are_small() -> None:
+    for recipe in EVERY:
+        assert small(recipe).epochs <= 40
+        assert small(recipe).name.endswith("-small")
+    assert small(FASTER_RCNN).freeze is FASTER_RCNN.freeze  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        (Detection, {"compile": True}, "--compile is not for transfer"),
+        (Detection, {"image_size": 16}, "--image-size is 16; expected a number of at least 32"),
+        (Detection, {"val_fraction": 0.0}, "--val-fraction is 0.0; expected a number above 0 and at most 1"),
+        (Captioning, {"crop": 300}, "--crop is 300; expected at most --picture-size, 256"),
+        (Captioning, {"beam": 0}, "--beam is 0; expected a number of at least 1"),
+        (Captioning, {"dropout": 1.5}, "--dropout is 1.5"),
+        (Captioning, {"epochs": 0}, "--epochs is 0"),
+    ],
+)
+def test_what_is_out_of_range_is_refused(kind: type[Any], fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        kind(**fields)
