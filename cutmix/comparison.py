@@ -119,7 +119,7 @@ def pairs(runs: Sequence[Run]) -> list[Pair]:
     outcomes = {}
     for run in runs:
         path = run.folder / "predictions" / "last.npz"
-        if run.finished and path.is_file():
+        if run.finished and run.result("top1_err", "last") and path.is_file():
             outcomes[run.label] = (run, read_outcome(path))
     members = list(outcomes.values())
     baseline = next((run.group for run, _ in members if is_plain(run)), None)

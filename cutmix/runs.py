@@ -57,10 +57,10 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the last planned epoch was measured."""
-        last = self.result("top1_err", "last")
         if self.evaluated:
             return bool(self.results)
-        return last is not None and (last.get("epoch") or 0) >= self.recipe.get("epochs", 0)
+        measured = [line.get("epoch") or 0 for line in self.results if line["which"] == "last" and self.is_own(line)]
+        return bool(measured) and max(measured) >= self.recipe.get("epochs", 0)
 
     def result(self, measure: str, which: str) -> Json | None:
         """The line of results.jsonl for a measure on the run's own test set, None when it was not run.

@@ -42,8 +42,8 @@ class PixelModel(nn.Module):
         image_size: Side to which images are resized after their normalisation; None keeps theirs.
     """
 
-    mean: Tensor
-    std: Tensor
+    scale: Tensor
+    shift: Tensor
 
     def __init__(
         self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], image_size: int | None = None
@@ -51,8 +51,10 @@ class PixelModel(nn.Module):
         super().__init__()
         self.network = network
         self.image_size = image_size
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
+        # The factors of ``normalize``: pixels that are n / 255 give the very logits of a test.
+        center, spread = (torch.tensor(values, dtype=torch.float32) for values in (mean, std))
+        self.register_buffer("scale", (1 / (255 * spread)).view(-1, 1, 1))
+        self.register_buffer("shift", (-center / spread).view(-1, 1, 1))
         parameter = next(network.parameters(), None)
         conv = next((p for p in network.parameters() if p.ndim == 4 and p.shape[1] > 1), None)
         last = conv is not None and conv.is_contiguous(memory_format=torch.channels_last) and not conv.is_contiguous()
@@ -62,7 +64,7 @@ class PixelModel(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(n, C, H, W) float32 in [0, 1] -> (n, K) float32."""
-        images = (pixels - self.mean) / self.std
+        images = pixels * 255 * self.scale + self.shift
         if self.image_size is not None:
             images = resize(images, self.image_size)
         return self.network(images.contiguous(memory_format=self.memory_format)).float()

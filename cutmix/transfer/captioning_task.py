@@ -80,7 +80,7 @@ class CaptioningTask:
         scores = caption_scores(self._by_name(captions), self.test_set.references)
         text = "\n".join(captions).encode()
         figures = {name: 100 * value for name, value in scores.items()}
-        return Measured(figures, {"captions": np.frombuffer(text, np.uint8)})
+        return Measured(figures, {"captions": np.frombuffer(text, np.uint8).copy()})
 
     def records(self, arrays: dict[str, Tensor]) -> list[dict[str, Any]]:
         """Return the scores with their intervals; METEOR where its program can run."""

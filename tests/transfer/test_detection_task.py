@@ -21,7 +21,7 @@ from cutmix.transfer_run import prepare_transfer
 
 WORLD = World(0, 1, torch.device("cpu"))
 SMALL = Detection(
-    model="test_resnet", batch_size=4, image_size=64, min_size=64, max_size=96, val_fraction=0.25, precision="float32"
+    model="test_resnet", batch_size=4, image_size=64, min_size=32, max_size=48, val_fraction=0.25, precision="float32"
 )
 
 
@@ -127,7 +127,7 @@ def test_random_weights_are_not_frozen(voc_folder: Path, tmp_path: Path) -> None
 
 
 def test_faster_rcnns_biases_do_not_decay() -> None:
-    recipe = replace(FASTER_RCNN, model="test_resnet", min_size=64, max_size=96)
+    recipe = replace(FASTER_RCNN, model="test_resnet", min_size=32, max_size=48)
     detector = make_detector(recipe, load_backbone(recipe), 2)
     decayed, spared = make_optimizer(recipe, detector).param_groups
     biases = {id(p) for name, p in detector.named_parameters() if name.endswith("bias") and p.requires_grad}
@@ -159,4 +159,5 @@ def test_the_gallery_is_a_picture(voc_folder: Path, tmp_path: Path) -> None:
     it = task(voc_folder)
     arrays = {name: torch.from_numpy(array) for name, array in it.measure().arrays.items()}
     (tmp_path / "x.png").write_bytes(it.pictures(arrays)["detections"])
-    assert Image.open(tmp_path / "x.png").width == 1400
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.width == 1400
