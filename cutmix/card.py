@@ -153,7 +153,7 @@ def cell(measure: Measure, line: Json | None) -> str:
     if line.get("low") is not None and line.get("high") is not None:
         said += f" [{number(line['low'], measure.digits)}, {number(line['high'], measure.digits)}]"
     chosen_at = line.get("at") if line.get("chosen_on") == "test" else None
-    return said if chosen_at is None else f"{said} at {chosen_at:.3g}"
+    return said if chosen_at is None else f"{said} at {chosen_at:.2f}"
 
 
 def name(row: Key) -> Markup:

@@ -8,6 +8,7 @@ model.safetensors  the weights after the last epoch; best.safetensors: of the be
 results.jsonl      one line a measure
 predictions/       per-sample logits of the last and the best epoch
 samples.png        what the network saw
+pictures/          what it found: detections, captions
 """
 
 import io
@@ -39,7 +40,7 @@ Kind = TypeVar("Kind", bound=Training)
 _PARTS = (
     "config.json", "environment.json", "log.jsonl", "checkpoint.pt", "model.safetensors", "best.safetensors",
     "results.jsonl", "samples.png", "predictions/last.npz", "predictions/best.npz", "best.next.safetensors",
-    "predictions/best.next.npz",
+    "predictions/best.next.npz", "pictures/detections.png", "pictures/captions.png",
 )  # fmt: skip
 # What a run that was killed before it had written its configuration leaves, with the temporary files of both.
 _FIRST = re.compile(r"\.lock|environment\.json|\.(environment|config)\.json\.\w+\.tmp")

@@ -95,7 +95,8 @@ class Run:
 
     def fact(self, name: str) -> Any:
         """A circumstance (device, torch, commit …) as the results say it, or else the environment or the recipe."""
-        for source in (*self.results[-1:], self.environment, self.recipe):
+        own = [line for line in self.results if "file" not in line]  # the training's, not a later evaluation's
+        for source in (*(own or self.results)[-1:], self.environment, self.recipe):
             if source.get(name) is not None:
                 return source[name]
         return None

@@ -67,6 +67,9 @@ def caption_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.new("RGB", (40 + number, 50), tuple(part + number for part in color)).save(
             folder / "images" / f"{number:02}.png"
         )
-        lines += [f"{number:02}.png,A picture of something {name} .", f"{number:02}.png,The {name} wall is {number % 2}"]
+        lines += [
+            f"{number:02}.png,A picture of something {name} .",
+            f"{number:02}.png,The {name} wall is {number % 2}",
+        ]
     (folder / "captions.txt").write_text("\n".join(lines) + "\n")
     return folder

@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 
 from cutmix import __version__
-from cutmix.cli import main, parse_train
+from cutmix.cli import main, parse_train, parse_transfer
 from cutmix.options import TrainOptions
 from cutmix.recipe import Recipe, flag
 from cutmix.recipes import RECIPES
 from cutmix.run_folder import saved_recipe
+from cutmix.transfer.recipes import CAPTIONING, FASTER_RCNN, SSD300, small
 
 Refused = Callable[..., str]
 DIGITS = ("train", "digits-resnet20", "--epochs", "1", "--device", "cpu", "--log-every", "1000")
@@ -365,3 +366,54 @@ def test_an_unreadable_picture_ends_the_command_and_its_workers(tmp_path: Path) 
     assert run.returncode == 2
     assert "Traceback" not in run.stderr
     assert ".jpg cannot be read as an image" in run.stderr
+
+
+# ---- transfer ----
+
+
+def test_transfer_takes_the_defaults_of_the_task_and_its_architecture() -> None:
+    named = {"data": "x", "backbone": "runs/a/model.safetensors"}
+    flags = ["--data", "x", "--backbone", "runs/a/model.safetensors"]
+    for words, base in (
+        (["detection"], SSD300),
+        (["detection", "--arch", "ssd300"], SSD300),
+        (["detection", "--arch=faster-rcnn"], FASTER_RCNN),
+        (["detection", "--small", "--arch", "faster-rcnn"], small(FASTER_RCNN)),
+        (["captioning"], CAPTIONING),
+        (["captioning", "--small"], small(CAPTIONING)),
+    ):
+        recipe, _ = parse_transfer([*words, *flags])
+        assert type(recipe) is type(base)
+        assert recipe.to_dict() == base.to_dict() | named | {"name": f"{base.name}-model.safetensors"}
+    recipe, options = parse_transfer(["captioning", "--tune-encoder", "--lr", "0.1", "--name", "n", "--device", "cpu"])
+    assert (recipe.tune_encoder, recipe.lr, recipe.name, options.device) == (True, 0.1, "n", "cpu")  # type: ignore[attr-defined]
+
+
+def test_a_resumed_transfer_has_the_recipe_of_its_folder(tmp_path: Path, refused: Refused) -> None:
+    saved, _ = parse_transfer(["detection", "--small", "--data", "x", "--lr", "0.3"])
+    (tmp_path / "config.json").write_text(json.dumps({"recipe": saved.to_dict()}))
+    assert parse_transfer(["detection", "--resume", "--out", str(tmp_path)])[0] == saved
+    assert "config.json cannot be read" in refused("transfer", "captioning", "--resume", "--out", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), "cutmix transfer needs a task; expected detection or captioning"),
+        (("--data", "x"), "cutmix transfer needs a task"),
+        (("segmentation",), 'there is no task "segmentation"; expected detection or captioning'),
+        (("detection",), "there is no data to train on"),
+        (("captioning", "--data", "nowhere"), "nowhere is not a folder"),
+        (("detection", "--data", "nowhere", "--model", "resnet18"), "nowhere is no folder"),
+        (("captioning", "--beam", "0"), "--beam is 0; expected a number of at least 1"),
+    ],
+)
+def test_a_wrong_transfer_is_one_sentence(words: tuple[str, ...], expected: str, refused: Refused) -> None:
+    assert expected in refused("transfer", *words)
+
+
+def test_transfer_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, expected in ((["--help"], "detection|captioning"), (["captioning", "--help"], "--tune-encoder")):
+        with pytest.raises(SystemExit, match="0"):
+            main(["transfer", *words])
+        assert expected in capsys.readouterr().out

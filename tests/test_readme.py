@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import cutmix
+
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 LIBRARIES = ("lightning", "accelerate", "timm")
@@ -32,6 +34,7 @@ def names():
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
         "images": images,
         "labels": labels,
+        "vit": cutmix.create_model("deit_tiny_patch8_32", 10),
         "masks": torch.randint(0, 5, (16, 32, 32), generator=generator),
     }
 

@@ -151,7 +151,7 @@ def test_batches_that_cannot_be_shared_are_refused(voc_folder: Path) -> None:
 def test_a_test_split_of_difficult_objects_is_refused(voc_folder: Path) -> None:
     train, test = (open_detection(voc_folder, split) for split in ("train", "test"))
     hard = replace(test, pictures=tuple(p._replace(difficult=~p.difficult) for p in test.pictures))
-    with pytest.raises(InputError, match="test pictures of .* have no object that is asked for"):
+    with pytest.raises(InputError, match=r"test pictures of .* have no object that is asked for"):
         make_batches(SMALL, train, hard, (0.5, 0.5, 0.5), WORLD, 0)
 
 

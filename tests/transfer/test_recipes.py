@@ -39,7 +39,7 @@ def test_biases_decay_as_in_each_code_base() -> None:
 def test_a_recipe_survives_its_file(recipe: Training) -> None:
     for one in (recipe, small(recipe)):  # type: ignore[arg-type]
         assert type(one).from_dict(one.to_dict()) == one
-        assert not (one.nesterov or one.compile or one.clip_grad_norm)
+        assert (one.nesterov, one.compile, one.clip_grad_norm) == (False, False, 0)
 
 
 def test_recipes_are_found_by_task_and_architecture() -> None:

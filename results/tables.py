@@ -1,0 +1,70 @@
+"""Fills the README's tables of measured results from the lines beside this file: python results/tables.py."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+METHODS = {
+    "": "baseline", "-stochastic-depth": "stochastic depth", "-label-smoothing": "label smoothing", "-cutout": "Cutout",
+    "-dropblock": "DropBlock", "-mixup-1.0": "Mixup, α = 1", "-manifold-mixup": "Manifold Mixup",
+    "-feature-cutmix-layer-1": "Feature CutMix, layer 1", "-cutmix": "CutMix", "-shakedrop": "ShakeDrop",
+    "-cutmix-shakedrop": "CutMix + ShakeDrop",
+}  # fmt: skip
+
+
+def lines(name: str) -> list[dict[str, Any]]:
+    """Return the records of a file."""
+    return [json.loads(line) for line in (HERE / name).read_text().splitlines()]
+
+
+def cell(line: dict[str, Any], digits: int = 1) -> str:
+    """Return a value with its interval."""
+    return f"{line['value']:.{digits}f} [{line['low']:.{digits}f}, {line['high']:.{digits}f}]"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Return a table in Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])
+
+
+def short() -> str:
+    """Return Table 5's kinds of rows at short scale."""
+    found = {
+        (line["recipe"].partition("+")[0].removeprefix("cifar100-pyramidnet200"), line["measure"]): line
+        for line in lines("table5-resnet20-short.jsonl")
+        if line["which"] == "last"
+    }
+    rows = [[label, *(cell(found[name, m]) for m in ("top1_err", "top5_err"))] for name, label in METHODS.items()]
+    return table(["after 3 epochs", "top-1 error (%)", "top-5 error (%)"], rows)
+
+
+def localization() -> str:
+    """Return the localization of the Tiny-ImageNet runs."""
+    found = {
+        (line["mix"], line["measure"]): line
+        for line in lines("tiny-resnet20-localization.jsonl")
+        if line.get("suite") == "localization"
+    }
+    measures = {"top1_cls": "top-1 class", "top1_loc": "top-1 Loc", "gt_known_loc": "GT-known Loc",
+                "max_box_acc_v2": "MaxBoxAccV2"}  # fmt: skip
+    rows = [
+        [label, *(cell(found[mix, name]) for name in measures)]
+        for mix, label in {"none": "baseline", "cutout": "Cutout", "mixup": "Mixup", "cutmix": "CutMix"}.items()
+    ]
+    floor = cell(found["none", "center_max_box_acc_v2"])
+    return table(["per cent", *measures.values()], [*rows, ["a box in the centre", "", "", "", floor]])
+
+
+def fill(text: str, name: str, content: str) -> str:
+    """Replace what stands between the comments of a name."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    return text[: text.index(start) + len(start)] + "\n" + content + "\n" + text[text.index(end) :]
+
+
+if __name__ == "__main__":
+    text = README.read_text(encoding="utf-8")
+    for name, content in (("short", short()), ("localization", localization())):
+        text = fill(text, name, content)
+    README.write_text(text, encoding="utf-8")
