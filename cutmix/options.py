@@ -135,7 +135,7 @@ class PaperOptions:
     """What ``cutmix paper`` shows."""
 
     tables: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """table1, table3 to table8, figure2, figure3, talk; by default all."""
+    """table1, table3 to table8, figure2, figure3, talk, smmix; by default all."""
     runs: tuple[Path, ...] = ()
     """Folders of runs, or folders that hold them; by default runs/, and results/*.jsonl beside it."""
     results: tuple[Path, ...] = ()
@@ -147,7 +147,7 @@ class ReproduceOptions:
     """What ``cutmix reproduce`` runs."""
 
     table: Annotated[str, tyro.conf.Positional]
-    """table1, table3 to table8, figure2, figure3, talk, or all."""
+    """table1, table3 to table8, figure2, figure3, talk, smmix, or all."""
     rows: tuple[str, ...] = ()
     """Labels or recipes of rows; by default every row that a recipe runs."""
     seeds: int | None = None

