@@ -1,5 +1,8 @@
 """The command: parses, then calls one function a subcommand. Torch is imported only by what needs it."""
 
+import contextlib
+import io
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -209,7 +212,9 @@ def evaluate(words: list[str]) -> None:
     """Measure a run or a file of weights."""
     from cutmix.options import EvaluateOptions
 
-    options = parse(EvaluateOptions, words, "evaluate", "Measure a run, or a file of weights: top-1 and top-5 error.")
+    options = parse(
+        EvaluateOptions, words, "evaluate", "Measure a run, or a file of weights, by one or several suites."
+    )
     from cutmix.evaluate.command import run_evaluate
 
     run_evaluate(options)
@@ -274,7 +279,29 @@ def parse(what: Callable[..., Options], words: list[str], command: str, descript
     """Parse a command's words into what describes its flags."""
     import tyro
 
-    return tyro.cli(what, args=words, prog=f"cutmix {command}", description=description)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(what, args=words, prog=f"cutmix {command}", description=description)
+    except SystemExit as error:
+        if error.code in (0, None):  # the help
+            raise
+        raise InputError(_in_one_line(said.getvalue())) from None
+
+
+_HEADINGS = ("parsing error", "invalid choice", "unrecognized options", "value error")  # of the parser's frames
+
+
+def _in_one_line(framed: str) -> str:
+    """Return what the parser says in a frame, up to its hint at the help, as one sentence."""
+    lines = [line.strip("│╭╮╰╯─ \t") for line in framed.splitlines()]
+    kept = []
+    for line in lines:
+        if line.lower().startswith("for full helptext"):
+            break
+        if line and line.lower() not in _HEADINGS:
+            kept.append(line)
+    return re.sub(r"^Error parsing \w+: ", "", " ".join(kept))
 
 
 def asks_for_help(words: list[str]) -> bool:

@@ -22,15 +22,17 @@ def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
         InputError: If they could not be written, as on a full disk; the file is then as it was.
     """
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
-    size = _end_last_line(path) if path.exists() else 0
+    size: int | None = None  # until it is known, nothing is cut
     try:
+        size = _end_last_line(path) if path.exists() else 0
         with open(path, "ab", buffering=0) as file:
             if file.write(lines) != len(lines):
                 raise OSError(28, "No space left on device")
     except OSError as error:
         with suppress(OSError):
-            os.truncate(path, size)
-        raise InputError(f"{path} could not be written: {error.strerror}; it is as it was before") from None
+            if size is not None:
+                os.truncate(path, size)
+        raise InputError(f"{path} could not be written: {error.strerror}; nothing was changed") from None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -66,6 +68,8 @@ def _end_last_line(path: Path) -> int:
         try:
             json.loads(last)
         except ValueError:
+            if not last.startswith(b"{"):
+                raise InputError(f"{path} holds something else than JSON lines; give another file") from None
             os.truncate(path, len(content) - len(last))
         else:
             with open(path, "ab") as file:

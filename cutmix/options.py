@@ -48,6 +48,19 @@ class TrainOptions:
 SUITES = ("classification", "calibration", "robustness", "ood", "localization")
 
 
+def parse_suites(text: str) -> tuple[str, ...]:
+    """Return the suites that "robustness,ood" or "all" names, in their order.
+
+    Raises:
+        InputError: If there is none of a name.
+    """
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in (*SUITES, "all")]
+    if unknown:
+        raise InputError(f'there is no suite "{unknown[0]}"; expected {", ".join(SUITES)}, several with commas, or all')
+    return SUITES if "all" in names else tuple(suite for suite in SUITES if suite in names)
+
+
 @dataclass(frozen=True)
 class EvaluateOptions:
     """What ``cutmix evaluate`` measures."""
@@ -90,6 +103,13 @@ class EvaluateOptions:
     """ood: other data, by name or as folders of images; by default those of the paper's seven sets that are there."""
     boxes: Path | None = None
     """localization: folder of annotations, where they are not beside the images."""
+
+    def __post_init__(self) -> None:
+        parse_suites(self.suite)
+        for name, least in (("batch_size", 1), ("workers", 0), ("pairs", 1), ("image_size", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"--{name.replace('_', '-')} is {value}; expected at least {least}")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from cutmix.distributed import any_process, processes
 from cutmix.errors import InputError
 from cutmix.evaluate.classification import predict
 from cutmix.measured import find_results, show
+from cutmix.models import create_model
 from cutmix.options import ReproduceOptions, TrainOptions
 from cutmix.paper import DATA, Row, Table, find_rows, find_tables
 from cutmix.preparation import prepare
@@ -84,6 +85,8 @@ def run_reproduce(options: ReproduceOptions) -> None:
     chosen = plan(tables, options)[shard - 1 :: shards]
     if first:
         check_data(chosen, options)
+        if options.model:
+            create_model(options.model, 10)  # one sentence now, and not one for each row
     lock = hold(_made(options.out), f".reproduce-{shard}-of-{shards}.lock") if first else None
     try:
         jobs = [replace(job, done=share_done(job)) for job in chosen]

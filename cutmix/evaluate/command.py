@@ -23,7 +23,7 @@ from cutmix.evaluate.ood import ood_suite
 from cutmix.evaluate.robustness import robustness_suite
 from cutmix.evaluate.subject import Subject, find_subject, load_model, open_test_set
 from cutmix.evaluate.target import Target, open_target
-from cutmix.options import SUITES, EvaluateOptions
+from cutmix.options import SUITES, EvaluateOptions, parse_suites
 from cutmix.precision import autocast, resolve_precision
 from cutmix.run_folder import command_line, environment, today
 
@@ -40,8 +40,6 @@ def run_evaluate(options: EvaluateOptions) -> list[dict[str, Any]]:
         InputError: If the run, the file, the network, the data or a suite do not fit one another.
     """
     suites = parse_suites(options.suite)
-    if options.image_size is not None and options.image_size < 1:
-        raise InputError(f"--image-size is {options.image_size}; expected a number of pixels above 0")
     subject = find_subject(options)
     found: list[dict[str, Any]] = []
     with processes(options.device) as world:
@@ -63,19 +61,6 @@ def run_evaluate(options: EvaluateOptions) -> list[dict[str, Any]]:
             if world.first and target.lines:
                 Console().print(f"appended to {target.lines}", soft_wrap=True, markup=False, highlight=False)
     return found
-
-
-def parse_suites(text: str) -> tuple[str, ...]:
-    """Return the suites that "robustness,ood" or "all" names, in their order.
-
-    Raises:
-        InputError: If there is none of a name.
-    """
-    names = [name.strip() for name in text.split(",")]
-    unknown = [name for name in names if name not in (*SUITES, "all")]
-    if unknown:
-        raise InputError(f'there is no suite "{unknown[0]}"; expected {", ".join(SUITES)}, several with commas, or all')
-    return SUITES if "all" in names else tuple(suite for suite in SUITES if suite in names)
 
 
 def measure(
@@ -129,7 +114,8 @@ def measure(
         try:
             yield name, run[name]()
         except InputError as error:
-            if suites != SUITES:
+            named = {"robustness": options.corruptions, "ood": options.outliers, "localization": options.boxes}
+            if suites != SUITES or named.get(name):  # asked for by name, and not because all were
                 raise
             yield (
                 name,
@@ -143,7 +129,9 @@ def find_boxes(
     """Return the boxes of the test images, in the pixels that the network is shown."""
     folder = options.boxes
     if folder is None:
-        folder = locate(options.data or (subject.recipe.data if subject.recipe else ""))[1]
+        name, folder = locate(options.data or (subject.recipe.data if subject.recipe else ""))
+        if name == "digits":
+            raise InputError("digits has no boxes; localization needs other data, or a folder of them with --boxes")
     boxes = read_boxes(folder, data)
     if not isinstance(data, FileSet):
         return list(boxes.boxes)
@@ -188,9 +176,12 @@ def describe(
 def show(name: str, records: list[dict[str, Any]], data: ImageSet) -> None:
     """Print a suite's table."""
     title = Text(f"{records[0]['file']} on {data.name}: {name}" if records else name)
-    table = Table("measure", "of", "at", "value", "95 % interval", "n", title=title)
+    table = Table(title=title)
+    for heading in ("measure", "of", "at", "value", "95 % interval", "n"):
+        table.add_column(heading, overflow="fold")
     for r in records:
-        cells = [str(r["measure"]), str(r.get("of") or ""), "" if r.get("at") is None else f"{r['at']:.4g}"]
+        how = ", ".join(str(r[field]) for field in ("of", "score", "convention") if r.get(field))
+        cells = [str(r["measure"]), how, "" if r.get("at") is None else f"{r['at']:.4g}"]
         value = "not run" if r["value"] is None else f"{r['value']:.4g}"
         interval = "" if r.get("low") is None else f"{r['low']:.4g} – {r['high']:.4g}"
         table.add_row(*map(Text, [*cells, value, interval, "" if r["n"] is None else f"{r['n']:,}"]))

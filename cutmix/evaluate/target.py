@@ -11,7 +11,7 @@ from cutmix.distributed import World
 from cutmix.errors import InputError
 from cutmix.evaluate.classifier import Suite
 from cutmix.evaluate.subject import Subject
-from cutmix.jsonl import append_lines
+from cutmix.jsonl import append_lines, read_lines
 from cutmix.options import EvaluateOptions
 from cutmix.run_folder import command_line, environment, hold, write_arrays, write_bytes, write_json
 
@@ -56,7 +56,8 @@ def open_target(options: EvaluateOptions, subject: Subject, world: World) -> Ite
     if not world.first or (out is None and subject.run is None):
         yield Target(None, None)
         return
-    if out is not None and (out.suffix == ".jsonl" or out.is_file()):
+    if out is not None and out.suffix == ".jsonl":
+        _check_lines(out)
         yield Target(out, None)
         return
     folder = out or subject.run
@@ -77,9 +78,19 @@ def open_target(options: EvaluateOptions, subject: Subject, world: World) -> Ite
             lock.close()
 
 
+def _check_lines(path: Path) -> None:
+    """See that lines can be appended to a file, before they are measured."""
+    if path.is_dir() or not path.parent.is_dir():
+        what = f"{path} is a folder" if path.is_dir() else f"{path.parent} is not there"
+        raise InputError(f"{what}; give --out a file that ends in .jsonl, in a folder that exists")
+    read_lines(path)
+
+
 def _check(folder: Path, subject: Subject) -> None:
     """See that a folder is new, or holds an evaluation of the same weights."""
     config = folder / "config.json"
+    if folder.is_file():
+        raise InputError(f"{folder} is a file; give --out a folder, or a file that ends in .jsonl")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held = json.loads(config.read_text()).get("evaluated") if config.exists() else None
