@@ -297,7 +297,7 @@ def _in_one_line(framed: str) -> str:
     lines = [line.strip("│╭╮╰╯─ \t") for line in framed.splitlines()]
     kept = []
     for line in lines:
-        if line.lower().startswith("for full helptext"):
+        if line.lower().startswith(("for full helptext", "argument helptext")):
             break
         if line and line.lower() not in _HEADINGS:
             kept.append(line)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from scipy import stats
 
 from cutmix.runs import Json, Run, differing_fields, groups
-from cutmix.statistics import Paired, holm, mcnemar, read_outcome
+from cutmix.statistics import Paired, holm, in_words, mcnemar, read_outcome
 
 MOST_IN_PAIRS = 6  # runs of which every pair is compared
 
@@ -83,7 +83,9 @@ def comparisons(runs: Sequence[Run]) -> list[tuple[str, str]]:
         for name, found in estimates.items():
             if name != baseline:
                 text = f"{_error(found)}, {_difference(found.value - estimates[baseline].value)} {baseline}. "
-                text += _verdict(found, estimates[baseline]) + _mind(by_recipe[name][0], by_recipe[baseline][0])
+                tested = _tested(by_recipe[name], by_recipe[baseline])
+                text += tested or _verdict(found, estimates[baseline])
+                text += _mind(by_recipe[name][0], by_recipe[baseline][0])
                 said.append((name, text))
     return said
 
@@ -144,6 +146,18 @@ def _difference(points: float) -> str:
     if abs(points) < 0.05:
         return "to one decimal the same as"
     return f"{abs(points):.1f} points {'below' if points < 0 else 'above'}"
+
+
+def _tested(members: Sequence[Run], others: Sequence[Run]) -> str:
+    """What McNemar's test says of two single runs on the same images; "" where there are more, or other images."""
+    paths = [run.folder / "predictions" / "last.npz" for run in (*members, *others)]
+    if len(paths) != 2 or not all(path.is_file() for path in paths):
+        return ""
+    one, other = map(read_outcome, paths)
+    if one.labels.shape != other.labels.shape or not bool((one.labels == other.labels).all()):
+        return ""
+    p = mcnemar(one.right, other.right).p
+    return f"Image by image: {in_words(p)} (exact McNemar test); how far another seed would move it is not known."
 
 
 def _verdict(one: Estimate, other: Estimate) -> str:

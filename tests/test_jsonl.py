@@ -58,7 +58,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pyte
             return int(self.file.write(data[: len(data) // 2]))
 
     monkeypatch.setattr(cutmix.jsonl, "open", nearly_full, raising=False)
-    with pytest.raises(InputError, match="could not be written: No space left on device; it is as it was before"):
+    with pytest.raises(InputError, match="could not be written: No space left on device; nothing was changed"):
         append_line(path, {"b": 2})
     assert path.read_text() == '{"a": 1}\n'
 
