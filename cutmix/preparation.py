@@ -33,7 +33,6 @@ class Run:
     data: str
     task: Task
     batches: Loader
-    test_batches: Loader
     state: State
     network: nn.Module
     autocast: contextlib.AbstractContextManager
@@ -85,7 +84,6 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
         data=train_set.name,
         task=Classification(recipe, state, world, train_set, test_set, test_batches, cast),
         batches=batches,
-        test_batches=test_batches,
         state=state,
         network=torch.compile(network) if recipe.compile else network,  # type: ignore[arg-type]
         autocast=cast,

@@ -225,7 +225,7 @@ def time_run(job: Job, options: ReproduceOptions) -> float:
     with processes(options.device) as world:
         run = prepare(job.recipe, train_options(job, options), world)
         clock = time.perf_counter()
-        predict(run.state.measured, First(run.test_batches, 1).epoch(), world, autocast=run.autocast)
+        predict(run.state.measured, First(run.task.test_batches, 1).epoch(), world, autocast=run.autocast)
         testing = time.perf_counter() - clock
         run.network.train()
         started, taken = time.perf_counter(), []
@@ -237,7 +237,7 @@ def time_run(job: Job, options: ReproduceOptions) -> float:
         warm = len(taken) > 1  # then the first step, which sets up and compiles, does not count
         step = (taken[-1] - taken[0]) / (len(taken) - 1) if warm else taken[0]
         tests = -(-job.recipe.epochs // job.recipe.eval_every)
-        return job.recipe.epochs * run.batches.steps * step + tests * run.test_batches.steps * min(testing, step)
+        return job.recipe.epochs * run.batches.steps * step + tests * run.task.test_batches.steps * min(testing, step)
 
 
 def train_options(job: Job, options: ReproduceOptions) -> TrainOptions:
@@ -251,7 +251,7 @@ def train_briefly(recipe: Recipe, options: TrainOptions) -> Path:
     """Do what ``train`` does on the first batches of one epoch and of the test set."""
     with processes(options.device) as world:
         run = prepare(recipe, options, world)
-        run.batches, run.test_batches = First(run.batches, SMOKE_STEPS), First(run.test_batches, 2)
+        run.batches, run.task.test_batches = First(run.batches, SMOKE_STEPS), First(run.task.test_batches, 2)
         return run_to_end(run)
 
 

@@ -47,6 +47,7 @@ class Task(Protocol):
         key: Which of the figures says that an epoch is the best one.
         less_is_better: Of that figure.
         title: What it is called.
+        test_batches: What ``measure`` goes through.
         unit: What follows its number.
         command: The words that start such a run.
     """
@@ -54,6 +55,7 @@ class Task(Protocol):
     key: ClassVar[str]
     less_is_better: ClassVar[bool]
     title: ClassVar[str]
+    test_batches: Loader
     unit: ClassVar[str]
     command: ClassVar[str]
 

@@ -55,9 +55,9 @@ def prepare_transfer(recipe: Transfer, options: TrainOptions, world: World) -> R
     if isinstance(recipe, Detection):
         if recipe.backbone == "none":
             recipe = replace(recipe, freeze=False)
-        state, task, batches, test_batches = _detection(recipe, backbone, options, world)
+        state, task, batches = _detection(recipe, backbone, options, world)
     elif isinstance(recipe, Captioning):
-        state, task, batches, test_batches = _captioning(recipe, backbone, world)
+        state, task, batches = _captioning(recipe, backbone, world)
     else:
         raise InputError(f"{type(recipe).__name__} is no transfer task; expected Detection or Captioning")
     torch.manual_seed(derive_seed(recipe.seed, "training", world.rank))
@@ -66,7 +66,6 @@ def prepare_transfer(recipe: Transfer, options: TrainOptions, world: World) -> R
         data=Path(recipe.data).resolve().name,
         task=task,
         batches=batches,
-        test_batches=test_batches,
         state=state,
         network=parallel(state.model, world),
         autocast=autocast(recipe.precision, world.device),
@@ -78,7 +77,7 @@ def prepare_transfer(recipe: Transfer, options: TrainOptions, world: World) -> R
 
 def _detection(
     recipe: Detection, backbone: Backbone, options: TrainOptions, world: World
-) -> tuple[State, Task, Loader, Loader]:
+) -> tuple[State, Task, Loader]:
     train_set, test_set = (
         open_detection(recipe.data, split, test_fraction=recipe.val_fraction, seed=recipe.seed)
         for split in ("train", "test")
@@ -87,10 +86,10 @@ def _detection(
     batches, test_batches = make_batches(recipe, train_set, test_set, backbone.mean, world, options.workers)
     cast = autocast(recipe.precision, world.device)
     task = DetectionTask(recipe, state, world, train_set, test_set, test_batches, cast, backbone)
-    return state, task, batches, test_batches
+    return state, task, batches
 
 
-def _captioning(recipe: Captioning, backbone: Backbone, world: World) -> tuple[State, Task, Loader, Loader]:
+def _captioning(recipe: Captioning, backbone: Backbone, world: World) -> tuple[State, Task, Loader]:
     train_set, test_set = (
         replace(
             open_captions(recipe.data, split, val_fraction=recipe.val_fraction, seed=recipe.seed),
@@ -108,7 +107,7 @@ def _captioning(recipe: Captioning, backbone: Backbone, world: World) -> tuple[S
     test_batches = PictureBatches(test_set, **shared)
     cast = autocast(recipe.precision, world.device)
     task = CaptioningTask(recipe, state, world, train_set, test_set, test_batches, vocabulary, cast, backbone)
-    return state, task, batches, test_batches
+    return state, task, batches
 
 
 def _captioner(recipe: Captioning, backbone: Backbone, words: int) -> ShowAndTell:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torch import nn
@@ -27,7 +28,7 @@ from cutmix.regularizers import regularize
 from cutmix.train import train_step
 
 DATA = {"digits": "digits", "fashion": "fashion-mnist", "cifar10": "cifar-10", "cifar100": "cifar-100",
-        "tiny": "tiny-imagenet-200", "imagenet": "imagenet"}  # fmt: skip
+        "tiny": "tiny-imagenet-200", "imagenet": "imagenet", "cub": "cub-200-2011"}  # fmt: skip
 
 
 def test_names_say_data_model_and_method() -> None:
@@ -36,10 +37,11 @@ def test_names_say_data_model_and_method() -> None:
         assert recipe.name == name
         if name == "photos":
             continue
-        match = re.fullmatch(rf"([a-z0-9]+)-([a-z0-9]+)(?:-({methods}))?", name)
+        match = re.fullmatch(rf"([a-z0-9]+)-([a-z0-9]+|(?:deit|cait|pvt)-\w+|\w+-wsol)(?:-({methods}))?", name)
         assert match, name
         assert DATA[match[1]] == recipe.data
-        assert recipe.model.removesuffix("_cifar").removesuffix("_32x4d") == match[2]
+        network = re.sub(r"_(cifar|32x4d|gap|wsol|224|patch\d+_\d+)$", "", recipe.model).replace("_", "-")
+        assert network == match[2].removesuffix("-wsol")
         of_method = METHODS.get(match[3], {"mix": "none"})
         assert {field: getattr(recipe, field) for field in of_method} == of_method
 
@@ -177,6 +179,11 @@ def small_images(channels: int, side: int) -> ArraySet:
 def create_shrunk(name: str, num_classes: int, *, in_chans: int, pretrained: Any) -> nn.Module:
     if name.startswith("pyramidnet"):
         return PyramidNet(2, 12, num_classes, in_chans)
+    if name.startswith(("deit", "cait", "pvt")):
+        return timm.create_model(
+            "vit_tiny_patch16_224", num_classes=num_classes, in_chans=in_chans, img_size=32, patch_size=8, embed_dim=12,
+            depth=2, num_heads=2,
+        )  # fmt: skip
     return CifarResNet(Bottleneck if name == "resnet110" else BasicBlock, 2, num_classes, in_chans)
 
 
@@ -184,7 +191,7 @@ def create_shrunk(name: str, num_classes: int, *, in_chans: int, pretrained: Any
 def test_it_takes_a_step(
     recipe: Recipe, photographs: tuple[ImageSet, ImageSet], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    sides = {"digits": (1, 8), "fashion-mnist": (1, 28), "": None, "imagenet": None}
+    sides = {"digits": (1, 8), "fashion-mnist": (1, 28), "": None, "imagenet": None, "cub-200-2011": None}
     shape = sides.get(recipe.data, (3, 32))
     sets = photographs if shape is None else (small_images(*shape), small_images(*shape))
     monkeypatch.setattr(cutmix.preparation, "open_sets", lambda *_: sets)

@@ -136,7 +136,7 @@ def test_an_unfinished_run_says_so(run: Path) -> None:
 
 
 def test_a_batch_of_none_is_refused(run: Path) -> None:
-    with pytest.raises(InputError, match="batch_size is 0"):
+    with pytest.raises(InputError, match="--batch-size is 0; expected at least 1"):
         run_evaluate(options(run, batch_size=0))
 
 
