@@ -57,6 +57,28 @@ def localization() -> str:
     return table(["per cent", *measures.values()], [*rows, ["a box in the centre", "", "", "", floor]])
 
 
+def suites() -> str:
+    """Return the suites of the CIFAR-100 pair."""
+    wanted = {
+        ("top1_err", None, None): "top-1 error", ("ece", None, None): "ECE", ("signed_gap", None, None): "signed gap",
+        ("noise_err", None, 8): "error, random ±8/255", ("fgsm_err", None, 8): "error, FGSM 8/255",
+        ("pgd_err", None, 8): "error, PGD 8/255 (1,000 images)",
+        ("occlusion_center_err", "black", 16): "error, black 16×16 in the centre",
+        ("between_cutmix_neither", None, 16): "neither of two classes, 16×16 of another image in the centre",
+        **{("ood_auroc", of, None): f"AUROC, {of}" for of in
+           ("tiny-imagenet-crop", "tiny-imagenet-resize", "uniform", "gaussian", "mean of 4 sets")},
+    }  # fmt: skip
+    found = {}
+    for line in lines("cifar100-resnet20-suites.jsonl"):
+        usual = line.get("convention", "exact") == "exact" and line.get("score", "max-softmax") == "max-softmax"
+        at = line.get("at")
+        place = None if at is None else round(255 * at) if at < 1 and "err" in line["measure"] else round(at)
+        if line.get("suite") and usual:
+            found[line["mix"], line["measure"], line.get("of"), place] = line
+    rows = [[label, *(cell(found[(mix, *key)]) for mix in ("none", "cutmix"))] for key, label in wanted.items()]
+    return table(["per cent", "without mixing", "CutMix"], rows)
+
+
 def fill(text: str, name: str, content: str) -> str:
     """Replace what stands between the comments of a name."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
@@ -65,6 +87,6 @@ def fill(text: str, name: str, content: str) -> str:
 
 if __name__ == "__main__":
     text = README.read_text(encoding="utf-8")
-    for name, content in (("short", short()), ("localization", localization())):
+    for name, content in (("short", short()), ("localization", localization()), ("suites", suites())):
         text = fill(text, name, content)
     README.write_text(text, encoding="utf-8")
