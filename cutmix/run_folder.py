@@ -200,11 +200,15 @@ def read_recipe(path: Path, kind: type[Kind]) -> Kind:
     """
     config = path / "config.json"
     try:
-        return kind.from_dict(json.loads(config.read_text())["recipe"])
+        values = json.loads(config.read_text())["recipe"]
+        foreign = kind is Recipe and "backbone" in values
+        if not foreign:
+            return kind.from_dict(values)
     except FileNotFoundError:
         raise InputError(f"{path} holds no run: {config.name} is not there") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{config} cannot be read as a run's configuration: {error}") from None
+    raise InputError(f"{path} holds a detector or a captioner, which its own run has measured; give a classifier's run")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
