@@ -19,7 +19,8 @@ def make_optimizer(recipe: Training, model: nn.Module, *, head_lr_factor: float 
     the parameters of the classifier are in groups of their own, which ``set_learning_rate`` knows by "lr_factor".
     """
     head = {id(p) for p in find_classifier(model).parameters()} if head_lr_factor != 1 else set()
-    spared = {id(p) for name, p in model.named_parameters() if name.removeprefix("network.") in _not_decayed(model)}
+    not_decayed = _not_decayed(model)
+    spared = {id(p) for name, p in model.named_parameters() if name.removeprefix("network.") in not_decayed}
     sorted_out: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:

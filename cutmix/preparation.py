@@ -68,10 +68,11 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
         policy=recipe.auto_augment,
         color_jitter=recipe.color_jitter, lighting=recipe.lighting, **shared,
     )  # fmt: skip
-    if recipe.mix == "smmix" and len(train_set) % recipe.batch_size == 1:
+    last = len(train_set) % recipe.batch_size or recipe.batch_size
+    if recipe.mix == "smmix" and last <= world.size:
         raise InputError(
-            f"--batch-size {recipe.batch_size} leaves a last batch of one image, which SMMix has no partner for; "
-            "give another one"
+            f"--batch-size {recipe.batch_size} leaves a process one image of the last batch, which SMMix has no "
+            "partner for; give another one"
         )
     path = options.out or Path("runs") / f"{recipe.name}-seed{recipe.seed}"
     state = start_state(recipe, train_set, world)

@@ -65,3 +65,9 @@ def test_pretrained_weights_get_the_normalisation_that_they_know(
     for part, original in zip((run.task.train_set, run.task.test_set), sets, strict=True):
         expected = (published.mean, published.std) if channels == 3 else (original.mean, original.std)
         assert (part.mean, part.std) == expected
+
+
+def test_smmix_refuses_a_last_batch_without_partners(tmp_path: Path) -> None:
+    recipe = Recipe(data="digits", model="deit_tiny_patch4_8", mix="smmix", alpha=0.8, batch_size=999)
+    with pytest.raises(InputError, match="--batch-size 999 leaves a process one image of the last batch"):
+        prepare(recipe, TrainOptions(out=tmp_path / "run", workers=0), WORLD)

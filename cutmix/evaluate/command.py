@@ -27,7 +27,7 @@ from cutmix.options import SUITES, EvaluateOptions, parse_suites
 from cutmix.precision import autocast, resolve_precision
 from cutmix.run_folder import command_line, environment, today
 
-_FIRST_ONLY = ("classification",)  # the suite that several processes share
+_SHARED = ("classification",)  # the suite that several processes share
 
 
 def run_evaluate(options: EvaluateOptions) -> list[dict[str, Any]]:
@@ -43,7 +43,7 @@ def run_evaluate(options: EvaluateOptions) -> list[dict[str, Any]]:
     subject = find_subject(options)
     found: list[dict[str, Any]] = []
     with processes(options.device) as world:
-        if world.size > 1 and suites != _FIRST_ONLY:
+        if world.size > 1 and suites != _SHARED:
             raise InputError(f"--suite {options.suite} runs in one process; start it without torchrun")
         data = open_test_set(options, subject)
         model = load_model(options, subject, data).to(world.device)
@@ -77,7 +77,7 @@ def measure(
     crop_fraction = subject.recipe.crop_fraction if subject.recipe else options.crop_fraction
     squash = bool(subject.recipe and subject.recipe.squash)
     shown: ImageSet = data
-    if suites != _FIRST_ONLY and isinstance(data, FileSet):  # each photograph is decoded once for all suites
+    if suites != _SHARED and isinstance(data, FileSet):  # each photograph is decoded once for all suites
         shown, size = decode(data, size, crop_fraction, squash), None
     predictions: Predictions | None = None
     if {"classification", "calibration"} & set(suites):
@@ -92,7 +92,7 @@ def measure(
         assert predictions is not None
         records = [{"suite": "classification"} | record for record in measures(predictions)]
         yield "classification", Suite(records, predictions_arrays(predictions))
-    if suites == _FIRST_ONLY:
+    if suites == _SHARED:
         return
     assert not isinstance(shown, FileSet)
     classifier = Classifier(
@@ -114,7 +114,10 @@ def measure(
         try:
             yield name, run[name]()
         except InputError as error:
-            named = {"robustness": options.corruptions, "ood": options.outliers, "localization": options.boxes}
+            named = {
+                "robustness": options.corruptions or options.apgd, "ood": options.outliers,
+                "localization": options.boxes,
+            }  # fmt: skip
             if suites != SUITES or named.get(name):  # asked for by name, and not because all were
                 raise
             yield (
