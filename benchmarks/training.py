@@ -282,12 +282,7 @@ def speed_rows(recipe: Recipe, scratch: Path, device: str, blocks: int, steps: i
     if compiled:
         changed = replace(recipe, compile=True)
         sides["the same with --compile"] = partial(our_blocks, changed, scratch / "compiled", device, steps)
-    with contextlib.ExitStack() as stack:
-        calls: dict[str, Callable[[], object]] = {}
-        for name, make in sides.items():
-            process = stack.enter_context(new_process(make, torch.get_num_threads(), initializer=Side.start))
-            calls[name] = lambda process=process: process.submit(Side.run).result()  # type: ignore[misc]
-        times = milliseconds(calls, blocks, device)
+    times = in_turns(sides, blocks, device)
     speed = {name: 1000 * steps * recipe.batch_size / statistics.median(ms) for name, ms in times.items()}
     fastest_plain = max(theirs for name, theirs in speed.items() if name.startswith("plain"))
     ours = speed.pop("ours")
@@ -299,26 +294,36 @@ def speed_rows(recipe: Recipe, scratch: Path, device: str, blocks: int, steps: i
 def network_rows(recipe: Recipe, scratch: Path, device: str, rounds: int) -> Iterator[Row]:
     """A step of PyramidNet-110 on a batch of 64, by ``cutmix train``'s code, beside the same network written plainly.
 
-    All sides have one allocator, so that what is compared is the network, its arithmetic and its memory format.
+    Each side has a process of its own, as in the loops above: how ``cutmix train`` sets the allocator is among its
+    speed settings, and a plain script leaves it alone.
     """
     default = replace(find_recipe("cifar100-pyramidnet110"), data=recipe.data, lr=0.01)
     float32 = replace(default, precision="float32", channels_last=False)
-    with opened(float32, scratch / "float32", device) as ours, opened(default, scratch / "default", device) as fast:
-        images, labels = next(ours.batches.epoch())
-        plain = plain_twin(ours.network, images)
-        reordered = images.contiguous(memory_format=torch.channels_last)
-        sides: dict[str, Callable[[], object]] = {
-            "plain": partial(plain_step, plain, plain_optimizer(plain), images, labels),
-            "float32": partial(train_step, ours, images, labels),
-            "default": partial(train_step, fast, reordered, labels),
-        }
-        times = milliseconds(sides, rounds, device)
+    times = in_turns({
+        "plain": partial(plain_network_steps, float32, device),
+        "float32": partial(our_blocks, float32, scratch / "float32", device, 1),
+        "default": partial(our_blocks, default, scratch / "default", device, 1),
+    }, rounds, device)  # fmt: skip
     ms = {name: statistics.median(taken) for name, taken in times.items()}
-    speed = {name: 1000 * len(images) / taken for name, taken in ms.items()}
-    what, beside = f"PyramidNet-110, {ours.about['parameters']:,} parameters", "written plainly, float32 NCHW"
+    speed = {name: 1000 * default.batch_size / taken for name, taken in ms.items()}
+    what, beside = "PyramidNet-110", "written plainly, float32 NCHW"
     yield Row(f"{what}: step, float32 NCHW", "ms", ms["float32"], beside, ms["plain"], 1.0)
-    what = f"{what}: {fast.recipe.precision}, channels_last"
+    what = f"{what}: default speed settings"
     yield Row(what, "images/s", speed["default"], beside, speed["plain"], 1.8)
+
+
+def plain_network_steps(recipe: Recipe, device: str) -> Iterator[None]:
+    """Steps of the network written plainly; that it computes what ours does is seen first."""
+    data = open_images(recipe.data, "train")
+    labels = data.labels[: recipe.batch_size].to(device)
+    images = data.images[: recipe.batch_size].to(device) / 255
+    ours = create_model(recipe.model, data.num_classes).to(device).train()
+    plain = plain_twin(ours, images)
+    optimizer = plain_optimizer(plain)
+    del ours
+    while True:
+        plain_step(plain, optimizer, images, labels)
+        yield
 
 
 def plain_twin(ours: nn.Module, images: Tensor) -> nn.Module:
@@ -328,6 +333,16 @@ def plain_twin(ours: nn.Module, images: Tensor) -> nn.Module:
     plain.load_state_dict(ours.state_dict(), strict=True)
     torch.testing.assert_close(logits, plain(images), rtol=1e-3, atol=1e-4)
     return plain
+
+
+def in_turns(sides: dict[str, Callable[[], Iterator[None]]], rounds: int, device: str) -> dict[str, list[float]]:
+    """Milliseconds of each side's blocks, each in a process of its own, which waits while the others work."""
+    with contextlib.ExitStack() as stack:
+        calls: dict[str, Callable[[], object]] = {}
+        for name, make in sides.items():
+            process = stack.enter_context(new_process(make, torch.get_num_threads(), initializer=Side.start))
+            calls[name] = lambda process=process: process.submit(Side.run).result()  # type: ignore[misc]
+        return milliseconds(calls, rounds, device)
 
 
 def milliseconds(calls: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, list[float]]:
