@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -335,7 +335,7 @@ def plain_twin(ours: nn.Module, images: Tensor) -> nn.Module:
     return plain
 
 
-def in_turns(sides: dict[str, Callable[[], Iterator[None]]], rounds: int, device: str) -> dict[str, list[float]]:
+def in_turns(sides: Mapping[str, Callable[[], Iterator[None]]], rounds: int, device: str) -> dict[str, list[float]]:
     """Milliseconds of each side's blocks, each in a process of its own, which waits while the others work."""
     with contextlib.ExitStack() as stack:
         calls: dict[str, Callable[[], object]] = {}
