@@ -59,14 +59,14 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     recipe = resolve(recipe, train_set, world.device)
     shared: dict[str, Any] = {
         "batch_size": recipe.batch_size, "device": world.device, "image_size": recipe.image_size,
+        "crop_fraction": recipe.crop_fraction, "squash": recipe.squash, "interpolation": recipe.interpolation,
         "workers": options.workers, "channels_last": recipe.channels_last, "rank": world.rank,
         "world_size": world.size,
     }  # fmt: skip
     batches = train_loader(
         train_set, seed=recipe.seed, crop_padding=recipe.crop_padding, padding_mode=recipe.padding_mode,
-        flip=recipe.flip, crop_scale=recipe.crop_scale, crop_fraction=recipe.crop_fraction, squash=recipe.squash,
-        policy=recipe.auto_augment,
-        color_jitter=recipe.color_jitter, lighting=recipe.lighting, **shared,
+        flip=recipe.flip, crop_scale=recipe.crop_scale, policy=recipe.auto_augment, color_jitter=recipe.color_jitter,
+        lighting=recipe.lighting, **shared,
     )  # fmt: skip
     last = len(train_set) % recipe.batch_size or recipe.batch_size
     if recipe.mix == "smmix" and last <= world.size:
@@ -77,7 +77,7 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     path = options.out or Path("runs") / f"{recipe.name}-seed{recipe.seed}"
     state = start_state(recipe, train_set, world)
     network = parallel(state.model, world)
-    test_batches = test_loader(test_set, crop_fraction=recipe.crop_fraction, squash=recipe.squash, **shared)
+    test_batches = test_loader(test_set, **shared)
     cast = autocast(recipe.precision, world.device)
     skipped = len(train_set.skipped) + len(test_set.skipped)
     return Run(

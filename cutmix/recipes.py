@@ -170,10 +170,19 @@ PAPER_IMAGENET_WSOL = replace(
 SMMIX_IMAGENET = Recipe(
     name="imagenet-deit-tiny", data="imagenet", model="deit_tiny_patch16_224", image_size=224, epochs=300,
     batch_size=1024, optimizer="adamw", lr=1e-3, min_lr=1e-5, weight_decay=0.05, decay_all=False, warmup_epochs=5,
-    label_smoothing=0.1, stochastic_depth=0.1, auto_augment="rand-m9-mstd0.5-inc1", channels_last=False,
+    label_smoothing=0.1, stochastic_depth=0.1, auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic",
+    channels_last=False,
 )  # fmt: skip
-"""As SMMix's code trains: DeiT without repeated augmentation, random erasing, EMA and (here) its ten epochs of
-cool-down and bicubic resizing. Mixup has α = 0.8 and is in the batches without SMMix, as in DeiT's random choice."""
+"""As SMMix's code trains, which is DeiT but for what its defaults leave out. Its choices by their names here:
+
+* ``mix_prob`` 0.5 of the batches have SMMix, the others Mixup with ``alpha`` 0.8, as in DeiT's random choice.
+* No repeated augmentation and no random erasing, which DeiT has; no ``clip_grad_norm``, as in DeiT.
+* ``ema_decay`` 0: the code keeps an average that it never updates, and measures the weights themselves.
+* ``color_jitter`` 0: the code asks for 0.4, which timm leaves out beside RandAugment.
+* ``cooldown_epochs`` 0: the code asks for 10, but ends after its 300 epochs, before they would begin.
+
+The learning rate is set step by step here and its cosine begins after the warm-up; the code sets it epoch by epoch.
+"""
 
 _NETWORKS = {
     "deit-tiny": "deit_tiny_patch16_224", "deit-small": "deit_small_patch16_224", "deit-base": "deit_base_patch16_224",
@@ -183,7 +192,7 @@ _NETWORKS = {
 
 SMMIX_CIFAR100 = replace(
     SMMIX_IMAGENET, name="cifar100-deit-tiny", data="cifar-100", model="deit_tiny_patch4_32", image_size=None,
-    epochs=200, batch_size=128, lr=5e-4, warmup_epochs=10,
+    interpolation="bilinear", epochs=200, batch_size=128, lr=5e-4, warmup_epochs=10,
 )  # fmt: skip
 """No paper's: 8×8 tokens of 4×4 pixels. Small images have no colour jitter and no crop but by padding."""
 

@@ -150,6 +150,19 @@ def test_rows_change_what_the_paper_changes(name: str) -> None:
     assert changed(name) == ROWS[name]
 
 
+def test_smmix_has_the_numbers_of_its_authors_code() -> None:
+    numbers = {
+        "data": "imagenet", "image_size": 224, "epochs": 300, "batch_size": 1024, "optimizer": "adamw", "lr": 1e-3,
+        "weight_decay": 0.05, "decay_all": False, "schedule": "cosine", "warmup_epochs": 5, "min_lr": 1e-5,
+        "cooldown_epochs": 0, "clip_grad_norm": 0.0, "ema_decay": 0.0, "stochastic_depth": 0.1, "label_smoothing": 0.1,
+        "auto_augment": "rand-m9-mstd0.5-inc1", "color_jitter": 0.0, "interpolation": "bicubic", "crop_fraction": 0.875,
+        "crop_scale": (0.08, 1.0), "flip": True, "mix": "smmix", "mix_prob": 0.5, "alpha": 0.8,
+    }  # fmt: skip
+    for network in ("deit-tiny", "deit-small", "deit-base", "cait-xxs24", "cait-xxs36", "pvt-tiny", "pvt-large"):
+        recipe = RECIPES[f"imagenet-{network}-smmix"]
+        assert {field: getattr(recipe, field) for field in numbers} == numbers
+
+
 def test_what_a_row_needs_is_its_baselines() -> None:
     for name in ("cifar100-pyramidnet200", "cifar10-pyramidnet200", "imagenet-resnet50"):
         recipe = RECIPES[name]

@@ -20,6 +20,7 @@ from cutmix.data.decode import read_image
 from cutmix.data.sets import ArraySet, FileSet, ImageSet
 from cutmix.data.transforms import (
     AutoAugmentPolicy,
+    Interpolation,
     PaddingMode,
     auto_augment,
     draw_crop_flip,
@@ -61,6 +62,7 @@ def train_loader(
     crop_scale: tuple[float, float],
     crop_fraction: float = 0.875,
     squash: bool = False,
+    interpolation: Interpolation = "bilinear",
     workers: int,
     channels_last: bool,
     policy: AutoAugmentPolicy = "none",
@@ -87,6 +89,7 @@ def train_loader(
         crop_scale: File sets: the area of the random crop, as least and largest share of the image.
         crop_fraction: File sets, with ``squash``: the random crop's share of the square's side.
         squash: File sets: make each image a square first, whatever its shape, and do not resize the crop.
+        interpolation: File sets: how images are resized.
         workers: File sets: processes that decode; 0 decodes in this one.
         channels_last: The memory format of the images.
         policy: AutoAugment's, before the crop of an array set (as its authors have it) and after that of a file.
@@ -109,7 +112,9 @@ def train_loader(
     if isinstance(data, FileSet):
         assert image_size is not None
         squash_to = round(image_size / crop_fraction) if squash else None
-        transform = train_transform(image_size, crop_scale, flip, policy, squash_to=squash_to)
+        transform = train_transform(
+            image_size, crop_scale, flip, policy, squash_to=squash_to, interpolation=interpolation
+        )
         return _photographs(_Files(data, transform, seed), order, finish, workers, color)
     smallest = min(data.images.shape[2:])
     if padding_mode == "reflect" and crop_padding >= smallest:
@@ -127,6 +132,7 @@ def test_loader(
     image_size: int | None,
     crop_fraction: float = 0.875,
     squash: bool = False,
+    interpolation: Interpolation = "bilinear",
     workers: int = 0,
     channels_last: bool = False,
     rank: int = 0,
@@ -141,6 +147,7 @@ def test_loader(
         image_size: Height and width of the batches; None keeps an array set's own.
         crop_fraction: File sets: the central square's share of the short side, in (0, 1].
         squash: File sets: resize both sides alike, whatever the shape.
+        interpolation: File sets: how images are resized.
         workers: File sets: processes that decode; 0 decodes in this one.
         channels_last: The memory format of the images.
         rank: This process.
@@ -156,7 +163,8 @@ def test_loader(
     finish = _Finish(data, torch.device(device), image_size, channels_last)
     if isinstance(data, FileSet):
         assert image_size is not None
-        return _photographs(_Files(data, test_transform(image_size, crop_fraction, squash)), order, finish, workers)
+        transform = test_transform(image_size, crop_fraction, squash, interpolation)
+        return _photographs(_Files(data, transform), order, finish, workers)
     return _ArrayLoader(data, order, finish)
 
 

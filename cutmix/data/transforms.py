@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from cutmix.errors import InputError
 
 PaddingMode = Literal["constant", "reflect"]
+Interpolation = Literal["bilinear", "bicubic"]
 AutoAugmentPolicy = Literal["none", "imagenet", "cifar10", "svhn", "rand-m9-mstd0.5-inc1"]
 
 
@@ -133,28 +134,33 @@ def train_transform(
     policy: AutoAugmentPolicy = "none",
     *,
     squash_to: int | None = None,
+    interpolation: Interpolation = "bilinear",
 ) -> Callable[[Image.Image], Tensor]:
     """Return torchvision's random resized crop, flip and AutoAugment: from RGB to (3, image_size, image_size) uint8.
 
     With ``squash_to``, images become squares of that side, whatever their shape, and are cropped without resizing. It
-    draws from PyTorch's global generator, as torchvision does; the loader sets it for each sample.
+    draws from PyTorch's global generator, as torchvision does; the loader sets it for each sample. ``interpolation`` is
+    that of resizing, and of timm's RandAugment.
     """
     from torchvision.transforms import v2  # slow to import; array sets do not need it
 
-    crop: v2.Transform = v2.RandomResizedCrop(image_size, scale=crop_scale, antialias=True)
+    how: dict[str, Any] = {"interpolation": v2.InterpolationMode(interpolation), "antialias": True}
+    crop: v2.Transform = v2.RandomResizedCrop(image_size, scale=crop_scale, **how)
     if squash_to:
-        crop = v2.Compose([v2.Resize((squash_to, squash_to), antialias=True), v2.RandomCrop(image_size)])
-    augment = [] if policy == "none" else [auto_augment(policy)]
+        crop = v2.Compose([v2.Resize((squash_to, squash_to), **how), v2.RandomCrop(image_size)])
+    augment = [] if policy == "none" else [auto_augment(policy, interpolation)]
     return v2.Compose([crop, v2.RandomHorizontalFlip(0.5 if flip else 0.0), *augment, v2.PILToTensor()])
 
 
-def auto_augment(policy: AutoAugmentPolicy) -> Callable[[Any], Any]:
+def auto_augment(policy: AutoAugmentPolicy, interpolation: Interpolation | None = None) -> Callable[[Any], Any]:
     """Return torchvision's AutoAugment, or timm's RandAugment, for one RGB image or one (C, H, W) uint8 tensor.
 
     It draws from PyTorch's global generator.
 
     Args:
         policy: The data set whose policy it is, or timm's name of a RandAugment, but not "none".
+        interpolation: How RandAugment turns and shifts a photograph, filled up with ImageNet's mean, as timm trains;
+            None draws one of both each time, and fills up with grey.
 
     Raises:
         InputError: If there is no such policy.
@@ -167,7 +173,7 @@ def auto_augment(policy: AutoAugmentPolicy) -> Callable[[Any], Any]:
     if policy not in known:
         raise InputError(f"the policy of AutoAugment is '{policy}': expected one of {', '.join(known)}")
     if policy.startswith("rand-"):
-        return _timm_rand_augment(policy)
+        return _timm_rand_augment(policy, interpolation)
     return v2.AutoAugment(v2.AutoAugmentPolicy(policy))
 
 
@@ -176,12 +182,15 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     return image.point(lambda value: value & ~(2 ** (8 - min(max(bits, 0), 8)) - 1))
 
 
-def _timm_rand_augment(policy: str) -> Callable[[Any], Any]:
+def _timm_rand_augment(policy: str, interpolation: Interpolation | None) -> Callable[[Any], Any]:
     """Return timm's RandAugment, which DeiT trains with; its draws follow from PyTorch's global generator."""
     from timm.data.auto_augment import rand_augment_transform
     from torchvision.transforms import v2
 
-    augment = rand_augment_transform(policy, {})
+    settings: dict[str, Any] = {}
+    if interpolation:
+        settings = {"interpolation": Image.Resampling[interpolation.upper()], "img_mean": (124, 116, 104)}
+    augment = rand_augment_transform(policy, settings)
     for op in augment.ops:
         if op.name.startswith("Posterize"):  # which timm may ask for no bits at all, and Pillow 12 refuses
             op.aug_fn = _posterize
@@ -202,7 +211,9 @@ def _timm_rand_augment(policy: str) -> Callable[[Any], Any]:
     return change
 
 
-def test_transform(image_size: int, crop_fraction: float, squash: bool) -> Callable[[Image.Image], Tensor]:
+def test_transform(
+    image_size: int, crop_fraction: float, squash: bool, interpolation: Interpolation
+) -> Callable[[Image.Image], Tensor]:
     """Return the deterministic transform: short side to image_size / crop_fraction, then the central square.
 
     ``squash`` brings both sides to image_size / crop_fraction, whatever the shape.
@@ -210,7 +221,7 @@ def test_transform(image_size: int, crop_fraction: float, squash: bool) -> Calla
     from torchvision.transforms import v2
 
     side = round(image_size / crop_fraction)
-    shrink = v2.Resize((side, side) if squash else side, antialias=True)
+    shrink = v2.Resize((side, side) if squash else side, v2.InterpolationMode(interpolation), antialias=True)
     return v2.Compose([shrink, v2.CenterCrop(image_size), v2.PILToTensor()])
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cutmix.data import ArraySet, FileSet, ImageSet
 from cutmix.data.decode import read_same_size
-from cutmix.data.transforms import resize, test_transform
+from cutmix.data.transforms import Interpolation, resize, test_transform
 
 
 class Suite(NamedTuple):
@@ -136,7 +136,13 @@ class Classifier:
         return torch.cat(batches)
 
 
-def decode(data: ImageSet, image_size: int | None, crop_fraction: float, squash: bool = False) -> ArraySet:
+def decode(
+    data: ImageSet,
+    image_size: int | None,
+    crop_fraction: float,
+    squash: bool = False,
+    interpolation: Interpolation = "bilinear",
+) -> ArraySet:
     """Return a set as one tensor: an array set is that already, photographs are decoded, resized and cropped.
 
     Args:
@@ -144,6 +150,7 @@ def decode(data: ImageSet, image_size: int | None, crop_fraction: float, squash:
         image_size: Side of the squares that photographs are cropped to.
         crop_fraction: Their share of the resized short side.
         squash: Resize both sides alike, whatever the shape.
+        interpolation: How photographs are resized.
 
     Raises:
         InputError: If a file cannot be read.
@@ -151,5 +158,5 @@ def decode(data: ImageSet, image_size: int | None, crop_fraction: float, squash:
     if not isinstance(data, FileSet):
         return data
     side = image_size or 224
-    images = read_same_size(data.paths, side, side, test_transform(side, crop_fraction, squash))
+    images = read_same_size(data.paths, side, side, test_transform(side, crop_fraction, squash, interpolation))
     return ArraySet(data.name, data.split, data.classes, data.labels, data.mean, data.std, images, data.skipped)

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from cutmix.data import loaders
 from cutmix.data.color import draw_color
 from cutmix.data.sets import ArraySet, FileSet, open_data
-from cutmix.data.transforms import draw_crop_flip
+from cutmix.data.transforms import Interpolation, draw_crop_flip
 from cutmix.errors import InputError
 from cutmix.seeding import derive_seed
 
@@ -178,13 +178,19 @@ def test_crops_move_the_image_and_flips_mirror_half() -> None:
 # ---- files ----
 
 
-def test_file_test_batch_equals_torchvision(tmp_path: Path) -> None:
+INTERPOLATIONS = ("bilinear", "bicubic")
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_file_test_batch_equals_torchvision(tmp_path: Path, interpolation: Interpolation) -> None:
     data = photos(tmp_path)
-    loader = loaders.test_loader(data, batch_size=4, device="cpu", image_size=14, crop_fraction=0.7)
+    loader = loaders.test_loader(
+        data, batch_size=4, device="cpu", image_size=14, crop_fraction=0.7, interpolation=interpolation
+    )
     images = torch.cat([images for images, _ in loader.epoch()])
     oracle = v2.Compose(
         [
-            v2.Resize(20, antialias=True),
+            v2.Resize(20, v2.InterpolationMode(interpolation), antialias=True),
             v2.CenterCrop(14),
             v2.PILToTensor(),
             v2.ToDtype(torch.float32, scale=True),
@@ -218,9 +224,13 @@ def test_an_epoch_left_for_another_cannot_go_on(tmp_path: Path) -> None:
         next(left)
 
 
-def test_file_train_batch_equals_torchvision_from_the_same_generator_state(tmp_path: Path) -> None:
-    data = photos(tmp_path)
-    crop = v2.Compose([v2.RandomResizedCrop(16, scale=(0.3, 0.9), antialias=True), v2.RandomHorizontalFlip()])
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_file_train_batch_equals_torchvision_from_the_same_generator_state(
+    tmp_path: Path, interpolation: Interpolation
+) -> None:
+    data, how = photos(tmp_path), v2.InterpolationMode(interpolation)
+    resized = v2.RandomResizedCrop(16, scale=(0.3, 0.9), interpolation=how, antialias=True)
+    crop = v2.Compose([resized, v2.RandomHorizontalFlip()])
     convert = v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
     expected = []
     for index, path in enumerate(data.paths):
@@ -229,7 +239,7 @@ def test_file_train_batch_equals_torchvision_from_the_same_generator_state(tmp_p
             expected.append(convert(crop(Image.open(path).convert("RGB"))))
     by_number = replace(data, labels=torch.arange(10), classes=tuple("0123456789"))
     order = torch.cat([labels for _, labels in train(by_number, seed=5).epoch(2)])
-    loader = train(data, seed=5, flip=True, crop_scale=(0.3, 0.9))
+    loader = train(data, seed=5, flip=True, crop_scale=(0.3, 0.9), interpolation=interpolation)
     images = torch.cat([images for images, _ in loader.epoch(2)])
     torch.testing.assert_close(images, torch.stack(expected)[order], rtol=1e-5, atol=1e-5)
 

@@ -1,11 +1,13 @@
 """Device transforms: torchvision applied to one sample after another is the oracle."""
 
+import inspect
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms import v2
+from timm.data import create_transform
+from torchvision.transforms import ColorJitter, v2
 from torchvision.transforms.v2 import functional as TF
 
 from cutmix.data.transforms import CropFlip, auto_augment, draw_crop_flip, normalize, resize, train_transform
@@ -111,6 +113,17 @@ def test_auto_augment_is_torchvisions(policy: Any) -> None:
         assert torch.equal(results[0], results[1])
         changed += not torch.equal(results[0], results[2])
     assert changed > 10
+
+
+def test_rand_augment_of_photographs_is_that_of_timms_training() -> None:
+    timms = create_transform(224, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic")
+    ours = train_transform(224, (0.08, 1.0), True, "rand-m9-mstd0.5-inc1", interpolation="bicubic")
+    kwargs = [
+        {op.name: op.kwargs for op in found.ops}
+        for found in (timms.transforms[2], inspect.getclosurevars(ours.transforms[2]).nonlocals["augment"])  # type: ignore[attr-defined]
+    ]
+    assert kwargs[0] == kwargs[1]
+    assert not any(isinstance(step, v2.ColorJitter | ColorJitter) for step in timms.transforms)
 
 
 def test_an_unknown_policy_is_refused() -> None:
