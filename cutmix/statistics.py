@@ -248,10 +248,22 @@ def ece_difference(
         drawn.append(np.stack([np.bincount(index, minlength=n) for index in indices]) @ gaps)
     errors = np.abs(np.concatenate([gaps.sum(0)[None], *drawn])).reshape(-1, 2, bins).sum(2) * 100 / n
     value, *resampled = errors[:, 1] - errors[:, 0]
-    moved = np.array(resampled) - np.mean(resampled) + value
-    low, high = np.percentile(moved, [50 * (1 - confidence), 50 * (1 + confidence)])
-    beyond = min((moved <= 0).sum(), (moved >= 0).sum())
-    return Difference(float(value), float(low), float(high), min(1.0, 2 * (1 + int(beyond)) / (draws + 1)))
+    return difference_of_resamples(float(value), np.array(resampled) - np.mean(resampled) + value, confidence)
+
+
+def difference_of_resamples(value: float, resampled: np.ndarray, confidence: float = 0.95) -> Difference:
+    """Return a difference with the percentiles of its resamples; p is twice the smaller share at or beyond zero.
+
+    Args:
+        value: The difference on the samples themselves.
+        resampled: The difference on each resample, (draws,).
+        confidence: Of the interval, in (0, 1).
+
+    Source: Efron and Tibshirani (1993), chapters 13 and 15.
+    """
+    low, high = np.percentile(resampled, [50 * (1 - confidence), 50 * (1 + confidence)])
+    beyond = int(min((resampled <= 0).sum(), (resampled >= 0).sum()))
+    return Difference(value, float(low), float(high), min(1.0, 2 * (1 + beyond) / (len(resampled) + 1)))
 
 
 def _gaps(confidence: np.ndarray, right: np.ndarray, bins: int) -> np.ndarray:

@@ -4,47 +4,14 @@ Source: Everingham et al. 2010; the paper's code bases report the 11-point preci
 Checked bit for bit against the ``voc_eval`` that both of them carry.
 """
 
-from typing import Literal, NamedTuple, TypeVar, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-import torch
 
 from cutmix.errors import InputError
-from cutmix.seeding import derive_seed
+from cutmix.transfer.matching import RIGHT, WRONG, Detections, Judged, Objects, by_class_and_score, check_boxes, judge
 
 Interpolation = Literal["11-point", "exact 11-point", "all-point"]
-
-
-class Detections(NamedTuple):
-    """What was found in a whole set, one row a detection, in any order.
-
-    Attributes:
-        images: Which picture, (N,) integers from 0.
-        labels: Which class, (N,) integers from 0.
-        scores: (N,) finite.
-        boxes: (N, 4): left, top, right, bottom in pixels of the picture as it lies on the disk.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    scores: np.ndarray
-    boxes: np.ndarray
-
-
-class Objects(NamedTuple):
-    """What is there in a whole set, one row an object.
-
-    Attributes:
-        images: Which picture, (M,) integers from 0.
-        labels: Which class, (M,) integers from 0.
-        boxes: (M, 4): left, top, right, bottom in pixels.
-        difficult: (M,) bool: an object that is neither asked for nor held against who finds it.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    boxes: np.ndarray
-    difficult: np.ndarray
 
 
 class AveragePrecision(NamedTuple):
@@ -105,7 +72,8 @@ def voc_average_precision(
             f"interpolation is '{interpolation}' and iou {iou}: expected one of {', '.join(get_args(Interpolation))}, "
             "and 0 ≤ iou < 1"
         )
-    return _score(_judge(found, objects, num_classes, iou, plus_one), interpolation)
+    judged = judge(found, objects, iou=iou, plus_one=plus_one)
+    return average_precision(tally(judged, num_classes), interpolation)
 
 
 def voc_interval(
@@ -147,103 +115,82 @@ def voc_interval(
     check_boxes(found, objects, num_classes, plus_one)
     if max(found.images.max(initial=-1), objects.images.max(initial=-1)) >= images:
         raise InputError(f"images is {images}: expected more than the highest number of a picture, from 0")
-    judged = _judge(found, objects, num_classes, iou, plus_one)
-    generator = torch.Generator().manual_seed(derive_seed(seed, "bootstrap"))
-    means = np.empty(resamples)
-    for i in range(resamples):
-        drawn = torch.randint(images, (images,), generator=generator)
-        means[i] = _score(judged, interpolation, torch.bincount(drawn, minlength=images).numpy()).mean
+    from cutmix.evaluate.bootstrap import resamples as draw  # torch, which a page does without
+
+    counted = tally(judge(found, objects, iou=iou, plus_one=plus_one), num_classes)
+    means = [
+        average_precision(counted, interpolation, np.bincount(drawn, minlength=images)).mean
+        for drawn in draw(images, resamples, seed, "bootstrap")
+    ]
     tail = 50 * (1 - confidence)
     low, high = np.nanpercentile(means, [tail, 100 - tail])
     return float(low), float(high)
 
 
-_Boxed = TypeVar("_Boxed", Detections, Objects)
+class Tally(NamedTuple):
+    """What a precision needs of judged detections, by class and falling score.
 
+    Precision falls from each wrong detection to the next, so that only what it is at the right ones counts.
 
-def inclusive(boxed: _Boxed) -> _Boxed:
-    """Return the same boxes with the last pixel inside instead of the edge after it, as VOC's files have them."""
-    return boxed._replace(boxes=np.asarray(boxed.boxes, dtype=np.float64) - (0, 0, 1, 1))
-
-
-# ---- VOC, step by step ----
-
-
-class _Judged(NamedTuple):
-    """Detections sorted by class and falling score."""
+    Attributes:
+        images: Picture of each right detection, (R,).
+        bounds: Of each class among them, (C + 1,).
+        wrong_images: Picture of each wrong detection, (W,).
+        wrong_before: How many wrong ones come before each right one, (R,), those of the classes before among them.
+        wrong_first: How many wrong ones the classes before have, (C,).
+        object_images: Picture of each object that is asked for, (M,).
+        object_labels: Its class, (M,).
+        detections: Of each class, (C,).
+    """
 
     images: np.ndarray
-    right: np.ndarray
-    wrong: np.ndarray
-    bounds: np.ndarray  # of each class among the detections, (C + 1,)
-    object_images: np.ndarray  # of the objects that are asked for
+    bounds: np.ndarray
+    wrong_images: np.ndarray
+    wrong_before: np.ndarray
+    wrong_first: np.ndarray
+    object_images: np.ndarray
     object_labels: np.ndarray
+    detections: np.ndarray
 
 
-def _judge(found: Detections, objects: Objects, num_classes: int, iou: float, plus_one: bool) -> _Judged:
-    order = np.lexsort((-found.scores.astype(np.float64), found.labels))  # stable: equal scores keep their order
-    found = Detections(*(column[order] for column in found))
-    overlap, taken = _best_overlap(found, objects, plus_one)
-    hit = overlap > iou
-    difficult = np.append(objects.difficult, False)[taken]  # taken is -1 where there is nothing to take
-    claims = np.flatnonzero(hit & ~difficult)
-    right = np.zeros(len(hit), dtype=bool)
-    right[claims[np.unique(taken[claims], return_index=True)[1]]] = True  # the first claim of each object
-    asked = ~objects.difficult
-    return _Judged(
-        found.images, right, ~right & ~(hit & difficult),
-        np.searchsorted(found.labels, np.arange(num_classes + 1)), objects.images[asked], objects.labels[asked],
+def tally(judged: Judged, num_classes: int) -> Tally:
+    """Sort judged detections once, for any number of counts of pictures."""
+    order = by_class_and_score(judged.labels, judged.scores)
+    images, verdicts = judged.images[order], judged.verdicts[order]
+    right, wrong = np.flatnonzero(verdicts == RIGHT), np.flatnonzero(verdicts == WRONG)
+    bounds = np.searchsorted(judged.labels[order], np.arange(num_classes + 1))
+    return Tally(
+        images[right], np.searchsorted(right, bounds), images[wrong], np.searchsorted(wrong, right),
+        np.searchsorted(wrong, bounds[:-1]), judged.object_images, judged.object_labels, np.diff(bounds),
     )  # fmt: skip
 
 
-def _best_overlap(found: Detections, objects: Objects, plus_one: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return each detection's highest IoU with an object of its class and picture, and the first such object."""
-    pictures = 1 + max(found.images.max(initial=0), objects.images.max(initial=0))
-    group = objects.labels.astype(np.int64) * pictures + objects.images
-    order = np.argsort(group, kind="stable")
-    wanted = found.labels.astype(np.int64) * pictures + found.images
-    first, last = (np.searchsorted(group[order], wanted, side) for side in ("left", "right"))
-    count = last - first
-    detection = np.repeat(np.arange(len(wanted)), count)  # one row for each pair of detection and object
-    start = np.cumsum(count) - count
-    candidate = order[np.arange(len(detection)) - np.repeat(start - first, count)]
-    overlap = _pair_iou(found.boxes[detection], objects.boxes[candidate], plus_one)
-    best, taken = np.full(len(wanted), -np.inf), np.full(len(wanted), -1)
-    some = count > 0
-    if some.any():
-        best[some] = np.maximum.reduceat(overlap, start[some])
-        highest = np.flatnonzero(overlap == best[detection])
-        which, index = np.unique(detection[highest], return_index=True)
-        taken[which] = candidate[highest[index]]
-    return best, taken
+def average_precision(
+    counted: Tally, interpolation: Interpolation = "11-point", counts: np.ndarray | None = None
+) -> AveragePrecision:
+    """Return each class's average precision.
 
-
-def _pair_iou(a: np.ndarray, b: np.ndarray, plus_one: bool) -> np.ndarray:
-    """Return the overlap of each row of a with the same row of b, rounded as the reference rounds it."""
-    a, b, one = a.astype(np.float64), b.astype(np.float64), float(plus_one)
-    width = np.maximum(np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0]) + one, 0.0)
-    height = np.maximum(np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1]) + one, 0.0)
-    area_a, area_b = ((x[:, 2] - x[:, 0] + one) * (x[:, 3] - x[:, 1] + one) for x in (a, b))
-    return width * height / (area_a + area_b - width * height)
-
-
-def _score(judged: _Judged, interpolation: Interpolation, counts: np.ndarray | None = None) -> AveragePrecision:
-    """Return each class's average precision; ``counts`` says how often each picture counts."""
-    classes = len(judged.bounds) - 1
-    weight = None if counts is None else counts[judged.object_images]
-    objects = np.bincount(judged.object_labels, weight, minlength=classes).astype(np.int64)
-    right, wrong = judged.right.astype(np.int64), judged.wrong.astype(np.int64)
-    if counts is not None:
-        right, wrong = right * counts[judged.images], wrong * counts[judged.images]
+    Args:
+        counted: The detections.
+        interpolation: As ``voc_average_precision`` has it.
+        counts: How often each picture counts, (pictures,) integers from 0; once without.
+    """
+    if counts is None:
+        pictures = (counted.images, counted.wrong_images, counted.object_images)
+        counts = np.ones(1 + max(column.max(initial=-1) for column in pictures), dtype=np.int64)
+    classes = len(counted.wrong_first)
+    objects = np.bincount(counted.object_labels, counts[counted.object_images], minlength=classes).astype(np.int64)
+    right, wrong = counts[counted.images], np.append(0, np.cumsum(counts[counted.wrong_images]))
+    before = wrong[counted.wrong_before]
     precision, recall = np.full(classes, np.nan), np.full(classes, np.nan)
-    for label, (first, last) in enumerate(zip(judged.bounds[:-1], judged.bounds[1:], strict=True)):
+    for label, (first, last) in enumerate(zip(counted.bounds[:-1], counted.bounds[1:], strict=True)):
         if objects[label]:
-            hits, misses = np.cumsum(right[first:last]), np.cumsum(wrong[first:last])
+            hits, misses = np.cumsum(right[first:last]), before[first:last] - wrong[counted.wrong_first[label]]
             recalls = hits / objects[label]
             precisions = hits / np.maximum(hits + misses, np.finfo(np.float64).eps)
             recall[label] = recalls[-1] if len(recalls) else 0.0
             precision[label] = _area(recalls, precisions, interpolation)
-    return AveragePrecision(precision, recall, objects, np.diff(judged.bounds))
+    return AveragePrecision(precision, recall, objects, counted.detections)
 
 
 _REFERENCE_RECALLS = np.arange(0.0, 1.1, 0.1)  # three of them are not i / 10, and deliberately so
@@ -263,25 +210,3 @@ def _area(recall: np.ndarray, precision: np.ndarray, interpolation: Interpolatio
     for height in np.append(envelope, 0.0)[np.searchsorted(recall, grid)]:
         total += float(height) / 11.0  # one by one, as the reference adds them
     return total
-
-
-def check_boxes(found: Detections, objects: Objects, num_classes: int, plus_one: bool) -> None:
-    """Raise ``InputError`` where ``voc_average_precision`` says so."""
-    for what, part, values in (("detections", found, found.scores), ("objects", objects, objects.difficult)):
-        n, labels = len(part.images), part.labels
-        if part.boxes.shape != (n, 4) or any(column.shape != (n,) for column in (part.images, labels, values)):
-            shapes = ", ".join(f"{name} {column.shape}" for name, column in part._asdict().items())
-            raise InputError(f"the {what} have columns of shapes {shapes}: expected (n, 4) for boxes, (n,) else")
-        if not (np.isfinite(part.boxes).all() and np.isfinite(values).all()):
-            raise InputError(f"the {what} have values that are not finite, so nothing can be measured")
-        if n and not (labels.min() >= 0 and labels.max() < num_classes and part.images.min() >= 0):
-            raise InputError(
-                f"the labels of the {what} run from {labels.min()} to {labels.max()}, their pictures from "
-                f"{part.images.min()}: expected labels from 0 to {num_classes - 1} and pictures from 0"
-            )
-    if (found.boxes[:, 2:] + plus_one < found.boxes[:, :2]).any():
-        raise InputError("a detected box ends before it begins: expected left ≤ right and top ≤ bottom")
-    if (objects.boxes[:, 2:] + plus_one <= objects.boxes[:, :2]).any():
-        raise InputError("an object's box has no area: expected left < right and top < bottom")
-    if not (~objects.difficult).any():
-        raise InputError("no object is asked for, so there is no precision to average")

@@ -25,6 +25,7 @@ class Backbone:
         mean: What its weights were trained with: of each channel of RGB pixels in [0, 1].
         std: The same.
         source: Where its weights come from: none for random ones, pretrained, or a file.
+        recipe: Name of the recipe that they were trained by; None where they do not say.
     """
 
     network: nn.Module
@@ -32,6 +33,7 @@ class Backbone:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     source: str
+    recipe: str | None = None
 
     @property
     def title(self) -> str:
@@ -66,8 +68,9 @@ def load_backbone(recipe: Transfer) -> Backbone:
     if int(about.get("in_chans", 3)) != 3:
         raise InputError(f"{path} is for images of {about['in_chans']} channels; a backbone takes RGB")
     network = create_model(model, int(about.get("num_classes", 1000)), pretrained=path)
+    trained_by = json.loads(about["recipe"])["name"] if "recipe" in about else None
     if "mean" in about:
         mean, std = tuple(json.loads(about["mean"])), tuple(json.loads(about["std"]))
     else:
         mean, std = pretrained_normalization(model) or _IMAGENET
-    return Backbone(network, model, mean, std, str(path))
+    return Backbone(network, model, mean, std, str(path), trained_by)

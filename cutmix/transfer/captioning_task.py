@@ -19,7 +19,7 @@ from cutmix.transfer.caption_gallery import caption_gallery
 from cutmix.transfer.captioning import ShowAndTell, generate_captions
 from cutmix.transfer.captions import CaptionSet
 from cutmix.transfer.recipes import Captioning
-from cutmix.transfer.scores import caption_measures, caption_scores
+from cutmix.transfer.scores import caption_measures, picture_scores
 from cutmix.transfer.vocabulary import Vocabulary
 
 
@@ -65,7 +65,7 @@ class CaptioningTask:
             return network(images, targets)
 
     def measure(self) -> Measured:
-        """Return the scores times 100, and every caption."""
+        """Return the scores times 100, every caption, and what its scores are made of."""
         model = self.state.measured
         assert isinstance(model, ShowAndTell)
         send_buffers(model, self.world)
@@ -77,10 +77,11 @@ class CaptioningTask:
                 beam=self.recipe.beam, max_length=self.recipe.max_length,
             )  # fmt: skip
         model.train(training)
-        scores = caption_scores(self._by_name(captions), self.test_set.references)
-        text = "\n".join(captions).encode()
-        figures = {name: 100 * value for name, value in scores.items()}
-        return Measured(figures, {"captions": np.frombuffer(text, np.uint8).copy()})
+        scores = picture_scores(self._by_name(captions), self.test_set.references)
+        figures = {name: 100 * value for name, value in scores.corpus().items()}
+        texts = {"captions": "\n".join(captions), "references": self.test_set.fingerprint()}
+        arrays = {name: np.frombuffer(text.encode(), np.uint8).copy() for name, text in texts.items()}
+        return Measured(figures, arrays | {name: getattr(scores, name) for name in ("bleu", "rouge_l", "cider_d")})
 
     def records(self, arrays: dict[str, Tensor]) -> list[dict[str, Any]]:
         """Return the scores with their intervals; METEOR where its program can run."""
@@ -100,7 +101,10 @@ class CaptioningTask:
 
     def circumstances(self) -> dict[str, Any]:
         """Return where the encoder comes from and the beam."""
-        return {"arch": "show-and-tell", "backbone": self.backbone.source, "beam": self.recipe.beam}
+        return {
+            "arch": "show-and-tell", "backbone": self.backbone.source, "backbone_recipe": self.backbone.recipe,
+            "training_pictures": len(self.train_set), "beam": self.recipe.beam,
+        }  # fmt: skip
 
     def fingerprint(self) -> str:
         """Return the training set's."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cutmix.errors import InputError
-from cutmix.transfer.average_precision import Detections, Objects, check_boxes
+from cutmix.transfer.matching import Detections, Objects, check_boxes
 
 
 class CocoPrecision(NamedTuple):

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from cutmix.errors import InputError
-from cutmix.transfer.average_precision import Detections
 from cutmix.transfer.detection_transforms import load_picture
+from cutmix.transfer.matching import Detections
 from cutmix.transfer.voc import DetectionSet
 
 _SOLID, _DASHED, _DOTTED = "-", (0, (5, 3)), (0, (1, 2))
@@ -23,6 +23,10 @@ def detection_gallery(
 ) -> bytes:
     """Draw pictures in pairs: true boxes on the left, found ones with their scores on the right.
 
+    What is found at a lower score than ``threshold`` is drawn only where there is less above it than there are objects:
+    then the surest detections are, as many as there are objects, for a detector that is never sure of anything has
+    something to show too.
+
     Lines are black and white, so that they are seen on any picture and in print: solid for objects, dotted for
     difficult ones, dashed for what was found.
 
@@ -30,7 +34,7 @@ def detection_gallery(
         data: The split.
         found: What was found in it, in pixels; pictures numbered by their order.
         pictures: Which ones to draw; by default the first eight.
-        threshold: The lowest score to draw.
+        threshold: The score from which all are drawn.
 
     Returns:
         A PNG file.
@@ -53,11 +57,13 @@ def detection_gallery(
         styles = [_DOTTED if hard else _SOLID for hard in picture.difficult.tolist()]
         _draw(left, pixels, zip(picture.boxes.tolist(), names, styles, strict=True))
         left.set_title(f"{picture.path.stem}: true", fontsize=9, loc="left", parse_math=False)
-        rows_found = np.flatnonzero((found.images == number) & (found.scores >= threshold))
-        rows_found = rows_found[np.argsort(found.scores[rows_found], kind="stable")]  # the surest on top
-        texts = [f"{data.classes[found.labels[i]]} {found.scores[i]:.2f}" for i in rows_found]
-        _draw(right, pixels, zip(found.boxes[rows_found].tolist(), texts, [_DASHED] * len(texts), strict=True))
-        right.set_title(f"found, score ≥ {threshold:g}: {len(texts)}", fontsize=9, loc="left")
+        every = np.flatnonzero(found.images == number)
+        every = every[np.argsort(-found.scores[every], kind="stable")]
+        surest = every[: max(int((found.scores[every] >= threshold).sum()), len(names))]
+        texts = [f"{data.classes[found.labels[i]]} {found.scores[i]:.2f}" for i in surest]
+        boxes = zip(found.boxes[surest].tolist(), texts, [_DASHED] * len(texts), strict=True)
+        _draw(right, pixels, reversed([*boxes]))  # the surest on top
+        right.set_title(f"found: the {len(surest)} surest of {len(every)}", fontsize=9, loc="left")
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+")  # a class name in a script that the font lacks

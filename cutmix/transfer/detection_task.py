@@ -16,9 +16,9 @@ from cutmix.errors import InputError
 from cutmix.state import State
 from cutmix.task import Measured
 from cutmix.transfer.average_precision import (
-    AveragePrecision,
-    Detections,
-    inclusive,
+    Interpolation,
+    average_precision,
+    tally,
     voc_average_precision,
     voc_interval,
 )
@@ -27,8 +27,11 @@ from cutmix.transfer.coco_precision import coco_average_precision
 from cutmix.transfer.detection import faster_rcnn_c4, ssd300
 from cutmix.transfer.detection_gallery import detection_gallery
 from cutmix.transfer.detection_transforms import DetectionSamples, collate, faster_rcnn_transform, ssd_transform
+from cutmix.transfer.matching import Detections, Judged, inclusive, judge
 from cutmix.transfer.recipes import Detection
 from cutmix.transfer.voc import DetectionSet
+
+_INTERPOLATIONS: dict[str, Interpolation] = {"map": "11-point", "map_all_point": "all-point"}
 
 
 @dataclass
@@ -87,16 +90,21 @@ class DetectionTask:
         arrays = {name: torch.cat([found[name] for found in every]).numpy() for name in ("boxes", "scores", "labels")}
         arrays["images"] = np.repeat(np.arange(len(every)), [len(found["labels"]) for found in every])
         arrays["labels"] = arrays["labels"].astype(np.int64)
-        return Measured({"map": 100 * self._precision(_detections(arrays)).mean}, arrays)
+        judged = self._judge(_detections(arrays))
+        precision = average_precision(tally(judged, self.test_set.num_classes))
+        return Measured({"map": 100 * precision.mean}, arrays | judged._asdict())
 
     def records(self, arrays: dict[str, Tensor]) -> list[dict[str, Any]]:
         """Return VOC's mean average precision with its interval, each class's, and COCO's where it can be computed."""
         found = _detections({name: column.numpy() for name, column in arrays.items()})
         objects, classes, n = self.test_set.objects(), self.test_set.classes, len(self.test_set)
-        precision = self._precision(found)
-        low, high = voc_interval(inclusive(found), inclusive(objects), len(classes), n)
         shared = {"low": None, "high": None, "confidence": 0.95, "n": n, "suite": "detection"}
-        records = [shared | {"measure": "map", "value": 100 * precision.mean, "low": 100 * low, "high": 100 * high}]
+        scene, records = (inclusive(found), inclusive(objects), len(classes)), []
+        for measure, interpolation in _INTERPOLATIONS.items():
+            value = voc_average_precision(*scene, interpolation=interpolation).mean
+            low, high = voc_interval(*scene, n, interpolation=interpolation)
+            records.append(shared | {"measure": measure, "value": 100 * value, "low": 100 * low, "high": 100 * high})
+        precision = voc_average_precision(*scene)
         for name, value, count in zip(classes, precision.per_class.tolist(), precision.objects.tolist(), strict=True):
             if count:
                 records.append(shared | {"measure": "ap", "of": name, "value": 100 * value, "n": count})
@@ -106,9 +114,9 @@ class DetectionTask:
             return [*records, shared | {"measure": "coco_map", "value": None, "note": f"not run: {error}"}]
         return [*records, shared | {"measure": "coco_map", "value": 100 * coco.mean}]
 
-    def _precision(self, found: Detections) -> AveragePrecision:
+    def _judge(self, found: Detections) -> Judged:
         # SSD's code base leaves out VOC's + 1: the same areas, as it works with the edges of boxes
-        return voc_average_precision(inclusive(found), inclusive(self.test_set.objects()), self.test_set.num_classes)
+        return judge(inclusive(found), inclusive(self.test_set.objects()))
 
     def opening(self) -> str:
         """Return the detector, its backbone and the data."""
@@ -120,7 +128,10 @@ class DetectionTask:
 
     def circumstances(self) -> dict[str, Any]:
         """Return the detector and where its backbone comes from."""
-        return {"arch": self.recipe.arch, "backbone": self.backbone.source}
+        return {
+            "arch": self.recipe.arch, "backbone": self.backbone.source, "backbone_recipe": self.backbone.recipe,
+            "training_pictures": len(self.train_set),
+        }  # fmt: skip
 
     def fingerprint(self) -> str:
         """Return the training set's."""

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from cutmix.errors import InputError
-from cutmix.seeding import derive_seed
 from cutmix.transfer.tokens import tokenize
 
 Tokens = list[str]
@@ -103,10 +101,11 @@ def caption_measures(
         resamples: Number of draws of N pictures out of N.
         seed: Of these draws.
     """
+    from cutmix.evaluate.bootstrap import resamples as draw  # torch, which a page does without
+
     scores = picture_scores(candidates, references)
     n = len(scores.pictures)
-    generator = torch.Generator().manual_seed(derive_seed(seed, "bootstrap"))
-    drawn = [scores.corpus(torch.randint(n, (n,), generator=generator).numpy()) for _ in range(resamples)]
+    drawn = [scores.corpus(chosen) for chosen in draw(n, resamples, seed, "bootstrap")]
     records: list[dict[str, Any]] = []
     for name, value in scores.corpus().items():
         tails = [(1 - confidence) / 2, (1 + confidence) / 2]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cutmix.errors import InputError
 from cutmix.seeding import derive_seed
-from cutmix.transfer.average_precision import Objects
+from cutmix.transfer.matching import Objects
 
 Split = Literal["train", "test"]
 

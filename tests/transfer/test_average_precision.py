@@ -7,13 +7,8 @@ import numpy as np
 import pytest
 
 from cutmix.errors import InputError
-from cutmix.transfer.average_precision import (
-    Detections,
-    Objects,
-    inclusive,
-    voc_average_precision,
-    voc_interval,
-)
+from cutmix.transfer.average_precision import average_precision, tally, voc_average_precision, voc_interval
+from cutmix.transfer.matching import Detections, Objects, inclusive, judge
 
 
 def detections(*rows: tuple[int, int, float, tuple[float, ...]]) -> Detections:
@@ -252,11 +247,9 @@ def test_interval_holds_the_value_and_shrinks_with_the_set() -> None:
 
 
 def test_a_resample_is_the_set_with_pictures_repeated() -> None:
-    from cutmix.transfer.average_precision import _judge, _score
-
     found, truth = random_scene(4)
     counts = np.random.default_rng(0).integers(0, 3, 40)
-    weighted = _score(_judge(found, truth, 5, 0.5, True), "11-point", counts)
+    weighted = average_precision(tally(judge(found, truth), 5), "11-point", counts)
 
     def repeated(part: Any) -> Any:
         copies = [(part.images == image).nonzero()[0] for image in range(40) for _ in range(counts[image])]

@@ -11,7 +11,7 @@ from cutmix.options import TrainOptions
 from cutmix.transfer.captioning import ShowAndTell
 from cutmix.transfer.captioning_task import CaptioningTask
 from cutmix.transfer.recipes import Captioning
-from cutmix.transfer.scores import caption_scores
+from cutmix.transfer.scores import PictureScores, caption_scores
 from cutmix.transfer_run import prepare_transfer
 
 WORLD = World(0, 1, torch.device("cpu"))
@@ -93,3 +93,11 @@ def test_weights_say_what_they_need(caption_folder: Path) -> None:
 
 def arrays_of(captions: list[str]) -> dict[str, torch.Tensor]:
     return {"captions": torch.tensor(list("\n".join(captions).encode()), dtype=torch.uint8)}
+
+
+def test_what_scores_are_made_of_is_kept(caption_folder: Path) -> None:
+    it = task(caption_folder)
+    figures, arrays = it.measure()
+    kept = PictureScores((), *(arrays[name] for name in ("bleu", "rouge_l", "cider_d")))
+    assert {name: 100 * value for name, value in kept.corpus().items()} == figures
+    assert arrays["references"].tobytes().decode() == it.test_set.fingerprint()

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from PIL import Image
 
 from cutmix.errors import InputError
-from cutmix.transfer.average_precision import Detections
 from cutmix.transfer.detection_gallery import detection_gallery
+from cutmix.transfer.matching import Detections
 from cutmix.transfer.voc import DetectionSet, make_picture
 
 
@@ -36,16 +37,35 @@ def drawn(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)).convert("L")).astype(int)
 
 
-def test_only_what_reaches_the_threshold_is_drawn(grey: DetectionSet) -> None:
-    none, one = (drawn(detection_gallery(grey, found((0, score)))) for score in (0.4, 0.9))
+def test_what_is_found_is_drawn_on_the_right_picture_of_its_pair(grey: DetectionSet) -> None:
+    none, one = (drawn(detection_gallery(grey, found((image, 0.9)))) for image in (2, 0))
     assert none.shape == one.shape
-    changed = np.argwhere(none != one)
+    width = none.shape[1] // 4
+    changed = np.argwhere((none != one)[: none.shape[0] // 2])  # the first row: pictures 0 and 1
     assert len(changed) > 200
-    middle = none.shape[1] // 4
-    assert changed[:, 1].min() >= middle  # of the first pair, the right picture only
-    assert changed[:, 1].max() <= 2 * middle
-    everything = drawn(detection_gallery(grey, found((0, 0.4)), threshold=0.1))
-    assert (everything != none).sum() > 200
+    assert changed[:, 1].min() >= width
+    assert changed[:, 1].max() <= 2 * width
+
+
+@pytest.mark.parametrize(
+    ("scores", "drawn_of_them"),
+    [
+        ((0.9, 0.6, 0.1), 2),  # all that reach 0.5
+        ((0.2, 0.1, 0.05), 1),  # none does: as many as there are objects
+        ((0.2, 0.2, 0.2), 1),
+        ((), 0),
+    ],
+)
+def test_the_surest_are_drawn_and_counted(
+    grey: DetectionSet, monkeypatch: pytest.MonkeyPatch, scores: tuple[float, ...], drawn_of_them: int
+) -> None:
+    titles, texts = [], []
+    monkeypatch.setattr(Axes, "set_title", lambda self, text, **_: titles.append(text))
+    monkeypatch.setattr(Axes, "text", lambda self, x, y, text, **_: texts.append(text))
+    rows = [(0, score) for score in scores] + [(2, 0.8)]
+    detection_gallery(grey, found(*rows), pictures=[0])
+    assert titles == ["p0: true", f"found: the {drawn_of_them} surest of {len(scores)}"]
+    assert texts[1:] == [f"cat {score:.2f}" for score in reversed(scores[:drawn_of_them])]  # the surest on top
 
 
 def test_lines_are_black_and_white_and_tell_kinds_apart(grey: DetectionSet) -> None:

@@ -12,10 +12,11 @@ from cutmix.distributed import World
 from cutmix.errors import InputError
 from cutmix.optim import make_optimizer
 from cutmix.options import TrainOptions
-from cutmix.transfer.average_precision import Detections, voc_average_precision
+from cutmix.transfer.average_precision import average_precision, tally, voc_average_precision
 from cutmix.transfer.backbone import load_backbone
 from cutmix.transfer.coco import open_detection
 from cutmix.transfer.detection_task import DetectionTask, make_batches, make_detector
+from cutmix.transfer.matching import Detections, Judged
 from cutmix.transfer.recipes import FASTER_RCNN, Detection
 from cutmix.transfer_run import prepare_transfer
 
@@ -66,9 +67,20 @@ def test_records_can_be_made_again_from_the_arrays(voc_folder: Path, arch: str) 
     first = records[0]
     assert (first["measure"], first["value"], first["n"]) == ("map", figures[it.key], 3)
     assert 0 <= first["low"] <= first["value"] <= first["high"] <= 100
+    second = records[1]
+    assert second["measure"] == "map_all_point"
+    assert 0 <= second["low"] <= second["value"] <= second["high"] <= 100
     assert [r["of"] for r in records if r["measure"] == "ap"] == ["cat", "dog"]
     assert [r["value"] for r in records if r["measure"] == "ap"] == pytest.approx([first["value"]] * 2, abs=100)
     assert records[-1]["measure"] == "coco_map"
+
+
+def test_verdicts_are_kept_and_give_the_precision_without_the_data(voc_folder: Path) -> None:
+    it = task(voc_folder)
+    figures, arrays = it.measure()
+    judged = Judged(*(arrays[name] for name in Judged._fields))
+    assert 100 * average_precision(tally(judged, it.test_set.num_classes)).mean == figures["map"]
+    assert len(judged.verdicts) == len(arrays["boxes"])
 
 
 def test_the_measure_has_the_areas_of_both_code_bases(voc_folder: Path) -> None:
@@ -80,9 +92,15 @@ def test_the_measure_has_the_areas_of_both_code_bases(voc_folder: Path) -> None:
     for iou in (0.3, 0.5, 0.7):
         without = voc_average_precision(found, objects, it.test_set.num_classes, iou=iou, plus_one=False)
         if iou == 0.5:
-            assert it._precision(found).mean == without.mean
+            assert precision(it, found) == without.mean
     exact = Detections(objects.images, objects.labels, np.ones(len(objects.labels)), objects.boxes)
-    assert it._precision(exact).mean == pytest.approx(1)
+    assert precision(it, exact) == pytest.approx(1)
+
+
+def precision(it: DetectionTask, found: Detections) -> float:
+    """Return what the task's records say of detections."""
+    columns = {name: torch.from_numpy(column) for name, column in found._asdict().items()}
+    return it.records(columns)[0]["value"] / 100
 
 
 def test_the_measure_does_not_depend_on_the_batches(voc_folder: Path) -> None:
