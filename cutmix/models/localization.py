@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cutmix.errors import InputError
+from cutmix.models.pooled import PooledClassifier
 
 
 class Head(NamedTuple):
@@ -100,7 +101,7 @@ def widen_last_stage(model: nn.Module) -> nn.Module:
 _VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512)  # 0 pools
 
 
-class VggGap(nn.Module):
+class VggGap(PooledClassifier):
     """VGG-16 without its last pooling and hidden layers; then a 3×3 convolution, average pooling, a linear layer.
 
     Images of 224×224 have maps of 14×14. The names are those of torchvision's and timm's ``features`` and of ``conv6``
@@ -149,15 +150,3 @@ class VggGap(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> (N, 1024, H/16, W/16), not negative."""
         return self.conv6(self.features(x)).relu()
-
-    def forward_head(self, x: Tensor) -> Tensor:
-        """(N, 1024, H, W) -> logits (N, num_classes)."""
-        return self.fc(x.mean((2, 3)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (N, in_chans, H, W) -> logits (N, num_classes)."""
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Linear:
-        """The layer that depends on the number of classes."""
-        return self.fc

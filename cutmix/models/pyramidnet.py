@@ -4,12 +4,13 @@ Source: Han et al. 2017 (additive PyramidNet, bottleneck). Checked against the C
 names of parameters are kept so that their checkpoints load.
 """
 
-import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from cutmix.models.pooled import PooledClassifier
 
 
 class Bottleneck(nn.Module):
@@ -65,11 +66,10 @@ class _AddToFirstChannels(torch.autograd.Function):
         return grad, grad[:, : ctx.channels]
 
 
-class PyramidNet(nn.Module):
+class PyramidNet(PooledClassifier):
     """Stem, three stages of bottlenecks and a linear classifier on the global average; takes any image size.
 
-    Block k of the 3n has the width D_k = round(16 + k · α̃ / 3n). ``forward_features``, ``forward_head`` and
-    ``get_classifier`` are what timm's models have under these names.
+    Block k of the 3n has the width D_k = round(16 + k · α̃ / 3n).
 
     Args:
         blocks: Blocks in each stage, n; the depth is 9n + 2.
@@ -97,8 +97,7 @@ class PyramidNet(nn.Module):
         self.fc = nn.Linear(self.num_features, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # N(0, 2 / (k · k · c_out)); the rest is PyTorch's default
-                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
-                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def stem(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> (N, 16, H, W), without a ReLU."""
@@ -110,15 +109,3 @@ class PyramidNet(nn.Module):
         for stage in (self.layer1, self.layer2, self.layer3):
             x = stage(x)
         return F.relu(self.bn_final(x), inplace=True)
-
-    def forward_head(self, x: Tensor) -> Tensor:
-        """(N, num_features, H, W) -> logits (N, num_classes)."""
-        return self.fc(x.mean((2, 3)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (N, in_chans, H, W) -> logits (N, num_classes)."""
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Linear:
-        """The layer that depends on the number of classes."""
-        return self.fc

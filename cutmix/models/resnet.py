@@ -4,10 +4,10 @@ Source: He et al. 2016 §4.2, with the shortcut, block and initialisation of the
 whose names of parameters are kept (they are torchvision's too) so that their checkpoints load.
 """
 
-import math
-
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from cutmix.models.pooled import PooledClassifier
 
 
 class _Residual(nn.Module):
@@ -70,10 +70,8 @@ class Bottleneck(_Residual):
         return self.bn3(self.conv3(x))
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(PooledClassifier):
     """Stem, three stages and a linear classifier on the global average; takes any image size.
-
-    ``forward_features``, ``forward_head`` and ``get_classifier`` are what timm's models have under these names.
 
     Args:
         block: ``BasicBlock`` (depth 6n + 2) or ``Bottleneck`` (depth 9n + 2).
@@ -96,8 +94,7 @@ class CifarResNet(nn.Module):
         self.fc = nn.Linear(self.num_features, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # N(0, 2 / (k · k · c_out)); the rest is PyTorch's default
-                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
-                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def stem(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> (N, 16, H, W)."""
@@ -109,18 +106,6 @@ class CifarResNet(nn.Module):
         for stage in (self.layer1, self.layer2, self.layer3):
             x = stage(x)
         return x
-
-    def forward_head(self, x: Tensor) -> Tensor:
-        """(N, num_features, H, W) -> logits (N, num_classes)."""
-        return self.fc(x.mean((2, 3)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (N, in_chans, H, W) -> logits (N, num_classes)."""
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Linear:
-        """The layer that depends on the number of classes."""
-        return self.fc
 
 
 def _stage(
