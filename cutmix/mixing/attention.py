@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutmix.errors import InputError
-from cutmix.mixing.images import Mixup, RandomStream, draw_cycle
+from cutmix.mixing.images import Mixup
 from cutmix.mixing.mix import Draw, check_fits, check_writable
+from cutmix.mixing.stream import RandomStream, draw_cycle
 from cutmix.mixing.targets import mixed_cross_entropy
 from cutmix.seeding import derive_seed
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from cutmix.errors import InputError
-from cutmix.mixing.images import BatchTransform, CutMix, Drawn, MixOptions, Mixup, RandomStream
+from cutmix.mixing.images import BatchTransform, CutMix, Drawn, MixOptions, Mixup
+from cutmix.mixing.stream import RandomStream
 from cutmix.mixing.targets import Targets
 from cutmix.seeding import derive_seed
 
