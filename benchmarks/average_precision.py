@@ -1,56 +1,54 @@
 """Speed of Pascal VOC's average precision and of its interval, and COCO's program for scale, on one made-up set.
 
-    python benchmarks/average_precision.py [--detections N] [--json FILE]
+    python benchmarks/average_precision.py [--detections N] [--json FILE] [--quick]
 
 The set has N detections in 20 classes on 5,000 pictures with 2.5 objects each, as VOC2007 has for tests. COCO's program
 does ten times the matching, at ten thresholds, so that its time is for scale and no peer's.
 """
 
-import argparse
-import json
-import os
-import platform
-import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from cutmix.errors import InputError
 from cutmix.transfer.average_precision import Detections, Objects, voc_average_precision, voc_interval
 from cutmix.transfer.coco_precision import coco_average_precision
+from measuring import Row, arguments, in_turns, medians, report, versions
 
 IMAGES, CLASSES, OBJECTS = 5000, 20, 12_500
-TARGET = 5.0  # seconds, for 100,000 detections
+LIMIT = 5000.0  # milliseconds, for 100,000 detections
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--detections", type=int, default=100_000)
-    parser.add_argument("--json", type=Path, help="also write the seconds and circumstances to this file")
     args = parser.parse_args()
-    found, truth = made_up(args.detections)
-    rows = {
-        "11-point": seconds(lambda: voc_average_precision(found, truth, CLASSES)),
-        "all-point": seconds(lambda: voc_average_precision(found, truth, CLASSES, interpolation="all-point")),
-        "interval of 1,000 resamples": seconds(lambda: voc_interval(found, truth, CLASSES, IMAGES), rounds=1),
+    count = 1000 if args.quick else args.detections
+    about = {"detections": count, "classes": CLASSES, "pictures": IMAGES, **versions("faster-coco-eval")}
+    report("Average precision of detections", rows(count, 1 if args.quick else 5), args, about)
+
+
+def rows(count: int, rounds: int) -> Iterator[Row]:
+    """Each way, beside what the first may take; the interval and COCO's program once, as they take long."""
+    found, truth = made_up(count)
+    mean = partial(voc_average_precision, found, truth, CLASSES)
+    at, most = f"{count:,} detections", "what it may take"
+    ms = medians(in_turns({"11-point": mean, "all-point": partial(mean, interpolation="all-point")}, rounds))
+    yield Row("11-point", "ms", ms["11-point"], most, LIMIT, 1.0, at)
+    yield Row("all-point", "ms", ms["all-point"], "11-point", ms["11-point"], at=at)
+    once: dict[str, Callable[[], object]] = {
+        "interval of 1,000 resamples": partial(voc_interval, found, truth, CLASSES, IMAGES),
+        "COCO's program": partial(coco_average_precision, found, truth, CLASSES, IMAGES),
     }
-    try:
-        rows["COCO's program"] = seconds(lambda: coco_average_precision(found, truth, CLASSES, IMAGES), rounds=1)
-    except InputError as error:
-        print(error)
-    where = {"cpu": platform.processor() or platform.machine(), "numpy": np.__version__, "load": os.getloadavg()}
-    table = Table("what", "seconds", title=f"{args.detections:,} detections, {CLASSES} classes, {IMAGES:,} pictures")
-    for what, time_taken in rows.items():
-        table.add_row(what, f"{time_taken:.3f}")
-    Console().print(table)
-    verdict = "below" if rows["11-point"] < TARGET else "NOT below"
-    print(f"11-point: {verdict} the target of {TARGET:g} s; {where}")
-    if args.json:
-        args.json.write_text(json.dumps({"circumstances": where, "seconds": rows}, indent=1) + "\n")
+    for what, call in once.items():
+        try:
+            (taken,) = in_turns({what: call}, 1)[what]
+        except InputError as error:
+            print(error, file=sys.stderr)
+        else:
+            yield Row(what, "ms", taken, "11-point", ms["11-point"], at=at)
 
 
 def made_up(count: int) -> tuple[Detections, Objects]:
@@ -65,16 +63,6 @@ def made_up(count: int) -> tuple[Detections, Objects]:
     moved[:, 2:] = np.maximum(moved[:, 2:], moved[:, :2] + 1)
     label = np.where(rng.random(count) < 0.8, labels[near], rng.integers(0, CLASSES, count))
     return Detections(images[near], label, rng.random(count), moved), truth
-
-
-def seconds(work: Callable[[], object], rounds: int = 5) -> float:
-    """Return the median time of a few calls, after one that does not count where there are several."""
-    times = []
-    for _ in range(rounds + (rounds > 1)):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[rounds > 1 :])
 
 
 if __name__ == "__main__":

@@ -1,106 +1,52 @@
-"""Speed of MaxBoxAccV2 beside OpenCV at one threshold after the other, in one run; and whether the numbers are equal.
+"""Speed of MaxBoxAccV2 beside OpenCV at one threshold after the other, in one run; the numbers are seen to be equal.
 
-    python benchmarks/localization.py [--json FILE] [--maps N] [--sample N]
+    python benchmarks/localization.py [--json FILE] [--quick] [--maps N]
 
 The maps are like CAMs: normal noise on a coarse grid, enlarged bicubically. OpenCV's side is what wsolevaluation does
-at each of 1,000 thresholds: threshold, contours, their boxes, the IoU with the true box. It takes a minute or more for
-1,000 maps, so --sample measures it on the first few, and the time of a map is compared. The sides take turns in blocks
-of maps, one thread each. A row passes when the ratio is at most the target and the accuracies are equal.
+at each of 1,000 thresholds: threshold, contours, their boxes, the IoU with the true box. One thread each.
 """
-
-import argparse
-import json
-import os
-import platform
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 
-import cutmix
 from cutmix.evaluate.localization import normalize_maps
 from cutmix.evaluate.max_box import best_thresholds, level_iou
+from measuring import Row, arguments, in_turns, medians, report, versions
 
 IOU = (0.3, 0.5, 0.7)
 THRESHOLDS = np.arange(0, 1, 0.001)
-TARGET = 0.3
-
-
-@dataclass(frozen=True)
-class Row:
-    """Milliseconds a map on each side, and whether the accuracies of the maps that both have seen are equal."""
-
-    maps: str
-    n: int
-    ours_ms: float
-    peer: str
-    sample: int
-    peer_ms: float
-    target: float
-    equal: bool
-
-    @property
-    def ratio(self) -> float:
-        """Our time as a share of the peer's."""
-        return self.ours_ms / self.peer_ms
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="also write the rows, hardware and versions to this file")
-    parser.add_argument("--maps", type=int, default=1000, help="maps of each kind")
-    parser.add_argument("--sample", type=int, help="maps of each kind that OpenCV sees; all without this")
+    parser = arguments(__doc__)
+    parser.add_argument("--maps", type=int, default=200, help="maps of each kind; default 200")
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    args.threads = 1
     cv2.setNumThreads(1)
-    where: dict[str, object] = {
-        "device": processor(),
-        "cores": os.cpu_count(),
-        "threads": 1,
-        "versions": {"cutmix": cutmix.__version__}
-        | {name: version(name) for name in ("torch", "numpy", "opencv-python-headless")},
-        "load_before": os.getloadavg(),
-    }
-    rows = [compare(grid, 224, args.maps, args.sample or args.maps) for grid in (7, 14, 28)]
-    where["load_after"] = os.getloadavg()
-    show(rows, where)
-    if args.json:
-        record = {"circumstances": where, "rows": [asdict(row) | {"ratio": row.ratio} for row in rows]}
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
+    n, rounds = (20, 1) if args.quick else (args.maps, 5)
+    found = (row(grid, n, rounds) for grid in (7, 14, 28))
+    report("MaxBoxAccV2", found, args, versions("opencv-python-headless"))
 
 
-def compare(grid: int, side: int, n: int, sample: int, block: int = 10) -> Row:
-    """Measure both sides on blocks of maps in turn, as seconds of this process on any processor."""
-    maps, boxes = drawn(grid, side, n)
-    ours, peer = 0.0, 0.0
-    tables, peaks, hits = [], [], np.zeros((len(IOU), len(THRESHOLDS)), dtype=np.int64)
-    for start in range(0, n, block):
-        part = slice(start, min(start + block, n))
-        taken, (table, peak) = timed(partial(level_iou, maps[part], boxes[part], ("all",)))
-        ours += taken
-        tables.append(table["all"])
-        peaks.append(peak)
-        if start < sample:
-            some = slice(start, min(start + block, sample))
-            taken, found = timed(partial(by_opencv, maps[some], boxes[some]))
-            peer += taken
-            hits += found
-    every, tops = np.concatenate(tables), np.concatenate(peaks)
-    taken, _ = timed(partial(best_thresholds, every, tops, IOU))
-    seen = best_thresholds(every[:sample], tops[:sample], IOU)
-    equal = seen.accuracies == tuple((100 * hits.max(1) / sample).tolist())
-    per_map = 1000 * (ours + taken) / n, 1000 * peer / sample
-    return Row(f"{grid}×{grid} to {side}×{side}", n, per_map[0], "OpenCV", sample, per_map[1], TARGET, equal)
+def row(grid: int, n: int, rounds: int) -> Row:
+    """Time both sides on n maps of one size."""
+    maps, boxes = drawn(grid, 224, n)
+    accuracies: dict[str, tuple[float, ...]] = {}
+
+    def ours() -> None:
+        table, peaks = level_iou(maps, boxes, ("all",))
+        accuracies["ours"] = best_thresholds(table["all"], peaks, IOU).accuracies
+
+    def peer() -> None:
+        accuracies["peer"] = tuple((100 * by_opencv(maps, boxes).max(1) / n).tolist())
+
+    ms = medians(in_turns({"ours": ours, "peer": peer}, rounds))
+    if accuracies["ours"] != accuracies["peer"]:
+        raise SystemExit(f"{grid}×{grid}: {accuracies['ours']} is not OpenCV's {accuracies['peer']}")
+    at = f"{n} maps of {grid}×{grid}, to 224×224"
+    return Row("MaxBoxAccV2, a map", "ms", ms["ours"] / n, "OpenCV", ms["peer"] / n, 0.3, at)
 
 
 def drawn(grid: int, side: int, n: int) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -130,31 +76,6 @@ def by_opencv(maps: np.ndarray, boxes: list[np.ndarray]) -> np.ndarray:
             best[t] = (inner / ((found[:, 2:] - found[:, :2] + 1).prod(1) + area - inner)).max()
         hits += best >= np.array(IOU)[:, None]
     return hits
-
-
-def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Return the seconds of processor that a call takes, which others on the machine do not add to, and its result."""
-    start = time.process_time()
-    result = call()
-    return time.process_time() - start, result
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def show(rows: list[Row], where: dict[str, object]) -> None:
-    """Print the rows as a table."""
-    table = Table("maps", "n", "ours, ms", "beside", "n", "ms", "ratio", "target", "same numbers", "")
-    table.title = "MaxBoxAccV2, processor time a map"
-    for row in rows:
-        verdict = "yes" if row.ratio <= row.target and row.equal else "NO"
-        numbers = f"{row.ours_ms:.2f}", row.peer, str(row.sample), f"{row.peer_ms:.2f}", f"{row.ratio:.3f}"
-        table.add_row(row.maps, str(row.n), *numbers, f"≤ {row.target}", "yes" if row.equal else "NO", verdict)
-    Console(width=max(120, Console().width)).print(table, where)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,179 @@
+"""What the benchmarks share: sides that take turns, processes of their own, rows with an aim, a table and a record.
+
+The sides of a row take turns within one run and their medians are compared, so that a machine that is busy for a while
+is busy for all of them.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from importlib.metadata import distributions
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from cutmix.run_folder import environment
+
+
+@dataclass(frozen=True)
+class Row:
+    """Two sides of one measure; the ratio must be at most ``target``, at least for what is "/s", None without."""
+
+    what: str
+    unit: str
+    ours: float
+    beside: str
+    theirs: float
+    target: float | None = None
+    at: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """Ours as a share of theirs."""
+        return self.ours / self.theirs
+
+    def aim(self) -> tuple[str, str]:
+        """The target and whether it is reached, in words."""
+        if self.target is None:
+            return "", ""
+        least = self.unit.endswith("/s")
+        reached = self.ratio >= self.target if least else self.ratio <= self.target
+        return f"{'≥' if least else '≤'} {self.target:.3g}", "yes" if reached else "NO"
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """Return the flags that every benchmark has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="also write the rows, hardware and versions to this file")
+    parser.add_argument("--quick", action="store_true", help="few repetitions: does it run?")
+    parser.add_argument("--threads", type=int, help="threads of torch; as it chooses without this")
+    parser.set_defaults(device="cpu")
+    return parser
+
+
+def report(title: str, rows: Iterable[Row], args: argparse.Namespace, about: Mapping[str, object]) -> None:
+    """Measure rows one by one, print them as a table, and write them with their circumstances where --json says."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    where = environment(torch.device(args.device))
+    where |= {"cores": os.cpu_count(), **about, "load_before": os.getloadavg()}
+    found = []
+    table = Table("what", "at", "", "ours", "beside", "theirs", "ratio", "target", "", title=title)
+    for row in rows:
+        print(f"{row.what}: {row.ratio:.3f} × {row.beside}", file=sys.stderr)
+        ours, theirs = (f"{value:,.{1 if value >= 10 else 3}f}" if row.unit else "" for value in (row.ours, row.theirs))
+        table.add_row(row.what, row.at, row.unit, ours, row.beside, theirs, f"{row.ratio:.4f}", *row.aim())
+        found.append(asdict(row) | {"ratio": row.ratio})
+    where["load_after"] = os.getloadavg()
+    Console(width=max(130, Console().width)).print(table, where)
+    if args.json:
+        record = {"circumstances": where, "rows": found}
+        args.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """The versions of packages beside the usual ones; None of one that is not installed."""
+    return {name: next((found.version for found in distributions(name=name)), None) for name in packages}
+
+
+# ---- time ----
+
+
+def in_turns(
+    calls: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu", *, block: float = 0.0
+) -> dict[str, list[float]]:
+    """Milliseconds of each call in each round, after one that does not count; the order turns round by round.
+
+    A call that takes less than ``block`` seconds is repeated for about as long within its turn.
+    """
+    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+
+    def taken(call: Callable[[], object], number: int = 1) -> float:
+        wait()
+        start = time.perf_counter()
+        for _ in range(number):
+            call()
+        wait()
+        return 1000 * (time.perf_counter() - start) / number
+
+    for call in calls.values():
+        taken(call)
+    number = {name: max(1, round(1000 * block / taken(call, 2))) if block else 1 for name, call in calls.items()}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds):
+        for name in list(calls)[:: 1 if turn % 2 else -1]:
+            times[name].append(taken(calls[name], number[name]))
+    return times
+
+
+def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
+    """The median of each side."""
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def median_ratio(ours: list[float], theirs: list[float]) -> float:
+    """The median of the ratios of what was measured in turn."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+# ---- processes ----
+
+
+class Side:
+    """Blocks of one loop in a process of its own: how memory is allocated there is not the other side's doing."""
+
+    blocks: Iterator[None]
+
+    @classmethod
+    def start(cls, make: Callable[[], Iterator[None]], threads: int) -> None:
+        """Make the loop, in its process."""
+        torch.set_num_threads(threads)
+        cls.blocks = make()
+
+    @classmethod
+    def run(cls) -> None:
+        """Run the next block, in the loop's process."""
+        next(cls.blocks)
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+
+
+def loops_in_turns(sides: Mapping[str, Callable[[], Iterator[None]]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each side's blocks, each in a process of its own, which waits while the others work."""
+    with ExitStack() as stack:
+        calls: dict[str, Callable[[], object]] = {}
+        for name, make in sides.items():
+            process = stack.enter_context(_process(Side.start, make, torch.get_num_threads()))
+            calls[name] = lambda process=process: process.submit(Side.run).result()  # type: ignore[misc]
+        return in_turns(calls, rounds)
+
+
+def fresh(function: Callable[..., Any], *args: object) -> Any:
+    """Return what a function returns in a process that has done nothing else."""
+    with _process(torch.set_num_threads, torch.get_num_threads()) as process:
+        return process.submit(function, *args).result()
+
+
+def _process(initializer: Callable[..., object], *initargs: object) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=initializer, initargs=initargs)
+
+
+def memory(device: torch.device) -> dict[str, int]:
+    """Bytes that this process has taken; the first is the one that counts."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    fields = {"resident, peak": "VmHWM", "anonymous, at the end": "RssAnon"}
+    taken = {name: 1024 * int(status[field].split()[0]) for name, field in fields.items()}
+    if device.type == "cuda":
+        return {"on the GPU, peak": torch.cuda.max_memory_allocated(device)} | taken
+    return taken
