@@ -245,7 +245,7 @@ def paper(words: list[str]) -> None:
     from cutmix.options import PaperOptions
 
     options = parse(PaperOptions, words, "paper", "Print the paper's tables with what was measured here beside them.")
-    from cutmix.measured import run_paper
+    from cutmix.show_paper import run_paper
 
     run_paper(options.tables, options.runs, options.results)
 

@@ -6,7 +6,7 @@ short run or one of another network, has a table of its own.
 
 import json
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,16 +14,19 @@ from typing import Any, NamedTuple
 from cutmix.comparison import pooled
 from cutmix.errors import InputError
 from cutmix.jsonl import read_lines
-from cutmix.paper import DATA, FOOTNOTES, TABLES, Measure, Row, Table, find_tables, is_baseline
-from cutmix.recipe import Recipe, flag
+from cutmix.paper import DATA, FOOTNOTES, TABLES, Measure, Row, Table, is_baseline
+from cutmix.recipe import Training, flag
 from cutmix.recipes import RECIPES
 from cutmix.runs import Json, Run, read_run
 from cutmix.statistics import holm, in_words, mcnemar, read_outcome, welch
 
 # Fields that change where and how fast a recipe runs, or are compared on their own, but not its protocol.
-_FREE = {"name", "data", "val_fraction", "model", "epochs", "seed", "precision", "channels_last", "compile"}
+_FREE = {
+    "name", "data", "val_fraction", "model", "epochs", "seed", "precision", "channels_last", "compile", "arch",
+    "backbone",
+}  # fmt: skip
 _HERE = ("Best epoch here", "Last epoch here", "Seeds", "Last, to baseline")
-_KEY = ("recipe", "data", "model", "epochs", "seed", "weights", "commit", "date", "seconds", "command")
+_KEY = ("recipe", "data", "model", "epochs", "seed", "weights", "backbone", "commit", "date", "seconds", "command")
 
 SMOKE = "a few steps, which measure nothing"
 
@@ -84,26 +87,34 @@ def find_results(runs: Sequence[Path], results: Sequence[Path]) -> list[Trained]
         InputError: If one is not there, or is damaged.
     """
     found: dict[str, Trained] = {}
-    for folder in runs:
-        if not folder.is_dir():
-            raise InputError(f"{folder} is not a folder; give a folder of runs with --runs")
-        for config in sorted(
-            {*folder.glob("config.json"), *folder.glob("*/config.json"), *folder.glob("*/*/config.json")}
-        ):
-            run = read_run(config.parent)
-            if (one := trained(run)) is not None:
-                found[_identity(run.results[0])] = one
+    for run in read_folders(runs):
+        if (one := trained(run)) is not None:
+            found[identity(run.results[0])] = one
     for path in results:
-        if not path.is_file():
-            raise InputError(f"{path} is not a file; give a JSON-lines file of results with --results")
         by_run: dict[str, list[Json]] = {}
-        for line in read_lines(path):
+        for line in read_file(path):
             if _is_result(line):
-                by_run.setdefault(_identity(line), []).append(line)
+                by_run.setdefault(identity(line), []).append(line)
         for key, lines in by_run.items():
             if key not in found and (one := _trained(lines, None, None)) is not None:
                 found[key] = one
     return list(found.values())
+
+
+def read_folders(folders: Sequence[Path]) -> Iterator[Run]:
+    """Yield the runs of run folders, or of folders that hold them; see ``find_results``."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder} is not a folder; give a folder of runs with --runs")
+        for config in sorted({file for depth in ("", "*/", "*/*/") for file in folder.glob(f"{depth}config.json")}):
+            yield read_run(config.parent)
+
+
+def read_file(path: Path) -> list[Json]:
+    """Return the lines of a file of results; see ``find_results``."""
+    if not path.is_file():
+        raise InputError(f"{path} is not a file; give a JSON-lines file of results with --results")
+    return read_lines(path)
 
 
 def trained(run: Run) -> Trained | None:
@@ -171,39 +182,6 @@ def footnotes(tables: Iterable[Table]) -> list[str]:
     ]  # fmt: skip
 
 
-def run_paper(tables: Sequence[str], runs: Sequence[Path], results: Sequence[Path]) -> None:
-    """Print tables of the paper with what was measured here.
-
-    Args:
-        tables: Names; all without one.
-        runs: Folders of runs.
-        results: JSON-lines files; without both, runs/ and results/*.jsonl are looked through.
-    """
-    wanted = tuple(dict.fromkeys(table for word in tables or ("all",) for table in find_tables(word)))
-    if not runs and not results:
-        runs, results = [path for path in [Path("runs")] if path.is_dir()], sorted(Path("results").glob("*.jsonl"))
-    show(wanted, find_results(runs, results))
-
-
-def show(tables: Sequence[Table], runs: Sequence[Trained]) -> None:
-    """Print tables and their footnotes."""
-    from rich.console import Console
-    from rich.table import Table as Grid
-    from rich.text import Text
-
-    console = Console()
-    for sheet in (sheet for table in tables for sheet in sheets(table, runs)):
-        grid = Grid()
-        for name in sheet.header:
-            grid.add_column(Text(name), overflow="fold")
-        for cells in sheet.rows:
-            grid.add_row(*(Text(cell.replace("; ", "\n")) for cell in cells))
-        console.print(Text(f"\n{sheet.caption}", style="bold"))
-        console.print(grid)
-    for note in footnotes(tables):
-        console.print(Text(note))
-
-
 def _trained(lines: Sequence[Json], config: Json | None, predictions: Path | None) -> Trained | None:
     measures = {(line["measure"], line["which"]): line for line in lines if line.get("value") is not None}
     last = measures.get(("top1_err", "last"))
@@ -212,42 +190,53 @@ def _trained(lines: Sequence[Json], config: Json | None, predictions: Path | Non
     name, _, scale = str(last.get("recipe") or "").partition("+")
     if name not in {row.recipe for table in TABLES for row in table.rows} or name not in RECIPES:
         return None
-    how = ", ".join(_differences(RECIPES[name], last, config, scale))
+    how = ", ".join([SMOKE] if scale.endswith("smoke") else departures(RECIPES[name], last, config))
     return Trained(name, how, int(last.get("seed") or 0), measures, predictions)
 
 
-def _differences(recipe: Recipe, line: Json, config: Json | None, scale: str) -> list[str]:
-    """Say in what a result was not made as the recipe says."""
-    if scale.endswith("smoke"):
-        return [SMOKE]
-    facts, n, said = DATA[recipe.data], line.get("n"), []
+def departures(recipe: Training, line: Json, config: Json | None, test_images: int | None = None) -> list[str]:
+    """Say in what a result was not made as a recipe says.
+
+    Args:
+        recipe: The paper's.
+        line: The result.
+        config: The recipe that was run, if its folder is at hand; otherwise the result's command has to tell.
+        test_images: How many the result has to be of; by default those of the recipe's data.
+    """
+    facts, n, said = DATA.get(recipe.data), line.get("n"), []
+    wanted = test_images or (facts and facts.test_images)
     if line.get("model") != recipe.model:
         said.append(f"network {line.get('model')}")
     if line.get("epochs") != recipe.epochs:
         said.append(f"{line.get('epochs')} of {recipe.epochs} epochs")
-    if line.get("data") != recipe.data and (facts.side or n != facts.test_images):
+    small = bool(facts and facts.side)  # a set of photographs is known by its size, wherever it lies
+    if line.get("data") != recipe.data and (small or n != wanted):
         said.append(f"data {line.get('data')}")
-    if n != facts.test_images:
+    if wanted and n != wanted:
         said.append("unknown number of test images" if n is None else f"{n:,} test images")
     if line.get("weights", "model") != "model":
         said.append("averaged weights")
-    changed = _changed_fields(recipe, config) if config else _changed_flags(str(line.get("command") or ""))
-    return said + ([f"{' and '.join(changed)} changed"] if changed else [])
+    if config is None and "file" in line:
+        return [*said, "how it was trained is not known"]
+    changed = _changed_fields(recipe, config) if config else _changed_flags(recipe, str(line.get("command") or ""))
+    listed = " and ".join([", ".join(changed[:-1]), changed[-1]] if len(changed) > 1 else changed)
+    return said + ([f"{listed} changed"] if changed else [])
 
 
-def _changed_fields(recipe: Recipe, config: Json) -> list[str]:
+def _changed_fields(recipe: Training, config: Json) -> list[str]:
     own = recipe.to_dict()
     return [name for name in own if name not in _FREE and name in config and config[name] != own[name]]
 
 
-def _changed_flags(command: str) -> list[str]:
+def _changed_flags(recipe: Training, command: str) -> list[str]:
     """Return the fields of a recipe that a command line sets, for results whose run folder is not at hand."""
     words = {
         word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("_", "-")
         for word in shlex.split(command)
         if word[:2] == "--"
     }
-    return [field.name for field in fields(Recipe) if field.name not in _FREE and flag(field.name) in words]
+    names = ["small", *(field.name for field in fields(recipe) if field.name not in _FREE)]
+    return [name for name in names if flag(name) in words]
 
 
 def _against_baseline(table: Table, runs: Sequence[Trained]) -> dict[tuple[Row, str], str]:
@@ -327,6 +316,7 @@ def _is_result(line: Json) -> bool:
     return {"measure", "which", "value"} <= set(line) and "file" not in line  # which only an evaluation names
 
 
-def _identity(line: Json) -> str:
+def identity(line: Json) -> str:
+    """Return what tells the run of a result from other runs."""
     key: dict[str, Any] = {name: line.get(name) for name in _KEY}
     return json.dumps(key, sort_keys=True)

@@ -97,6 +97,24 @@ def _localization(label: str, definition: str, at: At = "", better: Better = "hi
     return Measure("localization", label, definition, better=better, at=at)
 
 
+def _detection(label: str, definition: str) -> Measure:
+    return Measure("detection", label, definition, digits=2, better="higher")
+
+
+def _captioning(label: str, definition: str) -> Measure:
+    return Measure("captioning", label, definition, unit="×\u00a0100", digits=2, better="higher")
+
+
+def _bleu(n: int) -> Measure:
+    runs = "the share of words" if n == 1 else f"the geometric mean of the shares of 1 to {n} words in a row"
+    return _captioning(
+        f"BLEU-{n}",
+        f"Over all captions at once, {runs} that are in a reference of the same picture too; made smaller where "
+        "captions are shorter than the references closest in length. The interval is the bootstrap’s over the "
+        "pictures. Source: Papineni et al. 2002; Yun et al. 2019, Table A2.",
+    )
+
+
 _HELD_OUT = "on the random half of the test images that the temperature was not fitted on"
 _CENTRE = (
     "with the same Gaussian in the centre in place of every map, as a floor that needs no network (Choe et al. 2020)"
@@ -385,4 +403,45 @@ MEASURES = {
     ),
     "center_max_box_acc": _localization("MaxBoxAcc of a centred box", f"MaxBoxAcc {_CENTRE}.", better=""),
     "center_max_box_acc_v2": _localization("MaxBoxAccV2 of a centred box", f"MaxBoxAccV2 {_CENTRE}.", better=""),
+    # detection
+    "map": _detection(
+        "mAP, 11 recalls",
+        "The mean over classes of VOC 2007’s average precision: the mean, over recalls of 0, 0.1, …, 1, of the highest "
+        "precision from there on. A detection is right if it overlaps a free object of its class by more than half; "
+        "difficult objects do not count. The interval is the bootstrap’s over the pictures. Source: Everingham et al. "
+        "2010; Yun et al. 2019, Table 10.",
+    ),
+    "map_all_point": _detection(
+        "mAP, all recalls",
+        "The same with the area below the curve in place of eleven recalls, as VOC has it from 2010 on. Source: "
+        "Everingham et al. 2010.",
+    ),
+    "coco_map": _detection(
+        "mAP, COCO",
+        "The mean over overlaps of 0.50, 0.55, …, 0.95 and over classes of the average precision at 101 recalls, by "
+        "COCO’s own program. Source: Lin et al. 2014.",
+    ),
+    "ap": _detection(
+        "Average precision",
+        "The average precision of one class at 11 recalls, of which mAP is the mean over the classes with objects. "
+        "Source: Everingham et al. 2010.",
+    ),
+    # captioning
+    **{f"bleu_{n}": _bleu(n) for n in range(1, 5)},
+    "meteor": _captioning(
+        "METEOR",
+        "Matches of words, stems and synonyms, as METEOR 1.5’s own program in Java computes them; without Java it is "
+        "not run, and no other measure has its name. Source: Denkowski and Lavie 2014.",
+    ),
+    "rouge_l": _captioning(
+        "ROUGE-L",
+        "The mean over pictures of the F-measure (β = 1.2) of the longest common subsequence of words, with the best "
+        "precision and the best recall over the references. Source: Lin 2004.",
+    ),
+    "cider_d": _captioning(
+        "CIDEr-D",
+        "The mean over pictures of the cosine between the caption’s and each reference’s counts of 1 to 4 words in a "
+        "row, each weighted by how rare it is among the pictures, less for another length; at most 10, so 1000 as "
+        "shown. Source: Vedantam et al. 2015.",
+    ),
 }  # fmt: skip

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 from cutmix.errors import InputError
 
@@ -235,17 +235,33 @@ TABLES = (
 )  # fmt: skip
 
 
+class Named(Protocol):
+    """What has a name that the command calls it."""
+
+    @property
+    def name(self) -> str:
+        """The name."""
+
+
+Kind = TypeVar("Kind", bound=Named)
+
+
 def find_tables(word: str) -> tuple[Table, ...]:
     """Return the table of a name, both parts of figure 3, or all for "all"; "Table 5" and "5" are table5 too.
 
     Raises:
         InputError: If there is no such table.
     """
-    name = word.lower().replace(" ", "").replace("_", "-")
-    name = f"table{name}" if name.isdigit() else name
-    found = tuple(table for table in TABLES if name == "all" or table.name == name or table.name.startswith(f"{name}-"))
+    return find_among(TABLES, word)
+
+
+def find_among(tables: Sequence[Kind], word: str) -> tuple[Kind, ...]:
+    """Return those of some tables that a word names; see ``find_tables``."""
+    name = re.sub(r"^(?=a?\d)", "table", word.lower().replace(" ", "").replace("_", "-"))
+    name = {"tablea3": "table12"}.get(name, name)
+    found = tuple(table for table in tables if name == "all" or table.name == name or table.name.startswith(f"{name}-"))
     if not found:
-        names = [table.name for table in TABLES]
+        names = [table.name for table in tables]
         close = get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
         raise InputError(f'there is no table "{word}"; {hint}')

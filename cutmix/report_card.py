@@ -31,6 +31,8 @@ SUITES = {
     "robustness": "Robustness",
     "ood": "The unknown",
     "localization": "Localization",
+    "detection": "Detection",
+    "captioning": "Captioning",
 }
 
 

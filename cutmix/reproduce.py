@@ -22,15 +22,16 @@ from cutmix.data.loaders import Batch, Loader
 from cutmix.distributed import any_process, processes
 from cutmix.errors import InputError
 from cutmix.evaluate.classification import predict
-from cutmix.measured import find_results, show
+from cutmix.measured import find_results
 from cutmix.models import create_model
 from cutmix.options import ReproduceOptions, TrainOptions
-from cutmix.paper import DATA, Row, Table, find_rows, find_tables
+from cutmix.paper import DATA, Row, Table, find_rows
 from cutmix.preparation import prepare
 from cutmix.recipe import Recipe, flag
 from cutmix.recipes import find_recipe
 from cutmix.run_folder import has_results, hold, saved_recipe
 from cutmix.runs import read_run
+from cutmix.show_paper import find_runnable, show
 from cutmix.train import run_to_end, train, train_step
 
 SHORT_EPOCHS = 10
@@ -80,7 +81,7 @@ def run_reproduce(options: ReproduceOptions) -> None:
     """
     first = os.environ.get("RANK", "0") == "0"  # torchrun's: one process of a run speaks and holds the folder
     console = Console(quiet=not first)
-    tables = find_tables(options.table)
+    tables = find_runnable(options.table)
     shard, shards = parse_shard(options.shard)
     chosen = plan(tables, options)[shard - 1 :: shards]
     if first:

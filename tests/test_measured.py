@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cutmix.cli import main
 from cutmix.measured import SMOKE, Trained, find_results, sheets, sweeps
 from cutmix.paper import find_tables
 from cutmix.recipes import RECIPES
@@ -152,42 +151,6 @@ def test_one_run_of_each_is_tested_in_pairs(tmp_path: Path) -> None:
     assert cells(found, "Cutout")[-1] == "-3.00; p < 0.001"
     (tmp_path / "c/predictions/last.npz").unlink()
     assert cells(find_results([tmp_path], []), "Cutout")[-1] == "-3.00; not tested"
-
-
-def test_the_command_prints_tables_and_footnotes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_results(tmp_path / "results/a.jsonl", lines(f"{PYRAMID}+resnet20+short", 40.0, model="resnet20", epochs=10))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    main(["paper", "5", "table7"])
-    said = capsys.readouterr().out
-    for sentence in (
-        "Table 5: CIFAR-100",
-        "Table 7: CIFAR-10",
-        "40.00 [",
-        "network resnet20, 10 of 300 epochs",
-        "[b] Version 1",
-    ):
-        assert sentence in said
-    assert "Table 8" not in said
-    main(["paper"])
-    assert capsys.readouterr().out.count("not run") > 100
-
-
-@pytest.mark.parametrize(
-    ("words", "reason"),
-    [
-        (["paper", "table2"], 'no table "table2"'),
-        (["paper", "--runs", "absent"], "absent is not a folder"),
-        (["paper", "--results", "absent.jsonl"], "absent.jsonl is not a file"),
-    ],
-)
-def test_a_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str], words: list[str], reason: str) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(words)
-    assert stopped.value.code == 2
-    assert reason in capsys.readouterr().err
 
 
 def test_sweeps_join_points_that_were_run_alike() -> None:

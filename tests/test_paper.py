@@ -3,7 +3,8 @@
 import pytest
 
 from cutmix.errors import InputError
-from cutmix.paper import DATA, FOOTNOTES, TABLES, find_rows, find_tables, is_baseline
+from cutmix.paper import DATA, FOOTNOTES, TABLES, find_among, find_rows, find_tables, is_baseline
+from cutmix.paper_measures import MORE_TABLES
 from cutmix.recipes import RECIPES
 
 PRINTED = {
@@ -105,6 +106,13 @@ def test_a_figure_is_both_of_its_parts() -> None:
     assert [table.heading.partition(":")[0] for table in TABLES][-5:] == [
         "Figure 2", "Figure 3", "Figure 3", "Talk", "SMMix",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("word", "name"), [("table 10", "table10"), ("10", "table10"), ("A2", "tablea2"), ("Table A3", "table12")]
+)
+def test_the_other_tables_are_found_the_same_way(word: str, name: str) -> None:
+    assert [table.name for table in find_among((*TABLES, *MORE_TABLES), word)] == [name]
 
 
 @pytest.mark.parametrize(

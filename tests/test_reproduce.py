@@ -136,7 +136,8 @@ def test_a_folder_of_another_run_is_refused(data: Path, tmp_path: Path, capsys: 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (("table9",), 'no table "table9"'),
+        (("table13",), 'no table "table13"'),
+        (("table10",), "table10; they are run by cutmix transfer detection"),
         (("table5", "--rows", "CutMx"), 'table5 has no row "CutMx"'),
         (("table3", "--rows", "ResNet-152"), "is quoted in the paper"),
         (("table5", "--data", "digits"), "digits holds 10 classes of 8×8 pixels, but table5 is about cifar-100: 100"),

@@ -147,3 +147,8 @@ def small(recipe: Transfer) -> Transfer:
         recipe, name=f"{recipe.arch}-small", model="resnet10t", epochs=40, batch_size=8, optimizer="adamw", lr=1e-3,
         schedule="cosine", warmup_epochs=1, eval_every=10, image_size=160, min_size=160, max_size=256,
     )  # fmt: skip
+
+
+def recipe_of_arch(arch: str) -> Transfer:
+    """Return the paper's recipe of a detector, or of the captioner, as a result names it."""
+    return {"ssd300": SSD300, "faster-rcnn": FASTER_RCNN, "show-and-tell": CAPTIONING}[arch]

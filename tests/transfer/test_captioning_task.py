@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cutmix.distributed import World
+from cutmix.measures import MEASURES
 from cutmix.options import TrainOptions
 from cutmix.transfer.captioning import ShowAndTell
 from cutmix.transfer.captioning_task import CaptioningTask
@@ -45,6 +46,7 @@ def test_records_can_be_made_again_from_the_arrays(caption_folder: Path) -> None
     values = {record["measure"]: record["value"] for record in records}
     assert {name: values[name] for name in figures} == pytest.approx(figures)
     assert it.key in figures
+    assert set(values) == {name for name, measure in MEASURES.items() if measure.suite == "captioning"}
     assert {record["suite"] for record in records} == {"captioning"}
     assert next(r for r in records if r["measure"] == it.key)["low"] is not None
 

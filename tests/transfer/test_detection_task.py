@@ -10,6 +10,7 @@ from PIL import Image
 
 from cutmix.distributed import World
 from cutmix.errors import InputError
+from cutmix.measures import MEASURES
 from cutmix.optim import make_optimizer
 from cutmix.options import TrainOptions
 from cutmix.transfer.average_precision import average_precision, tally, voc_average_precision
@@ -73,6 +74,7 @@ def test_records_can_be_made_again_from_the_arrays(voc_folder: Path, arch: str) 
     assert [r["of"] for r in records if r["measure"] == "ap"] == ["cat", "dog"]
     assert [r["value"] for r in records if r["measure"] == "ap"] == pytest.approx([first["value"]] * 2, abs=100)
     assert records[-1]["measure"] == "coco_map"
+    assert {r["measure"] for r in records} == {name for name, m in MEASURES.items() if m.suite == "detection"}
 
 
 def test_verdicts_are_kept_and_give_the_precision_without_the_data(voc_folder: Path) -> None:

@@ -1,0 +1,144 @@
+"""What was measured here beside the paper's numbers of localization, transfer, robustness and the unknown. No torch.
+
+As with errors, a result stands beside the paper's number only if everything about it is the paper's; what else was
+measured has a table of its own, which says in what it differs.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cutmix.comparison import pooled
+from cutmix.measured import Sheet, departures, identity, read_file, read_folders
+from cutmix.paper_measures import METHODS, PaperRow, PaperTable
+from cutmix.recipes import RECIPES
+from cutmix.runs import Json, Run
+from cutmix.transfer.recipes import recipe_of_arch
+
+
+class Found(NamedTuple):
+    """A result, and the recipe of its run where the run's folder is at hand."""
+
+    line: Json
+    config: Json | None
+
+
+class Cell(NamedTuple):
+    """Results of one row by one way of running.
+
+    Attributes:
+        method: Which of ``METHODS``; "" where it is none of them.
+        how: In what it differs from the paper's protocol; "" where it does not.
+        name: What the run is called.
+        lines: The results, by measure.
+    """
+
+    method: str
+    how: str
+    name: str
+    lines: list[Json]
+
+
+def find_measured(runs: Sequence[Path], results: Sequence[Path]) -> list[Found]:
+    """Read results of the last epoch, each once, wherever it is found; takes and raises what ``find_results`` does."""
+    found: dict[tuple[str, ...], Found] = {}
+    lines = [Found(line, None) for path in results for line in read_file(path)]
+    for one in [*lines, *(one for run in read_folders(runs) for one in measured_in(run))]:
+        if one.line.get("which") == "last" and one.line.get("value") is not None:
+            key = tuple(str(one.line.get(name)) for name in ("measure", "of", "at", "convention", "score", "arch"))
+            found[identity(one.line), *key] = one
+    return list(found.values())
+
+
+def measured_in(run: Run) -> list[Found]:
+    """Return the results of a run folder."""
+    return [Found(line, run.recipe) for line in run.results] if run.finished else []
+
+
+def paper_sheets(table: PaperTable, found: Iterable[Found]) -> tuple[list[Sheet], list[str]]:
+    """Return a table with what was measured by the paper's protocol, one of what was measured otherwise, and how."""
+    found = list(found)
+    cells = {row: list(_cells(row, found)) for row in table.rows}
+    rows = []
+    for row in table.rows:
+        rows.append(
+            (f"{row.label}: paper", *("; ".join(f"{x:.{table.digits}f}" for x in cell) for cell in row.numbers))
+        )
+        rows.append((f"{row.label}: here", *(_here(table, row, cells[row], method) for method in METHODS)))
+    made = [Sheet(f"{table.title} ({'; '.join(table.measures)})", ("Row", *METHODS), rows)]
+    others = list(dict.fromkeys((cell.name, cell.how) for its in cells.values() for cell in its if cell.how))
+    shown = [row for row in table.rows if any(cell.how for cell in cells[row])]
+    if others:
+        rows = []
+        for key in others:
+            its = [[cell for cell in cells[row] if (cell.name, cell.how) == key] for row in shown]
+            values = [_value(table, row, one) if one else "–" for row, one in zip(shown, its, strict=True)]
+            rows.append((key[0], *values))
+        caption = f"{table.title.partition(':')[0]}, not comparable with the paper’s numbers"
+        made.append(Sheet(caption, ("Run", *(row.label for row in shown)), rows))
+    return made, [f"{name} is not the paper’s protocol: {how}." for name, how in others]
+
+
+def _here(table: PaperTable, row: PaperRow, cells: Sequence[Cell], method: str) -> str:
+    return _value(table, row, [cell for cell in cells if cell.method == method and not cell.how])
+
+
+def _value(table: PaperTable, row: PaperRow, cells: Sequence[Cell]) -> str:
+    """Return a cell's measures with their intervals: of one run, or the mean over its seeds."""
+    said = []
+    for measure in row.measures:
+        lines = [(line.get("seed"), line) for cell in cells for line in cell.lines if line["measure"] == measure]
+        estimate = pooled(lines)
+        if estimate is None:
+            said.append("not run")
+            continue
+        ends = [estimate.value, estimate.low, estimate.high]
+        if table.accuracy:
+            ends = [None if end is None else 100 - end for end in (estimate.value, estimate.high, estimate.low)]
+        value, low, high = ("" if end is None else f"{end:.{table.digits}f}" for end in ends)
+        said.append(f"{value} [{low}, {high}]" if low and high else value)
+    return "; ".join(said) if set(said) != {"not run"} else "not run"
+
+
+def _cells(row: PaperRow, found: Iterable[Found]) -> Iterator[Cell]:
+    """Yield the results that are of a row: of the same measure, by one of its recipes or architectures."""
+    by_run: dict[str, list[Found]] = {}
+    for one in found:
+        if _is_of(row, one.line):
+            by_run.setdefault(identity(one.line), []).append(one)
+    for its in by_run.values():
+        line, config = its[0]
+        recipe = str((line.get("backbone_recipe") if row.arch else line.get("recipe")) or "")
+        method = METHODS[row.recipes.index(recipe)] if recipe in row.recipes else ""
+        how = _transfer_departures(row, line, config) if row.arch else _departures(row, line, config)
+        name = str(line.get("recipe")) + (f", seed {line['seed']}" if line.get("seed") else "")
+        yield Cell(method, ", ".join(how), name, [one.line for one in its])
+
+
+def _is_of(row: PaperRow, line: Json) -> bool:
+    if line.get("measure") not in row.measures or line.get("which") != "last" or line.get("value") is None:
+        return False
+    if row.arch:
+        return bool(line.get("arch") == row.arch)
+    usual = line.get("convention", "exact") == "exact" and line.get("score", "max-softmax") == "max-softmax"
+    place = row.at is None or abs(line.get("at", -1) - row.at) < 1e-6
+    named = str(line.get("recipe")).partition("+")[0] in row.recipes
+    return usual and place and named and line.get("of") == row.of
+
+
+def _departures(row: PaperRow, line: Json, config: Json | None) -> list[str]:
+    name = str(line["recipe"])
+    how = departures(RECIPES[name.partition("+")[0]], line, config, row.test_images or line.get("n"))
+    return how + ([str(line["note"])] if row.of and line.get("note") else [])  # the other data are not the paper's
+
+
+def _transfer_departures(row: PaperRow, line: Json, config: Json | None) -> list[str]:
+    how = departures(recipe_of_arch(row.arch), line, config, row.test_images)
+    if line.get("training_pictures") != row.training_pictures:
+        count = line.get("training_pictures")
+        how.append(f"{'unknown number of' if count is None else f'{count:,}'} training pictures")
+    if line.get("backbone_recipe") not in row.recipes:
+        known = {"none": "random weights", "pretrained": "timm’s weights"}
+        backbone = str(line.get("backbone"))
+        how.append(f"a backbone of {known.get(backbone, line.get('backbone_recipe') or backbone)}")
+    return how
