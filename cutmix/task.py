@@ -180,19 +180,23 @@ class Classification:
     def samples(self) -> bytes:
         """Return training images, and the same mixed."""
         if isinstance(self.state.mix, SMMix):
-            data = self.train_set
-            images, labels = pick_samples(data, self.recipe.image_size, 8, 0)
-            images = images.to(self.world.device)
-            return attention_picture(
-                self.state.network, images, labels, classes=data.classes, mean=data.mean, std=data.std
-            )
+            return self._attention()
         mixing = image_mixing(self.recipe)
         rows = {"original": None} | ({self.recipe.mix: mixing} if mixing else {})
         return preview_grid(self.train_set, rows, image_size=self.recipe.image_size, count=8)
 
     def pictures(self, arrays: dict[str, Tensor]) -> dict[str, bytes]:
-        """Return none: the suites of ``cutmix evaluate`` draw."""
-        return {}
+        """Return where a network trained with SMMix looks; of others, the suites of ``cutmix evaluate`` draw."""
+        return {"attention": self._attention()} if isinstance(self.state.mix, SMMix) else {}
+
+    def _attention(self) -> bytes:
+        """Draw where the network looks now, and what SMMix makes of it."""
+        data = self.train_set
+        images, labels = pick_samples(data, self.recipe.image_size, 8, 0)
+        images = images.to(self.world.device)
+        return attention_picture(
+            self.state.measured, images, labels, classes=data.classes, mean=data.mean, std=data.std
+        )
 
 
 def _chunk(targets: Targets, parts: int) -> Sequence[Any]:

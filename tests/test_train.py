@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ import cutmix.train
 from cutmix.checkpoint import load_checkpoint, read_weights
 from cutmix.errors import InputError
 from cutmix.mixing import CutMix, ScheduledCutMix
+from cutmix.models.pvt import PyramidVisionTransformer
 from cutmix.models.resnet import BasicBlock, CifarResNet
 from cutmix.options import TrainOptions
 from cutmix.recipe import Recipe
@@ -245,6 +247,42 @@ def test_every_kind_of_noise_goes_on_exactly(
             train(recipe, options(tmp_path / "run"))
     train(recipe, options(tmp_path / "run", resume=True))
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def create_transformer(name: str, num_classes: int, *, in_chans: int, pretrained: Any) -> nn.Module:
+    if name == "pvt":
+        return PyramidVisionTransformer((1, 1, 1, 1), num_classes, in_chans, img_size=16, patch_size=1)
+    shape = {"img_size": 16, "patch_size": 4, "embed_dim": 12, "num_heads": 2, "depth": 2}
+    return timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("vit_tiny_patch16_224", "float32"),
+        pytest.param("vit_tiny_patch16_224", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("cait_xxs24_224", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("pvt", "float32", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_smmix_goes_on_exactly_and_shows_where_the_network_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, precision: Any
+) -> None:
+    monkeypatch.setattr(cutmix.state, "create_model", create_transformer)
+    recipe = replace(
+        RECIPE, model=name, mix="smmix", alpha=0.8, accumulate=1, epochs=2, batch_size=127, image_size=16, lr=1e-3,
+        optimizer="adamw", stochastic_depth=0.1, precision=precision,
+    )  # fmt: skip
+    whole = train(recipe, options(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        call_before(patch, cutmix.train, "train_step", 12, kill)  # the last checkpoint is of step 9
+        with pytest.raises(Killed):
+            train(recipe, options(tmp_path / "run"))
+    train(recipe, options(tmp_path / "run", resume=True))
+    assert outcome(tmp_path / "run") == outcome(whole)
+    assert not any("token_head" in name for name in outcome(whole)["model.safetensors"])
+    pictures = [(run / "pictures/attention.png").read_bytes() for run in (whole, tmp_path / "run")]
+    assert pictures[0] == pictures[1] != (whole / "samples.png").read_bytes()
 
 
 def test_a_schedule_of_mixing_follows_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
