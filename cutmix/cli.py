@@ -215,8 +215,10 @@ def evaluate(words: list[str]) -> None:
     options = parse(
         EvaluateOptions, words, "evaluate", "Measure a run, or a file of weights, by one or several suites."
     )
+    from cutmix.allocator import keep_freed_memory
     from cutmix.evaluate.command import run_evaluate
 
+    keep_freed_memory()
     run_evaluate(options)
 
 

@@ -26,8 +26,12 @@ def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     try:
         size = _end_last_line(path) if path.exists() else 0
         with open(path, "ab", buffering=0) as file:
-            if file.write(lines) != len(lines):
-                raise OSError(28, "No space left on device")
+            left = memoryview(lines)
+            while left:  # a write that is cut short does not say why; the next one does
+                written = file.write(left)
+                if not written:
+                    raise OSError(28, "No space left on device")
+                left = left[written:]
     except OSError as error:
         with suppress(OSError):
             if size is not None:

@@ -91,10 +91,12 @@ class EvaluateOptions:
     """Leave unreadable pictures out, counted, instead of stopping."""
     out: Path | None = None
     """Write the results to this folder, or append them to this file if it ends in .jsonl; by default the run's own."""
+    images: int | None = None
+    """Measure on this many images, drawn with --seed; by default on all."""
     seed: int = 0
     """Seed of everything that the suites draw."""
-    pairs: int = 50_000
-    """robustness: pairs of images for the samples in between."""
+    pairs: int | None = None
+    """robustness: pairs of images for the samples in between; by default five for each image, at most 50,000."""
     apgd: bool = False
     """robustness: attack by APGD too, which needs the extra "attacks"."""
     corruptions: Path | None = None
@@ -106,7 +108,7 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         parse_suites(self.suite)
-        for name, least in (("batch_size", 1), ("workers", 0), ("pairs", 1), ("image_size", 1)):
+        for name, least in (("batch_size", 1), ("workers", 0), ("images", 2), ("pairs", 1), ("image_size", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"--{name.replace('_', '-')} is {value}; expected at least {least}")

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -13,6 +14,9 @@ from cutmix.comparison import is_plain
 from cutmix.errors import InputError
 from cutmix.runs import Json, Run
 from cutmix.statistics import Difference, auroc_difference, ece_difference, holm, rate_difference
+from cutmix.transfer.differences import caption_difference, precision_difference
+from cutmix.transfer.matching import Judged
+from cutmix.transfer.scores import PictureScores
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -114,9 +118,12 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 def _same_images(first: Run, second: Run, suite: str) -> bool:
     """Whether two runs were measured on the same images, as far as their results tell.
 
-    A share of the training images that is held out depends on the seed; so do drawn outliers, on the evaluation's.
+    A share of the training images that is held out depends on the seed; so do images and outliers that were drawn, on
+    the evaluation's.
     """
-    one, other = (next(iter(run.suite(suite)), {}) for run in (first, second))
+    one, other = (next(iter(reversed(run.suite(suite))), {}) for run in (first, second))
+    if one.get("drawn") != other.get("drawn") or (one.get("drawn") and _seed(one) != _seed(other)):
+        return False
     drawn = first.recipe.get("val_fraction") and one.get("split") not in ("test", "all")
     same_seed = first.recipe.get("seed") == second.recipe.get("seed")
     return all(one.get(key) == other.get(key) for key in ("data", "split")) and (same_seed or not drawn)
@@ -133,7 +140,8 @@ def _calibration(run: Run, arrays: Arrays) -> Iterator[_Sample]:
     bins = _last(run, "calibration", "ece").get("bins", 15)
     if {"confidence", "right"} <= arrays.keys():
         values = arrays["confidence"], arrays["right"]
-        yield _Sample("ece", "", None, values, lambda a, b: ece_difference(a, b, bins), (bins, len(values[0])))
+        same = (bins, len(values[0]), arrays.get("labels", ()))
+        yield _Sample("ece", "", None, values, lambda a, b: ece_difference(a, b, bins), same)
 
 
 def _robustness(run: Run, arrays: Arrays) -> Iterator[_Sample]:
@@ -151,7 +159,7 @@ def _ood(run: Run, arrays: Arrays) -> Iterator[_Sample]:
         score, _, of = name.partition("/")
         if score == "max-softmax" and of != "id":
             values, line = (arrays["max-softmax/id"], arrays[name]), lines.get(of, {})
-            same = (len(values[0]), len(values[1]), str(line.get("note")), _seed(line))
+            same = (len(values[0]), len(values[1]), arrays.get("labels", ()), str(line.get("note")), _seed(line))
             yield _Sample("ood_auroc", of, None, values, auroc_difference, same)
 
 
@@ -164,11 +172,28 @@ def _localization(run: Run, arrays: Arrays) -> Iterator[_Sample]:
         yield _Sample(name, "", at, hits, rate_difference, (arrays["true_boxes"],))
 
 
+def _detection(run: Run, arrays: Arrays) -> Iterator[_Sample]:
+    if "verdicts" in arrays:
+        judged, n = Judged(*(arrays[name] for name in Judged._fields)), _last(run, "detection", "map").get("n", 0)
+        same = (n, judged.object_images, judged.object_labels)
+        yield _Sample("map", "", None, judged, partial(precision_difference, pictures=n), same)
+
+
+def _captioning(run: Run, arrays: Arrays) -> Iterator[_Sample]:
+    if "bleu" in arrays:
+        scores = PictureScores((), arrays["bleu"], arrays["rouge_l"], arrays["cider_d"])
+        for name in scores.corpus():
+            compare = partial(caption_difference, score=name)
+            yield _Sample(name, "", None, scores, compare, (arrays["references"],))
+
+
 _SAMPLES: dict[str, Callable[[Run, Arrays], Iterator[_Sample]]] = {
     "calibration": _calibration,
     "robustness": _robustness,
     "ood": _ood,
     "localization": _localization,
+    "detection": _detection,
+    "captioning": _captioning,
 }
 
 
@@ -178,6 +203,8 @@ def _last(run: Run, suite: str, measure: str) -> Json:
 
 
 def _seed(line: Json) -> str:
-    """Return the seed that an evaluation was started with, which its outliers are drawn by."""
+    """Return the seed that an evaluation draws by; an older line has it in its command only."""
+    if "draw_seed" in line:
+        return str(line["draw_seed"])
     given = re.search(r"--seed[ =](\d+)", str(line.get("command")))
     return given[1] if given else "0"

@@ -69,3 +69,11 @@ class Progress:
         ]
         self._bar.update(self._task, completed=record["step"])
         self.say("  ".join([*parts, f"{record['images_per_second']:,.0f} images/s"]))
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it."""
+    for limit, unit, length in ((120, "s", 1), (7200, "min", 60), (172_800, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 86_400:.1f} days"

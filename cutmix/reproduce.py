@@ -27,6 +27,7 @@ from cutmix.models import create_model
 from cutmix.options import ReproduceOptions, TrainOptions
 from cutmix.paper import DATA, Row, Table, find_rows
 from cutmix.preparation import prepare
+from cutmix.progress import duration
 from cutmix.recipe import Recipe, flag
 from cutmix.recipes import find_recipe
 from cutmix.run_folder import has_results, hold, saved_recipe
@@ -254,14 +255,6 @@ def train_briefly(recipe: Recipe, options: TrainOptions) -> Path:
         run = prepare(recipe, options, world)
         run.batches, run.task.test_batches = First(run.batches, SMOKE_STEPS), First(run.task.test_batches, 2)
         return run_to_end(run)
-
-
-def duration(seconds: float) -> str:
-    """Return a time as people say it."""
-    for limit, unit, length in ((120, "s", 1), (7200, "min", 60), (172_800, "h", 3600)):
-        if seconds < limit:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds / 86_400:.1f} days"
 
 
 def _made(folder: Path) -> Path:

@@ -41,6 +41,7 @@ _PARTS = (
     "config.json", "environment.json", "log.jsonl", "checkpoint.pt", "model.safetensors", "best.safetensors",
     "results.jsonl", "samples.png", "predictions/last.npz", "predictions/best.npz", "best.next.safetensors",
     "predictions/best.next.npz", "pictures/detections.png", "pictures/captions.png",
+    "pictures/attention.png",
 )  # fmt: skip
 # What a run that was killed before it had written its configuration leaves, with the temporary files of both.
 _FIRST = re.compile(r"\.lock|environment\.json|\.(environment|config)\.json\.\w+\.tmp")
@@ -72,7 +73,7 @@ class RunFolder:
                 f"{path} already holds a run; continue it with --resume, start again with --overwrite, "
                 "or choose another folder with --out"
             )
-        if not holds_run and path.exists() and any(not _FIRST.fullmatch(p.name) for p in path.iterdir()):
+        if not holds_run and path.exists() and not only_begun(path):
             raise InputError(f"{path} is not empty and holds no run; choose another folder with --out")
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -146,6 +147,11 @@ class RunFolder:
         """Let another process have the folder."""
         if self._lock is not None:
             self._lock.close()
+
+
+def only_begun(path: Path) -> bool:
+    """Return whether a folder without a configuration is empty, or holds only what is written before one."""
+    return all(_FIRST.fullmatch(part.name) for part in path.iterdir())
 
 
 def has_results(path: Path) -> bool:

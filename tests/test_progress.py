@@ -2,7 +2,14 @@
 
 import pytest
 
-from cutmix.progress import Progress
+from cutmix.progress import Progress, duration
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(5.2, "5 s"), (119, "119 s"), (600, "10 min"), (36_000, "10 h"), (864_000, "10.0 days")]
+)
+def test_duration(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
 
 
 def test_an_epoch_is_a_line_and_nothing_of_it_is_markup(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from cutmix.optim import learning_rate
 from cutmix.options import ReproduceOptions
 from cutmix.paper import find_tables
 from cutmix.recipes import RECIPES
-from cutmix.reproduce import duration, parse_shard, plan, run_reproduce, scaled
+from cutmix.reproduce import parse_shard, plan, run_reproduce, scaled
 from cutmix.run_folder import hold, saved_recipe
 
 SMALL = ("--model", "resnet20", "--device", "cpu")
@@ -213,13 +213,6 @@ def test_help_shows_the_slurm_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["reproduce", "--help"])
     assert "--shard $SLURM_ARRAY_TASK_ID/15" in " ".join(capsys.readouterr().out.split())
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"), [(5.2, "5 s"), (119, "119 s"), (600, "10 min"), (36_000, "10 h"), (864_000, "10.0 days")]
-)
-def test_duration(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
 
 
 def test_configuration_says_the_command(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

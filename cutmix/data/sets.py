@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -119,6 +119,14 @@ class FileSet(_Labelled):
 
 
 ImageSet = ArraySet | FileSet
+
+
+def take(data: ImageSet, index: Tensor) -> ImageSet:
+    """Return the images of a set at some indices, (n,) int64, in their order."""
+    labels = data.labels[index]
+    if isinstance(data, FileSet):
+        return replace(data, labels=labels, paths=tuple(data.paths[i] for i in index.tolist()))
+    return replace(data, labels=labels, images=data.images[index])
 
 
 def open_data(
@@ -239,7 +247,7 @@ def locate(data: str, download: bool = False) -> tuple[str, Path]:
     if found:
         return data, found
     places = " and ".join(str(root) for root in roots) + ("" if len(roots) > 1 else " ($CUTMIX_DATA is not set)")
-    remedy = "fetch it with --download (download=True), or give its path"
+    remedy = "give its path, or fetch it with cutmix train --download (download=True)"
     if data == "cub-200-2011":
         remedy = "fetch its archive by hand, unpack it, and give its path"
     if data == "imagenet":

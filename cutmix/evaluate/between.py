@@ -51,6 +51,11 @@ def fill_hole(first: Tensor, second: Tensor, side: int) -> Tensor:
     return result
 
 
+def between_passes(height: int, width: int, lams: Sequence[float], sides: Sequence[int]) -> int:
+    """Return how often ``between_classes`` shows the network all pairs of images of H×W pixels."""
+    return sum(share not in (0, 1) for share in (*lams, *(side**2 / (height * width) for side in sides)))
+
+
 def between_classes(
     classifier: Classifier, clean: Tensor, pairs: Tensor, lams: Sequence[float], sides: Sequence[int]
 ) -> tuple[Tensor, Tensor]:

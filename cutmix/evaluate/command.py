@@ -7,11 +7,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import nn
+from torch import Tensor, nn
 
 from cutmix.data import FileSet, ImageSet, test_loader
 from cutmix.data.boxes import read_boxes
-from cutmix.data.sets import locate
+from cutmix.data.sets import locate, take
 from cutmix.distributed import World, processes
 from cutmix.errors import InputError
 from cutmix.evaluate.calibration import calibration_suite
@@ -21,7 +21,7 @@ from cutmix.evaluate.gallery import box_gallery, mixed_maps
 from cutmix.evaluate.localization import localization_suite
 from cutmix.evaluate.ood import ood_suite
 from cutmix.evaluate.robustness import robustness_suite
-from cutmix.evaluate.subject import Subject, find_subject, load_model, open_test_set
+from cutmix.evaluate.subject import Subject, draw_images, find_subject, load_model, open_test_set
 from cutmix.evaluate.target import Target, open_target
 from cutmix.options import SUITES, EvaluateOptions, parse_suites
 from cutmix.precision import autocast, resolve_precision
@@ -33,8 +33,8 @@ _SHARED = ("classification",)  # the suite that several processes share
 def run_evaluate(options: EvaluateOptions) -> list[dict[str, Any]]:
     """Measure, print tables, write the records and what came out for each image, and return the records.
 
-    A suite's records are written when it is done, all or none; what was interrupted before that is measured by the
-    same command again.
+    A suite is shown and written when it is done, all of it or nothing; the same command measures again what was
+    interrupted before that.
 
     Raises:
         InputError: If the run, the file, the network, the data or a suite do not fit one another.
@@ -46,18 +46,28 @@ def run_evaluate(options: EvaluateOptions) -> list[dict[str, Any]]:
         if world.size > 1 and suites != _SHARED:
             raise InputError(f"--suite {options.suite} runs in one process; start it without torchrun")
         data = open_test_set(options, subject)
+        index = draw_images(len(data), options.images, options.seed)
         model = load_model(options, subject, data).to(world.device)
         precision = resolve_precision(
             options.precision or (subject.recipe.precision if subject.recipe else "float32"), world.device
         )
         common = describe(options, subject, data, model, precision, world)
+        common["drawn"] = None if index is None else len(index)
         with open_target(options, subject, world) as target:
-            for name, suite in measure(options, suites, subject, data, model, precision, world):
-                records = [common | record for record in suite.records]
+            try:
+                for name, suite in measure(options, suites, subject, data, index, model, precision, world):
+                    records = [common | record for record in suite.records]
+                    if world.first:
+                        show(name, records, data)
+                        target.write(file_name(name, options, subject, data, target), records, suite)
+                    found += records
+            except KeyboardInterrupt:
                 if world.first:
-                    target.write(file_name(name, options, subject, data, target), records, suite)
-                    show(name, records, data)
-                found += records
+                    finished = ", ".join(dict.fromkeys(record["suite"] for record in found)) or "no suite"
+                    Console().print(
+                        Text(f"stopped; {finished} finished" + (f", in {target.lines}" if target.lines else ""))
+                    )
+                raise
             if world.first and target.lines:
                 Console().print(f"appended to {target.lines}", soft_wrap=True, markup=False, highlight=False)
     return found
@@ -67,24 +77,27 @@ def measure(
     options: EvaluateOptions,
     suites: tuple[str, ...],
     subject: Subject,
-    data: ImageSet,
+    whole: ImageSet,
+    index: Tensor | None,
     model: nn.Module,
     precision: str,
     world: World,
 ) -> Iterator[tuple[str, Suite]]:
     """Yield each suite's name and what it found; of all suites, one that does not fit the classifier says why."""
-    size = options.image_size or subject.about.get("image_size") or (224 if isinstance(data, FileSet) else None)
+    data = whole if index is None else take(whole, index)
+    size = input_side(options, subject, data)
     crop_fraction = subject.recipe.crop_fraction if subject.recipe else options.crop_fraction
     squash = bool(subject.recipe and subject.recipe.squash)
+    interpolation = subject.recipe.interpolation if subject.recipe else "bilinear"
     shown: ImageSet = data
     if suites != _SHARED and isinstance(data, FileSet):  # each photograph is decoded once for all suites
-        shown, size = decode(data, size, crop_fraction, squash), None
+        shown, size = decode(data, size, crop_fraction, squash, interpolation), None
     predictions: Predictions | None = None
     if {"classification", "calibration"} & set(suites):
         loader = test_loader(
             shown, batch_size=options.batch_size, device=world.device, image_size=size, crop_fraction=crop_fraction,
-            squash=squash,
-            channels_last=bool(subject.recipe and subject.recipe.channels_last), workers=options.workers,
+            squash=squash, interpolation=interpolation,
+            channels_last=subject.recipe is None or subject.recipe.channels_last, workers=options.workers,
             rank=world.rank, world_size=world.size,
         )  # fmt: skip
         predictions = predict(model, loader.epoch(), world, autocast=autocast(precision, world.device))
@@ -103,11 +116,12 @@ def measure(
     run = {
         "calibration": lambda: calibration_suite(classifier, logits),
         "robustness": lambda: robustness_suite(
-            classifier, pairs=options.pairs, apgd=options.apgd, corruptions=options.corruptions
+            classifier, pairs=options.pairs, apgd=options.apgd, corruptions=options.corruptions,
+            say=lambda text: print(f"robustness of {text}", flush=True),
         ),
         "ood": lambda: ood_suite(classifier, options.outliers or None, logits=logits),
-        "localization": lambda: localize(classifier, find_boxes(options, subject, data, crop_fraction, squash)),
-    }
+        "localization": lambda: localize(classifier, find_boxes(options, subject, whole, index, crop_fraction, squash)),
+    }  # fmt: skip
     for name in suites:
         if name not in run:
             continue
@@ -126,28 +140,36 @@ def measure(
             )
 
 
+def input_side(options: EvaluateOptions, subject: Subject, data: ImageSet) -> int | None:
+    """Return the side of the network's input in pixels; None is that of the small images as they are."""
+    side = options.image_size or subject.about.get("image_size")
+    return side or (224 if isinstance(data, FileSet) else None)
+
+
 def find_boxes(
-    options: EvaluateOptions, subject: Subject, data: ImageSet, crop_fraction: float, squash: bool
+    options: EvaluateOptions, subject: Subject, data: ImageSet, index: Tensor | None, crop_fraction: float, squash: bool
 ) -> list[np.ndarray]:
-    """Return the boxes of the test images, in the pixels that the network is shown."""
+    """Return the boxes of the test images, or of those at some indices, in the pixels that the network is shown."""
     folder = options.boxes
     if folder is None:
         name, folder = locate(options.data or (subject.recipe.data if subject.recipe else ""))
         if name == "digits":
             raise InputError("digits has no boxes; localization needs other data, or a folder of them with --boxes")
     boxes = read_boxes(folder, data)
-    if not isinstance(data, FileSet):
-        return list(boxes.boxes)
-    side = options.image_size or subject.about.get("image_size") or 224
-    return boxes.after(resize=round(side / crop_fraction), crop=side, squash=squash)
+    seen = list(boxes.boxes)
+    if isinstance(data, FileSet):
+        side = input_side(options, subject, data) or 224
+        seen = boxes.after(resize=round(side / crop_fraction), crop=side, squash=squash)
+    return seen if index is None else [seen[i] for i in index.tolist()]
 
 
 def localize(classifier: Classifier, boxes: list[np.ndarray]) -> Suite:
     """Return the localization suite with its pictures."""
     suite = localization_suite(classifier, boxes)
-    first = 0
-    second = int((classifier.labels != classifier.labels[first]).nonzero()[0])
-    pictures = {"boxes": box_gallery(classifier, boxes), "mixed": mixed_maps(classifier, first, second)}
+    pictures = {"boxes": box_gallery(classifier, boxes)}
+    others = (classifier.labels != classifier.labels[0]).nonzero()
+    if len(others):
+        pictures["mixed"] = mixed_maps(classifier, 0, int(others[0]))
     return suite._replace(pictures=pictures)
 
 
@@ -163,7 +185,7 @@ def describe(
     options: EvaluateOptions, subject: Subject, data: ImageSet, model: nn.Module, precision: str, world: World
 ) -> dict[str, Any]:
     """Return what every record of this evaluation says beside its measure."""
-    about, recipe = environment(world.device), subject.recipe
+    about, recipe, side = environment(world.device), subject.recipe, input_side(options, subject, data)
     return {
         "recipe": recipe.name if recipe else subject.weights.stem, "data": data.name, "split": data.split,
         "model": options.model or (recipe.model if recipe else None),
@@ -172,6 +194,7 @@ def describe(
         "which": subject.which, "epoch": subject.about.get("epoch"),
         "weights": "ema" if recipe and recipe.ema_decay else "model",
         "file": str(subject.weights), "precision": precision, "skipped": len(data.skipped),
+        "image_size": side if isinstance(data, FileSet) or side else data.images.shape[-1], "draw_seed": options.seed,
         **{name: about[name] for name in ("commit", "torch", "device")}, "date": today(), "command": command_line(),
     }  # fmt: skip
 

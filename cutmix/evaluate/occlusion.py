@@ -63,6 +63,12 @@ def side_grid(images: Tensor, steps: int) -> list[int]:
     return sorted({round(smallest * step / steps) for step in range(steps + 1)})
 
 
+def occlusion_passes(height: int, width: int, sides: Sequence[int]) -> int:
+    """Return how often ``occlusion_classes`` shows the network all images of H×W pixels."""
+    seen = [share for side in sides for share in (side**2, height * width - side**2)]
+    return 2 * sum(0 < share < height * width for share in seen)
+
+
 def occlusion_classes(classifier: Classifier, clean: Tensor, sides: Sequence[int]) -> dict[tuple[str, str], Tensor]:
     """Return the predicted classes of all images at all sides, in one pass over the images.
 

@@ -15,17 +15,19 @@ from torch import Tensor
 
 from cutmix.errors import InputError
 from cutmix.evaluate.attacks import apgd, check_eps, fgsm, loss_gradient, pgd, step
-from cutmix.evaluate.between import between_classes, draw_pairs, neither, wrong
+from cutmix.evaluate.between import between_classes, between_passes, draw_pairs, neither, wrong
 from cutmix.evaluate.classification import wilson_interval
 from cutmix.evaluate.classifier import Classifier, Suite
 from cutmix.evaluate.corruptions import corruption_error
-from cutmix.evaluate.occlusion import occlusion_classes, side_grid
+from cutmix.evaluate.forecast import Work, forecast
+from cutmix.evaluate.occlusion import occlusion_classes, occlusion_passes, side_grid
 from cutmix.seeding import derive_seed
 
 __all__ = ["apgd", "fgsm", "pgd", "robustness_suite"]
 
 SWEEP = tuple(k / 255 for k in (0, 1, 2, 4, 8, 16, 32, 64))
 LAMBDAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+MOST_PAIRS, PAIRS_AN_IMAGE = 50_000, 5  # the paper's pairs of the 10,000 test images of CIFAR-100
 _ROUNDING = 1e-6  # what float32 may add to a largest change of ε
 _NO_CLAIM = "single-step FGSM on an undefended network is no claim of robustness: read it beside PGD and the checks"
 
@@ -41,8 +43,9 @@ def robustness_suite(
     occlusion_sides: Sequence[int] | None = None,
     lams: Sequence[float] = LAMBDAS,
     between_sides: Sequence[int] | None = None,
-    pairs: int = 50_000,
+    pairs: int | None = None,
     corruptions: Path | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Suite:
     """Measure a classifier under attacks, under occlusion and between its images.
 
@@ -53,11 +56,12 @@ def robustness_suite(
         pgd_images: Images for PGD and APGD, drawn with the classifier's seed; all, if there are no more.
         pgd_steps: Steps of PGD; APGD has twice as many.
         apgd: Attack with APGD too, which needs the package pyautoattack.
-        occlusion_sides: Sides of the square, in pixels; None is every eighth of the image.
+        occlusion_sides: Sides of the square, in pixels; None is every eighth of the image's, whatever its size.
         lams: Weights of the first image in Mixup.
-        between_sides: Sides of CutMix's hole, in pixels; None is every quarter of the image.
-        pairs: In-between pairs.
+        between_sides: Sides of CutMix's hole, in pixels; None is every quarter of the image's.
+        pairs: In-between pairs; None is five for each image, at most 50,000.
         corruptions: Folder of a published corrupted set, measured by ``corruption_error``.
+        say: Is told first how long all but the corrupted set will take.
 
     Returns:
         Records of ``clean_err``; ``fgsm_err`` (at ε), ``noise_err``, ``pgd_err`` and what checks them;
@@ -75,7 +79,15 @@ def robustness_suite(
     clean = logits.argmax(1)
     occlusion_sides = side_grid(classifier.images, 8) if occlusion_sides is None else occlusion_sides
     between_sides = side_grid(classifier.images, 4) if between_sides is None else between_sides
+    pairs = min(MOST_PAIRS, PAIRS_AN_IMAGE * len(classifier)) if pairs is None else pairs
     drawn = draw_pairs(len(classifier), pairs, classifier.seed)
+    if say:
+        size = classifier.images.shape[2], classifier.images.shape[3]
+        say(forecast(classifier, [
+            _attack_work(classifier, {eps, *sweep}, pgd_images, pgd_steps, apgd),
+            Work("occlusion", len(classifier) * occlusion_passes(*size, occlusion_sides)),
+            Work("in between", pairs * between_passes(*size, lams, between_sides)),
+        ]))  # fmt: skip
     corrupted = [corruption_error(classifier, corruptions)] if corruptions else []  # first: files may be wrong
     parts = [
         _attacks(classifier, clean, eps, sweep, pgd_images, pgd_steps, apgd),
@@ -108,7 +120,7 @@ def _attacks(
     index = _some(classifier, images)
     few = "all images" if len(index) == len(classifier) else f"{len(index):,} images, drawn with seed {classifier.seed}"
     wrong_noise = _noise(classifier, eps)
-    against: dict[str, tuple[Callable[..., Tensor], float]] = {
+    against: dict[str, tuple[partial[Tensor], float]] = {
         "pgd": (partial(pgd, eps=eps, steps=steps), eps),
         "pgd_unbounded": (partial(pgd, eps=1.0, steps=steps), 1.0),
     }
@@ -121,7 +133,10 @@ def _attacks(
     records.append(_rate("noise_err", wrong_noise, at=eps))
     if int(wrong_noise.sum()) > int(fooled[main].sum()):
         records[-1]["note"] = "random noise fools the network more often than FGSM: its gradients are of no use"
-    records += [_rate(f"{name}_err", strong[name][0], at=at, note=few) for name, (_, at) in against.items()]
+    records += [
+        _rate(f"{name}_err", strong[name][0], at=at, steps=attack.keywords["steps"], note=few)
+        for name, (attack, at) in against.items()
+    ]
     same = {"clean": (clean != classifier.labels.cpu())[index], "fgsm": fooled[main][index]}
     same |= {name: cases for name, (cases, _) in strong.items() if name != "pgd_unbounded"}
     records.append(_rate("fgsm_subset_err", same["fgsm"], at=eps, note=f"{few}, those of PGD"))
@@ -141,6 +156,14 @@ def _attacks(
         "pgd_index": index, **{f"{name}_right": ~cases for name, (cases, _) in strong.items()},
     }  # fmt: skip
     return Suite(records, {"fgsm_sweep_eps": np.array(epsilons), **{k: v.numpy() for k, v in arrays.items()}})
+
+
+def _attack_work(classifier: Classifier, epsilons: set[float], images: int, steps: int, with_apgd: bool) -> Work:
+    """Return what ``_attacks`` needs; of APGD the most that it may."""
+    n, some = len(classifier), min(images, len(classifier))
+    steps_of = [steps, steps, *([2 * steps + 1] if with_apgd else [])]
+    passes = n * (sum(eps > 0 for eps in epsilons) + 1) + some * len(steps_of) + min(n, classifier.batch_size)
+    return Work("attacks", passes, n + some * sum(steps_of))
 
 
 def _fgsm_sweep(classifier: Classifier, clean: Tensor, epsilons: Sequence[float]) -> tuple[Tensor, list[float], Tensor]:

@@ -13,7 +13,7 @@ from cutmix.evaluate.classifier import Suite
 from cutmix.evaluate.subject import Subject
 from cutmix.jsonl import append_lines, read_lines
 from cutmix.options import EvaluateOptions
-from cutmix.run_folder import command_line, environment, hold, write_arrays, write_bytes, write_json
+from cutmix.run_folder import command_line, environment, hold, only_begun, write_arrays, write_bytes, write_json
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ def open_target(options: EvaluateOptions, subject: Subject, world: World) -> Ite
         _check(out, subject)
     lock = hold(folder)
     try:
+        read_lines(folder / "results.jsonl")  # damaged, it is to be mended now, and not after minutes
         if out is not None:
             recipe = subject.recipe.to_dict() if subject.recipe else {"name": subject.weights.stem}
             recipe |= {name: value for name in ("model", "data") if (value := getattr(options, name))}
@@ -99,5 +100,5 @@ def _check(folder: Path, subject: Subject) -> None:
     if config.exists() and held != str(subject.weights):
         what = f"an evaluation of {held}" if held else "a run"
         raise InputError(f"{folder} holds {what}; give another --out, or a file that ends in .jsonl")
-    if not config.exists() and any(path.name != ".lock" for path in folder.iterdir()):
+    if not config.exists() and not only_begun(folder):
         raise InputError(f"{folder} is not empty and holds no evaluation; give another --out")

@@ -1,7 +1,11 @@
 """``cutmix evaluate``: the same numbers as the run's own, and a clear sentence where things do not fit."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,3 +151,134 @@ def test_the_table_names_the_file_as_it_is(run: Path, capsys: pytest.CaptureFixt
     assert "[red]b[blue" in said
     assert "95 % interval" in said
     assert np.isfinite([r["value"] for r in read_lines(odd / "results.jsonl")]).all()
+
+
+# ---- some of the images ----
+
+
+def test_some_images_are_the_same_for_every_suite(run: Path) -> None:
+    words = {"images": 30, "suite": "classification,calibration,robustness,ood", "outliers": ("uniform",)}
+    records = run_evaluate(options(run, **words))
+    assert {(r["drawn"], r["draw_seed"], r["image_size"]) for r in records} == {(30, 0, 8)}
+    shown = read_arrays(run / "predictions/evaluated-last.npz")
+    for suite in ("calibration", "robustness", "ood"):
+        assert torch.equal(read_arrays(run / f"predictions/{suite}-last.npz")["labels"], shown["labels"])
+    own = read_arrays(run / "predictions/last.npz")
+    found = [int((own["logits"] - row).abs().sum(1).argmin()) for row in shown["logits"]]
+    assert len(set(found)) == 30
+    assert found == sorted(found)
+    by = {r["measure"]: r["n"] for r in records}
+    assert (by["top1_err"], by["ece"], by["pgd_err"], by["between_mixup_err"], by["ood_auroc"]) == (30, 30, 30, 150, 60)
+    again = run_evaluate(options(run, **words | {"seed": 1, "suite": "calibration"}))
+    assert again[0]["draw_seed"] == 1
+    assert not torch.equal(read_arrays(run / "predictions/calibration-last.npz")["labels"], shown["labels"])
+
+
+def test_more_images_than_there_are_is_all(run: Path) -> None:
+    records = run_evaluate(options(run, images=5000))
+    assert {(r["drawn"], r["n"]) for r in records} == {(None, 797)}
+    with pytest.raises(InputError, match="--images is 1; expected at least 2"):
+        options(run, images=1)
+
+
+def test_the_time_is_said_before(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_evaluate(options(run, suite="robustness", images=10))
+    said = capsys.readouterr().out
+    assert "robustness of 10 images: about " in said
+    assert said.index("about") < said.index("fgsm_err")
+
+
+# ---- what is interrupted ----
+
+KILLED = """
+import os, resource, signal, sys
+import numpy as np
+import cutmix.evaluate.command as command, cutmix.evaluate.target as target
+from cutmix.cli import main
+from cutmix.evaluate.classifier import Suite
+
+found = [{"measure": f"m{i}", "value": 1.0, "n": 1, "suite": "robustness"} for i in range(60)]
+command.robustness_suite = lambda *_, **__: Suite(found, {"right": np.arange(1000)})
+words = ["evaluate", sys.argv[1], "--suite", "classification,robustness", "--images", "20", "--device", "cpu"]
+replace, append = os.replace, target.append_lines
+sys.stdout = open(os.devnull, "w")
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def at(number, function, last):
+    calls = []
+    def counted(*given):
+        calls.append(given)
+        return last(*given) if len(calls) == number else function(*given)
+    return counted
+
+def half(path, records):
+    with open(path, "ab") as file:
+        file.write(b"".join(target.json.dumps(record).encode() + b"\\n" for record in records)[:3000])
+    die()
+
+def full(path, records):
+    limit = os.stat(path).st_size + 3000
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    append(path, records)
+
+for ending, patch in (
+    (-9, lambda: setattr(os, "replace", at(2, replace, die))),  # the arrays of robustness are not in place yet
+    (-9, lambda: setattr(target, "append_lines", at(2, append, die))),  # they are, its lines are not
+    (-9, lambda: setattr(target, "append_lines", at(2, append, half))),
+    (2, lambda: setattr(target, "append_lines", at(2, append, full))),
+):
+    if not (child := os.fork()):
+        patch()
+        main(words)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == ending
+    with open(sys.argv[1] + "/results.jsonl", "rb") as file:
+        ended = file.read().endswith(b"\\n")
+    print(ended, file=sys.stderr)
+"""
+
+
+def test_killed_at_any_point_nothing_finished_is_lost(run: Path) -> None:
+    before = len(read_lines(run / "results.jsonl"))
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert "results.jsonl could not be written: File too large; nothing was changed" in done.stderr
+    assert [line for line in done.stderr.splitlines() if line in ("True", "False")] == ["True", "True", "False", "True"]
+    kept = Counter(record["suite"] for record in read_lines(run / "results.jsonl")[before:])
+    assert kept["classification"] == 4 * 2
+    assert 0 < kept["robustness"] < 60  # those before the line that was cut
+    assert read_arrays(run / "predictions/robustness-last.npz")["right"].tolist() == list(range(1000))
+    again = run_evaluate(options(run, suite="robustness", images=20))
+    assert [r["measure"] for r in read_lines(run / "results.jsonl")[-len(again) :]] == [r["measure"] for r in again]
+    assert not [path for path in (run / "predictions").iterdir() if path.suffix == ".tmp"]
+
+
+def test_ctrl_c_says_what_was_finished(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    before = len(read_lines(run / "results.jsonl"))
+    monkeypatch.setattr(cutmix.evaluate.command, "robustness_suite", stop)
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", str(run), "--suite", "classification,robustness", "--device", "cpu", "--workers", "0"])
+    assert stopped.value.code == 130
+    said = " ".join(capsys.readouterr().out.split())
+    assert "stopped; classification finished, in" in said
+    assert len(read_lines(run / "results.jsonl")) == before + 2
+
+
+def test_what_cannot_be_written_is_shown(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise InputError("the disk is full")
+
+    monkeypatch.setattr(cutmix.evaluate.target, "append_lines", full)
+    with pytest.raises(InputError, match="the disk is full"):
+        run_evaluate(options(run))
+    assert "top1_err" in capsys.readouterr().out

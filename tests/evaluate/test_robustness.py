@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cutmix.errors import InputError
 from cutmix.evaluate import robustness
 from cutmix.evaluate.classifier import Classifier, Suite
+from cutmix.evaluate.occlusion import side_grid
 from cutmix.evaluate.robustness import fgsm, robustness_suite
 
 EPS = 8 / 255
@@ -73,7 +74,7 @@ def test_records_say_all_that_a_record_must(found: tuple[Classifier, Suite]) -> 
     records = found[1].records
     keys = {"measure", "value", "low", "high", "confidence", "n", "suite"}
     for record in records:
-        assert keys <= set(record) <= keys | {"at", "of", "note"}
+        assert keys <= set(record) <= keys | {"at", "of", "note"} | ({"steps"} if "pgd" in record["measure"] else set())
         assert record["suite"] == "robustness"
         assert isinstance(record["value"], float)
         assert isinstance(record["n"], int)
@@ -125,6 +126,16 @@ def test_every_rate_can_be_computed_again_from_the_arrays(found: tuple[Classifie
         for at, row in zip(grid, arrays[f"between_{what}"], strict=True):
             assert by[f"between_{what}", at, None] == pytest.approx(100 * row.mean())
     assert np.array_equal(arrays["labels"], classifier.labels.numpy())
+
+
+def test_the_defaults_do_not_grow_with_the_images() -> None:
+    sides = {side: side_grid(torch.zeros(1, 3, side, side), 8) for side in (32, 64, 224, 1024)}
+    assert {len(grid) for grid in sides.values()} == {9}
+    assert sides[224] == [0, 28, 56, 84, 112, 140, 168, 196, 224]
+    for n, pairs in ((4, 20), (40, 200)):
+        suite = robustness_suite(make_classifier(n), sweep=SWEEP, lams=[], between_sides=[], occlusion_sides=[])
+        assert len(suite.arrays["between_pairs"]) == pairs
+        assert {r["steps"] for r in suite.records if r["measure"] in ("pgd_err", "pgd_unbounded_err")} == {10}
 
 
 def test_curves_begin_and_end_where_they_must(found: tuple[Classifier, Suite]) -> None:

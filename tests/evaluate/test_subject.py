@@ -10,7 +10,7 @@ from PIL import Image
 
 from cutmix.checkpoint import save_weights
 from cutmix.errors import InputError
-from cutmix.evaluate.subject import find_subject, load_model, open_test_set
+from cutmix.evaluate.subject import draw_images, find_subject, load_model, open_test_set
 from cutmix.models import create_model
 from cutmix.options import EvaluateOptions
 from cutmix.recipe import Recipe
@@ -31,7 +31,9 @@ def test_weights_from_elsewhere_are_shown_every_photograph(tmp_path: Path) -> No
     subject = find_subject(options)
     data = open_test_set(options, subject)
     assert (subject.which, subject.recipe, len(data), data.split) == ("file", None, 2, "all")
-    assert load_model(options, subject, data).fc.out_features == 2
+    model = load_model(options, subject, data)
+    assert model.fc.out_features == 2
+    assert model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_weights_of_a_recipe_are_shown_the_test_share(tmp_path: Path) -> None:
@@ -42,6 +44,17 @@ def test_weights_of_a_recipe_are_shown_the_test_share(tmp_path: Path) -> None:
     options = EvaluateOptions(tmp_path / "ours.safetensors")
     data = open_test_set(options, find_subject(options))
     assert (len(data), data.split, data.mean) == (4, "test", (0.1, 0.2, 0.3))
+
+
+def test_fewer_images_are_a_part_of_more() -> None:
+    few, many = draw_images(100, 10, 3), draw_images(100, 40, 3)
+    assert few is not None
+    assert many is not None
+    assert len(set(few.tolist())) == 10
+    assert set(few.tolist()) < set(many.tolist()) < set(range(100))
+    assert few.tolist() == sorted(few.tolist())
+    assert draw_images(100, None, 3) is None
+    assert draw_images(100, 100, 3) is None
 
 
 def test_the_normalisation_of_a_known_network_goes_with_it(tmp_path: Path) -> None:

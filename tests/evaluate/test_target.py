@@ -63,6 +63,24 @@ def test_a_run_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
                 pass
 
 
+def test_a_folder_that_was_only_begun_is_gone_on_with(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (".lock", "environment.json", ".config.json.0a1b2c3d.tmp"):  # killed before there was a configuration
+        (out / name).write_text("{")
+    with open_target(options(out=out), subject(tmp_path), WORLD) as target:
+        target.write("calibration-file", [RECORD], SUITE)
+    assert json.loads((out / "environment.json").read_text())["device"].startswith("cpu")
+    assert sorted(path.name for path in out.iterdir() if path.suffix == ".tmp") == []
+
+
+def test_damaged_results_are_found_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_text('{"measure": 1}\n{"meas\n{}\n')
+    with pytest.raises(InputError, match=r"results\.jsonl, line 2 is damaged"):  # noqa: SIM117
+        with open_target(options(), subject(tmp_path, run=True), WORLD):
+            pytest.fail("open")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [

@@ -1,0 +1,71 @@
+"""The forecast counts the very passes that the suite then makes."""
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cutmix.evaluate import attacks, robustness
+from cutmix.evaluate.classifier import Classifier
+from cutmix.evaluate.forecast import Work, expected_seconds, forecast, time_passes
+from cutmix.evaluate.robustness import robustness_suite
+
+
+def make_classifier(n: int, height: int = 9, width: int = 8) -> Classifier:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (n, 1, height, width), generator=generator, dtype=torch.uint8)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(height * width, 3)).eval().requires_grad_(False)
+    labels = torch.randint(3, (n,), generator=generator)
+    return Classifier(
+        network, (0.5,), (0.25,), images, labels, ("a", "b", "c"), "toy", contextlib.nullcontext(), batch_size=8
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"pgd_images": 10, "pairs": 30, "pgd_steps": 3, "sweep": (0.0, 0.1)}])
+def test_the_passes_are_those_that_are_made(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    classifier = make_classifier(20)
+    work: list[Work] = []
+    counts = {"passes": 0, "gradients": 0}
+    logits, gradient = Classifier.logits, attacks.loss_gradient
+
+    def counted_logits(self: Classifier, pixels: Tensor) -> Tensor:
+        counts["passes"] += len(pixels)
+        return logits(self, pixels)
+
+    def counted_gradient(model: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
+        counts["gradients"] += len(pixels)
+        return gradient(model, pixels, labels)
+
+    def begin(_: Classifier, parts: list[Work]) -> str:
+        work.extend(parts)
+        counts.update(passes=0, gradients=0)  # what was before is no part of the forecast
+        return ""
+
+    monkeypatch.setattr(Classifier, "logits", counted_logits)
+    for module in (attacks, robustness):
+        monkeypatch.setattr(module, "loss_gradient", counted_gradient)
+    monkeypatch.setattr(robustness, "forecast", begin)
+    robustness_suite(classifier, say=lambda text: None, **options)
+    assert [part.part for part in work] == ["attacks", "occlusion", "in between"]
+    blanks = 2 * 1  # of 9×8 pixels the largest square is not everything; the smallest is nothing, black and mean
+    assert counts["passes"] == sum(part.passes for part in work) + blanks
+    assert counts["gradients"] == sum(part.gradients for part in work)
+
+
+def test_seconds_are_passes_times_what_one_takes() -> None:
+    assert expected_seconds([Work("a", 100, 10), Work("b", 50)], 0.5, 2.0) == [70.0, 25.0]
+
+
+def test_time_is_for_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([0.0, 16.0, 20.0, 60.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
+    assert time_passes(make_classifier(20)) == (2.0, 5.0)
+
+
+def test_the_sentence_names_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cutmix.evaluate.forecast.time_passes", lambda _: (0.5, 2.0))
+    said = forecast(make_classifier(20), [Work("attacks", 1200, 600), Work("occlusion", 100)])
+    assert said == "20 images: about 31 min (attacks 30 min, occlusion 50 s)"
