@@ -16,7 +16,7 @@ MOST_IN_PAIRS = 6  # runs of which every pair is compared
 # What a comparison of methods may vary.
 _MIX_FIELDS = {
     "mix", "alpha", "mix_prob", "mix_per_sample", "mix_layers", "cutout", "cutout_size", "label_smoothing",
-    "stochastic_depth", "shake_drop", "depth_decay", "drop_block", "drop_block_size",
+    "stochastic_depth", "shake_drop", "depth_decay", "drop_block", "drop_block_size", "backbone",
 }  # fmt: skip
 
 
@@ -62,27 +62,46 @@ def pooled(lines: Sequence[tuple[Any, Json]], confidence: float = 0.95) -> Estim
     return Estimate(mean, mean - half, mean + half, len(values))
 
 
+class Main(NamedTuple):
+    """The measure by which runs of a task are compared: its name in the results and in words, and its unit."""
+
+    measure: str
+    label: str
+    unit: str
+
+
+MAIN = {
+    "classification": Main("top1_err", "top-1 error", " %"),
+    "detection": Main("map", "mAP", " %"),
+    "captioning": Main("cider_d", "CIDEr-D", ""),
+}
+
+
 def comparisons(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """The name of each recipe with a finished run, and its top-1 error beside the baseline's in words.
+    """The name of each recipe with a finished run, and its main measure beside the baseline's in words.
 
     Only recipes measured on the same test set are compared, with the first without any method, or else the first.
     """
+    return [said for task, main in MAIN.items() for said in _comparisons([r for r in runs if r.task == task], main)]
+
+
+def _comparisons(runs: Sequence[Run], main: Main) -> list[tuple[str, str]]:
     by_recipe = groups(runs)
     settings: dict[tuple[Any, ...], dict[str, Estimate]] = {}
     for name, members in by_recipe.items():
-        found = estimate(members, "top1_err", "last")
+        found = estimate(members, main.measure, "last")
         if found:
-            line = next(run.result("top1_err", "last") for run in members if run.finished) or {}
+            line = next(run.result(main.measure, "last") for run in members if run.finished) or {}
             settings.setdefault(tuple(line.get(key) for key in ("data", "split", "n")), {})[name] = found
     said = []
     for (data, split, n), estimates in settings.items():
         plain = (name for name in estimates if is_plain(by_recipe[name][0]))
         baseline = next(plain, next(iter(estimates)))
         images = "images" if n is None else f"{n:,} images"
-        said.append((baseline, f"{_error(estimates[baseline])} on the {images} of {data} ({split})."))
+        said.append((baseline, f"{_main(estimates[baseline], main)} on the {images} of {data} ({split})."))
         for name, found in estimates.items():
             if name != baseline:
-                text = f"{_error(found)}, {_difference(found.value - estimates[baseline].value)} {baseline}. "
+                text = f"{_main(found, main)}, {_difference(found.value - estimates[baseline].value)} {baseline}. "
                 tested = _tested(by_recipe[name], by_recipe[baseline])
                 text += tested or _verdict(found, estimates[baseline])
                 text += _mind(by_recipe[name][0], by_recipe[baseline][0])
@@ -136,10 +155,10 @@ def pairs(runs: Sequence[Run]) -> list[Pair]:
     return [Pair(*pair, p) for pair, p in zip(found, adjusted, strict=True)]
 
 
-def _error(found: Estimate) -> str:
-    what = "top-1 error" if found.count == 1 else f"mean top-1 error of {found.count} runs"
+def _main(found: Estimate, main: Main) -> str:
+    what = main.label if found.count == 1 else f"mean {main.label} of {found.count} runs"
     interval = "" if found.low is None or found.high is None else f" [{found.low:.1f}, {found.high:.1f}]"
-    return f"{what} {found.value:.1f} %{interval}"
+    return f"{what} {found.value:.1f}{main.unit}{interval}"
 
 
 def _difference(points: float) -> str:
@@ -150,7 +169,7 @@ def _difference(points: float) -> str:
 
 def _tested(members: Sequence[Run], others: Sequence[Run]) -> str:
     """What McNemar's test says of two single runs on the same images; "" where there are more, or other images."""
-    paths = [run.folder / "predictions" / "last.npz" for run in (*members, *others)]
+    paths = [run.folder / "predictions" / "last.npz" for run in (*members, *others) if run.task == "classification"]
     if len(paths) != 2 or not all(path.is_file() for path in paths):
         return ""
     one, other = map(read_outcome, paths)

@@ -14,16 +14,20 @@ from typing import Any
 
 from markupsafe import Markup
 
-from cutmix.comparison import comparisons, estimate, pairs
+from cutmix.attention_card import attention
+from cutmix.comparison import MAIN, comparisons, estimate, pairs
 from cutmix.errors import InputError
+from cutmix.learning_curves import learning_curves
 from cutmix.measured import footnotes, sheets, sweeps, trained
 from cutmix.page import HTML, Row, Section, picture
 from cutmix.paper import TABLES, find_tables, is_baseline
 from cutmix.plots import Curve, key, lines
 from cutmix.report_card import calibration, definitions, localization, robustness, unknown
-from cutmix.runs import Run, differing_fields, groups, read_runs
+from cutmix.runs import Json, Run, groups, read_runs
 from cutmix.statistics import in_words
+from cutmix.transfer_card import captioning, detection, paper_of_transfer
 from cutmix.version import __version__
+from cutmix.what_was_run import status, what_was_run
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:
@@ -61,43 +65,19 @@ def summary(runs: Sequence[Run]) -> Section:
     """What came out, one sentence a recipe: its error, and how it stands to the one without mixing."""
     items = [Markup("<strong>{}</strong>: {}").format(name, text) for name, text in comparisons(runs)]
     items += [_unfinished(run) for run in runs if not run.finished]
-    items += [_only_suites(run) for run in runs if run.finished and run.result("top1_err", "last") is None]
+    items += [_only_suites(run) for run in runs if run.finished and _line(run) is None]
     body = HTML.sentences(items)
-    sizes = {line["n"] for run in runs if (line := run.result("top1_err", "last")) and line["n"]}
-    if len({run.data for run in runs}) > 1 or len(sizes) > 1:
-        body = (
-            HTML.note("Not all runs are tested on the same images; errors on different images are not comparable.")
-            + body
-        )
+    if any(_tested_apart([run for run in runs if run.task == task]) for task in MAIN):
+        said = "Not all runs are tested on the same images; what is measured on different images is not comparable."
+        body = HTML.note(said) + body
     return Section("Summary", "summary", body)
 
 
-def what_was_run(runs: Sequence[Run]) -> Section:
-    """The recipes and the circumstances of every run."""
-    recipes = [
-        Row(run.label, [_status(run), *map(_text, (run.recipe.get("name"), run.data, run.recipe.get("model"),
-            run.fact("parameters"), run.recipe.get("mix"), run.recipe.get("epochs"), run.recipe.get("seed")))])
-        for run in runs
-    ]  # fmt: skip
-    circumstances = [
-        Row(run.label, [*map(_text, (run.fact("date"), run.fact("device"), run.fact("torch"), run.fact("commit"))),
-            _duration(run)])
-        for run in runs
-    ]  # fmt: skip
-    body = HTML.table(
-        "Every run",
-        ["Run", "Status", "Recipe", "Data", "Model", "Parameters", "Mix", "Epochs", "Seed"],
-        recipes,
-    )
-    body += _origins(runs) + _recipe_differences(runs)
-    body += HTML.table(
-        "When and on what each ran", ["Run", "Date", "Device", "torch", "Commit", "Training time"], circumstances
-    )
-    return Section("What was run", "what-was-run", body + HTML.commands(runs))
-
-
-def results(runs: Sequence[Run]) -> Section:
+def results(runs: Sequence[Run]) -> Section | None:
     """The errors with their intervals, the last epoch apart from the best."""
+    runs = [run for run in runs if run.task == "classification"]
+    if not runs:
+        return None
     captions = {
         "last": "Last epoch: the network at the end of training",
         "best": "Best epoch: chosen on the test set, so it flatters; only for comparison with papers that report it",
@@ -128,20 +108,6 @@ def results(runs: Sequence[Run]) -> Section:
 
 def error_curves(runs: Sequence[Run]) -> Section | None:
     """Test error and training loss by epoch, every run in the same plots; the seeds of a recipe look alike."""
-    styles = {group: style for style, group in enumerate(groups(runs))}
-    runs = [run for run in runs if not run.evaluated]  # the others have no training to show
-    by_recipe = groups(runs)
-    if not any(run.epochs for run in runs):
-        return None
-    legend = [
-        (key(styles[name]), name + (f" ({len(members)} runs)" if len(members) > 1 else ""))
-        for name, members in by_recipe.items()
-    ]
-    plots = []
-    for title, field, unit in (("Test error", "top1_err", "top-1 error, %"), ("Training loss", "train_loss", "loss")):
-        curves = [_curve(run, field, styles[run.group]) for members in by_recipe.values() for run in members]
-        alt = f"{title} by epoch. " + " ".join(_spoken(run, field) for run in runs)
-        plots.append((title, lines(curves, xlabel="epoch", ylabel=unit, alt=alt)))
     caption = (
         "Test error is measured after an epoch. Training loss is the mean over an epoch’s batches; a loss against "
         "mixed labels is not comparable with one against plain labels."
@@ -149,7 +115,10 @@ def error_curves(runs: Sequence[Run]) -> Section | None:
     (figure2,) = find_tables("figure2")
     if {str(run.recipe.get("name")).partition("+")[0] for run in runs} & {row.recipe for row in figure2.rows}:
         caption += " Figure 2 of the paper shows these curves for its baseline and CutMix, without printed values."
-    return Section("Error curves", "error-curves", HTML.curves(legend, plots, caption))
+    styles = {group: style for style, group in enumerate(groups(runs))}
+    figures = ("Test error", "top1_err", "top-1 error, %"), ("Training loss", "train_loss", "loss")
+    body = learning_curves([run for run in runs if run.task == "classification"], styles, figures, caption)
+    return Section("Error curves", "error-curves", body) if body else None
 
 
 def paired_comparisons(runs: Sequence[Run]) -> Section | None:
@@ -214,12 +183,13 @@ def sample_mixes(runs: Sequence[Run]) -> Section | None:
 
 def how_it_was_measured(runs: Sequence[Run]) -> Section:
     """The definitions of everything on the page."""
-    return Section("How it was measured", "how-it-was-measured", HTML.definitions(definitions(runs)))
+    errors = any(run.task == "classification" for run in runs)
+    return Section("How it was measured", "how-it-was-measured", HTML.definitions(definitions(runs), errors))
 
 
 SECTIONS = (
     summary, what_was_run, results, paired_comparisons, error_curves, calibration, robustness, unknown, localization,
-    paper_tables, paper_sweeps, sample_mixes, how_it_was_measured,
+    attention, paper_tables, paper_sweeps, sample_mixes, detection, captioning, paper_of_transfer, how_it_was_measured,
 )  # fmt: skip
 
 
@@ -236,11 +206,22 @@ def _subtitle(runs: Sequence[Run]) -> str:
     return f"{_count(len(runs), 'run')} on {data} · written {date.today().isoformat()} by cutmix {__version__}"
 
 
+def _line(run: Run) -> Json | None:
+    """The result of the measure by which runs of its task are compared."""
+    return run.result(MAIN[run.task].measure, "last")
+
+
+def _tested_apart(runs: Sequence[Run]) -> bool:
+    sizes = {line["n"] for run in runs if (line := _line(run)) and line["n"]}
+    return len({run.data for run in runs}) > 1 or len(sizes) > 1
+
+
 def _unfinished(run: Run) -> Markup:
-    text = f": {_status(run)}, so it does not enter the comparison"
-    measured = [entry for entry in run.epochs if entry.get("top1_err") is not None]
+    text = f": {status(run)}, so it does not enter the comparison"
+    measure, label, unit = MAIN[run.task]
+    measured = [entry for entry in run.epochs if entry.get(measure) is not None]
     if measured:
-        text += f" (top-1 error after epoch {measured[-1]['epoch']}: {measured[-1]['top1_err']:.1f} %)"
+        text += f" ({label} after epoch {measured[-1]['epoch']}: {measured[-1][measure]:.1f}{unit})"
     return Markup("<strong>{}</strong>{}.").format(run.label, text)
 
 
@@ -248,34 +229,6 @@ def _only_suites(run: Run) -> Markup:
     suites = dict.fromkeys(str(line["suite"]) for line in run.results if "suite" in line)
     text = "<strong>{}</strong>: top-1 error not run; what was measured is below ({})."
     return Markup(text).format(run.label, ", ".join(suites))
-
-
-def _origins(runs: Sequence[Run]) -> Markup:
-    """Where weights come from that were not trained here."""
-    items = [
-        Markup("<strong>{}</strong>: the weights are those of the file <code>{}</code>. {}").format(
-            run.label,
-            run.evaluated,
-            "The recipe is what the file says of itself."
-            if "epochs" in run.recipe
-            else "How they were trained is not "
-            "known here, so their normalisation and the test images may not be those of their training.",
-        )
-        for run in runs
-        if run.evaluated
-    ]
-    return Markup(HTML.sentences(items)) if items else Markup("")
-
-
-def _recipe_differences(runs: Sequence[Run]) -> Markup:
-    runs = [run for run in runs if not run.evaluated]
-    firsts = {name: members[0] for name, members in groups(runs).items()}
-    fields = differing_fields([*firsts.values()])
-    if not fields:
-        return Markup("")
-    rows = [Row(field, [_text(run.recipe.get(field)) for run in firsts.values()]) for field in fields]
-    caption = "Fields in which the recipes differ; every other one is the same"
-    return Markup(HTML.table(caption, ["Field", *firsts], rows))
 
 
 def _error_rows(members: Sequence[Run], which: str) -> list[Row]:
@@ -311,19 +264,6 @@ def _error(line: dict[str, Any]) -> str:
     return f"{value:.2f}" if low is None or high is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def _curve(run: Run, field: str, style: int) -> Curve:
-    measured = [entry for entry in run.epochs if entry.get(field) is not None]
-    return Curve([entry["epoch"] for entry in measured], [entry[field] for entry in measured], style)
-
-
-def _spoken(run: Run, field: str) -> str:
-    """A curve in words: where it starts and ends."""
-    curve = _curve(run, field, 0)
-    if not curve.x:
-        return f"{run.label}: not run."
-    return f"{run.label}: {curve.y[0]:.3g} at epoch {curve.x[0]}, {curve.y[-1]:.3g} at epoch {curve.x[-1]}."
-
-
 def _image(run: Run, png: bytes) -> dict[str, Any]:
     mix = run.recipe.get("mix", "none")
     return picture(
@@ -332,40 +272,6 @@ def _image(run: Run, png: bytes) -> dict[str, Any]:
         alt=f"Grid of training images as the network of {run.label} is shown them, mix: {mix}",
         caption=f"{run.label}: training images as the network is shown them (mix: {mix})",
     )
-
-
-def _status(run: Run) -> str:
-    if run.evaluated:
-        return "weights from a file"
-    if run.finished:
-        return "finished"
-    reached = f"epoch {run.epochs[-1]['epoch']} of {run.recipe.get('epochs')}" if run.epochs else "no epoch logged"
-    return f"unfinished, {reached}"
-
-
-def _duration(run: Run) -> str:
-    if run.evaluated:
-        return "–"
-    so_far = run.epochs[-1].get("seconds") if run.epochs else None  # of all epochs up to this one
-    seconds = (run.fact("seconds") if run.finished else None) or so_far
-    if not seconds:
-        return "not recorded"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
-
-
-def _text(value: Any) -> str:
-    """A recipe's field or a circumstance as people write it."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int) and value >= 10_000:
-        return f"{value:,}"
-    if isinstance(value, list):
-        return ", ".join(map(_text, value))
-    return str(value)
 
 
 def _count(number: int, noun: str) -> str:

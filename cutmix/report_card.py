@@ -48,7 +48,7 @@ def calibration(runs: Sequence[Run]) -> Section | None:
     )
     body += reliability_of(card)
     body += table(card, "Before and after a temperature, on held-out test images", held_out)
-    body += _differences(card) + pictures(card)
+    body += differences_of(card) + pictures(card)
     return Section(SUITES[card.suite], "calibration", body)
 
 
@@ -69,7 +69,7 @@ def robustness(runs: Sequence[Run]) -> Section | None:
     kinds = {same: rows for same, rows in sweeps.items() if same[0] == "corruption_err"}
     body = refusals(card) + table(card, "Errors as the images are, under attack and under noise", attacked)
     body += table_of_checks(card, "Checks: are the attacks sound?", checks)
-    body += _differences(card)
+    body += differences_of(card)
     body += curves(card, {same: rows for same, rows in sweeps.items() if same not in kinds})
     body += table(card, "Published corruptions", corrupted) + curves(card, kinds, small=True)
     body += pictures(card) + _paper(FGSM)
@@ -89,7 +89,7 @@ def unknown(runs: Sequence[Run]) -> Section | None:
                 f"{measure_of(rows[0].name).label} of the largest softmax probability, known against unknown images"
             )
             body += table_of_sets(card, caption, rows)
-    body += notes(card, [row for rows in main for row in rows]) + _differences(card) + histograms(card)
+    body += notes(card, [row for rows in main for row in rows]) + differences_of(card) + histograms(card)
     others = [row for row in card.rows if all(row not in rows for rows in main)]
     mean = [row for row in others if is_mean(row)]
     each_set = [row for row in others if row not in mean]
@@ -109,7 +109,7 @@ def localization(runs: Sequence[Run]) -> Section | None:
     if card is None:
         return None
     body = refusals(card) + table(card, "Boxes from class activation maps", list(card.rows))
-    body += _differences(card) + pictures(card)
+    body += differences_of(card) + pictures(card)
     return Section(SUITES[card.suite], "localization", body + (_paper(LOCALIZATION) if card.rows else Markup("")))
 
 
@@ -129,7 +129,7 @@ def definitions(runs: Sequence[Run]) -> list[tuple[str, list[Definition]]]:
     return found + ([("Differences between runs", list(compared.values()))] if compared else [])
 
 
-def _differences(card: Card) -> Markup:
+def differences_of(card: Card) -> Markup:
     """Each run less the baseline, with paired intervals."""
     found = differences(card.runs, card.suite)
     if not found:
@@ -182,6 +182,8 @@ _METHODS = {
     "robustness": "Agresti and Min’s, p McNemar’s exact one",
     "ood": "DeLong’s, and so is p",
     "localization": "Agresti and Min’s, p McNemar’s exact one",
+    "detection": "the paired bootstrap’s",
+    "captioning": "the paired bootstrap’s",
 }
 _RATES = Definition(
     "paired-rates",
@@ -189,6 +191,13 @@ _RATES = Definition(
     "The share of the images on which only the one run is wrong less the share on which only the other is. The "
     "interval is Wald’s for matched pairs with half an image added to each of the four cells (Agresti and Min 2005); "
     "p is McNemar’s exact test, adjusted by Holm’s method for all differences of the section.",
+)
+_PICTURES = Definition(
+    "paired-pictures",
+    "Difference of mAP or of captions’ scores",
+    "The interval is the percentiles of 500 seeded resamples of the test pictures, drawn in pairs; p is twice the "
+    "share of them at or beyond zero (Efron and Tibshirani 1993). A picture’s detections are judged once; CIDEr-D’s "
+    "weights stay those of all pictures.",
 )
 _PAIRED = {
     "calibration": Definition(
@@ -207,4 +216,6 @@ _PAIRED = {
         "2014).",
     ),
     "localization": _RATES,
+    "detection": _PICTURES,
+    "captioning": _PICTURES,
 }

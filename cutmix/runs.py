@@ -13,10 +13,13 @@ from typing import Any
 from cutmix.errors import InputError
 from cutmix.jsonl import read_lines
 from cutmix.recipe import Recipe
+from cutmix.transfer.recipes import TASKS, Captioning, Detection, task_of
 
 Json = dict[str, Any]
 
-_DEFAULTS = Recipe().to_dict()
+_DEFAULTS = {
+    "classification": Recipe().to_dict(), "detection": Detection().to_dict(), "captioning": Captioning().to_dict()
+}  # fmt: skip
 # What makes two lines of results the same measure.
 _KEY = ("data", "split", "measure", "which", "weights", "of", "at", "convention", "score")
 
@@ -50,9 +53,17 @@ class Run:
     evaluated: str | None = None
 
     @property
+    def task(self) -> str:
+        """What it learns: classification, detection or captioning."""
+        return task_of(self.recipe)
+
+    @property
     def data(self) -> str:
         """The data set that it was measured on, or is to be."""
-        return str(self.results[0].get("data") if self.results else self.recipe.get("data", "unknown data"))
+        if self.results:
+            return str(self.results[0].get("data"))
+        planned = str(self.recipe.get("data", "unknown data"))
+        return planned if self.task == "classification" else Path(planned).name
 
     @property
     def finished(self) -> bool:
@@ -82,8 +93,8 @@ class Run:
         return [r for r in self.results if r.get("suite") == name and r["which"] == which and self.is_own(r)]
 
     def arrays(self, suite: str) -> Path:
-        """The file of what a suite found for each image."""
-        return self.folder / "predictions" / f"{suite}-last.npz"
+        """The file of what a suite found for each image; of transfer it is the training's own."""
+        return self.folder / "predictions" / ("last.npz" if suite in TASKS else f"{suite}-last.npz")
 
     def named(self, which: str) -> str:
         """The name of an epoch in the results: a file of weights is of no known epoch, or of the one that it says."""
@@ -153,7 +164,7 @@ def read_run(folder: Path) -> Run:
 
 def _with_defaults(recipe: Json) -> Json:
     """Return a recipe with the fields that an older run lacks."""
-    return recipe | {name: value for name, value in _DEFAULTS.items() if name not in recipe}
+    return recipe | {name: value for name, value in _DEFAULTS[task_of(recipe)].items() if name not in recipe}
 
 
 def groups(runs: Iterable[Run]) -> dict[str, list[Run]]:

@@ -15,6 +15,7 @@ from scipy import stats
 
 from cutmix.comparison import comparisons, estimate
 from cutmix.errors import InputError
+from cutmix.learning_curves import learning_curves
 from cutmix.plots import Curve, key, lines, outlines, reliability
 from cutmix.report import SECTIONS, write_report
 from cutmix.runs import differing_fields, groups, read_runs
@@ -403,3 +404,28 @@ def test_the_same_drawing_twice_has_ids_of_its_own(tmp_path):
         (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in same))
     ids = [attrs["id"] for _, attrs in page_of(tmp_path, *runs).tags if "id" in attrs]
     assert len(ids) == len(set(ids))
+
+
+FIGURES = (("Test error", "top1_err", "error, %"), ("Training loss", "train_loss", "loss"))
+
+
+def test_what_is_drawn_is_said(tmp_path: Path) -> None:
+    runs = read_runs([make_run(tmp_path / "a", epochs=3, error=30.0), make_run(tmp_path / "b", mix="cutmix", logged=0)])
+    made = learning_curves(runs, {runs[0].group: 0, runs[1].group: 1}, FIGURES, "What it is")
+    assert "Test error by epoch. none: 40 at epoch 1, 30 at epoch 3." in made
+    assert "Training loss by epoch. none: 3 at epoch 1, 1 at epoch 3." in made
+    assert "cutmix" not in made  # nothing was logged
+    assert made.count("<svg") == 3  # two plots and a key
+    assert made.rstrip().endswith("<figcaption>What it is</figcaption>\n</figure>")
+
+
+def test_seeds_share_a_style_and_a_name(tmp_path: Path) -> None:
+    runs = read_runs([make_run(tmp_path / str(seed), seed=seed) for seed in range(3)])
+    made = learning_curves(runs, {runs[0].group: 0}, FIGURES[:1], "")
+    assert "(3 runs)" in made
+    assert made.count("<svg") == 2
+
+
+def test_without_epochs_there_is_nothing(tmp_path: Path) -> None:
+    runs = read_runs([make_run(tmp_path / "a", logged=0)])
+    assert learning_curves(runs, {runs[0].group: 0}, FIGURES, "") == ""

@@ -4,8 +4,9 @@ Source: Yun et al. 2019, appendices C and D; what the paper does not say is from
 below: amdegroot/ssd.pytorch, jwyang/faster-rcnn.pytorch, stevehuanghe/image_captioning.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from cutmix.errors import InputError
 from cutmix.recipe import Training
@@ -136,6 +137,13 @@ def find_transfer(task: str, arch: str = "") -> Transfer:
         given = f'there is no task "{task}"' if task else "cutmix transfer needs a task"
         raise InputError(f"{given}; expected {' or '.join(TASKS)}")
     return next((recipe for recipe in TASKS[task] if recipe.name == arch), TASKS[task][0])
+
+
+def task_of(recipe: Mapping[str, Any]) -> str:
+    """Return what a run learns, by the recipe of its configuration: classification, detection or captioning."""
+    if "backbone" not in recipe:
+        return "classification"
+    return "detection" if "arch" in recipe else "captioning"
 
 
 def small(recipe: Transfer) -> Transfer:

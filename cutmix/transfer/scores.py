@@ -116,7 +116,7 @@ def caption_measures(
     try:
         return [*records, record | {"value": 100 * meteor(candidates, references)}]
     except InputError as error:
-        return [*records, record | {"note": str(error)}]
+        return [*records, record | {"note": str(error).removeprefix("METEOR ")}]
 
 
 def meteor(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> float:
