@@ -63,7 +63,8 @@ def box_gallery(
     for axis in axes[len(chosen) :]:
         axis.set_axis_off()
     for k, axis in enumerate(axes[: len(chosen)]):
-        _overlay(axis, shown[k], cams[k] / max(cams[k].max(), np.finfo(np.float32).tiny))
+        positive = cams[k].clip(min=0)
+        _overlay(axis, shown[k], positive / max(positive.max(), np.finfo(np.float32).tiny))
         for box in true[k]:
             _outline(axis, box, "red", "solid")
         _outline(axis, found[k], "lime", (0, (3, 2)))

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,3 +72,12 @@ def test_wrong_input_is_one_sentence(drawn: Classifier) -> None:
         mixed_maps(drawn, 0, 8)
     with pytest.raises(InputError, match="images 0 and 3 are both of a cat; expected two classes"):
         mixed_maps(drawn, 0, 3)
+
+
+def test_maps_below_zero_are_drawn_as_nothing(drawn: Classifier) -> None:
+    torch.manual_seed(0)
+    network = create_model("resnet20", 3).eval().requires_grad_(False)
+    network.get_classifier().weight.fill_(-1)  # of features that are not negative
+    below = replace(drawn, network=network)
+    assert box_gallery(below, [np.array([[2, 3, 9, 12]])] * 8).startswith(b"\x89PNG")
+    assert mixed_maps(below, 0, 1).startswith(b"\x89PNG")
