@@ -6,10 +6,10 @@ from cutmix.page import HTML, Section, picture
 from cutmix.runs import Run
 
 _LEGEND = (
-    "Top: training images. Middle: the attention of the trained network’s last block, mean over its heads and, but for "
-    "CaiT, over the image’s tokens that ask; the brighter, the more; each image has its own scale. Bottom: what SMMix "
-    "makes of the images, with the shares of the labels. The square with the most attention is given to another image, "
-    "which loses the one with the least for it."
+    "Top: training images. Middle: how much attention the trained network’s last block pays to each token, the mean "
+    "over its heads and over the image’s tokens (in CaiT, that of the class token); each image has a scale of its own. "
+    "Bottom: what SMMix makes of the images, with the shares of their labels: the square with the least attention is "
+    "overwritten by the one with the most of another image."
 )
 
 

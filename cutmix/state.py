@@ -30,7 +30,7 @@ from cutmix.mixing import (
 from cutmix.mixing.features import find_layers
 from cutmix.mixing.images import BatchTransform
 from cutmix.mixing.targets import Targets
-from cutmix.models import WithTokenHead, create_model
+from cutmix.models import WithTokenHead, create_model, predict_and_attend
 from cutmix.optim import find_classifier, make_average, make_optimizer
 from cutmix.recipe import Recipe
 from cutmix.regularizers import DropBlock, regularize
@@ -124,7 +124,7 @@ def start_branches_at_one(model: nn.Module) -> None:
 
 
 def _check_input(model: nn.Module, recipe: Recipe, data: ImageSet, device: torch.device) -> None:
-    """See that the network and its DropBlock take images of this size, before a folder is made for the run."""
+    """See that network, DropBlock and SMMix take images of this size, before a folder is made for the run."""
     sides: tuple[int, ...] = (recipe.image_size or 0,) * 2
     if isinstance(data, ArraySet) and recipe.image_size is None:
         sides = tuple(data.images.shape[-2:])
@@ -135,6 +135,8 @@ def _check_input(model: nn.Module, recipe: Recipe, data: ImageSet, device: torch
     try:
         with torch.inference_mode():
             model(torch.zeros(1, data.in_chans, *sides, device=device))
+            if recipe.mix == "smmix":
+                SMMix().draw(predict_and_attend(model, torch.zeros(2, data.in_chans, *sides, device=device))[1])
     except InputError:
         raise
     except (AssertionError, RuntimeError, ValueError) as error:

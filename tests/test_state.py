@@ -189,6 +189,21 @@ def test_the_size_of_the_images_is_tried(digits: ArraySet, model: str) -> None:
             start_state(replace(recipe, image_size=24), digits, ALONE)
 
 
+@pytest.mark.parametrize(
+    ("model", "side", "sentence"),
+    [
+        ("resnet20", 8, "CifarResNet has no attention over all tokens of an image"),
+        ("deit_tiny_patch4_10", 10, "the images are 10×10 pixels, which tokens of 4×4 pixels do not divide"),
+        ("deit_tiny_patch8_8", 8, "expected .* at least 2×2 tokens, from smaller patches or larger images"),
+        ("pvt_tiny_patch1_8", 8, "expected .* at least 2×2 tokens, from smaller patches or larger images"),
+    ],
+)
+def test_a_network_that_smmix_cannot_go_by_is_refused(digits: ArraySet, model: str, side: int, sentence: str) -> None:
+    recipe = replace(RECIPE, model=model, image_size=side, mix="smmix", accumulate=1)
+    with pytest.raises(InputError, match=sentence):
+        start_state(recipe, digits, ALONE)
+
+
 def test_a_drop_block_that_does_not_fit_is_refused(digits: ArraySet) -> None:
     recipe = replace(RECIPE, drop_block=0.1)  # 8×8 pixels leave a map of 2×2
     with pytest.raises(InputError, match="DropBlock's block of 4×4 is larger than the feature map of 2×2"):

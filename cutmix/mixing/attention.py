@@ -147,7 +147,7 @@ def fine_grained_loss(
         A scalar.
 
     Source:
-        Chen et al., SMMix, ICCV 2023; the authors' ``losses.py``.
+        Chen et al., SMMix, ICCV 2023; the authors' ``engine.py``.
     """
     own, pasted = region_logits.unbind(1)
     other = labels.index_select(0, partner.to(labels.device, non_blocking=True))

@@ -4,6 +4,8 @@ import copy
 import math
 import os
 import pickle
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +29,7 @@ from cutmix.mixing.attention import (
     smmix_loss,
 )
 from cutmix.models.attention_maps import WithTokenHead
+from cutmix.models.pvt import PyramidVisionTransformer
 
 
 def some_attention(n: int = 5, height: int = 6, width: int = 7, seed: int = 0) -> Tensor:
@@ -366,27 +369,55 @@ def test_distributed_needs_no_search_for_unused_parameters(one_process: None) ->
             torch.testing.assert_close(its.grad, mine.grad)
 
 
-def two_ranks(rank: int, folder: str) -> None:
-    os.environ["RANK"] = str(rank)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    head = with_head()
-    network, optimizer = DistributedDataParallel(head), torch.optim.AdamW(head.parameters())
-    smmix, (images, labels) = SMMix(seed=16), batch(7 + rank)
-    for _ in range(8):
-        optimizer.zero_grad()
-        smmix.loss(network, images, labels).backward()
-        optimizer.step()
-    torch.save(head.state_dict(), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+TWO_RANKS = """
+import os, sys
+import torch
+import cutmix.train
+from cutmix.cli import main
+from cutmix.mixing import SMMix
+
+torch.set_num_threads(1)
+seen = {"chosen": [], "draws": []}
+
+def choose(smmix, original=SMMix.choose):
+    seen["chosen"].append(original(smmix))
+    return seen["chosen"][-1]
+
+def draw(smmix, attention, original=SMMix.draw):
+    made = original(smmix, attention)
+    seen["draws"].append((made.side, made.partner.tolist()))
+    return made
+
+def finish(run, original=cutmix.train.finish):
+    seen["weights"] = [p.detach() for p in run.state.model.parameters()]
+    SMMix.draw = seen.pop("original")
+    original(run)
+
+seen["original"] = SMMix.draw
+SMMix.choose, SMMix.draw, cutmix.train.finish = choose, draw, finish
+main(["train", "cifar100-deit-tiny-smmix", "--data", "digits", "--model", "deit_tiny_patch2_8",
+      "--auto-augment", "none", "--crop-padding", "1", "--epochs", "1", "--warmup-epochs", "0", "--batch-size", "126",
+      "--out", "run"])
+torch.save(seen, f"{os.environ['RANK']}.pt")
+"""
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_network(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(two_ranks, (str(tmp_path),), nprocs=2)
+def test_two_processes_choose_alike_draw_for_themselves_and_train_one_network(tmp_path: Path) -> None:
+    (tmp_path / "driver.py").write_text(TWO_RANKS)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "driver.py"], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True,
+        text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert any(not torch.equal(first[name], value) for name, value in with_head().state_dict().items())
+    assert first["chosen"] == second["chosen"]
+    assert len(first["chosen"]) == 8
+    assert 0 < sum(first["chosen"]) < 8
+    assert {len(partner) for _, partner in first["draws"][1:]} <= {63, 59}  # odd shares of a batch
+    assert first["draws"][1:] != second["draws"]  # the first process drew the picture of samples before
+    assert all(map(torch.equal, first["weights"], second["weights"]))
 
 
 def test_compiled_without_compiling_again(no_recompilation: None) -> None:
@@ -396,6 +427,40 @@ def test_compiled_without_compiling_again(no_recompilation: None) -> None:
     ours, theirs = SMMix(seed=17), SMMix(seed=17)
     for _ in range(5):
         assert torch.equal(theirs.loss(compiled, images, labels), ours.loss(head, images, labels))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what the compiler imports
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["vit", "cait", "pvt"])
+def test_the_compiled_network_has_the_same_losses_and_gradients(
+    family: str, precision: torch.dtype, no_recompilation: None
+) -> None:
+    def make() -> WithTokenHead:
+        torch.manual_seed(0)
+        if family == "pvt":
+            return WithTokenHead(PyramidVisionTransformer((1, 1, 1, 2), 4, img_size=16, patch_size=1))
+        name = {"vit": "vit_tiny_patch16_224", "cait": "cait_xxs24_224"}[family]
+        shape = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 2, "num_classes": 4}
+        return WithTokenHead(timm.create_model(name, **shape))
+
+    images, labels = batch()
+    plain, wrapped = make().train(), make().train()
+    compiled = torch.compile(wrapped)
+    ours, theirs = SMMix(seed=17), SMMix(seed=17)
+    assert len(set(chosen(SMMix(seed=17), 4))) == 2  # of both kinds
+    near = {"rtol": 1e-4, "atol": 1e-5} if precision == torch.float32 else {"rtol": 0.05, "atol": 0.02}
+    for _ in range(4):
+        losses = []
+        for mix, network in ((ours, plain), (theirs, compiled)):
+            with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+                losses.append(mix.loss(network, images, labels))
+            losses[-1].backward()
+        torch.testing.assert_close(losses[1], losses[0], **near)
+    for mine, its in zip(plain.parameters(), wrapped.parameters(), strict=True):
+        assert mine.grad is not None
+        assert its.grad is not None
+        assert (mine.grad - its.grad).norm() <= 10 * near["rtol"] * mine.grad.norm() + 1e-5
 
 
 # What is refused, in one sentence.
