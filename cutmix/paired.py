@@ -1,6 +1,7 @@
 """Each run against the baseline, image by image, from what `cutmix evaluate` left of every image. No torch here."""
 
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -111,7 +112,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zlib.error, BadZipFile) as error:
         raise InputError(f"{path} cannot be read as arrays: {error}; evaluate the run again") from None
 
 

@@ -20,6 +20,7 @@ import shlex
 import subprocess
 import sys
 import zipfile
+import zlib
 from contextlib import suppress
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -189,7 +190,7 @@ def read_arrays(path: Path) -> dict[str, torch.Tensor]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read as predictions ({error}); train again with --overwrite") from None
 
 

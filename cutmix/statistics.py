@@ -9,6 +9,7 @@ Source: McNemar (1947) in its exact form, a binomial test of the samples on whic
 Welch (1947).
 """
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ def read_outcome(path: Path) -> Outcome:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             logits, labels = arrays["logits"], arrays["labels"]
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zlib.error, BadZipFile) as error:
         raise InputError(f"{path} cannot be read as predictions (logits and labels in an npz file): {error}") from None
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise InputError(

@@ -1,5 +1,6 @@
 """Runs against the baseline: which are compared, on which images, and that the values are those of the records."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 from cutmix.errors import InputError
 from cutmix.paired import against_baseline, differences, read_arrays
 from cutmix.runs import Run, read_runs
+from cutmix.statistics import read_outcome
 
 N = 400
 
@@ -110,6 +112,8 @@ def test_runs_of_a_seed_are_compared_with_each_other(tmp_path) -> None:
         ("robustness", "fgsm_err", {"labels": np.zeros(N, int)}),
         ("localization", "top1_loc", {"true_boxes": np.zeros((N, 1, 4))}),
         ("ood", "ood_auroc", {"max-softmax/uniform": np.zeros(7)}),
+        ("ood", "ood_auroc", {"labels": np.zeros(N, int)}),
+        ("calibration", "ece", {"labels": np.zeros(N, int)}),
     ],
 )
 def test_other_images_are_not_compared(pair, suite, name, arrays) -> None:
@@ -128,6 +132,20 @@ def test_other_bounds_data_and_draws_are_not_compared(tmp_path) -> None:
     lines = (other / "results.jsonl").read_text().replace('"split": "test"', '"split": "val"')
     (other / "results.jsonl").write_text(lines)
     assert compared((plain, other), "calibration") == {}
+
+
+def test_only_the_same_images_of_a_draw_are_compared(tmp_path) -> None:
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", mix="cutmix")]
+
+    def drawn(*facts: dict[str, int]) -> bool:
+        for run, more in zip(runs, facts, strict=True):
+            lines = [json.loads(line) | more for line in (run / "results.jsonl").read_text().splitlines()]
+            (run / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return bool(compared(runs, "calibration"))
+
+    assert drawn({"drawn": 400, "draw_seed": 0}, {"drawn": 400, "draw_seed": 0})
+    assert not drawn({"draw_seed": 1}, {})
+    assert not drawn({"draw_seed": 0, "drawn": 300}, {})
 
 
 def test_held_out_shares_of_two_seeds_are_other_images(tmp_path) -> None:
@@ -155,6 +173,17 @@ def test_damaged_arrays_are_named(pair) -> None:
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(InputError, match=r"ood-last\.npz cannot be read as arrays"):
         differences(read_runs(pair), "ood")
+
+
+def test_any_byte_may_be_wrong(tmp_path) -> None:
+    path = tmp_path / "arrays.npz"
+    np.savez(path, logits=np.zeros((2, 2)), labels=np.arange(2))
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        for read in (read_arrays, read_outcome):
+            with contextlib.suppress(InputError):
+                read(path)
 
 
 def test_nothing_of_a_run_is_changed(pair) -> None:

@@ -376,6 +376,12 @@ def test_a_doubling_axis_has_its_points_at_equal_distances():
     assert [f">{tick}</text>" in svg for tick in (0, 1, 2, 4, 8, 16)] == [True] * 6
 
 
+def test_a_single_epoch_is_the_only_tick():
+    svg = lines([Curve((1,), (90.0,), 0), Curve((1,), (80.0,), 1)], xlabel="epoch", ylabel="error", alt="a")
+    texts = re.findall(r">([^<]+)</text>", svg)
+    assert texts[: texts.index("epoch")] == ["1"]
+
+
 def test_a_share_has_its_quarters():
     svg = lines([Curve((0, 0.25, 1), (1, 2, 3), 1)], xlabel="x", ylabel="y", alt="a", axis="share")
     assert [f">{tick}</text>" in svg for tick in ("0.00", "0.25", "0.50", "0.75", "1.00")] == [True] * 5

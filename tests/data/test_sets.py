@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from cutmix.data.sets import ArraySet, open_data
+from cutmix.data.sets import ArraySet, FileSet, open_data, take
 from cutmix.errors import InputError
 
 
@@ -54,11 +54,27 @@ def test_unknown_name(given: str, sentence: str) -> None:
 
 
 def test_absent_set_says_where_it_looked_and_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"cifar-100 was not found in data \(\$CUTMIX_DATA is not set\).*--download"):
+    with pytest.raises(
+        InputError, match=r"cifar-100 was not found in data \(\$CUTMIX_DATA is not set\).*cutmix train --download"
+    ):
         open_data("cifar-100", "train")
     monkeypatch.setenv("CUTMIX_DATA", str(tmp_path / "there"))
     with pytest.raises(InputError, match=r"not found in .*there and data: prepare its train/ and val/"):
         open_data("imagenet", "train", download=True)
+
+
+def test_some_of_a_set_are_taken_in_their_order(tmp_path: Path) -> None:
+    digits, index = open_data("digits", "test"), torch.tensor([5, 2])
+    some = take(digits, index)
+    assert isinstance(digits, ArraySet)
+    assert isinstance(some, ArraySet)
+    assert torch.equal(some.images, digits.images[index])
+    assert torch.equal(some.labels, digits.labels[index])
+    paths = tuple(tmp_path / str(i) for i in range(3))
+    files = FileSet("f", "test", ("a", "b", "c"), torch.arange(3), (0.5,) * 3, (0.5,) * 3, paths)
+    taken = take(files, torch.tensor([2, 0]))
+    assert isinstance(taken, FileSet)
+    assert (taken.paths, taken.labels.tolist()) == ((paths[2], paths[0]), [2, 0])
 
 
 def test_download_failure_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
