@@ -117,14 +117,19 @@ def read_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
     """Read run folders and give them labels that tell them apart.
 
     Raises:
-        InputError: no folder was given, one is given twice, is missing, is no run folder, or a file in it is damaged.
+        InputError: no folder was given, one is given twice, is missing, is no run folder, is of an evaluation without
+            results, or a file in it is damaged.
     """
     if not folders:
         raise InputError("no run was given; give at least one folder that `cutmix train` wrote")
     repeated = [folder for folder, count in Counter(Path(folder).resolve() for folder in folders).items() if count > 1]
     if repeated:
         raise InputError(f"the run {repeated[0]} is given more than once; give each run folder once")
-    return _labelled([read_run(Path(folder)) for folder in folders])
+    runs = [read_run(Path(folder)) for folder in folders]
+    for run in runs:
+        if run.evaluated and not run.results:
+            raise InputError(f"{run.folder} holds an evaluation that has no results yet; measure again: {run.command}")
+    return _labelled(runs)
 
 
 def read_run(folder: Path) -> Run:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from markupsafe import Markup
 
+from cutmix.errors import InputError
 from cutmix.report import write_report
 from cutmix.report_card import calibration, definitions, localization, robustness, unknown
 from cutmix.runs import read_runs
@@ -192,6 +193,14 @@ def test_a_classifier_from_elsewhere_has_a_page(tmp_path) -> None:
     assert "How they were trained is not known" in text
     assert "Best epoch: chosen" not in text
     assert "unfinished" not in text.partition("How it was measured</h2>")[0]
+
+
+def test_an_evaluation_without_results_is_no_page(tmp_path) -> None:
+    run = make_run(tmp_path / "resnet50", evaluated="resnet50.pth")
+    (run / "results.jsonl").unlink()
+    with pytest.raises(InputError, match="resnet50 holds an evaluation that has no results yet; measure again"):
+        write_report([run], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_a_classifier_with_suites_alone_says_so_in_the_summary(tmp_path) -> None:
