@@ -157,7 +157,7 @@ class PaperOptions:
     """What ``cutmix paper`` shows."""
 
     tables: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """table1, table3 to table8, figure2, figure3, talk, smmix; by default all."""
+    """table1, table3 to table12, tableA2, tableA3, figure2, figure3, talk, smmix; by default all."""
     runs: tuple[Path, ...] = ()
     """Folders of runs, or folders that hold them; by default runs/, and results/*.jsonl beside it."""
     results: tuple[Path, ...] = ()

@@ -189,7 +189,7 @@ def how_it_was_measured(runs: Sequence[Run]) -> Section:
 
 SECTIONS = (
     summary, what_was_run, results, paired_comparisons, error_curves, calibration, robustness, unknown, localization,
-    attention, paper_tables, paper_sweeps, sample_mixes, detection, captioning, paper_of_transfer, how_it_was_measured,
+    attention, detection, captioning, paper_tables, paper_sweeps, paper_of_transfer, sample_mixes, how_it_was_measured,
 )  # fmt: skip
 
 

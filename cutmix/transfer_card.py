@@ -64,7 +64,10 @@ def _section(runs: Sequence[Run], task: str, tables: Markup, figure: tuple[str, 
     runs = [run for run in runs if run.task == task]
     if not runs:
         return None
-    curves = learning_curves(runs, styles, (("Training loss", "train_loss", "loss"), figure), _LOSS)
+    figures = [("Training loss", "train_loss", "loss"), figure]
+    if not any(sum(figure[1] in entry for entry in run.epochs) > 1 for run in runs):
+        figures.pop()  # one point is no curve
+    curves = learning_curves(runs, styles, figures, _LOSS)
     return Section(SUITES[task], task, tables + curves + _pictures(runs))
 
 

@@ -1,6 +1,7 @@
 """The section of the page that says what was run, on what, and by which commands. No torch here."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -28,7 +29,7 @@ def what_was_run(runs: Sequence[Run]) -> Section:
         header = ["Run", "Status", "Recipe", "Data", "Model", "Parameters", "Mix", "Epochs", "Seed"]
         body += HTML.table("Every classifier" if transferred else "Every run", header, recipes)
     if transferred:
-        header = ["Run", "Status", "Data", "What", "Backbone", "Its weights", "Parameters", "Epochs", "Seed"]
+        header = ["Run", "Status", "Data", "What", "Backbone", "Parameters", "Epochs", "Seed"]
         body += HTML.table("Every detector and captioner", header, [_transferred(run) for run in transferred])
     body += _origins(runs)
     for task in ("classification", "detection", "captioning"):
@@ -42,14 +43,18 @@ def what_was_run(runs: Sequence[Run]) -> Section:
 def _transferred(run: Run) -> Row:
     """The row of a detector or a captioner."""
     what = {"ssd300": "SSD300", "faster-rcnn": "Faster R-CNN"}.get(str(run.recipe.get("arch")), "Show and Tell")
-    if run.task == "captioning":
-        what += ", encoder " + ("tuned" if run.recipe.get("tune_encoder") else "frozen")
-    weights = str(run.recipe.get("backbone"))
-    known = {"none": "random", "pretrained": "timm’s, pretrained"}
+    what += ", tuned" if run.recipe.get("tune_encoder") else ""
+    weights = Path(str(run.recipe.get("backbone")))
+    name = weights.parent.name if weights.name == "model.safetensors" else weights.name
     trained_by = run.fact("backbone_recipe")
-    weights = known.get(weights, f"{trained_by}: {weights}" if trained_by else weights)
+    if trained_by not in (None, name):
+        name += f" ({trained_by})"
+    known = {"none": "random weights", "pretrained": "timm’s weights"}
     facts = run.fact("parameters"), run.recipe.get("epochs"), run.recipe.get("seed")
-    return Row(run.label, [status(run), run.data, what, str(run.recipe.get("model")), weights, *map(_text, facts)])
+    return Row(
+        run.label,
+        [status(run), run.data, what, f"{run.recipe.get('model')}, {known.get(name, name)}", *map(_text, facts)],
+    )
 
 
 def _origins(runs: Sequence[Run]) -> Markup:

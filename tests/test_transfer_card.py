@@ -210,7 +210,8 @@ def test_an_unfinished_run_shows_how_far_it_got(tmp_path: Path) -> None:
     page = Page(tmp_path, make_detector(tmp_path / "a", logged=3))
     assert "a: unfinished, epoch 3 of 4, so it does not enter the comparison (mAP after epoch 2: 20.0 %)" in page.text
     assert "Average precision after" not in page.text
-    assert any("mAP on the test pictures by epoch. a: 20 at epoch 2" in said for said in page.attributes("aria-label"))
+    assert any("Training loss by epoch" in said for said in page.attributes("aria-label"))
+    assert not any("mAP on the test" in said for said in page.attributes("aria-label"))  # one point is no curve
     assert Page(tmp_path, make_detector(tmp_path / "b", logged=0)).text.count("no epoch logged") == 2
 
 
@@ -229,8 +230,8 @@ def test_a_picture_that_is_none_is_named(tmp_path: Path) -> None:
 def test_a_detector_shows_its_own_fields(tmp_path: Path) -> None:
     page = Page(tmp_path, make_detector(tmp_path / "a"), make_detector(tmp_path / "b", backbone="w.pth", seed=1))
     rows = page.table("Every detector and captioner")
-    assert rows["a"] == ["finished", "detection-set", "SSD300", "resnet10t", "random", "12,345", "4", "0"]
-    assert rows["b"][4:] == ["w.pth", "12,345", "4", "1"]
+    assert rows["a"] == ["finished", "detection-set", "SSD300", "resnet10t, random weights", "12,345", "4", "0"]
+    assert rows["b"][3:] == ["resnet10t, w.pth", "12,345", "4", "1"]
     assert page.table("Fields in which the recipes of detection differ") == {"backbone": ["none", "w.pth"]}
     assert "Every classifier" not in page.text
 
@@ -238,8 +239,15 @@ def test_a_detector_shows_its_own_fields(tmp_path: Path) -> None:
 def test_a_captioner_says_whether_its_encoder_learns(tmp_path: Path) -> None:
     run, _ = make_captioner(tmp_path / "c", 2, tune_encoder=True, backbone="pretrained", logged=2)
     row = Page(tmp_path, run).table("Every detector and captioner")["c"]
-    assert row[:5] == ["unfinished, epoch 2 of 4", "captioning-set", "Show and Tell, encoder tuned", "resnet20",
-                       "timm’s, pretrained"]  # fmt: skip
+    assert row[:4] == ["unfinished, epoch 2 of 4", "captioning-set", "Show and Tell, tuned", "resnet20, timm’s weights"]
+
+
+def test_a_backbone_is_called_by_its_run_and_its_recipe(tmp_path: Path) -> None:
+    run = make_detector(tmp_path / "a", backbone="/far/runs/net-seed0/model.safetensors")
+    assert Page(tmp_path, run).table("Every detector and captioner")["a"][3] == "resnet10t, net-seed0"
+    lines = (run / "results.jsonl").read_text().replace('"arch"', '"backbone_recipe": "net", "arch"')
+    (run / "results.jsonl").write_text(lines)
+    assert Page(tmp_path, run).table("Every detector and captioner")["a"][3] == "resnet10t, net-seed0 (net)"
 
 
 def test_kinds_have_tables_of_their_own(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def detection_gallery(
         texts = [f"{data.classes[found.labels[i]]} {found.scores[i]:.2f}" for i in surest]
         boxes = zip(found.boxes[surest].tolist(), texts, [_DASHED] * len(texts), strict=True)
         _draw(right, pixels, reversed([*boxes]))  # the surest on top
-        right.set_title(f"found: the {len(surest)} surest of {len(every)}", fontsize=9, loc="left")
+        right.set_title(f"found: the surest {len(surest)} of {len(every)}", fontsize=9, loc="left")
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+")  # a class name in a script that the font lacks

@@ -64,7 +64,7 @@ def test_the_surest_are_drawn_and_counted(
     monkeypatch.setattr(Axes, "text", lambda self, x, y, text, **_: texts.append(text))
     rows = [(0, score) for score in scores] + [(2, 0.8)]
     detection_gallery(grey, found(*rows), pictures=[0])
-    assert titles == ["p0: true", f"found: the {drawn_of_them} surest of {len(scores)}"]
+    assert titles == ["p0: true", f"found: the surest {drawn_of_them} of {len(scores)}"]
     assert texts[1:] == [f"cat {score:.2f}" for score in reversed(scores[:drawn_of_them])]  # the surest on top
 
 
