@@ -22,7 +22,8 @@ from cutmix.card_figures import curves, histograms, pictures, reliability_of
 from cutmix.measures import MEASURES, Measure, measure_of
 from cutmix.page import HTML, Definition, Row, Section, link
 from cutmix.paired import against_baseline, differences
-from cutmix.paper_measures import FGSM, LOCALIZATION, METHODS, UNKNOWN, PaperTable
+from cutmix.paper_measures import FGSM, LOCALIZATION, UNKNOWN, PaperTable
+from cutmix.paper_sheets import measured_in, paper_sheets
 from cutmix.runs import Run
 from cutmix.statistics import Difference, in_words
 
@@ -72,7 +73,7 @@ def robustness(runs: Sequence[Run]) -> Section | None:
     body += differences_of(card)
     body += curves(card, {same: rows for same, rows in sweeps.items() if same not in kinds})
     body += table(card, "Published corruptions", corrupted) + curves(card, kinds, small=True)
-    body += pictures(card) + _paper(FGSM)
+    body += pictures(card) + beside_paper(FGSM, card.runs)
     return Section(SUITES[card.suite], "robustness", body)
 
 
@@ -99,7 +100,7 @@ def unknown(runs: Sequence[Run]) -> Section | None:
         body += HTML.folded("Other measures and scores, each set", folded) if each_set else ""
     else:
         body += table(card, "Other measures and scores", each_set, with_notes=False)
-    body += pictures(card) + _paper(UNKNOWN)
+    body += pictures(card) + beside_paper(UNKNOWN, card.runs)
     return Section(SUITES[card.suite], "the-unknown", body)
 
 
@@ -110,7 +111,9 @@ def localization(runs: Sequence[Run]) -> Section | None:
         return None
     body = refusals(card) + table(card, "Boxes from class activation maps", list(card.rows))
     body += differences_of(card) + pictures(card)
-    return Section(SUITES[card.suite], "localization", body + (_paper(LOCALIZATION) if card.rows else Markup("")))
+    return Section(
+        SUITES[card.suite], "localization", body + (beside_paper(LOCALIZATION, card.runs) if card.rows else Markup(""))
+    )
 
 
 def definitions(runs: Sequence[Run]) -> list[tuple[str, list[Definition]]]:
@@ -163,14 +166,13 @@ def _difference(row: Key, found: Difference) -> str:
     return f"{number(found.value, digits, signed=True)} [{ends}], {in_words(found.p)}"
 
 
-def _paper(table: PaperTable) -> Markup:
-    """The paper's own numbers, which are of other networks than the page's."""
-    rows = [
-        Row(row.label, [" / ".join(f"{x:.{table.digits}f}" for x in cell) for cell in row.numbers])
-        for row in table.rows
-    ]
-    caption = f"The paper, of other networks than those above – {table.title} ({' / '.join(table.measures)})"
-    return Markup(HTML.table(caption, ["", *METHODS], rows)) + Markup(HTML.notes(table.notes))
+def beside_paper(table: PaperTable, runs: Sequence[Run]) -> Markup:
+    """Return a table of the paper with what was run by its protocol, and in what other runs of its rows differ."""
+    made, differing = paper_sheets(table, [one for run in runs for one in measured_in(run)])
+    body = Markup("")
+    for sheet in made:
+        body += HTML.table(sheet.caption, sheet.header, [Row(first, cells) for first, *cells in sheet.rows])
+    return body + HTML.notes([*differing, *table.notes, f"Run by: {table.command}"])
 
 
 def _definition(measure: Measure) -> str:

@@ -9,8 +9,7 @@ from cutmix.learning_curves import learning_curves
 from cutmix.measures import measure_of
 from cutmix.page import HTML, Row, Section, link, picture
 from cutmix.paper_measures import CAPTIONING, TRANSFER
-from cutmix.paper_sheets import measured_in, paper_sheets
-from cutmix.report_card import SUITES, differences_of
+from cutmix.report_card import SUITES, beside_paper, differences_of
 from cutmix.runs import Run, groups
 
 _LOSS = (
@@ -47,14 +46,7 @@ def paper_of_transfer(runs: Sequence[Run]) -> Section | None:
               if task & tasks]  # fmt: skip
     if not tables:
         return None
-    found = [one for run in runs if run.task != "classification" for one in measured_in(run)]
-    body, said = Markup(""), set[str]()
-    for one in tables:
-        made, how = paper_sheets(one, found)
-        for sheet in made:
-            body += HTML.table(sheet.caption, sheet.header, [Row(first, cells) for first, *cells in sheet.rows])
-        body += HTML.notes([*(text for text in how if text not in said), *one.notes, f"Run by: {one.command}"])
-        said |= set(how)
+    body = Markup("").join(beside_paper(one, runs) for one in tables)
     return Section("The paper’s transfer", "paper-transfer", body)
 
 
