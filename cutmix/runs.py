@@ -203,9 +203,10 @@ def _labelled(runs: Sequence[Run]) -> tuple[Run, ...]:
 
 
 def _with_folders(names: Sequence[str], runs: Sequence[Run]) -> tuple[list[str], list[str]]:
-    """The names with each run's folder behind them, and with its whole path."""
-    pairs = [*zip(names, runs, strict=True)]
-    return [f"{name} ({run.folder.resolve().name})" for name, run in pairs], [f"{n} ({r.folder})" for n, r in pairs]
+    """The names with the run's folder behind those that are there twice, and all with the whole path."""
+    count, pairs = Counter(names), [*zip(names, runs, strict=True)]
+    short = [f"{name} ({run.folder.resolve().name})" if count[name] > 1 else name for name, run in pairs]
+    return short, [f"{name} ({run.folder})" for name, run in pairs]
 
 
 def _distinct(*candidates: list[str]) -> list[str]:

@@ -86,6 +86,14 @@ def test_python_m_cutmix_says_the_version() -> None:
     assert done.stdout == f"cutmix {__version__}\n"
 
 
+def test_a_reader_that_has_gone_is_no_traceback():
+    command, pipe = [sys.executable, "-m", "cutmix", "recipes"], subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe) as p:
+        p.stdout.close()
+        assert p.stderr.read() == b""
+    assert p.returncode == 141
+
+
 def test_every_field_is_a_flag_and_explained(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["train", "digits-resnet20", "--help"])

@@ -204,6 +204,9 @@ def test_two_recipes_of_one_name_are_told_apart(tmp_path):
     runs = read_runs([make_run(tmp_path / "x" / "run"), make_run(tmp_path / "y" / "run", lr=0.2)])
     assert len({run.label for run in runs}) == len(groups(runs)) == 2
     assert differing_fields(runs) == ["lr"]
+    several = [make_run(tmp_path / where, **recipe) for where, recipe in
+               {"a": {"mix": "mixup"}, "b": {"mix": "mixup", "lr": 0.2}, "c": {"name": "large"}}.items()]  # fmt: skip
+    assert [run.label for run in read_runs(several)] == ["small (a)", "small (b)", "large"]
 
 
 def test_an_unfinished_run_is_shown_and_not_compared(tmp_path, pair):
