@@ -79,6 +79,18 @@ def suites() -> str:
     return table(["per cent", "without mixing", "CutMix"], rows)
 
 
+def transformers() -> str:
+    """Return the vision transformers of Tiny-ImageNet, with CutMix and with SMMix."""
+    found = {(line["recipe"], line["measure"]): line for line in lines("tiny-smmix-short.jsonl")}
+    rows = []
+    for network, label in {"deit-tiny": "DeiT-T", "pvt-tiny": "PVT-T", "cait-xxs24": "CaiT-XXS-24"}.items():
+        pair = [f"tiny-{network}-{mix}" for mix in ("cutmix", "smmix")]
+        cells = [cell(found[name, measure]) for measure in ("top1_err", "top5_err") for name in pair]
+        rows.append([label, str(found[pair[0], "top1_err"]["epochs"]), *cells])
+    header = ["", "epochs", "top-1 error (%), CutMix", "SMMix", "top-5 error (%), CutMix", "SMMix"]
+    return table(header, rows)
+
+
 def fill(text: str, name: str, content: str) -> str:
     """Replace what stands between the comments of a name."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
@@ -87,6 +99,6 @@ def fill(text: str, name: str, content: str) -> str:
 
 if __name__ == "__main__":
     text = README.read_text(encoding="utf-8")
-    for name, content in (("short", short()), ("localization", localization()), ("suites", suites())):
-        text = fill(text, name, content)
+    for make in (short, localization, suites, transformers):
+        text = fill(text, make.__name__, make())
     README.write_text(text, encoding="utf-8")
