@@ -45,7 +45,7 @@ CAPTIONER = Captioning(
 KINDS = (*DETECTORS, "captioning")
 MEASURES = {
     "captioning": ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d", "meteor"],
-    **{kind: ["map", "ap", "ap", "coco_map"] for kind in DETECTORS},
+    **{kind: ["map", "map_all_point", "ap", "ap", "coco_map"] for kind in DETECTORS},
 }
 PICTURES = {"captioning": "captions", **dict.fromkeys(DETECTORS, "detections")}
 
