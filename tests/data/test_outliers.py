@@ -106,7 +106,8 @@ def test_a_folder_is_searched_at_any_depth_and_only_for_images(data: Path) -> No
 def test_photographs_are_covered_and_cropped_in_the_centre(data: Path) -> None:
     (data / "things").mkdir()
     picture(0, 100, 64).save(data / "things" / "high.png")
-    expected = pixels(transform_of_the_test(32, 1.0, squash=False, interpolation="bilinear")(picture(0, 100, 64)).permute(1, 2, 0).numpy())
+    transform = transform_of_the_test(32, 1.0, squash=False, interpolation="bilinear")
+    expected = pixels(transform(picture(0, 100, 64)).permute(1, 2, 0).numpy())
     found = whole(open_outliers("things", RGB, count=5))[0]
     assert (found - expected).abs().max() <= 1.01 / 255  # Pillow rounds between two passes
     grey = whole(open_outliers("things", (1, 32, 32), count=5))[0]
