@@ -13,8 +13,9 @@ from functools import partial
 import numpy as np
 
 from cutmix.errors import InputError
-from cutmix.transfer.average_precision import Detections, Objects, voc_average_precision, voc_interval
+from cutmix.transfer.average_precision import voc_average_precision, voc_interval
 from cutmix.transfer.coco_precision import coco_average_precision
+from cutmix.transfer.matching import Detections, Objects
 from measuring import Row, arguments, in_turns, medians, report, versions
 
 IMAGES, CLASSES, OBJECTS = 5000, 20, 12_500
@@ -31,7 +32,7 @@ def main() -> None:
 
 
 def rows(count: int, rounds: int) -> Iterator[Row]:
-    """Each way, beside what the first may take; the interval and COCO's program once, as they take long."""
+    """Each way, beside what the first may take; the interval and COCO's program in one round, as they take long."""
     found, truth = made_up(count)
     mean = partial(voc_average_precision, found, truth, CLASSES)
     at, most = f"{count:,} detections", "what it may take"

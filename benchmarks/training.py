@@ -46,9 +46,7 @@ def main() -> None:
         scratch = Path(folder)
         data, what = find_data(args.data, scratch)
         recipe = replace(find_recipe("cifar100-resnet20-cutmix"), data=data, mix_prob=1.0)
-        title = f"Training on {what}; {recipe.model} where no network is named"
-        about = {"data": what, "model": recipe.model, "batch_size": recipe.batch_size}
-        report(title, measures(recipe, scratch, args), args, about)
+        report(f"Training on {what}", measures(recipe, scratch, args), args, {"data": what})
 
 
 def measures(recipe: Recipe, scratch: Path, args: argparse.Namespace) -> Iterator[Row]:
@@ -64,6 +62,11 @@ def measures(recipe: Recipe, scratch: Path, args: argparse.Namespace) -> Iterato
     for name, rows in parts.items():
         if args.only in (None, name):
             yield from rows(recipe, scratch, args.device)
+
+
+def what_runs(recipe: Recipe) -> str:
+    """Where a row is measured."""
+    return f"{recipe.model}, batch {recipe.batch_size}"
 
 
 # ---- cutmix train, a block of steps at a time ----
@@ -121,7 +124,7 @@ def memory_rows(recipe: Recipe, scratch: Path, device: str, repeats: int) -> Ite
     for number, (name, extra) in enumerate(differences.items()):
         target = None if number else 1.3
         ours = statistics.median(extra) / 1e6
-        yield Row(f"memory above the model's: {name}", "MB", ours, "uint8 set", pixels, target)
+        yield Row(f"memory above the model's: {name}", "MB", ours, "uint8 set", pixels, target, what_runs(recipe))
 
 
 def memory_of_training(recipe: Recipe, scratch: Path, device: str, steps: int) -> dict[str, int]:
@@ -140,10 +143,10 @@ def step_rows(recipe: Recipe, scratch: Path, device: str, pairs: int) -> Iterato
     unmixed = replace(recipe, mix="none")
     with opened(recipe, scratch / "mixed", device) as mixed, opened(unmixed, scratch / "unmixed", device) as without:
         ms = in_turns({"ours": partial(one_step, mixed), "theirs": partial(one_step, without)}, pairs, device)
-    median = medians(ms)
+    median, at = medians(ms), what_runs(recipe)
     ratio = median_ratio(ms["ours"], ms["theirs"])
-    yield Row("training step with CutMix", "ms", median["ours"], "without CutMix", median["theirs"], 1.02)
-    yield Row("the same, ratios of steps in turn", "", ratio, "without CutMix", 1.0)
+    yield Row("training step with CutMix", "ms", median["ours"], "without CutMix", median["theirs"], 1.02, at)
+    yield Row("the same, ratios of steps in turn", "", ratio, "without CutMix", 1.0, at=at)
 
 
 def speed_rows(recipe: Recipe, scratch: Path, device: str, blocks: int, steps: int, *, compiled: bool) -> Iterator[Row]:
@@ -159,7 +162,7 @@ def speed_rows(recipe: Recipe, scratch: Path, device: str, blocks: int, steps: i
     ours = speed.pop("ours")
     for name, theirs in speed.items():
         target = 2.5 if theirs == fastest_plain else None
-        yield Row("cutmix train, with CutMix", "images/s", ours, name, theirs, target)
+        yield Row("cutmix train, with CutMix", "images/s", ours, name, theirs, target, what_runs(recipe))
 
 
 def network_rows(recipe: Recipe, scratch: Path, device: str, rounds: int) -> Iterator[Row]:
@@ -177,10 +180,9 @@ def network_rows(recipe: Recipe, scratch: Path, device: str, rounds: int) -> Ite
     }, rounds)  # fmt: skip
     ms = medians(times)
     speed = {name: 1000 * default.batch_size / taken for name, taken in ms.items()}
-    what, beside = "PyramidNet-110", "written plainly, float32 NCHW"
-    yield Row(f"{what}: step, float32 NCHW", "ms", ms["float32"], beside, ms["plain"], 1.0)
-    what = f"{what}: default speed settings"
-    yield Row(what, "images/s", speed["default"], beside, speed["plain"], 1.8)
+    at, beside = what_runs(default), "written plainly, float32 NCHW"
+    yield Row("training step, float32 NCHW", "ms", ms["float32"], beside, ms["plain"], 1.0, at)
+    yield Row("default speed settings", "images/s", speed["default"], beside, speed["plain"], 1.8, at)
 
 
 def smmix_rows(recipe: Recipe, scratch: Path, device: str, rounds: int, batch_size: int) -> Iterator[Row]:

@@ -45,19 +45,18 @@ def learning_rate(recipe: Training, step: int, steps_per_epoch: int) -> float:
     """Return the learning rate of a step: a function of it alone, so that resuming needs no state.
 
     Linear warm-up, then constant; or multiplied by γ after each milestone, at the first step of an epoch; or half a
-    cosine from the end of the warm-up to ``min_lr`` after the last step, or at the first one of the cool-down.
+    cosine from the end of the warm-up to ``min_lr`` after the last step.
 
     Args:
         recipe: The run.
         step: Optimizer steps done so far, from 0.
         steps_per_epoch: Optimizer steps of an epoch.
     """
-    warmup = recipe.warmup_epochs * steps_per_epoch
-    total = (recipe.epochs - recipe.cooldown_epochs) * steps_per_epoch
+    warmup, total = recipe.warmup_epochs * steps_per_epoch, recipe.epochs * steps_per_epoch
     if step < warmup:
         return recipe.lr * (step + 1) / (warmup + 1)
     if recipe.schedule == "cosine":
-        share = 0.5 * (1 + math.cos(math.pi * (min(step, total) - warmup) / max(total - warmup, 1)))
+        share = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
         return recipe.min_lr + (recipe.lr - recipe.min_lr) * share
     if recipe.schedule == "step":
         epoch = step // steps_per_epoch + 1e-9  # 0.7 · 10 is a little above 7 in floating point

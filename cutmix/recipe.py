@@ -58,8 +58,6 @@ class Training:
     """Factor of a step schedule."""
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up."""
-    cooldown_epochs: float = 0.0
-    """Last of the epochs, for which the learning rate stays at min_lr, where a cosine has brought it before."""
     min_lr: float = 0.0
     """Learning rate at the end of a cosine."""
     clip_grad_norm: float = 0.0
@@ -80,16 +78,9 @@ class Training:
 
     def __post_init__(self) -> None:
         self._check_range("momentum", "ema_decay", "gamma", high=1)
-        self._check_range("weight_decay", "warmup_epochs", "cooldown_epochs", "clip_grad_norm", "min_lr")
+        self._check_range("weight_decay", "warmup_epochs", "clip_grad_norm", "min_lr")
         self._check_range("epochs", "batch_size", "accumulate", "eval_every", low=1)
         self._check_range("lr", above=True)
-        if self.cooldown_epochs and self.schedule != "cosine":
-            raise InputError(f"--cooldown-epochs comes after a cosine, but --schedule is {self.schedule}")
-        if self.cooldown_epochs and self.warmup_epochs + self.cooldown_epochs >= self.epochs:
-            raise InputError(
-                f"--cooldown-epochs is {self.cooldown_epochs:g}; expected fewer, as --epochs is {self.epochs} and "
-                f"--warmup-epochs {self.warmup_epochs:g}"
-            )
         if any(not 0 <= m <= 1 for m in self.milestones):
             raise InputError(f"--milestones is {self.milestones}; expected shares of the epochs in [0, 1]")
         if self.ema_decay == 1:

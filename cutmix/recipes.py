@@ -179,7 +179,7 @@ SMMIX_IMAGENET = Recipe(
 * No repeated augmentation and no random erasing, which DeiT has; no ``clip_grad_norm``, as in DeiT.
 * ``ema_decay`` 0: the code keeps an average that it never updates, and measures the weights themselves.
 * ``color_jitter`` 0: the code asks for 0.4, which timm leaves out beside RandAugment.
-* ``cooldown_epochs`` 0: the code asks for 10, but ends after its 300 epochs, before they would begin.
+* No cool-down: the code asks for ten epochs of it, but ends after its 300, before they would begin.
 
 The learning rate is set step by step here and its cosine begins after the warm-up; the code sets it epoch by epoch.
 """

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, SequentialLR
 
@@ -45,19 +44,6 @@ def test_learning_rate_is_that_of_torchs_schedulers(schedule: str, warmup: int) 
     }
     ours = [learning_rate(recipe, step, STEPS) for step in range(EPOCHS * STEPS)]
     assert ours == pytest.approx(by_torch(torchs[schedule], steps), rel=1e-9, abs=1e-12)
-
-
-def test_a_cool_down_is_timms() -> None:
-    recipe = Recipe(lr=0.4, min_lr=0.01, epochs=EPOCHS, warmup_epochs=2, cooldown_epochs=3)
-    timms = CosineLRScheduler(
-        torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.4), t_initial=(EPOCHS - 2 - 3) * STEPS, lr_min=0.01,
-        warmup_t=2 * STEPS, warmup_lr_init=0.4 / (2 * STEPS + 1), warmup_prefix=True, t_in_epochs=False,
-    )  # fmt: skip
-    assert timms.get_cycle_length() + 3 * STEPS == EPOCHS * STEPS
-    ours = [learning_rate(recipe, step, STEPS) for step in range(EPOCHS * STEPS)]
-    assert ours == pytest.approx([timms._get_lr(step)[0] for step in range(EPOCHS * STEPS)], rel=1e-9)
-    assert ours[-3 * STEPS :] == [0.01] * 3 * STEPS
-    assert ours[-3 * STEPS - 1] > 0.01
 
 
 def test_the_papers_schedule_falls_at_epochs_150_and_225() -> None:

@@ -28,7 +28,7 @@ def test_a_recipe_from_before_a_field_was_there_does_what_it_did() -> None:
     assert not any(getattr(recipe, name) for name in off)
     assert recipe.auto_augment == "none"
     assert recipe.zero_init  # as timm has it
-    assert (recipe.interpolation, recipe.cooldown_epochs) == ("bilinear", 0)
+    assert recipe.interpolation == "bilinear"
 
 
 INF, NAN = float("inf"), float("nan")
@@ -44,7 +44,6 @@ INF, NAN = float("inf"), float("nan")
         ("lr", (0.0, -0.1, INF, NAN)), ("momentum", (-0.1, 1.1)), ("weight_decay", (-1e-4, INF)),
         ("milestones", ((0.5, 1.5), (-0.1,))), ("gamma", (-0.1, 1.1)), ("warmup_epochs", (-1.0, INF)),
         ("clip_grad_norm", (-1.0, NAN)), ("ema_decay", (-0.1, 1.0)), ("eval_every", (0,)), ("seed", (2**63,)),
-        ("cooldown_epochs", (-1.0, INF, 30.0)),
         ("color_jitter", (-0.1, 1.1)), ("lighting", (-0.1, INF)), ("stochastic_depth", (-0.1, 1.0, NAN)),
         ("shake_drop", (-0.1, 1.0)), ("drop_block", (-0.1, 1.0)), ("drop_block_size", (0,)),
         ("mix_layers", ((), (5,), (0, -1))),
@@ -76,11 +75,6 @@ def test_the_ends_of_the_ranges_are_allowed(changes: dict[str, Any]) -> None:
     [
         ({"momentum": 0.0}, "--nesterov needs momentum"),
         ({"pretrained": True, "weights": "w.pth"}, "one only"),
-        ({"cooldown_epochs": 2, "schedule": "step"}, "--cooldown-epochs comes after a cosine, but --schedule is step"),
-        (
-            {"cooldown_epochs": 2, "epochs": 7, "warmup_epochs": 5},
-            "expected fewer, as --epochs is 7",
-        ),
         ({"stochastic_depth": 0.1, "shake_drop": 0.1}, "ShakeDrop replaces stochastic depth"),
         ({"mix": "cutmix", "mix_layers": (2,)}, "--mix-layers is given, but --mix is cutmix"),
         ({"mix": "cutout", "cutout": True}, "for Cutout alone, give --mix cutout only"),

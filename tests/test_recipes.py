@@ -154,7 +154,7 @@ def test_smmix_has_the_numbers_of_its_authors_code() -> None:
     numbers = {
         "data": "imagenet", "image_size": 224, "epochs": 300, "batch_size": 1024, "optimizer": "adamw", "lr": 1e-3,
         "weight_decay": 0.05, "decay_all": False, "schedule": "cosine", "warmup_epochs": 5, "min_lr": 1e-5,
-        "cooldown_epochs": 0, "clip_grad_norm": 0.0, "ema_decay": 0.0, "stochastic_depth": 0.1, "label_smoothing": 0.1,
+        "clip_grad_norm": 0.0, "ema_decay": 0.0, "stochastic_depth": 0.1, "label_smoothing": 0.1,
         "auto_augment": "rand-m9-mstd0.5-inc1", "color_jitter": 0.0, "interpolation": "bicubic", "crop_fraction": 0.875,
         "crop_scale": (0.08, 1.0), "flip": True, "mix": "smmix", "mix_prob": 0.5, "alpha": 0.8,
     }  # fmt: skip

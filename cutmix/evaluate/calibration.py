@@ -164,7 +164,7 @@ def calibration_suite(
         seed: Of halves and resamples; by default the classifier's.
 
     Returns:
-        Records, and the arrays ``labels`` (N,) int64, ``seed``, ``confidence`` (N,) float64, ``right`` (N,) bool,
+        Records, and the arrays ``labels`` (N,) int64, ``confidence`` (N,) float64, ``right`` (N,) bool,
         ``reliability`` and ``reliability_adaptive`` (bins, 5) float64 with the columns of :class:`Reliability`,
         ``held_out`` (N,) bool.
     """
@@ -180,7 +180,6 @@ def calibration_suite(
         records += _temperature_records(z, ids, fitted, held_out, bins, common, draws, seed)
     arrays = {
         "labels": ids,
-        "seed": np.array(seed),
         "confidence": whole.confidence,
         "right": whole.right.astype(bool),
         "reliability": np.stack(whole.equal, 1).astype(np.float64),

@@ -1,6 +1,6 @@
 """``cutmix evaluate``: measure a run, or any file of weights, on its own or on other data, by one or several suites."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -9,19 +9,19 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from cutmix.data import FileSet, ImageSet, test_loader
+from cutmix.data import ArraySet, FileSet, ImageSet, test_loader
 from cutmix.data.boxes import read_boxes
 from cutmix.data.sets import locate, take
 from cutmix.distributed import World, processes
 from cutmix.errors import InputError
 from cutmix.evaluate.calibration import calibration_suite
-from cutmix.evaluate.classification import Predictions, measures, predict, predictions_arrays
+from cutmix.evaluate.classification import measures, predict, predictions_arrays
 from cutmix.evaluate.classifier import Classifier, Suite, decode
 from cutmix.evaluate.gallery import box_gallery, mixed_maps
 from cutmix.evaluate.localization import localization_suite
 from cutmix.evaluate.ood import ood_suite
 from cutmix.evaluate.robustness import robustness_suite
-from cutmix.evaluate.subject import Subject, draw_images, find_subject, load_model, open_test_set
+from cutmix.evaluate.subject import Subject, View, draw_images, find_subject, find_view, load_model, open_test_set
 from cutmix.evaluate.target import Target, open_target
 from cutmix.options import SUITES, EvaluateOptions, parse_suites
 from cutmix.precision import autocast, resolve_precision
@@ -33,8 +33,8 @@ _SHARED = ("classification",)  # the suite that several processes share
 def run_evaluate(options: EvaluateOptions) -> list[dict[str, Any]]:
     """Measure, print tables, write the records and what came out for each image, and return the records.
 
-    A suite is shown and written when it is done, all of it or nothing; the same command measures again what was
-    interrupted before that.
+    A suite is shown and written when it is done. What is interrupted before has left nothing; of one that was killed
+    while it was written, the first lines may be there, which the next measurement replaces.
 
     Raises:
         InputError: If the run, the file, the network, the data or a suite do not fit one another.
@@ -47,15 +47,15 @@ def run_evaluate(options: EvaluateOptions) -> list[dict[str, Any]]:
             raise InputError(f"--suite {options.suite} runs in one process; start it without torchrun")
         data = open_test_set(options, subject)
         index = draw_images(len(data), options.images, options.seed)
+        view = find_view(options, subject, data)
         model = load_model(options, subject, data).to(world.device)
         precision = resolve_precision(
             options.precision or (subject.recipe.precision if subject.recipe else "float32"), world.device
         )
-        common = describe(options, subject, data, model, precision, world)
-        common["drawn"] = None if index is None else len(index)
+        common = describe(options, subject, data, index, view, model, precision, world)
         with open_target(options, subject, world) as target:
             try:
-                for name, suite in measure(options, suites, subject, data, index, model, precision, world):
+                for name, suite in measure(options, suites, subject, data, index, view, model, precision, world):
                     records = [common | record for record in suite.records]
                     if world.first:
                         show(name, records, data)
@@ -79,28 +79,23 @@ def measure(
     subject: Subject,
     whole: ImageSet,
     index: Tensor | None,
+    view: View,
     model: nn.Module,
     precision: str,
     world: World,
 ) -> Iterator[tuple[str, Suite]]:
     """Yield each suite's name and what it found; of all suites, one that does not fit the classifier says why."""
-    data = whole if index is None else take(whole, index)
-    size = input_side(options, subject, data)
-    crop_fraction = subject.recipe.crop_fraction if subject.recipe else options.crop_fraction
-    squash = bool(subject.recipe and subject.recipe.squash)
-    interpolation = subject.recipe.interpolation if subject.recipe else "bilinear"
-    shown: ImageSet = data
-    if suites != _SHARED and isinstance(data, FileSet):  # each photograph is decoded once for all suites
-        shown, size = decode(data, size, crop_fraction, squash, interpolation), None
-    predictions: Predictions | None = None
+    shown: ImageSet = whole if index is None else take(whole, index)
+    fed = view
+    if suites != _SHARED and isinstance(shown, FileSet):
+        shown, fed = decode(shown, *view), view._replace(image_size=None)  # each photograph once for all suites
+    cast, predictions = autocast(precision, world.device), None
     if {"classification", "calibration"} & set(suites):
         loader = test_loader(
-            shown, batch_size=options.batch_size, device=world.device, image_size=size, crop_fraction=crop_fraction,
-            squash=squash, interpolation=interpolation,
-            channels_last=subject.recipe is None or subject.recipe.channels_last, workers=options.workers,
-            rank=world.rank, world_size=world.size,
+            shown, batch_size=options.batch_size, device=world.device, channels_last=subject.channels_last,
+            workers=options.workers, rank=world.rank, world_size=world.size, **fed._asdict(),
         )  # fmt: skip
-        predictions = predict(model, loader.epoch(), world, autocast=autocast(precision, world.device))
+        predictions = predict(model, loader.epoch(), world, autocast=cast)
     if "classification" in suites:
         assert predictions is not None
         records = [{"suite": "classification"} | record for record in measures(predictions)]
@@ -110,7 +105,7 @@ def measure(
     assert not isinstance(shown, FileSet)
     classifier = Classifier(
         model.eval().requires_grad_(False), shown.mean, shown.std, shown.images, shown.labels, shown.classes,
-        shown.name, autocast(precision, world.device), options.batch_size, options.seed, size,
+        shown.name, cast, options.batch_size, options.seed, fed.image_size,
     )  # fmt: skip
     logits = predictions.logits if predictions else None
     run = {
@@ -120,34 +115,28 @@ def measure(
             say=lambda text: print(f"robustness of {text}", flush=True),
         ),
         "ood": lambda: ood_suite(classifier, options.outliers or None, logits=logits),
-        "localization": lambda: localize(classifier, find_boxes(options, subject, whole, index, crop_fraction, squash)),
+        "localization": lambda: localize(classifier, find_boxes(options, subject, whole, index, view)),
     }  # fmt: skip
     for name in suites:
-        if name not in run:
-            continue
-        try:
-            yield name, run[name]()
-        except InputError as error:
-            named = {
-                "robustness": options.corruptions or options.apgd, "ood": options.outliers,
-                "localization": options.boxes,
-            }  # fmt: skip
-            if suites != SUITES or named.get(name):  # asked for by name, and not because all were
-                raise
-            yield (
-                name,
-                Suite([{"suite": name, "measure": name, "value": None, "n": None, "note": f"not run: {error}"}], {}),
-            )
+        if name in run:
+            yield name, _run_or_say_why(run[name], name, options, suites)
 
 
-def input_side(options: EvaluateOptions, subject: Subject, data: ImageSet) -> int | None:
-    """Return the side of the network's input in pixels; None is that of the small images as they are."""
-    side = options.image_size or subject.about.get("image_size")
-    return side or (224 if isinstance(data, FileSet) else None)
+def _run_or_say_why(run: Callable[[], Suite], name: str, options: EvaluateOptions, suites: tuple[str, ...]) -> Suite:
+    """Return what a suite found; where all were asked for and this one cannot be, why not."""
+    try:
+        return run()
+    except InputError as error:
+        named = {"robustness": options.corruptions or options.apgd, "ood": options.outliers,
+                 "localization": options.boxes}  # fmt: skip
+        if suites != SUITES or named.get(name):  # asked for by name, and not because all were
+            raise
+        note = f"not run: {error}"
+        return Suite([{"suite": name, "measure": name, "value": None, "n": None, "note": note}], {})
 
 
 def find_boxes(
-    options: EvaluateOptions, subject: Subject, data: ImageSet, index: Tensor | None, crop_fraction: float, squash: bool
+    options: EvaluateOptions, subject: Subject, data: ImageSet, index: Tensor | None, view: View
 ) -> list[np.ndarray]:
     """Return the boxes of the test images, or of those at some indices, in the pixels that the network is shown."""
     folder = options.boxes
@@ -158,8 +147,8 @@ def find_boxes(
     boxes = read_boxes(folder, data)
     seen = list(boxes.boxes)
     if isinstance(data, FileSet):
-        side = input_side(options, subject, data) or 224
-        seen = boxes.after(resize=round(side / crop_fraction), crop=side, squash=squash)
+        side = view.image_size or 224
+        seen = boxes.after(resize=round(side / view.crop_fraction), crop=side, squash=view.squash)
     return seen if index is None else [seen[i] for i in index.tolist()]
 
 
@@ -182,10 +171,11 @@ def file_name(name: str, options: EvaluateOptions, subject: Subject, data: Image
 
 
 def describe(
-    options: EvaluateOptions, subject: Subject, data: ImageSet, model: nn.Module, precision: str, world: World
-) -> dict[str, Any]:
+    options: EvaluateOptions, subject: Subject, data: ImageSet, index: Tensor | None, view: View, model: nn.Module,
+    precision: str, world: World,
+) -> dict[str, Any]:  # fmt: skip
     """Return what every record of this evaluation says beside its measure."""
-    about, recipe, side = environment(world.device), subject.recipe, input_side(options, subject, data)
+    about, recipe = environment(world.device), subject.recipe
     return {
         "recipe": recipe.name if recipe else subject.weights.stem, "data": data.name, "split": data.split,
         "model": options.model or (recipe.model if recipe else None),
@@ -194,7 +184,8 @@ def describe(
         "which": subject.which, "epoch": subject.about.get("epoch"),
         "weights": "ema" if recipe and recipe.ema_decay else "model",
         "file": str(subject.weights), "precision": precision, "skipped": len(data.skipped),
-        "image_size": side if isinstance(data, FileSet) or side else data.images.shape[-1], "draw_seed": options.seed,
+        "drawn": None if index is None else len(index), "draw_seed": options.seed,
+        "image_size": data.images.shape[-1] if isinstance(data, ArraySet) and not view.image_size else view.image_size,
         **{name: about[name] for name in ("commit", "torch", "device")}, "date": today(), "command": command_line(),
     }  # fmt: skip
 

@@ -25,7 +25,7 @@ class Work(NamedTuple):
     gradients: int = 0
 
 
-def forecast(classifier: Classifier, work: Sequence[Work]) -> str:
+def expected_duration(classifier: Classifier, work: Sequence[Work]) -> str:
     """Return about how long each part will take, from one batch without and one with its gradient, as a sentence."""
     seconds = dict(zip(work, expected_seconds(work, *time_passes(classifier)), strict=True))
     parts = ", ".join(f"{each.part} {duration(taken)}" for each, taken in seconds.items())

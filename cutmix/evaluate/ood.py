@@ -174,7 +174,7 @@ def ood_suite(
         seed: Of noise, crops and resamples; by default the classifier's.
 
     Returns:
-        Records, the arrays ``labels`` (N,) int64 and ``seed``, and for every score and set the array ``SCORE/SET`` (n,)
+        Records, the array ``labels`` (N,) int64, and for every score and set the array ``SCORE/SET`` (n,)
         float64, ``SCORE/id`` for the classifier's own images; of the maximum softmax the logarithm, which orders the
         same and rounds nothing to 1.
 
@@ -185,7 +185,7 @@ def ood_suite(
         raise InputError("no set of outliers is named: expected one or more, or None for the paper's seven")
     seed = classifier.seed if seed is None else seed
     own = as_logits(classifier.predict() if logits is None else logits)
-    arrays = {"labels": classifier.labels.cpu().numpy(), "seed": np.array(seed)}
+    arrays = {"labels": classifier.labels.cpu().numpy()}
     arrays |= {f"{score}/id": of(own) for score, of, *_ in _MEASURED}
     common = {"confidence": confidence, "suite": "ood"}
     records: list[dict[str, Any]] = []

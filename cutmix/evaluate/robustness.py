@@ -19,7 +19,7 @@ from cutmix.evaluate.between import between_classes, between_passes, draw_pairs,
 from cutmix.evaluate.classification import wilson_interval
 from cutmix.evaluate.classifier import Classifier, Suite
 from cutmix.evaluate.corruptions import corruption_error
-from cutmix.evaluate.forecast import Work, forecast
+from cutmix.evaluate.forecast import Work, expected_duration
 from cutmix.evaluate.occlusion import occlusion_classes, occlusion_passes, side_grid
 from cutmix.seeding import derive_seed
 
@@ -83,7 +83,7 @@ def robustness_suite(
     drawn = draw_pairs(len(classifier), pairs, classifier.seed)
     if say:
         size = classifier.images.shape[2], classifier.images.shape[3]
-        say(forecast(classifier, [
+        say(expected_duration(classifier, [
             _attack_work(classifier, {eps, *sweep}, pgd_images, pgd_steps, apgd),
             Work("occlusion", len(classifier) * occlusion_passes(*size, occlusion_sides)),
             Work("in between", pairs * between_passes(*size, lams, between_sides)),

@@ -3,14 +3,15 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cutmix.checkpoint import load_weights, read_weights
-from cutmix.data import ImageSet, open_data
+from cutmix.data import FileSet, ImageSet, open_data
 from cutmix.data.sets import Split
+from cutmix.data.transforms import Interpolation
 from cutmix.errors import InputError
 from cutmix.models import create_model, pretrained_normalization
 from cutmix.options import EvaluateOptions
@@ -42,6 +43,35 @@ class Subject:
     def classes(self) -> tuple[str, ...] | None:
         """The classes that were learnt, in order."""
         return tuple(self.about["classes"]) if "classes" in self.about else None
+
+    @property
+    def channels_last(self) -> bool:
+        """The memory format of training, to the last bit; where it is not known, the faster one on a CPU."""
+        return self.recipe is None or self.recipe.channels_last
+
+
+class View(NamedTuple):
+    """How images are shown to the network.
+
+    Attributes:
+        image_size: Side of its input in pixels; None is that of small images as they are.
+        crop_fraction: Of photographs, the share of the resized short side that the crop has.
+        squash: Whether their sides are resized alike, whatever the shape.
+        interpolation: How they are resized.
+    """
+
+    image_size: int | None
+    crop_fraction: float
+    squash: bool
+    interpolation: Interpolation
+
+
+def find_view(options: EvaluateOptions, subject: Subject, data: ImageSet) -> View:
+    """Return how images are shown: as the recipe tests, or as the options say where there is none."""
+    size = options.image_size or subject.about.get("image_size") or (224 if isinstance(data, FileSet) else None)
+    if subject.recipe is None:
+        return View(size, options.crop_fraction, False, "bilinear")
+    return View(size, subject.recipe.crop_fraction, subject.recipe.squash, subject.recipe.interpolation)
 
 
 def find_subject(options: EvaluateOptions) -> Subject:
@@ -102,10 +132,7 @@ def load_model(options: EvaluateOptions, subject: Subject, data: ImageSet) -> nn
     load_weights(model, subject.weights)
     if subject.recipe:  # the one regularizer that is not the identity in evaluation
         regularize(model, shake_drop=subject.recipe.shake_drop, decay=subject.recipe.depth_decay)
-    # The arithmetic of training, to the last bit; where it is not known, the one that is several times faster on a CPU.
-    if subject.recipe is None or subject.recipe.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    return model
+    return model.to(memory_format=torch.channels_last) if subject.channels_last else model
 
 
 def _read(about: dict[str, str]) -> dict[str, Any]:

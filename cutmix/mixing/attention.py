@@ -345,7 +345,7 @@ def side_range(grid: Sequence[int]) -> tuple[int, int]:
     return max(side // 4, 1), max(3 * side // 4, 1)
 
 
-def find_attentive(network: nn.Module) -> Any:
+def find_attentive(network: nn.Module) -> Attentive:
     """Return the network that shows its attention, out of what wraps it for several processes or compilation.
 
     Raises:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cutmix.evaluate import attacks, robustness
 from cutmix.evaluate.classifier import Classifier
-from cutmix.evaluate.forecast import Work, expected_seconds, forecast, time_passes
+from cutmix.evaluate.forecast import Work, expected_duration, expected_seconds, time_passes
 from cutmix.evaluate.robustness import robustness_suite
 
 
@@ -47,7 +47,7 @@ def test_the_passes_are_those_that_are_made(monkeypatch: pytest.MonkeyPatch, opt
     monkeypatch.setattr(Classifier, "logits", counted_logits)
     for module in (attacks, robustness):
         monkeypatch.setattr(module, "loss_gradient", counted_gradient)
-    monkeypatch.setattr(robustness, "forecast", begin)
+    monkeypatch.setattr(robustness, "expected_duration", begin)
     robustness_suite(classifier, say=lambda text: None, **options)
     assert [part.part for part in work] == ["attacks", "occlusion", "in between"]
     blanks = 2 * 1  # of 9×8 pixels the largest square is not everything; the smallest is nothing, black and mean
@@ -67,5 +67,5 @@ def test_time_is_for_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_sentence_names_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cutmix.evaluate.forecast.time_passes", lambda _: (0.5, 2.0))
-    said = forecast(make_classifier(20), [Work("attacks", 1200, 600), Work("occlusion", 100)])
+    said = expected_duration(make_classifier(20), [Work("attacks", 1200, 600), Work("occlusion", 100)])
     assert said == "20 images: about 31 min (attacks 30 min, occlusion 50 s)"
