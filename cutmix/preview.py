@@ -16,7 +16,7 @@ from cutmix.data import ArraySet, ImageSet, open_data, test_loader
 from cutmix.errors import InputError
 from cutmix.mixing import CutMix, Cutout, Mixup
 from cutmix.mixing.targets import Targets
-from cutmix.models import create_model
+from cutmix.models.create import create_model, trying_images
 from cutmix.options import PreviewOptions
 from cutmix.seeding import derive_seed
 
@@ -122,9 +122,10 @@ def _preview_smmix(options: PreviewOptions, data: ImageSet) -> Path:
         options.model, data.num_classes, in_chans=data.in_chans, pretrained=options.weights or False
     ).eval()
     images, labels = pick_samples(data, options.image_size, options.count, options.seed)
-    png = attention_picture(
-        network, images, labels, classes=data.classes, mean=data.mean, std=data.std, seed=options.seed
-    )
+    with trying_images(options.model, tuple(images.shape[-2:])):
+        png = attention_picture(
+            network, images, labels, classes=data.classes, mean=data.mean, std=data.std, seed=options.seed
+        )
     return _write(options, png)
 
 

@@ -31,6 +31,7 @@ from cutmix.mixing.features import find_layers
 from cutmix.mixing.images import BatchTransform
 from cutmix.mixing.targets import Targets
 from cutmix.models import WithTokenHead, create_model, predict_and_attend
+from cutmix.models.create import trying_images
 from cutmix.optim import find_classifier, make_average, make_optimizer
 from cutmix.recipe import Recipe
 from cutmix.regularizers import DropBlock, regularize
@@ -132,18 +133,10 @@ def _check_input(model: nn.Module, recipe: Recipe, data: ImageSet, device: torch
     for module in model.modules():
         if isinstance(module, DropBlock):
             module.train()
-    try:
-        with torch.inference_mode():
-            model(torch.zeros(1, data.in_chans, *sides, device=device))
-            if recipe.mix == "smmix":
-                SMMix().draw(predict_and_attend(model, torch.zeros(2, data.in_chans, *sides, device=device))[1])
-    except InputError:
-        raise
-    except (AssertionError, RuntimeError, ValueError) as error:
-        size, reason = "×".join(map(str, sides)), (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise InputError(
-            f"{recipe.model} takes no images of {size} pixels ({reason}); give another --image-size or --model"
-        ) from None
+    with trying_images(recipe.model, sides), torch.inference_mode():
+        model(torch.zeros(1, data.in_chans, *sides, device=device))
+        if recipe.mix == "smmix":
+            SMMix().draw(predict_and_attend(model, torch.zeros(2, data.in_chans, *sides, device=device))[1])
     model.train()
 
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from cutmix.data import open_data
+from cutmix.errors import InputError
 from cutmix.mixing import CutMix, MixedTargets
 from cutmix.options import PreviewOptions
 from cutmix.preview import caption, preview_grid, run_preview
@@ -61,3 +62,13 @@ def test_captions_say_both_labels_and_their_shares() -> None:
     assert caption(targets, 1, classes) == "1.00 dog"
     assert caption(targets, 2, classes) == "1.00 cat"
     assert caption(torch.tensor([2]), 0, classes) == "a name that is fa…"
+
+
+def test_a_transformer_for_other_images_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"deit_tiny_patch4_32 takes no images of 64×64 pixels .*--image-size or --model"
+    ):
+        run_preview(
+            PreviewOptions("digits", out=tmp_path / "a.png", mix="smmix", model="deit_tiny_patch4_32", image_size=64)
+        )
+    assert not (tmp_path / "a.png").exists()

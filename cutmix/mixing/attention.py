@@ -171,10 +171,17 @@ def consistency_loss(logits: Tensor, predictions: Tensor, draw: Draw) -> Tensor:
     Returns:
         A scalar, the mean over the samples.
 
+    Raises:
+        InputError: If the two have other shapes.
+
     Source:
         Chen et al., SMMix, ICCV 2023, feature consistency; the authors' ``engine.py``, where P is called a
         distribution.
     """
+    if logits.shape != predictions.shape:
+        raise InputError(
+            f"logits are {tuple(logits.shape)}, but predictions {tuple(predictions.shape)}; expected (N, K) of both"
+        )
     own = predictions.detach().float()
     partner, lam = (part.to(own.device, non_blocking=True) for part in (draw.partner, draw.lam))
     mixed = torch.lerp(own.index_select(0, partner), own, lam[:, None])

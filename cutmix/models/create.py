@@ -1,7 +1,8 @@
 """One function that makes a network from its name."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -187,3 +188,17 @@ def pretrained_normalization(name: str) -> tuple[tuple[float, ...], tuple[float,
 
     settings = timm.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
     return (tuple(settings.mean), tuple(settings.std)) if settings and len(settings.mean) == 3 else None
+
+
+@contextmanager
+def trying_images(name: str, size: tuple[int, ...]) -> Iterator[None]:
+    """Turn what a network raises of images of H×W pixels that it does not take into an ``InputError``."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (AssertionError, RuntimeError, ValueError) as error:
+        sides, reason = "×".join(map(str, size)), (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise InputError(
+            f"{name} takes no images of {sides} pixels ({reason}); give another --image-size or --model"
+        ) from None

@@ -202,6 +202,13 @@ def test_the_losses_are_those_of_a_slow_loop() -> None:
     assert float(soft) == pytest.approx(float(whole), rel=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(7, 1), (7, 5), (3, 13)])
+def test_predictions_of_another_shape_are_refused(shape: tuple[int, int]) -> None:
+    draw = AttentionDraw.from_attention(torch.rand(7, 4, 4), torch.arange(7).roll(1), 2)
+    with pytest.raises(InputError, match=r"logits are \(7, 13\), but predictions"):
+        consistency_loss(torch.rand(7, 13), torch.rand(shape), draw)
+
+
 def test_consistent_predictions_cost_nothing_and_get_no_gradient() -> None:
     predictions = torch.randn(5, 4, requires_grad=True)
     draw = SMMix(seed=6).draw(some_attention())
