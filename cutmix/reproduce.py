@@ -97,6 +97,7 @@ def run_reproduce(options: ReproduceOptions) -> None:
         failures = []
         for number, job in enumerate(left, start=1):
             console.print(Text(f"\nrun {number} of {len(left)}: {job.row.label}, seed {job.recipe.seed}", style="bold"))
+            started = time.perf_counter()
             try:
                 (train_briefly if options.scale == "smoke" else train)(job.recipe, train_options(job, options))
             except InputError as error:  # such as a loss that is not finite: no reason not to run the others
@@ -105,6 +106,9 @@ def run_reproduce(options: ReproduceOptions) -> None:
             except SystemExit:
                 console.print("the same cutmix reproduce command goes on from there")
                 raise
+            if options.scale == "smoke" and number == 1 < len(left):
+                others = duration((time.perf_counter() - started) * (len(left) - 1))
+                console.print(f"about {others} more, if the others take as long")
         if first:
             show(tables, find_results([options.out], []))
         if failures:
@@ -202,7 +206,10 @@ def share_done(job: Job) -> float:
 
 
 def print_plan(jobs: Sequence[Job], options: ReproduceOptions, console: Console) -> None:
-    """Say what will be run, and, except at smoke scale, how long it will take: each row is timed on a few steps."""
+    """Say what will be run, and how long it will take: each row is timed on a few steps, which is all that smoke runs.
+
+    At smoke scale the first row is what is timed, and the time is said after it.
+    """
     seconds: dict[str, float] = {}
     grid = Grid("Row", "Network", "Epochs", "Runs left", "A run takes", "Together")
     for name in dict.fromkeys(job.recipe.name for job in jobs):

@@ -25,6 +25,7 @@ from cutmix.mixing import FeatureMix, ScheduledCutMix, SMMix, mixed_cross_entrop
 from cutmix.mixing.targets import Targets
 from cutmix.preview import pick_samples, preview_grid
 from cutmix.recipe import Recipe
+from cutmix.recipes import RECIPES
 from cutmix.state import State, image_mixing
 
 
@@ -152,11 +153,13 @@ class Classification:
         return measures(Predictions(**arrays))
 
     def opening(self) -> str:
-        """Return the set's name and sizes."""
+        """Return the set's name and sizes, and whether it is another one than the recipe's."""
         data, skipped = self.train_set, len(self.train_set.skipped) + len(self.test_set.skipped)
+        named = RECIPES.get(self.recipe.name)
+        other = f" (not {named.data}, which the recipe is for)" if named and named.data not in ("", data.name) else ""
         return (
-            f"mix {self.recipe.mix}; {data.name}: {len(data):,} images to train on, {len(self.test_set):,} to test, "
-            f"{data.num_classes} classes" + (f", {skipped} unreadable ones left out" if skipped else "")
+            f"mix {self.recipe.mix}; {data.name}{other}: {len(data):,} images to train on, {len(self.test_set):,} to "
+            f"test, {data.num_classes} classes" + (f", {skipped} unreadable ones left out" if skipped else "")
         )
 
     def circumstances(self) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def test_smoke_runs_each_row_once(data: Path, tmp_path: Path, capsys: pytest.Cap
     run(data, out, "--scale", "smoke")
     said = " ".join(capsys.readouterr().out.split())
     assert "run 2 of 2: CutMix, seed 0" in said
+    assert "more, if the others take as long" in said
     assert "which measure nothing" in said
     assert "14.47" in said
     folders = sorted(path for path in out.iterdir() if path.is_dir())

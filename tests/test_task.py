@@ -58,3 +58,9 @@ def test_records_can_be_made_again_from_the_arrays() -> None:
 def test_weights_say_what_they_need() -> None:
     about = task().about(3)
     assert (about["model"], about["epoch"], about["image_size"], about["num_classes"]) == ("resnet20", "3", "8", "10")
+
+
+def test_another_set_than_the_recipes_is_said() -> None:
+    assert "digits (not cifar-10, which the recipe is for): 1,000 images" in task(name="cifar10-resnet20").opening()
+    for name in ("digits-resnet20", "photos", "a recipe of one's own"):
+        assert "digits: 1,000 images" in task(name=name).opening()
