@@ -31,7 +31,7 @@ class Components(NamedTuple):
     boxes: np.ndarray
 
 
-def components(values: np.ndarray, levels: np.ndarray, *, diagonal: bool) -> Components:
+def find_components(values: np.ndarray, levels: np.ndarray, *, diagonal: bool) -> Components:
     """Find the components of ``levels > T`` for every T from 0 to 254.
 
     Args:

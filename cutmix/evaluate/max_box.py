@@ -15,7 +15,7 @@ from cutmix.evaluate.boxes import (
     padded_boxes,
     uses_opencv,
 )
-from cutmix.evaluate.components import components
+from cutmix.evaluate.components import find_components
 
 _BATCH = 1 << 17  # pixels of the maps that are taken at a time: few enough to stay in the cache
 
@@ -140,7 +140,7 @@ def center_iou(boxes: Sequence[np.ndarray], size: tuple[int, int]) -> tuple[np.n
     bell = np.exp(-(y[:, None] ** 2 + x**2) / 2)
     bell = (bell - bell.min()) / max(bell.max() - bell.min(), np.finfo(float).tiny)
     levels = (bell * 255).astype(np.uint8)
-    found = components(bell[None], levels[None], diagonal=True)
+    found = find_components(bell[None], levels[None], diagonal=True)
     true = padded_boxes(len(boxes), boxes, "images")
     table, every = np.zeros((len(boxes), 255)), np.arange(len(boxes))
     for level, box in zip(found.level, found.boxes, strict=True):
@@ -185,7 +185,7 @@ def _scores(
 ) -> dict[Contours, np.ndarray]:
     """Fill tables (n, 255) from the components at all levels."""
     n, height, width = levels.shape
-    found = components(maps, levels, diagonal=True)
+    found = find_components(maps, levels, diagonal=True)
     iou = _enlarged_iou(found.boxes, true, found.image, width, height)
     cell = found.image * 255 + found.level
     tables: dict[Contours, np.ndarray] = {kind: np.zeros(n * 255) for kind in contours}
@@ -195,7 +195,7 @@ def _scores(
         tables["largest"][cell[order]] = iou[order]
     if "all" in contours:
         np.maximum.at(tables["all"], cell, iou)
-        holes = components(-maps, 255 - levels, diagonal=False)  # 255 − v > 254 − T where v is not above T
+        holes = find_components(-maps, 255 - levels, diagonal=False)  # 255 − v > 254 − T where v is not above T
         edges = np.array([0, 0, width, height])
         inner = (holes.boxes != edges).all(1)
         image, level = holes.image[inner], 254 - holes.level[inner]

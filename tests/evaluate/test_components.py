@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from cutmix.evaluate.components import components
+from cutmix.evaluate.components import find_components
 
 
 def smooth_maps(n: int, grid: int, side: int) -> np.ndarray:
@@ -29,7 +29,7 @@ def labelled(levels: np.ndarray, level: int, diagonal: bool) -> list[tuple[int, 
 
 
 def assert_labelled(values: np.ndarray, levels: np.ndarray, diagonal: bool) -> None:
-    found = components(values, levels, diagonal=diagonal)
+    found = find_components(values, levels, diagonal=diagonal)
     rows = np.column_stack([found.pixels, found.first, found.boxes])
     for i in range(len(levels)):
         for level in range(255):
@@ -66,6 +66,6 @@ def test_a_spiral_is_one_component_whose_way_up_is_long() -> None:
             levels[0, y, x] = 200
             y, x = y + (0, 1, 0, -1)[turn % 4], x + (1, 0, -1, 0)[turn % 4]
         length += 1 if turn % 2 else 0
-    found = components(levels.astype(np.float64), levels, diagonal=False)
+    found = find_components(levels.astype(np.float64), levels, diagonal=False)
     assert_labelled(levels.astype(np.float64), levels, False)
     assert len(found.level) == 200
