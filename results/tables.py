@@ -99,6 +99,20 @@ def transformers() -> str:
     return table(header, rows)
 
 
+def transfer() -> str:
+    """Return detection and captioning on three backbones."""
+    found = {(line["arch"], line["backbone_recipe"], line["measure"]): line for line in lines("transfer-small.jsonl")}
+    backbones = {
+        None: "random weights",
+        "tiny-resnet18": "trained on Tiny-ImageNet",
+        "tiny-resnet18-cutmix": "with CutMix",
+    }
+    measures = {("ssd300", "map"): "SSD, mAP (%)", ("show-and-tell", "bleu_4"): "Show and Tell, BLEU-4",
+                ("show-and-tell", "cider_d"): "CIDEr-D"}  # fmt: skip
+    rows = [[label, *(cell(found[arch, name, what]) for arch, what in measures)] for name, label in backbones.items()]
+    return table(["ResNet-18", *measures.values()], rows)
+
+
 def fill(text: str, name: str, content: str) -> str:
     """Replace what stands between the comments of a name."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
@@ -107,6 +121,6 @@ def fill(text: str, name: str, content: str) -> str:
 
 if __name__ == "__main__":
     text = README.read_text(encoding="utf-8")
-    for make in (short, localization, suites, transformers):
+    for make in (short, localization, suites, transformers, transfer):
         text = fill(text, make.__name__, make())
     README.write_text(text, encoding="utf-8")
