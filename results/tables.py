@@ -113,6 +113,25 @@ def transfer() -> str:
     return table(["ResNet-18", *measures.values()], rows)
 
 
+def benchmark(name: str) -> str:
+    """Return the rows of a benchmark."""
+    rows = []
+    for row in json.loads((HERE / f"benchmark-{name}.json").read_text())["rows"]:
+        unit = f" ({row['unit']})" if row["unit"] else ""
+        ours, theirs = (f"{x:,.{1 if x >= 10 else 3}f}" if row["unit"] else "" for x in (row["ours"], row["theirs"]))
+        rows.append(
+            [
+                row["what"] + unit,
+                row["at"],
+                ours,
+                row["beside"],
+                theirs,
+                f"{row['ratio']:.{3 if row['ratio'] > 0.01 else 5}f}",
+            ]
+        )
+    return table(["what", "at", "ours", "beside", "theirs", "ratio"], rows)
+
+
 def fill(text: str, name: str, content: str) -> str:
     """Replace what stands between the comments of a name."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
@@ -123,4 +142,6 @@ if __name__ == "__main__":
     text = README.read_text(encoding="utf-8")
     for make in (short, localization, suites, transformers, transfer):
         text = fill(text, make.__name__, make())
+    for name in ("smmix",):
+        text = fill(text, name, benchmark(name))
     README.write_text(text, encoding="utf-8")
