@@ -1,4 +1,10 @@
-"""The one exception for what a user can mend."""
+"""The one exception for what a user can mend, and what reading a damaged file raises."""
+
+import zlib
+from zipfile import BadZipFile
+
+# What NumPy raises of a file of arrays that is not there or is damaged, whichever byte of it.
+UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zlib.error, BadZipFile)
 
 
 class InputError(ValueError):

@@ -19,8 +19,6 @@ import re
 import shlex
 import subprocess
 import sys
-import zipfile
-import zlib
 from contextlib import suppress
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -31,7 +29,7 @@ import numpy as np
 import torch
 
 from cutmix.checkpoint import read_weights, write_atomic
-from cutmix.errors import InputError
+from cutmix.errors import UNREADABLE, InputError
 from cutmix.jsonl import append_line, read_lines
 from cutmix.recipe import Recipe, Training, flag
 from cutmix.version import __version__
@@ -190,7 +188,7 @@ def read_arrays(path: Path) -> dict[str, torch.Tensor]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path} cannot be read as predictions ({error}); train again with --overwrite") from None
 
 

@@ -9,16 +9,14 @@ Source: McNemar (1947) in its exact form, a binomial test of the samples on whic
 Welch (1947).
 """
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from scipy.stats import binomtest, norm, rankdata, ttest_ind
 
-from cutmix.errors import InputError
+from cutmix.errors import UNREADABLE, InputError
 
 LEVEL = 0.05
 
@@ -60,7 +58,7 @@ def read_outcome(path: Path) -> Outcome:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             logits, labels = arrays["logits"], arrays["labels"]
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zlib.error, BadZipFile) as error:
+    except (*UNREADABLE, KeyError) as error:
         raise InputError(f"{path} cannot be read as predictions (logits and labels in an npz file): {error}") from None
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise InputError(
@@ -257,11 +255,13 @@ def difference_of_resamples(value: float, resampled: np.ndarray, confidence: flo
 
     Args:
         value: The difference on the samples themselves.
-        resampled: The difference on each resample, (draws,).
+        resampled: The difference on each resample, (draws,); where it is NaN, as of pictures without an object, the
+            resample is left out.
         confidence: Of the interval, in (0, 1).
 
     Source: Efron and Tibshirani (1993), chapters 13 and 15.
     """
+    resampled = resampled[~np.isnan(resampled)]
     low, high = np.percentile(resampled, [50 * (1 - confidence), 50 * (1 + confidence)])
     beyond = int(min((resampled <= 0).sum(), (resampled >= 0).sum()))
     return Difference(value, float(low), float(high), min(1.0, 2 * (1 + beyond) / (len(resampled) + 1)))

@@ -31,8 +31,8 @@ class AveragePrecision(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """The mean over the classes that have objects (the reference would count the others as 0)."""
-        return float(np.nanmean(self.per_class))
+        """The mean over the classes that have objects (the reference would count the others as 0); NaN without any."""
+        return float(np.nanmean(self.per_class)) if self.objects.any() else float("nan")
 
 
 def voc_average_precision(

@@ -29,8 +29,10 @@ def precision_difference(
         seed: Of the resamples; NumPy's own generator.
 
     Raises:
-        InputError: If they are not of the same objects.
+        InputError: If they are not of the same objects, or of none.
     """
+    if not len(first.object_images):
+        raise InputError("two runs on no objects cannot be compared in pairs")
     if not all(map(np.array_equal, first[-2:], second[-2:])):
         raise InputError("two runs on different objects cannot be compared in pairs")
     classes = 1 + int(max(column.max(initial=0) for column in (first.labels, second.labels, first.object_labels)))

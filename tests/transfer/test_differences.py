@@ -7,7 +7,7 @@ from scipy import stats
 from cutmix.errors import InputError
 from cutmix.transfer.average_precision import voc_average_precision
 from cutmix.transfer.differences import caption_difference, precision_difference
-from cutmix.transfer.matching import Detections, Objects, judge
+from cutmix.transfer.matching import RIGHT, WRONG, Detections, Judged, Objects, judge
 from cutmix.transfer.scores import PictureScores, caption_scores, picture_scores
 
 PICTURES = 60
@@ -62,6 +62,25 @@ def test_pairs_are_sharper_than_two_runs_apart() -> None:
             values.append(voc_average_precision(again, Objects(places, *(c[truth] for c in objects[1:])), 3).mean)
         apart.append(100 * (values[1] - values[0]))
     assert paired.high - paired.low < 0.7 * np.subtract(*np.percentile(apart, [97.5, 2.5]))
+
+
+def test_resamples_without_objects_are_no_evidence() -> None:
+    """Of three pictures one has an object, which only the second run finds: no resample is for or against it."""
+    none, image = np.zeros(0, int), np.array([0])
+    judged = [
+        Judged(image, image, np.ones(1), np.array([verdict], np.int8), image, image) for verdict in (WRONG, RIGHT)
+    ]
+    found = precision_difference(*judged, pictures=3)
+    assert (found.value, found.low, found.high) == pytest.approx((100, 100, 100))
+    generator = np.random.default_rng(0)
+    with_it = sum((generator.integers(3, size=3) == 0).any() for _ in range(500))
+    assert 300 < with_it < 400  # of 500: 1 - (2/3)³
+    assert found.p == pytest.approx(2 / (with_it + 1))
+    same = precision_difference(judged[0], judged[0], pictures=3)
+    assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
+    empty = Judged(none, none, np.ones(0), none.astype(np.int8), none, none)
+    with pytest.raises(InputError, match="no objects"):
+        precision_difference(empty, empty, pictures=3)
 
 
 def captions(words: list[str], seed: int) -> dict[str, str]:
