@@ -1,4 +1,4 @@
-"""What a suite of `cutmix evaluate` found in several runs, and the tables that show it. No torch here."""
+"""What a suite of `cutmix evaluate`, or transfer, found in several runs, and the tables that show it. No torch here."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

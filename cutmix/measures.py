@@ -18,7 +18,7 @@ class Measure:
     """One measure.
 
     Attributes:
-        suite: Which suite of ``cutmix evaluate`` measures it.
+        suite: Which suite of ``cutmix evaluate`` measures it, or which task of ``cutmix transfer``.
         label: Its name in a table.
         definition: In one to three sentences, with the source.
         unit: "%" or another; "" for a plain number.

@@ -1,23 +1,24 @@
-"""Each run against the baseline, image by image, from what `cutmix evaluate` left of every image. No torch here."""
+"""Each run against the baseline, image by image, from what was left of every image. No torch here.
+
+Of a classifier, `cutmix evaluate` leaves it; of a detector or a captioner, its own run.
+"""
 
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 
 from cutmix.comparison import is_plain
-from cutmix.errors import InputError
+from cutmix.errors import UNREADABLE, InputError
 from cutmix.runs import Json, Run
 from cutmix.statistics import Difference, auroc_difference, ece_difference, holm, rate_difference
 from cutmix.transfer.differences import caption_difference, precision_difference
 from cutmix.transfer.matching import Judged
-from cutmix.transfer.scores import PictureScores
+from cutmix.transfer.scores import SCORES, PictureScores
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -45,11 +46,22 @@ class Compared(NamedTuple):
 
 
 class _Sample(NamedTuple):
-    """What a measure is made of: the arrays, how two of them are compared, and what has to be the same in both."""
+    """What a measure is made of.
+
+    Attributes:
+        name: The measure's key in ``MEASURES``.
+        of: What it is of; "" where it is of the test images alone.
+        at: Where.
+        line: Its latest result, which the arrays are of; nothing where it was not measured.
+        values: The arrays.
+        compare: How those of two runs are compared.
+        same: What has to be the same in both runs, beside the test images.
+    """
 
     name: str
     of: str
     at: float | None
+    line: Json
     values: Any
     compare: Callable[[Any, Any], Difference]
     same: tuple[Any, ...] = ()
@@ -63,7 +75,7 @@ def differences(runs: Sequence[Run], suite: str) -> list[Compared]:
 
     Args:
         runs: All runs of the page; those without the arrays of the suite are passed over.
-        suite: One of the suites of ``cutmix evaluate``.
+        suite: One of the suites of ``cutmix evaluate``, "detection" or "captioning".
 
     Raises:
         InputError: If a file of arrays is damaged.
@@ -71,20 +83,16 @@ def differences(runs: Sequence[Run], suite: str) -> list[Compared]:
     measured = {run.label: arrays for run in runs if (arrays := read_arrays(run.arrays(suite)))}
     samples = {
         run.label: {
-            (sample.name, sample.of): sample
-            for sample in _SAMPLES[suite](run, measured[run.label])
-            if _last(run, suite, sample.name)
+            (sample.name, sample.of): sample for sample in _SAMPLES[suite](run, measured[run.label]) if sample.line
         }
         for run in runs
         if run.label in measured
     }
     found = []
     for baseline, run in against_baseline([run for run in runs if run.label in measured]):
-        if not _same_images(baseline, run, suite):
-            continue
         for key, second in samples[run.label].items():
             first = samples[baseline.label].get(key)
-            if first and first.at == second.at and _equal(first.same, second.same):
+            if first and _comparable(baseline, first, run, second):
                 difference = second.compare(first.values, second.values)
                 found.append(Compared(second.name, second.of, second.at, run.label, baseline.label, difference))
     adjusted = holm([one.difference.p for one in found])
@@ -112,22 +120,24 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, RuntimeError, zlib.error, BadZipFile) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path} cannot be read as arrays: {error}; evaluate the run again") from None
 
 
-def _same_images(first: Run, second: Run, suite: str) -> bool:
-    """Whether two runs were measured on the same images, as far as their results tell.
+def _comparable(run: Run, first: _Sample, other: Run, second: _Sample) -> bool:
+    """Whether two runs were measured in the same way on the same images, as far as arrays and results tell.
 
     A share of the training images that is held out depends on the seed; so do images and outliers that were drawn, on
     the evaluation's.
     """
-    one, other = (next(iter(reversed(run.suite(suite))), {}) for run in (first, second))
-    if one.get("drawn") != other.get("drawn") or (one.get("drawn") and _seed(one) != _seed(other)):
+    if first.at != second.at or not _equal(first.same, second.same):
         return False
-    drawn = first.recipe.get("val_fraction") and one.get("split") not in ("test", "all")
-    same_seed = first.recipe.get("seed") == second.recipe.get("seed")
-    return all(one.get(key) == other.get(key) for key in ("data", "split")) and (same_seed or not drawn)
+    if any(first.line.get(key) != second.line.get(key) for key in ("data", "split", "drawn")):
+        return False
+    if first.line.get("drawn") and _seed(first.line) != _seed(second.line):
+        return False
+    held_out = run.recipe.get("val_fraction") and first.line.get("split") not in ("test", "all")
+    return not held_out or bool(run.recipe.get("seed") == other.recipe.get("seed"))
 
 
 def _equal(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
@@ -138,11 +148,12 @@ def _equal(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
 
 
 def _calibration(run: Run, arrays: Arrays) -> Iterator[_Sample]:
-    bins = _last(run, "calibration", "ece").get("bins", 15)
+    line = _last(run, "calibration", "ece")
+    bins = line.get("bins", 15)
     if {"confidence", "right"} <= arrays.keys():
         values = arrays["confidence"], arrays["right"]
         same = (bins, len(values[0]), arrays.get("labels", ()))
-        yield _Sample("ece", "", None, values, lambda a, b: ece_difference(a, b, bins), same)
+        yield _Sample("ece", "", None, line, values, lambda a, b: ece_difference(a, b, bins), same)
 
 
 def _robustness(run: Run, arrays: Arrays) -> Iterator[_Sample]:
@@ -150,18 +161,18 @@ def _robustness(run: Run, arrays: Arrays) -> Iterator[_Sample]:
     for name in ("clean", "fgsm", "noise", "pgd", "apgd"):
         if f"{name}_right" in arrays:
             subset = (arrays["pgd_index"],) if "pgd" in name else ()
-            at = None if name == "clean" else eps
-            yield _Sample(f"{name}_err", "", at, ~arrays[f"{name}_right"], rate_difference, (arrays["labels"], *subset))
+            at, line = None if name == "clean" else eps, _last(run, "robustness", f"{name}_err")
+            wrong, same = ~arrays[f"{name}_right"], (arrays["labels"], *subset)
+            yield _Sample(f"{name}_err", "", at, line, wrong, rate_difference, same)
 
 
 def _ood(run: Run, arrays: Arrays) -> Iterator[_Sample]:
-    lines = {str(line.get("of")): line for line in run.suite("ood")}
     for name in arrays:
         score, _, of = name.partition("/")
         if score == "max-softmax" and of != "id":
-            values, line = (arrays["max-softmax/id"], arrays[name]), lines.get(of, {})
+            values, line = (arrays["max-softmax/id"], arrays[name]), _last(run, "ood", "ood_auroc", of)
             same = (len(values[0]), len(values[1]), arrays.get("labels", ()), str(line.get("note")), _seed(line))
-            yield _Sample("ood_auroc", of, None, values, auroc_difference, same)
+            yield _Sample("ood_auroc", of, None, line, values, auroc_difference, same)
 
 
 def _localization(run: Run, arrays: Arrays) -> Iterator[_Sample]:
@@ -169,23 +180,24 @@ def _localization(run: Run, arrays: Arrays) -> Iterator[_Sample]:
         return
     located, right = arrays["iou"] > IOU, arrays["right"]
     for name, hits in (("top1_loc", located & right), ("gt_known_loc", located), ("top1_cls", right)):
-        at = _last(run, "localization", name).get("at")
-        yield _Sample(name, "", at, hits, rate_difference, (arrays["true_boxes"],))
+        line = _last(run, "localization", name)
+        yield _Sample(name, "", line.get("at"), line, hits, rate_difference, (arrays["true_boxes"],))
 
 
 def _detection(run: Run, arrays: Arrays) -> Iterator[_Sample]:
     if "verdicts" in arrays:
-        judged, n = Judged(*(arrays[name] for name in Judged._fields)), _last(run, "detection", "map").get("n", 0)
+        judged, line = Judged(*(arrays[name] for name in Judged._fields)), _last(run, "detection", "map")
+        n = line.get("n", 0)
         same = (n, judged.object_images, judged.object_labels)
-        yield _Sample("map", "", None, judged, partial(precision_difference, pictures=n), same)
+        yield _Sample("map", "", None, line, judged, partial(precision_difference, pictures=n), same)
 
 
 def _captioning(run: Run, arrays: Arrays) -> Iterator[_Sample]:
     if "bleu" in arrays:
         scores = PictureScores((), arrays["bleu"], arrays["rouge_l"], arrays["cider_d"])
-        for name in scores.corpus():
-            compare = partial(caption_difference, score=name)
-            yield _Sample(name, "", None, scores, compare, (arrays["references"],))
+        for name in SCORES:
+            line, compare = _last(run, "captioning", name), partial(caption_difference, score=name)
+            yield _Sample(name, "", None, line, scores, compare, (arrays["references"],))
 
 
 _SAMPLES: dict[str, Callable[[Run, Arrays], Iterator[_Sample]]] = {
@@ -198,9 +210,10 @@ _SAMPLES: dict[str, Callable[[Run, Arrays], Iterator[_Sample]]] = {
 }
 
 
-def _last(run: Run, suite: str, measure: str) -> Json:
+def _last(run: Run, suite: str, measure: str, of: str = "") -> Json:
     """Return the latest line of a measure, which the arrays are of; nothing where it was not measured."""
-    return next((line for line in reversed(run.suite(suite)) if line["measure"] == measure), {})
+    lines = (line for line in reversed(run.suite(suite)) if line["measure"] == measure)
+    return next((line for line in lines if (line.get("of") or "") == of), {})
 
 
 def _seed(line: Json) -> str:

@@ -34,7 +34,8 @@ class Run:
         command: the command line that started it, "" when it was not recorded.
         environment: versions, device and commit.
         epochs: the log's entry of each epoch in rising order; of an epoch logged twice, the later.
-        results: the measures in the order of the file; of the same measure made twice, the later.
+        results: the measures in the order in which they were made; of the same measure made twice, the later. Those
+            of other data than the first come last.
         samples: the bytes of samples.png, None when there is none.
         label: a short name, unique among the runs that were read together.
         group: the label of the recipe: runs that differ in nothing but the seed share it.
@@ -88,7 +89,11 @@ class Run:
         return found.get("model", found.get("ema"))
 
     def suite(self, name: str) -> list[Json]:
-        """The lines of a suite of `cutmix evaluate` after the last epoch, on the run's own test set, in their order."""
+        """The lines of a suite after the last epoch, on the run's own test set, in their order.
+
+        Args:
+            name: One of the suites of `cutmix evaluate`; "detection" and "captioning" are of a run of transfer itself.
+        """
         which = self.named("last")
         return [r for r in self.results if r.get("suite") == name and r["which"] == which and self.is_own(r)]
 
@@ -153,7 +158,11 @@ def read_run(folder: Path) -> Run:
         {"measure": str, "which": str, "value": int | float | None, "n": int | None, "epoch": int | None},
     )
     epochs = {entry["epoch"]: entry for entry in log if entry["kind"] == "epoch"}
-    measures = {("file" in line, *(line.get(key) for key in _KEY)): line for line in results}
+    measures: dict[tuple[Any, ...], Json] = {}
+    for line in results:
+        key = ("file" in line, *(line.get(name) for name in _KEY))
+        measures.pop(key, None)  # the later takes its own place, not that of the earlier
+        measures[key] = line
     samples = folder / "samples.png"
     return Run(
         folder=folder,
@@ -161,7 +170,7 @@ def read_run(folder: Path) -> Run:
         command=str(config.get("command") or ""),
         environment=_read_object(environment) if environment.exists() else {},
         epochs=tuple(epochs[epoch] for epoch in sorted(epochs)),
-        results=tuple(measures.values()),
+        results=tuple(sorted(measures.values(), key=lambda line: line.get("data") != results[0].get("data"))),
         samples=samples.read_bytes() if samples.exists() else None,
         evaluated=evaluated,
     )

@@ -148,6 +148,36 @@ def test_only_the_same_images_of_a_draw_are_compared(tmp_path) -> None:
     assert not drawn({"draw_seed": 0, "drawn": 300}, {})
 
 
+def rewrite(folder: Path, *evaluations: list[dict]) -> None:
+    """Write evaluations one after another below what the training itself has measured."""
+    own = (folder / "results.jsonl").read_text().splitlines()[0]
+    lines = [json.loads(own) | {"file": "model.safetensors", "drawn": None, "draw_seed": 0} | line
+             for each in evaluations for line in each]  # fmt: skip
+    (folder / "results.jsonl").write_text("\n".join([own, *map(json.dumps, lines)]) + "\n")
+
+
+def test_only_the_latest_evaluation_says_on_which_images_it_was(pair) -> None:
+    whole = [{"measure": name, "suite": "robustness"} for name in ("clean_err", "corruption_mean_err")]
+
+    def drawn(seed: int) -> list[dict]:
+        return [{"measure": "clean_err", "suite": "robustness", "drawn": N, "draw_seed": seed}]
+
+    rewrite(pair[0], whole, drawn(0))
+    rewrite(pair[1], whole, drawn(1))
+    assert compared(pair, "robustness") == {}  # though both have an older line of all images
+    rewrite(pair[1], drawn(0))
+    assert set(compared(pair, "robustness")) == {"clean_err"}  # though only one of them has
+
+
+def test_a_set_of_outliers_that_was_measured_again_is_compared(pair) -> None:
+    def outliers(of: str, **more) -> list[dict]:
+        return [{"measure": name, "suite": "ood", "of": of, **more} for name in ("ood_auroc", "ood_tnr95")]
+
+    rewrite(pair[0], outliers("uniform"), outliers("gaussian", drawn=7), outliers("uniform"))
+    rewrite(pair[1], outliers("uniform"))
+    assert set(compared(pair, "ood")) == {"ood_auroc"}
+
+
 def test_held_out_shares_of_two_seeds_are_other_images(tmp_path) -> None:
     paths = make_run(tmp_path / "a", val_fraction=0.2), make_run(tmp_path / "b", mix="mixup", val_fraction=0.2, seed=1)
     assert len(compared(paths, "calibration")) == 1

@@ -19,6 +19,7 @@ Tokens = list[str]
 Gram = tuple[str, ...]
 
 _ORDERS = range(1, 5)  # n-grams of BLEU and CIDEr-D
+SCORES = (*(f"bleu_{n}" for n in _ORDERS), "rouge_l", "cider_d")
 _BETA = 1.2  # weight of recall in ROUGE-L
 _SIGMA = 6.0  # of CIDEr-D's penalty of another length, in words
 NEEDS_JAVA = 'needs Java and pip install "cutmix[captions-java]"'
@@ -43,8 +44,8 @@ class PictureScores:
 
     def corpus(self, chosen: np.ndarray | slice = slice(None)) -> dict[str, float]:
         """Return the scores of :func:`caption_scores` for a choice of pictures, by default all of them."""
-        scores = {f"bleu_{n}": value for n, value in zip(_ORDERS, corpus_bleu(self.bleu[chosen].sum(0)), strict=True)}
-        return scores | {"rouge_l": float(self.rouge_l[chosen].mean()), "cider_d": float(self.cider_d[chosen].mean())}
+        means = float(self.rouge_l[chosen].mean()), float(self.cider_d[chosen].mean())
+        return dict(zip(SCORES, (*corpus_bleu(self.bleu[chosen].sum(0)), *means), strict=True))
 
 
 def caption_scores(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
