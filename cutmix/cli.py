@@ -164,7 +164,7 @@ def parse_transfer(words: list[str]) -> tuple["Transfer", "TrainOptions"]:
     import tyro
 
     from cutmix.options import TrainOptions
-    from cutmix.transfer.recipes import Transfer, find_transfer
+    from cutmix.transfer.recipes import Transfer, backbone_name, find_transfer
     from cutmix.transfer.recipes import small as smaller
 
     task, flags = (words[0], words[1:]) if words and not words[0].startswith("-") else ("", words)
@@ -196,7 +196,7 @@ def parse_transfer(words: list[str]) -> tuple["Transfer", "TrainOptions"]:
 
     recipe, options = parse(all_of_it, flags, f"transfer {task}", TRANSFER)
     if recipe.name == base.name and not resumed:
-        recipe = replace(recipe, name=f"{recipe.name}-{Path(recipe.backbone).resolve().name}")
+        recipe = replace(recipe, name=f"{recipe.name}-{backbone_name(recipe.backbone)}")
     return recipe, options
 
 

@@ -196,5 +196,9 @@ def _mind(run: Run, baseline: Run) -> str:
     fields = [field for field in differing_fields([run, baseline]) if field not in _MIX_FIELDS]
     if not fields:
         return ""
-    listed = " and ".join([", ".join(fields[:-1]), fields[-1]] if len(fields) > 1 else fields)
-    return f" Mind that the two recipes differ also in {listed}."
+    return f" Mind that the two recipes differ also in {listed(fields)}."
+
+
+def listed(words: Sequence[str]) -> str:
+    """Return words as a sentence lists them: a, b and c."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

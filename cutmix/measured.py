@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cutmix.comparison import pooled
+from cutmix.comparison import listed, pooled
 from cutmix.errors import InputError
 from cutmix.jsonl import read_lines
 from cutmix.paper import DATA, FOOTNOTES, TABLES, Measure, Row, Table, is_baseline
@@ -26,7 +26,8 @@ _FREE = {
     "backbone",
 }  # fmt: skip
 _HERE = ("Best epoch here", "Last epoch here", "Seeds", "Last, to baseline")
-_KEY = ("recipe", "data", "model", "epochs", "seed", "weights", "backbone", "commit", "date", "seconds", "command")
+_KEY = ("recipe", "data", "model", "epochs", "seed", "weights", "backbone")
+_OF_TRAINING = ("commit", "date", "seconds", "command")
 
 SMOKE = "a few steps, which measure nothing"
 
@@ -203,8 +204,9 @@ def departures(recipe: Training, line: Json, config: Json | None, test_images: i
         config: The recipe that was run, if its folder is at hand; otherwise the result's command has to tell.
         test_images: How many the result has to be of; by default those of the recipe's data.
     """
-    facts, n, said = DATA.get(recipe.data), line.get("n"), []
+    facts, n, drawn, said = DATA.get(recipe.data), line.get("n"), line.get("drawn"), []
     wanted = test_images or (facts and facts.test_images)
+    side = getattr(recipe, "image_size", None) or (facts and facts.side)
     if line.get("model") != recipe.model:
         said.append(f"network {line.get('model')}")
     if line.get("epochs") != recipe.epochs:
@@ -212,15 +214,18 @@ def departures(recipe: Training, line: Json, config: Json | None, test_images: i
     small = bool(facts and facts.side)  # a set of photographs is known by its size, wherever it lies
     if line.get("data") != recipe.data and (small or n != wanted):
         said.append(f"data {line.get('data')}")
-    if wanted and n != wanted:
+    if drawn:
+        said.append(f"{drawn:,} of the images")
+    elif wanted and n != wanted:
         said.append("unknown number of test images" if n is None else f"{n:,} test images")
+    if side and line.get("image_size", side) != side:
+        said.append("images of {0}×{0}".format(line["image_size"]))
     if line.get("weights", "model") != "model":
         said.append("averaged weights")
     if config is None and "file" in line:
         return [*said, "how it was trained is not known"]
     changed = _changed_fields(recipe, config) if config else _changed_flags(recipe, str(line.get("command") or ""))
-    listed = " and ".join([", ".join(changed[:-1]), changed[-1]] if len(changed) > 1 else changed)
-    return said + ([f"{listed} changed"] if changed else [])
+    return said + ([f"{listed(changed)} changed"] if changed else [])
 
 
 def _changed_fields(recipe: Training, config: Json) -> list[str]:
@@ -317,6 +322,10 @@ def _is_result(line: Json) -> bool:
 
 
 def identity(line: Json) -> str:
-    """Return what tells the run of a result from other runs."""
-    key: dict[str, Any] = {name: line.get(name) for name in _KEY}
+    """Return what tells the run of a result from other runs.
+
+    An evaluation names the file that it is of, so that evaluations of a run are one; of drawn images it is one apart.
+    """
+    own = ("file", "drawn") if "file" in line else _OF_TRAINING
+    key: dict[str, Any] = {name: line.get(name) for name in (*_KEY, *own)}
     return json.dumps(key, sort_keys=True)

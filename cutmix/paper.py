@@ -57,6 +57,11 @@ class Table:
     notes: str = ""
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """What the command calls it: its name, and that of a figure in parts."""
+        return self.name, self.name.partition("-")[0]
+
+    @property
     def heading(self) -> str:
         """Its name as the paper prints it, and its title."""
         printed = {"smmix": "SMMix"}.get(self.name) or re.sub(r"(\D+)(\d+).*", r"\1 \2", self.name).capitalize()
@@ -236,11 +241,15 @@ TABLES = (
 
 
 class Named(Protocol):
-    """What has a name that the command calls it."""
+    """What the command calls by names."""
 
     @property
     def name(self) -> str:
-        """The name."""
+        """The first of them."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them."""
 
 
 Kind = TypeVar("Kind", bound=Named)
@@ -258,8 +267,7 @@ def find_tables(word: str) -> tuple[Table, ...]:
 def find_among(tables: Sequence[Kind], word: str) -> tuple[Kind, ...]:
     """Return those of some tables that a word names; see ``find_tables``."""
     name = re.sub(r"^(?=a?\d)", "table", word.lower().replace(" ", "").replace("_", "-"))
-    name = {"tablea3": "table12"}.get(name, name)
-    found = tuple(table for table in tables if name == "all" or table.name == name or table.name.startswith(f"{name}-"))
+    found = tuple(table for table in tables if name == "all" or name in table.names)
     if not found:
         names = [table.name for table in tables]
         close = get_close_matches(name, names, n=1)

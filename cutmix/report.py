@@ -15,9 +15,10 @@ from typing import Any
 from markupsafe import Markup
 
 from cutmix.attention_card import attention
+from cutmix.circumstances import status, what_was_run
 from cutmix.comparison import MAIN, comparisons, estimate, pairs
+from cutmix.curves import learning_curves
 from cutmix.errors import InputError
-from cutmix.learning_curves import learning_curves
 from cutmix.measured import footnotes, sheets, sweeps, trained
 from cutmix.page import HTML, Row, Section, picture
 from cutmix.paper import TABLES, find_tables, is_baseline
@@ -27,7 +28,6 @@ from cutmix.runs import Json, Run, groups, read_runs
 from cutmix.statistics import in_words
 from cutmix.transfer_card import captioning, detection, paper_of_transfer
 from cutmix.version import __version__
-from cutmix.what_was_run import status, what_was_run
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:

@@ -1,4 +1,7 @@
-"""The report card: a section of the page for each suite of `cutmix evaluate`, the runs side by side. No torch here."""
+"""The report card: a section of the page for each suite of `cutmix evaluate`, the runs side by side. No torch here.
+
+What compares runs in pairs or with the paper is for the sections of detection and captioning too.
+"""
 
 from collections.abc import Sequence
 
@@ -20,10 +23,10 @@ from cutmix.card import (
 )
 from cutmix.card_figures import curves, histograms, pictures, reliability_of
 from cutmix.measures import MEASURES, Measure, measure_of
+from cutmix.other_tables import measured_in, paper_sheets
 from cutmix.page import HTML, Definition, Row, Section, link
 from cutmix.paired import against_baseline, differences
 from cutmix.paper_measures import FGSM, LOCALIZATION, UNKNOWN, PaperTable
-from cutmix.paper_sheets import measured_in, paper_sheets
 from cutmix.runs import Run
 from cutmix.statistics import Difference, in_words
 

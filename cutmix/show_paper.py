@@ -5,9 +5,9 @@ from pathlib import Path
 
 from cutmix.errors import InputError
 from cutmix.measured import Sheet, Trained, find_results, footnotes, sheets
+from cutmix.other_tables import Found, find_measured, paper_sheets
 from cutmix.paper import TABLES, Table, find_among
 from cutmix.paper_measures import MORE_TABLES, PaperTable
-from cutmix.paper_sheets import Found, find_measured, paper_sheets
 
 EVERY_TABLE: tuple[Table | PaperTable, ...] = (*TABLES, *MORE_TABLES)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from cutmix.card import Card, cell, gather, table
-from cutmix.learning_curves import learning_curves
+from cutmix.curves import learning_curves
 from cutmix.measures import measure_of
 from cutmix.page import HTML, Row, Section, link, picture
 from cutmix.paper_measures import CAPTIONING, TRANSFER
@@ -77,7 +77,7 @@ def _per_class(card: Card) -> Markup:
     return Markup(HTML.folded("Average precision of each class", made) if len(rows) > 30 else made)
 
 
-_CAPTIONS = {
+_DRAWN = {
     "detections": "solid: objects; dotted: difficult ones, which do not count; dashed: what was found, all of score "
     "0.5 or more and, where these are fewer than the objects, the surest others",
     "captions": "in bold the network’s caption, below it two by people",
@@ -88,7 +88,7 @@ def _pictures(runs: Sequence[Run]) -> Markup:
     """Return what each run drew of its test pictures."""
     items = []
     for run in runs:
-        for kind, said in _CAPTIONS.items():
+        for kind, said in _DRAWN.items():
             path = run.folder / "pictures" / f"{kind}.png"
             if path.is_file():
                 alt = f"Test pictures with the {kind} of {run.label}"

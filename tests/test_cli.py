@@ -392,7 +392,7 @@ def test_transfer_takes_the_defaults_of_the_task_and_its_architecture() -> None:
     ):
         recipe, _ = parse_transfer([*words, *flags])
         assert type(recipe) is type(base)
-        assert recipe.to_dict() == base.to_dict() | named | {"name": f"{base.name}-model.safetensors"}
+        assert recipe.to_dict() == base.to_dict() | named | {"name": f"{base.name}-a"}
     recipe, options = parse_transfer(["captioning", "--tune-encoder", "--lr", "0.1", "--name", "n", "--device", "cpu"])
     assert (recipe.tune_encoder, recipe.lr, recipe.name, options.device) == (True, 0.1, "n", "cpu")  # type: ignore[attr-defined]
 

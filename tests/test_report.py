@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from cutmix.comparison import comparisons, estimate
+from cutmix.comparison import comparisons, estimate, listed
+from cutmix.curves import learning_curves
 from cutmix.errors import InputError
-from cutmix.learning_curves import learning_curves
 from cutmix.plots import Curve, key, lines, outlines, reliability
 from cutmix.report import SECTIONS, write_report
 from cutmix.runs import differing_fields, groups, read_runs
@@ -351,6 +351,25 @@ def test_an_epoch_logged_twice_counts_once(tmp_path):
     (read,) = read_runs([run])
     assert [(entry["epoch"], entry["top1_err"]) for entry in read.epochs] == [(1, 40.0), (2, 35.0), (3, 29.0)]
     assert math.isclose(read.result("top1_err", "last")["value"], 30.0)
+
+
+def test_a_measure_made_twice_takes_the_place_of_the_later_and_leaves_the_own_data(tmp_path):
+    run = make_run(tmp_path / "a", finished=False)
+    made = [("a", "ece", 1), ("b", "ece", 2), ("a", "nll", 3), ("a", "ece", 4), ("a", "nll", 5), ("a", "brier", 6)]
+    shared = {"which": "file", "suite": "calibration", "n": 9, "epoch": None, "file": "w.pth"}
+    lines = [shared | {"data": data, "measure": measure, "value": value} for data, measure, value in made]
+    (run / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = json.loads((run / "config.json").read_text()) | {"evaluated": "w.pth"}
+    (run / "config.json").write_text(json.dumps(config))
+    (read,) = read_runs([run])
+    assert [line["value"] for line in read.suite("calibration")] == [4, 5, 6]
+    assert (read.data, [line["value"] for line in read.results]) == ("a", [4, 5, 6, 2])
+    (run / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (*lines[:2], lines[3])))
+    assert read_runs([run])[0].data == "a"  # the first that it was measured on, though all of that is newer
+
+
+def test_words_are_listed():
+    assert [listed(list(words)) for words in ("a", "ab", "abc")] == ["a", "a and b", "a, b and c"]
 
 
 def test_torch_is_not_imported():

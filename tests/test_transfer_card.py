@@ -189,8 +189,8 @@ def test_curves_pictures_and_the_papers_tables(tmp_path: Path) -> None:
     table10 = page.table("Table 10: ")
     assert table10["SSD300, mAP: paper"] == ["76.7", "76.6", "76.8", "77.6"]
     assert table10["SSD300, mAP: here"] == ["not run"] * 4
-    assert page.table("Table 10, not comparable")["a"] == ["41.2 [30.0, 52.0]", "–", "–"]
-    assert "a is not the paper’s protocol: network resnet10t, 4 of 232 epochs" in page.text
+    assert page.table("Table 10, not comparable")["a on random weights"] == ["41.2 [30.0, 52.0]", "–", "–"]
+    assert "a on random weights is not the paper’s protocol: network resnet10t, 4 of 232 epochs" in page.text
     assert page.table("Table A2")["CIDEr: paper"] == ["71.2", "72.2", "74.1", "77.6"]
 
 
@@ -232,7 +232,7 @@ def test_a_detector_shows_its_own_fields(tmp_path: Path) -> None:
     rows = page.table("Every detector and captioner")
     assert rows["a"] == ["finished", "detection-set", "SSD300", "resnet10t, random weights", "12,345", "4", "0"]
     assert rows["b"][3:] == ["resnet10t, w.pth", "12,345", "4", "1"]
-    assert page.table("Fields in which the recipes of detection differ") == {"backbone": ["none", "w.pth"]}
+    assert page.table("Fields in which the recipes of the detectors differ") == {"backbone": ["none", "w.pth"]}
     assert "Every classifier" not in page.text
 
 

@@ -6,6 +6,7 @@ below: amdegroot/ssd.pytorch, jwyang/faster-rcnn.pytorch, stevehuanghe/image_cap
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from cutmix.errors import InputError
@@ -155,6 +156,19 @@ def small(recipe: Transfer) -> Transfer:
         recipe, name=f"{recipe.arch}-small", model="resnet10t", epochs=40, batch_size=8, optimizer="adamw", lr=1e-3,
         schedule="cosine", warmup_epochs=1, eval_every=10, image_size=160, min_size=160, max_size=256,
     )  # fmt: skip
+
+
+def backbone_name(backbone: str) -> str:
+    """Return what a backbone's weights are called: a run by its folder, also where its file is named."""
+    path = Path(backbone).resolve()
+    names = {"model.safetensors": path.parent.name, "best.safetensors": f"{path.parent.name}-best"}
+    return names.get(path.name, path.name)
+
+
+def backbone_in_words(backbone: str) -> str:
+    """Return a backbone's weights as a table names them."""
+    name = backbone_name(backbone)
+    return {"none": "random weights", "pretrained": "timm’s weights"}.get(name, name)
 
 
 def recipe_of_arch(arch: str) -> Transfer:

@@ -7,7 +7,18 @@ import pytest
 from cutmix.errors import InputError
 from cutmix.optim import learning_rate
 from cutmix.recipe import Training
-from cutmix.transfer.recipes import CAPTIONING, FASTER_RCNN, SSD300, TASKS, Captioning, Detection, find_transfer, small
+from cutmix.transfer.recipes import (
+    CAPTIONING,
+    FASTER_RCNN,
+    SSD300,
+    TASKS,
+    Captioning,
+    Detection,
+    backbone_in_words,
+    backbone_name,
+    find_transfer,
+    small,
+)
 
 EVERY = [recipe for recipes in TASKS.values() for recipe in recipes]
 VOC = 16_551  # pictures of VOC2007 and VOC2012 trainval
@@ -49,6 +60,23 @@ def test_recipes_are_found_by_task_and_architecture() -> None:
     assert find_transfer("detection", "captioning") is SSD300  # what is no detector is refused with the flags
     with pytest.raises(InputError, match=r'^there is no task "segmentation"; expected detection or captioning$'):
         find_transfer("segmentation")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "name"),
+    [
+        ("runs/x", "x"),
+        ("runs/x/", "x"),
+        ("runs/x/model.safetensors", "x"),
+        ("runs/x/best.safetensors", "x-best"),
+        ("weights/resnet50.pth", "resnet50.pth"),
+        ("none", "none"),
+    ],
+)
+def test_the_file_of_a_run_has_the_name_of_the_run(backbone: str, name: str) -> None:
+    assert backbone_name(backbone) == name
+    assert backbone_in_words(backbone) == ("random weights" if backbone == "none" else name)
+    assert backbone_in_words("pretrained") == "timm’s weights"
 
 
 def test_the_small_recipes_are_small() -> None:

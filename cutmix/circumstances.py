@@ -1,13 +1,15 @@
 """The section of the page that says what was run, on what, and by which commands. No torch here."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from cutmix.page import HTML, Row, Section
 from cutmix.runs import Run, differing_fields, groups
+from cutmix.transfer.recipes import backbone_in_words
+
+_LEARNERS = {"classification": "the classifiers", "detection": "the detectors", "captioning": "the captioners"}
 
 
 def what_was_run(runs: Sequence[Run]) -> Section:
@@ -32,7 +34,7 @@ def what_was_run(runs: Sequence[Run]) -> Section:
         header = ["Run", "Status", "Data", "What", "Backbone", "Parameters", "Epochs", "Seed"]
         body += HTML.table("Every detector and captioner", header, [_transferred(run) for run in transferred])
     body += _origins(runs)
-    for task in ("classification", "detection", "captioning"):
+    for task in _LEARNERS:
         body += _recipe_differences([run for run in runs if run.task == task])
     body += HTML.table(
         "When and on what each ran", ["Run", "Date", "Device", "torch", "Commit", "Training time"], circumstances
@@ -44,16 +46,14 @@ def _transferred(run: Run) -> Row:
     """The row of a detector or a captioner."""
     what = {"ssd300": "SSD300", "faster-rcnn": "Faster R-CNN"}.get(str(run.recipe.get("arch")), "Show and Tell")
     what += ", tuned" if run.recipe.get("tune_encoder") else ""
-    weights = Path(str(run.recipe.get("backbone")))
-    name = weights.parent.name if weights.name == "model.safetensors" else weights.name
+    weights = backbone_in_words(str(run.recipe.get("backbone")))
     trained_by = run.fact("backbone_recipe")
-    if trained_by not in (None, name):
-        name += f" ({trained_by})"
-    known = {"none": "random weights", "pretrained": "timm’s weights"}
+    if trained_by not in (None, weights):
+        weights += f" ({trained_by})"
     facts = run.fact("parameters"), run.recipe.get("epochs"), run.recipe.get("seed")
     return Row(
         run.label,
-        [status(run), run.data, what, f"{run.recipe.get('model')}, {known.get(name, name)}", *map(_text, facts)],
+        [status(run), run.data, what, f"{run.recipe.get('model')}, {weights}", *map(_text, facts)],
     )
 
 
@@ -81,7 +81,7 @@ def _recipe_differences(runs: Sequence[Run]) -> Markup:
     if not fields:
         return Markup("")
     rows = [Row(field, [_text(run.recipe.get(field)) for run in firsts.values()]) for field in fields]
-    caption = f"Fields in which the recipes of {runs[0].task} differ; every other one is the same"
+    caption = f"Fields in which the recipes of {_LEARNERS[runs[0].task]} differ; every other one is the same"
     return Markup(HTML.table(caption, ["Field", *firsts], rows))
 
 

@@ -13,7 +13,7 @@ from cutmix.measured import Sheet, departures, identity, read_file, read_folders
 from cutmix.paper_measures import METHODS, PaperRow, PaperTable
 from cutmix.recipes import RECIPES
 from cutmix.runs import Json, Run
-from cutmix.transfer.recipes import recipe_of_arch
+from cutmix.transfer.recipes import backbone_in_words, backbone_name, recipe_of_arch
 
 
 class Found(NamedTuple):
@@ -29,18 +29,28 @@ class Cell(NamedTuple):
     Attributes:
         method: Which of ``METHODS``; "" where it is none of them.
         how: In what it differs from the paper's protocol; "" where it does not.
-        name: What the run is called.
-        lines: The results, by measure.
+        name: What the run is called; of a detector or a captioner, with its backbone.
+        backbone: Where the weights of its backbone are; "" of a classifier.
+        lines: The result of each measure.
     """
 
     method: str
     how: str
     name: str
-    lines: list[Json]
+    backbone: str
+    lines: dict[str, Json]
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What results that are pooled have in common, apart from the row."""
+        return self.name, self.method, self.backbone, self.how
 
 
 def find_measured(runs: Sequence[Path], results: Sequence[Path]) -> list[Found]:
-    """Read results of the last epoch, each once, wherever it is found; takes and raises what ``find_results`` does."""
+    """Read results of the last epoch, each once, wherever it is found; of the same measured twice, the later.
+
+    Takes and raises what ``find_results`` does.
+    """
     found: dict[tuple[str, ...], Found] = {}
     lines = [Found(line, None) for path in results for line in read_file(path)]
     for one in [*lines, *(one for run in read_folders(runs) for one in measured_in(run))]:
@@ -66,17 +76,18 @@ def paper_sheets(table: PaperTable, found: Iterable[Found]) -> tuple[list[Sheet]
         )
         rows.append((f"{row.label}: here", *(_here(table, row, cells[row], method) for method in METHODS)))
     made = [Sheet(f"{table.title} ({'; '.join(table.measures)})", ("Row", *METHODS), rows)]
-    others = list(dict.fromkeys((cell.name, cell.how) for its in cells.values() for cell in its if cell.how))
+    others = list(dict.fromkeys(cell.key for its in cells.values() for cell in its if cell.how))
     shown = [row for row in table.rows if any(cell.how for cell in cells[row])]
     if others:
         rows = []
         for key in others:
-            its = [[cell for cell in cells[row] if (cell.name, cell.how) == key] for row in shown]
+            its = [[cell for cell in cells[row] if cell.key == key] for row in shown]
             values = [_value(table, row, one) if one else "–" for row, one in zip(shown, its, strict=True)]
             rows.append((key[0], *values))
         caption = f"{table.title.partition(':')[0]}, not comparable with the paper’s numbers"
         made.append(Sheet(caption, ("Run", *(row.label for row in shown)), rows))
-    return made, [f"{name} is not the paper’s protocol: {how}." for name, how in others]
+    said = [f"{name} is not the paper’s protocol: {how}." for name, *_, how in others]
+    return made, list(dict.fromkeys(said))
 
 
 def _here(table: PaperTable, row: PaperRow, cells: Sequence[Cell], method: str) -> str:
@@ -87,7 +98,7 @@ def _value(table: PaperTable, row: PaperRow, cells: Sequence[Cell]) -> str:
     """Return a cell's measures with their intervals: of one run, or the mean over its seeds."""
     said = []
     for measure in row.measures:
-        lines = [(line.get("seed"), line) for cell in cells for line in cell.lines if line["measure"] == measure]
+        lines = [(cell.lines[measure].get("seed"), cell.lines[measure]) for cell in cells if measure in cell.lines]
         estimate = pooled(lines)
         if estimate is None:
             said.append("not run")
@@ -111,8 +122,17 @@ def _cells(row: PaperRow, found: Iterable[Found]) -> Iterator[Cell]:
         recipe = str((line.get("backbone_recipe") if row.arch else line.get("recipe")) or "")
         method = METHODS[row.recipes.index(recipe)] if recipe in row.recipes else ""
         how = _transfer_departures(row, line, config) if row.arch else _departures(row, line, config)
-        name = str(line.get("recipe")) + (f", seed {line['seed']}" if line.get("seed") else "")
-        yield Cell(method, ", ".join(how), name, [one.line for one in its])
+        backbone = str(line.get("backbone") or "") if row.arch else ""
+        lines = {one.line["measure"]: one.line for one in its}
+        yield Cell(method, ", ".join(how), _name(line, backbone), backbone, lines)
+
+
+def _name(line: Json, backbone: str) -> str:
+    """Return what a run is called: by its recipe, which mostly ends in the backbone, and by its seed."""
+    name = str(line.get("recipe"))
+    if backbone and not name.endswith(backbone_name(backbone)):
+        name += f" on {backbone_in_words(backbone)}"
+    return name + (f", seed {line['seed']}" if line.get("seed") else "")
 
 
 def _is_of(row: PaperRow, line: Json) -> bool:
@@ -128,7 +148,7 @@ def _is_of(row: PaperRow, line: Json) -> bool:
 
 def _departures(row: PaperRow, line: Json, config: Json | None) -> list[str]:
     name = str(line["recipe"])
-    how = departures(RECIPES[name.partition("+")[0]], line, config, row.test_images or line.get("n"))
+    how = departures(RECIPES[name.partition("+")[0]], line, config, row.test_images)
     return how + ([str(line["note"])] if row.of and line.get("note") else [])  # the other data are not the paper's
 
 
@@ -138,7 +158,5 @@ def _transfer_departures(row: PaperRow, line: Json, config: Json | None) -> list
         count = line.get("training_pictures")
         how.append(f"{'unknown number of' if count is None else f'{count:,}'} training pictures")
     if line.get("backbone_recipe") not in row.recipes:
-        known = {"none": "random weights", "pretrained": "timm’s weights"}
-        backbone = str(line.get("backbone"))
-        how.append(f"a backbone of {known.get(backbone, line.get('backbone_recipe') or backbone)}")
+        how.append(f"a backbone of {line.get('backbone_recipe') or backbone_in_words(str(line.get('backbone')))}")
     return how

@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 
 from cutmix.measured import Sheet
+from cutmix.other_tables import Found, find_measured, paper_sheets
 from cutmix.paper_measures import CAPTIONING, FGSM, LOCALIZATION, TRANSFER, UNKNOWN, PaperTable
-from cutmix.paper_sheets import Found, find_measured, paper_sheets
 from cutmix.recipes import RECIPES
 from cutmix.transfer.recipes import CAPTIONING as NIC
 from cutmix.transfer.recipes import SSD300
@@ -75,9 +75,12 @@ def test_seeds_are_pooled() -> None:
         ({"training_pictures": 5_011}, "5,011 training pictures"),
         ({"training_pictures": None}, "unknown number of training pictures"),
         ({"weights": "ema"}, "averaged weights"),
-        ({"backbone": "none", "backbone_recipe": None}, "a backbone of random weights"),
-        ({"backbone": "pretrained", "backbone_recipe": None}, "a backbone of timm’s weights"),
-        ({"backbone": "w.pth", "backbone_recipe": None}, "a backbone of w.pth"),
+        ({"recipe": "ssd300-none", "backbone": "none", "backbone_recipe": None}, "a backbone of random weights"),
+        (
+            {"recipe": "ssd300-pretrained", "backbone": "pretrained", "backbone_recipe": None},
+            "a backbone of timm’s weights",
+        ),
+        ({"recipe": "ssd300-w.pth", "backbone": "w.pth", "backbone_recipe": None}, "a backbone of w.pth"),
         ({"backbone_recipe": "photos"}, "a backbone of photos"),
     ],
 )
@@ -86,9 +89,72 @@ def test_every_departure_is_named_and_keeps_a_result_apart(changes: dict[str, An
     sheets, said = paper_sheets(TRANSFER, [found])
     assert all(cells[1:] == NOT_RUN for cells in sheets[0].rows[1::2])
     assert sheets[1] == Sheet(
-        "Table 10, not comparable with the paper’s numbers", ("Run", "SSD300, mAP"), [("ssd300-x", "77.4 [76.2, 78.6]")]
-    )
-    assert said == [f"ssd300-x is not the paper’s protocol: {how}."]
+        "Table 10, not comparable with the paper’s numbers", ("Run", "SSD300, mAP"),
+        [(found.line["recipe"], "77.4 [76.2, 78.6]")],
+    )  # fmt: skip
+    assert said == [f"{found.line['recipe']} is not the paper’s protocol: {how}."]
+
+
+def test_runs_on_other_backbones_are_never_averaged() -> None:
+    methods = {"": 10.0, "-mixup": 20.0, "-cutout": 30.0, "-cutmix": 80.0}
+    found = [
+        detector(epochs=40, backbone=f"runs/b{name}/model.safetensors", backbone_recipe=f"imagenet-resnet50{name}",
+                 value=value)
+        for name, value in methods.items()
+    ]  # fmt: skip
+    found.append(detector(epochs=40, backbone="others/b/model.safetensors", backbone_recipe="imagenet-resnet50"))
+    found.append(detector(epochs=40, backbone="runs/b/best.safetensors", backbone_recipe="imagenet-resnet50"))
+    (_, sheet), said = paper_sheets(TRANSFER, found)
+    assert sheet.rows == [
+        *((f"ssd300-x on b{name}", f"{value:.1f} [76.2, 78.6]") for name, value in methods.items()),
+        ("ssd300-x on b", "77.4 [76.2, 78.6]"),
+        ("ssd300-x on b-best", "77.4 [76.2, 78.6]"),
+    ]
+    assert said == [
+        f"{cells[0]} is not the paper’s protocol: 40 of 232 epochs." for cells in (*sheet.rows[:4], sheet.rows[5])
+    ]
+
+
+SMALLER = [
+    ("fgsm_err", {"drawn": 100, "n": 100}, "100 of the images"),
+    ("fgsm_err", {"drawn": 20_000, "n": 20_000, "image_size": 64}, "20,000 of the images, images of 64×64"),
+    ("fgsm_err", {"image_size": 64}, "images of 64×64"),
+    ("fgsm_err", {"n": 1_000}, "1,000 test images"),
+    ("ood_auroc", {"drawn": 100, "n": 9_025}, "100 of the images"),
+    ("ood_auroc", {"n": 10_925}, "10,925 test images"),
+    ("ood_auroc", {"image_size": 64}, "images of 64×64"),
+]
+
+
+@pytest.mark.parametrize(("measure", "changes", "how"), SMALLER)
+def test_a_part_of_the_images_and_another_size_are_departures(measure: str, changes: dict[str, Any], how: str) -> None:
+    if measure == "fgsm_err":
+        table, name, its = FGSM, "imagenet-resnet50-cutmix", {"at": 8 / 255, "image_size": 224}
+    else:
+        table, name, its = UNKNOWN, "cifar100-pyramidnet200-cutmix", {"of": "isun", "n": 18_925, "image_size": 32}
+    whole, part = (classifier(name, measure, **its | {"drawn": None} | more) for more in ({}, changes))
+    label = table.rows[-3].label if table is UNKNOWN else table.rows[0].label
+    assert paper_sheets(table, [whole])[1] == []
+    assert "50.0 [" in row(table, label, whole)[3]
+    assert row(table, label, part) == NOT_RUN
+    assert paper_sheets(table, [part])[1] == [f"{name} is not the paper’s protocol: {how}."]
+
+
+def test_a_run_that_was_evaluated_twice_is_one(tmp_path: Path) -> None:
+    name, how = "imagenet-resnet50-cutmix", {"at": 8 / 255, "file": "runs/x/model.safetensors", "n": 50_000}
+    dates = [
+        {"date": f"2026-01-0{day}", "command": f"cutmix evaluate x --seed {day}", "commit": str(day)} for day in (1, 2)
+    ]
+    found = [classifier(name, "fgsm_err", **how, **date, value=60.0 + 20 * i) for i, date in enumerate(dates)]
+    file = tmp_path / "results.jsonl"
+    file.write_text("".join(json.dumps(one.line) + "\n" for one in found))
+    (read,) = find_measured([], [file])
+    assert read.line["value"] == 80.0
+    assert row(FGSM, "Top-1 accuracy under FGSM", *found)[3] == "20.0 [48.0, 51.0]"
+    drawn = classifier(name, "fgsm_err", **how | {"drawn": 100, "n": 100, "file": "runs/x/model.safetensors"})
+    assert row(FGSM, "Top-1 accuracy under FGSM", *found, drawn)[3] == "20.0 [48.0, 51.0]"
+    other = classifier(name, "fgsm_err", **how | {"file": "runs/y/model.safetensors", "seed": 1, "value": 60.0})
+    assert row(FGSM, "Top-1 accuracy under FGSM", *found, other)[3].startswith("30.0 [")  # two seeds: their mean
 
 
 def test_a_changed_recipe_is_known_by_its_folder_or_its_command() -> None:
