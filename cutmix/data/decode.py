@@ -1,19 +1,20 @@
 """From an image file to upright RGB pixels."""
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from cutmix.errors import InputError
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: Path, *, skippable: bool = False) -> Image.Image:
     """Decode one image file.
 
     The EXIF orientation is applied. Transparent pixels are laid on white, the page that such pictures are drawn for;
@@ -22,6 +23,7 @@ def read_image(path: Path) -> Image.Image:
 
     Args:
         path: The file.
+        skippable: Whether who reads it could leave it out by --skip-unreadable, which an error then offers.
 
     Returns:
         An RGB image.
@@ -29,18 +31,34 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         InputError: The file is missing, empty, truncated, damaged, too large to be a photograph, or no image at all.
     """
+    with _opened(path, skippable) as image:
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return the width and height of the image that :func:`read_image` makes, from the file's header.
+
+    Raises:
+        InputError: The file is missing, empty, or has no such header.
+    """
+    with _opened(path) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        return (image.height, image.width) if turned else image.size
+
+
+@contextlib.contextmanager
+def _opened(path: Path, skippable: bool = False) -> Iterator[Image.Image]:
+    """Open an image file; whatever goes wrong with it is an ``InputError`` with its name."""
     try:
         if path.stat().st_size == 0:
             raise InputError("the file is empty")
         with Image.open(path) as image:
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            yield image
     except Exception as error:  # damaged files make the decoders raise almost anything
         reason = " ".join(str(error).replace(repr(str(path)), "").split()) or type(error).__name__
-        raise InputError(
-            f"{path} cannot be read as an image ({reason}): repair or remove it, or leave such files out with "
-            "--skip-unreadable (skip_unreadable=True)"
-        ) from None
+        skip = ", or leave such files out with --skip-unreadable (skip_unreadable=True)" if skippable else ""
+        raise InputError(f"{path} cannot be read as an image ({reason}): repair or remove it{skip}") from None
 
 
 def read_same_size(
@@ -64,7 +82,7 @@ def read_same_size(
     pixels = images.numpy()
 
     def read(index: int) -> None:
-        image = read_image(paths[index])
+        image = read_image(paths[index], skippable=True)
         if transform:
             pixels[index] = transform(image).numpy()
             return

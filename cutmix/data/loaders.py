@@ -320,7 +320,7 @@ class _Files(Dataset[Any]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor] | InputError:
         epoch, index = key
         try:
-            image = read_image(self.paths[index])
+            image = read_image(self.paths[index], skippable=True)
         except InputError as error:
             return error  # as a value: raised in a worker, it would reach the user as a traceback in a sentence
         if self.seed is None:

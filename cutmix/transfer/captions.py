@@ -7,12 +7,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from cutmix.errors import InputError
-from cutmix.seeding import derive_seed
-
-Split = Literal["train", "test"]
+from cutmix.transfer.split import Split, listed_names, names_by_hash, read_text
 
 _FLICKR_FILES = ("Flickr8k.token.txt", "Flickr8k_text/Flickr8k.token.txt", "captions.txt")
 _FLICKR_FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images")  # the first one is the official name
@@ -105,13 +103,6 @@ def _caption_set(root: Path, split: Split, source: Path, folder: Path, captions:
     return CaptionSet(root.resolve().name, split, paths, tuple(map(tuple, captions.values())))
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as text: {error}") from None
-
-
 def _first_folder(places: Sequence[Path], what: str) -> Path:
     found = next((place for place in places if place.is_dir()), None)
     if found is None:
@@ -135,7 +126,7 @@ def _open_coco(root: Path, split: Split) -> CaptionSet:
     part = source.stem.removeprefix("captions_")
     folder = _first_folder([root / part, root / "images" / part, root / "images"], str(source))
     try:
-        content = json.loads(_read_text(source))
+        content = json.loads(read_text(source))
         names = {image["id"]: str(image["file_name"]) for image in content["images"]}
         captions: dict[str, list[str]] = {name: [] for name in names.values()}
         pairs = [(note["image_id"], str(note["caption"])) for note in content["annotations"]]
@@ -161,7 +152,7 @@ def _open_flickr(root: Path, source: Path, split: Split, val_fraction: float, se
         captions.setdefault(name, []).append(caption)
     files = {part: sorted(source.parent.glob(f"*.{part}Images.txt")) for part in ("train", "test")}
     if files["train"] and files["test"]:
-        names = _split_names(files[split][0], files["test" if split == "train" else "train"][0])
+        names = listed_names(files[split][0], files["test" if split == "train" else "train"][0])
         source_of_names = files[split][0]
         for name in names:
             if name not in captions:
@@ -170,21 +161,12 @@ def _open_flickr(root: Path, source: Path, split: Split, val_fraction: float, se
         alone, lacking = ("train", "test") if files["train"] else ("test", "train")
         raise InputError(f"{files[alone][0]} has no counterpart: expected a *.{lacking}Images.txt beside it")
     else:
-        source_of_names, count = source, round(val_fraction * len(captions))
-        ranked = sorted(captions, key=lambda name: derive_seed(seed, "split", name))
-        names = sorted(ranked[:count] if split == "test" else ranked[count:])
+        source_of_names, names = source, names_by_hash(captions, split, val_fraction, seed)
     return _caption_set(root, split, source_of_names, folder, {name: captions[name] for name in names})
 
 
-def _split_names(file: Path, other: Path) -> list[str]:
-    names, others = (list(dict.fromkeys(_read_text(each).split())) for each in (file, other))
-    if shared := set(names) & set(others):
-        raise InputError(f"{file} and {other} both name the picture '{min(shared)}': expected each in one split")
-    return names
-
-
 def _token_lines(source: Path) -> Iterable[tuple[str, str]]:
-    for number, line in enumerate(_read_text(source).splitlines(), 1):
+    for number, line in enumerate(read_text(source).splitlines(), 1):
         name, tab, caption = line.partition("\t")
         if not tab or "#" not in name:
             raise InputError(f"line {number} of {source} is '{line[:60]}': expected NAME#NUMBER, a tab and a caption")
@@ -192,7 +174,7 @@ def _token_lines(source: Path) -> Iterable[tuple[str, str]]:
 
 
 def _table(source: Path) -> Iterable[tuple[str, str]]:
-    rows: Any = csv.reader(io.StringIO(_read_text(source), newline=""), strict=True)
+    rows: Any = csv.reader(io.StringIO(read_text(source), newline=""), strict=True)
     try:
         if next(rows, None) != ["image", "caption"]:
             raise InputError(f"{source} does not start with 'image,caption': expected that line, then one a caption")

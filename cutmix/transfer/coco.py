@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from cutmix.errors import InputError
-from cutmix.transfer.voc import DetectionSet, Split, make_picture, open_voc
+from cutmix.transfer.detection_set import DetectionSet, check_files, make_picture
+from cutmix.transfer.split import Split, read_text
+from cutmix.transfer.voc import open_voc
 
 
 def open_detection(path: str | Path, split: Split, *, test_fraction: float = 0.2, seed: int = 0) -> DetectionSet:
@@ -37,10 +39,11 @@ def open_coco(path: str | Path, split: Split) -> DetectionSet:
 
     Returns:
         The pictures by their id; classes by theirs. Boxes of no width or height are left out, as the official file has
-        two of them; crowds are marked ``difficult``.
+        two of them; crowds are marked ``difficult``, and the set says so.
 
     Raises:
-        InputError: A file is missing or no JSON of this kind, a picture is missing, or a box lies outside its picture.
+        InputError: A file is missing or no JSON of this kind, a picture is missing, cannot be read or has
+            another size, or a box lies outside its picture.
     """
     root, part = Path(path).expanduser(), "train" if split == "train" else "val"
     files = sorted((root / "annotations").glob(f"instances_{part}*.json"))
@@ -50,7 +53,7 @@ def open_coco(path: str | Path, split: Split) -> DetectionSet:
     file = files[0]
     folder = _picture_folder(root, file.stem.removeprefix("instances_"))
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(read_text(file))
         categories = sorted((item["id"], item["name"]) for item in content["categories"])
         images = sorted(content["images"], key=lambda item: item["id"])
         objects = _by_image(content["annotations"], [number for number, _ in categories])
@@ -64,7 +67,9 @@ def open_coco(path: str | Path, split: Split) -> DetectionSet:
         raise InputError(f"{file} has boxes for picture {next(iter(objects))}, which it does not list")
     if not pictures:
         raise InputError(f"{file} lists no pictures")
-    return DetectionSet(root.resolve().name, split, tuple(name for _, name in categories), tuple(pictures))
+    check_files(pictures)
+    classes = tuple(name for _, name in categories)
+    return DetectionSet(root.resolve().name, split, classes, tuple(pictures), crowds=True)
 
 
 def _picture_folder(root: Path, name: str) -> Path:

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from cutmix.errors import InputError
+from cutmix.transfer.detection_set import DetectionSet
 from cutmix.transfer.detection_transforms import load_picture
 from cutmix.transfer.matching import Detections
-from cutmix.transfer.voc import DetectionSet
 
 _SOLID, _DASHED, _DOTTED = "-", (0, (5, 3)), (0, (1, 2))
 

@@ -26,10 +26,10 @@ from cutmix.transfer.backbone import Backbone
 from cutmix.transfer.coco_precision import coco_average_precision
 from cutmix.transfer.detection import faster_rcnn_c4, ssd300
 from cutmix.transfer.detection_gallery import detection_gallery
+from cutmix.transfer.detection_set import DetectionSet
 from cutmix.transfer.detection_transforms import DetectionSamples, collate, faster_rcnn_transform, ssd_transform
 from cutmix.transfer.matching import Detections, Judged, inclusive, judge
 from cutmix.transfer.recipes import Detection
-from cutmix.transfer.voc import DetectionSet
 
 _INTERPOLATIONS: dict[str, Interpolation] = {"map": "11-point", "map_all_point": "all-point"}
 
@@ -191,7 +191,8 @@ def make_batches(
         raise InputError(f"the {len(test_set)} test pictures of {test_set.name} have no object that is asked for")
     ssd = recipe.arch == "ssd300"
     transform = ssd_transform(recipe.image_size, fill=mean) if ssd else faster_rcnn_transform()
-    training = DetectionSamples(train_set, transform, seed=recipe.seed, keep_difficult=not ssd)
+    keep = not ssd and not train_set.crowds
+    training = DetectionSamples(train_set, transform, seed=recipe.seed, keep_difficult=keep)
     shape = (recipe.batch_size, recipe.seed, world.rank, world.size)
     shared: dict[str, Any] = {"collate": collate, "pin_memory": world.device.type == "cuda"}
 

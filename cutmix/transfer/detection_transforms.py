@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 from cutmix.data.decode import read_image
 from cutmix.errors import InputError
 from cutmix.seeding import derive_seed
-from cutmix.transfer.voc import DetectionSet, Picture
+from cutmix.transfer.detection_set import DetectionSet, Picture, check_size
 
 Target = dict[str, Tensor]
 Sample = tuple[Tensor, Target]
@@ -103,13 +103,9 @@ def load_picture(picture: Picture) -> Tensor:
     Raises:
         InputError: It cannot be read or has another size than its annotation says.
     """
-    image = v2.functional.pil_to_tensor(read_image(picture.path))
-    width, height = picture.size
-    if image.shape != (3, height, width):
-        raise InputError(
-            f"{picture.path} is {image.shape[2]}×{image.shape[1]} pixels, but its annotation says {width}×{height}"
-        )
-    return image
+    image = read_image(picture.path)
+    check_size(picture, image.size)
+    return v2.functional.pil_to_tensor(image)
 
 
 def collate(samples: Sequence[Any]) -> tuple[list[Tensor], list[Target]] | InputError:

@@ -1,89 +1,20 @@
-"""Pictures with boxes, and Pascal VOC's layout of them."""
+"""Pascal VOC's layout of pictures with boxes."""
 
-import hashlib
 import math
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, NamedTuple
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from cutmix.errors import InputError
-from cutmix.seeding import derive_seed
-from cutmix.transfer.matching import Objects
-
-Split = Literal["train", "test"]
+from cutmix.transfer.detection_set import DetectionSet, Picture, check_files, make_picture
+from cutmix.transfer.split import Split, listed_names, names_by_hash
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-
-
-class Picture(NamedTuple):
-    """One picture and what is in it.
-
-    Attributes:
-        path: Its file.
-        size: Width and height in pixels.
-        boxes: (n, 4) float32: left, top, right, bottom in pixels, 0 ≤ left < right ≤ width; right - left is the width.
-        labels: Class ids, (n,) int64.
-        difficult: (n,) bool: VOC's difficult objects, COCO's crowds; they are not asked for when detections are judged.
-    """
-
-    path: Path
-    size: tuple[int, int]
-    boxes: Tensor
-    labels: Tensor
-    difficult: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class DetectionSet:
-    """A split of pictures with boxes.
-
-    Args:
-        name: The folder's, or of the data set.
-        split: "train" or "test".
-        classes: The class names; a label is an index into them.
-        pictures: In their order.
-    """
-
-    name: str
-    split: Split
-    classes: tuple[str, ...]
-    pictures: tuple[Picture, ...]
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    @property
-    def num_classes(self) -> int:
-        """Classes that a label can name."""
-        return len(self.classes)
-
-    def objects(self) -> Objects:
-        """Return every object of the split, pictures numbered by their order, as the measures take them."""
-        counts = [len(picture.labels) for picture in self.pictures]
-        labels, boxes, difficult = (
-            torch.cat([getattr(picture, name) for picture in self.pictures]).numpy()
-            for name in ("labels", "boxes", "difficult")
-        )
-        return Objects(np.repeat(np.arange(len(self)), counts), labels, boxes, difficult)
-
-    def fingerprint(self) -> str:
-        """Return a digest of which pictures these are, in which order, with which boxes and labels."""
-        digest = hashlib.blake2b(digest_size=16)
-        for picture in self.pictures:
-            digest.update(picture.path.name.encode())
-            for column in (picture.boxes, picture.labels, picture.difficult):
-                digest.update(column.numpy().tobytes())
-        return digest.hexdigest()
 
 
 def open_voc(
@@ -108,65 +39,30 @@ def open_voc(
         here is (xmin - 1, ymin - 1, xmax, ymax).
 
     Raises:
-        InputError: The layout is another one, a listed picture or annotation is missing, an annotation cannot be read,
-            names an unknown class, or has a box of no area or more than a pixel outside its picture.
+        InputError: The layout is another one, a list names a picture twice or one of the other split, a picture or
+            annotation is missing, one of them cannot be read, they differ about the size, or an annotation names an
+            unknown class or has a box of no area or more than a pixel outside its picture.
     """
     if not 0 < test_fraction < 1:
         raise InputError(f"test_fraction is {test_fraction}: expected a share between 0 and 1")
     root = Path(path).expanduser()
     folders = _folders(root)
-    lists = _lists(folders, split)
+    lists, others = _lists(folders, split)
     pictures = []
     for folder in folders:
         listed = lists.get(folder)
         if lists and not listed:
             continue
         files = {file.stem: file for file in (folder / "JPEGImages").iterdir() if _is_picture(file)}
-        ids = _read_list(listed) if listed else _share(sorted(files), split, test_fraction, seed)
+        ids = listed_names(listed, others.get(folder)) if listed else names_by_hash(files, split, test_fraction, seed)
         for number in ids:
             if number not in files:
                 raise InputError(f"{listed} names '{number}', but {folder / 'JPEGImages' / number}.jpg is missing")
             pictures.append(_read_picture(folder / "Annotations" / f"{number}.xml", files[number], tuple(classes)))
     if not pictures:
         raise InputError(f"{root} has no {split} pictures")
+    check_files(pictures)
     return DetectionSet(root.resolve().name, split, tuple(classes), tuple(pictures))
-
-
-def make_picture(
-    path: Path,
-    size: tuple[int, int],
-    boxes: Sequence[Sequence[float]],
-    labels: Sequence[int],
-    difficult: Sequence[bool],
-    source: str,
-) -> Picture:
-    """Check boxes against their picture, clip what is up to one pixel outside, and make the record.
-
-    Programs that count from 0 where the format counts from 1, and rounding, put boxes one pixel outside.
-
-    Args:
-        path: The picture.
-        size: Width and height.
-        boxes: (n, 4) numbers: left, top, right, bottom.
-        labels: (n,).
-        difficult: (n,).
-        source: The annotation's file, which an error names.
-
-    Raises:
-        InputError: A box has no area or lies outside.
-    """
-    width, height = size
-    for number, (left, top, right, bottom) in enumerate(boxes, 1):
-        where = f"object {number} of {source}: its box ({left:g}, {top:g}, {right:g}, {bottom:g})"
-        if not all(map(math.isfinite, (left, top, right, bottom))) or right <= left or bottom <= top:
-            raise InputError(f"{where} has no area: expected left < right and top < bottom")
-        if left < -1 or top < -1 or right > width + 1 or bottom > height + 1:
-            raise InputError(f"{where} lies outside the picture of {width}×{height} pixels")
-    corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    corners = corners.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
-    return Picture(
-        path, size, corners, torch.tensor(labels, dtype=torch.int64), torch.tensor(difficult, dtype=torch.bool)
-    )
 
 
 # ---- where it lies ----
@@ -193,32 +89,20 @@ def _is_picture(file: Path) -> bool:
     return file.suffix.lower() in (".jpg", ".jpeg", ".png") and not file.name.startswith(".")
 
 
-def _lists(folders: list[Path], split: Split) -> dict[Path, Path]:
-    """Return each folder's list of the split's pictures; none at all where no folder has any."""
+def _lists(folders: list[Path], split: Split) -> tuple[dict[Path, Path], dict[Path, Path]]:
+    """Return each folder's list of the split's pictures, none at all where no folder has any; and of the other's."""
 
     def found(name: str) -> dict[Path, Path]:
         return {x: file for x in folders if (file := x / "ImageSets" / "Main" / f"{name}.txt").is_file()}
 
     official = found("test")
     names = ("trainval", "test") if official and found("trainval") else ("train", "test" if official else "val")
-    lists = found(names[split == "test"])
+    name, other = names if split == "train" else names[::-1]
+    lists = found(name)
     if not lists and any((folder / "ImageSets" / "Main").is_dir() for folder in folders):
         main = folders[0] / "ImageSets" / "Main"
-        raise InputError(
-            f"{main} has no {names[split == 'test']}.txt: expected trainval.txt and test.txt, or train.txt and val.txt"
-        )
-    return lists
-
-
-def _read_list(file: Path) -> list[str]:
-    return [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
-
-
-def _share(ids: list[str], split: Split, test_fraction: float, seed: int) -> list[str]:
-    """Return a folder's part of the split: testing gets those whose hash with the seed is smallest."""
-    count = min(max(round(test_fraction * len(ids)), 1), len(ids) - 1)
-    ranked = sorted(ids, key=lambda number: derive_seed(seed, "split", number))
-    return sorted(ranked[:count] if split == "test" else ranked[count:])
+        raise InputError(f"{main} has no {name}.txt: expected trainval.txt and test.txt, or train.txt and val.txt")
+    return lists, found(other)
 
 
 # ---- one annotation ----
@@ -229,7 +113,7 @@ def _read_picture(file: Path, picture: Path, classes: tuple[str, ...]) -> Pictur
         raise InputError(f"{picture} has no annotation: {file} is missing")
     try:
         tree = ET.parse(file).getroot()
-    except (ET.ParseError, UnicodeDecodeError, LookupError) as error:
+    except (ET.ParseError, ValueError, LookupError, OSError) as error:
         raise InputError(f"{file} cannot be read as XML ({error})") from None
     width, height = (round(_number(tree, f"size/{side}", str(file))) for side in ("width", "height"))
     if min(width, height) < 1:
@@ -246,10 +130,10 @@ def _read_picture(file: Path, picture: Path, classes: tuple[str, ...]) -> Pictur
 
 def _number(element: ET.Element, tag: str, where: str) -> float:
     text = element.findtext(tag)
-    try:
-        return float(text or "")
-    except ValueError:
-        raise InputError(f"{where} has '{text or ''}' as its {tag}: expected a number") from None
+    with suppress(ValueError):
+        if math.isfinite(number := float(text or "")):
+            return number
+    raise InputError(f"{where} has '{text or ''}' as its {tag}: expected a number")
 
 
 def class_index(name: str, classes: tuple[str, ...], where: str) -> int:

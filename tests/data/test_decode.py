@@ -96,7 +96,9 @@ def test_truncated_files_are_refused_with_their_path(tmp_path: Path, suffix: str
     with pytest.raises(InputError, match=rf"bad\.{suffix} cannot be read as an image") as caught:
         read_image(file)
     assert "\n" not in str(caught.value)
-    assert "--skip-unreadable" in str(caught.value)
+    assert str(caught.value).endswith("repair or remove it")
+    with pytest.raises(InputError, match=r"repair or remove it, or leave such files out with --skip-unreadable \("):
+        read_image(file, skippable=True)
 
 
 def png_of(width: int, height: int) -> bytes:

@@ -210,7 +210,7 @@ def test_a_split_file_without_its_counterpart(flickr: Path) -> None:
 def test_wrong_tables_are_named(table: Path, old: str, new: str, message: str) -> None:
     rewrite(table / "captions.txt", old, new)
     with pytest.raises(InputError, match=message):
-        open_captions(table, "train", val_fraction=0.01)  # which leaves all of them to train on
+        _ = [open_captions(table, split) for split in ("train", "test")]  # type: ignore[arg-type]
 
 
 def test_wrong_arguments(table: Path) -> None:
@@ -220,8 +220,10 @@ def test_wrong_arguments(table: Path) -> None:
         open_captions(table, "train", val_fraction=1.0)
     with pytest.raises(InputError, match=r"captions.txt is not a folder"):
         open_captions(table / "captions.txt", "train")
+    assert len(open_captions(table, "test", val_fraction=0.01)) == 1
+    (table / "captions.txt").write_text(f"image,caption\n{NAMES[0]},A dog\n")
     with pytest.raises(InputError, match=r"captions.txt leaves no test pictures"):
-        open_captions(table, "test", val_fraction=0.01)
+        open_captions(table, "test")
     (table / "captions.txt").write_bytes(b"image,caption\n\xff\xfe")
     with pytest.raises(InputError, match=r"captions.txt cannot be read as text"):
         open_captions(table, "train")

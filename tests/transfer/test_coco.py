@@ -1,10 +1,12 @@
 """COCO's layout against pycocotools' reader, and every kind of damage."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from cutmix.errors import InputError
 from cutmix.transfer.coco import open_coco, open_detection
@@ -28,8 +30,8 @@ CONTENT: dict[str, Any] = {
 def write(root: Path, content: dict[str, Any] | str = CONTENT, pictures: str = "train2017") -> Path:
     (root / "annotations").mkdir(exist_ok=True)
     (root / pictures).mkdir(parents=True, exist_ok=True)
-    for name in "abc":
-        (root / pictures / f"{name}.jpg").write_bytes(b"not looked at here")
+    for item in CONTENT["images"]:
+        Image.new("RGB", (item["width"], item["height"])).save(root / pictures / item["file_name"])
     text = content if isinstance(content, str) else json.dumps(content)
     (root / "annotations" / "instances_train2017.json").write_text(text)
     return root
@@ -44,6 +46,7 @@ def test_boxes_classes_and_crowds(tmp_path: Path, pictures: str) -> None:
     assert a.boxes.tolist() == [[5, 5, 15, 15]]  # the one of no height is left out
     assert b.boxes.tolist() == [[1.5, 2, 31.5, 22.25], [0, 0, 60, 40]]
     assert (b.labels.tolist(), b.difficult.tolist(), b.size) == ([1, 0], [False, True], (60, 40))
+    assert data.crowds
     assert c.boxes.shape == (0, 4)
     assert data.objects().images.tolist() == [0, 1, 1]
 
@@ -88,6 +91,8 @@ def changed(part: str, index: int, **fields: Any) -> dict[str, Any]:
         (changed("annotations", 0, bbox=[1, 2, 80, 5]), r"of b\.jpg in .*its box \(1, 2, 81, 7\) lies outside"),
         (changed("annotations", 0, bbox=[9, 2, -5, 5]), r"of b\.jpg in .*its box \(9, 2, 4, 7\) has no area"),
         (changed("annotations", 0, bbox=[1, 2]), r"cannot be read as COCO's annotations \(not enough values"),
+        (changed("images", 0, width=61), r"b\.jpg is 60×40 pixels, but its annotation says 61×40"),
+        (changed("images", 2, width=math.nan), r"c\.jpg is 50×30 pixels, but its annotation says nan×30"),
         (changed("images", 0, file_name="d.jpg"), r"instances_train2017\.json names 'd\.jpg', but .*d\.jpg is missing"),
         (CONTENT | {"images": [], "annotations": []}, "lists no pictures"),
     ],

@@ -11,8 +11,8 @@ from PIL import Image
 
 from cutmix.errors import InputError
 from cutmix.transfer.detection_gallery import detection_gallery
+from cutmix.transfer.detection_set import DetectionSet, make_picture
 from cutmix.transfer.matching import Detections
-from cutmix.transfer.voc import DetectionSet, make_picture
 
 
 @pytest.fixture

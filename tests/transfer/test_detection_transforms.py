@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cutmix.errors import InputError
+from cutmix.transfer.detection_set import DetectionSet, make_picture
 from cutmix.transfer.detection_transforms import (
     DetectionSamples,
     collate,
     faster_rcnn_transform,
     ssd_transform,
 )
-from cutmix.transfer.voc import DetectionSet, make_picture
 
 WHITE = 250
 

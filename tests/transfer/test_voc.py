@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torchvision import datasets
 
 from cutmix.errors import InputError
@@ -22,7 +23,7 @@ def write(
 ) -> None:
     (folder / "JPEGImages").mkdir(parents=True, exist_ok=True)
     (folder / "Annotations").mkdir(exist_ok=True)
-    (folder / "JPEGImages" / f"{number}.jpg").write_bytes(b"not looked at here")
+    Image.new("RGB", size).save(folder / "JPEGImages" / f"{number}.jpg")
     text = "".join(OBJECT.format(name=name, box=box, difficult=hard) for name, box, hard in objects)
     head = f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>"
     (folder / "Annotations" / f"{number}.xml").write_text(f"<annotation>{head}{text}</annotation>")
@@ -116,7 +117,7 @@ def test_one_pixel_outside_is_clipped(tmp_path: Path) -> None:
         (("xyz", (1, 1, 9, 9), 0), r"a\.xml is of class 'xyz', which is not known: expected one of aeroplane, bicycle"),
         (("dog", (9, 1, 8, 9), 0), r"object 1 of .*a\.xml: its box \(8, 0, 8, 9\) has no area"),
         (("dog", (1, 9, 9, 3), 0), r"object 1 of .*a\.xml: its box \(0, 8, 9, 3\) has no area"),
-        (("dog", (1, 1, "nan", 9), 0), r"object 1 of .*a\.xml: its box .* has no area"),
+        (("dog", (1, 1, "nan", 9), 0), r"object 1 of .*a\.xml has 'nan' as its bndbox/xmax: expected a number"),
         (("dog", (1, 1, 90, 9), 0), r"a\.xml: its box \(0, 0, 90, 9\) lies outside the picture of 60×40 pixels"),
         (("dog", (-5, 1, 9, 9), 0), r"a\.xml: its box \(-6, 0, 9, 9\) lies outside the picture"),
         (("dog", (1, 1, "x", 9), 0), r"object 1 of .*a\.xml has 'x' as its bndbox/xmax: expected a number"),
@@ -125,7 +126,7 @@ def test_one_pixel_outside_is_clipped(tmp_path: Path) -> None:
 def test_a_damaged_object_is_named(tmp_path: Path, damage: Any, message: str) -> None:
     write(tmp_path, "a", damage)
     write_list(tmp_path, "train", "a")
-    write_list(tmp_path, "val", "a")
+    write_list(tmp_path, "val")
     with pytest.raises(InputError, match=message):
         open_voc(tmp_path, "train")
 
@@ -137,12 +138,16 @@ def test_a_damaged_object_is_named(tmp_path: Path, damage: Any, message: str) ->
         ("", r"a\.xml cannot be read as XML"),
         ("<annotation/>", r"a\.xml has '' as its size/width: expected a number"),
         ("<a><size><width>0</width><height>9</height></size></a>", r"a\.xml gives its picture a size of 0×9 pixels"),
+        ("<a><size><width>nan</width><height>9</height></size></a>", r"a\.xml has 'nan' as its size/width: expected a"),
+        ("<a><size><width>9</width><height>-inf</height></size></a>", r"a\.xml has '-inf' as its size/height"),
+        ("<a><size><width>1e30</width><height>9</height></size></a>", r"a\.jpg is 60×40 pixels, but its annotation"),
+        ("<a><size><width>60</width><height>41</height></size></a>", r"a\.jpg is 60×40 pixels, but .* says 60×41"),
     ],
 )
 def test_a_damaged_annotation_is_named(tmp_path: Path, content: str, message: str) -> None:
     write(tmp_path, "a")
     write_list(tmp_path, "train", "a")
-    write_list(tmp_path, "val", "a")
+    write_list(tmp_path, "val")
     (tmp_path / "Annotations" / "a.xml").write_text(content)
     with pytest.raises(InputError, match=message):
         open_voc(tmp_path, "train")
@@ -156,6 +161,26 @@ def test_what_a_list_names_has_to_be_there(devkit: Path) -> None:
     (seven / "Annotations" / "2007_trainval_1.xml").unlink()
     with pytest.raises(InputError, match=r"2007_trainval_1\.jpg has no annotation: .*2007_trainval_1\.xml is missing"):
         open_voc(devkit, "train")
+
+
+def test_a_picture_is_in_one_split_and_once(devkit: Path) -> None:
+    seven = devkit / "VOCdevkit" / "VOC2007"
+    write_list(seven, "test", "2007_test_0", "2007_test_1", "2007_test_0")
+    assert len(open_voc(devkit, "train")) == 4
+    with pytest.raises(InputError, match=r"test\.txt names the picture '2007_test_0' 2 times: expected each once"):
+        open_voc(devkit, "test")
+    write_list(seven, "test", "2007_test_0", "2007_trainval_1")
+    for split, first, second in (("train", "trainval", "test"), ("test", "test", "trainval")):
+        with pytest.raises(InputError, match=rf"{first}\.txt and .*{second}\.txt both name .*'2007_trainval_1'"):
+            open_voc(devkit, split)  # type: ignore[arg-type]
+
+
+def test_a_list_that_is_no_text_is_named(devkit: Path) -> None:
+    file = devkit / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main" / "test.txt"
+    file.write_bytes(b"2007_test_0\n\xff\xfe\n")
+    for split in ("train", "test"):
+        with pytest.raises(InputError, match=r"test\.txt cannot be read as text: 'utf-8' codec"):
+            open_voc(devkit, split)  # type: ignore[arg-type]
 
 
 def test_another_layout_is_refused(tmp_path: Path) -> None:
