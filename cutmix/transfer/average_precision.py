@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from cutmix.errors import InputError
-from cutmix.transfer.matching import RIGHT, WRONG, Detections, Judged, Objects, by_class_and_score, check_boxes, judge
+from cutmix.transfer.matching import RIGHT, WRONG, Detections, Judged, Objects, by_class_and_score, checked, judge
 
 Interpolation = Literal["11-point", "exact 11-point", "all-point"]
 
@@ -52,8 +52,8 @@ def voc_average_precision(
     each detection, AP = 1/11 Σ_t max{p : r ≥ t} over t = 0, 0.1, …, 1, or the area below max{p : r ≥ ·}.
 
     Args:
-        found: What was found; equal scores keep their order.
-        objects: What is there.
+        found: What was found; equal scores keep their order. Lists and tensors on the CPU will do for arrays.
+        objects: What is there, likewise.
         num_classes: C; labels are 0 to C - 1.
         iou: What the overlap has to exceed, in [0, 1).
         interpolation: "11-point" takes the reference's recalls, of which the 4th, 7th and 8th are a rounding error
@@ -66,7 +66,7 @@ def voc_average_precision(
         InputError: Arrays do not fit each other, a value is not finite, a label is no class, a box is inside out, or no
             object is asked for.
     """
-    check_boxes(found, objects, num_classes, plus_one)
+    found, objects = checked(found, objects, num_classes, plus_one)
     if interpolation not in get_args(Interpolation) or not 0 <= iou < 1:
         raise InputError(
             f"interpolation is '{interpolation}' and iou {iou}: expected one of {', '.join(get_args(Interpolation))}, "
@@ -112,7 +112,7 @@ def voc_interval(
     Raises:
         InputError: As ``voc_average_precision``, or a picture's number is not below ``images``.
     """
-    check_boxes(found, objects, num_classes, plus_one)
+    found, objects = checked(found, objects, num_classes, plus_one)
     if max(found.images.max(initial=-1), objects.images.max(initial=-1)) >= images:
         raise InputError(f"images is {images}: expected more than the highest number of a picture, from 0")
     from cutmix.evaluate.bootstrap import resamples as draw  # torch, which a page does without

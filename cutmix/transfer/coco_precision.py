@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cutmix.errors import InputError
-from cutmix.transfer.matching import Detections, Objects, check_boxes
+from cutmix.transfer.matching import Detections, Objects, checked
 
 
 class CocoPrecision(NamedTuple):
@@ -46,7 +46,7 @@ def coco_average_precision(found: Detections, objects: Objects, num_classes: int
 
     Source: Lin et al. 2014, the data set's evaluation.
     """
-    check_boxes(found, objects, num_classes, plus_one=False)
+    found, objects = checked(found, objects, num_classes, plus_one=False)
     coco_class, eval_class = _coco_program()
     truth, answers = _coco_records(found, objects, num_classes, images)
     with contextlib.redirect_stdout(io.StringIO()):  # both packages print as they go

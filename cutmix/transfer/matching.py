@@ -3,7 +3,7 @@
 Source: Everingham et al. 2010; checked bit for bit against the ``voc_eval`` that the paper's code bases carry.
 """
 
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -123,8 +123,50 @@ def _pair_iou(a: np.ndarray, b: np.ndarray, plus_one: bool) -> np.ndarray:
     return width * height / (area_a + area_b - width * height)
 
 
-def check_boxes(found: Detections, objects: Objects, num_classes: int, plus_one: bool) -> None:
-    """Raise ``InputError`` where ``voc_average_precision`` says so."""
+def checked(found: Detections, objects: Objects, num_classes: int, plus_one: bool) -> tuple[Detections, Objects]:
+    """Return both as arrays of the types that they are measured in; raises as ``voc_average_precision``.
+
+    Columns may be whatever NumPy makes arrays of: lists, tensors on the CPU, whole numbers as floats, 0 and 1 as flags.
+    """
+    found = Detections(
+        _whole(found.images, "images of the detections"), _whole(found.labels, "labels of the detections"),
+        _numbers(found.scores, "scores"), _boxes(found.boxes, "boxes of the detections"),
+    )  # fmt: skip
+    objects = Objects(
+        _whole(objects.images, "images of the objects"), _whole(objects.labels, "labels of the objects"),
+        _boxes(objects.boxes, "boxes of the objects"), _flags(objects.difficult, "difficult flags"),
+    )  # fmt: skip
+    _check_values(found, objects, num_classes, plus_one)
+    return found, objects
+
+
+def _numbers(column: Any, what: str) -> np.ndarray:
+    try:
+        return np.asarray(column, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"the {what} are no array of numbers ({error})") from None
+
+
+def _boxes(column: Any, what: str) -> np.ndarray:
+    boxes = _numbers(column, what)
+    return boxes if boxes.size else boxes.reshape(-1, 4)  # a list of none has no second side
+
+
+def _whole(column: Any, what: str) -> np.ndarray:
+    numbers = _numbers(column, what)
+    if not (np.abs(numbers) < 2**53).all() or (numbers % 1).any():
+        raise InputError(f"the {what} are not all whole numbers: expected integers")
+    return numbers.astype(np.int64)
+
+
+def _flags(column: Any, what: str) -> np.ndarray:
+    flags = _numbers(column, what)
+    if not np.isin(flags, (0, 1)).all():
+        raise InputError(f"the {what} are not all true or false, 1 or 0")
+    return flags.astype(np.bool_)
+
+
+def _check_values(found: Detections, objects: Objects, num_classes: int, plus_one: bool) -> None:
     for what, part, values in (("detections", found, found.scores), ("objects", objects, objects.difficult)):
         n, labels = len(part.images), part.labels
         if part.boxes.shape != (n, 4) or any(column.shape != (n,) for column in (part.images, labels, values)):

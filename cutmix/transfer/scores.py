@@ -6,7 +6,7 @@ METEOR is a program in Java: it is either run as it is, or the answer is "needs 
 import math
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,8 @@ def caption_scores(candidates: Mapping[str, str], references: Mapping[str, Seque
         prints them times 100. CIDEr-D of a single picture is 0, as no n-gram tells pictures apart.
 
     Raises:
-        InputError: The two name different pictures, there is none, or a reference has no word.
+        InputError: The two name different pictures, there is none, a candidate is no text, or references are no list of
+            texts with words.
 
     Source: Papineni et al. 2002 (BLEU over the corpus, closest reference length), Lin 2004 (ROUGE-L), Vedantam et al.
     2015 (CIDEr-D) with the constants of pycocoevalcap 1.2, which gives the same numbers for the same tokens.
@@ -142,7 +143,11 @@ def _tokens(
     candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
 ) -> tuple[list[str], list[Tokens], list[list[Tokens]]]:
     """Return the names, the words of the candidates and those of the references, or say what does not fit."""
-    if differing := sorted(candidates.keys() ^ references.keys()):
+    try:
+        pictures, differing = sorted(candidates), sorted(candidates.keys() ^ references.keys())
+    except TypeError:
+        raise InputError("the pictures are named by values of several types: expected texts") from None
+    if differing:
         has, lacks = ("candidates", "references") if differing[0] in candidates else ("references", "candidates")
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         raise InputError(
@@ -150,7 +155,14 @@ def _tokens(
         )
     if not candidates:
         raise InputError("there are no captions to score: expected one or more pictures")
-    pictures = sorted(candidates)
+    for picture in pictures:
+        candidate, given = candidates[picture], references[picture]
+        if not isinstance(candidate, str):
+            kind = type(candidate).__name__
+            raise InputError(f"the candidate of the picture '{picture}' is a {kind}: expected one caption as text")
+        listed = isinstance(given, Collection) and not isinstance(given, str | Mapping)
+        if not (listed and all(isinstance(one, str) for one in given)):
+            raise InputError(f"the references of the picture '{picture}' are no list of texts: expected ['…', '…']")
     truth = [[tokenize(caption) for caption in references[picture]] for picture in pictures]
     for picture, several in zip(pictures, truth, strict=True):
         if not several or not all(several):

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from cutmix.errors import InputError
 from cutmix.transfer.average_precision import average_precision, tally, voc_average_precision, voc_interval
@@ -272,11 +273,55 @@ def test_a_resample_is_the_set_with_pictures_repeated() -> None:
         (lambda f, t: (f._replace(boxes=f.boxes[:, [2, 3, 0, 1]]), t), "a detected box ends before it begins"),
         (lambda f, t: (f, t._replace(boxes=t.boxes[:, [2, 3, 0, 1]])), "an object's box has no area"),
         (lambda f, t: (f, t._replace(difficult=np.ones_like(t.difficult))), "no object is asked for"),
+        (lambda f, t: (f, t._replace(difficult=t.difficult + 0.5)), "the difficult flags are not all true or false"),
+        (lambda f, t: (f, t._replace(difficult=[None] * len(t.labels))), "the difficult flags are not all true or fal"),
+        (lambda f, t: (f._replace(images=f.images + 0.5), t), "images of the detections are not all whole numbers"),
+        (lambda f, t: (f, t._replace(labels=t.labels * math.nan)), "labels of the objects are not all whole numbers"),
+        (lambda f, t: (f._replace(scores=["x"] * len(f.scores)), t), r"the scores are no array of numbers \(could not"),
+        (lambda f, t: (f._replace(boxes=[[1, 2, 3, 4], [5]]), t), "boxes of the detections are no array of numbers"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(change: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         voc_average_precision(*change(*random_scene(0)), 5)
+
+
+def as_types(scene: Any, ids: Any, values: Any, flags: Any) -> Any:
+    """Return the scene with its columns as other types of arrays, or none."""
+    found, truth = scene
+    columns = ids(found.images), ids(found.labels), values(found.scores), values(found.boxes)
+    return Detections(*columns), Objects(
+        ids(truth.images), ids(truth.labels), values(truth.boxes), flags(truth.difficult)
+    )
+
+
+@pytest.mark.parametrize(
+    "types",
+    [
+        (np.uint8, np.float64, np.uint8),
+        (np.float32, np.float64, np.float32),
+        (np.int32, np.float64, np.int64),
+        (np.ndarray.tolist, np.ndarray.tolist, np.ndarray.tolist),
+        (torch.from_numpy, torch.from_numpy, torch.from_numpy),
+        (lambda x: torch.from_numpy(x).float(), torch.from_numpy, lambda x: torch.from_numpy(x).int()),
+    ],
+)
+def test_whatever_the_columns_are_the_numbers_are_those_of_arrays(types: Any) -> None:
+    scene = random_scene(5)
+    expected = voc_average_precision(*scene, 5)
+    assert 0 < expected.mean < 1
+    assert scene[1].difficult.any()
+    result = voc_average_precision(*as_types(scene, *types), 5)
+    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(expected, result, strict=True))
+    assert voc_interval(*as_types(scene, *types), 5, 40, resamples=9) == voc_interval(*scene, 5, 40, resamples=9)
+
+
+def test_boxes_in_bytes_do_not_overflow_and_none_found_may_be_an_empty_list() -> None:
+    box = np.array([[200, 200, 255, 255]], np.uint8)
+    truth = Objects(np.zeros(1, np.uint8), np.zeros(1, np.uint8), box, np.zeros(1, np.uint8))
+    found = Detections(truth.images, truth.labels, np.ones(1, np.float32), box)
+    assert voc_average_precision(found, truth, 1).mean == pytest.approx(1)
+    assert voc_average_precision(Detections([], [], [], []), truth, 1).mean == 0  # type: ignore[arg-type]
 
 
 def test_wrong_definitions_are_refused() -> None:

@@ -198,6 +198,13 @@ def test_meteor_is_the_program_in_java() -> None:
         ({"a.jpg": "x"}, {"a.jpg": ["a dog", " ."]}, r"the picture 'a.jpg' has an empty reference: expected"),
         ({"a.jpg": "x"}, {"a.jpg": []}, r"the picture 'a.jpg' has no reference: expected"),
         ({}, {}, r"there are no captions to score"),
+        ({"a": "dog"}, {"a": "dog"}, r"the references of the picture 'a' are no list of texts: expected \["),
+        ({"a": "dog"}, {"a": "a dog"}, r"the references of the picture 'a' are no list of texts"),
+        ({"a": "dog"}, {"a": ["dog", None]}, r"the references of the picture 'a' are no list of texts"),
+        ({"a": "dog"}, {"a": None}, r"the references of the picture 'a' are no list of texts"),
+        ({"a": ["dog"]}, {"a": ["dog"]}, r"the candidate of the picture 'a' is a list: expected one caption as text"),
+        ({"a": "dog", 1: "cat"}, {"a": ["dog"], 1: ["cat"]}, r"the pictures are named by values of several types"),
+        ({"1": "dog"}, {1: ["dog"]}, r"the pictures are named by values of several types"),
     ],
 )
 def test_what_does_not_fit_is_refused(candidates: Any, references: Any, message: str) -> None:
