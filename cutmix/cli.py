@@ -15,7 +15,7 @@ from cutmix.errors import InputError
 from cutmix.version import __version__
 
 if TYPE_CHECKING:
-    from cutmix.options import TrainOptions
+    from cutmix.options import RunOptions, TrainOptions
     from cutmix.recipes import Recipe
     from cutmix.transfer.recipes import Transfer
 
@@ -159,11 +159,11 @@ def transfer(words: list[str]) -> None:
     run(recipe, options)
 
 
-def parse_transfer(words: list[str]) -> tuple["Transfer", "TrainOptions"]:
+def parse_transfer(words: list[str]) -> tuple["Transfer", "RunOptions"]:
     """Parse ``TASK [flags]``: the defaults are those of the task and its architecture, or a resumed run's own."""
     import tyro
 
-    from cutmix.options import TrainOptions
+    from cutmix.options import RunOptions
     from cutmix.transfer.recipes import Transfer, backbone_name, find_transfer
     from cutmix.transfer.recipes import small as smaller
 
@@ -182,9 +182,9 @@ def parse_transfer(words: list[str]) -> tuple["Transfer", "TrainOptions"]:
 
     def all_of_it(
         recipe: Annotated[Transfer, tyro.conf.arg(name="", constructor=type(base))] = base,
-        options: Annotated[TrainOptions, tyro.conf.arg(name="")] = TrainOptions(),  # noqa: B008
+        options: Annotated[RunOptions, tyro.conf.arg(name="")] = RunOptions(),  # noqa: B008
         small: bool = False,
-    ) -> tuple[Transfer, TrainOptions]:
+    ) -> tuple[Transfer, RunOptions]:
         """Parse.
 
         Args:

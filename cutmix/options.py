@@ -13,7 +13,7 @@ WORKERS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity"
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class RunOptions:
     """How a recipe is run; nothing here changes what it computes."""
 
     out: Path | None = None
@@ -30,10 +30,6 @@ class TrainOptions:
     """Steps between two looks at the loss, which wait for the GPU."""
     checkpoint_every: int = 1000
     """Steps between two checkpoints within an epoch; 0 saves at its end only."""
-    skip_unreadable: bool = False
-    """Leave unreadable pictures out, counted, instead of stopping."""
-    download: bool = False
-    """Fetch a known data set that is not there."""
     tensorboard: bool = False
     """Write TensorBoard files into the folder too."""
 
@@ -43,6 +39,16 @@ class TrainOptions:
         for name, least in (("workers", 0), ("log_every", 1), ("checkpoint_every", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least {least}")
+
+
+@dataclass(frozen=True)
+class TrainOptions(RunOptions):
+    """How the recipe of a classifier is run."""
+
+    skip_unreadable: bool = False
+    """Leave unreadable pictures out, counted, instead of stopping."""
+    download: bool = False
+    """Fetch a known data set that is not there."""
 
 
 SUITES = ("classification", "calibration", "robustness", "ood", "localization")

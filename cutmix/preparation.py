@@ -13,7 +13,7 @@ from cutmix.data.loaders import Loader
 from cutmix.distributed import World, barrier, parallel
 from cutmix.errors import InputError
 from cutmix.models import pretrained_normalization
-from cutmix.options import TrainOptions
+from cutmix.options import RunOptions, TrainOptions
 from cutmix.precision import autocast, resolve_precision
 from cutmix.progress import Progress
 from cutmix.recipe import Recipe, Training
@@ -27,7 +27,7 @@ class Run:
     """What the loop works with, made once; ``prepare`` makes it for classifiers."""
 
     recipe: Training
-    options: TrainOptions
+    options: RunOptions
     world: World
     path: Path
     data: str

@@ -11,7 +11,7 @@ from cutmix.data.loaders import Loader
 from cutmix.distributed import World, parallel, processes
 from cutmix.errors import InputError
 from cutmix.optim import make_average, make_optimizer
-from cutmix.options import TrainOptions
+from cutmix.options import RunOptions
 from cutmix.precision import autocast, resolve_precision
 from cutmix.preparation import Run, summary_writer
 from cutmix.progress import Progress
@@ -32,19 +32,19 @@ from cutmix.transfer.recipes import Captioning, Detection, Transfer
 from cutmix.transfer.vocabulary import Vocabulary
 
 
-def transfer(recipe: Transfer, options: TrainOptions | None = None) -> Path:
+def transfer(recipe: Transfer, options: RunOptions | None = None) -> Path:
     """Train a detector or a captioner, measure it, and return the folder of the run; raises as ``train``."""
-    options = options or TrainOptions()
+    options = options or RunOptions()
     if not recipe.data:
         raise InputError("there is no data to train on; give the folder of a detection or captioning set with --data")
     with processes(options.device) as world:
         return run_to_end(prepare_transfer(recipe, options, world))
 
 
-def prepare_transfer(recipe: Transfer, options: TrainOptions, world: World) -> Run:
+def prepare_transfer(recipe: Transfer, options: RunOptions, world: World) -> Run:
     """Make everything that the loop works with, and find what is wrong before anything is written."""
     for name in ("download", "skip_unreadable"):
-        if getattr(options, name):
+        if getattr(options, name, False):  # those of a classifier, from Python
             raise InputError(f"--{flag(name)} is not for transfer; expected a complete set of pictures on the disk")
     if options.tensorboard:
         summary_writer()
@@ -55,6 +55,7 @@ def prepare_transfer(recipe: Transfer, options: TrainOptions, world: World) -> R
     if isinstance(recipe, Detection):
         if recipe.backbone == "none":
             recipe = replace(recipe, freeze=False)
+        recipe = recipe.without_unread()
         state, task, batches = _detection(recipe, backbone, options, world)
     elif isinstance(recipe, Captioning):
         state, task, batches = _captioning(recipe, backbone, world)
@@ -75,9 +76,7 @@ def prepare_transfer(recipe: Transfer, options: TrainOptions, world: World) -> R
     )  # fmt: skip
 
 
-def _detection(
-    recipe: Detection, backbone: Backbone, options: TrainOptions, world: World
-) -> tuple[State, Task, Loader]:
+def _detection(recipe: Detection, backbone: Backbone, options: RunOptions, world: World) -> tuple[State, Task, Loader]:
     train_set, test_set = (
         open_detection(recipe.data, split, test_fraction=recipe.val_fraction, seed=recipe.seed)
         for split in ("train", "test")

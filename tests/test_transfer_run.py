@@ -23,7 +23,7 @@ from cutmix.distributed import World
 from cutmix.errors import InputError
 from cutmix.jsonl import read_lines
 from cutmix.models import create_model
-from cutmix.options import TrainOptions
+from cutmix.options import RunOptions, TrainOptions
 from cutmix.report import write_report
 from cutmix.transfer.recipes import Captioning, Detection, Transfer
 from cutmix.transfer_run import prepare_transfer, transfer
@@ -64,8 +64,8 @@ def recipes(voc_folder: Path, caption_folder: Path) -> dict[str, Transfer]:
     return found | {"captioning": replace(CAPTIONER, data=str(caption_folder))}
 
 
-def options(out: Path, **changes: Any) -> TrainOptions:
-    return TrainOptions(**{"out": out, "workers": 0, "log_every": 2, "checkpoint_every": 2, "device": "cpu"} | changes)
+def options(out: Path, **changes: Any) -> RunOptions:
+    return RunOptions(**{"out": out, "workers": 0, "log_every": 2, "checkpoint_every": 2, "device": "cpu"} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +208,16 @@ def _break_caption(folder: Path) -> None:
         file.write("00.png,\n")
 
 
+def _cut_header(folder: Path) -> None:
+    file = folder / "JPEGImages/05.png"
+    file.write_bytes(file.read_bytes()[:20])
+
+
+def _break_size(folder: Path) -> None:
+    for file in (folder / "Annotations").iterdir():
+        file.write_text(file.read_text().replace("<height>", "<height>1"))
+
+
 def _break_picture(folder: Path) -> None:
     (folder / "images/03.png").write_bytes(b"no picture")
 
@@ -223,7 +233,9 @@ def _break_captions_file(folder: Path) -> None:
         ("faster-rcnn", _break_class, r"object 1 of .*01\.xml is of class 'cot', which is not known: did they mean"),
         ("ssd300", _break_list, r"trainval\.txt names '77', but .*77\.jpg is missing"),
         ("captioning", _break_caption, r"captions\.txt has an empty caption for the picture '00\.png'"),
-        ("captioning", _break_picture, r"03\.png"),
+        ("ssd300", _cut_header, r"05\.png cannot be read as an image .*: repair or remove it$"),
+        ("faster-rcnn", _break_size, r"\.png is \d+×\d+ pixels, but its annotation says"),
+        ("captioning", _break_picture, r"03\.png cannot be read as an image .*: repair or remove it$"),
         ("captioning", _break_captions_file, r"captions\.txt does not start with 'image,caption'"),
     ],
 )
@@ -261,21 +273,21 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 @pytest.mark.parametrize("name", ["download", "skip_unreadable"])
 def test_flags_of_classifiers_only_are_refused(recipes: dict[str, Transfer], tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=f"--{name.replace('_', '-')} is not for transfer"):
-        transfer(recipes["ssd300"], options(tmp_path / "run", **{name: True}))
+        transfer(recipes["ssd300"], TrainOptions(tmp_path / "run", **{name: True}))  # type: ignore[arg-type]
 
 
 DRIVER = """
 import json, sys
 import torch
 from pathlib import Path
-from cutmix.options import TrainOptions
+from cutmix.options import RunOptions
 from cutmix.transfer.recipes import Captioning, Detection
 from cutmix.transfer_run import transfer
 
 torch.set_num_threads(1)
 for kind, values in json.loads(Path(sys.argv[1], "recipes.json").read_text()).items():
     recipe = (Captioning if kind == "captioning" else Detection).from_dict(values)
-    transfer(recipe, TrainOptions(out=Path(sys.argv[1], kind), workers=0, device="cpu"))
+    transfer(recipe, RunOptions(out=Path(sys.argv[1], kind), workers=0, device="cpu"))
 """
 
 

@@ -7,7 +7,9 @@ below: amdegroot/ssd.pytorch, jwyang/faster-rcnn.pytorch, stevehuanghe/image_cap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from cutmix.errors import InputError
 from cutmix.recipe import Training
@@ -35,6 +37,8 @@ class Transfer(Training):
     """Arithmetic of the forward pass; the code bases' is float32."""
     channels_last: bool = False
     """Memory layout that convolutions are faster in."""
+    compile: Annotated[bool, tyro.conf.Suppress] = False
+    """Not for transfer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,6 +69,13 @@ class Detection(Transfer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_range("image_size", "min_size", "max_size", low=32)
+
+    def without_unread(self) -> "Detection":
+        """Return the recipe with the defaults of what its detector does not read, in which two runs cannot differ."""
+        own = Detection()
+        if self.arch == "faster-rcnn":
+            return replace(self, image_size=own.image_size)
+        return replace(self, min_size=own.min_size, max_size=own.max_size, freeze=own.freeze)
 
 
 @dataclass(frozen=True)

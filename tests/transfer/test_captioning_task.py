@@ -8,7 +8,7 @@ import torch
 
 from cutmix.distributed import World
 from cutmix.measures import MEASURES
-from cutmix.options import TrainOptions
+from cutmix.options import RunOptions
 from cutmix.transfer.captioning import ShowAndTell
 from cutmix.transfer.captioning_task import CaptioningTask
 from cutmix.transfer.recipes import Captioning
@@ -23,7 +23,7 @@ SMALL = Captioning(
 
 
 def task(data: Path, **changes: object) -> CaptioningTask:
-    found = prepare_transfer(replace(SMALL, data=str(data), **changes), TrainOptions(), WORLD).task  # type: ignore[arg-type]
+    found = prepare_transfer(replace(SMALL, data=str(data), **changes), RunOptions(), WORLD).task  # type: ignore[arg-type]
     assert isinstance(found, CaptioningTask)
     return found
 

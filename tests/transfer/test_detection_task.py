@@ -12,7 +12,7 @@ from cutmix.distributed import World
 from cutmix.errors import InputError
 from cutmix.measures import MEASURES
 from cutmix.optim import make_optimizer
-from cutmix.options import TrainOptions
+from cutmix.options import RunOptions
 from cutmix.transfer.average_precision import average_precision, tally, voc_average_precision
 from cutmix.transfer.backbone import load_backbone
 from cutmix.transfer.coco import open_detection
@@ -29,7 +29,7 @@ SMALL = Detection(
 
 def task(data: Path, **changes: object) -> DetectionTask:
     recipe = replace(SMALL, data=str(data), **changes)  # type: ignore[arg-type]
-    found = prepare_transfer(recipe, TrainOptions(workers=0), WORLD).task
+    found = prepare_transfer(recipe, RunOptions(workers=0), WORLD).task
     assert isinstance(found, DetectionTask)
     return found
 
@@ -132,6 +132,33 @@ def test_difficult_objects_are_learned_by_faster_rcnn_only(voc_folder: Path) -> 
         recipe = replace(SMALL, arch=arch)
         batches, _ = make_batches(recipe, hard, data[1], (0.5, 0.5, 0.5), WORLD, 0)
         assert [len(target["labels"]) for target in next(iter(batches.epoch()))[1]] == [count] * 4
+
+
+@pytest.mark.parametrize("arch", ["ssd300", "faster-rcnn"])
+def test_crowds_are_learned_by_neither(voc_folder: Path, arch: str) -> None:
+    data = replace(open_detection(voc_folder, "train"), crowds=True)
+    crowd = [p._replace(boxes=p.boxes.repeat(2, 1), labels=p.labels.repeat(2), difficult=torch.tensor([False, True]))
+             for p in data.pictures]  # fmt: skip
+    it = task(voc_folder, arch=arch)
+    recipe = replace(SMALL, arch=arch)
+    batches, _ = make_batches(recipe, replace(data, pictures=tuple(crowd)), data, (0.5, 0.5, 0.5), WORLD, 0)
+    assert [len(target["labels"]) for target in next(iter(batches.epoch()))[1]] == [1] * 4
+    alone = [p._replace(difficult=torch.tensor([True])) for p in data.pictures]  # nothing but a crowd is a background
+    batches, _ = make_batches(recipe, replace(data, pictures=tuple(alone)), data, (0.5, 0.5, 0.5), WORLD, 0)
+    images, targets = next(iter(batches.epoch()))
+    assert [target["boxes"].shape for target in targets] == [(0, 4)] * 4
+    assert torch.isfinite(it.loss(it.state.model.train(), images, targets))
+
+
+@pytest.mark.parametrize(
+    ("arch", "changes"),
+    [("ssd300", {"min_size": 40, "max_size": 50, "freeze": False}), ("faster-rcnn", {"image_size": 96})],
+)
+def test_what_a_detector_does_not_read_makes_no_other_run(
+    voc_folder: Path, arch: str, changes: dict[str, object]
+) -> None:
+    assert task(voc_folder, arch=arch).recipe == task(voc_folder, arch=arch, **changes).recipe
+    assert task(voc_folder, arch=arch, lr=0.5).recipe != task(voc_folder, arch=arch).recipe
 
 
 def test_random_weights_are_not_frozen(voc_folder: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The transfer recipes against the paper's figures, and what they refuse."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +22,10 @@ from cutmix.transfer.recipes import (
 )
 
 EVERY = [recipe for recipes in TASKS.values() for recipe in recipes]
+UNREAD: dict[str, dict[str, Any]] = {
+    "ssd300": {"min_size": 200, "max_size": 300, "freeze": False},
+    "faster-rcnn": {"image_size": 96},
+}
 VOC = 16_551  # pictures of VOC2007 and VOC2012 trainval
 
 
@@ -77,6 +82,14 @@ def test_the_file_of_a_run_has_the_name_of_the_run(backbone: str, name: str) -> 
     assert backbone_name(backbone) == name
     assert backbone_in_words(backbone) == ("random weights" if backbone == "none" else name)
     assert backbone_in_words("pretrained") == "timm’s weights"
+
+
+def test_what_a_detector_does_not_read_is_the_papers() -> None:
+    for recipe in (SSD300, FASTER_RCNN):
+        assert replace(recipe, **UNREAD[recipe.arch]).without_unread() == recipe.without_unread() == recipe
+        for name, value in {**UNREAD["ssd300"], **UNREAD["faster-rcnn"], "lr": 0.5}.items():
+            if name not in UNREAD[recipe.arch]:
+                assert getattr(replace(recipe, **{name: value}).without_unread(), name) == value
 
 
 def test_the_small_recipes_are_small() -> None:
