@@ -93,7 +93,7 @@ def train(words: list[str]) -> None:
     """Train a recipe, or a folder of photographs."""
     recipe, options = parse_train(words)
     from cutmix.allocator import keep_freed_memory
-    from cutmix.train import train as run
+    from cutmix.train import run_training as run
 
     keep_freed_memory()
 

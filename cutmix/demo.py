@@ -12,7 +12,7 @@ from cutmix.options import DemoOptions, TrainOptions
 from cutmix.recipes import find_recipe
 from cutmix.report import write_report
 from cutmix.runs import read_runs
-from cutmix.train import train
+from cutmix.train import run_training
 
 
 def run_demo(options: DemoOptions) -> Path:
@@ -20,7 +20,8 @@ def run_demo(options: DemoOptions) -> Path:
     runs = []
     for name in ("digits-resnet20", "digits-resnet20-cutmix"):
         recipe = replace(find_recipe(name), epochs=options.epochs, seed=options.seed)
-        runs.append(train(recipe, TrainOptions(options.out / name, overwrite=True, device=options.device, log_every=8)))
+        how = TrainOptions(options.out / name, overwrite=True, device=options.device, log_every=8)
+        runs.append(run_training(recipe, how))
     console = Console()
     table = Table("mix", "top-1 error (%)", "95 % interval", "test images", "training (s)")
     for run in runs:

@@ -33,7 +33,7 @@ from cutmix.recipes import find_recipe
 from cutmix.run_folder import has_results, hold, saved_recipe
 from cutmix.runs import read_run
 from cutmix.show_paper import find_runnable, show
-from cutmix.train import run_to_end, train, train_step
+from cutmix.train import run_to_end, run_training, train_step
 
 SHORT_EPOCHS = 10
 SMOKE_STEPS, SMOKE_BATCH = 3, 16
@@ -99,7 +99,7 @@ def run_reproduce(options: ReproduceOptions) -> None:
             console.print(Text(f"\nrun {number} of {len(left)}: {job.row.label}, seed {job.recipe.seed}", style="bold"))
             started = time.perf_counter()
             try:
-                (train_briefly if options.scale == "smoke" else train)(job.recipe, train_options(job, options))
+                (train_briefly if options.scale == "smoke" else run_training)(job.recipe, train_options(job, options))
             except InputError as error:  # such as a loss that is not finite: no reason not to run the others
                 console.print(Text(f"failed: {error}"))
                 failures.append(f"{job.recipe.name}, seed {job.recipe.seed}: {error}")
@@ -257,7 +257,7 @@ def train_options(job: Job, options: ReproduceOptions) -> TrainOptions:
 
 
 def train_briefly(recipe: Recipe, options: TrainOptions) -> Path:
-    """Do what ``train`` does on the first batches of one epoch and of the test set."""
+    """Do what ``run_training`` does on the first batches of one epoch and of the test set."""
     with processes(options.device) as world:
         run = prepare(recipe, options, world)
         run.batches, run.task.test_batches = First(run.batches, SMOKE_STEPS), First(run.task.test_batches, 2)

@@ -23,7 +23,7 @@ from cutmix.signals import Stop, remembered_signals
 from cutmix.state import restore, take_snapshot
 
 
-def train(recipe: Recipe, options: TrainOptions | None = None) -> Path:
+def run_training(recipe: Recipe, options: TrainOptions | None = None) -> Path:
     """Train a recipe, measure it after each epoch, and return the folder of the run.
 
     Args:
@@ -41,7 +41,7 @@ def train(recipe: Recipe, options: TrainOptions | None = None) -> Path:
 
 
 def run_to_end(run: Run) -> Path:
-    """Train what is prepared, from its start or from its checkpoint, and return its folder; raises as ``train``."""
+    """Train what is prepared, from its start or its checkpoint, and return its folder; raises as ``run_training``."""
     try:
         if begin(run):
             return run.path

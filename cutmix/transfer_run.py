@@ -33,7 +33,7 @@ from cutmix.transfer.vocabulary import Vocabulary
 
 
 def transfer(recipe: Transfer, options: RunOptions | None = None) -> Path:
-    """Train a detector or a captioner, measure it, and return the folder of the run; raises as ``train``."""
+    """Train a detector or a captioner, measure it, and return the folder of the run; raises as ``run_training``."""
     options = options or RunOptions()
     if not recipe.data:
         raise InputError("there is no data to train on; give the folder of a detection or captioning set with --data")

@@ -1,6 +1,7 @@
-"""Imports point down, and what reads results or explains flags starts without torch."""
+"""Imports follow the map in CONTRIBUTING, and what reads results or explains flags starts without torch."""
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
@@ -10,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "cutmix"
 FILES = sorted(PACKAGE.rglob("*.py"))
 WITHOUT_TORCH = (
     "recipe", "recipes", "options", "report", "paper", "measured", "statistics", "runs", "comparison", "plots", "jsonl",
-    "cli", "errors", "version",
+    "show_paper", "cli", "errors", "version",
 )  # fmt: skip
 
 
@@ -75,29 +76,60 @@ def test_mixing_stands_alone() -> None:
             assert known, f"{path.name} imports {name}"
 
 
-LEVELS = {
-    # what it is: what it must not import
-    "mixing": ("models", "data", "evaluate", "train", "state", "cli", "recipes"),
-    "models": ("data", "evaluate", "train", "state", "cli", "recipes"),
-    "data": ("models", "evaluate", "train", "state", "cli", "recipes"),
-    "distributed": ("models", "data", "evaluate", "train", "state", "cli", "recipes"),
-    "checkpoint": ("models", "data", "evaluate", "train", "state", "cli", "recipes"),
-    "evaluate": ("train", "state", "optim", "cli", "demo"),
-    "transfer": ("train", "optim", "cli", "demo", "reproduce"),
-    "state": ("train", "evaluate", "cli", "demo"),
-    "train": ("cli", "demo", "reproduce"),
-    "reproduce": ("cli", "demo"),
+def rows() -> list[list[str]]:
+    """Return CONTRIBUTING's table: the modules, and folders of them, that each row names."""
+    table = re.findall(r"^\| (`cutmix/.*?) \|", (PACKAGE.parent / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE)
+    return [re.findall(r"`(?:cutmix/)?(\w+)(?:/|\.py)`", row) for row in table]
+
+
+def part_of(path: Path) -> str:
+    """Return what the table calls a module: its own name, or that of its folder."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_the_map_names_every_module_once() -> None:
+    named = [part for row in rows() for part in row]
+    assert sorted(named) == sorted({part_of(path) for path in FILES} - {"__init__", "__main__"})
+
+
+def test_imports_point_up_the_map() -> None:
+    level = {part: number for number, row in enumerate(rows()) for part in row}
+    for path in FILES:
+        part = part_of(path)
+        if part in ("__init__", "__main__"):  # the names that the package gives out, and the command's start
+            continue
+        for name in ours(imports(path)) - {"cutmix"}:
+            assert level[name.split(".")[1]] <= level[part], f"{module_name(path)} imports {name}, which is below it"
+
+
+APART = {
+    # what it is: what it must not import, though the map would let it
+    "data": ("models",),
+    "models": ("data",),
+    "state": ("evaluate",),
+    "transfer": ("optim",),
 }
 
 
-@pytest.mark.parametrize("part", LEVELS)
-def test_imports_point_down(part: str) -> None:
-    files = [path for path in FILES if path.relative_to(PACKAGE).parts[0].removesuffix(".py") == part]
+@pytest.mark.parametrize("part", APART)
+def test_what_stands_apart(part: str) -> None:
+    files = [path for path in FILES if part_of(path) == part]
     assert files
     for path in files:
-        for upper in LEVELS[part]:
+        for upper in APART[part]:
             above = {name for name in imports(path) if f"{name}.".startswith(f"cutmix.{upper}.")}
             assert not above, f"{module_name(path)} imports {above}"
+
+
+def test_no_module_has_the_name_of_its_function() -> None:
+    """So that ``cutmix.x`` is a module wherever it is imported, and never what a line took out of it."""
+    found = [
+        module_name(path)
+        for path in FILES
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == path.stem
+    ]
+    assert not found
 
 
 def test_one_file_names_torch_distributed() -> None:
@@ -111,7 +143,7 @@ def mirrored(path: Path) -> Path:
 
 
 def test_every_module_has_its_test_file() -> None:
-    parts = ("comparison.py", "learning_curves.py", "plots.py", "runs.py", "what_was_run.py")
+    parts = ("circumstances.py", "comparison.py", "curves.py", "plots.py", "runs.py")
     of_the_page = {PACKAGE / name: PACKAGE / "report.py" for name in parts}
     untested = [
         str(path.relative_to(PACKAGE))

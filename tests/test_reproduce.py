@@ -72,14 +72,14 @@ def test_short_is_timed_first_and_goes_on_where_it_was_stopped(
     assert said.index("in all, measured on a few steps") < said.index("run 1 of 2")
     assert "network resnet20, 2 of 300 epochs" in " ".join(said.split())
 
-    really = reproduce.train
+    really = reproduce.run_training
 
     def killed(recipe, options):  # the second row is stopped as by a signal, before its first step
         if recipe.mix == "cutmix":
             raise SystemExit(143)
         return really(recipe, options)
 
-    monkeypatch.setattr(reproduce, "train", killed)
+    monkeypatch.setattr(reproduce, "run_training", killed)
     with pytest.raises(SystemExit) as stopped:
         run(data, tmp_path / "parts", *words)
     assert stopped.value.code == 143

@@ -32,7 +32,7 @@ from cutmix.models.pvt import PyramidVisionTransformer
 from cutmix.models.resnet import BasicBlock, CifarResNet
 from cutmix.options import TrainOptions
 from cutmix.recipe import Recipe
-from cutmix.train import train
+from cutmix.train import run_training
 
 # 8 steps an epoch, 24 in all; everything that has a state is on.
 RECIPE = Recipe(
@@ -96,7 +96,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         torch.manual_seed(99)  # the state of the process before does not matter
-        run = train(RECIPE, options(tmp_path_factory.mktemp("run") / "whole"))
+        run = run_training(RECIPE, options(tmp_path_factory.mktemp("run") / "whole"))
         torch.set_num_threads(threads)
     return outcome(run)
 
@@ -133,7 +133,7 @@ def test_it_overfits_eight_images(tmp_path: Path) -> None:
         data=str(tmp_path / "data"), image_size=16, crop_scale=(1.0, 1.0), flip=False, epochs=20, batch_size=8, lr=0.2,
         schedule="constant", precision="float32", eval_every=20,
     )  # fmt: skip
-    log = (train(recipe, options(tmp_path / "run")) / "log.jsonl").read_text().splitlines()
+    log = (run_training(recipe, options(tmp_path / "run")) / "log.jsonl").read_text().splitlines()
     losses = [r["train_loss"] for r in map(json.loads, log) if r["kind"] == "epoch"]
     assert len(losses) == 20
     assert losses[-1] < 0.3 * losses[0]
@@ -152,7 +152,7 @@ def test_accumulated_parts_are_the_undivided_step(mix: Any, tmp_path: Path, monk
     monkeypatch.setattr(cutmix.state, "create_model", lambda *_, **__: Plain())
     recipe = replace(RECIPE, mix=mix, batch_size=150, epochs=1)  # the last batch has 100: parts of unequal sizes
     weights = [
-        read_weights(train(replace(recipe, accumulate=k), options(tmp_path / str(k))) / "model.safetensors")[0]
+        read_weights(run_training(replace(recipe, accumulate=k), options(tmp_path / str(k))) / "model.safetensors")[0]
         for k in (1, 4)
     ]
     for name, whole in weights[0].items():
@@ -165,12 +165,12 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
         for i in range(6):
             save_image(tmp_path / f"data/{label}/{i}.png", pixels)
     recipe = Recipe(data=str(tmp_path / "data"), image_size=16, epochs=1, batch_size=4, precision="float32")
-    run = train(recipe, options(tmp_path / "run"))
+    run = run_training(recipe, options(tmp_path / "run"))
     (run / "results.jsonl").unlink()
     before = (run / "checkpoint.pt").read_bytes()
     save_image(tmp_path / "data/0/new.png", pixels)
     with pytest.raises(InputError, match="other training images"):
-        train(recipe, options(tmp_path / "run", resume=True))
+        run_training(recipe, options(tmp_path / "run", resume=True))
     assert (run / "checkpoint.pt").read_bytes() == before
 
 
@@ -203,10 +203,10 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(
     with monkeypatch.context() as patch:
         call_before(patch, cutmix.train, "train_step", step, lambda: os.kill(os.getpid(), number))
         with pytest.raises(SystemExit) as stopped:
-            train(RECIPE, options(tmp_path / "run"))
+            run_training(RECIPE, options(tmp_path / "run"))
     assert stopped.value.code == 128 + number
     assert load_checkpoint(tmp_path / "run/checkpoint.pt")["step"] == step
-    train(RECIPE, options(tmp_path / "run", resume=True))
+    run_training(RECIPE, options(tmp_path / "run", resume=True))
     assert outcome(tmp_path / "run") == uninterrupted
 
 
@@ -217,8 +217,8 @@ def test_a_run_stopped_again_and_again_is_the_same_run(
         with monkeypatch.context() as patch:
             call_before(patch, cutmix.train, "train_step", 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
             with pytest.raises(SystemExit):
-                train(RECIPE, options(tmp_path / "run", resume=True))
-    train(RECIPE, options(tmp_path / "run", resume=True))
+                run_training(RECIPE, options(tmp_path / "run", resume=True))
+    run_training(RECIPE, options(tmp_path / "run", resume=True))
     assert outcome(tmp_path / "run") == uninterrupted
 
 
@@ -240,12 +240,12 @@ def test_every_kind_of_noise_goes_on_exactly(
 
     monkeypatch.setattr(cutmix.state, "create_model", create_residual)
     recipe = replace(RECIPE, epochs=2, **changes)
-    train(recipe, options(tmp_path / "whole"))
+    run_training(recipe, options(tmp_path / "whole"))
     with monkeypatch.context() as patch:
         call_before(patch, cutmix.train, "train_step", 12, kill)  # the last checkpoint is of step 9
         with pytest.raises(Killed):
-            train(recipe, options(tmp_path / "run"))
-    train(recipe, options(tmp_path / "run", resume=True))
+            run_training(recipe, options(tmp_path / "run"))
+    run_training(recipe, options(tmp_path / "run", resume=True))
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
@@ -273,12 +273,12 @@ def test_smmix_goes_on_exactly_and_shows_where_the_network_looks(
         RECIPE, model=name, mix="smmix", alpha=0.8, accumulate=1, epochs=2, batch_size=127, image_size=16, lr=1e-3,
         optimizer="adamw", stochastic_depth=0.1, precision=precision,
     )  # fmt: skip
-    whole = train(recipe, options(tmp_path / "whole"))
+    whole = run_training(recipe, options(tmp_path / "whole"))
     with monkeypatch.context() as patch:
         call_before(patch, cutmix.train, "train_step", 12, kill)  # the last checkpoint is of step 9
         with pytest.raises(Killed):
-            train(recipe, options(tmp_path / "run"))
-    train(recipe, options(tmp_path / "run", resume=True))
+            run_training(recipe, options(tmp_path / "run"))
+    run_training(recipe, options(tmp_path / "run", resume=True))
     assert outcome(tmp_path / "run") == outcome(whole)
     assert not any("token_head" in name for name in outcome(whole)["model.safetensors"])
     pictures = [(run / "pictures/attention.png").read_bytes() for run in (whole, tmp_path / "run")]
@@ -293,7 +293,7 @@ def test_a_schedule_of_mixing_follows_the_step(tmp_path: Path, monkeypatch: pyte
         return CutMix.__call__(mix, images, labels)
 
     monkeypatch.setattr(ScheduledCutMix, "__call__", remember)
-    train(replace(RECIPE, mix="cutmix-scheduled", mix_prob=1.0, accumulate=1), options(tmp_path / "run"))
+    run_training(replace(RECIPE, mix="cutmix-scheduled", mix_prob=1.0, accumulate=1), options(tmp_path / "run"))
     assert seen[0] == 1.0  # the picture of samples
     assert seen[1:] == pytest.approx([step / STEPS for step in range(STEPS)])
 
@@ -306,7 +306,7 @@ def test_a_second_interruption_does_not_wait(tmp_path: Path, monkeypatch: pytest
     call_before(monkeypatch, cutmix.train, "train_step", 8, twice)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        train(RECIPE, options(tmp_path / "run"))
+        run_training(RECIPE, options(tmp_path / "run"))
     assert load_checkpoint(tmp_path / "run/checkpoint.pt")["step"] == 6
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -328,8 +328,8 @@ def test_a_lost_process_is_made_up_for(
     with monkeypatch.context() as patch:
         call_before(patch, where, name, call, kill)
         with pytest.raises(Killed):
-            train(RECIPE, options(tmp_path / "run"))
-    train(RECIPE, options(tmp_path / "run", resume=True))
+            run_training(RECIPE, options(tmp_path / "run"))
+    run_training(RECIPE, options(tmp_path / "run", resume=True))
     assert outcome(tmp_path / "run") == uninterrupted
 
 
@@ -339,9 +339,9 @@ def test_a_process_lost_before_the_first_checkpoint_starts_its_log_again(
     with monkeypatch.context() as patch:
         call_before(patch, cutmix.train, "train_step", 7, kill)
         with pytest.raises(Killed):
-            train(RECIPE, options(tmp_path / "run", checkpoint_every=0))
+            run_training(RECIPE, options(tmp_path / "run", checkpoint_every=0))
     assert (tmp_path / "run/log.jsonl").read_text().count("\n") == 1
-    train(RECIPE, options(tmp_path / "run", resume=True))
+    run_training(RECIPE, options(tmp_path / "run", resume=True))
     assert outcome(tmp_path / "run") == uninterrupted
 
 
@@ -391,13 +391,13 @@ def test_kill_9_at_any_moment(
 ) -> None:
     def child() -> None:
         prepare(pytest.MonkeyPatch())
-        train(RECIPE, options(tmp_path / "run"))
+        run_training(RECIPE, options(tmp_path / "run"))
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    train(RECIPE, options(tmp_path / "run", resume=True))
+    run_training(RECIPE, options(tmp_path / "run", resume=True))
     assert outcome(tmp_path / "run") == uninterrupted
     assert not list(tmp_path.glob("run/.*.tmp"))
 
@@ -423,20 +423,20 @@ def test_photographs_go_on_in_the_middle_of_an_epoch(
         for i in range(8):
             save_image(tmp_path / f"data/{label}/{i}.png", pixels)
     recipe = replace(RECIPE, data=str(tmp_path / "data"), image_size=16, batch_size=4, epochs=2)  # 3 steps an epoch
-    train(recipe, options(tmp_path / "whole"))
+    run_training(recipe, options(tmp_path / "whole"))
     with monkeypatch.context() as patch:
         call_before(patch, cutmix.train, "train_step", 2, terminate_all)
         with pytest.raises(SystemExit):
-            train(recipe, options(tmp_path / "run", workers=workers))
+            run_training(recipe, options(tmp_path / "run", workers=workers))
     assert load_checkpoint(tmp_path / "run/checkpoint.pt")["step"] == 2
-    train(recipe, options(tmp_path / "run", workers=workers, resume=True))
+    run_training(recipe, options(tmp_path / "run", workers=workers, resume=True))
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = train(replace(RECIPE, epochs=1), options(tmp_path / "run"))
+    run = run_training(replace(RECIPE, epochs=1), options(tmp_path / "run"))
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    train(replace(RECIPE, epochs=1), options(run, resume=True))
+    run_training(replace(RECIPE, epochs=1), options(run, resume=True))
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert "is finished" in capsys.readouterr().out
 
@@ -447,10 +447,10 @@ def test_an_evaluation_of_the_best_epoch_so_far_does_not_finish_a_run(
     with monkeypatch.context() as patch:
         call_before(patch, cutmix.train, "train_step", 12, kill)
         with pytest.raises(Killed):
-            train(RECIPE, options(tmp_path / "run"))
+            run_training(RECIPE, options(tmp_path / "run"))
     other = {"measure": "top1_err", "which": "best", "value": 50.0, "file": "best.safetensors"}
     cutmix.jsonl.append_line(tmp_path / "run/results.jsonl", other)
-    train(RECIPE, options(tmp_path / "run", resume=True))
+    run_training(RECIPE, options(tmp_path / "run", resume=True))
     found = outcome(tmp_path / "run")
     assert found["results.jsonl"].pop() == other
     assert found == uninterrupted
@@ -477,17 +477,17 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(
         with pytest.raises(
             InputError, match=rf"{message} at step 12, with learning rate 0\.05; the last good .*checkpoint\.pt"
         ):
-            train(RECIPE, options(tmp_path / "run"))
+            run_training(RECIPE, options(tmp_path / "run"))
     snapshot = load_checkpoint(tmp_path / "run/checkpoint.pt")
     assert snapshot["step"] == 9
     assert all(tensor.isfinite().all() for tensor in snapshot["model"].values())
-    train(RECIPE, options(tmp_path / "run", resume=True))
+    run_training(RECIPE, options(tmp_path / "run", resume=True))
     assert outcome(tmp_path / "run") == uninterrupted
 
 
 def test_a_run_that_never_was_finite_says_that_nothing_was_saved(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"the loss is (nan|inf) at step \d, with learning rate 1e\+37; no checkpoint"):
-        train(replace(RECIPE, lr=1e37, clip_grad_norm=0), options(tmp_path / "run", checkpoint_every=0))
+        run_training(replace(RECIPE, lr=1e37, clip_grad_norm=0), options(tmp_path / "run", checkpoint_every=0))
 
 
 @pytest.mark.parametrize("call", [1, 3])
@@ -501,10 +501,10 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     with monkeypatch.context() as patch:
         call_before(patch, cutmix.train, "save_checkpoint", call, lambda: patch.setattr(torch, "save", fill))
         with pytest.raises(InputError, match=r"checkpoint\.pt could not be written: No space left on device"):
-            train(RECIPE, options(tmp_path / "run"))
+            run_training(RECIPE, options(tmp_path / "run"))
     assert (tmp_path / "run/checkpoint.pt").exists() == (call > 1)
     assert not list(tmp_path.glob("run/.*.tmp"))
-    train(RECIPE, options(tmp_path / "run", resume=True))
+    run_training(RECIPE, options(tmp_path / "run", resume=True))
     assert outcome(tmp_path / "run") == uninterrupted
 
 
@@ -513,7 +513,7 @@ def test_a_network_that_takes_no_such_images_is_refused_before_a_folder_is_made(
 ) -> None:
     monkeypatch.undo()
     with pytest.raises(InputError, match=r"test_vit takes no images of 8×8 pixels .*--image-size"):
-        train(replace(RECIPE, model="test_vit"), options(tmp_path / "run"))
+        run_training(replace(RECIPE, model="test_vit"), options(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -522,8 +522,8 @@ def test_tensorboard_gets_every_figure_once(tmp_path: Path, monkeypatch: pytest.
     with monkeypatch.context() as patch:
         call_before(patch, cutmix.train, "train_step", 12, kill)
         with pytest.raises(Killed):
-            train(RECIPE, options(tmp_path / "run", tensorboard=True))
-    run = train(RECIPE, options(tmp_path / "run", tensorboard=True, resume=True))
+            run_training(RECIPE, options(tmp_path / "run", tensorboard=True))
+    run = run_training(RECIPE, options(tmp_path / "run", tensorboard=True, resume=True))
     events = accumulator.EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("epoch/top1_err")] == [8, 16, 24]

@@ -126,7 +126,8 @@ def test_a_killed_run_goes_on_bit_for_bit(
         return original(*arguments)
 
     monkeypatch.setattr(cutmix.train, "train_step", train_step)
-    monkeypatch.setattr(cutmix.transfer.detection_task, "detection_gallery", lambda *_: b"")  # slow, and not compared
+    # Slow, and not compared.
+    monkeypatch.setattr(cutmix.transfer.detection_task, "gallery_of_detections", lambda *_: b"")
     with pytest.raises(Killed):
         transfer(recipes[kind], options(tmp_path / "run"))
     torch.manual_seed(99)  # the state of the process that goes on does not matter

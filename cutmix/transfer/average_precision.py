@@ -73,7 +73,7 @@ def voc_average_precision(
             "and 0 ≤ iou < 1"
         )
     judged = judge(found, objects, iou=iou, plus_one=plus_one)
-    return average_precision(tally(judged, num_classes), interpolation)
+    return precision_of(tally(judged, num_classes), interpolation)
 
 
 def voc_interval(
@@ -119,7 +119,7 @@ def voc_interval(
 
     counted = tally(judge(found, objects, iou=iou, plus_one=plus_one), num_classes)
     means = [
-        average_precision(counted, interpolation, np.bincount(drawn, minlength=images)).mean
+        precision_of(counted, interpolation, np.bincount(drawn, minlength=images)).mean
         for drawn in draw(images, resamples, seed, "bootstrap")
     ]
     tail = 50 * (1 - confidence)
@@ -165,7 +165,7 @@ def tally(judged: Judged, num_classes: int) -> Tally:
     )  # fmt: skip
 
 
-def average_precision(
+def precision_of(
     counted: Tally, interpolation: Interpolation = "11-point", counts: np.ndarray | None = None
 ) -> AveragePrecision:
     """Return each class's average precision.

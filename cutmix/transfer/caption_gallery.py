@@ -17,7 +17,7 @@ _COLUMNS = 4
 _LETTERS, _SMALL_LETTERS = 33, 44  # that fit in a line above a picture, and below it
 
 
-def caption_gallery(
+def gallery_of_captions(
     data: CaptionSet, captions: Mapping[str, str], *, count: int = 8, references: int = 2, seed: int = 0
 ) -> bytes:
     """Draw some pictures, the network's caption of each in bold, and captions by people in grey.

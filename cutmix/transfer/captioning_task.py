@@ -15,7 +15,7 @@ from cutmix.distributed import World, send_buffers
 from cutmix.state import State
 from cutmix.task import Measured
 from cutmix.transfer.backbone import Backbone
-from cutmix.transfer.caption_gallery import caption_gallery
+from cutmix.transfer.caption_gallery import gallery_of_captions
 from cutmix.transfer.captioning import ShowAndTell, generate_captions
 from cutmix.transfer.captions import CaptionSet
 from cutmix.transfer.recipes import Captioning
@@ -121,7 +121,7 @@ class CaptioningTask:
 
     def pictures(self, arrays: dict[str, Tensor]) -> dict[str, bytes]:
         """Return test pictures with the network's captions and people's."""
-        return {"captions": caption_gallery(self.test_set, self._by_name(_captions(arrays)))}
+        return {"captions": gallery_of_captions(self.test_set, self._by_name(_captions(arrays)))}
 
 
 def _captions(arrays: dict[str, Tensor]) -> list[str]:

@@ -18,7 +18,7 @@ from cutmix.transfer.matching import Detections
 _SOLID, _DASHED, _DOTTED = "-", (0, (5, 3)), (0, (1, 2))
 
 
-def detection_gallery(
+def gallery_of_detections(
     data: DetectionSet, found: Detections, *, pictures: Sequence[int] | None = None, threshold: float = 0.5
 ) -> bytes:
     """Draw pictures in pairs: true boxes on the left, found ones with their scores on the right.

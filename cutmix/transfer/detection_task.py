@@ -17,7 +17,7 @@ from cutmix.state import State
 from cutmix.task import Measured
 from cutmix.transfer.average_precision import (
     Interpolation,
-    average_precision,
+    precision_of,
     tally,
     voc_average_precision,
     voc_interval,
@@ -25,7 +25,7 @@ from cutmix.transfer.average_precision import (
 from cutmix.transfer.backbone import Backbone
 from cutmix.transfer.coco_precision import coco_average_precision
 from cutmix.transfer.detection import faster_rcnn_c4, ssd300
-from cutmix.transfer.detection_gallery import detection_gallery
+from cutmix.transfer.detection_gallery import gallery_of_detections
 from cutmix.transfer.detection_set import DetectionSet
 from cutmix.transfer.detection_transforms import DetectionSamples, collate, faster_rcnn_transform, ssd_transform
 from cutmix.transfer.matching import Detections, Judged, inclusive, judge
@@ -91,7 +91,7 @@ class DetectionTask:
         arrays["images"] = np.repeat(np.arange(len(every)), [len(found["labels"]) for found in every])
         arrays["labels"] = arrays["labels"].astype(np.int64)
         judged = self._judge(_detections(arrays))
-        precision = average_precision(tally(judged, self.test_set.num_classes))
+        precision = precision_of(tally(judged, self.test_set.num_classes))
         return Measured({"map": 100 * precision.mean}, arrays | judged._asdict())
 
     def records(self, arrays: dict[str, Tensor]) -> list[dict[str, Any]]:
@@ -149,7 +149,7 @@ class DetectionTask:
     def pictures(self, arrays: dict[str, Tensor]) -> dict[str, bytes]:
         """Return test pictures with their true boxes and what was found."""
         found = _detections({name: column.numpy() for name, column in arrays.items()})
-        return {"detections": detection_gallery(self.test_set, found)}
+        return {"detections": gallery_of_detections(self.test_set, found)}
 
 
 def make_detector(recipe: Detection, backbone: Backbone, num_classes: int) -> nn.Module:

@@ -9,7 +9,7 @@ import numpy as np
 
 from cutmix.errors import InputError
 from cutmix.statistics import Difference, difference_of_resamples
-from cutmix.transfer.average_precision import average_precision, tally
+from cutmix.transfer.average_precision import precision_of, tally
 from cutmix.transfer.matching import Judged
 from cutmix.transfer.scores import PictureScores, corpus_bleu
 
@@ -39,7 +39,7 @@ def precision_difference(
     one, other = (tally(judged, classes) for judged in (first, second))
 
     def less(counts: np.ndarray) -> float:
-        return 100 * (average_precision(other, counts=counts).mean - average_precision(one, counts=counts).mean)
+        return 100 * (precision_of(other, counts=counts).mean - precision_of(one, counts=counts).mean)
 
     return _resampled(less, pictures, draws, seed)
 

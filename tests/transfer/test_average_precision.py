@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cutmix.errors import InputError
-from cutmix.transfer.average_precision import average_precision, tally, voc_average_precision, voc_interval
+from cutmix.transfer.average_precision import precision_of, tally, voc_average_precision, voc_interval
 from cutmix.transfer.matching import Detections, Objects, inclusive, judge
 
 
@@ -250,7 +250,7 @@ def test_interval_holds_the_value_and_shrinks_with_the_set() -> None:
 def test_a_resample_is_the_set_with_pictures_repeated() -> None:
     found, truth = random_scene(4)
     counts = np.random.default_rng(0).integers(0, 3, 40)
-    weighted = average_precision(tally(judge(found, truth), 5), "11-point", counts)
+    weighted = precision_of(tally(judge(found, truth), 5), "11-point", counts)
 
     def repeated(part: Any) -> Any:
         copies = [(part.images == image).nonzero()[0] for image in range(40) for _ in range(counts[image])]

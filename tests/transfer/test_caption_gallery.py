@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cutmix.errors import InputError
-from cutmix.transfer.caption_gallery import caption_gallery
+from cutmix.transfer.caption_gallery import gallery_of_captions
 from cutmix.transfer.captions import CaptionSet
 
 
@@ -29,7 +29,7 @@ def opened(png: bytes) -> np.ndarray:
 @pytest.mark.parametrize(("count", "rows", "columns"), [(1, 1, 1), (3, 1, 3), (9, 2, 4)])
 def test_a_page_has_rows_of_four(data: CaptionSet, count: int, rows: int, columns: int) -> None:
     captions = {path.name: "a caption $x$ \\frac 猫" if i else "" for i, path in enumerate(data.paths)}
-    page = opened(caption_gallery(data, captions, count=count))
+    page = opened(gallery_of_captions(data, captions, count=count))
     assert page.shape == (round(120 * 3.1 * rows), round(120 * 2.6 * columns), 3)
 
 
@@ -37,7 +37,7 @@ def test_the_pictures_are_on_the_page_and_a_seed_chooses_them(data: CaptionSet) 
     captions = {path.name: "a dog" for path in data.paths}
 
     def shown(seed: int) -> set[int]:
-        page = opened(caption_gallery(data, captions, count=2, seed=seed))
+        page = opened(gallery_of_captions(data, captions, count=2, seed=seed))
         return {i for i in range(6) if (page == (40 * i, 255 - 40 * i, 90)).all(2).sum() > 5000}
 
     chosen = [shown(seed) for seed in (0, 1, 2, 0)]
@@ -48,11 +48,12 @@ def test_the_pictures_are_on_the_page_and_a_seed_chooses_them(data: CaptionSet) 
 
 def test_what_is_said_is_drawn(data: CaptionSet) -> None:
     pages = [
-        opened(caption_gallery(data, {path.name: said for path in data.paths}, count=2)) for said in ("a dog", "a cat")
+        opened(gallery_of_captions(data, {path.name: said for path in data.paths}, count=2))
+        for said in ("a dog", "a cat")
     ]
     assert not np.array_equal(*pages)
 
 
 def test_a_picture_without_a_caption_is_refused(data: CaptionSet) -> None:
     with pytest.raises(InputError, match=r"there is no caption for the picture '\d.png' of some"):
-        caption_gallery(data, {})
+        gallery_of_captions(data, {})

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from cutmix.errors import InputError
-from cutmix.transfer.detection_gallery import detection_gallery
+from cutmix.transfer.detection_gallery import gallery_of_detections
 from cutmix.transfer.detection_set import DetectionSet, make_picture
 from cutmix.transfer.matching import Detections
 
@@ -38,7 +38,7 @@ def drawn(png: bytes) -> np.ndarray:
 
 
 def test_what_is_found_is_drawn_on_the_right_picture_of_its_pair(grey: DetectionSet) -> None:
-    none, one = (drawn(detection_gallery(grey, found((image, 0.9)))) for image in (2, 0))
+    none, one = (drawn(gallery_of_detections(grey, found((image, 0.9)))) for image in (2, 0))
     assert none.shape == one.shape
     width = none.shape[1] // 4
     changed = np.argwhere((none != one)[: none.shape[0] // 2])  # the first row: pictures 0 and 1
@@ -63,7 +63,7 @@ def test_the_surest_are_drawn_and_counted(
     monkeypatch.setattr(Axes, "set_title", lambda self, text, **_: titles.append(text))
     monkeypatch.setattr(Axes, "text", lambda self, x, y, text, **_: texts.append(text))
     rows = [(0, score) for score in scores] + [(2, 0.8)]
-    detection_gallery(grey, found(*rows), pictures=[0])
+    gallery_of_detections(grey, found(*rows), pictures=[0])
     assert titles == ["p0: true", f"found: the surest {drawn_of_them} of {len(scores)}"]
     assert texts[1:] == [f"cat {score:.2f}" for score in reversed(scores[:drawn_of_them])]  # the surest on top
 
@@ -71,7 +71,7 @@ def test_the_surest_are_drawn_and_counted(
 def test_lines_are_black_and_white_and_tell_kinds_apart(grey: DetectionSet) -> None:
     shares = []
     for number in (0, 1):  # an object and a difficult one at the same place
-        image = drawn(detection_gallery(grey, found((2, 0.9)), pictures=[number]))
+        image = drawn(gallery_of_detections(grey, found((2, 0.9)), pictures=[number]))
         left = image[:, : image.shape[1] // 4]
         body = left[(left == 128).any(1)][:, (left == 128).any(0)]  # without title and margin
         shares.append(((body < 60).mean(), (body > 220).mean()))
@@ -81,17 +81,17 @@ def test_lines_are_black_and_white_and_tell_kinds_apart(grey: DetectionSet) -> N
 
 
 def test_an_odd_number_of_pictures_and_none_that_is_absent(grey: DetectionSet) -> None:
-    tall = Image.open(io.BytesIO(detection_gallery(grey, found((0, 0.9)), pictures=[0, 1, 2])))
-    flat = Image.open(io.BytesIO(detection_gallery(grey, found((0, 0.9)), pictures=[2])))
+    tall = Image.open(io.BytesIO(gallery_of_detections(grey, found((0, 0.9)), pictures=[0, 1, 2])))
+    flat = Image.open(io.BytesIO(gallery_of_detections(grey, found((0, 0.9)), pictures=[2])))
     assert tall.width == flat.width
     assert tall.height > flat.height
     for wrong in ([], [3], [-1]):
         with pytest.raises(InputError, match="expected numbers from 0 to 2"):
-            detection_gallery(grey, found((0, 0.9)), pictures=wrong)
+            gallery_of_detections(grey, found((0, 0.9)), pictures=wrong)
 
 
 def test_a_picture_of_another_size_is_named(grey: DetectionSet) -> None:
     Image.new("RGB", (50, 50)).save(grey.pictures[1].path)
     assert torch.equal(grey.pictures[0].boxes, torch.tensor([[10.0, 10.0, 100.0, 70.0]]))
     with pytest.raises(InputError, match=r"p1\.png is 50×50 pixels, but its annotation says 120×80"):
-        detection_gallery(grey, found((0, 0.9)))
+        gallery_of_detections(grey, found((0, 0.9)))

@@ -13,7 +13,7 @@ from cutmix.errors import InputError
 from cutmix.measures import MEASURES
 from cutmix.optim import make_optimizer
 from cutmix.options import RunOptions
-from cutmix.transfer.average_precision import average_precision, tally, voc_average_precision
+from cutmix.transfer.average_precision import precision_of, tally, voc_average_precision
 from cutmix.transfer.backbone import load_backbone
 from cutmix.transfer.coco import open_detection
 from cutmix.transfer.detection_task import DetectionTask, make_batches, make_detector
@@ -81,7 +81,7 @@ def test_verdicts_are_kept_and_give_the_precision_without_the_data(voc_folder: P
     it = task(voc_folder)
     figures, arrays = it.measure()
     judged = Judged(*(arrays[name] for name in Judged._fields))
-    assert 100 * average_precision(tally(judged, it.test_set.num_classes)).mean == figures["map"]
+    assert 100 * precision_of(tally(judged, it.test_set.num_classes)).mean == figures["map"]
     assert len(judged.verdicts) == len(arrays["boxes"])
 
 

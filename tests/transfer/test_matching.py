@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cutmix.transfer.average_precision import average_precision, tally, voc_average_precision
+from cutmix.transfer.average_precision import precision_of, tally, voc_average_precision
 from cutmix.transfer.matching import LEFT_OUT, RIGHT, WRONG, Detections, Objects, inclusive, judge
 
 A, B, FAR = (0.0, 0.0, 9.0, 9.0), (20.0, 0.0, 29.0, 9.0), (50.0, 50.0, 60.0, 60.0)
@@ -39,10 +39,10 @@ def test_verdicts_are_all_that_a_precision_needs() -> None:
     found = Detections(objects.images[near], objects.labels[near], random.random(400), moved)
     whole = voc_average_precision(found, objects, 3)
     judged = judge(found, objects)
-    assert average_precision(tally(judged, 3)).per_class.tolist() == whole.per_class.tolist()
+    assert precision_of(tally(judged, 3)).per_class.tolist() == whole.per_class.tolist()
     order = random.permutation(400)
     shuffled = judged._replace(**{name: getattr(judged, name)[order] for name in judged._fields[:4]})
-    assert average_precision(tally(shuffled, 3)).per_class.tolist() == whole.per_class.tolist()
+    assert precision_of(tally(shuffled, 3)).per_class.tolist() == whole.per_class.tolist()
     assert (judged.verdicts == RIGHT).sum() <= (~objects.difficult).sum()
 
 
