@@ -70,7 +70,7 @@ def test_resamples_without_objects_are_no_evidence() -> None:
     judged = [
         Judged(image, image, np.ones(1), np.array([verdict], np.int8), image, image) for verdict in (WRONG, RIGHT)
     ]
-    found = precision_difference(*judged, pictures=3)
+    found = precision_difference(*judged, pictures=3, draws=500)
     assert (found.value, found.low, found.high) == pytest.approx((100, 100, 100))
     generator = np.random.default_rng(0)
     with_it = sum((generator.integers(3, size=3) == 0).any() for _ in range(500))
