@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutmix.errors import InputError
+from cutmix.evaluate.logits import as_logits, class_ids
 from cutmix.seeding import derive_seed
 
 
@@ -76,7 +77,7 @@ def apgd(model: nn.Module, images: Tensor, labels: Tensor, eps: float, *, steps:
 
     Args:
         model: As for :func:`fgsm`.
-        images: As for :func:`fgsm`.
+        images: As for :func:`fgsm`, but float32.
         labels: As for :func:`fgsm`.
         eps: ε, in [0, 1].
         steps: At least 1.
@@ -96,6 +97,9 @@ def apgd(model: nn.Module, images: Tensor, labels: Tensor, eps: float, *, steps:
         raise InputError(
             "APGD needs the package pyautoattack, which is not installed: add it with pip install 'cutmix[attacks]'"
         ) from None
+    if images.dtype != torch.float32:
+        raise InputError(f"images are {images.dtype}: expected float32, in which the package pyautoattack computes")
+    loss_gradient(model, images, labels)  # for what it refuses: the package looks at nothing
     attack = APGDAttack(model, n_iter=steps, eps=eps, seed=derive_seed(seed, "apgd"), device=images.device)
     with torch.random.fork_rng(range(torch.cuda.device_count())):  # it seeds the global generators
         return attack.perturb(images, labels).detach()
@@ -112,10 +116,12 @@ def loss_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     Raises:
         InputError: If the model gives anything but finite logits that depend on the pixels and know every label.
     """
+    if torch.is_inference_mode_enabled():
+        raise InputError("torch.inference_mode is on, in which there are no gradients: attack outside of it")
     pixels = images.detach().clone().requires_grad_()
     with torch.enable_grad():
-        logits = model(pixels)
-        _check_logits(logits, labels)
+        logits = _run(model, pixels)
+        class_ids(labels, as_logits(logits))
         loss = F.cross_entropy(logits, labels, reduction="sum")
     gradient = torch.autograd.grad(loss, pixels, allow_unused=True)[0] if loss.requires_grad else None
     if gradient is None:
@@ -132,8 +138,10 @@ def check_attack(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -
         InputError: If it is none.
     """
     check_eps(eps)
-    if model.training:
-        raise InputError("the model is in training mode: call model.eval(), or another network is attacked")
+    training = [name for name, part in model.named_modules() if part.training]
+    if training:
+        what = f"the model's part '{training[0]}'" if training[0] else "the model"
+        raise InputError(f"{what} is in training mode: call model.eval(), or another network is attacked")
     if images.ndim != 4 or not images.is_floating_point():
         raise InputError(
             f"images are {tuple(images.shape)} {images.dtype}: expected (n, C, H, W), floating point, in [0, 1]"
@@ -156,14 +164,12 @@ def check_eps(eps: float) -> None:
         raise InputError(f"ε is {eps}: expected 0 to 1, in the unit of the pixels, e.g. 8/255")
 
 
-def _check_logits(logits: Tensor, labels: Tensor) -> None:
-    if logits.ndim != 2 or len(logits) != len(labels):
-        raise InputError(f"the model gives {tuple(logits.shape)} for {len(labels)} images: expected logits (n, K)")
-    if not bool(logits.isfinite().all()):
-        raise InputError("the network gives logits that are not finite, so nothing can be measured")
-    if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
-        raise InputError(
-            f"labels go from {int(labels.min())} to {int(labels.max())}, but there are {logits.shape[1]} logits"
-        )
-    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-3).all()):
-        raise InputError("the model gives probabilities, whose gradients vanish: expected logits, before the softmax")
+def _run(model: nn.Module, pixels: Tensor) -> Tensor:
+    """Return the logits; that the weights are of another dtype is said in a sentence, where the model minds it."""
+    try:
+        return model(pixels)
+    except RuntimeError as error:
+        weights = next((each.dtype for each in model.parameters() if each.is_floating_point()), pixels.dtype)
+        if weights == pixels.dtype:
+            raise
+        raise InputError(f"images are {pixels.dtype} and the model's weights {weights}: expected the same") from error

@@ -4,6 +4,7 @@ Source: Efron and Tibshirani (1993), chapters 10 and 13.
 """
 
 from collections.abc import Iterator
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -23,10 +24,10 @@ def resamples(n: int, draws: int, *stream: int | str) -> Iterator[np.ndarray]:
         *stream: What names the random stream, as in :func:`cutmix.seeding.derive_seed`.
 
     Raises:
-        InputError: If ``draws`` is below 1.
+        InputError: If ``draws`` is no whole number, or below 1.
     """
-    if draws < 1:
-        raise InputError(f"draws is {draws}: expected at least one resample")
+    if not isinstance(draws, Integral) or draws < 1:
+        raise InputError(f"draws is {draws}: expected at least one resample, a whole number")
     generator = torch.Generator().manual_seed(derive_seed(*stream))
     for start in range(0, draws, _BLOCK):
         yield from torch.randint(n, (min(_BLOCK, draws - start), n), generator=generator).numpy()
@@ -47,7 +48,21 @@ def bootstrap_interval(
         confidence: In (0, 1).
         least: Lower end of the measure's range.
         most: Upper end of it.
+
+    Raises:
+        InputError: If ``confidence`` is out of its range.
     """
+    check_confidence(confidence)
     tail = 50 * (1 - confidence)
     low, high = np.percentile(draws, [tail, 100 - tail]) - draws.mean() + value
     return float(max(min(low, value), least)), float(min(max(high, value), most))
+
+
+def check_confidence(confidence: float) -> None:
+    """Refuse a confidence that leaves nothing on either side of an interval, or no interval.
+
+    Raises:
+        InputError: If it is not in (0, 1).
+    """
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence is {confidence}: expected a share between 0 and 1, e.g. 0.95")

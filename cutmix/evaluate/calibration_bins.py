@@ -1,5 +1,6 @@
 """Bins of confidence, (low, high], and the calibration errors that are taken from them."""
 
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -28,8 +29,8 @@ class Reliability(NamedTuple):
 
 def bin_edges(confidence: np.ndarray, bins: int, adaptive: bool) -> np.ndarray:
     """Return the bins' bounds, (bins + 1,), from 0 to 1."""
-    if bins < 1:
-        raise InputError(f"bins is {bins}: expected at least one")
+    if not isinstance(bins, Integral) or bins < 1:
+        raise InputError(f"bins is {bins}: expected at least one, a whole number")
     edges = np.linspace(0.0, 1.0, bins + 1)
     if adaptive:
         n = len(confidence)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from cutmix.distributed import World, gather
 from cutmix.errors import InputError
+from cutmix.evaluate.bootstrap import check_confidence
+from cutmix.evaluate.logits import check_finite
 
 
 class Predictions(NamedTuple):
@@ -84,8 +86,7 @@ def predict(
     for rank, (its_logits, its_labels) in enumerate(shares):
         every.logits[rank :: world.size] = its_logits
         every.labels[rank :: world.size] = its_labels
-    if not bool(every.logits.isfinite().all()):
-        raise InputError("the network gives logits that are not finite, so nothing can be measured")
+    check_finite(every.logits, "logits")
     return every
 
 
@@ -96,7 +97,11 @@ def wilson_interval(count: int, n: int, confidence: float = 0.95) -> Proportion:
         count: Number of cases, 0 to n.
         n: Number of samples, above 0.
         confidence: In (0, 1).
+
+    Raises:
+        InputError: If ``confidence`` is out of its range.
     """
+    check_confidence(confidence)
     interval = binomtest(count, n).proportion_ci(confidence, method="wilson")
     return Proportion(100 * count / n, 100 * interval.low, 100 * interval.high, n)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cutmix.data import ArraySet, FileSet, ImageSet
 from cutmix.data.decode import read_same_size
 from cutmix.data.transforms import Interpolation, resize, test_transform
+from cutmix.evaluate.logits import check_finite
 
 
 class Suite(NamedTuple):
@@ -123,9 +124,15 @@ class Classifier:
 
     @torch.inference_mode()
     def logits(self, pixels: Tensor) -> Tensor:
-        """Return the logits (n, K) float32 of pixels (n, C, H, W) in [0, 1], in the run's precision."""
+        """Return the logits (n, K) float32 of pixels (n, C, H, W) in [0, 1], in the run's precision.
+
+        Raises:
+            InputError: If one is not finite: of NaN, ``argmax`` would make a class like any other.
+        """
         with self.autocast:
-            return self.exact()(pixels)
+            logits = self.exact()(pixels)
+        check_finite(logits, "logits of a batch")
+        return logits
 
     def predict(self, change: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Return the logits (N, K) float32 of all images on the CPU, each batch of pixels changed before."""

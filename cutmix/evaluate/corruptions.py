@@ -4,9 +4,9 @@ Source: Hendrycks and Dietterich 2019. The released files are read; corruptions 
 errors are those of the authors' code. The mean is over the 15 corruptions of the benchmark, not over its extra ones.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,13 +45,42 @@ def mean_corruption_error(errors: Mapping[str, float]) -> float:
     return sum(100 * errors[name] / ALEXNET_ERR[name] for name in CORRUPTIONS) / len(CORRUPTIONS)
 
 
-def corruption_error(classifier: Classifier, folder: Path) -> Suite:
-    """Measure a classifier on a corrupted set.
+class Corrupted(NamedTuple):
+    """A corrupted set that fits a classifier; its images are read when they are measured.
+
+    Attributes:
+        labels: Class ids of the N images, (N,) int64.
+        read: Returns the images (n, C, H, W) uint8 of a corruption, a severity counted from 0, and a slice of the N.
+        relative: Whether they are those of ImageNet-C, of which AlexNet's errors are known.
+    """
+
+    labels: Tensor
+    read: Callable[[int, int, slice], Tensor]
+    relative: bool
+
+
+def open_corrupted(classifier: Classifier, folder: Path) -> Corrupted:
+    """Find a corrupted set and see that it fits a classifier.
 
     Args:
         classifier: What is measured; its images say which size is expected, its classes which folders.
         folder: With ``labels.npy`` and one npy file for each corruption (CIFAR-C: 5 × N images, uint8, NHWC, by rising
             severity), or with ``CORRUPTION/SEVERITY/CLASS/`` folders of images (ImageNet-C), which are not resized.
+
+    Raises:
+        InputError: If files are missing, damaged, of another shape, or do not fit the classifier.
+    """
+    if (folder / "labels.npy").is_file():
+        return _open_arrays(classifier, folder)
+    if (folder / CORRUPTIONS[0]).is_dir():
+        return _open_folders(classifier, folder)
+    raise InputError(
+        f"{folder} holds neither labels.npy (CIFAR-C) nor {CORRUPTIONS[0]}/ (ImageNet-C): expected a published set"
+    )
+
+
+def corruption_error(classifier: Classifier, corrupted: Corrupted) -> Suite:
+    """Measure a classifier on a corrupted set, see ``open_corrupted``.
 
     Returns:
         Records of ``corruption_err`` (of each corruption, at each severity), ``corruption_mean_err`` (of each, mean
@@ -59,18 +88,17 @@ def corruption_error(classifier: Classifier, folder: Path) -> Suite:
         AlexNet) and ``mce``, in per cent. The intervals of means are over images: the versions of one are one sample.
 
     Raises:
-        InputError: If files are missing, damaged, of another shape, or do not fit the classifier.
+        InputError: If an image cannot be read or has another size, or a logit is not finite.
     """
-    if (folder / "labels.npy").is_file():
-        missed = _array_errors(classifier, folder)
-    elif (folder / CORRUPTIONS[0]).is_dir():
-        missed = _folder_errors(classifier, folder)
-        return Suite(_records(missed, relative=True), {"corruption_right": (~missed).numpy()})
-    else:
-        raise InputError(
-            f"{folder} holds neither labels.npy (CIFAR-C) nor {CORRUPTIONS[0]}/ (ImageNet-C): expected a published set"
-        )
-    return Suite(_records(missed, relative=False), {"corruption_right": (~missed).numpy()})
+    n = len(corrupted.labels)
+    missed = torch.empty(len(CORRUPTIONS), len(SEVERITIES), n, dtype=torch.bool)
+    for corruption, severity in np.ndindex(missed.shape[:2]):
+        for start in range(0, n, classifier.batch_size):
+            part = slice(start, min(start + classifier.batch_size, n))
+            pixels = corrupted.read(corruption, severity, part).to(classifier.device).float() / 255
+            classes = classifier.logits(pixels).argmax(1).cpu()
+            missed[corruption, severity, part] = classes != corrupted.labels[part]
+    return Suite(_records(missed, relative=corrupted.relative), {"corruption_right": (~missed).numpy()})
 
 
 def _records(missed: Tensor, *, relative: bool) -> list[dict[str, Any]]:
@@ -106,30 +134,21 @@ def _record(measure: str, value: float, low: float | None, high: float | None, n
     return {**record, "suite": "robustness", **more}
 
 
-def _wrong(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
-    """Return who is wrong, (n,) on the CPU, of images (n, C, H, W) uint8."""
-    pixels = images.to(classifier.device).float() / 255
-    return classifier.logits(pixels).argmax(1).cpu() != labels
-
-
 # ---- CIFAR-C ----
 
 
-def _array_errors(classifier: Classifier, folder: Path) -> Tensor:
-    """Return who is wrong, (15, 5, N)."""
+def _open_arrays(classifier: Classifier, folder: Path) -> Corrupted:
     labels = _labels(classifier, folder / "labels.npy")
     n = len(labels)
     channels, height, width = classifier.images.shape[1:]
     shape = (len(SEVERITIES) * n, height, width, channels)
     sets = [_load(folder / f"{name}.npy", shape) for name in CORRUPTIONS]
-    missed = torch.empty(len(CORRUPTIONS), len(SEVERITIES), n, dtype=torch.bool)
-    for images, corrupted in zip(sets, missed, strict=True):
-        for severity, cases in enumerate(corrupted):
-            for start in range(0, n, classifier.batch_size):
-                part = slice(start, min(start + classifier.batch_size, n))
-                batch = np.array(images[severity * n + part.start : severity * n + part.stop].transpose(0, 3, 1, 2))
-                cases[part] = _wrong(classifier, torch.from_numpy(batch), labels[part])
-    return missed
+
+    def read(corruption: int, severity: int, part: slice) -> Tensor:
+        images = sets[corruption][severity * n + part.start : severity * n + part.stop]
+        return torch.from_numpy(np.array(images.transpose(0, 3, 1, 2)))
+
+    return Corrupted(labels, read, relative=False)
 
 
 def _labels(classifier: Classifier, path: Path) -> Tensor:
@@ -163,8 +182,7 @@ def _load(path: Path, shape: tuple[int, ...] | None) -> np.ndarray:
 # ---- ImageNet-C ----
 
 
-def _folder_errors(classifier: Classifier, folder: Path) -> Tensor:
-    """Return who is wrong, (15, 5, N)."""
+def _open_folders(classifier: Classifier, folder: Path) -> Corrupted:
     folders = [folder / name / str(severity) for name in CORRUPTIONS for severity in SEVERITIES]
     if missing := [path for path in folders if not path.is_dir()]:
         raise InputError(f"{missing[0]} is not there: expected 15 corruptions of 5 severities")
@@ -174,15 +192,14 @@ def _folder_errors(classifier: Classifier, folder: Path) -> Tensor:
         raise InputError(f"{folders[0]} and the network differ in class '{min(differing)}': expected the same classes")
     number = {name: index for index, name in enumerate(classifier.classes)}
     labels = torch.tensor([number[name.split("/")[0]] for name in names])
-    missed = torch.empty(len(folders), len(names), dtype=torch.bool)
-    for path, cases in zip(folders, missed, strict=True):
-        if _images(path) != names:
-            raise InputError(f"{path} holds other images than {folders[0]}: expected the same ones, corrupted")
-        for start in range(0, len(names), classifier.batch_size):
-            part = slice(start, start + classifier.batch_size)
-            images = read_same_size([path / name for name in names[part]], *classifier.images.shape[2:])
-            cases[part] = _wrong(classifier, images, labels[part])
-    return missed.view(len(CORRUPTIONS), len(SEVERITIES), -1)
+    if other := next((path for path in folders if _images(path) != names), None):
+        raise InputError(f"{other} holds other images than {folders[0]}: expected the same ones, corrupted")
+
+    def read(corruption: int, severity: int, part: slice) -> Tensor:
+        path = folders[corruption * len(SEVERITIES) + severity]
+        return read_same_size([path / name for name in names[part]], *classifier.images.shape[2:])
+
+    return Corrupted(labels, read, relative=True)
 
 
 def _images(folder: Path) -> list[str]:

@@ -1,13 +1,12 @@
 """What a network gave for a set of images, checked and in float64: logits, probabilities, class ids."""
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from scipy.special import log_softmax
 from torch import Tensor
 
 from cutmix.errors import InputError
-
-_ROUNDING = 1e-3  # how far a sum of probabilities may be from 1: float32, and 1,000 classes
 
 
 def as_logits(logits: ArrayLike | Tensor) -> np.ndarray:
@@ -17,7 +16,7 @@ def as_logits(logits: ArrayLike | Tensor) -> np.ndarray:
         InputError: If there are no images, fewer than two classes, values that are not finite, or probabilities.
     """
     z = _matrix(logits, "logits")
-    if z.min() >= 0 and _sum_to_one(z):
+    if z.min() >= 0 and _sum_to_one(z, logits):
         raise InputError("probabilities were given where logits are meant: give the network's output before softmax")
     return z
 
@@ -34,7 +33,7 @@ def as_probabilities(probabilities: ArrayLike | Tensor) -> np.ndarray:
         InputError: If there are no images, fewer than two classes, values that are not finite, or logits.
     """
     p = _matrix(probabilities, "probabilities")
-    if p.min() < 0 or not _sum_to_one(p):
+    if p.min() < 0 or not _sum_to_one(p, probabilities):
         raise InputError(
             f"the values go from {p.min():.4g} to {p.max():.4g}, and are no probabilities with the sum 1 in each row: "
             "of logits take the softmax first"
@@ -64,15 +63,46 @@ def as_numpy(values: ArrayLike | Tensor) -> np.ndarray:
     return np.asarray(values)
 
 
+def real_numbers(values: ArrayLike | Tensor, what: str) -> np.ndarray:
+    """Return an array on the CPU as float64.
+
+    Raises:
+        InputError: If these are no real numbers, or rows of different lengths.
+    """
+    try:
+        array = as_numpy(values)
+    except ValueError:  # NumPy's, which speaks of inhomogeneous shapes
+        raise InputError(f"the {what} have rows of different lengths: expected an array") from None
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"the {what} are {array.dtype}: expected real numbers")
+    return array.astype(np.float64)
+
+
+def check_finite(values: np.ndarray | Tensor, what: str) -> None:
+    """Refuse values of which some are not finite.
+
+    Raises:
+        InputError: With how many.
+    """
+    finite = values.isfinite() if isinstance(values, Tensor) else np.isfinite(values)
+    if not bool(finite.all()):
+        raise InputError(f"{int((~finite).sum()):,} of the {what} are NaN or infinite, so nothing can be measured")
+
+
 def _matrix(values: ArrayLike | Tensor, what: str) -> np.ndarray:
-    array = as_numpy(values).astype(np.float64)
+    array = real_numbers(values, what)
     if array.ndim != 2 or not len(array) or array.shape[1] < 2:
         raise InputError(f"the {what} have the shape {array.shape}: expected (images, classes), two classes or more")
-    if not np.isfinite(array).all():
-        count = int((~np.isfinite(array)).sum())
-        raise InputError(f"{count:,} of the {what} are NaN or infinite, so nothing can be measured")
+    check_finite(array, what)
     return array
 
 
-def _sum_to_one(rows: np.ndarray) -> bool:
-    return bool(np.allclose(rows.sum(1), 1, rtol=0, atol=_ROUNDING))
+def _sum_to_one(rows: np.ndarray, given: ArrayLike | Tensor) -> bool:
+    """Return whether each row has the sum 1, as far as the numbers that were given can have it."""
+    kind = given.dtype if isinstance(given, Tensor) else np.asarray(given).dtype
+    eps = 0.0
+    if isinstance(kind, torch.dtype):
+        eps = torch.finfo(kind).eps if kind.is_floating_point else 0.0
+    elif kind.kind == "f":
+        eps = float(np.finfo(kind).eps)
+    return bool(np.allclose(rows.sum(1), 1, rtol=0, atol=max(1e-3, 2 * eps)))  # bfloat16 was seen 2.8e-3 away

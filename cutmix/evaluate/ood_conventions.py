@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cutmix.errors import InputError
 from cutmix.evaluate.bootstrap import resamples
-from cutmix.evaluate.logits import as_numpy
+from cutmix.evaluate.logits import check_finite, real_numbers
 
 Convention = Literal["exact", "odin", "confident", "mahalanobis", "openood"]
 
@@ -100,14 +100,12 @@ def as_scores(scores: ArrayLike | Tensor, side: str) -> np.ndarray:
     """Return scores as (N,) float64.
 
     Raises:
-        InputError: If there are none, they have another shape, or one is not finite.
+        InputError: If there are none, they have another shape, or one is no finite real number.
     """
-    array = as_numpy(scores).astype(np.float64)
+    array = real_numbers(scores, f"{side} scores")
     if array.ndim != 1 or not len(array):
         raise InputError(f"the {side} scores have the shape {array.shape}: expected one score for each image, (N,)")
-    if not np.isfinite(array).all():
-        count = int((~np.isfinite(array)).sum())
-        raise InputError(f"{count:,} of the {side} scores are NaN or infinite, so nothing can be measured")
+    check_finite(array, f"{side} scores")
     return array
 
 

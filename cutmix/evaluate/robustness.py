@@ -18,7 +18,7 @@ from cutmix.evaluate.attacks import apgd, check_eps, fgsm, loss_gradient, pgd, s
 from cutmix.evaluate.between import between_classes, between_passes, draw_pairs, neither, wrong
 from cutmix.evaluate.classification import wilson_interval
 from cutmix.evaluate.classifier import Classifier, Suite
-from cutmix.evaluate.corruptions import corruption_error
+from cutmix.evaluate.corruptions import corruption_error, open_corrupted
 from cutmix.evaluate.forecast import Work, expected_duration
 from cutmix.evaluate.occlusion import occlusion_classes, occlusion_passes, side_grid
 from cutmix.seeding import derive_seed
@@ -73,10 +73,8 @@ def robustness_suite(
     Raises:
         InputError: If an argument is out of its range, or the network gives no finite, differentiable logits.
     """
-    logits, labels = classifier.predict(), classifier.labels.cpu()
-    if not bool(logits.isfinite().all()):
-        raise InputError("the network gives logits that are not finite, so nothing can be measured")
-    clean = logits.argmax(1)
+    opened = open_corrupted(classifier, corruptions) if corruptions else None  # a wrong folder is seen before any pass
+    clean, labels = classifier.predict().argmax(1), classifier.labels.cpu()
     occlusion_sides = side_grid(classifier.images, 8) if occlusion_sides is None else occlusion_sides
     between_sides = side_grid(classifier.images, 4) if between_sides is None else between_sides
     pairs = min(MOST_PAIRS, PAIRS_AN_IMAGE * len(classifier)) if pairs is None else pairs
@@ -88,7 +86,7 @@ def robustness_suite(
             Work("occlusion", len(classifier) * occlusion_passes(*size, occlusion_sides)),
             Work("in between", pairs * between_passes(*size, lams, between_sides)),
         ]))  # fmt: skip
-    corrupted = [corruption_error(classifier, corruptions)] if corruptions else []  # first: files may be wrong
+    corrupted = [corruption_error(classifier, opened)] if opened else []  # first: a file may be damaged
     parts = [
         _attacks(classifier, clean, eps, sweep, pgd_images, pgd_steps, apgd),
         _occlusion(classifier, clean, occlusion_sides),
@@ -161,7 +159,7 @@ def _attacks(
 def _attack_work(classifier: Classifier, epsilons: set[float], images: int, steps: int, with_apgd: bool) -> Work:
     """Return what ``_attacks`` needs; of APGD the most that it may."""
     n, some = len(classifier), min(images, len(classifier))
-    steps_of = [steps, steps, *([2 * steps + 1] if with_apgd else [])]
+    steps_of = [steps, steps, *([2 * steps + 2] if with_apgd else [])]
     passes = n * (sum(eps > 0 for eps in epsilons) + 1) + some * len(steps_of) + min(n, classifier.batch_size)
     return Work("attacks", passes, n + some * sum(steps_of))
 

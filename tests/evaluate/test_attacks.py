@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,6 +26,12 @@ def small_network(classes: int = 4) -> nn.Module:
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Tanh(), nn.Flatten(), nn.Linear(54, classes)
     return nn.Sequential(*layers).double().eval()
+
+
+def partly_training() -> nn.Module:
+    model = small_network()
+    model[1].train()  # type: ignore[index]
+    return model
 
 
 class Linear(nn.Module):
@@ -160,22 +167,51 @@ def test_apgd_without_its_package_says_how_to_get_it(monkeypatch: pytest.MonkeyP
         ({"images": random_images()[:0], "labels": torch.arange(0)}, r"or none"),
         ({"labels": torch.arange(5)}, r"labels are \(5,\) torch\.int64: expected \(6,\) int64"),
         ({"labels": torch.zeros(6)}, r"labels are \(6,\) torch\.float32"),
-        ({"labels": torch.arange(6)}, r"labels go from 0 to 5, but there are 4 logits"),
-        ({"model": small_network().train()}, r"training mode: call model\.eval\(\)"),
-        ({"model": nn.Sequential(small_network(), nn.Softmax(1)).eval()}, r"gives probabilities.*expected logits"),
+        ({"labels": torch.arange(6)}, r"labels go from 0 to 5, but there are 4 classes"),
+        ({"model": small_network().train()}, r"the model is in training mode: call model\.eval\(\)"),
+        ({"model": partly_training()}, r"the model's part '1' is in training mode: call model\.eval\(\)"),
+        ({"model": nn.Sequential(small_network(), nn.Softmax(1)).eval()}, r"probabilities were given where logits"),
+        ({"model": small_network(1), "labels": torch.zeros(6).long()}, r"logits have the shape \(6, 1\).* two classes"),
     ],
 )
-def test_what_is_no_attack_is_refused(change: dict[str, Any], message: str) -> None:
-    good: dict[str, Any] = {
-        "model": small_network(),
-        "images": random_images(),
-        "labels": torch.arange(6) % 4,
-        "eps": EPS,
-    }
-    for attack in (fgsm, pgd):
-        attack(**good)
-        with pytest.raises(InputError, match=message):
-            attack(**good | change)
+@pytest.mark.parametrize("attack", [fgsm, pgd, apgd])
+def test_what_is_no_attack_is_refused(attack: Callable[..., Tensor], change: dict[str, Any], message: str) -> None:
+    good: dict[str, Any] = {"model": small_network(), "images": random_images(), "labels": torch.arange(6) % 4}
+    given = good | {"eps": EPS} | change
+    if attack is apgd:  # which is in float32
+        pytest.importorskip("pyautoattack")
+        given["model"].float()
+        if given["images"].is_floating_point():
+            given["images"] = given["images"].float()
+    with pytest.raises(InputError, match=message):
+        attack(**given)
+
+
+@pytest.mark.parametrize("attack", [fgsm, pgd, apgd])
+def test_images_of_another_dtype_than_the_network_are_refused(attack: Callable[..., Tensor]) -> None:
+    if attack is apgd:
+        pytest.importorskip("pyautoattack")
+    message = "expected float32" if attack is apgd else "and the model's weights torch.float32: expected the same"
+    for dtype in (torch.float64, torch.float16):
+        with pytest.raises(InputError, match=f"images are {dtype}.*{message}"):
+            attack(small_network().float(), random_images().to(dtype), torch.arange(6) % 4, EPS)
+
+
+def test_other_errors_of_a_network_are_its_own() -> None:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        fgsm(small_network(), random_images(side=6), torch.arange(6) % 4, EPS)
+
+
+@pytest.mark.parametrize("attack", [fgsm, pgd, apgd])
+def test_without_gradients_there_is_no_attack(attack: Callable[..., Tensor]) -> None:
+    if attack is apgd:
+        pytest.importorskip("pyautoattack")
+    model, images = small_network().float(), random_images().float()
+    labels = model(images).argmax(1)
+    with torch.inference_mode(), pytest.raises(InputError, match=r"inference_mode is on, .* attack outside of it"):
+        attack(model, images, labels, EPS)
+    with torch.no_grad():
+        assert not torch.equal(attack(model, images, labels, 0.5), images)
 
 
 class Broken(nn.Module):
@@ -192,11 +228,12 @@ class Broken(nn.Module):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda z: z / 0, "logits that are not finite"),
+        (lambda z: z / 0, "24 of the logits are NaN or infinite"),
         (lambda z: z.detach(), "cannot be differentiated"),
         (lambda z: nn.Parameter(torch.ones(6, 4).double()) * 1, "cannot be differentiated"),
         (lambda z: (z - z.detach()).sqrt(), "gradient in the pixels is not finite"),
-        (lambda z: z[:, 0], r"gives \(6,\) for 6 images: expected logits"),
+        (lambda z: z[:, 0], r"the logits have the shape \(6,\): expected \(images, classes\)"),
+        (lambda z: z[:4], r"labels are int64 of shape \(6,\): expected 4 class ids"),
     ],
 )
 def test_models_without_a_gradient_are_refused(change: Any, message: str) -> None:

@@ -23,8 +23,15 @@ def test_every_image_is_drawn_as_often_as_any_other() -> None:
 
 
 def test_no_resample_is_refused() -> None:
-    with pytest.raises(InputError, match="draws is 0: expected at least one"):
-        next(resamples(3, 0, 0))
+    for draws in (0, 1.5):
+        with pytest.raises(InputError, match=f"draws is {draws}: expected at least one resample, a whole number"):
+            next(resamples(3, draws, 0))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("confidence", [0, 1, 2, 95, -0.5, float("nan")])
+def test_a_confidence_is_a_share(confidence: float) -> None:
+    with pytest.raises(InputError, match=f"confidence is {confidence}: expected a share between 0 and 1"):
+        bootstrap_interval(50.0, np.linspace(40, 60, 201), confidence)
 
 
 def test_of_an_unbiased_measure_it_is_the_percentile_interval() -> None:

@@ -58,6 +58,8 @@ def test_an_empty_bin_counts_nothing() -> None:
 
 
 def test_no_bin_is_refused() -> None:
+    with pytest.raises(InputError, match=r"bins is 1\.5: expected at least one, a whole number"):
+        bin_edges(np.array([0.5]), 1.5, False)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="bins is 0: expected at least one"):
         bin_edges(np.ones(3), 0, False)
 

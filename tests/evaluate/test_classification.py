@@ -66,6 +66,11 @@ def test_interval_is_wilsons_formula(count: int, n: int) -> None:
     assert 0 <= interval.low <= interval.value <= interval.high <= 100
 
 
+def test_a_confidence_is_a_share() -> None:
+    with pytest.raises(InputError, match="confidence is 95: expected a share between 0 and 1"):
+        wilson_interval(1, 2, 95)
+
+
 @pytest.mark.parametrize(
     ("per_cent", "n", "low", "high"),
     [(21.60, 50_000, 21.24, 21.96), (14.47, 10_000, 13.79, 15.17)],
@@ -125,7 +130,7 @@ def test_half_precision_logits_are_kept_as_float32() -> None:
     ("batches", "message"),
     [
         ([], "the test set is empty"),
-        ([(torch.full((2, 4), math.nan), torch.zeros(2, dtype=torch.int64))], "logits that are not finite"),
+        ([(torch.full((2, 4), math.nan), torch.zeros(2, dtype=torch.int64))], "6 of the logits are NaN or infinite"),
     ],
 )
 def test_nothing_to_measure_is_refused(batches: list[tuple[Tensor, Tensor]], message: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import cutmix.data
 from cutmix.data import normalize, open_data
+from cutmix.errors import InputError
 from cutmix.evaluate.classifier import Classifier, PixelModel, decode
 from cutmix.models import create_model
 from cutmix.precision import autocast
@@ -51,6 +52,15 @@ def test_images_are_changed_as_pixels_before_the_network() -> None:
     assert min(low for _, low, _ in seen) == 0
     assert max(high for _, _, high in seen) == 1
     assert torch.equal(logits, logits[:1].expand(11, -1))  # every image is black
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_no_classes(value: float) -> None:
+    it = classifier()
+    with torch.no_grad():
+        it.network.get_parameter("fc.bias")[2] = value
+    with pytest.raises(InputError, match="4 of the logits of a batch are NaN or infinite, so nothing can be measured"):
+        it.predict()
 
 
 def test_exact_is_float32_and_differentiable_where_the_run_is_bfloat16() -> None:

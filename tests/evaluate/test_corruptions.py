@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from cutmix.errors import InputError
 from cutmix.evaluate.classifier import Classifier
-from cutmix.evaluate.corruptions import ALEXNET_ERR, CORRUPTIONS, corruption_error, mean_corruption_error
+from cutmix.evaluate.corruptions import (
+    ALEXNET_ERR,
+    CORRUPTIONS,
+    corruption_error,
+    mean_corruption_error,
+    open_corrupted,
+)
 
 CLASSES = ("n01", "n02", "n03", "n04")
 N, SIDE = 12, 16
@@ -118,8 +124,7 @@ def test_mce_needs_all_15_and_no_other(change: dict[str, float | None]) -> None:
 
 @pytest.mark.parametrize("layout", ["arrays", "pictures"])
 def test_errors_are_those_that_were_made(layout: str, classifier: Classifier, request: pytest.FixtureRequest) -> None:
-    folder = request.getfixturevalue(layout)
-    suite = corruption_error(classifier, folder)
+    suite = corruption_error(classifier, open_corrupted(classifier, request.getfixturevalue(layout)))
     by = {(r["measure"], r.get("of"), r.get("at")): r for r in suite.records}
     for c, name in enumerate(CORRUPTIONS):
         for severity in range(1, 6):
@@ -142,7 +147,7 @@ def test_errors_are_those_that_were_made(layout: str, classifier: Classifier, re
 
 
 def test_the_interval_of_the_mean_is_over_images(classifier: Classifier, arrays: Path) -> None:
-    suite = corruption_error(classifier, arrays)
+    suite = corruption_error(classifier, open_corrupted(classifier, arrays))
     record = next(r for r in suite.records if r["measure"] == "mean_corruption_err")
     of_images = 100 * (~suite.arrays["corruption_right"]).reshape(75, N).mean(0)
     half = 1.959964 * of_images.std(ddof=1) / N**0.5
@@ -158,7 +163,7 @@ def test_an_image_of_a_severity_meets_its_own_label(classifier: Classifier, arra
         np.save(arrays / f"{name}.npy", clean)
     clean[3 * N + 7] = 60 * ((LABELS[7] + 1) % 4)
     np.save(arrays / "fog.npy", clean)
-    right = corruption_error(classifier, arrays).arrays["corruption_right"]
+    right = corruption_error(classifier, open_corrupted(classifier, arrays)).arrays["corruption_right"]
     assert np.argwhere(~right).tolist() == [[CORRUPTIONS.index("fog"), 3, 7]]
 
 
@@ -188,13 +193,13 @@ def test_damaged_arrays_are_refused(
 ) -> None:
     damage(arrays)
     with pytest.raises(InputError, match=message):
-        corruption_error(classifier, arrays)
+        open_corrupted(classifier, arrays)
 
 
 def test_an_array_with_objects_is_not_unpickled(classifier: Classifier, arrays: Path) -> None:
     np.save(arrays / "fog.npy", np.array([{"no": "pixels"}]), allow_pickle=True)
     with pytest.raises(InputError, match=r"fog\.npy cannot be read as an array"):
-        corruption_error(classifier, arrays)
+        open_corrupted(classifier, arrays)
 
 
 def remove_class(folder: Path) -> None:
@@ -205,11 +210,6 @@ def add_class(folder: Path) -> None:
     shutil.copytree(folder / "gaussian_noise" / "1" / "n03", folder / "gaussian_noise" / "1" / "n99")
 
 
-def resize(folder: Path) -> None:
-    path = next((folder / "fog" / "2").rglob("*.JPEG"))
-    Image.open(path).resize((9, 9)).save(path, format="JPEG")
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -217,7 +217,6 @@ def resize(folder: Path) -> None:
         (lambda folder: next((folder / "fog" / "2").rglob("*.JPEG")).unlink(), r"fog.2 holds other images than"),
         (remove_class, "differ in class 'n03': expected the same classes"),
         (add_class, "differ in class 'n99': expected the same classes"),
-        (resize, r"is 9×9 pixels, where every image of this data set is 16×16"),
     ],
 )
 def test_damaged_folders_are_refused(
@@ -226,4 +225,12 @@ def test_damaged_folders_are_refused(
     folder = shutil.copytree(pictures, tmp_path / "copy")
     damage(folder)
     with pytest.raises(InputError, match=message):
-        corruption_error(classifier, folder)
+        open_corrupted(classifier, folder)
+
+
+def test_a_picture_of_another_size_is_refused(classifier: Classifier, pictures: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(pictures, tmp_path / "copy")
+    path = next((folder / "fog" / "2").rglob("*.JPEG"))
+    Image.open(path).resize((9, 9)).save(path, format="JPEG")
+    with pytest.raises(InputError, match=r"is 9×9 pixels, where every image of this data set is 16×16"):
+        corruption_error(classifier, open_corrupted(classifier, folder))

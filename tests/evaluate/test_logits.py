@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cutmix.errors import InputError
-from cutmix.evaluate.logits import as_logits, as_numpy, as_probabilities, class_ids, softmax
+from cutmix.evaluate.logits import as_logits, as_numpy, as_probabilities, class_ids, real_numbers, softmax
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
@@ -26,9 +26,38 @@ def test_lists_and_arrays_are_taken_too() -> None:
     assert as_logits(torch.ones(2, 3, requires_grad=True)).shape == (2, 3)
 
 
-def test_rounded_probabilities_are_still_probabilities() -> None:
-    p = torch.randn(5, 1000, generator=torch.Generator().manual_seed(0)).softmax(1).float()
-    assert as_probabilities(p).shape == (5, 1000)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("classes", [2, 100, 1000])
+def test_rounded_probabilities_are_still_probabilities(dtype: torch.dtype, classes: int) -> None:
+    logits = 3 * torch.randn(100, classes, generator=torch.Generator().manual_seed(0))
+    for p in (logits.to(dtype).softmax(1), logits.softmax(1).to(dtype)):
+        assert as_probabilities(p).shape == (100, classes)
+        with pytest.raises(InputError, match="probabilities were given where logits are meant"):
+            as_logits(p)
+
+
+def test_how_near_to_1_a_sum_is_depends_on_the_dtype() -> None:
+    p = np.array([[0.5, 0.505], [0.25, 0.755]])  # 0.5 % away from 1
+    assert as_probabilities(torch.tensor(p).bfloat16()).shape == (2, 2)
+    assert as_logits(p.astype(np.float32)).shape == (2, 2)
+    for exact in (p, p.astype(np.float32), p.astype(np.float16), torch.tensor(p), p.tolist()):
+        with pytest.raises(InputError, match="no probabilities"):
+            as_probabilities(exact)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["a"], "the scores are <U1: expected real numbers"),
+        ([1j], "the scores are complex128: expected real numbers"),
+        (torch.tensor([1j]), "the scores are complex64: expected real numbers"),
+        (None, "the scores are object: expected real numbers"),
+        ([[1, 2], [3]], "the scores have rows of different lengths: expected an array"),
+    ],
+)
+def test_what_are_no_numbers_is_refused(values: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        real_numbers(values, "scores")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bad", [np.zeros((0, 3)), np.zeros((4, 1)), np.zeros(4), np.zeros((2, 2, 2))])

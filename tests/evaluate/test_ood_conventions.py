@@ -184,6 +184,8 @@ def test_a_resample_of_counts_is_a_resample_of_scores() -> None:
         (([0.1], [[0.1]]), r"the out-of-distribution scores have the shape \(1, 1\)"),
         (([0.1, math.nan], [0.1]), "1 of the in-distribution scores are NaN or infinite"),
         (([0.1], [math.inf]), "1 of the out-of-distribution scores are NaN or infinite"),
+        ((["a"], [0.1]), "the in-distribution scores are <U1: expected real numbers"),
+        (([0.1], [1j]), "the out-of-distribution scores are complex128: expected real numbers"),
         (([0.1], [0.2], "ours"), "the convention is 'ours': expected one of exact, odin, confident"),
         (([0.1], [0.2], "odin"), "num_classes is None: ODIN's thresholds run from 1/K to 1"),
         (([0.1], [0.1], "confident"), "every score is the same: the convention 'confident' has no thresholds"),

@@ -274,10 +274,18 @@ def test_without_apgds_package_nothing_is_begun(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_corrupted_set_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
     part = Suite([{"measure": "mean_corruption_err"}], {"corruption_right": np.ones(3, dtype=bool)})
-    monkeypatch.setattr(robustness, "corruption_error", lambda classifier, folder: part)
+    monkeypatch.setattr(robustness, "open_corrupted", lambda classifier, folder: folder)
+    monkeypatch.setattr(robustness, "corruption_error", lambda classifier, opened: part)
     suite = robustness_suite(make_classifier(), sweep=SWEEP, pgd_images=4, pairs=5, corruptions=Path("there"))
     assert suite.records[-1] == part.records[0]
     assert "corruption_right" in suite.arrays
+
+
+def test_a_folder_without_a_corrupted_set_is_refused_before_any_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier = make_classifier()
+    monkeypatch.setattr(Classifier, "logits", lambda *_: pytest.fail("begun"))
+    with pytest.raises(InputError, match=r"nowhere holds neither labels\.npy"):
+        attacked(classifier, corruptions=Path("nowhere"), say=lambda _: pytest.fail("said"))
 
 
 @pytest.mark.parametrize(
@@ -292,7 +300,6 @@ def test_a_corrupted_set_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"between_sides": [9]}, "the hole's side is 9 pixels, but the images are 8×8"),
         ({"lams": [2.0]}, r"λ is 2\.0: expected a share from 0 to 1"),
         ({"pairs": 0}, "0 pairs of 40 images cannot be drawn"),
-        ({"corruptions": Path("nowhere")}, "nowhere holds neither labels.npy"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
@@ -301,12 +308,12 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
 
 
 def test_logits_that_are_not_finite_are_refused() -> None:
-    with pytest.raises(InputError, match="logits that are not finite"):
+    with pytest.raises(InputError, match="32 of the logits of a batch are NaN or infinite"):
         attacked(toy_classifier(lambda d: d / 0))
 
 
 def test_a_label_without_a_logit_is_refused() -> None:
     classifier = make_classifier()
     classifier.labels[7] = 4
-    with pytest.raises(InputError, match="labels go from 0 to 4, but there are 4 logits"):
+    with pytest.raises(InputError, match="labels go from 0 to 4, but there are 4 classes"):
         attacked(classifier)
