@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from cutmix.errors import InputError
+from cutmix.evaluate.logits import check_finite, real_numbers
 
 Backend = Literal["scipy", "opencv"]
 Contours = Literal["largest", "all"]
@@ -38,33 +39,57 @@ def best_iou(predicted: np.ndarray, boxes: Sequence[np.ndarray]) -> np.ndarray:
     """Return the IoU of each image's predicted box with the one of its true boxes that it fits best.
 
     Args:
-        predicted: (N, 4).
+        predicted: (N, 4); an empty box, such as (0, 0, 0, 0), fits none.
         boxes: N arrays (B, 4), B at least 1.
 
     Returns:
         (N,) float64.
 
     Raises:
-        InputError: If the counts differ or an image has no box.
+        InputError: If the counts differ, an image has no box, or one is impossible.
     """
     true = padded_boxes(len(predicted), boxes, "predicted boxes")
-    return box_iou(np.asarray(predicted)[:, None], true).max(1)
+    found = real_numbers(predicted, "predicted boxes")
+    if found.shape != (len(true), 4):
+        raise InputError(f"the predicted boxes have the shape {found.shape}; expected (N, 4): x0, y0, x1, y1")
+    _check_possible(found[:, None], "predicted box")
+    return box_iou(found[:, None], true).max(1)
 
 
 def padded_boxes(n: int, boxes: Sequence[np.ndarray], what: str = "maps") -> np.ndarray:
     """Return the true boxes as one array (n, most boxes of an image, 4), the last box of an image repeated.
 
     Raises:
-        InputError: If these are not the boxes of n images, or an image has none.
+        InputError: If these are not the boxes of n images, an image has none, or one is impossible.
     """
     if len(boxes) != n:
         raise InputError(f"there are {n} {what}, but boxes of {len(boxes)} images; expected as many")
-    each = [np.asarray(own, dtype=np.float64).reshape(-1, 4) for own in boxes]
+    each = [_rows_of_four(own, i) for i, own in enumerate(boxes)]
     without = next((i for i, own in enumerate(each) if not len(own)), None)
     if without is not None:
         raise InputError(f"image {without} has no box; expected at least one for each of the {n} images")
     most = max((len(own) for own in each), default=1)
-    return np.stack([own[np.minimum(np.arange(most), len(own) - 1)] for own in each]) if n else np.empty((0, 1, 4))
+    padded = np.stack([own[np.minimum(np.arange(most), len(own) - 1)] for own in each]) if n else np.empty((0, 1, 4))
+    _check_possible(padded, "true box")
+    return padded
+
+
+def _rows_of_four(boxes: np.ndarray, image: int) -> np.ndarray:
+    rows = real_numbers(boxes, f"boxes of image {image}")
+    if rows.size and (rows.ndim > 2 or rows.shape[-1] != 4):
+        raise InputError(f"the boxes of image {image} have the shape {rows.shape}; expected (B, 4): x0, y0, x1, y1")
+    return rows.reshape(-1, 4)
+
+
+def _check_possible(boxes: np.ndarray, what: str) -> None:
+    """Refuse boxes (N, B, 4) with corners that are not finite or lie the wrong way round; empty ones are possible."""
+    wrong = np.argwhere(~(np.isfinite(boxes).all(-1) & (boxes[..., :2] <= boxes[..., 2:]).all(-1)))
+    if len(wrong):
+        image, number = wrong[0]
+        raise InputError(
+            f"image {image} has the {what} {boxes[image, number].tolist()}; "
+            "expected finite x0, y0, x1, y1 with x0 ≤ x1 and y0 ≤ y1"
+        )
 
 
 def box_from_map(cam: np.ndarray, threshold: float = 0.15, backend: Backend = "scipy") -> np.ndarray:
@@ -75,7 +100,7 @@ def box_from_map(cam: np.ndarray, threshold: float = 0.15, backend: Backend = "s
     beats a disc of more pixels and a line of one pixel's width has no area at all.
 
     Args:
-        cam: (h, w), of any range; raw or normalised are two definitions of the threshold, as its zero differs.
+        cam: (h, w), finite, of any range; raw or normalised are two definitions of the threshold, as its zero differs.
         threshold: Share of the maximum, in [0, 1).
         backend: "scipy" or "opencv".
 
@@ -88,8 +113,9 @@ def box_from_map(cam: np.ndarray, threshold: float = 0.15, backend: Backend = "s
     Source: Yun et al. 2019, appendix B: "the tightest box" round the largest component at 15 % of the CAM's maximum.
     """
     cam = np.asarray(cam)
-    if cam.ndim != 2:
+    if cam.ndim != 2 or not cam.size:
         raise InputError(f"the map has the shape {cam.shape}; expected (height, width)")
+    check_finite(cam, "map's values")
     check_thresholds([threshold])
     above = cam > threshold * float(cam.max()) if cam.max() > 0 else np.zeros(cam.shape, dtype=bool)
     if uses_opencv(backend):

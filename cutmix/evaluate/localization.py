@@ -19,6 +19,7 @@ from cutmix.errors import InputError
 from cutmix.evaluate.boxes import best_iou, box_from_map, check_thresholds, padded_boxes
 from cutmix.evaluate.classification import Proportion, wilson_interval
 from cutmix.evaluate.classifier import Classifier, Suite
+from cutmix.evaluate.logits import as_numpy
 from cutmix.evaluate.max_box import MaxBoxAccuracy, best_thresholds, center_iou, level_iou
 from cutmix.models.localization import find_head
 
@@ -31,14 +32,14 @@ def class_activation_map(features: Tensor, weight: Tensor, class_ids: Tensor) ->
 
     Args:
         features: What the global average pooling sees, (N, C, h, w).
-        weight: Of the linear layer behind it, (K, C).
+        weight: Of the linear layer behind it, (K, C), of the features' dtype.
         class_ids: k, (N,) integers in [0, K).
 
     Returns:
         (N, h, w), of any sign.
 
     Raises:
-        InputError: If the shapes do not fit or a class does not exist.
+        InputError: If the shapes or dtypes do not fit or a class does not exist.
 
     Source: Zhou et al. 2016, eq. 2; equal to ``torchcam`` and, up to the number of channels, to wsolevaluation.
     """
@@ -47,13 +48,17 @@ def class_activation_map(features: Tensor, weight: Tensor, class_ids: Tensor) ->
             f"features are {tuple(features.shape)} and the weight is {tuple(weight.shape)}; "
             "expected (N, C, h, w) and (K, C)"
         )
+    if features.dtype != weight.dtype:
+        raise InputError(f"features are {features.dtype} and the weight is {weight.dtype}; expected the same")
     if class_ids.shape != features.shape[:1]:
         raise InputError(f"class_ids is {tuple(class_ids.shape)}; expected one for each of the {len(features)} images")
+    if class_ids.dtype == torch.bool or class_ids.is_floating_point() or class_ids.is_complex():
+        raise InputError(f"class_ids are {class_ids.dtype}; expected integers")
     if len(class_ids) and not 0 <= int(class_ids.min()) <= int(class_ids.max()) < len(weight):
         raise InputError(
             f"class_ids go from {int(class_ids.min())} to {int(class_ids.max())}; expected 0 to {len(weight) - 1}"
         )
-    return torch.einsum("nchw,nc->nhw", features, weight[class_ids])
+    return torch.einsum("nchw,nc->nhw", features, weight[class_ids.long()])  # as an index, uint8 would be a mask
 
 
 def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -103,12 +108,18 @@ def localization_accuracy(
     """
     if not 0 <= iou < 1:
         raise InputError(f"iou is {iou}; expected a number in [0, 1)")
+    right = as_numpy(right)
+    if right.ndim != 1 or right.dtype != np.bool_:
+        raise InputError(
+            f"right is {right.dtype} of shape {right.shape}; expected whether each predicted class is the true one, "
+            "(N,) bool"
+        )
     if len(right) != len(predicted) or not len(right):
         raise InputError(f"there are {len(predicted)} boxes and {len(right)} answers; expected as many, and some")
     located = best_iou(predicted, boxes) > iou
     return {
         name: wilson_interval(int(hits.sum()), len(right), confidence)
-        for name, hits in (("top1_loc", located & right), ("gt_known_loc", located), ("top1_cls", np.asarray(right)))
+        for name, hits in (("top1_loc", located & right), ("gt_known_loc", located), ("top1_cls", right))
     }
 
 
@@ -188,7 +199,8 @@ def localization_suite(classifier: Classifier, boxes: Sequence[np.ndarray], *, t
         threshold: Of top-1 Loc and GT-known Loc, as a share of the map's maximum, in [0, 1).
 
     Raises:
-        InputError: If the network has no class activation maps, or the boxes do not fit the images.
+        InputError: If the network has no class activation maps, or gives no finite logits; or the boxes do not fit the
+            images.
     """
     check_thresholds([threshold])
     true = padded_boxes(len(classifier), boxes, "images")

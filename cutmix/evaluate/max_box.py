@@ -39,7 +39,7 @@ class MaxBoxAccuracy(NamedTuple):
 def max_box_accuracy(
     maps: np.ndarray,
     boxes: Sequence[np.ndarray],
-    iou: Sequence[float] = (0.5,),
+    iou: float | Sequence[float] = (0.5,),
     contours: Contours = "largest",
     *,
     backend: Backend = "scipy",
@@ -57,7 +57,7 @@ def max_box_accuracy(
     Args:
         maps: (N, h, w) in [0, 1], normalised so that their least value is 0 and their greatest 1.
         boxes: N arrays (B, 4) of true boxes in the maps' pixels, whole numbers for the benchmark's figures.
-        iou: The least IoUs that count, δ.
+        iou: The least IoU that counts, δ, or several.
         contours: "largest" or "all".
         backend: "scipy" evaluates all thresholds at once; "opencv" traces the contours at each distinct one.
         thresholds: τ, in [0, 1); 0, 0.001, …, 0.999 by default.
@@ -69,10 +69,11 @@ def max_box_accuracy(
     """
     if contours not in get_args(Contours):
         raise InputError(f"contours is {contours!r}; expected 'largest' or 'all'")
-    if not len(iou) or not all(0 < each <= 1 for each in iou):
-        raise InputError(f"iou is {tuple(iou)}; expected one or more numbers in (0, 1]")
+    least = np.atleast_1d(iou).tolist()
+    if not least or not all(0 < each <= 1 for each in least):
+        raise InputError(f"iou is {iou}; expected one or more numbers in (0, 1]")
     tables, peaks = level_iou(maps, boxes, (contours,), backend=backend)
-    return best_thresholds(tables[contours], peaks, iou, thresholds)
+    return best_thresholds(tables[contours], peaks, least, thresholds)
 
 
 def level_iou(
@@ -98,7 +99,7 @@ def level_iou(
         InputError: If counts or ranges are wrong.
     """
     maps = np.asarray(maps)
-    if maps.ndim != 3:
+    if maps.ndim != 3 or 0 in maps.shape[1:]:
         raise InputError(f"the maps have the shape {maps.shape}; expected (N, height, width)")
     if not np.issubdtype(maps.dtype, np.floating) or not (maps.min(initial=0) >= 0 and maps.max(initial=0) <= 1):
         raise InputError("the maps are not numbers in [0, 1]; normalise each by its least and greatest value")

@@ -33,7 +33,7 @@ def find_head(model: nn.Module, image_shape: Sequence[int] | None = None) -> Hea
         image_shape: Channels, height and width to try it with; timm's own size or 32×32 by default.
 
     Raises:
-        InputError: If there are no such parts, or the logits are not what they give.
+        InputError: If there are no such parts, or the logits are not what they give, or not finite.
     """
     name = type(model).__name__
     features: Any = getattr(model, "forward_features", None)
@@ -53,6 +53,8 @@ def find_head(model: nn.Module, image_shape: Sequence[int] | None = None) -> Hea
         raise InputError(f"{name} cannot be tried on images of {tuple(images.shape[1:])} ({error})") from error
     finally:
         model.train(training)
+    if not bool(logits.isfinite().all()):
+        raise InputError(f"{name} gives logits that are NaN or infinite, so nothing can be measured")
     if maps.ndim != 4 or maps.shape[1] != classifier.in_features:
         raise InputError(
             f"{refusal}: its features are {'×'.join(map(str, maps.shape[1:]))} and its linear layer takes "

@@ -119,10 +119,47 @@ def test_wrong_input_is_one_sentence() -> None:
         box_from_map(cam, backend="skimage")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"expected \(height, width\)"):
         box_from_map(cam[None])
+    with pytest.raises(InputError, match=r"the map has the shape \(0, 4\)"):
+        box_from_map(np.ones((0, 4)))
     with pytest.raises(InputError, match="there are 2 predicted boxes, but boxes of 3 images"):
         best_iou(random_boxes(2), [random_boxes(1)] * 3)
     with pytest.raises(InputError, match="image 1 has no box"):
         best_iou(random_boxes(2), [random_boxes(1), np.empty((0, 4))])
+
+
+@pytest.mark.parametrize("backend", ["scipy", "opencv"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_map_that_is_not_finite_has_no_box(backend: str, value: float) -> None:
+    if backend == "opencv":
+        pytest.importorskip("cv2")
+    cam = np.where(np.eye(8) > 0, value, 0.5)
+    with pytest.raises(InputError, match="8 of the map's values are NaN or infinite"):
+        box_from_map(cam, backend=backend)  # type: ignore[arg-type]
+
+
+IMPOSSIBLE = [[5, 5, 2, 8], [5, 5, 8, 2], [np.nan, 0, 5, 5], [0, 0, 5, np.inf]]
+
+
+@pytest.mark.parametrize("box", IMPOSSIBLE)
+def test_impossible_boxes_are_refused(box: list[float]) -> None:
+    predicted, boxes = random_boxes(3), [random_boxes(2)] * 3
+    assert best_iou(np.zeros((3, 4)), boxes).tolist() == [0] * 3  # no box is found: none of the impossible
+    boxes[1] = np.array([[1, 2, 3, 4], box])
+    with pytest.raises(InputError, match=r"image 1 has the true box \[.*\]; expected finite x0, y0, x1, y1"):
+        padded_boxes(3, boxes)
+    predicted = predicted.astype(float)
+    predicted[2] = box
+    with pytest.raises(InputError, match=r"image 2 has the predicted box \[.*\]; expected finite x0, y0, x1, y1"):
+        best_iou(predicted, [random_boxes(2)] * 3)
+
+
+def test_rows_of_other_than_four_numbers_are_refused() -> None:
+    with pytest.raises(InputError, match=r"the boxes of image 1 have the shape \(1, 5\); expected \(B, 4\)"):
+        padded_boxes(2, [random_boxes(1), np.zeros((1, 5))])
+    with pytest.raises(InputError, match=r"the boxes of image 0 have the shape \(8,\); expected \(B, 4\)"):
+        padded_boxes(1, [np.arange(8)])
+    with pytest.raises(InputError, match=r"the predicted boxes have the shape \(2, 5\); expected \(N, 4\)"):
+        best_iou(np.zeros((2, 5)), [random_boxes(1)] * 2)
 
 
 def test_without_opencv_its_backend_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

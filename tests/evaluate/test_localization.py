@@ -97,6 +97,7 @@ def test_a_map_is_the_sum_over_channels_of_its_own_class() -> None:
     for n in range(4):
         expected = sum(weight[ids[n], c] * features[n, c] for c in range(5))
         torch.testing.assert_close(cams[n], expected)
+    assert torch.equal(class_activation_map(features, weight, ids.byte()), cams)
 
 
 def test_maps_are_enlarged_as_opencv_does() -> None:
@@ -119,7 +120,7 @@ def test_normalized_maps_go_from_0_to_1_or_are_zero() -> None:
 def test_accuracies_are_counted_and_top_1_loc_needs_both() -> None:
     draws = np.random.default_rng(0)
     corners = np.sort(draws.integers(0, 20, (200, 2, 2)), axis=1)
-    predicted = np.concatenate([corners[:, 0], corners[:, 1] + 1], axis=1)
+    predicted = np.concatenate([corners[:, 0], corners[:, 1] + 2], axis=1)  # so that moved corners stay in order
     boxes = [box[None] + draws.integers(-1, 2, 4) for box in predicted]
     right = draws.random(200) < 0.6
     found = localization_accuracy(predicted, boxes, right)
@@ -193,6 +194,22 @@ def test_maps_of_enlarged_small_images_have_the_size_of_the_boxes() -> None:
     assert measures(localization_suite(large, boxes).records)["gt_known_loc"]["value"] == 100
 
 
+class DarkIsNan(Brightness):
+    """Has no finite logits of images in which a pixel is exactly 0, as random ones have none."""
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        return super().forward_head(x) / (x != 0).all()
+
+
+def test_logits_that_are_not_finite_are_refused() -> None:
+    drawn, boxes = bright_boxes()
+    with pytest.raises(InputError, match="8 of the logits of a batch are NaN or infinite"):
+        localization_suite(classifier(DarkIsNan(), drawn.images, drawn.labels), boxes)
+    drawn.network.fc.weight[0, 0] = float("nan")
+    with pytest.raises(InputError, match="Brightness gives logits that are NaN or infinite"):
+        localization_suite(drawn, boxes)
+
+
 def test_the_floor_is_the_best_centred_box() -> None:
     boxes = [np.array([[8, 8, 24, 24]]), np.array([[0, 0, 32, 32]]), np.array([[0, 0, 4, 4]])]
     table, peaks = center_iou(boxes, (32, 32))
@@ -223,6 +240,11 @@ def test_wrong_input_is_one_sentence() -> None:
         class_activation_map(features, weight, torch.zeros(3, dtype=torch.int64))
     with pytest.raises(InputError, match="class_ids go from 0 to 5; expected 0 to 4"):
         class_activation_map(features, weight, torch.tensor([0, 5]))
+    with pytest.raises(InputError, match=r"features are torch\.float16 and the weight is torch\.float32"):
+        class_activation_map(features.half(), weight, torch.tensor([0, 4]))
+    for ids in (torch.tensor([0.0, 1.0]), torch.tensor([True, False])):
+        with pytest.raises(InputError, match=f"class_ids are {ids.dtype}; expected integers"):
+            class_activation_map(features, weight, ids)
     with pytest.raises(InputError, match="expected one mask for each map"):
         pixel_average_precision(np.zeros((2, 3, 3)), np.zeros((1, 3, 3)))
     with pytest.raises(InputError, match=r"not numbers in \[0, 1\]"):
@@ -231,5 +253,9 @@ def test_wrong_input_is_one_sentence() -> None:
         pixel_average_precision(np.zeros((1, 3, 3)), np.zeros((1, 3, 3)))
     with pytest.raises(InputError, match=r"iou is 1; expected a number in \[0, 1\)"):
         localization_accuracy(np.zeros((1, 4)), [np.ones((1, 4))], np.ones(1, dtype=bool), iou=1)
+    with pytest.raises(InputError, match=r"right is int64 of shape \(2,\); expected whether .* \(N,\) bool"):
+        localization_accuracy(np.zeros((2, 4)), [np.ones((1, 4))] * 2, np.array([2, 0]))
+    with pytest.raises(InputError, match="confidence is 95: expected a share between 0 and 1"):
+        localization_accuracy(np.zeros((1, 4)), [np.ones((1, 4))], np.ones(1, dtype=bool), confidence=95)
     with pytest.raises(InputError, match="there are 1 boxes and 2 answers"):
         localization_accuracy(np.zeros((1, 4)), [np.ones((1, 4))], np.ones(2, dtype=bool))

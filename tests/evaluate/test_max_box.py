@@ -122,6 +122,7 @@ def test_each_iou_has_a_threshold_of_its_own_and_its_hits() -> None:
         assert both.accuracies[k] == 100 * both.hits[k].mean()
         fixed = max_box_accuracy(maps, boxes, (least,), thresholds=[both.thresholds[k]])
         assert fixed.value == alone.value
+    assert max_box_accuracy(maps, boxes, 0.7).accuracies == both.accuracies[2:]
     assert both.accuracies[0] >= both.accuracies[1] >= both.accuracies[2]
     assert max_box_accuracy(maps, boxes, V2, "all").value >= both.value
 
@@ -161,7 +162,13 @@ def test_wrong_input_is_one_sentence() -> None:
         max_box_accuracy(maps, boxes, iou=(50,))
     with pytest.raises(InputError, match="a box of image 1 reaches outside its map of 40×40"):
         max_box_accuracy(maps, [boxes[0], np.array([[0, 0, 41, 40]])])
+    with pytest.raises(InputError, match=r"image 1 has the true box \[5\.0, 5\.0, 2\.0, 2\.0\]; expected finite"):
+        max_box_accuracy(maps, [boxes[0], np.array([[5, 5, 2, 2]])])
+    with pytest.raises(InputError, match=r"iou is 1\.5; expected one or more numbers"):
+        max_box_accuracy(maps, boxes, iou=1.5)
     with pytest.raises(InputError, match=r"expected \(N, height, width\)"):
         max_box_accuracy(maps[0], boxes)
+    with pytest.raises(InputError, match=r"the maps have the shape \(2, 0, 40\)"):
+        max_box_accuracy(maps[:, :0], boxes)
     with pytest.raises(InputError, match="no maps"):
         max_box_accuracy(np.empty((0, 4, 4)), [])
