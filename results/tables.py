@@ -113,22 +113,17 @@ def transfer() -> str:
     return table(["ResNet-18", *measures.values()], rows)
 
 
-def benchmark(name: str) -> str:
-    """Return the rows of a benchmark."""
+def benchmark(**titles: str) -> str:
+    """Return the rows of benchmarks, each with what it is about before its rows."""
     rows = []
-    for row in json.loads((HERE / f"benchmark-{name}.json").read_text())["rows"]:
-        unit = f" ({row['unit']})" if row["unit"] else ""
-        ours, theirs = (f"{x:,.{1 if x >= 10 else 3}f}" if row["unit"] else "" for x in (row["ours"], row["theirs"]))
-        rows.append(
-            [
-                row["what"] + unit,
-                row["at"],
-                ours,
-                row["beside"],
-                theirs,
-                f"{row['ratio']:.{3 if row['ratio'] > 0.01 else 5}f}",
-            ]
-        )
+    for name, title in titles.items():
+        for row in json.loads((HERE / f"benchmark-{name.replace('_', '-')}.json").read_text())["rows"]:
+            unit = f" ({row['unit']})" if row["unit"] else ""
+            ours, theirs = (
+                f"{row[side]:,.{1 if row[side] >= 10 else 3}f}" if row["unit"] else "" for side in ("ours", "theirs")
+            )
+            ratio = f"{row['ratio']:.{3 if row['ratio'] > 0.01 else 5}f}"
+            rows.append([title + row["what"] + unit, row["at"], ours, row["beside"], theirs, ratio])
     return table(["what", "at", "ours", "beside", "theirs", "ratio"], rows)
 
 
@@ -142,6 +137,8 @@ if __name__ == "__main__":
     text = README.read_text(encoding="utf-8")
     for make in (short, localization, suites, transformers, transfer):
         text = fill(text, make.__name__, make())
-    for name in ("smmix",):
-        text = fill(text, name, benchmark(name))
+    for name in ("mixing", "training", "smmix"):
+        text = fill(text, name, benchmark(**{name: ""}))
+    measures = benchmark(captioning="", average_precision="VOC: ", localization="", ood="OOD: ")
+    text = fill(text, "measures", measures)
     README.write_text(text, encoding="utf-8")
