@@ -101,6 +101,14 @@ def one_step(run: Run) -> None:
     train_step(run, *next(run.batches.epoch()))
 
 
+def our_steps(recipe: Recipe, out: Path, device: str) -> Iterator[None]:
+    """The training step of ``cutmix train``, with its batch, and without what an epoch begins and ends with."""
+    with opened(recipe, out, device) as run:
+        while True:
+            one_step(run)
+            yield
+
+
 def our_blocks(recipe: Recipe, out: Path, device: str, steps: int) -> Iterator[None]:
     """The loop of ``cutmix train``, a block of steps at a time: batches, mixing, steps, progress, log."""
     with opened(recipe, out, device, steps) as run:
@@ -175,8 +183,8 @@ def network_rows(recipe: Recipe, scratch: Path, device: str, rounds: int) -> Ite
     float32 = replace(default, precision="float32", channels_last=False)
     times = loops_in_turns({
         "plain": partial(plain_network_steps, float32, device),
-        "float32": partial(our_blocks, float32, scratch / "float32", device, 1),
-        "default": partial(our_blocks, default, scratch / "default", device, 1),
+        "float32": partial(our_steps, float32, scratch / "float32", device),
+        "default": partial(our_steps, default, scratch / "default", device),
     }, rounds)  # fmt: skip
     ms = medians(times)
     speed = {name: 1000 * default.batch_size / taken for name, taken in ms.items()}
