@@ -32,7 +32,7 @@ from cutmix.signals import Stop
 from cutmix.train import train_epoch, train_step
 from images import find_data, open_images, write_cifar
 from measuring import Row, arguments, fresh, in_turns, loops_in_turns, median_ratio, medians, memory, report
-from plain import plain_blocks, plain_network_steps
+from plain import check_twins, plain_blocks, plain_network_steps
 
 
 def main() -> None:
@@ -181,6 +181,7 @@ def network_rows(recipe: Recipe, scratch: Path, device: str, rounds: int) -> Ite
     """
     default = replace(find_recipe("cifar100-pyramidnet110"), data=recipe.data, lr=0.01)
     float32 = replace(default, precision="float32", channels_last=False)
+    fresh(check_twins, default.model)
     times = loops_in_turns({
         "plain": partial(plain_network_steps, float32, device),
         "float32": partial(our_steps, float32, scratch / "float32", device),
