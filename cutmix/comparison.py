@@ -169,15 +169,11 @@ def _difference(points: float) -> str:
 
 def _tested(members: Sequence[Run], others: Sequence[Run]) -> str:
     """What a test in pairs says of two single runs on the same images, or where; "" where there are more, or others."""
-    task = members[0].task
-    classification = task == "classification"
-    paths = [
-        run.folder / "predictions" / "last.npz" if classification else run.arrays(task) for run in (*members, *others)
-    ]
+    paths = [run.folder / "predictions" / "last.npz" for run in (*members, *others)]
     if len(paths) != 2 or not all(path.is_file() for path in paths):
         return ""
-    if not classification:
-        return f"Picture by picture they are compared under {task.capitalize()}."
+    if members[0].task != "classification":
+        return f"Under {members[0].task.capitalize()} they are compared in pairs, if both keep what that takes."
     one, other = map(read_outcome, paths)
     if one.labels.shape != other.labels.shape or not bool((one.labels == other.labels).all()):
         return ""
