@@ -110,8 +110,10 @@ def error_curves(runs: Sequence[Run]) -> Section | None:
     """Test error and training loss by epoch, every run in the same plots; the seeds of a recipe look alike."""
     caption = (
         "Test error is measured after an epoch. Training loss is the mean over an epoch’s batches; a loss against "
-        "mixed labels is not comparable with one against plain labels, nor SMMix’s, a sum of three, with either."
+        "mixed labels is not comparable with one against plain labels."
     )
+    if any(run.recipe.get("mix") == "smmix" for run in runs):
+        caption += " SMMix’s is a sum of three losses, and not comparable with either."
     (figure2,) = find_tables("figure2")
     if {str(run.recipe.get("name")).partition("+")[0] for run in runs} & {row.recipe for row in figure2.rows}:
         caption += " Figure 2 of the paper shows these curves for its baseline and CutMix, without printed values."

@@ -457,3 +457,9 @@ def test_seeds_share_a_style_and_a_name(tmp_path: Path) -> None:
 def test_without_epochs_there_is_nothing(tmp_path: Path) -> None:
     runs = read_runs([make_run(tmp_path / "a", logged=0)])
     assert learning_curves(runs, {runs[0].group: 0}, FIGURES, "") == ""
+
+
+def test_the_loss_of_smmix_is_said_to_be_another_one(tmp_path, pair):
+    assert "SMMix" not in page_of(tmp_path, *pair).text
+    smmix = make_run(tmp_path / "s", mix="smmix")
+    assert "SMMix’s is a sum of three losses" in page_of(tmp_path, *pair, smmix).text
