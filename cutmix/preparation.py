@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cutmix.data import FileSet, ImageSet, open_data, test_loader, train_loader
 from cutmix.data.loaders import Loader
+from cutmix.data.sets import keep_per_class
 from cutmix.distributed import World, barrier, parallel
 from cutmix.errors import InputError
 from cutmix.models import pretrained_normalization
@@ -83,7 +84,10 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     return Run(
         recipe, options, world, path,
         data=train_set.name,
-        task=Classification(recipe, state, world, train_set, test_set, test_batches, cast),
+        task=Classification(
+            recipe, state, world, train_set, test_set, test_batches, cast,
+            train_batches=test_loader(train_set, **shared) if recipe.train_error else None,
+        ),
         batches=batches,
         state=state,
         network=torch.compile(network) if recipe.compile else network,  # type: ignore[arg-type]
@@ -92,7 +96,7 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
         about=environment(world.device)
         | {"processes": world.size, "parameters": sum(p.numel() for p in state.network.parameters()), "date": today(),
            "skipped": skipped},
-    )  # fmt: skip
+    )
 
 
 def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> tuple[ImageSet, ImageSet]:
@@ -113,6 +117,8 @@ def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> tuple[Imag
     if options.download:
         barrier(world)
     train_set, test_set = sets or both()
+    if recipe.train_per_class is not None:
+        train_set = keep_per_class(train_set, recipe.train_per_class)
     return train_set, test_set
 
 

@@ -132,6 +132,10 @@ class Recipe(Training):
 
     val_fraction: float = 0.2
     """Share of each class that is kept for testing where a folder has no test split."""
+    train_per_class: int | None = None
+    """Train on this many images of each class; smaller subsets are parts of larger ones. By default all."""
+    train_error: bool = False
+    """Evaluate the training images too, neither augmented nor mixed."""
     image_size: int | None = None
     """Side of the network's input in pixels; by default a small set's own size, and 224 for photographs."""
     crop_padding: int = 4
@@ -208,6 +212,8 @@ class Recipe(Training):
             self._check_range("mixup_alpha", above=True)
         if self.image_size is not None and self.image_size < 1:
             raise InputError(f"--image-size is {self.image_size}; expected a number of pixels above 0")
+        if self.train_per_class is not None:
+            self._check_range("train_per_class", low=1)
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise InputError(f"--crop-scale is {self.crop_scale}; expected two rising shares in (0, 1]")
         if self.pretrained and self.weights:

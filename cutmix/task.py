@@ -103,6 +103,7 @@ class Classification:
         test_set: Images to measure on.
         test_batches: Of this process.
         autocast: Context of the forward pass.
+        train_batches: The training images, neither augmented nor mixed, where they are evaluated too.
     """
 
     recipe: Recipe
@@ -112,6 +113,7 @@ class Classification:
     test_set: ImageSet
     test_batches: Loader
     autocast: contextlib.AbstractContextManager[Any]
+    train_batches: Loader | None = None
 
     key: ClassVar[str] = "top1_err"
     less_is_better: ClassVar[bool] = True
@@ -146,6 +148,9 @@ class Classification:
         send_buffers(self.state.measured, self.world)
         predictions = predict(self.state.measured, self.test_batches.epoch(), self.world, autocast=self.autocast)
         errors = {name: error.value for name, error in classification_error(predictions).items()}
+        if self.train_batches:
+            seen = predict(self.state.measured, self.train_batches.epoch(), self.world, autocast=self.autocast)
+            errors["train_err"] = classification_error(seen)["top1_err"].value
         return Measured({"test_loss": mean_loss(predictions), **errors}, predictions_arrays(predictions))
 
     def records(self, arrays: dict[str, Tensor]) -> list[dict[str, Any]]:

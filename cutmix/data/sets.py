@@ -19,6 +19,7 @@ from cutmix.data.folder import is_split, read_folder
 from cutmix.data.idx import find_idx, read_idx
 from cutmix.data.tiny_imagenet import find_tiny_imagenet, read_tiny_imagenet
 from cutmix.errors import InputError
+from cutmix.seeding import derive_seed
 
 Split = Literal["train", "test", "all"]
 
@@ -127,6 +128,29 @@ def take(data: ImageSet, index: Tensor) -> ImageSet:
     if isinstance(data, FileSet):
         return replace(data, labels=labels, paths=tuple(data.paths[i] for i in index.tolist()))
     return replace(data, labels=labels, images=data.images[index])
+
+
+def keep_per_class(data: ImageSet, count: int, seed: int = 0) -> ImageSet:
+    """Keep ``count`` images of each class, in their order; a smaller subset is part of every larger one.
+
+    Args:
+        data: A split.
+        count: Images of each class, at least 1.
+        seed: Decides which images.
+
+    Raises:
+        InputError: If a class has fewer images.
+    """
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(derive_seed(seed, "subset")))
+    kept = []
+    for label, name in enumerate(data.classes):
+        members = order[data.labels[order] == label]
+        if len(members) < count:
+            raise InputError(
+                f"class '{name}' of {data.name} has {len(members)} {data.split} images; expected at least {count}"
+            )
+        kept.append(members[:count])
+    return take(data, torch.cat(kept).sort().values)
 
 
 def open_data(

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from cutmix.data.sets import ArraySet, FileSet, open_data, take
+from cutmix.data.sets import ArraySet, FileSet, keep_per_class, open_data, take
 from cutmix.errors import InputError
 
 
@@ -119,3 +119,14 @@ def test_labels_out_of_range(labels: list[int]) -> None:
             (0.5,),
             torch.zeros(2, 1, 4, 4, dtype=torch.uint8),
         )
+
+
+def test_subsets_hold_so_many_of_each_class_and_are_nested():
+    data = open_data("digits", "train")
+    small, large = keep_per_class(data, 7), keep_per_class(data, 30)
+    assert small.labels.bincount().tolist() == [7] * 10
+    assert large.labels.bincount().tolist() == [30] * 10
+    of_large = {image.numpy().tobytes() for image in large.images}
+    assert all(image.numpy().tobytes() in of_large for image in small.images)
+    with pytest.raises(InputError, match="expected at least 5000"):
+        keep_per_class(data, 5000)
