@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cutmix.transfer.caption_scores import caption_scores
 from cutmix.transfer.captioning import ShowAndTell
-from cutmix.transfer.scores import caption_scores
 from cutmix.transfer.vocabulary import END, PAD, START, UNKNOWN
 from measuring import Row, arguments, in_turns, medians, report, versions
 

@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cutmix.run_folder import environment
+from cutmix.runs.folder import environment
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from cutmix.config.recipe import Recipe
 from cutmix.data import ArraySet
 from cutmix.models import create_model
-from cutmix.recipe import Recipe
 from images import open_images
 
 

@@ -21,15 +21,15 @@ from typing import Any
 from torch import Tensor
 
 from cutmix.allocator import keep_freed_memory
+from cutmix.config.options import TrainOptions
+from cutmix.config.recipes import Recipe, find_recipe
 from cutmix.data.loaders import Batch, Loader
-from cutmix.distributed import processes
 from cutmix.mixing import SMMix
 from cutmix.models import WithTokenHead
-from cutmix.options import TrainOptions
-from cutmix.preparation import Run, prepare
-from cutmix.recipes import Recipe, find_recipe
-from cutmix.signals import Stop
-from cutmix.train import train_epoch, train_step
+from cutmix.runtime.distributed import processes
+from cutmix.runtime.signals import Stop
+from cutmix.training.loop import train_epoch, train_step
+from cutmix.training.setup import Run, prepare
 from images import find_data, open_images, write_cifar
 from measuring import Row, arguments, fresh, in_turns, loops_in_turns, median_ratio, medians, memory, report
 from plain import check_twins, plain_blocks, plain_network_steps

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from cutmix.page import HTML, Section, picture
-from cutmix.runs import Run
+from cutmix.report.page import HTML, Section, picture
+from cutmix.runs.read import Run
 
 _LEGEND = (
     "Top: training images. Middle: how much attention the trained network’s last block pays to each token, the mean "

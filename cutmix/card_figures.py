@@ -3,12 +3,12 @@
 import numpy as np
 from markupsafe import Markup
 
-from cutmix.card import Card, Key, anchor, notes
-from cutmix.measures import measure_of
-from cutmix.page import HTML, link, picture
-from cutmix.paired import read_arrays
-from cutmix.plots import Axis, Curve, key, lines, outlines, reliability
-from cutmix.runs import groups
+from cutmix.report.figures import Axis, Curve, key, lines, outlines, reliability
+from cutmix.report.metrics import measure_of
+from cutmix.report.page import HTML, link, picture
+from cutmix.report.paired import read_arrays
+from cutmix.report.tables import Card, Key, anchor, notes
+from cutmix.runs.read import groups
 
 
 def curves(card: Card, sweeps: dict[tuple[str, str], list[Key]], *, small: bool = False) -> Markup:

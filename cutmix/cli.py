@@ -15,9 +15,9 @@ from cutmix.errors import InputError
 from cutmix.version import __version__
 
 if TYPE_CHECKING:
-    from cutmix.options import RunOptions, TrainOptions
-    from cutmix.recipes import Recipe
-    from cutmix.transfer.recipes import Transfer
+    from cutmix.config.options import RunOptions, TrainOptions
+    from cutmix.config.recipes import Recipe
+    from cutmix.config.transfer import Transfer
 
 HELP = """cutmix: train strong image classifiers with CutMix, and measure what it bought.
 
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def demo(words: list[str]) -> None:
     """Train on the embedded digits with and without CutMix, and make a page of it."""
-    from cutmix.options import DemoOptions
+    from cutmix.config.options import DemoOptions
 
     options = parse(DemoOptions, words, "demo", "Train a small network on embedded digits, with and without CutMix.")
     from cutmix.demo import run_demo
@@ -93,7 +93,7 @@ def train(words: list[str]) -> None:
     """Train a recipe, or a folder of photographs."""
     recipe, options = parse_train(words)
     from cutmix.allocator import keep_freed_memory
-    from cutmix.train import run_training as run
+    from cutmix.training.loop import run_training as run
 
     keep_freed_memory()
 
@@ -104,8 +104,8 @@ def parse_train(words: list[str]) -> tuple["Recipe", "TrainOptions"]:
     """Parse ``[RECIPE] [flags]``: the flags' defaults are the recipe's, or those that fit the data."""
     import tyro
 
-    from cutmix.options import TrainOptions
-    from cutmix.recipes import PHOTOS, Recipe, find_recipe
+    from cutmix.config.options import TrainOptions
+    from cutmix.config.recipes import PHOTOS, Recipe, find_recipe
 
     name = words[0] if words and not words[0].startswith("-") else None
     flags = words[1:] if name else words
@@ -126,11 +126,11 @@ def parse_train(words: list[str]) -> tuple["Recipe", "TrainOptions"]:
 
 def default_recipe(flags: list[str]) -> "Recipe":
     """Return the defaults without a recipe's name: a resumed run's own, or those for the kind of data."""
-    from cutmix.recipes import PHOTOS, Recipe
+    from cutmix.config.recipes import PHOTOS, Recipe
 
     given = values_of(flags)
     if "--resume" in given and "--out" in given and (Path(given["--out"]) / "config.json").is_file():
-        from cutmix.run_folder import saved_recipe
+        from cutmix.runs.folder import saved_recipe
 
         return saved_recipe(Path(given["--out"]))
     if "--data" not in given:
@@ -153,7 +153,7 @@ def transfer(words: list[str]) -> None:
     """Train a detector or a captioner on a backbone."""
     recipe, options = parse_transfer(words)
     from cutmix.allocator import keep_freed_memory
-    from cutmix.transfer_run import transfer as run
+    from cutmix.transfer.command import transfer as run
 
     keep_freed_memory()
     run(recipe, options)
@@ -163,9 +163,9 @@ def parse_transfer(words: list[str]) -> tuple["Transfer", "RunOptions"]:
     """Parse ``TASK [flags]``: the defaults are those of the task and its architecture, or a resumed run's own."""
     import tyro
 
-    from cutmix.options import RunOptions
-    from cutmix.transfer.recipes import Transfer, backbone_name, find_transfer
-    from cutmix.transfer.recipes import small as smaller
+    from cutmix.config.options import RunOptions
+    from cutmix.config.transfer import Transfer, backbone_name, find_transfer
+    from cutmix.config.transfer import small as smaller
 
     task, flags = (words[0], words[1:]) if words and not words[0].startswith("-") else ("", words)
     if not task and asks_for_help(flags):
@@ -176,7 +176,7 @@ def parse_transfer(words: list[str]) -> tuple["Transfer", "RunOptions"]:
     base = smaller(base) if "--small" in given else base
     resumed = "--resume" in given and "--out" in given and (Path(given["--out"]) / "config.json").is_file()
     if resumed:
-        from cutmix.run_folder import read_recipe
+        from cutmix.runs.folder import read_recipe
 
         base = read_recipe(Path(given["--out"]), type(base))
 
@@ -202,7 +202,7 @@ def parse_transfer(words: list[str]) -> tuple["Transfer", "RunOptions"]:
 
 def recipes(words: list[str]) -> None:
     """List the recipes."""
-    from cutmix.recipes import RECIPES
+    from cutmix.config.recipes import RECIPES
 
     if words:
         raise InputError(f'cutmix recipes takes no words, but "{words[0]}" was given')
@@ -214,7 +214,7 @@ def recipes(words: list[str]) -> None:
 
 def evaluate(words: list[str]) -> None:
     """Measure a run or a file of weights."""
-    from cutmix.options import EvaluateOptions
+    from cutmix.config.options import EvaluateOptions
 
     options = parse(
         EvaluateOptions, words, "evaluate", "Measure a run, or a file of weights, by one or several suites."
@@ -228,41 +228,41 @@ def evaluate(words: list[str]) -> None:
 
 def preview(words: list[str]) -> None:
     """Draw what mixing does to one's own images."""
-    from cutmix.options import PreviewOptions
+    from cutmix.config.options import PreviewOptions
 
     options = parse(PreviewOptions, words, "preview", "Draw original, Cutout, Mixup and CutMix with the mixed labels.")
-    from cutmix.preview import run_preview
+    from cutmix.preview.command import run_preview
 
     run_preview(options)
 
 
 def report(words: list[str]) -> None:
     """Write one page of several runs."""
-    from cutmix.options import ReportOptions
+    from cutmix.config.options import ReportOptions
 
     options = parse(ReportOptions, words, "report", "Write one self-contained HTML page of one or several runs.")
-    from cutmix.report import write_report
+    from cutmix.report.summary import write_report
 
     print(f"wrote {write_report(options.runs, options.out)}")
 
 
 def paper(words: list[str]) -> None:
     """Print the paper's tables with what was measured here."""
-    from cutmix.options import PaperOptions
+    from cutmix.config.options import PaperOptions
 
     options = parse(PaperOptions, words, "paper", "Print the paper's tables with what was measured here beside them.")
-    from cutmix.show_paper import run_paper
+    from cutmix.paper.command import run_paper
 
     run_paper(options.tables, options.runs, options.results)
 
 
 def reproduce(words: list[str]) -> None:
     """Run rows of the paper's tables."""
-    from cutmix.options import ReproduceOptions
+    from cutmix.config.options import ReproduceOptions
 
     options = parse(ReproduceOptions, words, "reproduce", REPRODUCE)
     from cutmix.allocator import keep_freed_memory
-    from cutmix.reproduce import run_reproduce
+    from cutmix.paper.reproduce import run_reproduce
 
     keep_freed_memory()
     run_reproduce(options)

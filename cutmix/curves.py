@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from cutmix.page import HTML
-from cutmix.plots import Curve, key, lines
-from cutmix.runs import Run, groups
+from cutmix.report.figures import Curve, key, lines
+from cutmix.report.page import HTML
+from cutmix.runs.read import Run, groups
 
 
 def learning_curves(

@@ -6,13 +6,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cutmix.comparison import comparisons
-from cutmix.jsonl import read_lines
-from cutmix.options import DemoOptions, TrainOptions
-from cutmix.recipes import find_recipe
-from cutmix.report import write_report
-from cutmix.runs import read_runs
-from cutmix.train import run_training
+from cutmix.config.options import DemoOptions, TrainOptions
+from cutmix.config.recipes import find_recipe
+from cutmix.report.compare import comparisons
+from cutmix.report.summary import write_report
+from cutmix.runs.read import read_runs
+from cutmix.runtime.files import read_lines
+from cutmix.training.loop import run_training
 
 
 def run_demo(options: DemoOptions) -> Path:

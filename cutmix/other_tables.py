@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cutmix.comparison import pooled
-from cutmix.measured import Sheet, departures, identity, read_file, read_folders
+from cutmix.config.recipes import RECIPES
+from cutmix.config.transfer import backbone_in_words, backbone_name, recipe_of_arch
+from cutmix.paper.compare import Sheet, departures, identity, read_file, read_folders
 from cutmix.paper_measures import METHODS, PaperRow, PaperTable
-from cutmix.recipes import RECIPES
-from cutmix.runs import Json, Run
-from cutmix.transfer.recipes import backbone_in_words, backbone_name, recipe_of_arch
+from cutmix.report.compare import pooled
+from cutmix.runs.read import Json, Run
 
 
 class Found(NamedTuple):

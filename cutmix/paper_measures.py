@@ -1,7 +1,7 @@
 """What the paper prints beside errors: Tables 9 to 12, A2 and A3. No torch here.
 
 Source: Yun et al., ICCV 2019, arXiv:1905.04899v2 (Tables A2 and A3 are numbered as in version 1; A1 and A2 in version
-2). The classification tables are in :mod:`cutmix.paper`.
+2). The classification tables are in :mod:`cutmix.paper.tables`.
 """
 
 from typing import NamedTuple

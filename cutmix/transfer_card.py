@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from cutmix.card import Card, cell, gather, table
 from cutmix.curves import learning_curves
-from cutmix.measures import measure_of
-from cutmix.page import HTML, Row, Section, link, picture
 from cutmix.paper_measures import CAPTIONING, TRANSFER
-from cutmix.report_card import SUITES, beside_paper, differences_of
-from cutmix.runs import Run, groups
+from cutmix.report.metrics import measure_of
+from cutmix.report.page import HTML, Row, Section, link, picture
+from cutmix.report.suites import SUITES, beside_paper, differences_of
+from cutmix.report.tables import Card, cell, gather, table
+from cutmix.runs.read import Run, groups
 
 _LOSS = (
     "The loss is the mean over an epoch’s batches: the sum of all that a detector is trained by, or the cross-entropy "

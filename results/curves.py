@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from cutmix.jsonl import read_lines
+from cutmix.runtime.files import read_lines
 
 HERE = Path(__file__).parent
 

@@ -8,8 +8,8 @@ import json
 import sys
 from pathlib import Path
 
-from cutmix.comparison import pairs
-from cutmix.runs import read_runs
+from cutmix.report.compare import pairs
+from cutmix.runs.read import read_runs
 
 
 def main(out: Path, *folders: Path) -> None:

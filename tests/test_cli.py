@@ -16,11 +16,11 @@ from PIL import Image
 
 from cutmix import __version__
 from cutmix.cli import main, parse_train, parse_transfer
-from cutmix.options import TrainOptions
-from cutmix.recipe import Recipe, flag
-from cutmix.recipes import RECIPES
-from cutmix.run_folder import saved_recipe
-from cutmix.transfer.recipes import CAPTIONING, FASTER_RCNN, SSD300, small
+from cutmix.config.options import TrainOptions
+from cutmix.config.recipe import Recipe, flag
+from cutmix.config.recipes import RECIPES
+from cutmix.config.transfer import CAPTIONING, FASTER_RCNN, SSD300, small
+from cutmix.runs.folder import saved_recipe
 
 Refused = Callable[..., str]
 DIGITS = ("train", "digits-resnet20", "--epochs", "1", "--device", "cpu", "--log-every", "1000")
@@ -356,7 +356,7 @@ def test_an_interruption_has_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> N
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cutmix.train.prepare", interrupt)
+    monkeypatch.setattr("cutmix.training.loop.prepare", interrupt)
     with pytest.raises(SystemExit) as stopped:
         main(list(DIGITS))
     assert stopped.value.code == 130

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cutmix.cli import main
-from cutmix.jsonl import read_lines
+from cutmix.runtime.files import read_lines
 
 
 def test_the_demo_trains_twice_and_makes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

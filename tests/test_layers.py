@@ -68,7 +68,7 @@ def test_these_import_no_torch_not_even_through_others(start: str) -> None:
 
 
 def test_mixing_stands_alone() -> None:
-    allowed = ("torch", "numpy", "cutmix.seeding", "cutmix.errors", "cutmix.mixing")
+    allowed = ("torch", "numpy", "cutmix.runtime.seeding", "cutmix.errors", "cutmix.mixing")
     standard = {"collections.abc", "dataclasses", "math", "os", "typing", "abc", "copy", "functools", "itertools"}
     for path in PACKAGE.glob("mixing/*.py"):
         for name in imports(path):

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from cutmix.cli import main
-from cutmix.jsonl import read_lines
-from cutmix.run_folder import read_arrays
+from cutmix.runs.folder import read_arrays
+from cutmix.runtime.files import read_lines
 
 CLASSES = ("Black_footed_Albatross", "Laysan_Albatross", "Sooty_Albatross")
 COLOURS = ((220, 30, 30), (30, 200, 30), (40, 40, 220))

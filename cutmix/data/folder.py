@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from cutmix.errors import InputError
-from cutmix.seeding import derive_seed
+from cutmix.runtime.seeding import derive_seed
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
 _TEST_FOLDERS = ("val", "valid", "test")

@@ -30,7 +30,7 @@ from cutmix.data.transforms import (
     train_transform,
 )
 from cutmix.errors import InputError
-from cutmix.seeding import derive_seed
+from cutmix.runtime.seeding import derive_seed
 
 Batch = tuple[Tensor, Tensor]
 

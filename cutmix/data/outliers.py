@@ -26,7 +26,7 @@ from cutmix.data.decode import read_same_size
 from cutmix.data.folder import EXTENSIONS
 from cutmix.data.sets import ArraySet, is_small, open_data
 from cutmix.errors import InputError
-from cutmix.seeding import derive_seed
+from cutmix.runtime.seeding import derive_seed
 
 SEVEN = ("tiny-imagenet-crop", "tiny-imagenet-resize", "lsun-crop", "lsun-resize", "isun", "uniform", "gaussian")
 

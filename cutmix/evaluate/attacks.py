@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cutmix.errors import InputError
 from cutmix.evaluate.logits import as_logits, class_ids
-from cutmix.seeding import derive_seed
+from cutmix.runtime.seeding import derive_seed
 
 
 def fgsm(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from cutmix.errors import InputError
 from cutmix.evaluate.classifier import Classifier
 from cutmix.evaluate.occlusion import centred_square
-from cutmix.seeding import derive_seed
+from cutmix.runtime.seeding import derive_seed
 
 
 def draw_pairs(n: int, count: int, seed: int) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from cutmix.errors import InputError
-from cutmix.seeding import derive_seed
+from cutmix.runtime.seeding import derive_seed
 
 _BLOCK = 64  # resamples drawn at a time: a call for each would cost more than its numbers
 
@@ -21,7 +21,7 @@ def resamples(n: int, draws: int, *stream: int | str) -> Iterator[np.ndarray]:
     Args:
         n: Number of samples.
         draws: Number of resamples, at least 1.
-        *stream: What names the random stream, as in :func:`cutmix.seeding.derive_seed`.
+        *stream: What names the random stream, as in :func:`cutmix.runtime.seeding.derive_seed`.
 
     Raises:
         InputError: If ``draws`` is no whole number, or below 1.

@@ -31,7 +31,7 @@ from cutmix.evaluate.calibration_bins import (
 )
 from cutmix.evaluate.classifier import Classifier, Suite
 from cutmix.evaluate.logits import as_logits, as_probabilities, class_ids
-from cutmix.seeding import derive_seed
+from cutmix.runtime.seeding import derive_seed
 
 _TEMPERATURES = (1e-3, 1e3)
 

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from cutmix.distributed import World, gather
 from cutmix.errors import InputError
 from cutmix.evaluate.bootstrap import check_confidence
 from cutmix.evaluate.logits import check_finite
+from cutmix.runtime.distributed import World, gather
 
 
 class Predictions(NamedTuple):

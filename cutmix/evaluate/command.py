@@ -9,23 +9,23 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
+from cutmix.config.options import SUITES, EvaluateOptions, parse_suites
 from cutmix.data import ArraySet, FileSet, ImageSet, test_loader
 from cutmix.data.boxes import read_boxes
 from cutmix.data.sets import locate, take
-from cutmix.distributed import World, processes
 from cutmix.errors import InputError
 from cutmix.evaluate.calibration import calibration_suite
 from cutmix.evaluate.classification import measures, predict, predictions_arrays
 from cutmix.evaluate.classifier import Classifier, Suite, decode
 from cutmix.evaluate.gallery import box_gallery, mixed_maps
+from cutmix.evaluate.load import Subject, View, draw_images, find_subject, find_view, load_model, open_test_set
 from cutmix.evaluate.localization import localization_suite
 from cutmix.evaluate.ood import ood_suite
 from cutmix.evaluate.robustness import robustness_suite
-from cutmix.evaluate.subject import Subject, View, draw_images, find_subject, find_view, load_model, open_test_set
 from cutmix.evaluate.target import Target, open_target
-from cutmix.options import SUITES, EvaluateOptions, parse_suites
-from cutmix.precision import autocast, resolve_precision
-from cutmix.run_folder import command_line, environment, today
+from cutmix.runs.folder import command_line, environment, today
+from cutmix.runtime.device import autocast, resolve_precision
+from cutmix.runtime.distributed import World, processes
 
 _SHARED = ("classification",)  # the suite that several processes share
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from cutmix.evaluate.attacks import loss_gradient
 from cutmix.evaluate.classifier import Classifier
-from cutmix.progress import duration
+from cutmix.runtime.progress import duration
 
 _TIMED = 64  # images that are timed
 

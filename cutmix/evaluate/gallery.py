@@ -21,7 +21,7 @@ from cutmix.evaluate.boxes import best_iou, box_from_map, padded_boxes
 from cutmix.evaluate.classifier import Classifier
 from cutmix.evaluate.localization import class_maps, maps_of
 from cutmix.mixing import Draw
-from cutmix.seeding import derive_seed
+from cutmix.runtime.seeding import derive_seed
 
 
 def box_gallery(

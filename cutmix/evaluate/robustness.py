@@ -21,7 +21,7 @@ from cutmix.evaluate.classifier import Classifier, Suite
 from cutmix.evaluate.corruptions import corruption_error, open_corrupted
 from cutmix.evaluate.forecast import Work, expected_duration
 from cutmix.evaluate.occlusion import occlusion_classes, occlusion_passes, side_grid
-from cutmix.seeding import derive_seed
+from cutmix.runtime.seeding import derive_seed
 
 __all__ = ["apgd", "fgsm", "pgd", "robustness_suite"]
 

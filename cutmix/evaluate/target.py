@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cutmix.distributed import World
+from cutmix.config.options import EvaluateOptions
 from cutmix.errors import InputError
 from cutmix.evaluate.classifier import Suite
-from cutmix.evaluate.subject import Subject
-from cutmix.jsonl import append_lines, read_lines
-from cutmix.options import EvaluateOptions
-from cutmix.run_folder import command_line, environment, hold, only_begun, write_arrays, write_bytes, write_json
+from cutmix.evaluate.load import Subject
+from cutmix.runs.folder import command_line, environment, hold, only_begun, write_arrays, write_bytes, write_json
+from cutmix.runtime.distributed import World
+from cutmix.runtime.files import append_lines, read_lines
 
 
 @dataclass(frozen=True)

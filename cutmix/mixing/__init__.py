@@ -1,9 +1,9 @@
 """Mixing a batch: draw, then apply. Torch only."""
 
-from cutmix.mixing.attention import AttentionDraw, SMMix, consistency_loss, fine_grained_loss, smmix_loss
+from cutmix.mixing.draw import CutoutDraw, Draw
 from cutmix.mixing.features import FeatureCutMix, FeatureMix, ManifoldMixup, mixed_forward
 from cutmix.mixing.images import CutMix, Cutout, Mixup, RandomChoice
-from cutmix.mixing.mix import CutoutDraw, Draw
+from cutmix.mixing.smmix import AttentionDraw, SMMix, consistency_loss, fine_grained_loss, smmix_loss
 from cutmix.mixing.targets import MixedTargets, MultiTargets, mixed_binary_cross_entropy, mixed_cross_entropy
 from cutmix.mixing.variants import (
     CenterGaussianCutMix,

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from cutmix.errors import InputError
 from cutmix.mixing.images import BatchTransform, CutMix, Drawn, MixOptions, Mixup
-from cutmix.mixing.stream import RandomStream
+from cutmix.mixing.sampling import RandomStream
 from cutmix.mixing.targets import Targets
-from cutmix.seeding import derive_seed
+from cutmix.runtime.seeding import derive_seed
 
 # The paper's indices: what is mixed is the output of this module; layer 0 is the image.
 _MODULES = ("", "bn1", "layer1", "layer2", "layer3")

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cutmix.mixing.mix import CutoutDraw, Draw
-from cutmix.mixing.stream import RandomStream, draw_beta, draw_cycle
+from cutmix.mixing.draw import CutoutDraw, Draw
+from cutmix.mixing.sampling import RandomStream, draw_beta, draw_cycle
 from cutmix.mixing.targets import Targets
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cutmix.mixing.draw import Draw, check_labels
 from cutmix.mixing.images import BoxMixer, CutMix, MixOptions, positive, spatial
-from cutmix.mixing.mix import Draw, check_labels
 from cutmix.mixing.paste import inside_boxes
-from cutmix.mixing.stream import draw_cycle
+from cutmix.mixing.sampling import draw_cycle
 from cutmix.mixing.targets import MultiTargets
 
 

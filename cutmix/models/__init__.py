@@ -1,9 +1,9 @@
 """Networks: the paper's for CIFAR here, everything else timm's."""
 
-from cutmix.models.attention_maps import WithTokenHead, predict_and_attend
+from cutmix.models.attention import WithTokenHead, predict_and_attend
+from cutmix.models.cifar import CifarResNet
 from cutmix.models.create import create_model, pretrained_normalization
 from cutmix.models.pyramidnet import PyramidNet
-from cutmix.models.resnet import CifarResNet
 
 __all__ = [
     "CifarResNet",

@@ -44,8 +44,8 @@ class PyramidVisionTransformer(nn.Module):
     A stage halves the map of the one before, 56, 28, 14 and 7 tokens wide for images of 224×224; its queries are all
     tokens, its keys those of a map that a convolution has reduced 8, 4, 2 and 1 times. Images of another size get
     interpolated position embeddings. ``forward_features``, ``forward_head``, ``get_classifier``, ``num_prefix_tokens``
-    and ``feature_info`` are what timm's models have under these names; ``cutmix.regularizers`` fills each block's
-    ``drop_path``.
+    and ``feature_info`` are what timm's models have under these names; ``cutmix.models.regularizers`` fills each
+    block's ``drop_path``.
 
     Args:
         depths: Blocks in each stage.
@@ -139,7 +139,7 @@ class PyramidVisionTransformer(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x)); ``cutmix.regularizers`` fills ``drop_path``."""
+    """x + attention(norm(x)), then x + MLP(norm(x)); ``cutmix.models.regularizers`` fills ``drop_path``."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: int, reduction: int) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ class Bottleneck(nn.Module):
     """BN - 1×1 - BN - ReLU - 3×3 that strides - BN - ReLU - 1×1 up to four times ``width`` - BN, plus the shortcut.
 
     The shortcut has no weights: average pooling where the block strides, zeros for the channels that x has not.
-    ``drop_path`` is applied to the residual branch before the addition; ``cutmix.regularizers`` fills it.
+    ``drop_path`` is applied to the residual branch before the addition; ``cutmix.models.regularizers`` fills it.
     """
 
     expansion = 4

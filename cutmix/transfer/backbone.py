@@ -6,11 +6,11 @@ from pathlib import Path
 
 from torch import nn
 
-from cutmix.checkpoint import read_weights
+from cutmix.config.transfer import Transfer
 from cutmix.errors import InputError
 from cutmix.models import create_model, pretrained_normalization
-from cutmix.state import start_branches_at_one
-from cutmix.transfer.recipes import Transfer
+from cutmix.runtime.checkpoint import read_weights
+from cutmix.training.state import start_branches_at_one
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

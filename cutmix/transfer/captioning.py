@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cutmix.distributed import World, gather
 from cutmix.errors import InputError
+from cutmix.runtime.distributed import World, gather
 from cutmix.transfer.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
 
 

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cutmix.config.transfer import Captioning
 from cutmix.data.loaders import Loader
-from cutmix.distributed import World, send_buffers
-from cutmix.state import State
-from cutmix.task import Measured
+from cutmix.runtime.distributed import World, send_buffers
+from cutmix.training.classification import Measured
+from cutmix.training.state import State
 from cutmix.transfer.backbone import Backbone
-from cutmix.transfer.caption_gallery import gallery_of_captions
+from cutmix.transfer.caption_scores import caption_measures, picture_scores
 from cutmix.transfer.captioning import ShowAndTell, generate_captions
 from cutmix.transfer.captions import CaptionSet
-from cutmix.transfer.recipes import Captioning
-from cutmix.transfer.scores import caption_measures, picture_scores
+from cutmix.transfer.galleries import gallery_of_captions
 from cutmix.transfer.vocabulary import Vocabulary
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cutmix.errors import InputError
-from cutmix.transfer.detection_set import DetectionSet, check_files, make_picture
+from cutmix.transfer.detection_data import DetectionSet, check_files, make_picture
 from cutmix.transfer.split import Split, read_text
 from cutmix.transfer.voc import open_voc
 

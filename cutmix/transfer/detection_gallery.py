@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from cutmix.errors import InputError
-from cutmix.transfer.detection_set import DetectionSet
+from cutmix.transfer.detection_data import DetectionSet
 from cutmix.transfer.detection_transforms import load_picture
 from cutmix.transfer.matching import Detections
 

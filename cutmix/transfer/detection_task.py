@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cutmix.config.transfer import Detection
 from cutmix.data.loaders import FileLoader, Loader, TestOrder, TrainOrder
-from cutmix.distributed import World, gather, send_buffers
 from cutmix.errors import InputError
-from cutmix.state import State
-from cutmix.task import Measured
+from cutmix.runtime.distributed import World, gather, send_buffers
+from cutmix.training.classification import Measured
+from cutmix.training.state import State
 from cutmix.transfer.average_precision import (
     Interpolation,
     precision_of,
@@ -25,11 +26,10 @@ from cutmix.transfer.average_precision import (
 from cutmix.transfer.backbone import Backbone
 from cutmix.transfer.coco_precision import coco_average_precision
 from cutmix.transfer.detection import faster_rcnn_c4, ssd300
+from cutmix.transfer.detection_data import DetectionSet
 from cutmix.transfer.detection_gallery import gallery_of_detections
-from cutmix.transfer.detection_set import DetectionSet
 from cutmix.transfer.detection_transforms import DetectionSamples, collate, faster_rcnn_transform, ssd_transform
 from cutmix.transfer.matching import Detections, Judged, inclusive, judge
-from cutmix.transfer.recipes import Detection
 
 _INTERPOLATIONS: dict[str, Interpolation] = {"map": "11-point", "map_all_point": "all-point"}
 

@@ -11,8 +11,8 @@ from torchvision.transforms import v2
 
 from cutmix.data.decode import read_image
 from cutmix.errors import InputError
-from cutmix.seeding import derive_seed
-from cutmix.transfer.detection_set import DetectionSet, Picture, check_size
+from cutmix.runtime.seeding import derive_seed
+from cutmix.transfer.detection_data import DetectionSet, Picture, check_size
 
 Target = dict[str, Tensor]
 Sample = tuple[Tensor, Target]

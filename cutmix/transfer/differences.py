@@ -10,8 +10,8 @@ import numpy as np
 from cutmix.errors import InputError
 from cutmix.statistics import Difference, difference_of_resamples
 from cutmix.transfer.average_precision import precision_of, tally
+from cutmix.transfer.caption_scores import PictureScores, corpus_bleu
 from cutmix.transfer.matching import Judged
-from cutmix.transfer.scores import PictureScores, corpus_bleu
 
 # So many that the smallest p, 2 / (draws + 1), stays below 0.05 when Holm multiplies it by a page's scores and runs.
 _DRAWS = {"detection": 2000, "captioning": 5000}

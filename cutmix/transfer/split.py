@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from cutmix.errors import InputError
-from cutmix.seeding import derive_seed
+from cutmix.runtime.seeding import derive_seed
 
 Split = Literal["train", "test"]
 

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from cutmix.errors import InputError
-from cutmix.transfer.detection_set import DetectionSet, Picture, check_files, make_picture
+from cutmix.transfer.detection_data import DetectionSet, Picture, check_files, make_picture
 from cutmix.transfer.split import Split, listed_names, names_by_hash
 
 VOC_CLASSES = (

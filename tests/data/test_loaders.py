@@ -15,7 +15,7 @@ from cutmix.data.color import draw_color
 from cutmix.data.sets import ArraySet, FileSet, open_data
 from cutmix.data.transforms import Interpolation, draw_crop_flip
 from cutmix.errors import InputError
-from cutmix.seeding import derive_seed
+from cutmix.runtime.seeding import derive_seed
 
 # Python 3.12 and later say so when a process with threads forks; DataLoader does that by default.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cutmix.errors import InputError
 from cutmix.evaluate.attacks import apgd, fgsm, loss_gradient, pgd
 from cutmix.evaluate.classifier import PixelModel
-from cutmix.seeding import derive_seed
+from cutmix.runtime.seeding import derive_seed
 
 EPS = 8 / 255
 

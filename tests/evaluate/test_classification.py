@@ -9,7 +9,6 @@ import torch
 from sklearn.metrics import log_loss, top_k_accuracy_score
 from torch import Tensor, nn
 
-from cutmix.distributed import World
 from cutmix.errors import InputError
 from cutmix.evaluate.classification import (
     Predictions,
@@ -21,6 +20,7 @@ from cutmix.evaluate.classification import (
     true_class_rank,
     wilson_interval,
 )
+from cutmix.runtime.distributed import World
 
 ALONE = World(0, 1, torch.device("cpu"))
 

@@ -14,7 +14,7 @@ from cutmix.data import normalize, open_data
 from cutmix.errors import InputError
 from cutmix.evaluate.classifier import Classifier, PixelModel, decode
 from cutmix.models import create_model
-from cutmix.precision import autocast
+from cutmix.runtime.device import autocast
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.2, 0.5, 0.7), (0.3, 0.2, 0.1)

@@ -14,16 +14,16 @@ import pytest
 import torch
 
 import cutmix.evaluate.command
-import cutmix.evaluate.subject
+import cutmix.evaluate.load
 from cutmix.cli import main
+from cutmix.config.options import EvaluateOptions
 from cutmix.data import open_data
 from cutmix.errors import InputError
 from cutmix.evaluate.classification import Predictions
 from cutmix.evaluate.command import run_evaluate
-from cutmix.jsonl import read_lines
 from cutmix.models import create_model
-from cutmix.options import EvaluateOptions
-from cutmix.run_folder import read_arrays
+from cutmix.runs.folder import read_arrays
+from cutmix.runtime.files import read_lines
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_a_plain_state_dict_needs_model_and_data(tmp_path: Path) -> None:
 def test_another_count_of_classes_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     digits = open_data("digits", "test")
     hundred = replace(digits, name="hundred", classes=tuple(map(str, range(100))))
-    monkeypatch.setattr(cutmix.evaluate.subject, "open_data", lambda *_, **__: hundred)
+    monkeypatch.setattr(cutmix.evaluate.load, "open_data", lambda *_, **__: hundred)
     with pytest.raises(InputError, match="knows 10 classes, but hundred has 100"):
         run_evaluate(options(run))
     path = tmp_path / "plain.pth"  # says nothing of its classes
@@ -127,7 +127,7 @@ def test_another_count_of_classes_is_refused(run: Path, monkeypatch: pytest.Monk
 def test_classes_in_another_order_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digits = open_data("digits", "test")
     turned = replace(digits, name="turned", classes=digits.classes[::-1])
-    monkeypatch.setattr(cutmix.evaluate.subject, "open_data", lambda *_, **__: turned)
+    monkeypatch.setattr(cutmix.evaluate.load, "open_data", lambda *_, **__: turned)
     with pytest.raises(InputError, match=r'was trained with class "\w+" where turned has "\w+"'):
         run_evaluate(options(run))
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from cutmix.distributed import World
+from cutmix.config.options import EvaluateOptions
 from cutmix.errors import InputError
 from cutmix.evaluate.classifier import Suite
-from cutmix.evaluate.subject import Subject
+from cutmix.evaluate.load import Subject
 from cutmix.evaluate.target import open_target
-from cutmix.jsonl import read_lines
-from cutmix.options import EvaluateOptions
-from cutmix.run_folder import hold
+from cutmix.runs.folder import hold
+from cutmix.runtime.distributed import World
+from cutmix.runtime.files import read_lines
 
 WORLD = World(0, 1, torch.device("cpu"))
 RECORD: dict[str, Any] = {"measure": "ece", "which": "file", "value": 1.0, "n": 2, "epoch": None}

@@ -7,7 +7,7 @@ from torch import nn
 
 from cutmix import InputError
 from cutmix.models.pvt import Attention, PyramidVisionTransformer, create_pvt
-from cutmix.regularizers import StochasticDepth, regularize
+from cutmix.models.regularizers import StochasticDepth, regularize
 
 
 def small(side: int = 16) -> PyramidVisionTransformer:

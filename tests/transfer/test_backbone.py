@@ -8,11 +8,11 @@ import timm
 import torch
 from torch import nn
 
-from cutmix.checkpoint import save_weights
+from cutmix.config.transfer import Detection
 from cutmix.errors import InputError
 from cutmix.models import create_model
+from cutmix.runtime.checkpoint import save_weights
 from cutmix.transfer.backbone import load_backbone
-from cutmix.transfer.recipes import Detection
 
 SMALL = "test_resnet"  # timm's ResNet of half a million parameters
 

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cutmix.distributed import World
 from cutmix.errors import InputError
 from cutmix.models import create_model
-from cutmix.transfer.caption_batches import CaptionBatches, PictureBatches
+from cutmix.runtime.distributed import World
+from cutmix.transfer.caption_data import CaptionBatches, PictureBatches
 from cutmix.transfer.captioning import ShowAndTell, generate_captions
 from cutmix.transfer.captions import CaptionSet, open_captions
 from cutmix.transfer.tokens import tokenize

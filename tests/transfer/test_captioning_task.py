@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cutmix.distributed import World
-from cutmix.measures import MEASURES
-from cutmix.options import RunOptions
+from cutmix.config.options import RunOptions
+from cutmix.config.transfer import Captioning
+from cutmix.report.metrics import MEASURES
+from cutmix.runtime.distributed import World
+from cutmix.transfer.caption_scores import PictureScores, caption_scores
 from cutmix.transfer.captioning import ShowAndTell
 from cutmix.transfer.captioning_task import CaptioningTask
-from cutmix.transfer.recipes import Captioning
-from cutmix.transfer.scores import PictureScores, caption_scores
-from cutmix.transfer_run import prepare_transfer
+from cutmix.transfer.command import prepare_transfer
 
 WORLD = World(0, 1, torch.device("cpu"))
 SMALL = Captioning(

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from cutmix.errors import InputError
+from cutmix.transfer.detection_data import DetectionSet, make_picture
 from cutmix.transfer.detection_gallery import gallery_of_detections
-from cutmix.transfer.detection_set import DetectionSet, make_picture
 from cutmix.transfer.matching import Detections
 
 

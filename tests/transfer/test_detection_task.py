@@ -8,18 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from cutmix.distributed import World
+from cutmix.config.options import RunOptions
+from cutmix.config.transfer import FASTER_RCNN, Detection
 from cutmix.errors import InputError
-from cutmix.measures import MEASURES
-from cutmix.optim import make_optimizer
-from cutmix.options import RunOptions
+from cutmix.report.metrics import MEASURES
+from cutmix.runtime.distributed import World
+from cutmix.training.optim import make_optimizer
 from cutmix.transfer.average_precision import precision_of, tally, voc_average_precision
 from cutmix.transfer.backbone import load_backbone
 from cutmix.transfer.coco import open_detection
+from cutmix.transfer.command import prepare_transfer
 from cutmix.transfer.detection_task import DetectionTask, make_batches, make_detector
 from cutmix.transfer.matching import Detections, Judged
-from cutmix.transfer.recipes import FASTER_RCNN, Detection
-from cutmix.transfer_run import prepare_transfer
 
 WORLD = World(0, 1, torch.device("cpu"))
 SMALL = Detection(

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cutmix.errors import InputError
-from cutmix.transfer.detection_set import DetectionSet, make_picture
+from cutmix.transfer.detection_data import DetectionSet, make_picture
 from cutmix.transfer.detection_transforms import (
     DetectionSamples,
     collate,

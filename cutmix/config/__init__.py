@@ -1,0 +1,1 @@
+"""Recipes and options as values: what a run computes, and how it is run; no torch."""

@@ -1,0 +1,331 @@
+"""What was measured here beside the paper's numbers: ``cutmix paper``, and the same for the report. No torch here.
+
+A result stands beside the paper's number only if it was made by the row's own protocol; every other one, such as a
+short run or one of another network, has a table of its own.
+"""
+
+import json
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cutmix.config.recipe import Training, flag
+from cutmix.config.recipes import RECIPES
+from cutmix.errors import InputError
+from cutmix.paper.tables import DATA, FOOTNOTES, TABLES, Measure, Row, Table, is_baseline
+from cutmix.report.compare import listed, pooled
+from cutmix.runs.read import Json, Run, read_run
+from cutmix.runtime.files import read_lines
+from cutmix.statistics import holm, in_words, mcnemar, read_outcome, welch
+
+# Fields that change where and how fast a recipe runs, or are compared on their own, but not its protocol.
+_FREE = {
+    "name", "data", "val_fraction", "model", "epochs", "seed", "precision", "channels_last", "compile", "arch",
+    "backbone",
+}  # fmt: skip
+_HERE = ("Best epoch here", "Last epoch here", "Seeds", "Last, to baseline")
+_KEY = ("recipe", "data", "model", "epochs", "seed", "weights", "backbone")
+_OF_TRAINING = ("commit", "date", "seconds", "command")
+
+SMOKE = "a few steps, which measure nothing"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run of a row's recipe.
+
+    Attributes:
+        recipe: Name of the row's recipe.
+        how: In what the run differs from the paper's protocol; "" where it does not.
+        seed: The run's seed.
+        lines: The result of each measure and epoch, such as ("top1_err", "last").
+        predictions: File of the last epoch's predictions, if there is one.
+    """
+
+    recipe: str
+    how: str
+    seed: int
+    lines: dict[tuple[str, str], Json]
+    predictions: Path | None = None
+
+    def value(self) -> float:
+        """The top-1 error of the last epoch, in per cent."""
+        return float(self.lines["top1_err", "last"]["value"])
+
+
+class Sheet(NamedTuple):
+    """A table of text, for a terminal or a page."""
+
+    caption: str
+    header: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+
+class Sweep(NamedTuple):
+    """A figure's points that were run in the same way.
+
+    Attributes:
+        how: In what the runs differ from the paper's protocol; "" where they do not.
+        points: Position and top-1 error of the last epoch, in per cent, the mean over seeds.
+        baseline: The baseline's error, if it was run in the same way.
+    """
+
+    how: str
+    points: list[tuple[float, float]]
+    baseline: float | None
+
+
+def find_results(runs: Sequence[Path], results: Sequence[Path]) -> list[Trained]:
+    """Read finished runs of the paper's recipes, each once, wherever it is found.
+
+    Args:
+        runs: Run folders, or folders that hold them one or two levels down.
+        results: JSON-lines files of results.
+
+    Raises:
+        InputError: If one is not there, or is damaged.
+    """
+    found: dict[str, Trained] = {}
+    for run in read_folders(runs):
+        if (one := trained(run)) is not None:
+            found[identity(run.results[0])] = one
+    for path in results:
+        by_run: dict[str, list[Json]] = {}
+        for line in read_file(path):
+            if _is_result(line):
+                by_run.setdefault(identity(line), []).append(line)
+        for key, lines in by_run.items():
+            if key not in found and (one := _trained(lines, None, None)) is not None:
+                found[key] = one
+    return list(found.values())
+
+
+def read_folders(folders: Sequence[Path]) -> Iterator[Run]:
+    """Yield the runs of run folders, or of folders that hold them; see ``find_results``."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder} is not a folder; give a folder of runs with --runs")
+        for config in sorted({file for depth in ("", "*/", "*/*/") for file in folder.glob(f"{depth}config.json")}):
+            yield read_run(config.parent)
+
+
+def read_file(path: Path) -> list[Json]:
+    """Return the lines of a file of results; see ``find_results``."""
+    if not path.is_file():
+        raise InputError(f"{path} is not a file; give a JSON-lines file of results with --results")
+    return read_lines(path)
+
+
+def trained(run: Run) -> Trained | None:
+    """Return a run folder's results if it is finished and its recipe is one of the paper's."""
+    lines = [line for line in run.results if _is_result(line)]
+    path = run.folder / "predictions" / "last.npz"
+    return _trained(lines, run.recipe, path if path.is_file() else None) if run.finished else None
+
+
+def sheets(table: Table, runs: Sequence[Trained]) -> list[Sheet]:
+    """Return a table with what was run by the paper's protocol, and one for each other way in which rows were run."""
+    ours = [run for run in runs if run.recipe in {row.recipe for row in table.rows}]
+    units = {"top1_acc": "top-1 accuracy", "top1_err": "top-1 error", "top5_err": "top-5 error"}
+    unit = "; ".join(units[measure] for measure in table.measures)
+    against = _against_baseline(table, [run for run in ours if run.how != SMOKE])
+    made = []
+    rows: list[tuple[str, ...]]
+    for how in ["", *sorted({run.how for run in ours if run.how})]:
+        same = {row: [run for run in ours if run.recipe == row.recipe and run.how == how] for row in table.rows}
+        if how:
+            caption = f"{table.heading.partition(':')[0]}, not comparable with the paper's numbers: {how}"
+            header: tuple[str, ...] = ("Row", *_HERE)
+            rows = [(row.label, *_cells(table, its), against.get((row, how), "")) for row, its in same.items() if its]
+        else:
+            caption = _with_notes(table.heading, table.notes)
+            header = ("Row", "Paper", *_HERE)
+            rows = [
+                (
+                    _with_notes(row.label, row.notes),
+                    _printed(table, row),
+                    *_cells(table, its),
+                    against.get((row, ""), ""),
+                )
+                for row, its in same.items()
+            ]
+        kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
+        made.append(
+            Sheet(
+                f"{caption} ({unit}, %)", tuple(header[i] for i in kept), [tuple(row[i] for i in kept) for row in rows]
+            )
+        )
+    return made
+
+
+def sweeps(table: Table, runs: Sequence[Trained]) -> list[Sweep]:
+    """Return a figure's sweep for each way in which two or more of its points were run."""
+    made = []
+    for how in sorted({run.how for run in runs} - {SMOKE}):
+        same = {row: [run for run in runs if (run.recipe, run.how) == (row.recipe, how)] for row in table.rows}
+        points = [(row.x, _mean(its)) for row, its in same.items() if its and row.x is not None]
+        baselines = [_mean(its) for row, its in same.items() if its and is_baseline(row)]
+        if len(points) > 1:
+            made.append(Sweep(how, points, baselines[0] if baselines else None))
+    return made
+
+
+def footnotes(tables: Iterable[Table]) -> list[str]:
+    """Return the footnotes of tables, each once and with its letter, and how tests are made."""
+    letters = "".join(table.notes + "".join(row.notes for row in table.rows) for table in tables)
+    return [
+        *(f"[{letter}] {text}" for letter, text in FOOTNOTES.items() if letter in letters),
+        "In brackets: 95 % interval, Wilson's over the test images of one run, Student's t over the seeds of several.",
+        "p: exact McNemar test over the test images for one run of each, Welch's t test over seeds for several; "
+        "adjusted by Holm's method for the tests of a table.",
+    ]  # fmt: skip
+
+
+def _trained(lines: Sequence[Json], config: Json | None, predictions: Path | None) -> Trained | None:
+    measures = {(line["measure"], line["which"]): line for line in lines if line.get("value") is not None}
+    last = measures.get(("top1_err", "last"))
+    if last is None:
+        return None
+    name, _, scale = str(last.get("recipe") or "").partition("+")
+    if name not in {row.recipe for table in TABLES for row in table.rows} or name not in RECIPES:
+        return None
+    how = ", ".join([SMOKE] if scale.endswith("smoke") else departures(RECIPES[name], last, config))
+    return Trained(name, how, int(last.get("seed") or 0), measures, predictions)
+
+
+def departures(recipe: Training, line: Json, config: Json | None, test_images: int | None = None) -> list[str]:
+    """Say in what a result was not made as a recipe says.
+
+    Args:
+        recipe: The paper's.
+        line: The result.
+        config: The recipe that was run, if its folder is at hand; otherwise the result's command has to tell.
+        test_images: How many the result has to be of; by default those of the recipe's data.
+    """
+    facts, n, drawn, said = DATA.get(recipe.data), line.get("n"), line.get("drawn"), []
+    wanted = test_images or (facts and facts.test_images)
+    side = getattr(recipe, "image_size", None) or (facts and facts.side)
+    if line.get("model") != recipe.model:
+        said.append(f"network {line.get('model')}")
+    if line.get("epochs") != recipe.epochs:
+        said.append(f"{line.get('epochs')} of {recipe.epochs} epochs")
+    small = bool(facts and facts.side)  # a set of photographs is known by its size, wherever it lies
+    if line.get("data") != recipe.data and (small or n != wanted):
+        said.append(f"data {line.get('data')}")
+    if drawn:
+        said.append(f"{drawn:,} of the images")
+    elif wanted and n != wanted:
+        said.append("unknown number of test images" if n is None else f"{n:,} test images")
+    if side and line.get("image_size", side) != side:
+        said.append("images of {0}×{0}".format(line["image_size"]))
+    if line.get("weights", "model") != "model":
+        said.append("averaged weights")
+    if config is None and "file" in line:
+        return [*said, "how it was trained is not known"]
+    changed = _changed_fields(recipe, config) if config else _changed_flags(recipe, str(line.get("command") or ""))
+    return said + ([f"{listed(changed)} changed"] if changed else [])
+
+
+def _changed_fields(recipe: Training, config: Json) -> list[str]:
+    own = recipe.to_dict()
+    return [name for name in own if name not in _FREE and name in config and config[name] != own[name]]
+
+
+def _changed_flags(recipe: Training, command: str) -> list[str]:
+    """Return the fields of a recipe that a command line sets, for results whose run folder is not at hand."""
+    words = {
+        word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("_", "-")
+        for word in shlex.split(command)
+        if word[:2] == "--"
+    }
+    names = ["small", *(field.name for field in fields(recipe) if field.name not in _FREE)]
+    return [name for name in names if flag(name) in words]
+
+
+def _against_baseline(table: Table, runs: Sequence[Trained]) -> dict[tuple[Row, str], str]:
+    """Compare each row with the last baseline above it that was run in the same way."""
+    tested: dict[tuple[Row, str], tuple[float, float | None]] = {}
+    baseline: Row | None = None
+    for row in table.rows:
+        if is_baseline(row):
+            baseline = row
+            continue
+        for how in {run.how for run in runs}:
+            mine = [run for run in runs if run.recipe == row.recipe and run.how == how]
+            base = [run for run in runs if baseline and run.recipe == baseline.recipe and run.how == how]
+            if mine and base:
+                gain = _mean(mine) - _mean(base)
+                tested[row, how] = (gain, _p_value(mine, base))
+    keys = [key for key, (_, p) in tested.items() if p is not None]
+    adjusted = dict(zip(keys, holm([p for _, p in tested.values() if p is not None]), strict=True))
+    return {
+        key: f"{gain:+.2f}; {in_words(adjusted[key]) if key in adjusted else 'not tested'}"
+        for key, (gain, _) in tested.items()
+    }
+
+
+def _p_value(mine: Sequence[Trained], base: Sequence[Trained]) -> float | None:
+    """Test a difference over seeds, or over images; None where there are neither seeds nor predictions for it."""
+    if all(len({run.seed for run in group}) == len(group) > 1 for group in (mine, base)):
+        return welch([run.value() for run in mine], [run.value() for run in base])
+    if len(mine) > 1 or len(base) > 1 or not (mine[0].predictions and base[0].predictions):
+        return None
+    one, other = read_outcome(mine[0].predictions), read_outcome(base[0].predictions)
+    same = one.labels.shape == other.labels.shape and bool((one.labels == other.labels).all())
+    return mcnemar(one.right, other.right).p if same else None
+
+
+def _mean(runs: Sequence[Trained]) -> float:
+    return sum(run.value() for run in runs) / len(runs)
+
+
+def _cells(table: Table, runs: Sequence[Trained]) -> tuple[str, str, str]:
+    """Return the best epoch's and the last one's errors, and the number of seeds."""
+    if not runs:
+        return "not run", "not run", ""
+    seeds = str(len({run.seed for run in runs}))
+    if runs[0].how == SMOKE:
+        return "", "ran", seeds
+    best, last = (
+        "; ".join(_estimated(measure, which, runs) for measure in table.measures) for which in ("best", "last")
+    )
+    return best, last, seeds
+
+
+def _estimated(measure: Measure, which: str, runs: Sequence[Trained]) -> str:
+    error = "top5_err" if measure == "top5_err" else "top1_err"
+    found = pooled([(run.seed, run.lines[error, which]) for run in runs if (error, which) in run.lines])
+    if found is None:
+        return "not run"
+    value, low, high = found.value, found.low, found.high
+    if measure == "top1_acc":
+        value, low, high = 100 - value, None if high is None else 100 - high, None if low is None else 100 - low
+    return f"{value:.2f}" if low is None or high is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _printed(table: Table, row: Row) -> str:
+    digits = [
+        f"{number:.{1 if measure == 'top1_acc' else 2}f}"
+        for measure, number in zip(table.measures, row.numbers, strict=False)
+    ]
+    return ("; ".join(digits) or "–") + (" (quoted)" if row.quoted else "")
+
+
+def _with_notes(text: str, letters: str) -> str:
+    return text + "".join(f" [{letter}]" for letter in letters)
+
+
+def _is_result(line: Json) -> bool:
+    return {"measure", "which", "value"} <= set(line) and "file" not in line  # which only an evaluation names
+
+
+def identity(line: Json) -> str:
+    """Return what tells the run of a result from other runs.
+
+    An evaluation names the file that it is of, so that evaluations of a run are one; of drawn images it is one apart.
+    """
+    own = ("file", "drawn") if "file" in line else _OF_TRAINING
+    key: dict[str, Any] = {name: line.get(name) for name in (*_KEY, *own)}
+    return json.dumps(key, sort_keys=True)

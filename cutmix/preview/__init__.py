@@ -1,0 +1,1 @@
+"""Images of what mixing does to a batch."""

@@ -1,0 +1,224 @@
+"""Each run against the baseline, image by image, from what was left of every image. No torch here.
+
+Of a classifier, `cutmix evaluate` leaves it; of a detector or a captioner, its own run.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cutmix.errors import UNREADABLE, InputError
+from cutmix.report.compare import is_plain
+from cutmix.runs.read import Json, Run
+from cutmix.statistics import Difference, auroc_difference, ece_difference, holm, rate_difference
+from cutmix.transfer.caption_scores import SCORES, PictureScores
+from cutmix.transfer.differences import caption_difference, precision_difference
+from cutmix.transfer.matching import Judged
+
+Arrays = Mapping[str, np.ndarray]
+
+IOU = 0.5  # above which a box is right
+
+
+class Compared(NamedTuple):
+    """One measure of a run and of the baseline.
+
+    Attributes:
+        name: The measure's key in ``MEASURES``.
+        of: What it is measured of, such as the other data; "" where it is of the test images alone.
+        at: Where, such as ε.
+        run: Label of the run.
+        baseline: Label of the baseline's run.
+        difference: The run less the baseline; its p-value adjusted, by Holm's method, for all that were compared.
+    """
+
+    name: str
+    of: str
+    at: float | None
+    run: str
+    baseline: str
+    difference: Difference
+
+
+class _Sample(NamedTuple):
+    """What a measure is made of.
+
+    Attributes:
+        name: The measure's key in ``MEASURES``.
+        of: What it is of; "" where it is of the test images alone.
+        at: Where.
+        line: Its latest result, which the arrays are of; nothing where it was not measured.
+        values: The arrays.
+        compare: How those of two runs are compared.
+        same: What has to be the same in both runs, beside the test images.
+    """
+
+    name: str
+    of: str
+    at: float | None
+    line: Json
+    values: Any
+    compare: Callable[[Any, Any], Difference]
+    same: tuple[Any, ...] = ()
+
+
+def differences(runs: Sequence[Run], suite: str) -> list[Compared]:
+    """Compare each run with the baseline: the first without any method or, without one, the first of all.
+
+    A run is compared with the baseline's run of its own seed, where there is one; nothing is compared unless both are
+    of the same images.
+
+    Args:
+        runs: All runs of the page; those without the arrays of the suite are passed over.
+        suite: One of the suites of ``cutmix evaluate``, "detection" or "captioning".
+
+    Raises:
+        InputError: If a file of arrays is damaged.
+    """
+    measured = {run.label: arrays for run in runs if (arrays := read_arrays(run.arrays(suite)))}
+    samples = {
+        run.label: {
+            (sample.name, sample.of): sample for sample in _SAMPLES[suite](run, measured[run.label]) if sample.line
+        }
+        for run in runs
+        if run.label in measured
+    }
+    found = []
+    for baseline, run in against_baseline([run for run in runs if run.label in measured]):
+        for key, second in samples[run.label].items():
+            first = samples[baseline.label].get(key)
+            if first and _comparable(baseline, first, run, second):
+                difference = second.compare(first.values, second.values)
+                found.append(Compared(second.name, second.of, second.at, run.label, baseline.label, difference))
+    adjusted = holm([one.difference.p for one in found])
+    return [one._replace(difference=replace(one.difference, p=p)) for one, p in zip(found, adjusted, strict=True)]
+
+
+def against_baseline(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """Return the baseline's run and the other one for every run of another recipe than the baseline's."""
+    if not runs:
+        return []
+    group = next((run.group for run in runs if is_plain(run)), runs[0].group)
+    baselines = [run for run in runs if run.group == group]
+    seeds = {run.recipe.get("seed"): run for run in reversed(baselines)}
+    return [(seeds.get(run.recipe.get("seed"), baselines[0]), run) for run in runs if run.group != group]
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read what a suite found for each image; nothing where there is no such file.
+
+    Raises:
+        InputError: If the file cannot be read.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except UNREADABLE as error:
+        raise InputError(f"{path} cannot be read as arrays: {error}; evaluate the run again") from None
+
+
+def _comparable(run: Run, first: _Sample, other: Run, second: _Sample) -> bool:
+    """Whether two runs were measured in the same way on the same images, as far as arrays and results tell.
+
+    A share of the training images that is held out depends on the seed; so do images and outliers that were drawn, on
+    the evaluation's.
+    """
+    if first.at != second.at or not _equal(first.same, second.same):
+        return False
+    if any(first.line.get(key) != second.line.get(key) for key in ("data", "split", "drawn")):
+        return False
+    if first.line.get("drawn") and _seed(first.line) != _seed(second.line):
+        return False
+    held_out = run.recipe.get("val_fraction") and first.line.get("split") not in ("test", "all")
+    return not held_out or bool(run.recipe.get("seed") == other.recipe.get("seed"))
+
+
+def _equal(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
+    return len(first) == len(second) and all(map(np.array_equal, first, second))
+
+
+# ---- what each suite is compared in ----
+
+
+def _calibration(run: Run, arrays: Arrays) -> Iterator[_Sample]:
+    line = _last(run, "calibration", "ece")
+    bins = line.get("bins", 15)
+    if {"confidence", "right"} <= arrays.keys():
+        values = arrays["confidence"], arrays["right"]
+        same = (bins, len(values[0]), arrays.get("labels", ()))
+        yield _Sample("ece", "", None, line, values, lambda a, b: ece_difference(a, b, bins), same)
+
+
+def _robustness(run: Run, arrays: Arrays) -> Iterator[_Sample]:
+    eps = _last(run, "robustness", "noise_err").get("at")
+    for name in ("clean", "fgsm", "noise", "pgd", "apgd"):
+        if f"{name}_right" in arrays:
+            subset = (arrays["pgd_index"],) if "pgd" in name else ()
+            at, line = None if name == "clean" else eps, _last(run, "robustness", f"{name}_err")
+            wrong, same = ~arrays[f"{name}_right"], (arrays["labels"], *subset)
+            yield _Sample(f"{name}_err", "", at, line, wrong, rate_difference, same)
+
+
+def _ood(run: Run, arrays: Arrays) -> Iterator[_Sample]:
+    for name in arrays:
+        score, _, of = name.partition("/")
+        if score == "max-softmax" and of != "id":
+            values, line = (arrays["max-softmax/id"], arrays[name]), _last(run, "ood", "ood_auroc", of)
+            same = (len(values[0]), len(values[1]), arrays.get("labels", ()), str(line.get("note")), _seed(line))
+            yield _Sample("ood_auroc", of, None, line, values, auroc_difference, same)
+
+
+def _localization(run: Run, arrays: Arrays) -> Iterator[_Sample]:
+    if not {"iou", "right", "true_boxes"} <= arrays.keys():
+        return
+    located, right = arrays["iou"] > IOU, arrays["right"]
+    for name, hits in (("top1_loc", located & right), ("gt_known_loc", located), ("top1_cls", right)):
+        line = _last(run, "localization", name)
+        yield _Sample(name, "", line.get("at"), line, hits, rate_difference, (arrays["true_boxes"],))
+
+
+def _detection(run: Run, arrays: Arrays) -> Iterator[_Sample]:
+    if "verdicts" in arrays:
+        judged, line = Judged(*(arrays[name] for name in Judged._fields)), _last(run, "detection", "map")
+        n = line.get("n", 0)
+        same = (n, judged.object_images, judged.object_labels)
+        yield _Sample("map", "", None, line, judged, partial(precision_difference, pictures=n), same)
+
+
+def _captioning(run: Run, arrays: Arrays) -> Iterator[_Sample]:
+    if "bleu" in arrays:
+        scores = PictureScores((), arrays["bleu"], arrays["rouge_l"], arrays["cider_d"])
+        for name in SCORES:
+            line, compare = _last(run, "captioning", name), partial(caption_difference, score=name)
+            yield _Sample(name, "", None, line, scores, compare, (arrays["references"],))
+
+
+_SAMPLES: dict[str, Callable[[Run, Arrays], Iterator[_Sample]]] = {
+    "calibration": _calibration,
+    "robustness": _robustness,
+    "ood": _ood,
+    "localization": _localization,
+    "detection": _detection,
+    "captioning": _captioning,
+}
+
+
+def _last(run: Run, suite: str, measure: str, of: str = "") -> Json:
+    """Return the latest line of a measure, which the arrays are of; nothing where it was not measured."""
+    lines = (line for line in reversed(run.suite(suite)) if line["measure"] == measure)
+    return next((line for line in lines if (line.get("of") or "") == of), {})
+
+
+def _seed(line: Json) -> str:
+    """Return the seed that an evaluation draws by; an older line has it in its command only."""
+    if "draw_seed" in line:
+        return str(line["draw_seed"])
+    given = re.search(r"--seed[ =](\d+)", str(line.get("command")))
+    return given[1] if given else "0"

@@ -1,0 +1,280 @@
+"""One self-contained page of finished and unfinished runs: `write_report(runs, out)`.
+
+The page is a list of sections. A section is a function that takes the runs and returns its title, its anchor and its
+HTML, or None when the runs give it nothing to show; it is added by writing it and naming it in `SECTIONS`.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from datetime import date
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from cutmix.attention_card import attention
+from cutmix.curves import learning_curves
+from cutmix.errors import InputError
+from cutmix.paper.compare import footnotes, sheets, sweeps, trained
+from cutmix.paper.tables import TABLES, find_tables, is_baseline
+from cutmix.report.compare import MAIN, comparisons, estimate, pairs
+from cutmix.report.figures import Curve, key, lines
+from cutmix.report.page import HTML, Row, Section, picture
+from cutmix.report.provenance import status, what_was_run
+from cutmix.report.suites import calibration, definitions, localization, robustness, unknown
+from cutmix.runs.read import Json, Run, groups, read_runs
+from cutmix.statistics import in_words
+from cutmix.transfer_card import captioning, detection, paper_of_transfer
+from cutmix.version import __version__
+
+
+def write_report(runs: Sequence[Path], out: Path) -> Path:
+    """Write one HTML page about run folders; it needs no script, no network and no other file.
+
+    Args:
+        runs: folders that `cutmix train` wrote, finished or not.
+        out: the page's file; one that exists is replaced in one step, or stays as it was.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        InputError: A folder is missing, given twice or no run folder, a file in it is damaged, or the page could not
+            be written.
+    """
+    loaded = read_runs([Path(run) for run in runs])
+    sections = [made for section in SECTIONS if (made := section(loaded)) is not None]
+    page = _distinct_ids(HTML.page("cutmix report", _subtitle(loaded), sections))
+    out = Path(out)
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; give the name of the page, for example {out / 'report.html'}")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(page, encoding="utf-8")
+        os.replace(temporary, out)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"the page {out} could not be written: {error.strerror}") from None
+    return out
+
+
+def summary(runs: Sequence[Run]) -> Section:
+    """What came out, one sentence a recipe: its error, and how it stands to the one without mixing."""
+    items = [Markup("<strong>{}</strong>: {}").format(name, text) for name, text in comparisons(runs)]
+    items += [_unfinished(run) for run in runs if not run.finished]
+    items += [_only_suites(run) for run in runs if run.finished and _line(run) is None]
+    body = HTML.sentences(items)
+    if any(_tested_apart([run for run in runs if run.task == task]) for task in MAIN):
+        said = "Not all runs are tested on the same images; what is measured on different images is not comparable."
+        body = HTML.note(said) + body
+    return Section("Summary", "summary", body)
+
+
+def results(runs: Sequence[Run]) -> Section | None:
+    """The errors with their intervals, the last epoch apart from the best."""
+    runs = [run for run in runs if run.task == "classification"]
+    if not runs:
+        return None
+    captions = {
+        "last": "Last epoch: the network at the end of training",
+        "best": "Best epoch: chosen on the test set, so it flatters; only for comparison with papers that report it",
+        "file": "Weights from a file, as they are",
+    }
+    header = [
+        "Run",
+        "Top-1 error, % [95\u00a0%\u00a0interval]",
+        "Top-5 error, %",
+        "Test images",
+        "Test set",
+        "Epoch",
+        "Weights",
+    ]
+    trained_here = [run for run in runs if not run.evaluated]
+    shown = {"last": trained_here, "best": trained_here, "file": [run for run in runs if run.evaluated]}
+    tables = [
+        HTML.table(
+            captions[which],
+            header,
+            [row for same in groups(members).values() for row in _error_rows(same, which.replace("file", "last"))],
+        )
+        for which, members in shown.items()
+        if members
+    ]
+    return Section("Results", "results", Markup("\n").join(tables))
+
+
+def error_curves(runs: Sequence[Run]) -> Section | None:
+    """Test error and training loss by epoch, every run in the same plots; the seeds of a recipe look alike."""
+    caption = (
+        "Test error is measured after an epoch. Training loss is the mean over an epoch’s batches; a loss against "
+        "mixed labels is not comparable with one against plain labels."
+    )
+    if any(run.recipe.get("mix") == "smmix" for run in runs):
+        caption += " SMMix’s is a sum of three losses, and not comparable with either."
+    (figure2,) = find_tables("figure2")
+    if {str(run.recipe.get("name")).partition("+")[0] for run in runs} & {row.recipe for row in figure2.rows}:
+        caption += " Figure 2 of the paper shows these curves for its baseline and CutMix, without printed values."
+    styles = {group: style for style, group in enumerate(groups(runs))}
+    figures = ("Test error", "top1_err", "top-1 error, %"), ("Training loss", "train_loss", "loss")
+    body = learning_curves([run for run in runs if run.task == "classification"], styles, figures, caption)
+    return Section("Error curves", "error-curves", body) if body else None
+
+
+def paired_comparisons(runs: Sequence[Run]) -> Section | None:
+    """Which runs differ on the same test images by more than chance."""
+    rows = [
+        Row(f"{pair.first}, {pair.second}", [f"{pair.counts.first:,}", f"{pair.counts.second:,}", in_words(pair.p)])
+        for pair in pairs(runs)
+    ]
+    if not rows:
+        return None
+    header = ["Runs", "Only the first right", "Only the second right", "Exact McNemar test, Holm-adjusted"]
+    caption = "Pairs of runs, image by image, after the last epoch"
+    return Section("In pairs", "in-pairs", HTML.table(caption, header, rows))
+
+
+def paper_tables(runs: Sequence[Run]) -> Section | None:
+    """The paper's tables and figures of which a row was run, with its numbers where the protocol is the same."""
+    ours = [one for run in runs if (one := trained(run)) is not None]
+    run_here = {run.recipe for run in ours}
+    known = [table for table in TABLES if run_here & {row.recipe for row in table.rows}]
+    more = [table for table in known if run_here & {row.recipe for row in table.rows if not is_baseline(row)}]
+    shown = more or known[:1]  # the baseline alone is no reason to show every table that it stands in
+    if not shown:
+        return None
+    body = Markup("\n").join(
+        HTML.table(sheet.caption, sheet.header, [Row(name, cells) for name, *cells in sheet.rows])
+        for table in shown
+        for sheet in sheets(table, ours)
+    )
+    return Section("The paper’s tables", "paper", body + HTML.sentences(footnotes(shown)))
+
+
+def paper_sweeps(runs: Sequence[Run]) -> Section | None:
+    """The paper's figure 3: the error by α and by layer, with the baseline of the same protocol."""
+    ours = [one for run in runs if (one := trained(run)) is not None]
+    legend: dict[str, int] = {}
+    plots = []
+    for name, axis in (("figure3-alpha", "α"), ("figure3-layer", "layer")):
+        (table,) = find_tables(name)
+        curves, said = [], []
+        for sweep in sweeps(table, ours):
+            xs, ys = zip(*sweep.points, strict=True)
+            names = [(sweep.how or "the paper’s protocol", xs, ys)]
+            if sweep.baseline is not None:
+                names.append((f"baseline ({names[0][0]})", (xs[0], xs[-1]), (sweep.baseline,) * 2))
+            curves += [Curve(x, y, legend.setdefault(label, len(legend))) for label, x, y in names]
+            said.append(f"{names[0][0]}: " + ", ".join(f"{y:.1f} at {x:g}" for x, y in sweep.points))
+        if curves:
+            alt = f"Top-1 error by {axis}. {'; '.join(said)}."
+            plots.append((table.title, lines(curves, xlabel=axis, ylabel="top-1 error, %", alt=alt)))
+    if not plots:
+        return None
+    caption = "Figure 3 of the paper: last epoch, mean over seeds. The paper prints no values to compare with."
+    return Section("Sweeps", "sweeps", HTML.curves([(key(s), name) for name, s in legend.items()], plots, caption))
+
+
+def sample_mixes(runs: Sequence[Run]) -> Section | None:
+    """What the network of each run was shown."""
+    images = [_image(run, run.samples) for run in runs if run.samples is not None]
+    return Section("Sample mixes", "sample-mixes", HTML.images(images)) if images else None
+
+
+def how_it_was_measured(runs: Sequence[Run]) -> Section:
+    """The definitions of everything on the page."""
+    errors = any(run.task == "classification" for run in runs)
+    return Section("How it was measured", "how-it-was-measured", HTML.definitions(definitions(runs), errors))
+
+
+SECTIONS = (
+    summary, what_was_run, results, paired_comparisons, error_curves, calibration, robustness, unknown, localization,
+    attention, detection, captioning, paper_tables, paper_sweeps, paper_of_transfer, sample_mixes, how_it_was_measured,
+)  # fmt: skip
+
+
+def _distinct_ids(page: str) -> str:
+    """Return the page with the ids inside its drawings counted, as the same drawing may be there twice."""
+    number = count()
+    return re.sub(
+        r"<svg .*?</svg>", lambda svg: re.sub(r"\bf[0-9a-f]{8}-", f"f{next(number)}-", svg[0]), page, flags=re.DOTALL
+    )
+
+
+def _subtitle(runs: Sequence[Run]) -> str:
+    data = ", ".join(dict.fromkeys(run.data for run in runs))
+    return f"{_count(len(runs), 'run')} on {data} · written {date.today().isoformat()} by cutmix {__version__}"
+
+
+def _line(run: Run) -> Json | None:
+    """The result of the measure by which runs of its task are compared."""
+    return run.result(MAIN[run.task].measure, "last")
+
+
+def _tested_apart(runs: Sequence[Run]) -> bool:
+    sizes = {line["n"] for run in runs if (line := _line(run)) and line["n"]}
+    return len({run.data for run in runs}) > 1 or len(sizes) > 1
+
+
+def _unfinished(run: Run) -> Markup:
+    text = f": {status(run)}, so it does not enter the comparison"
+    measure, label, unit = MAIN[run.task]
+    measured = [entry for entry in run.epochs if entry.get(measure) is not None]
+    if measured:
+        text += f" ({label} after epoch {measured[-1]['epoch']}: {measured[-1][measure]:.1f}{unit})"
+    return Markup("<strong>{}</strong>{}.").format(run.label, text)
+
+
+def _only_suites(run: Run) -> Markup:
+    suites = dict.fromkeys(str(line["suite"]) for line in run.results if "suite" in line)
+    text = "<strong>{}</strong>: top-1 error not run; what was measured is below ({})."
+    return Markup(text).format(run.label, ", ".join(suites))
+
+
+def _error_rows(members: Sequence[Run], which: str) -> list[Row]:
+    """A row for each run of a recipe, and one for their mean when there are several."""
+    rows = []
+    for run in members:
+        line = run.result("top1_err", which) or {}
+        n = line.get("n")
+        rows.append(
+            Row(
+                run.label if run.finished else f"{run.label} (unfinished)",
+                [
+                    _error(line),
+                    _error(run.result("top5_err", which) or {}),
+                    "not run" if n is None else f"{n:,}",
+                    f"{line.get('data', run.data)} {line.get('split', '')}".strip(),
+                    ("–" if run.evaluated else "not run") if line.get("epoch") is None else str(line["epoch"]),
+                    {"ema": "averaged (EMA)", "model": "model"}.get(str(line.get("weights")), "not run"),
+                ],
+            )
+        )
+    means = [estimate(members, measure, which) for measure in ("top1_err", "top5_err")]
+    if means[0] and means[0].count > 1:
+        name = f"{members[0].group}: mean of {means[0].count} runs"
+        rows.append(Row(name, [*(_error(vars(mean) if mean else {}) for mean in means), "", "", "", ""], strong=True))
+    return rows
+
+
+def _error(line: dict[str, Any]) -> str:
+    value, low, high = (line.get(name) for name in ("value", "low", "high"))
+    if value is None:
+        return "not run"
+    return f"{value:.2f}" if low is None or high is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _image(run: Run, png: bytes) -> dict[str, Any]:
+    mix = run.recipe.get("mix", "none")
+    return picture(
+        png,
+        run.folder / "samples.png",
+        alt=f"Grid of training images as the network of {run.label} is shown them, mix: {mix}",
+        caption=f"{run.label}: training images as the network is shown them (mix: {mix})",
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

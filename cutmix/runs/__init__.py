@@ -1,0 +1,1 @@
+"""Run folders and result lines: written and read in one place."""

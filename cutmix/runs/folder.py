@@ -1,0 +1,303 @@
+"""A run is a folder: what was run, in what, how it went, what came out.
+
+config.json        the resolved recipe, and the command
+environment.json   versions, device, commit
+log.jsonl          one line every few steps, one an epoch
+checkpoint.pt      where to go on
+model.safetensors  the weights after the last epoch; best.safetensors: of the best one
+results.jsonl      one line a measure
+predictions/       per-sample logits of the last and the best epoch
+samples.png        what the network saw
+pictures/          what it found: detections, captions
+"""
+
+import io
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from contextlib import suppress
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from cutmix.config.recipe import Recipe, Training, flag
+from cutmix.errors import UNREADABLE, InputError
+from cutmix.runtime.checkpoint import read_weights, write_atomic
+from cutmix.runtime.files import append_line, read_lines
+from cutmix.version import __version__
+
+Kind = TypeVar("Kind", bound=Training)
+
+_PARTS = (
+    "config.json", "environment.json", "log.jsonl", "checkpoint.pt", "model.safetensors", "best.safetensors",
+    "results.jsonl", "samples.png", "predictions/last.npz", "predictions/best.npz", "best.next.safetensors",
+    "predictions/best.next.npz", "pictures/detections.png", "pictures/captions.png",
+    "pictures/attention.png",
+)  # fmt: skip
+# What a run that was killed before it had written its configuration leaves, with the temporary files of both.
+_FIRST = re.compile(r"\.lock|environment\.json|\.(environment|config)\.json\.\w+\.tmp")
+
+
+class RunFolder:
+    """The folder of one training run, held by one process at a time.
+
+    Args:
+        path: The folder; made if it is not there.
+        recipe: What is to be run.
+        resume: Go on with the run that the folder holds.
+        overwrite: Remove the run that the folder holds, and nothing else in it.
+
+    Raises:
+        InputError: If the folder holds another run, or things that are no run, or is being written by another process.
+    """
+
+    def __init__(self, path: Path, recipe: Training, *, resume: bool, overwrite: bool) -> None:
+        self.path = path
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} is a file; expected a folder for the run")
+        holds_run = (path / "config.json").exists()
+        saved = ("checkpoint.pt", "best.safetensors", "model.safetensors", "results.jsonl")
+        if holds_run and not resume and not any((path / name).exists() for name in saved):
+            overwrite = True  # it ended before anything was saved: there is nothing to lose
+        if holds_run and not (resume or overwrite):
+            raise InputError(
+                f"{path} already holds a run; continue it with --resume, start again with --overwrite, "
+                "or choose another folder with --out"
+            )
+        if not holds_run and path.exists() and not only_begun(path):
+            raise InputError(f"{path} is not empty and holds no run; choose another folder with --out")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{path} could not be made: {error.strerror}") from None
+        self._lock = hold(path)
+        try:
+            if holds_run and resume:
+                _check_same(recipe, read_recipe(path, type(recipe)), path)
+            elif holds_run:
+                self._remove_run()
+        except InputError:
+            self.close()
+            raise
+
+    def start(self, recipe: Training, environment: dict[str, Any]) -> None:
+        """Write what is run and where; the configuration last, as it is what makes the folder a run."""
+        write_json(self.path / "environment.json", environment)
+        write_json(self.path / "config.json", {"recipe": recipe.to_dict(), "command": command_line()})
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append a line to the log."""
+        append_line(self.path / "log.jsonl", record)
+
+    def log_size(self) -> int:
+        """Return the bytes of the log so far, which a checkpoint remembers."""
+        log = self.path / "log.jsonl"
+        return log.stat().st_size if log.exists() else 0
+
+    def cut_log(self, size: int) -> None:
+        """Forget the lines after a checkpoint: their steps will be run again."""
+        log = self.path / "log.jsonl"
+        if log.exists() and log.stat().st_size > size:
+            os.truncate(log, size)
+
+    def promote_best(self, epoch: int | None) -> None:
+        """Make the weights and predictions of the best epoch so far those of the last checkpoint's best epoch.
+
+        They are written under another name first: a process that is killed before the checkpoint says that they are
+        the best leaves the earlier best as it was.
+        """
+        weights = self.path / "best.next.safetensors"
+        if not weights.exists():
+            return
+        predictions = self.path / "predictions/best.next.npz"
+        if json.loads(read_weights(weights)[1]["epoch"]) != epoch:
+            weights.unlink()
+            predictions.unlink(missing_ok=True)
+            return
+        if predictions.exists():
+            os.replace(predictions, self.path / "predictions/best.npz")
+        os.replace(weights, self.path / "best.safetensors")
+
+    def write_results(self, records: list[dict[str, Any]]) -> None:
+        """Write the measures of training, keeping the lines of other evaluations."""
+        path = self.path / "results.jsonl"
+        kept = [r for r in read_lines(path) if not _of_training(r)]
+        lines = [json.dumps(r, ensure_ascii=False) + "\n" for r in [*records, *kept]]
+        write_bytes(self.path / "results.jsonl", "".join(lines).encode())
+
+    def _remove_run(self) -> None:
+        """Remove what a run writes, but its configuration, by which the folder is known; the next one replaces it."""
+        parts = [self.path / name for name in reversed(_PARTS) if name != "config.json"]
+        for part in [*parts, *self.path.glob("tensorboard/events.out.tfevents.*")]:
+            try:
+                part.unlink(missing_ok=True)
+            except OSError as error:
+                raise InputError(f"{part} could not be removed: {error.strerror}") from None
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        if self._lock is not None:
+            self._lock.close()
+
+
+def only_begun(path: Path) -> bool:
+    """Return whether a folder without a configuration is empty, or holds only what is written before one."""
+    return all(_FIRST.fullmatch(part.name) for part in path.iterdir())
+
+
+def has_results(path: Path) -> bool:
+    """Return whether a run's training has written its results; ``cutmix evaluate`` may have added others before."""
+    return any(_of_training(record) for record in read_lines(path / "results.jsonl"))
+
+
+def _of_training(record: dict[str, Any]) -> bool:
+    return "file" not in record  # which only an evaluation names
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically, in a folder that is made if it is not there."""
+    path.parent.mkdir(exist_ok=True)
+    write_atomic(path, lambda file: file.write(data))
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write an npz file atomically, in a folder that is made if it is not there."""
+    path.parent.mkdir(exist_ok=True)
+    write_atomic(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+
+
+def read_arrays(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of an npz file; pickled objects in it are refused.
+
+    Raises:
+        InputError: If the file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    except UNREADABLE as error:
+        raise InputError(f"{path} cannot be read as predictions ({error}); train again with --overwrite") from None
+
+
+def saved_recipe(path: Path) -> Recipe:
+    """Return the recipe of the classifier that was trained in a folder; raises as ``read_recipe``."""
+    return read_recipe(path, Recipe)
+
+
+def read_recipe(path: Path, kind: type[Kind]) -> Kind:
+    """Return the recipe of the run in a folder.
+
+    Raises:
+        InputError: If the folder holds no run, or its configuration cannot be read.
+    """
+    config = path / "config.json"
+    try:
+        values = json.loads(config.read_text())["recipe"]
+        foreign = kind is Recipe and "backbone" in values
+        if not foreign:
+            return kind.from_dict(values)
+    except FileNotFoundError:
+        raise InputError(f"{path} holds no run: {config.name} is not there") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{config} cannot be read as a run's configuration: {error}") from None
+    raise InputError(f"{path} holds a detector or a captioner, which its own run has measured; give a classifier's run")
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return what a result depends on beside its recipe: versions, device, threads, commit."""
+    return {
+        "cutmix": __version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("torch", "torchvision", "timm", "numpy")},
+        "device": device_name(device),
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """Return what a device is called, e.g. "cuda (NVIDIA H200)" or "cpu (AMD EPYC 9B14, 2 threads)"."""
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    name = platform.processor() or platform.machine()
+    with suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
+        name = next(line for line in file if line.startswith("model name")).split(":", 1)[1].strip()
+    return f"{device.type} ({name}, {torch.get_num_threads()} threads)"
+
+
+def commit() -> str | None:
+    """Return the commit of the source that runs, with "+" where it was changed since; None outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel").strip()).resolve() != root:
+            return None
+        return git("rev-parse", "--short", "HEAD").strip() + (
+            "+" if git("status", "--porcelain", "-uno").strip() else ""
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def command_line() -> str:
+    """Return the command as it was typed, with ``python -m`` and paths to the script taken for ``cutmix``."""
+    return shlex.join(["cutmix", *sys.argv[1:]])
+
+
+def today() -> str:
+    """Return the date, ISO 8601."""
+    return date.today().isoformat()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _check_same(recipe: Training, saved: Training, path: Path) -> None:
+    ours, theirs = recipe.to_dict(), saved.to_dict()
+    different = [f"--{flag(k)} {ours[k]} (there {theirs[k]})" for k in ours if ours[k] != theirs[k]]
+    if different:
+        raise InputError(f"{path} holds another run: {', '.join(different)}; resume it with its own recipe")
+
+
+def hold(path: Path, name: str = ".lock") -> io.TextIOWrapper | None:
+    """Hold the folder until the process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        return None
+    try:
+        file = open(path / name, "w")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(f"{path} cannot be written to: {error.strerror}") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if isinstance(error, BlockingIOError):
+            reason = "is being written by another process; wait for it, or choose another --out"
+        else:
+            reason = f"cannot be locked ({error.strerror}); choose another --out"
+        raise InputError(f"{path} {reason}") from None
+    return file

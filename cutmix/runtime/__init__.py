@@ -1,0 +1,1 @@
+"""What any command needs: files, checkpoints, devices, processes, signals, progress, seeds."""

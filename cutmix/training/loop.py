@@ -1,0 +1,283 @@
+"""The one loop, read from top to bottom: ``cutmix train``, or ``torchrun --nproc-per-node N -m cutmix train``."""
+
+import math
+import shlex
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cutmix.config.options import TrainOptions
+from cutmix.config.recipe import Recipe
+from cutmix.errors import InputError
+from cutmix.runs.folder import RunFolder, command_line, has_results, read_arrays, today, write_arrays, write_bytes
+from cutmix.runtime.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from cutmix.runtime.distributed import any_process, average_loss, barrier, gather, processes, without_sync
+from cutmix.runtime.signals import Stop, remembered_signals
+from cutmix.training.optim import learning_rate, set_learning_rate
+from cutmix.training.setup import Run, prepare, summary_writer
+from cutmix.training.state import restore, take_snapshot
+
+
+def run_training(recipe: Recipe, options: TrainOptions | None = None) -> Path:
+    """Train a recipe, measure it after each epoch, and return the folder of the run.
+
+    Args:
+        recipe: What to compute.
+        options: How to run it.
+
+    Raises:
+        InputError: If data, model, folder or device do not fit, a file cannot be read or written, or the loss is no
+            longer finite.
+        SystemExit: With 128 + the signal's number, after SIGTERM or Ctrl-C and a checkpoint.
+    """
+    options = options or TrainOptions()
+    with processes(options.device) as world:
+        return run_to_end(prepare(recipe, options, world))
+
+
+def run_to_end(run: Run) -> Path:
+    """Train what is prepared, from its start or its checkpoint, and return its folder; raises as ``run_training``."""
+    try:
+        if begin(run):
+            return run.path
+        with remembered_signals() as stop, run.progress:
+            for epoch in range(run.state.epoch, run.recipe.epochs):
+                train_epoch(run, epoch, stop)
+                measure_epoch(run)
+                save(run)
+            finish(run)
+    finally:
+        if run.board:
+            run.board.close()
+        if run.folder:
+            run.folder.close()
+    return run.path
+
+
+def train_epoch(run: Run, epoch: int, stop: Stop) -> None:
+    """Train on what is left of an epoch; look, save and stop between two steps."""
+    recipe, options, state, world = run.recipe, run.options, run.state, run.world
+    run.network.train()
+    run.progress.start_epoch()
+    clock = time.perf_counter()
+    for images, labels in run.batches.epoch(epoch, start=state.step_in_epoch):
+        lr = learning_rate(recipe, state.step, run.batches.steps)
+        set_learning_rate(state.optimizer, lr)
+        run.unread.append((train_step(run, images, labels), len(images)))
+        state.step += 1
+        state.step_in_epoch += 1
+        run.progress.step(len(images) * world.size)
+        if state.step % options.log_every == 0:
+            log_step(run, epoch, lr)
+        stopping = any_process(stop.number is not None, world)
+        due = options.checkpoint_every and state.step % options.checkpoint_every == 0
+        if stopping or (due and state.step_in_epoch < run.batches.steps):
+            state.seconds += time.perf_counter() - clock
+            save(run)
+            clock = time.perf_counter()
+        if stopping:
+            run.progress.say(
+                f"stopped at step {state.step} in epoch {epoch + 1}; "
+                f"{run.task.command} --resume --out {shlex.quote(str(run.path))} goes on from there"
+            )
+            raise SystemExit(128 + (stop.number or signal.SIGTERM))
+    check_finite(run)
+    state.seconds += time.perf_counter() - clock
+
+
+def train_step(run: Run, images: Any, targets: Any) -> Tensor:
+    """Take one optimizer step on a batch, and return its mean loss, which nothing has waited for."""
+    recipe, state = run.recipe, run.state
+    state.optimizer.zero_grad(set_to_none=True)
+    parts = run.task.split(images, targets, state.step / (recipe.epochs * run.batches.steps))
+    total = torch.zeros((), device=run.world.device)
+    for number, (x, y) in enumerate(parts, 1):
+        with without_sync(run.network, number < len(parts)):
+            loss = run.task.loss(run.network, x, y) * (len(x) / len(images))
+            loss.backward()
+        total += loss.detach()
+    if recipe.clip_grad_norm:
+        nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_grad_norm)
+    state.optimizer.step()
+    if state.average is not None:
+        state.average.update_parameters(state.network)
+    return total
+
+
+def read_losses(run: Run) -> None:
+    """Read the losses since the last look, and add them one by one: the sums do not depend on when one looked.
+
+    Raises:
+        InputError: If one is not finite, with its step and learning rate and the last good checkpoint.
+    """
+    if not run.unread:
+        return
+    state = run.state
+    losses = torch.stack([loss for loss, _ in run.unread]).tolist()
+    counts = [count for _, count in run.unread]
+    run.unread.clear()
+    first_step = state.step - len(losses)
+    bad = next(((first_step + i, loss) for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
+    found = [one for one in gather(bad, run.world) if one is not None]
+    if found:
+        step, loss = min(found)
+        raise diverged(run, f"the loss is {loss}", step)
+    for loss, count in zip(losses, counts, strict=True):
+        state.loss_sum, state.seen = state.loss_sum + loss * count, state.seen + count
+        state.recent_sum, state.recent_seen = state.recent_sum + loss * count, state.recent_seen + count
+
+
+def check_finite(run: Run) -> None:
+    """Look at the losses and the weights before they are saved or measured, so that every checkpoint is good.
+
+    A finite loss can leave infinite weights: they are its gradient's.
+
+    Raises:
+        InputError: If one is not finite.
+    """
+    read_losses(run)
+    finite = all(bool(tensor.isfinite().all()) for tensor in run.state.model.state_dict().values())
+    if any_process(not finite, run.world):
+        raise diverged(run, "the weights are not finite", run.state.step - 1)
+
+
+def diverged(run: Run, what: str, step: int) -> InputError:
+    """Return the error of a run that cannot go on, with what is needed to find out why."""
+    lr = learning_rate(run.recipe, step, run.batches.steps)
+    good = f"the last good checkpoint is {run.checkpoint}" if run.checkpoint.exists() else "no checkpoint was saved"
+    return InputError(f"{what} at step {step + 1}, with learning rate {lr:.4g}; {good}")
+
+
+def log_step(run: Run, epoch: int, lr: float) -> None:
+    """Show and log the loss since the last such line of the epoch."""
+    read_losses(run)
+    loss = run.state.recent_sum / run.state.recent_seen
+    run.state.recent_sum, run.state.recent_seen = 0.0, 0
+    speed = run.progress.images_per_second()
+    run.progress.show(epoch + 1, run.state.step, loss, lr)
+    record = {"epoch": epoch + 1, "step": run.state.step, "loss": loss, "lr": lr, "images_per_second": speed}
+    log(run, {"kind": "train"} | record)
+
+
+def measure_epoch(run: Run) -> None:
+    """Close an epoch: measure it where the recipe says so, log it, and keep the best one."""
+    recipe, state = run.recipe, run.state
+    record = {
+        "kind": "epoch", "epoch": state.epoch + 1, "step": state.step,
+        "lr": learning_rate(recipe, state.step - 1, run.batches.steps),
+        "train_loss": average_loss(state.loss_sum, state.seen, run.world), "seconds": round(state.seconds, 3),
+        "images_per_second": run.progress.images_per_second(),
+    }  # fmt: skip
+    state.epoch, state.step_in_epoch, state.loss_sum, state.seen = state.epoch + 1, 0, 0.0, 0
+    state.recent_sum, state.recent_seen = 0.0, 0
+    if state.epoch % recipe.eval_every == 0 or state.epoch == recipe.epochs:
+        figures, arrays = run.task.measure()
+        record |= figures
+        if is_best(run, figures):
+            state.best = {"epoch": state.epoch, **figures}
+            keep(run, arrays, "best.next", "best.next.safetensors")  # best once the checkpoint says so
+        if state.epoch == recipe.epochs:
+            keep(run, arrays, "last", "model.safetensors")
+    log(run, record)
+    run.progress.show_epoch(record)
+
+
+def is_best(run: Run, figures: dict[str, float]) -> bool:
+    """Return whether an epoch is better than all before it, or the first."""
+    value, best = figures[run.task.key], run.state.best.get(run.task.key)
+    return best is None or (value < best if run.task.less_is_better else value > best)
+
+
+def keep(run: Run, arrays: dict[str, np.ndarray], which: str, weights: str) -> None:
+    """Write what came out for each test sample, and the weights that made it."""
+    if run.folder:
+        write_arrays(run.path / f"predictions/{which}.npz", arrays)
+        save_weights(run.path / weights, run.state.measured.state_dict(), run.task.about(run.state.epoch))
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint; every process takes part, the first one writes."""
+    check_finite(run)
+    snapshot = take_snapshot(run.state, run.world)
+    if run.folder:
+        about = {"log_size": run.folder.log_size(), "data": run.task.fingerprint()}
+        save_checkpoint(run.checkpoint, snapshot | about)
+        run.folder.promote_best(run.state.best.get("epoch"))
+
+
+def log(run: Run, record: dict[str, Any]) -> None:
+    """Append to the log, and to TensorBoard where it was asked for."""
+    if run.folder:
+        run.folder.log(record)
+    if run.board:
+        for name, value in record.items():
+            if isinstance(value, float):
+                run.board.add_scalar(f"{record['kind']}/{name}", value, run.state.step)
+
+
+def finish(run: Run) -> None:
+    """Write every measure of the last and of the best epoch, with what it depends on."""
+    if not run.folder:
+        return
+    recipe = run.recipe
+    common = {
+        "recipe": recipe.name, "data": run.data, "split": "test", "model": recipe.model,
+        **run.task.circumstances(), "epochs": recipe.epochs,
+        "seed": recipe.seed, "weights": "ema" if run.state.average is not None else "model",
+        "precision": recipe.precision, "processes": run.world.size, "seconds": round(run.state.seconds, 1),
+        **{name: run.about[name] for name in ("parameters", "commit", "torch", "device")}, "date": today(),
+        "command": command_line(),
+    }  # fmt: skip
+    records = []
+    for which, epoch in (("last", recipe.epochs), ("best", run.state.best["epoch"])):
+        arrays = read_arrays(run.path / f"predictions/{which}.npz")
+        records += [{**common, **measure, "which": which, "epoch": epoch} for measure in run.task.records(arrays)]
+        for name, png in run.task.pictures(arrays).items() if which == "last" else ():
+            write_bytes(run.path / f"pictures/{name}.png", png)
+    run.folder.write_results(records)
+    for record in records:
+        if record["measure"] == run.task.key:
+            run.progress.say(
+                f"{record['which']} epoch ({record['epoch']}): {run.task.title} {record['value']:.2f}{run.task.unit} "
+                f"[{record['low']:.2f}, {record['high']:.2f}]"
+            )
+    run.progress.say(f"results in {run.path}; cutmix report {run.path} makes a page of them")
+
+
+def begin(run: Run) -> bool:
+    """Take hold of the folder, start the run's files or go on from its checkpoint; return whether it is finished."""
+    recipe, options = run.recipe, run.options
+    if run.world.first:
+        run.folder = RunFolder(run.path, recipe, resume=options.resume, overwrite=options.overwrite)
+    barrier(run.world)  # the first process has dealt with the folder
+    run.progress.say(
+        f"{recipe.name}: {recipe.model}, {run.task.opening()}; {run.world.device.type}, {recipe.precision}"
+    )
+    if run.checkpoint.exists():
+        snapshot = load_checkpoint(run.checkpoint)
+        if snapshot.get("data", run.task.fingerprint()) != run.task.fingerprint():
+            raise InputError(f"{recipe.data} has other training images than when the run in {run.path} was started")
+        restore(run.state, snapshot, run.world)
+        if run.folder:
+            run.folder.promote_best(run.state.best.get("epoch"))
+        if run.state.epoch == recipe.epochs and has_results(run.path):
+            run.progress.say(f"{run.path} is finished")
+            return True
+        if run.folder:
+            run.folder.cut_log(snapshot["log_size"])
+        run.progress.say(f"going on after step {run.state.step}")
+    elif run.folder:
+        run.folder.cut_log(0)
+        run.folder.start(recipe, run.about)
+        if samples := run.task.samples():
+            write_bytes(run.path / "samples.png", samples)
+    if len(set(gather(run.state.step, run.world))) > 1:
+        raise InputError(f"the processes do not see the same checkpoint; {run.path} has to be a folder that all share")
+    if options.tensorboard and run.folder:
+        run.board = summary_writer()(str(run.path / "tensorboard"), purge_step=run.state.step + 1)
+    return False

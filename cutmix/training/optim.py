@@ -1,0 +1,92 @@
+"""What moves the weights: the optimizer, the learning rate at a step, the moving average."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cutmix.config.recipe import Training
+from cutmix.errors import InputError
+
+
+def make_optimizer(recipe: Training, model: nn.Module, *, head_lr_factor: float = 1.0) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer.
+
+    With ``decay_all`` off, vectors (biases, normalisation) are not decayed, nor is what a network of timm names in
+    ``no_weight_decay`` (position embeddings, class tokens). With a ``head_lr_factor`` that is not 1,
+    the parameters of the classifier are in groups of their own, which ``set_learning_rate`` knows by "lr_factor".
+    """
+    head = {id(p) for p in find_classifier(model).parameters()} if head_lr_factor != 1 else set()
+    not_decayed = _not_decayed(model)
+    spared = {id(p) for name, p in model.named_parameters() if name.removeprefix("network.") in not_decayed}
+    sorted_out: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            key = id(parameter) in head, recipe.decay_all or (parameter.ndim > 1 and id(parameter) not in spared)
+            sorted_out.setdefault(key, []).append(parameter)
+    groups = [
+        {"params": sorted_out[key], "weight_decay": recipe.weight_decay if key[1] else 0.0,
+         "lr_factor": head_lr_factor if key[0] else 1.0}
+        for key in sorted(sorted_out, key=lambda key: (key[0], not key[1]))
+    ]  # fmt: skip
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr)
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
+
+
+def _not_decayed(model: nn.Module) -> set[str]:
+    network: Any = getattr(model, "network", model)
+    return set(network.no_weight_decay()) if hasattr(network, "no_weight_decay") else set()
+
+
+def learning_rate(recipe: Training, step: int, steps_per_epoch: int) -> float:
+    """Return the learning rate of a step: a function of it alone, so that resuming needs no state.
+
+    Linear warm-up, then constant; or multiplied by γ after each milestone, at the first step of an epoch; or half a
+    cosine from the end of the warm-up to ``min_lr`` after the last step.
+
+    Args:
+        recipe: The run.
+        step: Optimizer steps done so far, from 0.
+        steps_per_epoch: Optimizer steps of an epoch.
+    """
+    warmup, total = recipe.warmup_epochs * steps_per_epoch, recipe.epochs * steps_per_epoch
+    if step < warmup:
+        return recipe.lr * (step + 1) / (warmup + 1)
+    if recipe.schedule == "cosine":
+        share = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
+        return recipe.min_lr + (recipe.lr - recipe.min_lr) * share
+    if recipe.schedule == "step":
+        epoch = step // steps_per_epoch + 1e-9  # 0.7 · 10 is a little above 7 in floating point
+        passed = sum(epoch >= milestone * recipe.epochs for milestone in recipe.milestones)
+        return recipe.lr * recipe.gamma**passed
+    return recipe.lr
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every group, times its own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_factor", 1.0)
+
+
+def find_classifier(model: nn.Module) -> nn.Linear:
+    """Return the layer that maps features to classes.
+
+    Raises:
+        InputError: If the network does not say which it is, or it is no linear layer.
+    """
+    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
+    if not isinstance(classifier, nn.Linear):
+        raise InputError(
+            f"{type(model).__name__} has no linear classifier that --new-head or --head-lr-factor could be for"
+        )
+    return classifier
+
+
+def make_average(recipe: Training, model: nn.Module) -> AveragedModel | None:
+    """Return the exponential moving average of weights and buffers, or None without ``ema_decay``."""
+    if not recipe.ema_decay:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True)

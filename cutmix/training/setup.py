@@ -1,0 +1,154 @@
+"""What a training run works with: data, loaders, network and all around it, made before the first step."""
+
+import contextlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cutmix.config.options import RunOptions, TrainOptions
+from cutmix.config.recipe import Recipe, Training
+from cutmix.data import FileSet, ImageSet, open_data, test_loader, train_loader
+from cutmix.data.loaders import Loader
+from cutmix.data.sets import keep_per_class
+from cutmix.errors import InputError
+from cutmix.models import pretrained_normalization
+from cutmix.runs.folder import RunFolder, environment, today
+from cutmix.runtime.device import autocast, resolve_precision
+from cutmix.runtime.distributed import World, barrier, parallel
+from cutmix.runtime.progress import Progress
+from cutmix.training.classification import Classification, Task
+from cutmix.training.state import State, start_state
+
+
+@dataclass
+class Run:
+    """What the loop works with, made once; ``prepare`` makes it for classifiers."""
+
+    recipe: Training
+    options: RunOptions
+    world: World
+    path: Path
+    data: str
+    task: Task
+    batches: Loader
+    state: State
+    network: nn.Module
+    autocast: contextlib.AbstractContextManager
+    progress: Progress
+    about: dict[str, Any]
+    folder: RunFolder | None = None
+    board: Any = None
+    unread: list[tuple[Tensor, int]] = field(default_factory=list)
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where to go on."""
+        return self.path / "checkpoint.pt"
+
+
+def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
+    """Open the data, make everything that the loop works with, and find what is wrong before anything is written."""
+    if options.tensorboard:
+        summary_writer()
+    train_set, test_set = open_sets(recipe, options, world)
+    if recipe.pretrained and train_set.in_chans == 3 and (normalization := pretrained_normalization(recipe.model)):
+        mean, std = normalization  # what the weights were trained with
+        train_set, test_set = (replace(part, mean=mean, std=std) for part in (train_set, test_set))
+    recipe = resolve(recipe, train_set, world.device)
+    shared: dict[str, Any] = {
+        "batch_size": recipe.batch_size, "device": world.device, "image_size": recipe.image_size,
+        "crop_fraction": recipe.crop_fraction, "squash": recipe.squash, "interpolation": recipe.interpolation,
+        "workers": options.workers, "channels_last": recipe.channels_last, "rank": world.rank,
+        "world_size": world.size,
+    }  # fmt: skip
+    batches = train_loader(
+        train_set, seed=recipe.seed, crop_padding=recipe.crop_padding, padding_mode=recipe.padding_mode,
+        flip=recipe.flip, crop_scale=recipe.crop_scale, policy=recipe.auto_augment, color_jitter=recipe.color_jitter,
+        lighting=recipe.lighting, **shared,
+    )  # fmt: skip
+    last = len(train_set) % recipe.batch_size or recipe.batch_size
+    if recipe.mix == "smmix" and last <= world.size:
+        raise InputError(
+            f"--batch-size {recipe.batch_size} leaves a process one image of the last batch, which SMMix has no "
+            "partner for; give another one"
+        )
+    path = options.out or Path("runs") / f"{recipe.name}-seed{recipe.seed}"
+    state = start_state(recipe, train_set, world)
+    network = parallel(state.model, world)
+    test_batches = test_loader(test_set, **shared)
+    cast = autocast(recipe.precision, world.device)
+    skipped = len(train_set.skipped) + len(test_set.skipped)
+    return Run(
+        recipe,
+        options,
+        world,
+        path,
+        data=train_set.name,
+        task=Classification(
+            recipe,
+            state,
+            world,
+            train_set,
+            test_set,
+            test_batches,
+            cast,
+            train_batches=test_loader(train_set, **shared) if recipe.train_error else None,
+        ),
+        batches=batches,
+        state=state,
+        network=torch.compile(network) if recipe.compile else network,  # type: ignore[arg-type]
+        autocast=cast,
+        progress=Progress(recipe.epochs, batches.steps, shown=world.first),
+        about=environment(world.device)
+        | {
+            "processes": world.size,
+            "parameters": sum(p.numel() for p in state.network.parameters()),
+            "date": today(),
+            "skipped": skipped,
+        },
+    )
+
+
+def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> tuple[ImageSet, ImageSet]:
+    """Open both splits; where something is to be downloaded, the first process does it for all."""
+    if not recipe.data:
+        raise InputError("there is no data to train on; give a folder of class folders or a known set with --data")
+
+    def both() -> list[ImageSet]:
+        return [
+            open_data(
+                recipe.data, split, val_fraction=recipe.val_fraction, seed=recipe.seed,
+                skip_unreadable=options.skip_unreadable, download=options.download and world.first,
+            )
+            for split in ("train", "test")
+        ]  # fmt: skip
+
+    sets = both() if world.first or not options.download else []
+    if options.download:
+        barrier(world)
+    train_set, test_set = sets or both()
+    if recipe.train_per_class is not None:
+        train_set = keep_per_class(train_set, recipe.train_per_class)
+    return train_set, test_set
+
+
+def resolve(recipe: Recipe, data: ImageSet, device: torch.device) -> Recipe:
+    """Return the recipe with everything automatic replaced by what it stands for here."""
+    size = recipe.image_size or (224 if isinstance(data, FileSet) else None)
+    return replace(recipe, image_size=size, precision=resolve_precision(recipe.precision, device))
+
+
+def summary_writer() -> Any:
+    """Return the class of TensorBoard's writer.
+
+    Raises:
+        InputError: If TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError('--tensorboard needs TensorBoard; install it with pip install "cutmix[tensorboard]"') from None
+    return SummaryWriter

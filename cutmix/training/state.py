@@ -1,0 +1,256 @@
+"""All that changes while training: how it starts, and how it is saved and restored bit for bit."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from cutmix.config.recipe import Recipe
+from cutmix.data import ArraySet, ImageSet
+from cutmix.errors import InputError
+from cutmix.mixing import (
+    CenterGaussianCutMix,
+    CompleteLabelCutMix,
+    CutMix,
+    Cutout,
+    FeatureCutMix,
+    FeatureMix,
+    FixedSizeCutMix,
+    ManifoldMixup,
+    Mixup,
+    MultiCutMix,
+    OneHotCutMix,
+    RandomChoice,
+    ScheduledCutMix,
+    SMMix,
+)
+from cutmix.mixing.features import find_layers
+from cutmix.mixing.images import BatchTransform
+from cutmix.mixing.targets import Targets
+from cutmix.models import WithTokenHead, create_model, predict_and_attend
+from cutmix.models.create import trying_images
+from cutmix.models.regularizers import DropBlock, regularize
+from cutmix.runtime.distributed import World, gather
+from cutmix.runtime.seeding import derive_seed
+from cutmix.training.optim import find_classifier, make_average, make_optimizer
+
+
+@dataclass
+class State:
+    """What a checkpoint holds, beside the states of the global random generators.
+
+    Attributes:
+        model: The network, without what wraps it for several processes or compilation.
+        optimizer: What moves its weights.
+        average: Moving average of the weights, or None.
+        cutout: What cuts squares out of each batch before it is mixed, or None; it has a random state of its own.
+        mix: The transform of each batch, or None; it has a random state of its own.
+        epoch: Epochs done.
+        step_in_epoch: Optimizer steps done of the epoch that is running.
+        step: Optimizer steps done in all.
+        loss_sum: Sum of this process's losses in the running epoch, over its samples.
+        seen: Samples of this process in the running epoch.
+        recent_sum: The same as ``loss_sum``, since the last line of the log.
+        recent_seen: The same as ``seen``, since the last line of the log.
+        seconds: Time spent on training steps so far.
+        best: Epoch and errors of the best measurement so far; empty before the first.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
+    cutout: Cutout | None
+    mix: BatchTransform | FeatureMix | SMMix | None
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    seen: int = 0
+    recent_sum: float = 0.0
+    recent_seen: int = 0
+    seconds: float = 0.0
+    best: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def network(self) -> nn.Module:
+        """The network without a head that only serves the training."""
+        return self.model.network if isinstance(self.model, WithTokenHead) else self.model
+
+    @property
+    def measured(self) -> nn.Module:
+        """The network that is measured and exported: the average, where there is one."""
+        return self.network if self.average is None else self.average.module
+
+
+_SHARED = ("epoch", "step_in_epoch", "step", "seconds", "best")
+_OF_A_PROCESS = ("loss_sum", "seen", "recent_sum", "recent_seen")
+
+
+def start_state(recipe: Recipe, data: ImageSet, world: World) -> State:
+    """Make the network and all that moves it, the same in every process; random numbers drawn later differ."""
+    torch.manual_seed(derive_seed(recipe.seed, "model"))
+    pretrained = recipe.weights or recipe.pretrained
+    model = create_model(recipe.model, data.num_classes, in_chans=data.in_chans, pretrained=pretrained)
+    if not (recipe.zero_init or pretrained):
+        start_branches_at_one(model)
+    if recipe.new_head:
+        find_classifier(model).reset_parameters()
+    regularize(
+        model, stochastic_depth=recipe.stochastic_depth, shake_drop=recipe.shake_drop, decay=recipe.depth_decay,
+        drop_block=recipe.drop_block, block_size=recipe.drop_block_size,
+    )  # fmt: skip
+    mix = make_mix(recipe)
+    if isinstance(mix, FeatureMix):
+        find_layers(model, mix.layers)
+    model = model.to(world.device)
+    _check_input(model, recipe, data, world.device)
+    network = model
+    if isinstance(mix, SMMix):
+        model = WithTokenHead(model).to(world.device)
+    if recipe.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    torch.manual_seed(derive_seed(recipe.seed, "training", world.rank))
+    optimizer = make_optimizer(recipe, model, head_lr_factor=recipe.head_lr_factor)
+    return State(model, optimizer, make_average(recipe, network), make_cutout(recipe), mix)
+
+
+def start_branches_at_one(model: nn.Module) -> None:
+    """Undo timm's ``zero_init_last``: a normalisation whose scales are all 0 gets PyTorch's own 1."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.affine and not module.weight.any():
+            nn.init.ones_(module.weight)
+
+
+def _check_input(model: nn.Module, recipe: Recipe, data: ImageSet, device: torch.device) -> None:
+    """See that network, DropBlock and SMMix take images of this size, before a folder is made for the run."""
+    sides: tuple[int, ...] = (recipe.image_size or 0,) * 2
+    if isinstance(data, ArraySet) and recipe.image_size is None:
+        sides = tuple(data.images.shape[-2:])
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, DropBlock):
+            module.train()
+    with trying_images(recipe.model, sides), torch.inference_mode():
+        model(torch.zeros(1, data.in_chans, *sides, device=device))
+        if recipe.mix == "smmix":
+            SMMix().draw(predict_and_attend(model, torch.zeros(2, data.in_chans, *sides, device=device))[1])
+    model.train()
+
+
+def make_cutout(recipe: Recipe) -> Cutout | None:
+    """Return what cuts squares out of a batch before it is mixed; it writes into the batch."""
+    return Cutout(recipe.cutout_size, seed=derive_seed(recipe.seed, "cutout"), inplace=True) if recipe.cutout else None
+
+
+def make_mix(recipe: Recipe) -> BatchTransform | FeatureMix | SMMix | None:
+    """Return the recipe's mixing of a batch; it writes into the batch, which the loader has just made.
+
+    The variants of CutMix and of Mixup have their seed, so that with one seed all begin with the same boxes.
+    """
+    shared: dict[str, Any] = {"prob": recipe.mix_prob, "per_sample": recipe.mix_per_sample, "inplace": True}
+    cutmix = shared | {"seed": derive_seed(recipe.seed, "cutmix")}
+    mixup = shared | {"seed": derive_seed(recipe.seed, "mixup")}
+    alpha, layers = recipe.alpha, recipe.mix_layers
+    match recipe.mix:
+        case "none":
+            return None
+        case "cutmix":
+            return CutMix(alpha, **cutmix)
+        case "mixup":
+            return Mixup(alpha, **mixup)
+        case "cutout":
+            seed = derive_seed(recipe.seed, "cutout")
+            return Cutout(recipe.cutout_size, seed=seed, prob=recipe.mix_prob, inplace=True)
+        case "cutmix-or-mixup":
+            both = CutMix(alpha, **cutmix), Mixup(recipe.mixup_alpha or alpha, **mixup)
+            return RandomChoice(both, seed=derive_seed(recipe.seed, "choice"))
+        case "feature-cutmix":
+            return FeatureCutMix(layers, alpha, **cutmix)
+        case "manifold-mixup":
+            return ManifoldMixup(layers, alpha, **mixup)
+        case "cutmix-center-gaussian":
+            return CenterGaussianCutMix(alpha, **cutmix)
+        case "cutmix-fixed-size":
+            return FixedSizeCutMix(recipe.cutout_size, **cutmix)
+        case "cutmix-one-hot":
+            return OneHotCutMix(alpha, **cutmix)
+        case "cutmix-complete-label":
+            return CompleteLabelCutMix(alpha, **cutmix)
+        case "cutmix-scheduled":
+            return ScheduledCutMix(alpha, **cutmix)
+        case "cutmix-3":
+            return MultiCutMix(alpha, 3, **cutmix)
+        case "cutmix-4":
+            return MultiCutMix(alpha, 4, **cutmix)
+        case "smmix":
+            seed = derive_seed(recipe.seed, "smmix")
+            return SMMix(recipe.mix_prob, mixup_alpha=alpha, inplace=True, seed=seed)
+
+
+def image_mixing(recipe: Recipe) -> Callable[[Tensor, Tensor], tuple[Tensor, Targets]] | None:
+    """Return what the recipe does to images where it does all of it, for pictures; None if it leaves them alone."""
+    cutout, mix = make_cutout(recipe), make_mix(replace(recipe, mix_prob=1.0))
+    if isinstance(mix, ScheduledCutMix):
+        mix.progress = 1.0
+    if isinstance(mix, FeatureMix):
+        mix = mix.transform if 0 in mix.layers else None
+    if isinstance(mix, SMMix):  # which needs the network that looks
+        mix = None
+
+    def transform(images: Tensor, labels: Tensor) -> tuple[Tensor, Targets]:
+        if cutout:
+            images, _ = cutout(images, labels)
+        return mix(images, labels) if mix else (images, labels)
+
+    return transform if cutout or mix else None
+
+
+def take_snapshot(state: State, world: World) -> dict[str, Any]:
+    """Return all that a run needs to go on bit for bit; every process takes part."""
+    own = {name: getattr(state, name) for name in _OF_A_PROCESS}
+    own |= {"torch": torch.get_rng_state()}
+    own |= {name: part.state_dict() for name in ("cutout", "mix") if (part := getattr(state, name))}
+    if world.device.type == "cuda":
+        own["cuda"] = torch.cuda.get_rng_state(world.device)
+    return {
+        **{name: getattr(state, name) for name in _SHARED},
+        "model": state.model.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "average": state.average.state_dict() if state.average is not None else None,
+        "processes": gather(own, world),
+    }
+
+
+def restore(state: State, snapshot: dict[str, Any], world: World) -> None:
+    """Set everything as it was when the snapshot was taken.
+
+    Raises:
+        InputError: If the snapshot is of another network or number of processes, or lacks something.
+    """
+    processes = snapshot.get("processes", [])
+    if len(processes) not in (0, world.size):
+        raise InputError(
+            f"the run was started with {len(processes)} processes and goes on exactly only with as many; there "
+            f"are {world.size}"
+        )
+    try:
+        own = processes[world.rank]
+        for names, values in ((_SHARED, snapshot), (_OF_A_PROCESS, own)):
+            for name in names:
+                setattr(state, name, values[name])
+        state.model.load_state_dict(snapshot["model"])
+        state.optimizer.load_state_dict(snapshot["optimizer"])
+        if state.average is not None:
+            state.average.load_state_dict(snapshot["average"])
+        for name in ("cutout", "mix"):
+            if part := getattr(state, name):
+                part.load_state_dict(own[name])
+        torch.set_rng_state(own["torch"])
+        if "cuda" in own and world.device.type == "cuda":
+            torch.cuda.set_rng_state(own["cuda"], world.device)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"the checkpoint is not one of this run: {reason}") from None

@@ -1,0 +1,133 @@
+"""``cutmix transfer``: what a backbone is worth to a detector or a captioner; the loop is that of ``cutmix train``."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cutmix.config.options import RunOptions
+from cutmix.config.recipe import flag
+from cutmix.config.transfer import Captioning, Detection, Transfer
+from cutmix.data.loaders import Loader
+from cutmix.errors import InputError
+from cutmix.runs.folder import environment, today
+from cutmix.runtime.device import autocast, resolve_precision
+from cutmix.runtime.distributed import World, parallel, processes
+from cutmix.runtime.progress import Progress
+from cutmix.runtime.seeding import derive_seed
+from cutmix.training.classification import Task
+from cutmix.training.loop import run_to_end
+from cutmix.training.optim import make_average, make_optimizer
+from cutmix.training.setup import Run, summary_writer
+from cutmix.training.state import State
+from cutmix.transfer.backbone import Backbone, load_backbone
+from cutmix.transfer.caption_data import CaptionBatches, PictureBatches
+from cutmix.transfer.captioning import ShowAndTell
+from cutmix.transfer.captioning_task import CaptioningTask
+from cutmix.transfer.captions import open_captions
+from cutmix.transfer.coco import open_detection
+from cutmix.transfer.detection_task import DetectionTask, make_batches, make_detector
+from cutmix.transfer.vocabulary import Vocabulary
+
+
+def transfer(recipe: Transfer, options: RunOptions | None = None) -> Path:
+    """Train a detector or a captioner, measure it, and return the folder of the run; raises as ``run_training``."""
+    options = options or RunOptions()
+    if not recipe.data:
+        raise InputError("there is no data to train on; give the folder of a detection or captioning set with --data")
+    with processes(options.device) as world:
+        return run_to_end(prepare_transfer(recipe, options, world))
+
+
+def prepare_transfer(recipe: Transfer, options: RunOptions, world: World) -> Run:
+    """Make everything that the loop works with, and find what is wrong before anything is written."""
+    for name in ("download", "skip_unreadable"):
+        if getattr(options, name, False):  # those of a classifier, from Python
+            raise InputError(f"--{flag(name)} is not for transfer; expected a complete set of pictures on the disk")
+    if options.tensorboard:
+        summary_writer()
+    recipe = replace(recipe, precision=resolve_precision(recipe.precision, world.device))
+    torch.manual_seed(derive_seed(recipe.seed, "model"))
+    backbone = load_backbone(recipe)
+    recipe = replace(recipe, model=backbone.model)
+    if isinstance(recipe, Detection):
+        if recipe.backbone == "none":
+            recipe = replace(recipe, freeze=False)
+        recipe = recipe.without_unread()
+        state, task, batches = _detection(recipe, backbone, options, world)
+    elif isinstance(recipe, Captioning):
+        state, task, batches = _captioning(recipe, backbone, world)
+    else:
+        raise InputError(f"{type(recipe).__name__} is no transfer task; expected Detection or Captioning")
+    torch.manual_seed(derive_seed(recipe.seed, "training", world.rank))
+    return Run(
+        recipe, options, world, options.out or Path("runs") / f"{recipe.name}-seed{recipe.seed}",
+        data=Path(recipe.data).resolve().name,
+        task=task,
+        batches=batches,
+        state=state,
+        network=parallel(state.model, world),
+        autocast=autocast(recipe.precision, world.device),
+        progress=Progress(recipe.epochs, batches.steps, shown=world.first),
+        about=environment(world.device)
+        | {"processes": world.size, "parameters": sum(p.numel() for p in state.model.parameters()), "date": today()},
+    )  # fmt: skip
+
+
+def _detection(recipe: Detection, backbone: Backbone, options: RunOptions, world: World) -> tuple[State, Task, Loader]:
+    train_set, test_set = (
+        open_detection(recipe.data, split, test_fraction=recipe.val_fraction, seed=recipe.seed)
+        for split in ("train", "test")
+    )
+    state = _state(recipe, make_detector(recipe, backbone, train_set.num_classes), world)
+    batches, test_batches = make_batches(recipe, train_set, test_set, backbone.mean, world, options.workers)
+    cast = autocast(recipe.precision, world.device)
+    task = DetectionTask(recipe, state, world, train_set, test_set, test_batches, cast, backbone)
+    return state, task, batches
+
+
+def _captioning(recipe: Captioning, backbone: Backbone, world: World) -> tuple[State, Task, Loader]:
+    train_set, test_set = (
+        replace(
+            open_captions(recipe.data, split, val_fraction=recipe.val_fraction, seed=recipe.seed),
+            mean=backbone.mean, std=backbone.std,
+        )
+        for split in ("train", "test")
+    )  # fmt: skip
+    vocabulary = Vocabulary.from_captions((c for several in train_set.captions for c in several), recipe.min_count)
+    state = _state(recipe, _captioner(recipe, backbone, len(vocabulary)), world)
+    shared: dict[str, Any] = {
+        "batch_size": recipe.batch_size, "device": world.device, "size": recipe.picture_size, "crop": recipe.crop,
+        "channels_last": recipe.channels_last, "rank": world.rank, "world_size": world.size,
+    }  # fmt: skip
+    batches = CaptionBatches(train_set, vocabulary, seed=recipe.seed, **shared)
+    test_batches = PictureBatches(test_set, **shared)
+    cast = autocast(recipe.precision, world.device)
+    task = CaptioningTask(recipe, state, world, train_set, test_set, test_batches, vocabulary, cast, backbone)
+    return state, task, batches
+
+
+def _captioner(recipe: Captioning, backbone: Backbone, words: int) -> ShowAndTell:
+    """Make the network, and see that its encoder takes pictures of this size, before a folder is made for the run."""
+    try:
+        network = ShowAndTell(
+            backbone.network, words, embed=recipe.embed, hidden=recipe.hidden, layers=recipe.layers,
+            dropout=recipe.dropout, tune_encoder=recipe.tune_encoder,
+        ).eval()  # fmt: skip
+        with torch.inference_mode():
+            network.look(torch.zeros(1, 3, recipe.crop, recipe.crop))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise InputError(
+            f"{backbone.title} cannot be the encoder of pictures of {recipe.crop}×{recipe.crop} pixels ({reason})"
+        ) from None
+    return network.train()
+
+
+def _state(recipe: Transfer, network: nn.Module, world: World) -> State:
+    network = network.to(world.device)
+    if recipe.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    return State(network, make_optimizer(recipe, network), make_average(recipe, network), None, None)

@@ -1,0 +1,230 @@
+"""Beside the paper's numbers stands only what was measured as the paper did; the rest is apart, and says why."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from cutmix.config.recipes import RECIPES
+from cutmix.config.transfer import CAPTIONING as NIC
+from cutmix.config.transfer import SSD300
+from cutmix.other_tables import Found, find_measured, paper_sheets
+from cutmix.paper.compare import Sheet
+from cutmix.paper_measures import CAPTIONING, FGSM, LOCALIZATION, TRANSFER, UNKNOWN, PaperTable
+
+METHODS = ("Baseline", "Mixup", "Cutout", "CutMix")
+NOT_RUN = ("not run",) * 4
+
+
+def detector(**changes: Any) -> Found:
+    """A detector trained as the paper says, on the CutMix backbone."""
+    line = {"recipe": "ssd300-x", "arch": "ssd300", "data": "VOCdevkit", "model": "resnet50", "epochs": 232, "seed": 0,
+            "backbone": "runs/x/model.safetensors", "backbone_recipe": "imagenet-resnet50-cutmix", "weights": "model",
+            "training_pictures": 16_551, "n": 4_952, "measure": "map", "which": "last", "value": 77.41, "low": 76.2,
+            "high": 78.6}  # fmt: skip
+    return Found(line | changes, SSD300.to_dict() | {"backbone": "runs/x", "data": "d", "val_fraction": 0.3})
+
+
+def classifier(recipe: str, measure: str, **changes: Any) -> Found:
+    """A result of a suite, of a classifier trained as its recipe says."""
+    own = RECIPES[recipe]
+    line = {"recipe": recipe, "data": own.data, "model": own.model, "epochs": own.epochs, "seed": 0, "weights": "model",
+            "measure": measure, "which": "last", "value": 50.0, "low": 49.0, "high": 52.0, "n": 50_000,
+            "file": "model.safetensors"}  # fmt: skip
+    return Found(line | changes, own.to_dict())
+
+
+def row(table: PaperTable, label: str, *found: Found) -> tuple[str, ...]:
+    (sheet, *_), _ = paper_sheets(table, found)
+    assert sheet.header == ("Row", *METHODS)
+    return next(cells[1:] for cells in sheet.rows if cells[0] == f"{label}: here")
+
+
+@pytest.mark.parametrize("table", [LOCALIZATION, TRANSFER, FGSM, UNKNOWN, CAPTIONING])
+def test_without_results_everything_is_not_run(table: PaperTable) -> None:
+    (sheet,), how = paper_sheets(table, [])
+    assert how == []
+    assert [cells[0] for cells in sheet.rows] == [f"{x.label}: {y}" for x in table.rows for y in ("paper", "here")]
+    assert all(cells[1:] == NOT_RUN for cells in sheet.rows[1::2])
+    printed = [f"{x:.{table.digits}f}" for x in table.rows[0].numbers[3]]
+    assert sheet.rows[0][4] == "; ".join(printed)
+
+
+def test_a_detector_of_the_papers_protocol_stands_beside_its_number() -> None:
+    assert row(TRANSFER, "SSD300, mAP", detector()) == ("not run", "not run", "not run", "77.4 [76.2, 78.6]")
+    baseline = detector(backbone="runs/y/model.safetensors", backbone_recipe="imagenet-resnet50", value=76.0)
+    assert row(TRANSFER, "SSD300, mAP", baseline, detector())[0] == "76.0 [76.2, 78.6]"
+    assert row(TRANSFER, "Faster R-CNN, mAP", detector()) == NOT_RUN
+
+
+def test_seeds_are_pooled() -> None:
+    values = (77.1, 77.5, 77.9)
+    found = [detector(seed=seed, value=value) for seed, value in enumerate(values)]
+    interval = stats.ttest_1samp(values, 0).confidence_interval()
+    assert row(TRANSFER, "SSD300, mAP", *found)[3] == f"77.5 [{interval.low:.1f}, {interval.high:.1f}]"
+
+
+@pytest.mark.parametrize(
+    ("changes", "how"),
+    [
+        ({"model": "resnet18"}, "network resnet18"),
+        ({"epochs": 40}, "40 of 232 epochs"),
+        ({"data": "voc-100", "n": 20}, "data voc-100, 20 test images"),
+        ({"training_pictures": 5_011}, "5,011 training pictures"),
+        ({"training_pictures": None}, "unknown number of training pictures"),
+        ({"weights": "ema"}, "averaged weights"),
+        ({"recipe": "ssd300-none", "backbone": "none", "backbone_recipe": None}, "a backbone of random weights"),
+        (
+            {"recipe": "ssd300-pretrained", "backbone": "pretrained", "backbone_recipe": None},
+            "a backbone of timm’s weights",
+        ),
+        ({"recipe": "ssd300-w.pth", "backbone": "w.pth", "backbone_recipe": None}, "a backbone of w.pth"),
+        ({"backbone_recipe": "photos"}, "a backbone of photos"),
+    ],
+)
+def test_every_departure_is_named_and_keeps_a_result_apart(changes: dict[str, Any], how: str) -> None:
+    found = detector(**changes)
+    sheets, said = paper_sheets(TRANSFER, [found])
+    assert all(cells[1:] == NOT_RUN for cells in sheets[0].rows[1::2])
+    assert sheets[1] == Sheet(
+        "Table 10, not comparable with the paper’s numbers", ("Run", "SSD300, mAP"),
+        [(found.line["recipe"], "77.4 [76.2, 78.6]")],
+    )  # fmt: skip
+    assert said == [f"{found.line['recipe']} is not the paper’s protocol: {how}."]
+
+
+def test_runs_on_other_backbones_are_never_averaged() -> None:
+    methods = {"": 10.0, "-mixup": 20.0, "-cutout": 30.0, "-cutmix": 80.0}
+    found = [
+        detector(epochs=40, backbone=f"runs/b{name}/model.safetensors", backbone_recipe=f"imagenet-resnet50{name}",
+                 value=value)
+        for name, value in methods.items()
+    ]  # fmt: skip
+    found.append(detector(epochs=40, backbone="others/b/model.safetensors", backbone_recipe="imagenet-resnet50"))
+    found.append(detector(epochs=40, backbone="runs/b/best.safetensors", backbone_recipe="imagenet-resnet50"))
+    (_, sheet), said = paper_sheets(TRANSFER, found)
+    assert sheet.rows == [
+        *((f"ssd300-x on b{name}", f"{value:.1f} [76.2, 78.6]") for name, value in methods.items()),
+        ("ssd300-x on b", "77.4 [76.2, 78.6]"),
+        ("ssd300-x on b-best", "77.4 [76.2, 78.6]"),
+    ]
+    assert said == [
+        f"{cells[0]} is not the paper’s protocol: 40 of 232 epochs." for cells in (*sheet.rows[:4], sheet.rows[5])
+    ]
+
+
+SMALLER = [
+    ("fgsm_err", {"drawn": 100, "n": 100}, "100 of the images"),
+    ("fgsm_err", {"drawn": 20_000, "n": 20_000, "image_size": 64}, "20,000 of the images, images of 64×64"),
+    ("fgsm_err", {"image_size": 64}, "images of 64×64"),
+    ("fgsm_err", {"n": 1_000}, "1,000 test images"),
+    ("ood_auroc", {"drawn": 100, "n": 9_025}, "100 of the images"),
+    ("ood_auroc", {"n": 10_925}, "10,925 test images"),
+    ("ood_auroc", {"image_size": 64}, "images of 64×64"),
+]
+
+
+@pytest.mark.parametrize(("measure", "changes", "how"), SMALLER)
+def test_a_part_of_the_images_and_another_size_are_departures(measure: str, changes: dict[str, Any], how: str) -> None:
+    if measure == "fgsm_err":
+        table, name, its = FGSM, "imagenet-resnet50-cutmix", {"at": 8 / 255, "image_size": 224}
+    else:
+        table, name, its = UNKNOWN, "cifar100-pyramidnet200-cutmix", {"of": "isun", "n": 18_925, "image_size": 32}
+    whole, part = (classifier(name, measure, **its | {"drawn": None} | more) for more in ({}, changes))
+    label = table.rows[-3].label if table is UNKNOWN else table.rows[0].label
+    assert paper_sheets(table, [whole])[1] == []
+    assert "50.0 [" in row(table, label, whole)[3]
+    assert row(table, label, part) == NOT_RUN
+    assert paper_sheets(table, [part])[1] == [f"{name} is not the paper’s protocol: {how}."]
+
+
+def test_a_run_that_was_evaluated_twice_is_one(tmp_path: Path) -> None:
+    name, how = "imagenet-resnet50-cutmix", {"at": 8 / 255, "file": "runs/x/model.safetensors", "n": 50_000}
+    dates = [
+        {"date": f"2026-01-0{day}", "command": f"cutmix evaluate x --seed {day}", "commit": str(day)} for day in (1, 2)
+    ]
+    found = [classifier(name, "fgsm_err", **how, **date, value=60.0 + 20 * i) for i, date in enumerate(dates)]
+    file = tmp_path / "results.jsonl"
+    file.write_text("".join(json.dumps(one.line) + "\n" for one in found))
+    (read,) = find_measured([], [file])
+    assert read.line["value"] == 80.0
+    assert row(FGSM, "Top-1 accuracy under FGSM", *found)[3] == "20.0 [48.0, 51.0]"
+    drawn = classifier(name, "fgsm_err", **how | {"drawn": 100, "n": 100, "file": "runs/x/model.safetensors"})
+    assert row(FGSM, "Top-1 accuracy under FGSM", *found, drawn)[3] == "20.0 [48.0, 51.0]"
+    other = classifier(name, "fgsm_err", **how | {"file": "runs/y/model.safetensors", "seed": 1, "value": 60.0})
+    assert row(FGSM, "Top-1 accuracy under FGSM", *found, other)[3].startswith("30.0 [")  # two seeds: their mean
+
+
+def test_a_changed_recipe_is_known_by_its_folder_or_its_command() -> None:
+    found = detector()
+    changed = found._replace(config=SSD300.to_dict() | {"lr": 0.01, "batch_size": 8})
+    assert paper_sheets(TRANSFER, [changed])[1] == ["ssd300-x is not the paper’s protocol: batch_size and lr changed."]
+    command = "cutmix transfer detection --small --backbone runs/x --weight-decay 0 --data d --arch ssd300"
+    told = Found(found.line | {"command": command}, None)
+    assert paper_sheets(TRANSFER, [told])[1] == [
+        "ssd300-x is not the paper’s protocol: small and weight_decay changed."
+    ]
+    same = Found(found.line | {"command": "cutmix transfer detection --data d --backbone=runs/x --seed 0"}, None)
+    assert paper_sheets(TRANSFER, [same])[1] == []
+
+
+def test_captions_are_in_both_tables() -> None:
+    shared = {"recipe": "captioning-x", "arch": "show-and-tell", "epochs": 100, "n": 40_504, "beam": 20,
+              "training_pictures": 82_783, "backbone_recipe": "imagenet-resnet50-mixup"}  # fmt: skip
+    config = NIC.to_dict() | {"backbone": "x", "data": "coco"}
+    found = [Found(detector(**shared, measure=f"bleu_{n}", value=60.0 / n).line, config) for n in range(1, 5)]
+    found.append(Found(detector(**shared, measure="meteor", value=None).line, config))
+    assert row(TRANSFER, "Captions, BLEU-4", *found)[1].startswith("15.0 [")
+    assert row(CAPTIONING, "BLEU-3", *found)[1].startswith("20.0 [")
+    assert row(CAPTIONING, "METEOR", *found) == NOT_RUN
+
+
+def test_an_error_is_turned_into_the_papers_accuracy() -> None:
+    found = classifier("imagenet-resnet50-cutmix", "fgsm_err", at=8 / 255, value=70.0, low=69.0, high=71.5)
+    other = classifier("imagenet-resnet50-cutmix", "fgsm_err", at=4 / 255, value=1.0)
+    assert row(FGSM, "Top-1 accuracy under FGSM", found, other)[3] == "30.0 [28.5, 31.0]"
+    few = classifier("imagenet-resnet50-cutmix", "fgsm_err", at=8 / 255, n=1_000)
+    assert "1,000 test images" in paper_sheets(FGSM, [few])[1][0]
+
+
+def test_localization_needs_the_test_images_of_its_data() -> None:
+    name = "cub-resnet50-wsol-cutout"
+    assert row(LOCALIZATION, "ResNet-50, CUB-200-2011", classifier(name, "top1_loc", n=5_794, data="birds"))[2] != (
+        "not run"
+    )
+    assert row(LOCALIZATION, "ResNet-50, CUB-200-2011", classifier(name, "top1_loc", n=5_000)) == NOT_RUN
+    bare = classifier(name, "top1_loc", n=5_794)._replace(config=None)
+    assert paper_sheets(LOCALIZATION, [bare])[1] == [
+        f"{name} is not the paper’s protocol: how it was trained is not known."
+    ]
+
+
+def test_other_data_that_are_not_the_papers_are_apart() -> None:
+    name, of = "cifar100-pyramidnet200-mixup-1.0", "tiny-imagenet-crop"
+    found = [
+        classifier(name, measure, of=of, n=20_000, value=value)
+        for measure, value in (("ood_tnr95", 10.0), ("ood_auroc", 20.0), ("ood_detection_acc", 30.0))
+    ]
+    assert row(UNKNOWN, of, *found)[1] == "10.0 [49.0, 52.0]; 20.0 [49.0, 52.0]; 30.0 [49.0, 52.0]"
+    energy = classifier(name, "ood_auroc", of=of, n=20_000, score="energy")
+    assert row(UNKNOWN, of, energy) == NOT_RUN
+    noted = [one._replace(line=one.line | {"note": "cropped here"}) for one in found]
+    assert row(UNKNOWN, of, *noted) == NOT_RUN
+    assert paper_sheets(UNKNOWN, noted)[1] == [f"{name} is not the paper’s protocol: cropped here."]
+
+
+def test_results_are_read_once_from_folders_and_files(tmp_path: Path) -> None:
+    found = detector()
+    folder = tmp_path / "runs" / "a"
+    folder.mkdir(parents=True)
+    lines = [found.line | {"epoch": 232}, found.line | {"epoch": 230, "which": "best", "value": 78.0}]
+    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "config.json").write_text(json.dumps({"recipe": SSD300.to_dict() | {"data": "d", "backbone": "x"}}))
+    copy = tmp_path / "copy.jsonl"
+    copy.write_text((folder / "results.jsonl").read_text())
+    read = find_measured([tmp_path / "runs"], [copy])
+    assert [one.line["value"] for one in read] == [77.41]
+    assert read[0].config is not None  # the folder knows more than the copy
+    assert row(TRANSFER, "SSD300, mAP", *read)[3] == "77.4 [76.2, 78.6]"

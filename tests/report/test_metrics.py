@@ -1,0 +1,111 @@
+"""The table of measures: it has every one that the suites record, and says what each is."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+
+from cutmix.evaluate.calibration import calibration_suite
+from cutmix.evaluate.classifier import Classifier
+from cutmix.evaluate.ood import ood_suite
+from cutmix.evaluate.robustness import robustness_suite
+from cutmix.report.metrics import MEASURES, at_in_words, in_255ths, measure_of, name_of
+
+OF_OTHER_DATA = {
+    "robustness": {
+        "apgd_err", "apgd_max_perturbation", "corruption_err", "corruption_mean_err", "mean_corruption_err",
+        "corruption_ce", "mean_corruption_ce",
+    },
+    "localization": {
+        "top1_loc", "gt_known_loc", "top1_cls", "max_box_acc", "max_box_acc_v2", "center_max_box_acc",
+        "center_max_box_acc_v2",
+    },
+}  # fmt: skip
+
+
+def test_every_measure_of_the_suites_is_defined_and_no_other() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (24, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).eval().requires_grad_(False)
+    labels = torch.randint(3, (24,), generator=generator)
+    classifier = Classifier(network, (0.5,) * 3, (0.25,) * 3, images, labels, ("a", "b", "c"), "x", nullcontext(), 8)
+    classifier.exact()
+    suites = {
+        "calibration": calibration_suite(classifier, draws=4),
+        "robustness": robustness_suite(classifier, pairs=20, pgd_images=8, pgd_steps=2),
+        "ood": ood_suite(classifier, ("uniform", "gaussian"), draws=4),
+    }
+    for suite in (*suites, "localization"):
+        recorded = {name_of(record) for record in suites[suite].records} if suite in suites else set()
+        known = {name for name, measure in MEASURES.items() if measure.suite == suite}
+        assert recorded | OF_OTHER_DATA.get(suite, set()) == known
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_a_definition_is_a_few_plain_sentences(name: str) -> None:
+    measure = MEASURES[name]
+    assert measure.definition.endswith(".")
+    assert measure.definition[0].isupper()
+    assert 40 <= len(measure.definition) <= 420
+    assert "  " not in measure.definition
+    assert len([other for other in MEASURES.values() if other.label == measure.label]) == 1
+    if measure.suite == "robustness" and measure.check:
+        assert "Holds if" in measure.definition
+
+
+def test_a_better_direction_is_that_of_the_name() -> None:
+    for name, measure in MEASURES.items():
+        if name.endswith(("_err", "ece", "mce", "nll", "brier")) and measure.better:
+            assert measure.better == "lower"
+        if "acc" in name or name.startswith("ood_a"):
+            assert measure.better in ("higher", "")
+
+
+@pytest.mark.parametrize(
+    ("record", "name"),
+    [
+        ({"measure": "ece", "suite": "calibration"}, "ece"),
+        ({"measure": "ood_auroc", "convention": "exact", "score": "max-softmax"}, "ood_auroc"),
+        ({"measure": "ood_auroc", "convention": "exact", "score": "energy"}, "ood_auroc_energy"),
+        ({"measure": "ood_tnr95", "convention": "mahalanobis", "score": "max-softmax"}, "ood_tnr95_mahalanobis"),
+        ({"measure": "mce", "suite": "calibration"}, "mce"),
+    ],
+)
+def test_a_record_has_one_definition(record: dict, name: str) -> None:
+    assert name_of(record) == name
+    assert name in MEASURES
+
+
+def test_a_measure_that_is_not_known_has_its_own_name() -> None:
+    assert measure_of("new_err").label == "new err"
+    assert measure_of("new_err").definition == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(8 / 255, "8/255"), (0.0, "0/255"), (1.0, "1"), (0.01, "2.55/255"), (8 / 255 + 1e-8, "8/255")]
+)
+def test_a_change_of_a_pixel_in_words(value: float, said: str) -> None:
+    assert in_255ths(value) == said
+
+
+def test_where_something_was_measured() -> None:
+    said = [("fgsm_err", 8 / 255), ("occlusion_center_err", 16.0), ("between_mixup_err", 0.25), ("corruption_err", 3.0)]
+    assert [at_in_words(MEASURES[name], at).replace("\u00a0", " ") for name, at in said] == [
+        "ε = 8/255", "side 16 px", "λ = 0.25", "severity 3"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "at", "holds"),
+    [
+        ("fgsm_max_perturbation", 8 / 255 + 5e-7, 8 / 255, True),
+        ("fgsm_max_perturbation", 9 / 255, 8 / 255, False),
+        ("fgsm_zero_gradients", 0.0, None, True),
+        ("fgsm_zero_gradients", 0.1, None, False),
+        ("same_classes_twice", 1.0, None, True),
+        ("same_classes_twice", 0.0, None, False),
+    ],
+)
+def test_checks_hold_or_fail(name: str, value: float, at: float | None, holds: bool) -> None:
+    assert MEASURES[name].holds({"value": value, "at": at}) is holds

@@ -1,0 +1,465 @@
+"""The page: what it shows of run folders, that it is one safe file, and what it says when a folder is not right."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from cutmix.curves import learning_curves
+from cutmix.errors import InputError
+from cutmix.report.compare import comparisons, estimate, listed
+from cutmix.report.figures import Curve, key, lines, outlines, reliability
+from cutmix.report.summary import SECTIONS, write_report
+from cutmix.runs.read import differing_fields, groups, read_runs
+
+VOID = {"meta", "img", "br", "hr", "input", "link", "col"}
+
+
+def make_run(
+    folder: Path, *, error=31.2, epochs=3, logged=None, finished=True, n=10_000, samples=True, **recipe
+) -> Path:
+    """Write a run folder as training does, with errors that fall to ``error``."""
+    recipe = {"name": "small", "data": "cifar-100", "model": "resnet20", "mix": "none", "seed": 0} | recipe
+    recipe["epochs"] = epochs
+    folder.mkdir(parents=True)
+    config = {"recipe": recipe, "command": f"cutmix train small --seed {recipe['seed']}"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "environment.json").write_text(json.dumps({"torch": "2.15.0", "device": "cpu (a)", "commit": "1a2b3c4"}))
+    log = []
+    for epoch in range(1, (logged if logged is not None else epochs) + 1):
+        log.append({"kind": "train", "epoch": epoch, "step": epoch * 10 - 5, "loss": 2.0})
+        log.append(
+            {"kind": "epoch", "epoch": epoch, "step": epoch * 10, "train_loss": 3 / epoch, "seconds": 10.0 * epoch}
+        )
+        log[-1]["top1_err"] = error + 5 * (epochs - epoch)
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    if finished:
+        shared = {"data": recipe["data"], "split": "test", "n": n, "weights": "model", "parameters": 278_324}
+        shared |= {"seconds": 812.3, "date": "2026-01-02", "device": "cpu (b)"}
+        lines = []
+        for which, epoch, better in (("last", epochs, 0.0), ("best", epochs - 1, 0.5)):
+            for measure, value in (("top1_err", error - better), ("top5_err", error / 4)):
+                interval = stats.binomtest(round(value * n / 100), n).proportion_ci(method="wilson")
+                bounds = {"low": 100 * interval.low, "high": 100 * interval.high}
+                lines.append({"measure": measure, "which": which, "epoch": epoch, "value": value} | bounds | shared)
+        (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if samples:
+        Image.fromarray(np.full((20, 30, 3), 99, np.uint8)).save(folder / "samples.png")
+    return folder
+
+
+class Page(HTMLParser):
+    """Balanced tags, tables by caption, attributes and text of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.tables: dict[str, list[list[str]]] = {}
+        self._caption = ""
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "caption":
+            self._caption = ""
+        if tag == "tr":
+            self.tables.setdefault(self._caption, []).append([])
+        if tag in ("td", "th"):
+            self.tables[self._caption][-1].append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" in self.open:
+            return
+        self.text += data
+        if "caption" in self.open:
+            self._caption += data
+        elif "td" in self.open or "th" in self.open:
+            self.tables[self._caption][-1][-1] += data
+
+    def table(self, caption: str) -> dict[str, list[str]]:
+        """The body rows of the table whose caption starts so, by their heading."""
+        rows = next(rows for name, rows in self.tables.items() if name.startswith(caption))
+        return {row[0]: row[1:] for row in rows[1:]}
+
+
+def page_of(tmp_path: Path, *runs: Path) -> Page:
+    return Page(write_report(runs, tmp_path / "page.html"))
+
+
+@pytest.fixture
+def pair(tmp_path):
+    return make_run(tmp_path / "a", error=33.3), make_run(tmp_path / "b", error=31.2, mix="cutmix", alpha=0.5)
+
+
+def test_the_page_needs_nothing_else(tmp_path, pair):
+    out = write_report(pair, tmp_path / "new" / "page.html")
+    page = Page(out)
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    for _, attrs in page.tags:
+        assert not any(name.startswith("on") for name in attrs)
+        for name in ("src", "href", "xlink:href"):
+            assert attrs.get(name, "#").startswith(("#", "data:image/png;base64,"))
+    source = out.read_text(encoding="utf-8")
+    assert "http" not in source
+    assert "@import" not in source
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_ids_are_unique_and_every_reference_has_one(tmp_path, pair):
+    page = page_of(tmp_path, *pair)
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    links = {attrs["href"][1:] for _, attrs in page.tags if attrs.get("href", "").startswith("#")}
+    clips = {attrs["clip-path"][5:-1] for _, attrs in page.tags if "clip-path" in attrs}
+    labels = {attrs["aria-labelledby"] for _, attrs in page.tags if "aria-labelledby" in attrs}
+    assert clips
+    assert links | clips | labels <= set(ids)
+
+
+def test_tables_hold_the_values_of_the_files(tmp_path, pair):
+    page = page_of(tmp_path, *pair)
+    last, best = page.table("Last epoch"), page.table("Best epoch: chosen on the test set")
+    interval = stats.binomtest(3120, 10_000).proportion_ci(method="wilson")
+    assert last["cutmix"][0] == f"31.20 [{100 * interval.low:.2f}, {100 * interval.high:.2f}]"
+    assert last["cutmix"][1].startswith("7.80 [")
+    assert last["cutmix"][2:] == ["10,000", "cifar-100 test", "3", "model"]
+    assert best["none"][0].startswith("32.80 [")
+    assert best["none"][4] == "2"
+    run = page.table("Every run")["none"]
+    assert run == ["finished", "small", "cifar-100", "resnet20", "278,324", "none", "3", "0"]
+    circumstances = page.table("When")["none"]
+    assert circumstances == ["2026-01-02", "cpu (b)", "2.15.0", "1a2b3c4", "13 min 32 s"]
+    assert page.table("Fields") == {"mix": ["none", "cutmix"], "alpha": ["1.0", "0.5"]}  # 1 is the default
+    assert "cutmix train small --seed 0" in page.text
+
+
+def test_every_section_is_there_in_order(tmp_path, pair):
+    page = page_of(tmp_path, *pair)
+    anchors = [attrs["id"] for tag, attrs in page.tags if tag == "h2"]
+    assert anchors == [made.anchor for section in SECTIONS if (made := section(read_runs(pair)))]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (31.2, "top-1 error 31.2 % [30.3, 32.1], 2.1 points below none. The two intervals do not overlap"),
+        (32.9, "0.4 points below none. The two intervals overlap, so the difference is not established by one run of"),
+        (36.0, "2.7 points above none. The two intervals do not overlap"),
+        (33.3, "to one decimal the same as none. The two intervals overlap"),
+    ],
+)
+def test_the_summary_says_what_the_intervals_allow(tmp_path, error, said):
+    baseline, mixed = make_run(tmp_path / "a", error=33.3), make_run(tmp_path / "b", error=error, mix="cutmix")
+    (first, text), (second, sentence) = comparisons(read_runs([mixed, baseline]))
+    assert (first, second) == ("none", "cutmix")  # the one without mixing is the baseline, wherever it is given
+    assert text.startswith("top-1 error 33.3 % [32.4, 34.2] on the 10,000 images of cifar-100")
+    assert said in sentence
+    assert said in page_of(tmp_path, mixed, baseline).text
+
+
+def test_a_difference_in_more_than_the_mixing_is_said(tmp_path):
+    runs = make_run(tmp_path / "a"), make_run(tmp_path / "b", mix="cutmix", lr=0.2, epochs=9)
+    assert "differ also in lr and epochs" in comparisons(read_runs(runs))[1][1]
+
+
+def test_seeds_are_pooled_with_the_t_interval(tmp_path):
+    errors = [20.52, 20.10, 19.72]  # the authors' three runs of one recipe
+    runs = [make_run(tmp_path / str(seed), error=error, seed=seed) for seed, error in enumerate(errors)]
+    found = estimate(read_runs(runs), "top1_err", "last")
+    wanted = stats.ttest_1samp(errors, 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
+    table = page_of(tmp_path, *runs).table("Last epoch")
+    assert table["small: mean of 3 runs"][0] == f"20.11 [{wanted.low:.2f}, {wanted.high:.2f}]"
+    assert [table[f"small, seed {seed}"][0][:5] for seed in range(3)] == ["20.52", "20.10", "19.72"]
+
+
+def test_a_repeated_seed_is_no_second_draw(tmp_path):
+    runs = read_runs([make_run(tmp_path / "a", error=30.0), make_run(tmp_path / "b", error=32.0)])
+    found = estimate(runs, "top1_err", "last")
+    assert (found.value, found.low, found.high) == (31.0, None, None)
+    assert [run.label for run in runs] == ["small, seed 0 (a)", "small, seed 0 (b)"]
+
+
+def test_two_recipes_of_one_name_are_told_apart(tmp_path):
+    runs = read_runs([make_run(tmp_path / "x" / "run"), make_run(tmp_path / "y" / "run", lr=0.2)])
+    assert len({run.label for run in runs}) == len(groups(runs)) == 2
+    assert differing_fields(runs) == ["lr"]
+    several = [make_run(tmp_path / where, **recipe) for where, recipe in
+               {"a": {"mix": "mixup"}, "b": {"mix": "mixup", "lr": 0.2}, "c": {"name": "large"}}.items()]  # fmt: skip
+    assert [run.label for run in read_runs(several)] == ["small (a)", "small (b)", "large"]
+
+
+def test_an_unfinished_run_is_shown_and_not_compared(tmp_path, pair):
+    going = make_run(tmp_path / "c", mix="mixup", finished=False, epochs=9, logged=4)
+    with open(going / "log.jsonl", "a") as log:
+        log.write('{"kind":"epoch","epoch":5,"top1_')
+    page = page_of(tmp_path, *pair, going)
+    assert "mixup: unfinished, epoch 4 of 9" in page.text
+    assert page.table("Last epoch")["mixup (unfinished)"][:2] == ["not run", "not run"]
+    assert page.table("When")["mixup"][-1] == "0 min 40 s"  # the log counts from the start of the run
+    assert [name for name, _ in comparisons(read_runs([*pair, going]))] == ["none", "cutmix"]
+
+
+def test_results_before_the_planned_end_do_not_make_a_run_finished(tmp_path):
+    run = make_run(tmp_path / "a", epochs=3)
+    config = json.loads((run / "config.json").read_text())
+    config["recipe"]["epochs"] = 30
+    (run / "config.json").write_text(json.dumps(config))
+    assert not read_runs([run])[0].finished
+
+
+def test_a_run_with_nothing_but_its_configuration(tmp_path):
+    run = make_run(tmp_path / "a", finished=False, logged=0, samples=False)
+    (run / "log.jsonl").unlink()
+    (run / "environment.json").unlink()
+    page = page_of(tmp_path, run)
+    assert "unfinished, no epoch logged" in page.text
+    assert {tag for tag, _ in page.tags}.isdisjoint({"svg", "img"})
+
+
+def test_epochs_that_were_not_measured_are_left_out(tmp_path):
+    run = make_run(tmp_path / "a", epochs=4)
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    lines[-3]["top1_err"] = None
+    (run / "log.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    alt = next(
+        attrs["aria-label"] for tag, attrs in page_of(tmp_path, run).tags if "aria-label" in attrs and tag == "svg"
+    )
+    assert alt == "Test error by epoch. small: 46.2 at epoch 1, 31.2 at epoch 4."
+
+
+def test_runs_on_different_data_are_not_compared(tmp_path):
+    runs = make_run(tmp_path / "a"), make_run(tmp_path / "b", mix="cutmix", data="cifar-10")
+    page = page_of(tmp_path, *runs)
+    assert "not comparable" in page.text.split("Summary")[2]
+    assert "points" not in page.text.split("What was run")[1]
+
+
+def test_what_a_file_says_cannot_become_markup(tmp_path):
+    evil = '<script>alert("1")</script>&amp;$x_1$'
+    run = make_run(tmp_path / "a", name=evil, data=evil, model=evil, mix=evil)
+    page = page_of(tmp_path, run, make_run(tmp_path / "b", mix="none"))
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert page.table("Every run")[evil][1:4] == [evil, evil, evil]
+    assert evil in next(attrs["alt"] for tag, attrs in page.tags if tag == "img")
+
+
+def test_images_are_embedded_with_their_size(tmp_path, pair):
+    images = [attrs for tag, attrs in page_of(tmp_path, *pair).tags if tag == "img"]
+    assert [(image["width"], image["height"]) for image in images] == [("30", "20")] * 2
+    assert all(image["alt"] for image in images)
+
+
+def test_the_page_has_a_dark_and_a_printed_form_and_figures_follow(tmp_path, pair):
+    source = write_report(pair, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "@media screen and (prefers-color-scheme: dark)" in source
+    assert "@media print" in source
+    assert "stroke: currentColor" in source
+    assert "#010203" not in source
+    assert "#000000" not in source
+
+
+def test_tables_and_figures_are_accessible(tmp_path, pair):
+    page = page_of(tmp_path, *pair)
+    assert all("scope" in attrs for tag, attrs in page.tags if tag == "th")
+    assert all(attrs.get("role") == "img" or attrs.get("aria-hidden") for tag, attrs in page.tags if tag == "svg")
+    kinds = [tag for tag, _ in page.tags]
+    assert kinds.count("caption") == kinds.count("table")
+    assert kinds.count("figcaption") == kinds.count("figure")
+    assert kinds.count("h1") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "log.jsonl",
+            '{"kind":"epoch","epoch":1}\n{"kind":"ep\n{"kind":"epoch","epoch":2}\n',
+            "log.jsonl, line 2 is dam",
+        ),
+        ("log.jsonl", '{"kind":"epoch","epoch":1}\n[1]\n', "log.jsonl, line 2 is no JSON object"),
+        ("log.jsonl", '{"kind":"epoch","epoch":"one"}\n', "line 1 has 'epoch' missing or of another type"),
+        ("results.jsonl", '{"measure":"top1_err","which":"last","value":"low"}\n', "results.jsonl, line 1 has 'value'"),
+        ("config.json", '{"recipe":', "config.json is damaged"),
+        ("config.json", '{"recipe": 3}', "config.json has no recipe"),
+        ("config.json", "[]", "config.json holds a list"),
+        ("environment.json", "no", "environment.json is damaged"),
+        ("samples.png", "no image", "samples.png is no PNG image"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, name, content, said):
+    run = make_run(tmp_path / "a")
+    (run / name).write_text(content)
+    with pytest.raises(InputError, match=said.replace("[", r"\[")):
+        write_report([run], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    run = make_run(tmp_path / "a")
+    for runs, said in (
+        ([], "no run was given"),
+        ([tmp_path / "missing"], "is not a folder"),
+        ([tmp_path], "has no config.json"),
+        ([run, tmp_path / "." / "a"], "more than once"),
+    ):
+        with pytest.raises(InputError, match=said):
+            write_report(runs, tmp_path / "page.html")
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "a")
+    out = write_report([run], tmp_path / "pages" / "page.html")
+    before = out.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(InputError, match="could not be written: No space left on device"):
+        write_report([run], out)
+    assert out.read_bytes() == before
+    assert list(out.parent.iterdir()) == [out]
+    with pytest.raises(InputError, match="is a folder"):
+        write_report([run], out.parent)
+
+
+def test_an_epoch_logged_twice_counts_once(tmp_path):
+    run = make_run(tmp_path / "a", error=30.0)
+    with open(run / "log.jsonl", "a") as log:
+        log.write(json.dumps({"kind": "epoch", "epoch": 3, "top1_err": 29.0}))  # the newline is still to come
+    (read,) = read_runs([run])
+    assert [(entry["epoch"], entry["top1_err"]) for entry in read.epochs] == [(1, 40.0), (2, 35.0), (3, 29.0)]
+    assert math.isclose(read.result("top1_err", "last")["value"], 30.0)
+
+
+def test_a_measure_made_twice_takes_the_place_of_the_later_and_leaves_the_own_data(tmp_path):
+    run = make_run(tmp_path / "a", finished=False)
+    made = [("a", "ece", 1), ("b", "ece", 2), ("a", "nll", 3), ("a", "ece", 4), ("a", "nll", 5), ("a", "brier", 6)]
+    shared = {"which": "file", "suite": "calibration", "n": 9, "epoch": None, "file": "w.pth"}
+    lines = [shared | {"data": data, "measure": measure, "value": value} for data, measure, value in made]
+    (run / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = json.loads((run / "config.json").read_text()) | {"evaluated": "w.pth"}
+    (run / "config.json").write_text(json.dumps(config))
+    (read,) = read_runs([run])
+    assert [line["value"] for line in read.suite("calibration")] == [4, 5, 6]
+    assert (read.data, [line["value"] for line in read.results]) == ("a", [4, 5, 6, 2])
+    (run / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (*lines[:2], lines[3])))
+    assert read_runs([run])[0].data == "a"  # the first that it was measured on, though all of that is newer
+
+
+def test_words_are_listed():
+    assert [listed(list(words)) for words in ("a", "ab", "abc")] == ["a", "a and b", "a, b and c"]
+
+
+def test_torch_is_not_imported():
+    code = "import sys, cutmix.report.summary; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_baseline_has_no_method_at_all(tmp_path):
+    smooth = make_run(tmp_path / "a", name="smooth", label_smoothing=0.1)
+    plain, mixed = make_run(tmp_path / "b", name="plain"), make_run(tmp_path / "c", name="mixed", mix="cutmix")
+    said = dict(comparisons(read_runs([smooth, mixed, plain])))
+    assert "points" not in said["plain"]
+    assert "plain" in said["smooth"]
+    assert "plain" in said["mixed"]
+
+
+def test_a_doubling_axis_has_its_points_at_equal_distances():
+    curve = Curve((0, 1, 2, 4, 8, 16), (9, 8, 7, 6, 5, 4), 0)
+    svg = lines([curve], xlabel="x", ylabel="y", alt="a", axis="doubling", from_zero=True)
+    places = [
+        float(x)
+        for x in re.findall(r'<use href="#f[0-9a-f]{8}-m[0-9a-f]+" x="([\d.]+)" y="[\d.]+" style="fill: #2e7fd0', svg)
+    ]
+    assert len(places) == 6
+    assert np.diff(places)[1:] == pytest.approx(np.diff(places)[1], abs=0.01)
+    assert [f">{tick}</text>" in svg for tick in (0, 1, 2, 4, 8, 16)] == [True] * 6
+
+
+def test_a_single_epoch_is_the_only_tick():
+    svg = lines([Curve((1,), (90.0,), 0), Curve((1,), (80.0,), 1)], xlabel="epoch", ylabel="error", alt="a")
+    texts = re.findall(r">([^<]+)</text>", svg)
+    assert texts[: texts.index("epoch")] == ["1"]
+
+
+def test_a_share_has_its_quarters():
+    svg = lines([Curve((0, 0.25, 1), (1, 2, 3), 1)], xlabel="x", ylabel="y", alt="a", axis="share")
+    assert [f">{tick}</text>" in svg for tick in ("0.00", "0.25", "0.50", "0.75", "1.00")] == [True] * 5
+
+
+def test_outlines_are_told_apart_without_colour():
+    both = [Curve((0, 0.5, 1), (20, 80), style) for style in (0, 1)]
+    svg = outlines(both, xlabel="x", ylabel="y", alt="a & b", small=True)
+    assert svg.count("stroke-dasharray") == 1
+    assert 'aria-label="a &amp; b"' in svg
+    assert "<use" in key(1)
+    assert "<use" not in key(1, marker=False)
+
+
+def test_a_reliability_diagram_has_its_diagonal():
+    plain, curve = (reliability(curves, alt="a") for curves in ([], [Curve((10, 90), (20, 80), 0)]))
+    assert plain.count("stroke-opacity: 0.5") == curve.count("stroke-opacity: 0.5") == 1
+    assert curve.count("#2e7fd0") > plain.count("#2e7fd0") == 0
+
+
+def test_the_same_drawing_twice_has_ids_of_its_own(tmp_path):
+    runs = [make_run(tmp_path / name, error=31.0, mix=name) for name in ("none", "cutmix", "mixup")]
+    for run in runs:  # two plots that are alike
+        lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        same = [line | {"train_loss": line.get("top1_err")} for line in lines]
+        (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in same))
+    ids = [attrs["id"] for _, attrs in page_of(tmp_path, *runs).tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+
+
+FIGURES = (("Test error", "top1_err", "error, %"), ("Training loss", "train_loss", "loss"))
+
+
+def test_what_is_drawn_is_said(tmp_path: Path) -> None:
+    runs = read_runs([make_run(tmp_path / "a", epochs=3, error=30.0), make_run(tmp_path / "b", mix="cutmix", logged=0)])
+    made = learning_curves(runs, {runs[0].group: 0, runs[1].group: 1}, FIGURES, "What it is")
+    assert "Test error by epoch. none: 40 at epoch 1, 30 at epoch 3." in made
+    assert "Training loss by epoch. none: 3 at epoch 1, 1 at epoch 3." in made
+    assert "cutmix" not in made  # nothing was logged
+    assert made.count("<svg") == 3  # two plots and a key
+    assert made.rstrip().endswith("<figcaption>What it is</figcaption>\n</figure>")
+
+
+def test_seeds_share_a_style_and_a_name(tmp_path: Path) -> None:
+    runs = read_runs([make_run(tmp_path / str(seed), seed=seed) for seed in range(3)])
+    made = learning_curves(runs, {runs[0].group: 0}, FIGURES[:1], "")
+    assert "(3 runs)" in made
+    assert made.count("<svg") == 2
+
+
+def test_without_epochs_there_is_nothing(tmp_path: Path) -> None:
+    runs = read_runs([make_run(tmp_path / "a", logged=0)])
+    assert learning_curves(runs, {runs[0].group: 0}, FIGURES, "") == ""
+
+
+def test_the_loss_of_smmix_is_said_to_be_another_one(tmp_path, pair):
+    assert "SMMix" not in page_of(tmp_path, *pair).text
+    smmix = make_run(tmp_path / "s", mix="smmix")
+    assert "SMMix’s is a sum of three losses" in page_of(tmp_path, *pair, smmix).text

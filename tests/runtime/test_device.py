@@ -1,0 +1,28 @@
+"""The arithmetic of the forward pass."""
+
+import pytest
+import torch
+
+from cutmix.runtime.device import autocast, resolve_precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16"), ({"avx2": True}, "float32")],
+)
+def test_auto_is_bfloat16_where_the_hardware_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert resolve_precision("auto", CPU) == expected
+    assert resolve_precision("float32", CPU) == "float32"
+    assert resolve_precision("bfloat16", CPU) == "bfloat16"
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_autocast_computes_in_the_precision(precision: str, dtype: torch.dtype) -> None:
+    with autocast(precision, CPU):
+        assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
+    assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.float32

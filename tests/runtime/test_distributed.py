@@ -1,0 +1,175 @@
+"""Two processes under ``torchrun`` (gloo, CPU) against one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import cutmix.evaluate.command
+from cutmix.cli import main
+from cutmix.errors import InputError
+from cutmix.runtime.distributed import (
+    World,
+    any_process,
+    average_loss,
+    gather,
+    parallel,
+    processes,
+    send_buffers,
+    without_sync,
+)
+from cutmix.runtime.files import read_lines
+
+# Runs the real commands; only looks at what passes by.
+DRIVER = """
+import sys
+import numpy as np
+import torch
+import cutmix.evaluate.command, cutmix.mixing.images, cutmix.training.loop
+from cutmix.cli import main
+
+torch.set_num_threads(1)
+out, rank = sys.argv[1], int(__import__("os").environ["RANK"])
+found = {"lam": []}
+
+def finish(run, original=cutmix.training.loop.finish):
+    weights, average = (list(model.parameters()) for model in (run.state.model, run.state.average.module))
+    parts = {"weights": weights, "average": average, "gradients": [p.grad for p in weights]}
+    found.update({name: torch.cat([t.detach().flatten() for t in part]) for name, part in parts.items()})
+    original(run)
+
+def train_step(run, images, labels, original=cutmix.training.loop.train_step):
+    draw = run.state.mix.draw
+    run.state.mix.draw = lambda shape: remember(draw(shape))
+    try:
+        return original(run, images, labels)
+    finally:
+        del run.state.mix.draw
+
+def remember(draw):
+    found["lam"].append(float(draw.lam[0]))
+    return draw
+
+def predict(*arguments, original=cutmix.evaluate.command.predict, **named):
+    predictions = original(*arguments, **named)
+    found["logits"], found["labels"] = predictions
+    return predictions
+
+cutmix.training.loop.finish, cutmix.training.loop.train_step = finish, train_step
+cutmix.evaluate.command.predict = predict
+main(["train", "digits-resnet20-cutmix", "--epochs", "1", "--mix-prob", "1", "--batch-size", "126", "--accumulate", "2",
+      "--ema-decay", "0.5", "--precision", "float32", "--out", out + "/run"])
+main(["evaluate", out + "/run", "--out", out + "/results.jsonl"])
+np.savez(f"{out}/rank{rank}.npz", **{name: np.asarray(value) for name, value in found.items()})
+try:
+    main(["train", "digits-resnet20-cutmix", "--batch-size", "125", "--out", out + "/odd"])
+except SystemExit as stopped:
+    print("exit code", stopped.code, file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train and evaluate in two processes, and return the folder with what each of them saw."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "driver.py").write_text(DRIVER)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, str(folder / "driver.py"), str(folder)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout)
+    (folder / "stderr").write_text(done.stderr)
+    return folder
+
+
+def seen(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    first, second = (np.load(folder / f"rank{rank}.npz")[name] for rank in (0, 1))
+    return first, second
+
+
+@pytest.mark.parametrize("name", ["weights", "average", "gradients", "logits", "labels"])
+def test_both_processes_have_the_same(together: Path, name: str) -> None:
+    first, second = seen(together, name)
+    assert len(first) > 100
+    np.testing.assert_array_equal(first, second)
+
+
+def test_each_process_draws_its_own_mixes(together: Path) -> None:
+    first, second = seen(together, "lam")
+    assert len(first) == len(second) == 8  # steps; the two parts of a batch are mixed as one
+    assert not np.isin(first, second).any() or (first != second).mean() > 0.8
+
+
+def test_the_evaluation_equals_that_of_one_process(together: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = []
+    original = cutmix.evaluate.command.predict
+
+    def predict(*arguments: object, **named: object) -> object:
+        alone.append(original(*arguments, **named))  # type: ignore[arg-type]
+        return alone[-1]
+
+    monkeypatch.setattr(cutmix.evaluate.command, "predict", predict)
+    main(["evaluate", str(together / "run"), "--out", str(together / "alone.jsonl"), "--device", "cpu"])
+    logits, labels = seen(together, "logits")[0], seen(together, "labels")[0]
+    assert len(labels) == 797  # no multiple of two
+    np.testing.assert_array_equal(labels, alone[0].labels.numpy())
+    np.testing.assert_allclose(logits, alone[0].logits.numpy(), rtol=1e-5, atol=1e-5)
+    fields = ("measure", "value", "low", "high", "n")
+    in_two, in_one = (
+        [[record[field] for field in fields] for record in read_lines(together / name)]
+        for name in ("results.jsonl", "alone.jsonl")
+    )
+    assert in_two == in_one
+
+
+def test_what_training_measured_is_what_evaluation_measures(together: Path) -> None:
+    with np.load(together / "run/predictions/last.npz") as saved:
+        np.testing.assert_array_equal(saved["labels"], seen(together, "labels")[0])
+        np.testing.assert_allclose(saved["logits"], seen(together, "logits")[0], rtol=1e-5, atol=1e-5)
+
+
+def test_the_first_process_alone_speaks_and_writes(together: Path) -> None:
+    lines = (together / "stdout").read_text().splitlines()
+    assert len([line for line in lines if line.startswith("epoch ")]) == 1
+    assert len((together / "results.jsonl").read_text().splitlines()) == 2
+    assert json.loads((together / "run/environment.json").read_text())["processes"] == 2
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(together: Path) -> None:
+    said = (together / "stderr").read_text()
+    assert "cutmix: batch_size is 125: expected a positive multiple of the 2 processes" in said
+    assert said.count("exit code 2") == 2
+    assert "Traceback" not in said
+
+
+def test_a_run_of_two_processes_is_not_resumed_by_one(together: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--resume", "--out", str(together / "run"), "--device", "cpu"])
+    assert "was started with 2 processes" in capsys.readouterr().err
+
+
+def test_one_process_needs_none_of_it() -> None:
+    model = torch.nn.BatchNorm1d(2)
+    with processes("cpu") as world:
+        assert world == World(0, 1, torch.device("cpu"))
+        assert world.first
+        assert parallel(model, world) is model
+        assert gather("own", world) == ["own"]
+        assert (any_process(True, world), any_process(False, world)) == (True, False)
+        assert average_loss(6.0, 4, world) == 1.5
+        send_buffers(model, world)
+        with without_sync(model, True):
+            pass
+
+
+@pytest.mark.parametrize("name", ["quantum", "meta", "mps", "cuda:99", ""])
+def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=r"there is no device|cuda:99 is not there"), processes(name):
+        pass

@@ -1,0 +1,78 @@
+"""JSON lines: whole or not at all."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cutmix.runtime.files
+from cutmix.errors import InputError
+from cutmix.runtime.files import append_line, read_lines
+
+
+def test_what_is_appended_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    assert read_lines(path) == []
+    records = [{"loss": 0.1, "name": "λ 猫 \n"}, {"loss": None}]
+    for record in records:
+        append_line(path, record)
+    assert read_lines(path) == records
+    assert path.read_bytes().count(b"\n") == 2
+
+
+def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"a": 1}\n{"b": ')
+    assert read_lines(path) == [{"a": 1}]
+    path.write_text('{"a": 1}\n{"b": 2}')
+    assert read_lines(path) == [{"a": 1}, {"b": 2}]
+
+
+@pytest.mark.parametrize("damaged", ['{"a": 1}\n{"b": \n{"c": 3}\n', '{"a": 1}\n[2]\n', "\n\n"])
+def test_a_damaged_line_is_named(tmp_path: Path, damaged: str) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(damaged)
+    with pytest.raises(InputError, match=r"log\.jsonl, line [12] is"):
+        read_lines(path)
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log.jsonl"
+    append_line(path, {"a": 1})
+
+    def nearly_full(*arguments: Any, **named: Any) -> Any:
+        file = open(*arguments, **named)  # noqa: SIM115
+        return HalfWritten(file)
+
+    class HalfWritten:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __enter__(self) -> "HalfWritten":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def write(self, data: bytes) -> int:
+            return int(self.file.write(data[: len(data) // 2]))
+
+    monkeypatch.setattr(cutmix.runtime.files, "open", nearly_full, raising=False)
+    with pytest.raises(InputError, match="could not be written: No space left on device; nothing was changed"):
+        append_line(path, {"b": 2})
+    assert path.read_text() == '{"a": 1}\n'
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="could not be written: No such file or directory"):
+        append_line(tmp_path / "absent/log.jsonl", {})
+
+
+def test_a_line_that_was_cut_short_does_not_spoil_the_next(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"b": 2')
+    append_line(path, {"c": 3})
+    assert read_lines(path) == [{"a": 1}, {"c": 3}]
+    path.write_bytes(b'{"a": 1}\n{"b": 2}')
+    append_line(path, {"c": 3})
+    assert read_lines(path) == [{"a": 1}, {"b": 2}, {"c": 3}]

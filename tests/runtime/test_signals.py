@@ -1,0 +1,42 @@
+"""Signals are remembered, and only for as long as somebody looks."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from cutmix.runtime.signals import remembered_signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_is_remembered(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with remembered_signals() as stop:
+        assert stop.number is None
+        os.kill(os.getpid(), number)
+        assert stop.number == number
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_interrupts_at_once() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with remembered_signals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.number == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_another_thread_catches_nothing() -> None:
+    seen = []
+
+    def work() -> None:
+        with remembered_signals() as stop:
+            seen.append((stop.number, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(None, signal.getsignal(signal.SIGTERM))]

@@ -1,0 +1,104 @@
+"""Learning rate, optimizer and moving average against PyTorch's own and a hand-written loop."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, SequentialLR
+
+from cutmix.config.recipes import RECIPES, Recipe
+from cutmix.training.optim import learning_rate, make_average, make_optimizer, set_learning_rate
+
+EPOCHS, STEPS = 12, 5
+
+
+def by_torch(make: object, warmup: int = 0) -> list[float]:
+    """Return a scheduler's learning rate of each step, after a linear warm-up."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.4)
+    main: LRScheduler = make(optimizer)  # type: ignore[operator]
+    if warmup:
+        rising = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
+        main = SequentialLR(optimizer, [rising, main], [warmup])
+    rates = []
+    for _ in range(EPOCHS * STEPS):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        main.step()
+    return rates
+
+
+@pytest.mark.filterwarnings("ignore:The epoch parameter")  # SequentialLR's own call
+@pytest.mark.parametrize("warmup", [0, 2])
+@pytest.mark.parametrize("schedule", ["step", "cosine", "constant"])
+def test_learning_rate_is_that_of_torchs_schedulers(schedule: str, warmup: int) -> None:
+    recipe = Recipe(
+        schedule=schedule,  # type: ignore[arg-type]
+        lr=0.4, epochs=EPOCHS, warmup_epochs=warmup, milestones=(0.5, 0.75), gamma=0.2,
+    )  # fmt: skip
+    steps = warmup * STEPS
+    torchs = {
+        "step": lambda o: MultiStepLR(o, [6 * STEPS - steps, 9 * STEPS - steps], gamma=0.2),
+        "cosine": lambda o: CosineAnnealingLR(o, EPOCHS * STEPS - steps),
+        "constant": lambda o: ConstantLR(o, factor=1, total_iters=0),
+    }
+    ours = [learning_rate(recipe, step, STEPS) for step in range(EPOCHS * STEPS)]
+    assert ours == pytest.approx(by_torch(torchs[schedule], steps), rel=1e-9, abs=1e-12)
+
+
+def test_the_papers_schedule_falls_at_epochs_150_and_225() -> None:
+    recipe = RECIPES["cifar100-resnet110"]
+    rates = {epoch: learning_rate(recipe, epoch * 782, 782) for epoch in (0, 149, 150, 224, 225, 299)}
+    assert rates == pytest.approx({0: 0.25, 149: 0.25, 150: 0.025, 224: 0.025, 225: 0.0025, 299: 0.0025})
+    assert learning_rate(recipe, 150 * 782 - 1, 782) == 0.25
+
+
+@pytest.mark.parametrize("epochs", range(1, 101))
+def test_a_milestone_is_the_first_epoch_that_begins_after_it(epochs: int) -> None:
+    for epoch in range(epochs):  # epoch / epochs times epochs is a little more or less than epoch in floating point
+        recipe = Recipe(schedule="step", milestones=(epoch / epochs,), gamma=0.1, epochs=epochs, lr=1)
+        assert learning_rate(recipe, epoch * 3, 3) == pytest.approx(0.1)
+        if epoch:
+            assert learning_rate(recipe, epoch * 3 - 1, 3) == 1
+
+
+def test_learning_rate_is_set_in_every_group() -> None:
+    optimizer = make_optimizer(Recipe(decay_all=False), nn.Linear(2, 2))
+    set_learning_rate(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+
+
+def test_optimizers_are_torchs_with_the_recipes_numbers() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    model[0].weight.requires_grad_(False)
+    sgd = make_optimizer(Recipe(momentum=0.8, nesterov=True, weight_decay=0.1), model)
+    assert isinstance(sgd, torch.optim.SGD)
+    (group,) = sgd.param_groups
+    assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.8, True, 0.1)
+    assert len(group["params"]) == 3  # without the one that is not trained
+    adamw = make_optimizer(Recipe(optimizer="adamw", weight_decay=0.1, decay_all=False), nn.Linear(2, 2))
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert [(g["weight_decay"], [p.ndim for p in g["params"]]) for g in adamw.param_groups] == [(0.1, [2]), (0.0, [1])]
+
+
+def test_the_average_is_that_of_a_hand_written_loop() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    average = make_average(Recipe(ema_decay=0.7), model)
+    assert average is not None
+    expected: dict[str, torch.Tensor] = {}
+    for _ in range(5):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        model(torch.randn(8, 3))  # moves the running statistics
+        for name, value in model.state_dict().items():
+            old = expected.get(name)  # the first step's weights start the average
+            expected[name] = value.clone() if old is None else (0.7 * old + 0.3 * value).to(value.dtype)
+        average.update_parameters(model)
+    for name, value in average.module.state_dict().items():
+        torch.testing.assert_close(value, expected[name])
+
+
+def test_no_decay_keeps_no_average() -> None:
+    assert make_average(replace(Recipe(), ema_decay=0.0), nn.Linear(1, 1)) is None
