@@ -13,9 +13,13 @@ from functools import partial
 import numpy as np
 
 from cutmix.errors import InputError
-from cutmix.transfer.average_precision import voc_average_precision, voc_interval
-from cutmix.transfer.coco_precision import coco_average_precision
-from cutmix.transfer.matching import Detections, Objects
+from cutmix.transfer.average_precision import (
+    Detections,
+    Objects,
+    coco_average_precision,
+    voc_average_precision,
+    voc_interval,
+)
 from measuring import Row, arguments, in_turns, medians, report, versions
 
 IMAGES, CLASSES, OBJECTS = 5000, 20, 12_500

@@ -20,12 +20,12 @@ from typing import Any
 
 from torch import Tensor
 
-from cutmix.allocator import keep_freed_memory
 from cutmix.config.options import TrainOptions
 from cutmix.config.recipes import Recipe, find_recipe
 from cutmix.data.loaders import Batch, Loader
 from cutmix.mixing import SMMix
 from cutmix.models import WithTokenHead
+from cutmix.runtime.device import keep_freed_memory
 from cutmix.runtime.distributed import processes
 from cutmix.runtime.signals import Stop
 from cutmix.training.loop import train_epoch, train_step

@@ -92,7 +92,7 @@ def demo(words: list[str]) -> None:
 def train(words: list[str]) -> None:
     """Train a recipe, or a folder of photographs."""
     recipe, options = parse_train(words)
-    from cutmix.allocator import keep_freed_memory
+    from cutmix.runtime.device import keep_freed_memory
     from cutmix.training.loop import run_training as run
 
     keep_freed_memory()
@@ -152,7 +152,7 @@ def values_of(flags: list[str]) -> dict[str, str]:
 def transfer(words: list[str]) -> None:
     """Train a detector or a captioner on a backbone."""
     recipe, options = parse_transfer(words)
-    from cutmix.allocator import keep_freed_memory
+    from cutmix.runtime.device import keep_freed_memory
     from cutmix.transfer.command import transfer as run
 
     keep_freed_memory()
@@ -219,8 +219,8 @@ def evaluate(words: list[str]) -> None:
     options = parse(
         EvaluateOptions, words, "evaluate", "Measure a run, or a file of weights, by one or several suites."
     )
-    from cutmix.allocator import keep_freed_memory
     from cutmix.evaluate.command import run_evaluate
+    from cutmix.runtime.device import keep_freed_memory
 
     keep_freed_memory()
     run_evaluate(options)
@@ -261,8 +261,8 @@ def reproduce(words: list[str]) -> None:
     from cutmix.config.options import ReproduceOptions
 
     options = parse(ReproduceOptions, words, "reproduce", REPRODUCE)
-    from cutmix.allocator import keep_freed_memory
     from cutmix.paper.reproduce import run_reproduce
+    from cutmix.runtime.device import keep_freed_memory
 
     keep_freed_memory()
     run_reproduce(options)

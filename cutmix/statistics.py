@@ -9,14 +9,19 @@ Source: McNemar (1947) in its exact form, a binomial test of the samples on whic
 Welch (1947).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
+from scipy.special import erf
 from scipy.stats import binomtest, norm, rankdata, ttest_ind
 
 from cutmix.errors import UNREADABLE, InputError
+from cutmix.runtime.seeding import derive_seed
 
 LEVEL = 0.05
 
@@ -271,3 +276,140 @@ def _gaps(confidence: np.ndarray, right: np.ndarray, bins: int) -> np.ndarray:
     """Return right − confidence of each image in the column of its bin, (N, bins): ECE is Σ_b |Σ_n of it| / N."""
     index = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence, side="left")
     return (index[:, None] == np.arange(bins)) * (right - confidence)[:, None]
+
+
+# ---- calibration bins ----
+# Bins of confidence, (low, high], and the calibration errors that are taken from them.
+
+
+class Reliability(NamedTuple):
+    """The table behind a reliability diagram, one row a bin.
+
+    Attributes:
+        low: Confidences of the bin are above it, (bins,).
+        high: And at most this, (bins,).
+        images: How many are in the bin, (bins,) int64.
+        confidence: Their mean confidence, in [0, 1]; NaN in an empty bin.
+        accuracy: Share of them that is right, in [0, 1]; NaN in an empty bin.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    images: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+
+def bin_edges(confidence: np.ndarray, bins: int, adaptive: bool) -> np.ndarray:
+    """Return the bins' bounds, (bins + 1,), from 0 to 1."""
+    if not isinstance(bins, Integral) or bins < 1:
+        raise InputError(f"bins is {bins}: expected at least one, a whole number")
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    if adaptive:
+        n = len(confidence)
+        last = -(-np.arange(1, bins) * n // bins) - 1  # of the sorted confidences, the last one of each bin
+        edges[1:-1] = np.sort(confidence)[last.clip(0)]
+    return edges
+
+
+def one_hot_bins(confidence: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Return in which bin each confidence is, (N, bins) float64; rounding above 1 counts as 1."""
+    index = np.searchsorted(edges[1:-1], confidence, side="left")
+    return (index[:, None] == np.arange(len(edges) - 1)).astype(np.float64)
+
+
+def reliability_table(edges: np.ndarray, sums: np.ndarray) -> Reliability:
+    """Make the table of each bin's sums of 1, confidence and right, (bins, 3)."""
+    count = sums[:, 0]
+    means = np.full((len(sums), 2), np.nan)
+    np.divide(sums[:, 1:], count[:, None], out=means, where=count[:, None] > 0)
+    return Reliability(edges[:-1], edges[1:], count.round().astype(np.int64), means[:, 0], means[:, 1])
+
+
+def expected_error(table: Reliability) -> float:
+    """Return Σ_b n_b/N · |acc_b − conf_b|, in per cent."""
+    gaps = np.abs(table.accuracy - table.confidence)
+    return 100 * float(np.nansum(table.images * gaps) / table.images.sum())
+
+
+def max_error(table: Reliability) -> float:
+    """Return the largest |acc_b − conf_b|, in per cent."""
+    return 100 * float(np.nanmax(np.abs(table.accuracy - table.confidence)))
+
+
+def debiased_error(table: Reliability) -> float:
+    """Return the expected error less what noise adds to it; see ``calibration.debiased_calibration_error``."""
+    full = table.images > 0
+    count, accuracy = table.images[full], table.accuracy[full]
+    gap = np.abs(accuracy - table.confidence[full])
+    deviation = np.sqrt((accuracy * (1 - accuracy)).clip(0) / count)
+    noisy = deviation > 0
+    ratio = gap[noisy] / deviation[noisy]
+    mean = gap.copy()  # E|N(gap, deviation²)|, the folded normal's mean
+    mean[noisy] = deviation[noisy] * np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2) + gap[noisy] * erf(ratio / np.sqrt(2))
+    return 100 * float((count * (2 * gap - mean)).sum() / count.sum())
+
+
+def chance_error(confidence: np.ndarray, edges: np.ndarray) -> float:
+    """Return the mean ECE of a calibrated classifier with these confidences, in per cent; the bins' gaps are normal."""
+    variance = one_hot_bins(confidence, edges).T @ (confidence * (1 - confidence))
+    return 100 * float(np.sqrt(2 / np.pi * variance.clip(0)).sum() / len(confidence))
+
+
+# ---- bootstrap ----
+# Seeded resampling of test images, and the interval that it gives.
+
+_BLOCK = 64  # resamples drawn at a time: a call for each would cost more than its numbers
+
+
+def resamples(n: int, draws: int, *stream: int | str) -> Iterator[np.ndarray]:
+    """Yield ``draws`` times n indices below n, drawn with replacement; the same for the same stream.
+
+    Args:
+        n: Number of samples.
+        draws: Number of resamples, at least 1.
+        *stream: What names the random stream, as in :func:`cutmix.runtime.seeding.derive_seed`.
+
+    Raises:
+        InputError: If ``draws`` is no whole number, or below 1.
+    """
+    if not isinstance(draws, Integral) or draws < 1:
+        raise InputError(f"draws is {draws}: expected at least one resample, a whole number")
+    generator = torch.Generator().manual_seed(derive_seed(*stream))
+    for start in range(0, draws, _BLOCK):
+        yield from torch.randint(n, (min(_BLOCK, draws - start), n), generator=generator).numpy()
+
+
+def bootstrap_interval(
+    value: float, draws: np.ndarray, confidence: float, least: float = 0.0, most: float = 100.0
+) -> tuple[float, float]:
+    """Return the percentile interval of resampled values, moved so that their mean is the measured value.
+
+    A measure that noise makes larger, like a calibration error or a maximum over thresholds, is larger again in every
+    resample, whose samples repeat: the plain percentile interval then lies above the value. Moved, it is the spread
+    of the measure at this number of samples. For an unbiased measure nothing moves.
+
+    Args:
+        value: The measure on the samples themselves.
+        draws: The measure on each resample, (draws,).
+        confidence: In (0, 1).
+        least: Lower end of the measure's range.
+        most: Upper end of it.
+
+    Raises:
+        InputError: If ``confidence`` is out of its range.
+    """
+    check_confidence(confidence)
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(draws, [tail, 100 - tail]) - draws.mean() + value
+    return float(max(min(low, value), least)), float(min(max(high, value), most))
+
+
+def check_confidence(confidence: float) -> None:
+    """Refuse a confidence that leaves nothing on either side of an interval, or no interval.
+
+    Raises:
+        InputError: If it is not in (0, 1).
+    """
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence is {confidence}: expected a share between 0 and 1, e.g. 0.95")

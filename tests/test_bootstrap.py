@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cutmix.errors import InputError
-from cutmix.evaluate.bootstrap import bootstrap_interval, resamples
+from cutmix.statistics import bootstrap_interval, resamples
 
 
 def test_the_same_stream_gives_the_same_resamples() -> None:

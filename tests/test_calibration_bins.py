@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import foldnorm
 
 from cutmix.errors import InputError
-from cutmix.evaluate.calibration_bins import (
+from cutmix.statistics import (
     Reliability,
     bin_edges,
     chance_error,

@@ -15,14 +15,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from cutmix.data.color import ColorDraw, draw_color
 from cutmix.data.decode import read_image
 from cutmix.data.sets import ArraySet, FileSet, ImageSet
 from cutmix.data.transforms import (
     AutoAugmentPolicy,
+    ColorDraw,
     Interpolation,
     PaddingMode,
     auto_augment,
+    draw_color,
     draw_crop_flip,
     normalize,
     resize,

@@ -11,13 +11,19 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from cutmix.data.cub import find_cub, read_cub
 from cutmix.data.decode import find_unreadable
-from cutmix.data.digits import read_digits
 from cutmix.data.folder import is_split, read_folder
-from cutmix.data.formats import find_cifar, read_cifar
-from cutmix.data.idx import find_idx, read_idx
-from cutmix.data.tiny_imagenet import find_tiny_imagenet, read_tiny_imagenet
+from cutmix.data.formats import (
+    find_cifar,
+    find_cub,
+    find_idx,
+    find_tiny_imagenet,
+    read_cifar,
+    read_cub,
+    read_digits,
+    read_idx,
+    read_tiny_imagenet,
+)
 from cutmix.errors import InputError
 from cutmix.runtime.seeding import derive_seed
 

@@ -18,20 +18,21 @@ from scipy.optimize import brentq
 from scipy.special import log_softmax
 from torch import Tensor
 
-from cutmix.evaluate.bootstrap import bootstrap_interval, resamples
-from cutmix.evaluate.calibration_bins import (
+from cutmix.evaluate.classifier import Classifier, Suite
+from cutmix.evaluate.logits import as_logits, as_probabilities, class_ids
+from cutmix.runtime.seeding import derive_seed
+from cutmix.statistics import (
     Reliability,
     bin_edges,
+    bootstrap_interval,
     chance_error,
     debiased_error,
     expected_error,
     max_error,
     one_hot_bins,
     reliability_table,
+    resamples,
 )
-from cutmix.evaluate.classifier import Classifier, Suite
-from cutmix.evaluate.logits import as_logits, as_probabilities, class_ids
-from cutmix.runtime.seeding import derive_seed
 
 _TEMPERATURES = (1e-3, 1e3)
 

@@ -15,9 +15,9 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from cutmix.errors import InputError
-from cutmix.evaluate.bootstrap import check_confidence
 from cutmix.evaluate.logits import check_finite
 from cutmix.runtime.distributed import World, gather
+from cutmix.statistics import check_confidence
 
 
 class Predictions(NamedTuple):

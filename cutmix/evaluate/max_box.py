@@ -12,10 +12,10 @@ from cutmix.evaluate.boxes import (
     box_iou,
     check_thresholds,
     contour_boxes,
+    find_components,
     padded_boxes,
     uses_opencv,
 )
-from cutmix.evaluate.components import find_components
 
 _BATCH = 1 << 17  # pixels of the maps that are taken at a time: few enough to stay in the cache
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from cutmix.data.outliers import SEVEN, Outliers, Shape, open_outliers
 from cutmix.errors import InputError
-from cutmix.evaluate.bootstrap import bootstrap_interval
 from cutmix.evaluate.classifier import Classifier, Suite
 from cutmix.evaluate.logits import as_logits
 from cutmix.evaluate.ood_conventions import (
@@ -33,6 +32,7 @@ from cutmix.evaluate.ood_conventions import (
     mahalanobis_tnr95_auroc,
     statistic_of,
 )
+from cutmix.statistics import bootstrap_interval
 
 # ---- scores, from logits ----
 

@@ -18,8 +18,8 @@ from scipy.integrate import trapezoid
 from torch import Tensor
 
 from cutmix.errors import InputError
-from cutmix.evaluate.bootstrap import resamples
 from cutmix.evaluate.logits import check_finite, real_numbers
+from cutmix.statistics import resamples
 
 Convention = Literal["exact", "odin", "confident", "mahalanobis", "openood"]
 

@@ -15,12 +15,19 @@ from torch import Tensor
 
 from cutmix.errors import InputError
 from cutmix.evaluate.attacks import apgd, check_eps, fgsm, loss_gradient, pgd, step
-from cutmix.evaluate.between import between_classes, between_passes, draw_pairs, neither, wrong
 from cutmix.evaluate.classification import wilson_interval
-from cutmix.evaluate.classifier import Classifier, Suite
+from cutmix.evaluate.classifier import Classifier, Suite, Work, expected_duration
 from cutmix.evaluate.corruptions import corruption_error, open_corrupted
-from cutmix.evaluate.forecast import Work, expected_duration
-from cutmix.evaluate.occlusion import occlusion_classes, occlusion_passes, side_grid
+from cutmix.evaluate.occlusion import (
+    between_classes,
+    between_passes,
+    draw_pairs,
+    neither,
+    occlusion_classes,
+    occlusion_passes,
+    side_grid,
+    wrong,
+)
 from cutmix.runtime.seeding import derive_seed
 
 __all__ = ["apgd", "fgsm", "pgd", "robustness_suite"]

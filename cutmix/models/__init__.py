@@ -1,9 +1,8 @@
 """Networks: the paper's for CIFAR here, everything else timm's."""
 
 from cutmix.models.attention import WithTokenHead, predict_and_attend
-from cutmix.models.cifar import CifarResNet
+from cutmix.models.cifar import CifarResNet, PyramidNet
 from cutmix.models.create import create_model, pretrained_normalization
-from cutmix.models.pyramidnet import PyramidNet
 
 __all__ = [
     "CifarResNet",

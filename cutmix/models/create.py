@@ -11,9 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from cutmix.errors import InputError
-from cutmix.models.cifar import BasicBlock, Bottleneck, CifarResNet
+from cutmix.models.cifar import BasicBlock, Bottleneck, CifarResNet, PyramidNet
 from cutmix.models.localization import VggGap, widen_last_stage
-from cutmix.models.pyramidnet import PyramidNet
 from cutmix.runtime.checkpoint import load_weights, read_weights
 
 # Called with num_classes and in_chans. ResNet-110 is the paper's (bottleneck, 9 · 12 + 2), not the classic basic-block

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cutmix.errors import InputError
-from cutmix.models.pooled import PooledClassifier
+from cutmix.models.cifar import PooledClassifier
 
 
 class Head(NamedTuple):

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cutmix.errors import InputError
-from cutmix.other_tables import Found, find_measured, paper_sheets
-from cutmix.paper.compare import Sheet, Trained, find_results, footnotes, sheets
-from cutmix.paper.tables import TABLES, Table, find_among
-from cutmix.paper_measures import MORE_TABLES, PaperTable
+from cutmix.paper.compare import Found, Sheet, Trained, find_measured, find_results, footnotes, paper_sheets, sheets
+from cutmix.paper.tables import MORE_TABLES, TABLES, PaperTable, Table, find_among
 
 EVERY_TABLE: tuple[Table | PaperTable, ...] = (*TABLES, *MORE_TABLES)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cutmix.mixing.smmix import AttentionDraw, SMMix
 from cutmix.models.attention import predict_and_attend
-from cutmix.preview.command import caption
+from cutmix.preview.drawing import caption
 
 _MOST, _LEAST = "#ff9f1c", "#2ec4ff"  # told apart by the colour-blind too, and both seen on photographs
 

@@ -1,94 +1,16 @@
-"""A picture of what mixing does to one's own images, with the labels that come of it."""
+"""``cutmix preview``: an image of what mixing does to a data set, with the mixed labels."""
 
-import io
 import math
-import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-from matplotlib.figure import Figure
-from torch import Tensor
-
 from cutmix.config.options import PreviewOptions
-from cutmix.data import ArraySet, ImageSet, open_data, test_loader
+from cutmix.data import ArraySet, ImageSet, open_data
 from cutmix.errors import InputError
 from cutmix.mixing import CutMix, Cutout, Mixup
-from cutmix.mixing.targets import Targets
 from cutmix.models.create import create_model, trying_images
+from cutmix.preview.attention import attention_picture
+from cutmix.preview.drawing import pick_samples, preview_grid
 from cutmix.runtime.checkpoint import write_atomic
-from cutmix.runtime.seeding import derive_seed
-
-
-def preview_grid(
-    data: ImageSet,
-    mixes: Mapping[str, Callable[[Tensor, Tensor], tuple[Tensor, Targets]] | None],
-    *,
-    image_size: int | None = None,
-    count: int = 6,
-    seed: int = 0,
-) -> bytes:
-    """Draw a grid: a row for each transform, a column for each sample, the mixed labels beneath.
-
-    The images are prepared and normalised as for testing, mixed, and shown with the normalisation undone: what the
-    network sees. Cutout's holes therefore have the mean colour.
-
-    Args:
-        data: Where the samples come from.
-        mixes: Transforms by the name that their row gets; None shows the images as they are.
-        image_size: Side in pixels; by default a small set's own, and 224 for photographs.
-        count: Number of samples.
-        seed: Of the choice of samples.
-
-    Returns:
-        A PNG file.
-    """
-    images, labels = pick_samples(data, image_size, count, seed)
-    rows = {name: mix(images.clone(), labels) if mix else (images, labels) for name, mix in mixes.items()}
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (data.mean, data.std))
-    figure = Figure(figsize=(1.0 + 1.7 * len(images), 2.1 * len(rows)), dpi=120, layout="constrained")
-    axes = figure.subplots(len(rows), len(images), squeeze=False)
-    for row, (name, (x, targets)) in zip(axes, rows.items(), strict=True):
-        pixels = (x.float() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).squeeze(-1)
-        for i, axis in enumerate(row):
-            axis.imshow(pixels[i].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-            axis.set_xlabel(caption(targets, i, data.classes), fontsize=8, parse_math=False)
-        row[0].set_ylabel(name, fontsize=10)
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+")  # a class name in a script that the font lacks
-        figure.savefig(file, format="png")
-    return file.getvalue()
-
-
-def caption(targets: Targets, i: int, classes: tuple[str, ...]) -> str:
-    """Return a sample's labels in words, e.g. "0.62 cat" over "0.38 dog"."""
-    if isinstance(targets, Tensor):
-        return _short(classes[int(targets[i])])
-    shares: dict[int, float] = {}
-    for label, share in zip(*(terms[i].tolist() for terms in targets.terms()), strict=True):
-        shares[label] = shares.get(label, 0.0) + share
-    return "\n".join(f"{share:.2f} {_short(classes[label])}" for label, share in shares.items() if share > 0)
-
-
-def _short(name: str, length: int = 18) -> str:
-    name = name.split(",")[0].strip()
-    return name if len(name) <= length else name[: length - 1] + "…"
-
-
-def pick_samples(data: ImageSet, image_size: int | None, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Load some samples as they are prepared for testing."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, "preview"))
-    chosen = torch.randperm(len(data), generator=generator)[:count]
-    if isinstance(data, ArraySet):
-        few: ImageSet = replace(data, labels=data.labels[chosen], images=data.images[chosen])
-    else:
-        few = replace(data, labels=data.labels[chosen], paths=tuple(data.paths[i] for i in chosen.tolist()))
-        image_size = 224 if image_size is None else image_size
-    loader = test_loader(few, batch_size=count, device="cpu", image_size=image_size)
-    return next(iter(loader.epoch()))
 
 
 def run_preview(options: PreviewOptions) -> Path:
@@ -116,8 +38,6 @@ def run_preview(options: PreviewOptions) -> Path:
 
 def _preview_smmix(options: PreviewOptions, data: ImageSet) -> Path:
     """Write where a network looks and what SMMix makes of it; without weights its gaze is random."""
-    from cutmix.preview.attention import attention_picture
-
     network = create_model(
         options.model, data.num_classes, in_chans=data.in_chans, pretrained=options.weights or False
     ).eval()

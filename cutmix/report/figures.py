@@ -2,16 +2,23 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal
 
+import numpy as np
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, NullLocator
+
+from cutmix.report.metrics import measure_of
+from cutmix.report.page import HTML, link, picture
+from cutmix.report.paired import read_arrays
+from cutmix.report.tables import Card, Key, anchor, notes
+from cutmix.runs.read import Run, groups
 
 # Each has a contrast of at least 3:1 with white and with the page's dark ground (WCAG 2.2, 1.4.11).
 COLOURS = ("#2e7fd0", "#d4622a", "#1d9a70", "#b3589f", "#a8801a", "#d34a5c", "#6b7f95")
@@ -172,3 +179,168 @@ def _svg(figure: Figure, alt: str | None) -> Markup:
     meaning = Markup('role="img" aria-label="{}"').format(alt) if alt else Markup('aria-hidden="true"')
     opening = Markup('<svg viewBox="0 0 {:g} {:g}" width="{:g}" height="{:g}" stroke-linejoin="round" {}>')
     return opening.format(width, height, width, height, meaning) + Markup(content)
+
+
+# ---- curves ----
+# Measures and losses by epoch, all runs of a task in the same plots. No torch here.
+
+
+def learning_curves(
+    runs: Sequence[Run], styles: Mapping[str, int], figures: Sequence[tuple[str, str, str]], caption: str
+) -> Markup:
+    """Return a plot for each figure, the seeds of a recipe alike; nothing where no run has logged an epoch.
+
+    Args:
+        runs: Those to draw; what was only evaluated has no training to show.
+        styles: The style of each recipe, the same on all of the page.
+        figures: Title, field of the log and name of the vertical axis.
+        caption: What stands below.
+    """
+    runs = [run for run in runs if run.epochs and not run.evaluated]
+    if not runs:
+        return Markup("")
+    by_recipe = groups(runs)
+    legend = [
+        (key(styles[name]), name + (f" ({len(members)} runs)" if len(members) > 1 else ""))
+        for name, members in by_recipe.items()
+    ]
+    plots = []
+    for title, field, unit in figures:
+        curves = [_curve(run, field, styles[run.group]) for members in by_recipe.values() for run in members]
+        alt = f"{title} by epoch. " + " ".join(_spoken(run, field) for run in runs)
+        plots.append((title, lines(curves, xlabel="epoch", ylabel=unit, alt=alt)))
+    return Markup(HTML.curves(legend, plots, caption))
+
+
+def _curve(run: Run, field: str, style: int) -> Curve:
+    measured = [entry for entry in run.epochs if entry.get(field) is not None]
+    return Curve([entry["epoch"] for entry in measured], [entry[field] for entry in measured], style)
+
+
+def _spoken(run: Run, field: str) -> str:
+    """A curve in words: where it starts and ends."""
+    curve = _curve(run, field, 0)
+    if not curve.x:
+        return f"{run.label}: not run."
+    return f"{run.label}: {curve.y[0]:.3g} at epoch {curve.x[0]}, {curve.y[-1]:.3g} at epoch {curve.x[-1]}."
+
+
+# ---- card figures ----
+# The figures of the report card: sweeps, reliability, histograms of scores, and the suites' own pictures. No torch.
+
+
+def curves(card: Card, sweeps: dict[tuple[str, str], list[Key]], *, small: bool = False) -> Markup:
+    """Return a plot for each sweep, all runs in it; nothing without sweeps."""
+    if not sweeps:
+        return Markup("")
+    plots, widest = [], 0.0
+    for (name, of), rows in sweeps.items():
+        measure, scale = measure_of(name), 255 if measure_of(name).at == "ε" else 1
+        title = measure.label + (f", {of}" if of else "")
+        drawn, said = [], []
+        for run in card.runs:
+            found = [card.rows[row][run.label] for row in rows if run.label in card.rows[row]]
+            points = [(line["at"] * scale, line["value"]) for line in found if line["value"] is not None]
+            if not points:
+                continue
+            xs, ys = zip(*points, strict=True)
+            drawn.append(Curve(xs, ys, card.styles[run.group]))
+            said.append(f"{run.label}: " + ", ".join(f"{y:.{measure.digits}f} at {x:g}" for x, y in points))
+            widest = max([widest, *((line["high"] - line["low"]) / 2 for line in found if line.get("low") is not None)])
+        axis, xlabel = _AXES[measure.at]
+        ylabel = "error, %" if name.endswith("_err") else "share of pairs, %"
+        alt = f"{title}, by {xlabel}. {'; '.join(said)}."
+        plots.append((title, lines(drawn, xlabel=xlabel, ylabel=ylabel, alt=alt, axis=axis, from_zero=True)))
+    caption = Markup("{}. The 95 % intervals of the points are at most ±{:.1f} points wide.").format(
+        Markup(", ").join(link(anchor(name), measure_of(name).label) for name in dict.fromkeys(n for n, _ in sweeps)),
+        widest,
+    )
+    figure = HTML.curves(_legend(card), plots, caption, small)
+    return Markup(figure) + notes(card, [row for rows in sweeps.values() for row in rows if row.name != "fgsm_err"])
+
+
+_AXES: dict[str, tuple[Axis, str]] = {
+    "ε": ("doubling", "ε, in 1/255 of the pixels’ range"),
+    "side": ("whole", "side of the square, pixels"),
+    "λ": ("share", "λ, share of the first image"),
+    "severity": ("whole", "severity"),
+    "threshold": ("share", "threshold"),
+}
+
+
+def reliability_of(card: Card) -> Markup:
+    """Return the reliability diagram of all runs, and how many images are how sure."""
+    drawn, sure, said, counted = [], [], [], []
+    for run in card.runs:
+        table = read_arrays(run.arrays(card.suite)).get("reliability")
+        if table is None:
+            continue
+        style = card.styles[run.group]
+        full = table[table[:, 2] > 0]
+        drawn.append(Curve((100 * full[:, 3]).tolist(), (100 * full[:, 4]).tolist(), style))
+        edges = (100 * np.append(table[:, 0], table[-1, 1])).tolist()
+        sure.append(Curve(edges, (100 * table[:, 2] / table[:, 2].sum()).tolist(), style))
+        said.append(f"{run.label}: " + ", ".join(f"{100 * b:.0f} at {100 * a:.0f}" for a, b in full[:, 3:]))
+        counted.append(f"{run.label}: {sure[-1].y[-1]:.0f} % of the images above {edges[-2]:.0f} %.")
+    if not drawn:
+        return Markup("")
+    alt = f"Accuracy by mean confidence of the bins, in per cent. {'; '.join(said)}."
+    plots = [
+        ("Reliability diagram", reliability(drawn, alt=alt)),
+        (
+            "How sure the network is",
+            outlines(sure, xlabel="confidence, %", ylabel="images, %", alt=f"Confidences. {' '.join(counted)}"),
+        ),
+    ]
+    caption = (
+        "Accuracy against mean confidence of the images in each bin; on the thin diagonal both are the same, below it "
+        "the network is over-confident. Bins that hold few images are noise: how many each holds is shown beside."
+    )
+    return Markup(HTML.curves(_legend(card), plots, caption))
+
+
+def histograms(card: Card) -> Markup:
+    """Return the scores of the test images and of each other set, a figure for each run."""
+    body = Markup("")
+    edges = np.linspace(0, 1, 26)
+    for run in card.runs:
+        arrays = read_arrays(run.arrays(card.suite))
+        sets = {name.partition("/")[2]: name for name in arrays if name.startswith("max-softmax/")}
+        scores = {of: np.exp(arrays[name]) for of, name in sets.items()}
+        own = scores.pop("id", None)
+        if own is None or not scores:
+            continue
+        plots = []
+        for of, other in scores.items():
+            both = [
+                Curve(edges.tolist(), (100 * np.histogram(each, edges)[0] / len(each)).tolist(), style)
+                for style, each in enumerate((own, other))
+            ]
+            alt = (
+                f"Largest softmax probabilities of {run.label}. Test images: median {np.median(own):.2f}; {of}: median "
+                f"{np.median(other):.2f}."
+            )
+            axes = {"xlabel": "largest softmax probability", "ylabel": "images, %"}
+            plots.append((of, outlines(both, **axes, alt=alt, small=True)))
+        legend = [(key(0, marker=False), f"test images of {run.data}"), (key(1, marker=False), "the other set")]
+        caption = f"{run.label}: how sure the network is of its own test images and of others; apart is better."
+        body += Markup(HTML.curves(legend, plots, caption, True))
+    return body
+
+
+def _legend(card: Card) -> list[tuple[Markup, str]]:
+    return [
+        (key(card.styles[name]), name + (f" ({len(members)} runs)" if len(members) > 1 else ""))
+        for name, members in groups(card.runs).items()
+    ]
+
+
+def pictures(card: Card) -> Markup:
+    """Return the pictures that the suite drew for each run."""
+    items = []
+    for run in card.runs:
+        prefix = run.arrays(card.suite).stem
+        for path in sorted((run.folder / "pictures").glob(f"{prefix}-*.png")):
+            said = f"{run.label}: {path.stem.removeprefix(f'{prefix}-').replace('-', ' ')}"
+            items.append(picture(path.read_bytes(), path, alt=f"Pictures of {said}", caption=said))
+    return Markup(HTML.images(items)) if items else Markup("")

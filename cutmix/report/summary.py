@@ -14,19 +14,26 @@ from typing import Any
 
 from markupsafe import Markup
 
-from cutmix.attention_card import attention
-from cutmix.curves import learning_curves
 from cutmix.errors import InputError
 from cutmix.paper.compare import footnotes, sheets, sweeps, trained
 from cutmix.paper.tables import TABLES, find_tables, is_baseline
 from cutmix.report.compare import MAIN, comparisons, estimate, pairs
-from cutmix.report.figures import Curve, key, lines
+from cutmix.report.figures import Curve, key, learning_curves, lines
 from cutmix.report.page import HTML, Row, Section, picture
 from cutmix.report.provenance import status, what_was_run
-from cutmix.report.suites import calibration, definitions, localization, robustness, unknown
+from cutmix.report.suites import (
+    attention,
+    calibration,
+    captioning,
+    definitions,
+    detection,
+    localization,
+    paper_of_transfer,
+    robustness,
+    unknown,
+)
 from cutmix.runs.read import Json, Run, groups, read_runs
 from cutmix.statistics import in_words
-from cutmix.transfer_card import captioning, detection, paper_of_transfer
 from cutmix.version import __version__
 
 

@@ -24,9 +24,10 @@ from cutmix.evaluate.classification import (
 from cutmix.mixing import FeatureMix, ScheduledCutMix, SMMix, mixed_cross_entropy
 from cutmix.mixing.targets import Targets
 from cutmix.preview.attention import attention_picture
-from cutmix.preview.command import pick_samples, preview_grid
+from cutmix.preview.drawing import pick_samples, preview_grid
 from cutmix.runtime.distributed import World, send_buffers
-from cutmix.training.state import State, image_mixing
+from cutmix.training.mixes import image_mixing
+from cutmix.training.state import State
 
 
 class Measured(NamedTuple):

@@ -1,40 +1,28 @@
 """All that changes while training: how it starts, and how it is saved and restored bit for bit."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from cutmix.config.recipe import Recipe
 from cutmix.data import ArraySet, ImageSet
 from cutmix.errors import InputError
 from cutmix.mixing import (
-    CenterGaussianCutMix,
-    CompleteLabelCutMix,
-    CutMix,
     Cutout,
-    FeatureCutMix,
     FeatureMix,
-    FixedSizeCutMix,
-    ManifoldMixup,
-    Mixup,
-    MultiCutMix,
-    OneHotCutMix,
-    RandomChoice,
-    ScheduledCutMix,
     SMMix,
 )
 from cutmix.mixing.features import find_layers
 from cutmix.mixing.images import BatchTransform
-from cutmix.mixing.targets import Targets
 from cutmix.models import WithTokenHead, create_model, predict_and_attend
 from cutmix.models.create import trying_images
 from cutmix.models.regularizers import DropBlock, regularize
 from cutmix.runtime.distributed import World, gather
 from cutmix.runtime.seeding import derive_seed
+from cutmix.training.mixes import make_cutout, make_mix
 from cutmix.training.optim import find_classifier, make_average, make_optimizer
 
 
@@ -138,74 +126,6 @@ def _check_input(model: nn.Module, recipe: Recipe, data: ImageSet, device: torch
         if recipe.mix == "smmix":
             SMMix().draw(predict_and_attend(model, torch.zeros(2, data.in_chans, *sides, device=device))[1])
     model.train()
-
-
-def make_cutout(recipe: Recipe) -> Cutout | None:
-    """Return what cuts squares out of a batch before it is mixed; it writes into the batch."""
-    return Cutout(recipe.cutout_size, seed=derive_seed(recipe.seed, "cutout"), inplace=True) if recipe.cutout else None
-
-
-def make_mix(recipe: Recipe) -> BatchTransform | FeatureMix | SMMix | None:
-    """Return the recipe's mixing of a batch; it writes into the batch, which the loader has just made.
-
-    The variants of CutMix and of Mixup have their seed, so that with one seed all begin with the same boxes.
-    """
-    shared: dict[str, Any] = {"prob": recipe.mix_prob, "per_sample": recipe.mix_per_sample, "inplace": True}
-    cutmix = shared | {"seed": derive_seed(recipe.seed, "cutmix")}
-    mixup = shared | {"seed": derive_seed(recipe.seed, "mixup")}
-    alpha, layers = recipe.alpha, recipe.mix_layers
-    match recipe.mix:
-        case "none":
-            return None
-        case "cutmix":
-            return CutMix(alpha, **cutmix)
-        case "mixup":
-            return Mixup(alpha, **mixup)
-        case "cutout":
-            seed = derive_seed(recipe.seed, "cutout")
-            return Cutout(recipe.cutout_size, seed=seed, prob=recipe.mix_prob, inplace=True)
-        case "cutmix-or-mixup":
-            both = CutMix(alpha, **cutmix), Mixup(recipe.mixup_alpha or alpha, **mixup)
-            return RandomChoice(both, seed=derive_seed(recipe.seed, "choice"))
-        case "feature-cutmix":
-            return FeatureCutMix(layers, alpha, **cutmix)
-        case "manifold-mixup":
-            return ManifoldMixup(layers, alpha, **mixup)
-        case "cutmix-center-gaussian":
-            return CenterGaussianCutMix(alpha, **cutmix)
-        case "cutmix-fixed-size":
-            return FixedSizeCutMix(recipe.cutout_size, **cutmix)
-        case "cutmix-one-hot":
-            return OneHotCutMix(alpha, **cutmix)
-        case "cutmix-complete-label":
-            return CompleteLabelCutMix(alpha, **cutmix)
-        case "cutmix-scheduled":
-            return ScheduledCutMix(alpha, **cutmix)
-        case "cutmix-3":
-            return MultiCutMix(alpha, 3, **cutmix)
-        case "cutmix-4":
-            return MultiCutMix(alpha, 4, **cutmix)
-        case "smmix":
-            seed = derive_seed(recipe.seed, "smmix")
-            return SMMix(recipe.mix_prob, mixup_alpha=alpha, inplace=True, seed=seed)
-
-
-def image_mixing(recipe: Recipe) -> Callable[[Tensor, Tensor], tuple[Tensor, Targets]] | None:
-    """Return what the recipe does to images where it does all of it, for pictures; None if it leaves them alone."""
-    cutout, mix = make_cutout(recipe), make_mix(replace(recipe, mix_prob=1.0))
-    if isinstance(mix, ScheduledCutMix):
-        mix.progress = 1.0
-    if isinstance(mix, FeatureMix):
-        mix = mix.transform if 0 in mix.layers else None
-    if isinstance(mix, SMMix):  # which needs the network that looks
-        mix = None
-
-    def transform(images: Tensor, labels: Tensor) -> tuple[Tensor, Targets]:
-        if cutout:
-            images, _ = cutout(images, labels)
-        return mix(images, labels) if mix else (images, labels)
-
-    return transform if cutout or mix else None
 
 
 def take_snapshot(state: State, world: World) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 METEOR is a program in Java: it is either run as it is, or the answer is "needs Java". No other metric has its name.
 """
 
+import functools
 import math
+import re
 import shutil
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -13,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from cutmix.errors import InputError
-from cutmix.transfer.tokens import tokenize
 
 Tokens = list[str]
 Gram = tuple[str, ...]
@@ -103,7 +104,7 @@ def caption_measures(
         resamples: Number of draws of N pictures out of N.
         seed: Of these draws.
     """
-    from cutmix.evaluate.bootstrap import resamples as draw  # torch, which a page does without
+    from cutmix.statistics import resamples as draw  # torch, which a page does without
 
     scores = picture_scores(candidates, references)
     n = len(scores.pictures)
@@ -277,3 +278,52 @@ def cider_d(candidates: Sequence[Counter[Gram]], references: Sequence[Sequence[C
             total += cosine * math.exp(-((own_length - length) ** 2) / (2 * _SIGMA**2))
         scores.append(10 * total / (4 * len(several)))
     return np.array(scores)
+
+
+# ---- tokens ----
+# The words of a caption: Penn Treebank tokens in lower case, without punctuation and without Java.
+
+# What the COCO evaluation drops. It compares after lower-casing, so its "-LRB-" never matches and brackets stay.
+_PUNCTUATION = frozenset(("''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"))
+_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+_TYPOGRAPHIC = str.maketrans({"“": '"', "”": '"', "’": "'", "…": " ... ", "–": " -- ", "—": " -- "})
+_SENTENCE_END = re.compile(r"[^.]{2,}\.")
+_ABBREVIATIONS = frozenset(
+    f"{word}."
+    for words in ("dr mr mrs ms st vs jr sr inc co corp ltd etc no mt ave blvd rd dept est prof gen capt lt sgt rev",
+                  "hon sen rep gov pres jan feb mar aug sept oct nov dec mon tue fri ft")
+    for word in words.split()
+)  # fmt: skip
+
+
+def tokenize(caption: str) -> list[str]:
+    """Split a caption into words.
+
+    Line breaks count as spaces, clitics are words of their own ("is n't", "dog 's"), and brackets become "-lrb-" and
+    so on. A full stop inside the caption is cut off unless it ends an abbreviation.
+
+    Args:
+        caption: Any text; one without a word gives an empty list.
+
+    Returns:
+        Words in lower case. Joined by spaces and split again they are the same.
+
+    Raises:
+        InputError: nltk is not installed.
+
+    Source: Stanford's PTBTokenizer 3.4.1 with ``-preserveLines -lowerCase`` and the filter after it, as pycocoevalcap
+    runs them; made of nltk's TreebankWordTokenizer. The same words for 4,999 of 5,000 captions of Flickr8k. They differ
+    for words in single quotes, e-mail and web addresses, hyphens at a word's edge, and an abbreviation as last word.
+    """
+    words = [_BRACKETS.get(word, word) for word in _treebank().tokenize(caption.translate(_TYPOGRAPHIC).lower())]
+    words = [word[:-1] if _SENTENCE_END.fullmatch(word) and word not in _ABBREVIATIONS else word for word in words]
+    return [word for word in words if word not in _PUNCTUATION]
+
+
+@functools.cache
+def _treebank() -> Any:
+    try:
+        from nltk.tokenize.treebank import TreebankWordTokenizer  # slow to import
+    except ImportError:
+        raise InputError('captions need nltk; install it with pip install "cutmix[captions]"') from None
+    return TreebankWordTokenizer()

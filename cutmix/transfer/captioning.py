@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cutmix.errors import InputError
 from cutmix.runtime.distributed import World, gather
-from cutmix.transfer.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
+from cutmix.transfer.caption_data import END, PAD, START, UNKNOWN, Vocabulary
 
 
 class ShowAndTell(nn.Module):

@@ -16,11 +16,10 @@ from cutmix.runtime.distributed import World, send_buffers
 from cutmix.training.classification import Measured
 from cutmix.training.state import State
 from cutmix.transfer.backbone import Backbone
+from cutmix.transfer.caption_data import CaptionSet, Vocabulary
 from cutmix.transfer.caption_scores import caption_measures, picture_scores
 from cutmix.transfer.captioning import ShowAndTell, generate_captions
-from cutmix.transfer.captions import CaptionSet
 from cutmix.transfer.galleries import gallery_of_captions
-from cutmix.transfer.vocabulary import Vocabulary
 
 
 @dataclass

@@ -23,13 +23,11 @@ from cutmix.training.optim import make_average, make_optimizer
 from cutmix.training.setup import Run, summary_writer
 from cutmix.training.state import State
 from cutmix.transfer.backbone import Backbone, load_backbone
-from cutmix.transfer.caption_data import CaptionBatches, PictureBatches
+from cutmix.transfer.caption_data import CaptionBatches, PictureBatches, Vocabulary, open_captions
 from cutmix.transfer.captioning import ShowAndTell
 from cutmix.transfer.captioning_task import CaptioningTask
-from cutmix.transfer.captions import open_captions
-from cutmix.transfer.coco import open_detection
+from cutmix.transfer.detection_data import open_detection
 from cutmix.transfer.detection_task import DetectionTask, make_batches, make_detector
-from cutmix.transfer.vocabulary import Vocabulary
 
 
 def transfer(recipe: Transfer, options: RunOptions | None = None) -> Path:

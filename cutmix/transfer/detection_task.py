@@ -17,19 +17,21 @@ from cutmix.runtime.distributed import World, gather, send_buffers
 from cutmix.training.classification import Measured
 from cutmix.training.state import State
 from cutmix.transfer.average_precision import (
+    Detections,
     Interpolation,
+    Judged,
+    coco_average_precision,
+    inclusive,
+    judge,
     precision_of,
     tally,
     voc_average_precision,
     voc_interval,
 )
 from cutmix.transfer.backbone import Backbone
-from cutmix.transfer.coco_precision import coco_average_precision
 from cutmix.transfer.detection import faster_rcnn_c4, ssd300
-from cutmix.transfer.detection_data import DetectionSet
-from cutmix.transfer.detection_gallery import gallery_of_detections
-from cutmix.transfer.detection_transforms import DetectionSamples, collate, faster_rcnn_transform, ssd_transform
-from cutmix.transfer.matching import Detections, Judged, inclusive, judge
+from cutmix.transfer.detection_data import DetectionSamples, DetectionSet, collate, faster_rcnn_transform, ssd_transform
+from cutmix.transfer.galleries import gallery_of_detections
 
 _INTERPOLATIONS: dict[str, Interpolation] = {"map": "11-point", "map_all_point": "all-point"}
 

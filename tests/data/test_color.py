@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from cutmix.data.color import ColorDraw, draw_color
+from cutmix.data.transforms import ColorDraw, draw_color
 
 BRIGHTNESS, CONTRAST, SATURATION = range(3)
 # As published with AlexNet, and in the CutMix authors' train.py.

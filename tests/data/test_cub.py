@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cutmix.data.cub import find_cub, read_cub, read_rows
+from cutmix.data.formats import find_cub, read_cub, read_rows
 from cutmix.errors import InputError
 
 TABLES = {

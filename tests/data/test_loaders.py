@@ -11,9 +11,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from cutmix.data import loaders
-from cutmix.data.color import draw_color
 from cutmix.data.sets import ArraySet, FileSet, open_data
-from cutmix.data.transforms import Interpolation, draw_crop_flip
+from cutmix.data.transforms import Interpolation, draw_color, draw_crop_flip
 from cutmix.errors import InputError
 from cutmix.runtime.seeding import derive_seed
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from cutmix.data import FileSet
-from cutmix.data.masks import read_masks
+from cutmix.data.boxes import read_masks
 from cutmix.errors import InputError
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from cutmix.data.folder import listed_names, names_by_hash
 from cutmix.errors import InputError
-from cutmix.transfer.split import listed_names, names_by_hash
 
 
 @pytest.mark.parametrize(("count", "fraction", "tests"), [(50, 0.2, 10), (2, 0.2, 1), (3, 0.01, 1), (3, 0.99, 2)])

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from cutmix.errors import InputError
-from cutmix.evaluate.between import between_classes, blend, draw_pairs, fill_hole, neither, wrong
 from cutmix.evaluate.classifier import Classifier
+from cutmix.evaluate.occlusion import between_classes, blend, draw_pairs, fill_hole, neither, wrong
 
 LAMS = [0.0, 0.25, 0.5, 0.75, 1.0]
 SIDES = [0, 2, 4, 6]

@@ -193,7 +193,7 @@ def test_the_time_is_said_before(run: Path, capsys: pytest.CaptureFixture[str]) 
 KILLED = """
 import os, resource, signal, sys
 import numpy as np
-import cutmix.evaluate.command as command, cutmix.evaluate.target as target
+import cutmix.evaluate.command as command, cutmix.evaluate.command as target
 from cutmix.cli import main
 from cutmix.data import open_data
 from cutmix.evaluate.classifier import Suite
@@ -280,7 +280,7 @@ def test_what_cannot_be_written_is_shown(
     def full(*_: object) -> None:
         raise InputError("the disk is full")
 
-    monkeypatch.setattr(cutmix.evaluate.target, "append_lines", full)
+    monkeypatch.setattr(cutmix.evaluate.command, "append_lines", full)
     with pytest.raises(InputError, match="the disk is full"):
         run_evaluate(options(run))
     assert "top1_err" in capsys.readouterr().out

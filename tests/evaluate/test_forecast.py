@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cutmix.evaluate import attacks, robustness
-from cutmix.evaluate.classifier import Classifier
-from cutmix.evaluate.forecast import Work, expected_duration, expected_seconds, time_passes
+from cutmix.evaluate.classifier import Classifier, Work, expected_duration, expected_seconds, time_passes
 from cutmix.evaluate.robustness import robustness_suite
 
 
@@ -66,6 +65,6 @@ def test_time_is_for_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_sentence_names_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutmix.evaluate.forecast.time_passes", lambda _: (0.5, 2.0))
+    monkeypatch.setattr("cutmix.evaluate.classifier.time_passes", lambda _: (0.5, 2.0))
     said = expected_duration(make_classifier(20), [Work("attacks", 1200, 600), Work("occlusion", 100)])
     assert said == "20 images: about 31 min (attacks 30 min, occlusion 50 s)"

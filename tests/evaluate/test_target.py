@@ -11,8 +11,8 @@ import torch
 from cutmix.config.options import EvaluateOptions
 from cutmix.errors import InputError
 from cutmix.evaluate.classifier import Suite
+from cutmix.evaluate.command import open_target
 from cutmix.evaluate.load import Subject
-from cutmix.evaluate.target import open_target
 from cutmix.runs.folder import hold
 from cutmix.runtime.distributed import World
 from cutmix.runtime.files import read_lines

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cutmix.models.cifar import PooledClassifier
 from cutmix.models.localization import find_head
-from cutmix.models.pooled import PooledClassifier
 
 
 class Network(PooledClassifier):

@@ -8,8 +8,7 @@ import pytest
 from cutmix.cli import main
 from cutmix.errors import InputError
 from cutmix.paper.command import find_runnable
-from cutmix.paper.tables import TABLES
-from cutmix.paper_measures import MORE_TABLES
+from cutmix.paper.tables import MORE_TABLES, TABLES
 
 PYRAMID = "cifar100-pyramidnet200"
 

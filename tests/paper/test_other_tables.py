@@ -10,9 +10,8 @@ from scipy import stats
 from cutmix.config.recipes import RECIPES
 from cutmix.config.transfer import CAPTIONING as NIC
 from cutmix.config.transfer import SSD300
-from cutmix.other_tables import Found, find_measured, paper_sheets
-from cutmix.paper.compare import Sheet
-from cutmix.paper_measures import CAPTIONING, FGSM, LOCALIZATION, TRANSFER, UNKNOWN, PaperTable
+from cutmix.paper.compare import Found, Sheet, find_measured, paper_sheets
+from cutmix.paper.tables import CAPTIONING, FGSM, LOCALIZATION, TRANSFER, UNKNOWN, PaperTable
 
 METHODS = ("Baseline", "Mixup", "Cutout", "CutMix")
 NOT_RUN = ("not run",) * 4

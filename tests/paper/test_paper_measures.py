@@ -6,7 +6,7 @@ import pytest
 from cutmix.config.recipes import RECIPES
 from cutmix.config.transfer import recipe_of_arch
 from cutmix.data.outliers import SEVEN
-from cutmix.paper_measures import CAPTIONING, FGSM, LOCALIZATION, METHODS, MORE_TABLES, TRANSFER, UNKNOWN
+from cutmix.paper.tables import CAPTIONING, FGSM, LOCALIZATION, METHODS, MORE_TABLES, TRANSFER, UNKNOWN
 from cutmix.report.metrics import MEASURES
 
 

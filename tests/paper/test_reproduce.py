@@ -11,8 +11,9 @@ from cutmix.cli import main
 from cutmix.config.options import ReproduceOptions
 from cutmix.config.recipes import RECIPES
 from cutmix.errors import InputError
+from cutmix.paper import reproduce
 from cutmix.paper.reproduce import parse_shard, plan, run_reproduce, scaled
-from cutmix.paper.tables import find_tables, reproduce
+from cutmix.paper.tables import find_tables
 from cutmix.runs.folder import hold, saved_recipe
 from cutmix.runtime.files import read_lines
 from cutmix.training.optim import learning_rate

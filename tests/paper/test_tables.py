@@ -4,8 +4,7 @@ import pytest
 
 from cutmix.config.recipes import RECIPES
 from cutmix.errors import InputError
-from cutmix.paper.tables import DATA, FOOTNOTES, TABLES, find_among, find_rows, find_tables, is_baseline
-from cutmix.paper_measures import MORE_TABLES
+from cutmix.paper.tables import DATA, FOOTNOTES, MORE_TABLES, TABLES, find_among, find_rows, find_tables, is_baseline
 
 PRINTED = {
     ("table1", "Baseline"): (76.3,),

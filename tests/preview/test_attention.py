@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from cutmix import InputError
 from cutmix.mixing.smmix import SMMix
+from cutmix.preview import attention as attention_preview
 from cutmix.preview.attention import attention_picture
-from cutmix.preview.command import attention as attention_preview
 
 CLASSES = ("price $1$ \\frac", "猫", "tabby, a cat", "a name that is far too long to be shown")
 

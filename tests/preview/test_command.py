@@ -12,7 +12,8 @@ from cutmix.config.options import PreviewOptions
 from cutmix.data import open_data
 from cutmix.errors import InputError
 from cutmix.mixing import CutMix, MixedTargets
-from cutmix.preview.command import caption, preview_grid, run_preview
+from cutmix.preview.command import run_preview
+from cutmix.preview.drawing import caption, preview_grid
 
 
 def opened(png: bytes | Path) -> Image.Image:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cutmix.attention_card import attention
 from cutmix.config.recipes import find_recipe
 from cutmix.errors import InputError
+from cutmix.report.suites import attention
 from cutmix.report.summary import write_report
 from cutmix.runs.read import read_runs
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cutmix.card_figures import curves, histograms, pictures, reliability_of
 from cutmix.errors import InputError
+from cutmix.report.figures import curves, histograms, pictures, reliability_of
 from cutmix.report.tables import Card, gather
 from cutmix.runs.read import Run
 

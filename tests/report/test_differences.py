@@ -5,10 +5,9 @@ import pytest
 from scipy import stats
 
 from cutmix.errors import InputError
-from cutmix.transfer.average_precision import voc_average_precision
+from cutmix.report.paired import caption_difference, precision_difference
+from cutmix.transfer.average_precision import RIGHT, WRONG, Detections, Judged, Objects, judge, voc_average_precision
 from cutmix.transfer.caption_scores import PictureScores, caption_scores, picture_scores
-from cutmix.transfer.differences import caption_difference, precision_difference
-from cutmix.transfer.matching import RIGHT, WRONG, Detections, Judged, Objects, judge
 
 PICTURES = 60
 

@@ -13,10 +13,9 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from cutmix.curves import learning_curves
 from cutmix.errors import InputError
 from cutmix.report.compare import comparisons, estimate, listed
-from cutmix.report.figures import Curve, key, lines, outlines, reliability
+from cutmix.report.figures import Curve, key, learning_curves, lines, outlines, reliability
 from cutmix.report.summary import SECTIONS, write_report
 from cutmix.runs.read import differing_fields, groups, read_runs
 

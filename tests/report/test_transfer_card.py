@@ -12,11 +12,11 @@ from PIL import Image
 
 from cutmix.config.transfer import Transfer, find_transfer, small
 from cutmix.errors import InputError
+from cutmix.report.suites import captioning, detection, paper_of_transfer
 from cutmix.report.summary import write_report
 from cutmix.runs.read import read_runs
+from cutmix.transfer.average_precision import RIGHT, WRONG, Judged
 from cutmix.transfer.caption_scores import caption_measures, picture_scores
-from cutmix.transfer.matching import RIGHT, WRONG, Judged
-from cutmix.transfer_card import captioning, detection, paper_of_transfer
 
 PICTURES = 30
 CLASSES = ("cat", "dog")

@@ -5,7 +5,7 @@ import platform
 
 import pytest
 
-from cutmix.allocator import keep_freed_memory
+from cutmix.runtime.device import keep_freed_memory
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")

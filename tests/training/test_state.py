@@ -16,7 +16,8 @@ from cutmix.errors import InputError
 from cutmix.mixing import FeatureMix, mixed_cross_entropy, mixed_forward
 from cutmix.models import create_model
 from cutmix.runtime.distributed import World
-from cutmix.training.state import State, image_mixing, make_cutout, make_mix, restore, start_state, take_snapshot
+from cutmix.training.mixes import image_mixing, make_cutout, make_mix
+from cutmix.training.state import State, restore, start_state, take_snapshot
 
 ALONE = World(0, 1, torch.device("cpu"))
 RECIPE = replace(RECIPES["digits-resnet20-cutmix"], ema_decay=0.9)

@@ -8,8 +8,16 @@ import pytest
 import torch
 
 from cutmix.errors import InputError
-from cutmix.transfer.average_precision import precision_of, tally, voc_average_precision, voc_interval
-from cutmix.transfer.matching import Detections, Objects, inclusive, judge
+from cutmix.transfer.average_precision import (
+    Detections,
+    Objects,
+    inclusive,
+    judge,
+    precision_of,
+    tally,
+    voc_average_precision,
+    voc_interval,
+)
 
 
 def detections(*rows: tuple[int, int, float, tuple[float, ...]]) -> Detections:

@@ -8,9 +8,17 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 
 from cutmix.errors import InputError
-from cutmix.transfer.caption_data import CaptionBatches, PictureBatches, Pictures, crop_and_flip
-from cutmix.transfer.captions import CaptionSet
-from cutmix.transfer.vocabulary import END, PAD, START, Vocabulary
+from cutmix.transfer.caption_data import (
+    END,
+    PAD,
+    START,
+    CaptionBatches,
+    CaptionSet,
+    PictureBatches,
+    Pictures,
+    Vocabulary,
+    crop_and_flip,
+)
 
 WORDS = ("one", "two", "three", "four", "five", "six", "seven")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

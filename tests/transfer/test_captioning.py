@@ -15,11 +15,19 @@ from torch import Tensor, nn
 from cutmix.errors import InputError
 from cutmix.models import create_model
 from cutmix.runtime.distributed import World
-from cutmix.transfer.caption_data import CaptionBatches, PictureBatches
+from cutmix.transfer.caption_data import (
+    END,
+    PAD,
+    START,
+    UNKNOWN,
+    CaptionBatches,
+    CaptionSet,
+    PictureBatches,
+    Vocabulary,
+    open_captions,
+)
+from cutmix.transfer.caption_scores import tokenize
 from cutmix.transfer.captioning import ShowAndTell, generate_captions
-from cutmix.transfer.captions import CaptionSet, open_captions
-from cutmix.transfer.tokens import tokenize
-from cutmix.transfer.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
 
 ALONE = World(0, 1, torch.device("cpu"))
 

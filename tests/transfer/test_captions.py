@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cutmix.errors import InputError
-from cutmix.transfer.captions import CaptionSet, open_captions
+from cutmix.transfer.caption_data import CaptionSet, open_captions
 
 NAMES = [f"{i}_ab.jpg" for i in range(10)]
 

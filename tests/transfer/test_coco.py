@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from cutmix.errors import InputError
-from cutmix.transfer.coco import open_coco, open_detection
+from cutmix.transfer.detection_data import open_coco, open_detection
 
 CONTENT: dict[str, Any] = {
     "images": [

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from cutmix.errors import InputError
-from cutmix.transfer.coco_precision import coco_average_precision
-from cutmix.transfer.matching import Detections, Objects
+from cutmix.transfer.average_precision import Detections, Objects, coco_average_precision
 
 IMAGES, CLASSES = 20, 4
 

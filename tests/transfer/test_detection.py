@@ -14,11 +14,9 @@ from torch import Tensor, nn
 
 from cutmix.errors import InputError
 from cutmix.models import create_model
-from cutmix.transfer.average_precision import voc_average_precision
-from cutmix.transfer.coco import open_detection
+from cutmix.transfer.average_precision import Detections, inclusive, voc_average_precision
 from cutmix.transfer.detection import Detector, faster_rcnn_c4, ssd300
-from cutmix.transfer.detection_transforms import DetectionSamples
-from cutmix.transfer.matching import Detections, inclusive
+from cutmix.transfer.detection_data import DetectionSamples, open_detection
 
 SMALL = "test_resnet"  # timm's ResNet of half a million parameters
 

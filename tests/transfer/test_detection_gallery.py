@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from cutmix.errors import InputError
+from cutmix.transfer.average_precision import Detections
 from cutmix.transfer.detection_data import DetectionSet, make_picture
-from cutmix.transfer.detection_gallery import gallery_of_detections
-from cutmix.transfer.matching import Detections
+from cutmix.transfer.galleries import gallery_of_detections
 
 
 @pytest.fixture

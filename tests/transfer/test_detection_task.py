@@ -14,12 +14,11 @@ from cutmix.errors import InputError
 from cutmix.report.metrics import MEASURES
 from cutmix.runtime.distributed import World
 from cutmix.training.optim import make_optimizer
-from cutmix.transfer.average_precision import precision_of, tally, voc_average_precision
+from cutmix.transfer.average_precision import Detections, Judged, precision_of, tally, voc_average_precision
 from cutmix.transfer.backbone import load_backbone
-from cutmix.transfer.coco import open_detection
 from cutmix.transfer.command import prepare_transfer
+from cutmix.transfer.detection_data import open_detection
 from cutmix.transfer.detection_task import DetectionTask, make_batches, make_detector
-from cutmix.transfer.matching import Detections, Judged
 
 WORLD = World(0, 1, torch.device("cpu"))
 SMALL = Detection(

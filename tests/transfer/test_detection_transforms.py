@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cutmix.errors import InputError
-from cutmix.transfer.detection_data import DetectionSet, make_picture
-from cutmix.transfer.detection_transforms import (
+from cutmix.transfer.detection_data import (
     DetectionSamples,
+    DetectionSet,
     collate,
     faster_rcnn_transform,
+    make_picture,
     ssd_transform,
 )
 

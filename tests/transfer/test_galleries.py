@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cutmix.errors import InputError
-from cutmix.transfer.captions import CaptionSet
+from cutmix.transfer.caption_data import CaptionSet
 from cutmix.transfer.galleries import gallery_of_captions
 
 

@@ -2,8 +2,18 @@
 
 import numpy as np
 
-from cutmix.transfer.average_precision import precision_of, tally, voc_average_precision
-from cutmix.transfer.matching import LEFT_OUT, RIGHT, WRONG, Detections, Objects, inclusive, judge
+from cutmix.transfer.average_precision import (
+    LEFT_OUT,
+    RIGHT,
+    WRONG,
+    Detections,
+    Objects,
+    inclusive,
+    judge,
+    precision_of,
+    tally,
+    voc_average_precision,
+)
 
 A, B, FAR = (0.0, 0.0, 9.0, 9.0), (20.0, 0.0, 29.0, 9.0), (50.0, 50.0, 60.0, 60.0)
 

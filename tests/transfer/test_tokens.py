@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from cutmix.errors import InputError
-from cutmix.transfer import tokens
-from cutmix.transfer.tokens import tokenize
+from cutmix.transfer import caption_scores as tokens
+from cutmix.transfer.caption_scores import tokenize
 
 # The right side is the output of pycocoevalcap 1.2's PTBTokenizer (CoreNLP 3.4.1, Java 17).
 STANFORD = {

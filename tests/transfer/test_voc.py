@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision import datasets
 
 from cutmix.errors import InputError
-from cutmix.transfer.voc import VOC_CLASSES, open_voc
+from cutmix.transfer.detection_data import VOC_CLASSES, open_voc
 
 OBJECT = (
     "<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{box[0]}</xmin><ymin>{box[1]}</ymin>"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cutmix.errors import InputError
-from cutmix.transfer.vocabulary import END, PAD, START, UNKNOWN, Vocabulary, collate
+from cutmix.transfer.caption_data import END, PAD, START, UNKNOWN, Vocabulary, collate
 
 CAPTIONS = ["A dog runs .", "a dog sits", "The dog's ball", "a cat"]
 
