@@ -10,7 +10,7 @@ from cutmix.mixing import CutMix, Cutout, Mixup
 from cutmix.models.create import create_model, trying_images
 from cutmix.preview.attention import attention_picture
 from cutmix.preview.drawing import pick_samples, preview_grid
-from cutmix.runtime.checkpoint import write_atomic
+from cutmix.runtime.files import write_atomic
 
 
 def run_preview(options: PreviewOptions) -> Path:

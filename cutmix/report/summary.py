@@ -4,7 +4,6 @@ The page is a list of sections. A section is a function that takes the runs and 
 HTML, or None when the runs give it nothing to show; it is added by writing it and naming it in `SECTIONS`.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from datetime import date
@@ -33,6 +32,7 @@ from cutmix.report.suites import (
     unknown,
 )
 from cutmix.runs.read import Json, Run, groups, read_runs
+from cutmix.runtime.files import write_atomic
 from cutmix.statistics import in_words
 from cutmix.version import __version__
 
@@ -57,14 +57,11 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     out = Path(out)
     if out.is_dir():
         raise InputError(f"{out} is a folder; give the name of the page, for example {out / 'report.html'}")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, out)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"the page {out} could not be written: {error.strerror}") from None
+        raise InputError(f"{out} could not be written: {error.strerror}") from None
+    write_atomic(out, lambda file: file.write(page.encode("utf-8", "backslashreplace")))
     return out
 
 

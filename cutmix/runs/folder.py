@@ -30,8 +30,8 @@ import torch
 
 from cutmix.config.recipe import Recipe, Training, flag
 from cutmix.errors import UNREADABLE, InputError
-from cutmix.runtime.checkpoint import read_weights, write_atomic
-from cutmix.runtime.files import append_line, read_lines
+from cutmix.runtime.checkpoint import read_weights
+from cutmix.runtime.files import append_line, open_no_link, read_lines, to_json, truncate, why_not_written, write_atomic
 from cutmix.version import __version__
 
 Kind = TypeVar("Kind", bound=Training)
@@ -106,7 +106,7 @@ class RunFolder:
         """Forget the lines after a checkpoint: their steps will be run again."""
         log = self.path / "log.jsonl"
         if log.exists() and log.stat().st_size > size:
-            os.truncate(log, size)
+            truncate(log, size)
 
     def promote_best(self, epoch: int | None) -> None:
         """Make the weights and predictions of the best epoch so far those of the last checkpoint's best epoch.
@@ -130,8 +130,7 @@ class RunFolder:
         """Write the measures of training, keeping the lines of other evaluations."""
         path = self.path / "results.jsonl"
         kept = [r for r in read_lines(path) if not _of_training(r)]
-        lines = [json.dumps(r, ensure_ascii=False) + "\n" for r in [*records, *kept]]
-        write_bytes(self.path / "results.jsonl", "".join(lines).encode())
+        write_bytes(self.path / "results.jsonl", b"".join(map(to_json, [*records, *kept])))
 
     def _remove_run(self) -> None:
         """Remove what a run writes, but its configuration, by which the folder is known; the next one replaces it."""
@@ -164,7 +163,7 @@ def _of_training(record: dict[str, Any]) -> bool:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, to_json(value, indent=1))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -205,7 +204,7 @@ def read_recipe(path: Path, kind: type[Kind]) -> Kind:
     """
     config = path / "config.json"
     try:
-        values = json.loads(config.read_text())["recipe"]
+        values = json.loads(config.read_bytes())["recipe"]
         foreign = kind is Recipe and "backbone" in values
         if not foreign:
             return kind.from_dict(values)
@@ -282,15 +281,24 @@ def _check_same(recipe: Training, saved: Training, path: Path) -> None:
 
 
 def hold(path: Path, name: str = ".lock") -> io.TextIOWrapper | None:
-    """Hold the folder until the process ends, however it ends."""
+    """Lock the folder against other processes until the file is closed or the process ends, however it ends.
+
+    Raises:
+        InputError: Another process holds the folder, it cannot be written to, or a part of it is a symbolic link.
+    """
+    for part in (name, "results.jsonl", "log.jsonl", "predictions", "pictures", "tensorboard"):
+        if (path / part).is_symlink():
+            raise InputError(
+                f"{path / part} is a symbolic link, and nothing is written through one; choose another --out"
+            )
     try:
         import fcntl
     except ImportError:  # not a POSIX system
         return None
     try:
-        file = open(path / name, "w")  # noqa: SIM115
+        file = open(path / name, "a", opener=open_no_link)  # noqa: SIM115
     except OSError as error:
-        raise InputError(f"{path} cannot be written to: {error.strerror}") from None
+        raise InputError(f"{path / name} cannot be written to: {why_not_written(error)}") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

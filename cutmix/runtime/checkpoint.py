@@ -1,15 +1,10 @@
 """Files of weights and of a run's state: written whole or not at all, read without running code from them."""
 
 import _codecs
-import glob
-import os
 import re
-import secrets
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +13,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from cutmix.errors import InputError
+from cutmix.runtime.files import write_atomic
 
 # What a NumPy number is pickled as (under its name of NumPy 1 too): older checkpoints hold their best error so.
 # Only dtypes of plain numbers, so no Python object can come with one.
@@ -27,48 +23,6 @@ _NUMPY_NUMBERS: list[Any] = [
     _codecs.encode,
     *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"},
 ]
-
-
-def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that, whatever happens, ``path`` is either the old file or the whole new one.
-
-    The bytes go to a hidden temporary file in the same folder, are flushed to the disk, and the file is then
-    renamed over ``path``. What a killed process left of an earlier attempt is removed. One process at a time
-    writes a given ``path``.
-
-    Args:
-        path: The file to write; its folder exists.
-        write: Gets the open binary file.
-
-    Raises:
-        InputError: The system refused to write (disk full, no permission, no such folder).
-    """
-    path = Path(path)
-    try:
-        for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-            stale.unlink(missing_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            with open(temporary, "xb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:
-        # torch.save turns an error of the file below it into a RuntimeError about positions.
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
-            raise
-        unchanged = f"; the previous {path.name} is unchanged" if path.exists() else ""
-        raise InputError(f"{path} could not be written: {cause.strerror or cause}{unchanged}") from error
-    with suppress(OSError):  # not every file system can sync a folder; the new file is complete either way
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:

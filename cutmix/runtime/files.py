@@ -1,13 +1,83 @@
-"""JSON lines: appended whole or not at all, read up to a line that was cut short. No torch here."""
+"""Files: replaced whole or not at all, never written through a symbolic link; JSON and JSON lines. No torch here."""
 
+import errno
+import glob
 import json
 import os
-from collections.abc import Iterable
+import secrets
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cutmix.errors import InputError
+
+
+def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file so that ``path`` always is either the old file or the whole new file.
+
+    The bytes go to a hidden temporary file in the same folder, are flushed to the disk, and the temporary file is
+    renamed to ``path``; a symbolic link at ``path`` is replaced, not followed. Temporary files of killed processes are
+    removed first. Only one process at a time may write a given ``path``.
+
+    Args:
+        path: The file to write; its folder exists.
+        write: Called with the open binary file.
+
+    Raises:
+        InputError: The system refused to write (disk full, no permission, no such folder).
+    """
+    path = Path(path)
+    try:
+        for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            stale.unlink(missing_ok=True)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            with open(temporary, "xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:
+        # torch.save reports a failed write as a RuntimeError about positions in the archive.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        unchanged = f"; the previous {path.name} is unchanged" if path.exists() else ""
+        raise InputError(f"{path} could not be written: {cause.strerror or cause}{unchanged}") from error
+    with suppress(OSError):  # some file systems cannot sync a folder; the new file is complete either way
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def open_no_link(path: str, flags: int) -> int:
+    """Open a file without following a symbolic link or waiting for a pipe; the ``opener`` of ``open``."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+
+
+def truncate(path: Path, size: int) -> None:
+    """Shorten a file, which must not be a symbolic link, to ``size`` bytes."""
+    with open(path, "r+b", opener=open_no_link) as file:
+        file.truncate(size)
+
+
+def why_not_written(error: OSError) -> str:
+    """Return the reason of a refused write, as a clause for a message."""
+    return "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror or str(error)
+
+
+def to_json(value: Any, indent: int | None = None) -> bytes:
+    """Encode a value as JSON in UTF-8, ended by a newline.
+
+    A lone surrogate, as Python makes it of a file name that is not UTF-8, is written as its JSON escape, so that any
+    string is read back as it was.
+    """
+    return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
@@ -19,63 +89,68 @@ def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Append a JSON line for each record, all of them or none.
 
     Raises:
-        InputError: If they could not be written, as on a full disk; the file is then as it was.
+        InputError: The file is a symbolic link or could not be written (disk full); it is unchanged.
     """
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+    lines = b"".join(map(to_json, records))
     size: int | None = None  # until it is known, nothing is cut
     try:
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         size = _end_last_line(path) if path.exists() else 0
-        with open(path, "ab", buffering=0) as file:
+        with open(path, "ab", buffering=0, opener=open_no_link) as file:
             left = memoryview(lines)
-            while left:  # a write that is cut short does not say why; the next one does
+            while left:  # a short write does not report its reason; the next write does
                 written = file.write(left)
                 if not written:
-                    raise OSError(28, "No space left on device")
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 left = left[written:]
     except OSError as error:
         with suppress(OSError):
             if size is not None:
-                os.truncate(path, size)
-        raise InputError(f"{path} could not be written: {error.strerror}; nothing was changed") from None
+                truncate(path, size)
+        raise InputError(f"{path} could not be written: {why_not_written(error)}; nothing was changed") from None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a JSON-lines file, none when the file is absent.
+    """Return the objects of a JSON-lines file; none if the file does not exist.
 
-    A last line without its newline was cut off while it was written, and is left out when it cannot be read.
+    A last line without its newline was cut off while it was written, and is left out if it cannot be parsed.
 
     Raises:
-        InputError: If another line is damaged or holds no object.
+        InputError: The file cannot be read, or another line is damaged or no JSON object.
     """
     if not path.exists():
         return []
-    *lines, unended = path.read_bytes().split(b"\n")
+    try:
+        *lines, unended = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(f"{path} could not be read: {error.strerror}") from None
     records = []
     for number, line in enumerate(lines, start=1):
         try:
             records.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InputError(f"{path}, line {number} is damaged; expected one JSON object a line") from None
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         records.append(json.loads(unended))
     for number, record in enumerate(records, start=1):
         if not isinstance(record, dict):
-            raise InputError(f"{path}, line {number} is no JSON object; expected one a line")
+            raise InputError(f"{path}, line {number} is not a JSON object; expected one a line")
     return records
 
 
 def _end_last_line(path: Path) -> int:
-    """Drop a last line that was cut short, end one that only lacks its newline, and return the size."""
+    """Drop a last line that was cut short, complete a last line that only lacks its newline; return the size."""
     content = path.read_bytes()
     last = content[content.rfind(b"\n") + 1 :]
     if last:
         try:
             json.loads(last)
-        except ValueError:
+        except (ValueError, RecursionError):
             if not last.startswith(b"{"):
-                raise InputError(f"{path} holds something else than JSON lines; give another file") from None
-            os.truncate(path, len(content) - len(last))
+                raise InputError(f"{path} does not hold JSON lines; choose another file") from None
+            truncate(path, len(content) - len(last))
         else:
-            with open(path, "ab") as file:
+            with open(path, "ab", opener=open_no_link) as file:
                 file.write(b"\n")
     return path.stat().st_size

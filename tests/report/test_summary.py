@@ -296,7 +296,7 @@ def test_tables_and_figures_are_accessible(tmp_path, pair):
             '{"kind":"epoch","epoch":1}\n{"kind":"ep\n{"kind":"epoch","epoch":2}\n',
             "log.jsonl, line 2 is dam",
         ),
-        ("log.jsonl", '{"kind":"epoch","epoch":1}\n[1]\n', "log.jsonl, line 2 is no JSON object"),
+        ("log.jsonl", '{"kind":"epoch","epoch":1}\n[1]\n', "log.jsonl, line 2 is not a JSON object"),
         ("log.jsonl", '{"kind":"epoch","epoch":"one"}\n', "line 1 has 'epoch' missing or of another type"),
         ("results.jsonl", '{"measure":"top1_err","which":"last","value":"low"}\n', "results.jsonl, line 1 has 'value'"),
         ("config.json", '{"recipe":', "config.json is damaged"),

@@ -1,6 +1,7 @@
 """A folder holds one run, one process writes it, and nothing of somebody else's is lost."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -130,7 +131,7 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path, monkeypatch:
     with pytest.raises(InputError, match="file/run could not be made: Not a directory"):
         RunFolder(tmp_path / "file/run", RECIPE, resume=False, overwrite=False)
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("cutmix.runs.folder.open", refuse, raising=False)
@@ -220,3 +221,28 @@ def test_a_run_that_ended_before_it_saved_anything_is_started_again(run: Path) -
         assert not (run / "log.jsonl").exists()
         folder.start(replace(RECIPE, epochs=7), {})
     assert saved_recipe(run).epochs == 7
+
+
+@pytest.mark.parametrize("name", [".lock", "results.jsonl", "log.jsonl", "predictions", "model.safetensors"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_no_file_of_a_run_is_written_through_a_link(run: Path, tmp_path: Path, name: str, overwrite: bool) -> None:
+    theirs = tmp_path / "theirs"
+    if folder := name == "predictions":
+        theirs.mkdir()
+        (theirs / "last.npz").write_bytes(b"precious")
+        shutil.rmtree(run / name, ignore_errors=True)
+    else:
+        theirs.write_bytes(b'{"precious": 1}')
+        (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(theirs, target_is_directory=folder)
+    try:
+        with opened(run, resume=not overwrite, overwrite=overwrite) as held:
+            held.start(RECIPE, {})
+            held.cut_log(1)
+            held.log({"epoch": 1})
+            held.write_results([])
+            write_bytes(run / "model.safetensors", b"ours")
+            write_arrays(run / "predictions/last.npz", {"a": np.zeros(1)})
+    except InputError as error:
+        assert "symbolic link" in str(error)  # noqa: PT017
+    assert (theirs / "last.npz" if folder else theirs).read_bytes() in (b"precious", b'{"precious": 1}')

@@ -22,8 +22,8 @@ from cutmix.runtime.checkpoint import (
     read_weights,
     save_checkpoint,
     save_weights,
-    write_atomic,
 )
+from cutmix.runtime.files import write_atomic
 
 
 class Payload:
@@ -166,7 +166,7 @@ def test_a_process_killed_while_saving_leaves_a_good_file(target):
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next_save_of_the_same_file(tmp_path):
-    script = "import os, sys; from cutmix.runtime.checkpoint import write_atomic; "
+    script = "import os, sys; from cutmix.runtime.files import write_atomic; "
     script += "write_atomic(sys.argv[1], lambda file: os.kill(os.getpid(), 9))"
     for name in ("last[1].pt", "best.pt"):
         killed = subprocess.run([sys.executable, "-c", script, str(tmp_path / name)])

@@ -1,5 +1,6 @@
-"""JSON lines: whole or not at all."""
+"""JSON lines: whole or not at all, and nothing through a link."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,17 +8,19 @@ import pytest
 
 import cutmix.runtime.files
 from cutmix.errors import InputError
-from cutmix.runtime.files import append_line, read_lines
+from cutmix.runtime.files import append_line, read_lines, truncate, write_atomic
 
 
 def test_what_is_appended_is_read(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     assert read_lines(path) == []
-    records = [{"loss": 0.1, "name": "λ 猫 \n"}, {"loss": None}]
+    not_utf8 = os.fsdecode(b"caf\xe9.jpg")
+    records = [{"loss": 0.1, "name": "λ 猫 \n"}, {"loss": None}, {"path": not_utf8}]
     for record in records:
         append_line(path, record)
     assert read_lines(path) == records
-    assert path.read_bytes().count(b"\n") == 2
+    assert path.read_bytes().count(b"\n") == 3
+    assert path.read_bytes().decode("utf-8")
 
 
 def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
@@ -28,7 +31,7 @@ def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     assert read_lines(path) == [{"a": 1}, {"b": 2}]
 
 
-@pytest.mark.parametrize("damaged", ['{"a": 1}\n{"b": \n{"c": 3}\n', '{"a": 1}\n[2]\n', "\n\n"])
+@pytest.mark.parametrize("damaged", ['{"a": 1}\n{"b": \n{"c": 3}\n', '{"a": 1}\n[2]\n', "\n\n", "[" * 200_000 + "\n"])
 def test_a_damaged_line_is_named(tmp_path: Path, damaged: str) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text(damaged)
@@ -42,7 +45,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pyte
 
     def nearly_full(*arguments: Any, **named: Any) -> Any:
         file = open(*arguments, **named)  # noqa: SIM115
-        return HalfWritten(file)
+        return HalfWritten(file) if arguments[1] == "ab" else file
 
     class HalfWritten:
         def __init__(self, file: Any) -> None:
@@ -76,3 +79,24 @@ def test_a_line_that_was_cut_short_does_not_spoil_the_next(tmp_path):
     path.write_bytes(b'{"a": 1}\n{"b": 2}')
     append_line(path, {"c": 3})
     assert read_lines(path) == [{"a": 1}, {"b": 2}, {"c": 3}]
+
+
+def test_a_folder_is_no_file_of_lines(tmp_path: Path) -> None:
+    for use in (read_lines, lambda path: append_line(path, {})):
+        with pytest.raises(InputError, match="Is a directory"):
+            use(tmp_path)
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    target = tmp_path / "theirs.txt"
+    for content in (b'{"a": 1}\n', b'{"a": 1}\n{"b"', b'{"a": 1}'):
+        target.write_bytes(content)
+        link = tmp_path / "results.jsonl"
+        link.symlink_to(target)
+        with pytest.raises(InputError, match=r"results\.jsonl could not be written: it is a symbolic link"):
+            append_line(link, {"c": 3})
+        with pytest.raises(OSError, match=r"symbolic link"):
+            truncate(link, 0)
+        write_atomic(link, lambda file: file.write(b"ours"))
+        assert (link.is_symlink(), link.read_bytes(), target.read_bytes()) == (False, b"ours", content)
+        link.unlink()
