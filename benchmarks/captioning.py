@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cutmix.transfer.caption_data import END, PAD, START, UNKNOWN
-from cutmix.transfer.caption_scores import caption_scores
+from cutmix.transfer.caption_scores import score_captions
 from cutmix.transfer.captioning import ShowAndTell
 from measuring import Row, arguments, in_turns, medians, report, versions
 
@@ -111,7 +111,7 @@ def scores_row(n: int, rounds: int) -> Row:
 
     references = {f"{i}.jpg": [caption() for _ in range(5)] for i in range(n)}
     candidates = {name: caption() for name in references}
-    ms = medians(in_turns({"ours": partial(caption_scores, candidates, references)}, rounds))
+    ms = medians(in_turns({"ours": partial(score_captions, candidates, references)}, rounds))
     return Row("caption_scores", "ms", ms["ours"], "what they may take", LIMIT, 1.0, f"{n:,} pictures, 5 references")
 
 

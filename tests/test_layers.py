@@ -1,33 +1,38 @@
-"""Imports follow the map in CONTRIBUTING, and what reads results or explains flags starts without torch."""
+"""The package keeps to the map in CONTRIBUTING: imports point down it, and the light parts start without torch."""
 
 import ast
 import re
+import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "cutmix"
-FILES = sorted(PACKAGE.rglob("*.py"))
-WITHOUT_TORCH = (
-    "recipe", "recipes", "options", "report", "paper", "measured", "statistics", "runs", "comparison", "plots", "jsonl",
-    "show_paper", "cli", "errors", "version",
-)  # fmt: skip
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "cutmix"
+TESTS = ROOT / "tests"
+HEAVY = {"torch", "torchvision", "timm", "safetensors"}
+WITHOUT_TORCH = ("config", "runs.read", "cli", "errors", "version", "runtime.files")
 
 
 def module_name(path: Path) -> str:
-    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+MODULES = {name: path for name, path in FILES.items() if path.stem != "__init__"}
+PARTS = sorted({name.split(".")[1] for name in FILES if name not in ("cutmix", "cutmix.__main__")})
+
+
 def imported(tree: ast.AST, *, at_import_time: bool) -> set[str]:
-    """Return the names of the modules that a file imports: all, or those that importing it imports."""
+    """Return the modules that a syntax tree imports: all of them, or those that importing the file imports."""
     found: set[str] = set()
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute here"
+            assert node.level == 0, "relative import"
             found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
         elif at_import_time and (
             isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
@@ -40,115 +45,107 @@ def imported(tree: ast.AST, *, at_import_time: bool) -> set[str]:
 
 
 @cache
-def imports(path: Path, at_import_time: bool = False) -> set[str]:
-    return imported(ast.parse(path.read_text()), at_import_time=at_import_time)
+def imports(module: str, at_import_time: bool = False) -> frozenset[str]:
+    return frozenset(imported(ast.parse(FILES[module].read_text()), at_import_time=at_import_time))
 
 
-def ours(names: set[str]) -> set[str]:
-    """Return the package's modules among the names."""
-    return {name for name in names if name in {module_name(path) for path in FILES}}
+def own_imports(module: str) -> set[str]:
+    """Return the package's modules that a module imports, without the package itself, whose names are lazy."""
+    return {name for name in imports(module) if name in FILES and name not in ("cutmix", module)}
 
 
-def with_parents(module: str) -> set[str]:
-    parts = module.split(".")
-    return {".".join(parts[: i + 1]) for i in range(len(parts))}
+def part_of(module: str) -> str:
+    return module.split(".")[1]
 
 
-@pytest.mark.parametrize("start", WITHOUT_TORCH)
-def test_these_import_no_torch_not_even_through_others(start: str) -> None:
-    files = {module_name(path): path for path in FILES}
-    left, seen = {f"cutmix.{start}"}, set()
+def levels() -> list[list[str]]:
+    """Return the rows of CONTRIBUTING's map, lowest first: the modules and folders that each names."""
+    rows = re.findall(r"^\| (`cutmix/.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE)
+    return [re.findall(r"`(?:cutmix/)?(\w+)(?:/|\.py)`", row) for row in rows]
+
+
+def longest_chain(graph: dict[str, set[str]]) -> list[str]:
+    """Return the longest chain of imports, and fail if there is a circle."""
+    chains: dict[str, list[str]] = {}
+
+    def visit(node: str, above: tuple[str, ...]) -> list[str]:
+        assert node not in above, f"import circle: {' -> '.join((*above[above.index(node) :], node))}"
+        if node not in chains:
+            below = [visit(name, (*above, node)) for name in sorted(graph[node])]
+            chains[node] = [node, *max(below, key=len, default=[])]
+        return chains[node]
+
+    return max((visit(node, ()) for node in graph), key=len)
+
+
+def test_the_map_names_every_part_once() -> None:
+    assert sorted(part for row in levels() for part in row) == PARTS
+
+
+@pytest.mark.parametrize("part", sorted({*PARTS} - {"paper"}))
+def test_imports_point_down_the_map(part: str) -> None:
+    """Parts of a row do not import each other."""
+    level = {name: number for number, row in enumerate(levels()) for name in row}
+    upward = [
+        f"{module} imports {name}"
+        for module in FILES
+        if module not in ("cutmix", "cutmix.__main__") and part_of(module) == part
+        for name in own_imports(module)
+        if part_of(name) != part and level[part_of(name)] >= level[part]
+    ]
+    assert not upward
+
+
+def test_modules_do_not_import_in_circles() -> None:
+    chain = longest_chain({module: own_imports(module) for module in FILES if module != "cutmix"})
+    print(f"{len(chain)} levels of modules: {' -> '.join(chain)}")
+
+
+@pytest.mark.parametrize("part", WITHOUT_TORCH)
+def test_these_import_no_torch_not_even_through_others(part: str) -> None:
+    start = {name for name in FILES if f"{name}.".startswith(f"cutmix.{part}.")}
+    assert start
+    left, seen = set(start), {"cutmix"}
     while left:
         module = left.pop()
         seen.add(module)
-        names = imports(files[module], at_import_time=True)
-        heavy = {name for name in names if name.split(".")[0] in ("torch", "torchvision", "timm", "safetensors")}
-        assert not heavy, f"{start} imports {heavy} through {module}"
-        left |= set().union(*map(with_parents, ours(names))) - seen
+        names = imports(module, at_import_time=True)
+        heavy = {name for name in names if name.split(".")[0] in HEAVY}
+        assert not heavy, f"{part} imports {heavy} through {module}"
+        parents = {name.rpartition(".")[0] for name in names if name in FILES}
+        left |= ({name for name in names if name in FILES} | parents) - seen - {""}
 
 
 def test_mixing_stands_alone() -> None:
     allowed = ("torch", "numpy", "cutmix.runtime.seeding", "cutmix.errors", "cutmix.mixing")
-    standard = {"collections.abc", "dataclasses", "math", "os", "typing", "abc", "copy", "functools", "itertools"}
-    for path in PACKAGE.glob("mixing/*.py"):
-        for name in imports(path):
-            known = name.startswith(allowed) or name in standard or name.rpartition(".")[0] in standard
-            assert known, f"{path.name} imports {name}"
+    for module in FILES:
+        if f"{module}.".startswith("cutmix.mixing."):
+            foreign = {
+                name
+                for name in imports(module)
+                if not name.startswith(allowed) and name.split(".")[0] not in sys.stdlib_module_names
+            }
+            assert foreign <= {"cutmix.runtime"}, f"{module} imports {foreign}"
 
 
-def rows() -> list[list[str]]:
-    """Return CONTRIBUTING's table: the modules, and folders of them, that each row names."""
-    table = re.findall(r"^\| (`cutmix/.*?) \|", (PACKAGE.parent / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE)
-    return [re.findall(r"`(?:cutmix/)?(\w+)(?:/|\.py)`", row) for row in table]
-
-
-def part_of(path: Path) -> str:
-    """Return what the table calls a module: its own name, or that of its folder."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def test_the_map_names_every_module_once() -> None:
-    named = [part for row in rows() for part in row]
-    assert sorted(named) == sorted({part_of(path) for path in FILES} - {"__init__", "__main__"})
-
-
-def test_imports_point_up_the_map() -> None:
-    level = {part: number for number, row in enumerate(rows()) for part in row}
-    for path in FILES:
-        part = part_of(path)
-        if part in ("__init__", "__main__"):  # the names that the package gives out, and the command's start
-            continue
-        for name in ours(imports(path)) - {"cutmix"}:
-            assert level[name.split(".")[1]] <= level[part], f"{module_name(path)} imports {name}, which is below it"
-
-
-APART = {
-    # what it is: what it must not import, though the map would let it
-    "data": ("models",),
-    "models": ("data",),
-    "state": ("evaluate",),
-    "transfer": ("optim",),
-}
-
-
-@pytest.mark.parametrize("part", APART)
-def test_what_stands_apart(part: str) -> None:
-    files = [path for path in FILES if part_of(path) == part]
-    assert files
-    for path in files:
-        for upper in APART[part]:
-            above = {name for name in imports(path) if f"{name}.".startswith(f"cutmix.{upper}.")}
-            assert not above, f"{module_name(path)} imports {above}"
+def test_one_file_names_torch_distributed() -> None:
+    assert [name for name, path in FILES.items() if "torch.distributed" in path.read_text()] == [
+        "cutmix.runtime.distributed"
+    ]
 
 
 def test_no_module_has_the_name_of_its_function() -> None:
-    """So that ``cutmix.x`` is a module wherever it is imported, and never what a line took out of it."""
+    """A package attribute is then a module wherever it is imported, never what a line took out of the module."""
     found = [
-        module_name(path)
-        for path in FILES
+        name
+        for name, path in FILES.items()
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == path.stem
     ]
     assert not found
 
 
-def test_one_file_names_torch_distributed() -> None:
-    names = [path.name for path in FILES if "torch.distributed" in path.read_text()]
-    assert names == ["distributed.py"]
-
-
-def mirrored(path: Path) -> Path:
-    """Return the test file of a module."""
-    return (Path(__file__).parent / path.relative_to(PACKAGE)).with_name(f"test_{path.name}")
-
-
-def test_every_module_has_its_test_file() -> None:
-    parts = ("circumstances.py", "comparison.py", "curves.py", "plots.py", "runs.py")
-    of_the_page = {PACKAGE / name: PACKAGE / "report.py" for name in parts}
-    untested = [
-        str(path.relative_to(PACKAGE))
-        for path in FILES
-        if path.stem not in ("__init__", "__main__", "version", "errors")
-        and not mirrored(of_the_page.get(path, path)).is_file()
-    ]
-    assert not untested
+def test_the_test_folders_are_those_of_the_package() -> None:
+    assert {path.name for path in TESTS.iterdir() if any(path.glob("test_*.py"))} == {
+        part for part in PARTS if (PACKAGE / part).is_dir()
+    }

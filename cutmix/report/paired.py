@@ -273,7 +273,7 @@ def caption_difference(
     Args:
         first: What one run's scores are made of.
         second: The other's, of the same pictures; CIDEr-D's weights of n-grams stay those of the whole set.
-        score: One of those of ``caption_scores``.
+        score: One of those of ``score_captions``.
         draws: Resamples.
         seed: Of the resamples; NumPy's own generator.
 

@@ -65,7 +65,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     return out
 
 
-def summary(runs: Sequence[Run]) -> Section:
+def summarize(runs: Sequence[Run]) -> Section:
     """What came out, one sentence a recipe: its error, and how it stands to the one without mixing."""
     items = [Markup("<strong>{}</strong>: {}").format(name, text) for name, text in comparisons(runs)]
     items += [_unfinished(run) for run in runs if not run.finished]
@@ -194,7 +194,7 @@ def how_it_was_measured(runs: Sequence[Run]) -> Section:
 
 
 SECTIONS = (
-    summary, what_was_run, results, paired_comparisons, error_curves, calibration, robustness, unknown, localization,
+    summarize, what_was_run, results, paired_comparisons, error_curves, calibration, robustness, unknown, localization,
     attention, detection, captioning, paper_tables, paper_sweeps, paper_of_transfer, sample_mixes, how_it_was_measured,
 )  # fmt: skip
 

@@ -130,7 +130,7 @@ class CaptionSet:
 
     @property
     def references(self) -> dict[str, tuple[str, ...]]:
-        """The captions by the names of the files, as ``caption_scores`` takes them."""
+        """The captions by the names of the files, as ``score_captions`` takes them."""
         return {path.name: captions for path, captions in zip(self.paths, self.captions, strict=True)}
 
     def fingerprint(self) -> str:

@@ -44,12 +44,12 @@ class PictureScores:
     cider_d: np.ndarray
 
     def corpus(self, chosen: np.ndarray | slice = slice(None)) -> dict[str, float]:
-        """Return the scores of :func:`caption_scores` for a choice of pictures, by default all of them."""
+        """Return the scores of :func:`score_captions` for a choice of pictures, by default all of them."""
         means = float(self.rouge_l[chosen].mean()), float(self.cider_d[chosen].mean())
         return dict(zip(SCORES, (*corpus_bleu(self.bleu[chosen].sum(0)), *means), strict=True))
 
 
-def caption_scores(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
+def score_captions(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """Score one caption of each picture against the references of the same pictures.
 
     Args:
@@ -71,7 +71,7 @@ def caption_scores(candidates: Mapping[str, str], references: Mapping[str, Seque
 
 
 def picture_scores(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> PictureScores:
-    """Return the parts of :func:`caption_scores` picture by picture; takes and raises the same."""
+    """Return the parts of :func:`score_captions` picture by picture; takes and raises the same."""
     pictures, words, truth = _tokens(candidates, references)
     grams = [_grams(candidate) for candidate in words]
     truth_grams = [[_grams(one) for one in several] for several in truth]
@@ -98,8 +98,8 @@ def caption_measures(
     METEOR's record has no interval, and no value where its program cannot run: its ``note`` then says what it needs.
 
     Args:
-        candidates: As for :func:`caption_scores`.
-        references: As for :func:`caption_scores`.
+        candidates: As for :func:`score_captions`.
+        references: As for :func:`score_captions`.
         confidence: In (0, 1).
         resamples: Number of draws of N pictures out of N.
         seed: Of these draws.
@@ -123,7 +123,7 @@ def caption_measures(
 
 
 def meteor(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> float:
-    """Return METEOR 1.5 of pycocoevalcap's program in Java, in [0, 1]; takes and raises as :func:`caption_scores`.
+    """Return METEOR 1.5 of pycocoevalcap's program in Java, in [0, 1]; takes and raises as :func:`score_captions`.
 
     Raises:
         InputError: Java or pycocoevalcap is missing too.

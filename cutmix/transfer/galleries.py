@@ -30,7 +30,7 @@ def gallery_of_captions(
 
     Args:
         data: The pictures and the captions by people.
-        captions: The network's, by the picture's file name, as ``caption_scores`` takes them.
+        captions: The network's, by the picture's file name, as ``score_captions`` takes them.
         count: Number of pictures, at most; in the order of the set.
         references: Most captions by people below each picture.
         seed: Of the choice of pictures.

@@ -7,7 +7,7 @@ from scipy import stats
 from cutmix.errors import InputError
 from cutmix.report.paired import caption_difference, precision_difference
 from cutmix.transfer.average_precision import RIGHT, WRONG, Detections, Judged, Objects, judge, voc_average_precision
-from cutmix.transfer.caption_scores import PictureScores, caption_scores, picture_scores
+from cutmix.transfer.caption_scores import PictureScores, picture_scores, score_captions
 
 PICTURES = 60
 
@@ -101,7 +101,7 @@ def test_the_value_is_the_difference_of_the_scores(pair: tuple, score: str) -> N
     first, second, references = pair
     one, other = (picture_scores(candidates, references) for candidates in (first, second))
     found = caption_difference(one, other, score)
-    expected = caption_scores(second, references)[score] - caption_scores(first, references)[score]
+    expected = score_captions(second, references)[score] - score_captions(first, references)[score]
     assert found.value == pytest.approx(100 * expected)
     assert found.low < found.value < found.high
 

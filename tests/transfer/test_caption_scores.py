@@ -15,7 +15,7 @@ from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu
 
 from cutmix.errors import InputError
 from cutmix.transfer import caption_scores as module
-from cutmix.transfer.caption_scores import caption_measures, caption_scores, meteor, picture_scores, rouge_l, tokenize
+from cutmix.transfer.caption_scores import caption_measures, meteor, picture_scores, rouge_l, score_captions, tokenize
 
 WORDS = "a the dog cat man runs sits red ball on in grass".split()  # noqa: SIM905
 
@@ -43,7 +43,7 @@ def test_bleu_by_hand() -> None:
     # candidate: the cat sat on the mat (6 words); references of 7 and 5 words, both 1 away: the shorter one counts, 5.
     # 1-grams: the 2 of 2, cat, on, mat; sat is in none: 5/6. 2-grams: the cat, on the, the mat of 5: 3/5.
     # 3-grams: on the mat of 4: 1/4. 4-grams: none of 3, so BLEU-4 is about 0. c = 6 > r = 5: no penalty.
-    scores = caption_scores({"x": "the cat sat on the mat"}, {"x": ["the cat is on the mat now", "a cat on the mat"]})
+    scores = score_captions({"x": "the cat sat on the mat"}, {"x": ["the cat is on the mat now", "a cat on the mat"]})
     assert scores["bleu_1"] == pytest.approx(5 / 6)
     assert scores["bleu_2"] == pytest.approx(math.sqrt(5 / 6 * 3 / 5))
     assert scores["bleu_3"] == pytest.approx((5 / 6 * 3 / 5 * 1 / 4) ** (1 / 3))
@@ -53,15 +53,15 @@ def test_bleu_by_hand() -> None:
 
 def test_bleu_penalty_by_hand() -> None:
     # 2 words beside 4: precision 1, exp(1 − 4/2). Clipping: "dog dog dog" has one of three.
-    short = caption_scores({"x": "a dog"}, {"x": ["a dog runs fast"]})
+    short = score_captions({"x": "a dog"}, {"x": ["a dog runs fast"]})
     assert [short["bleu_1"], short["bleu_2"]] == pytest.approx([math.exp(-1)] * 2)
-    assert caption_scores({"x": "dog dog dog"}, {"x": ["a dog runs"]})["bleu_1"] == pytest.approx(1 / 3)
+    assert score_captions({"x": "dog dog dog"}, {"x": ["a dog runs"]})["bleu_1"] == pytest.approx(1 / 3)
 
 
 def test_bleu_is_that_of_the_corpus_as_nltk_has_it() -> None:
     candidates, references = some_captions()
     candidates["1.jpg"] = "a dog runs on"  # nltk counts an n-gram in a caption that has none
-    scores = caption_scores(candidates, references)
+    scores = score_captions(candidates, references)
     names = sorted(candidates)
     truth, words = [[r.split() for r in references[n]] for n in names], [tokenize(candidates[n]) for n in names]
     for n in range(1, 5):
@@ -105,20 +105,20 @@ def test_cider_d_by_hand() -> None:
 def test_end_points() -> None:
     _, references = some_captions()
     references = {name: [f"{' '.join(texts)} word{i} {i}"] for i, (name, texts) in enumerate(references.items())}
-    perfect = caption_scores({name: texts[0] for name, texts in references.items()}, references)
+    perfect = score_captions({name: texts[0] for name, texts in references.items()}, references)
     for name, value in perfect.items():
         assert value == pytest.approx(10 if name == "cider_d" else 1), name
-    worst = caption_scores(dict.fromkeys(references, "zebra"), references)
+    worst = score_captions(dict.fromkeys(references, "zebra"), references)
     assert max(worst.values()) < 1e-6
-    assert set(caption_scores(dict.fromkeys(references, ""), references).values()) == {0.0}
+    assert set(score_captions(dict.fromkeys(references, ""), references).values()) == {0.0}
 
 
 def test_the_order_of_pictures_and_spelling_of_tokens_changes_nothing() -> None:
     candidates, references = some_captions()
-    scores = caption_scores(candidates, references)
+    scores = score_captions(candidates, references)
     shuffled = dict(reversed(candidates.items()))
     loud = {name: [f" {text.upper()} ." for text in texts] for name, texts in references.items()}
-    assert caption_scores(shuffled, loud) == scores
+    assert score_captions(shuffled, loud) == scores
 
 
 def test_equal_to_pycocoevalcap() -> None:
@@ -136,14 +136,14 @@ def test_equal_to_pycocoevalcap() -> None:
         bleu += (texts[name][0], truth[name])
     expected = dict(zip(("bleu_1", "bleu_2", "bleu_3", "bleu_4"), bleu.compute_score("closest")[0], strict=True))
     expected |= {"rouge_l": Rouge().compute_score(truth, texts)[0], "cider_d": Cider().compute_score(truth, texts)[0]}
-    assert caption_scores(candidates, references) == pytest.approx(expected, rel=1e-12)
+    assert score_captions(candidates, references) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.usefixtures("no_java")
 def test_records_have_intervals_of_the_bootstrap() -> None:
     candidates, references = some_captions(200)
     records = caption_measures(candidates, references, resamples=300)
-    scores = caption_scores(candidates, references)
+    scores = score_captions(candidates, references)
     assert [record["measure"] for record in records] == [*scores, "meteor"]
     for record, (name, value) in zip(records[:-1], scores.items(), strict=True):
         assert record["value"] == pytest.approx(100 * value), name
@@ -166,7 +166,7 @@ def test_meteor_needs_java_and_nothing_else_takes_its_place() -> None:
     record = caption_measures(candidates, references, resamples=2)[-1]
     assert (record["measure"], record["value"]) == ("meteor", None)
     assert "needs Java" in record["note"]
-    assert "meteor" not in caption_scores(candidates, references)
+    assert "meteor" not in score_captions(candidates, references)
 
 
 @pytest.mark.slow
@@ -208,7 +208,7 @@ def test_meteor_is_the_program_in_java() -> None:
 )
 def test_what_does_not_fit_is_refused(candidates: Any, references: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        caption_scores(candidates, references)
+        score_captions(candidates, references)
 
 
 def test_parts_are_kept_by_picture() -> None:
@@ -217,7 +217,7 @@ def test_parts_are_kept_by_picture() -> None:
     assert whole.bleu.shape == (50, 10)
     half = np.arange(0, 50, 2)
     chosen = [whole.pictures[i] for i in half]
-    part = caption_scores({n: candidates[n] for n in chosen}, {n: references[n] for n in chosen})
+    part = score_captions({n: candidates[n] for n in chosen}, {n: references[n] for n in chosen})
     ours = whole.corpus(half)
     for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l"):  # CIDEr-D's weights are of the whole set
         assert ours[name] == pytest.approx(part[name], rel=1e-12), name

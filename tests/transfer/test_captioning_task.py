@@ -10,7 +10,7 @@ from cutmix.config.options import RunOptions
 from cutmix.config.transfer import Captioning
 from cutmix.report.metrics import MEASURES
 from cutmix.runtime.distributed import World
-from cutmix.transfer.caption_scores import PictureScores, caption_scores
+from cutmix.transfer.caption_scores import PictureScores, score_captions
 from cutmix.transfer.captioning import ShowAndTell
 from cutmix.transfer.captioning_task import CaptioningTask
 from cutmix.transfer.command import prepare_transfer
@@ -60,7 +60,7 @@ def test_captions_are_filed_under_their_pictures(caption_folder: Path) -> None:
     assert {r["measure"]: r["value"] for r in it.records(turned)}["bleu_4"] < 100
     names = {path.name: captions[1] for path, captions in zip(it.test_set.paths, it.test_set.captions, strict=True)}
     second = {r["measure"]: r["value"] for r in it.records(arrays_of(list(names.values())))}
-    assert second["cider_d"] == pytest.approx(100 * caption_scores(names, it.test_set.references)["cider_d"])
+    assert second["cider_d"] == pytest.approx(100 * score_captions(names, it.test_set.references)["cider_d"])
 
 
 def test_silence_is_a_caption(caption_folder: Path) -> None:
