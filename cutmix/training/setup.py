@@ -75,41 +75,49 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
             f"--batch-size {recipe.batch_size} leaves a process one image of the last batch, which SMMix has no "
             "partner for; give another one"
         )
-    path = options.out or Path("runs") / f"{recipe.name}-seed{recipe.seed}"
     state = start_state(recipe, train_set, world)
-    network = parallel(state.model, world)
-    test_batches = test_loader(test_set, **shared)
-    cast = autocast(recipe.precision, world.device)
+    task = Classification(
+        recipe, state, world, train_set, test_set, test_loader(test_set, **shared),
+        autocast(recipe.precision, world.device),
+        train_batches=test_loader(train_set, **shared) if recipe.train_error else None,
+    )  # fmt: skip
     skipped = len(train_set.skipped) + len(test_set.skipped)
+    return assemble(recipe, options, world, train_set.name, state, task, batches, skipped=skipped)
+
+
+def assemble(
+    recipe: Training,
+    options: RunOptions,
+    world: World,
+    data: str,
+    state: State,
+    task: Task,
+    batches: Loader,
+    **about: Any,
+) -> Run:
+    """Return the run of a task: its folder, its progress bar, the model wrapped for several processes, its provenance.
+
+    Args:
+        recipe: With every automatic value resolved.
+        options: How to run it.
+        world: This process among all.
+        data: Name of the data set.
+        state: The model and its optimizer.
+        task: What is learned.
+        batches: Training batches of this process.
+        **about: Entries for the run's environment file.
+    """
+    network = parallel(state.model, world)
     return Run(
-        recipe,
-        options,
-        world,
-        path,
-        data=train_set.name,
-        task=Classification(
-            recipe,
-            state,
-            world,
-            train_set,
-            test_set,
-            test_batches,
-            cast,
-            train_batches=test_loader(train_set, **shared) if recipe.train_error else None,
-        ),
-        batches=batches,
-        state=state,
+        recipe, options, world, options.out or Path("runs") / f"{recipe.name}-seed{recipe.seed}", data, task, batches,
+        state,
         network=torch.compile(network) if recipe.compile else network,  # type: ignore[arg-type]
-        autocast=cast,
+        autocast=autocast(recipe.precision, world.device),
         progress=Progress(recipe.epochs, batches.steps, shown=world.first),
         about=environment(world.device)
-        | {
-            "processes": world.size,
-            "parameters": sum(p.numel() for p in state.network.parameters()),
-            "date": today(),
-            "skipped": skipped,
-        },
-    )
+        | {"processes": world.size, "parameters": sum(p.numel() for p in state.network.parameters()), "date": today()}
+        | about,
+    )  # fmt: skip
 
 
 def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> tuple[ImageSet, ImageSet]:

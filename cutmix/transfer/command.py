@@ -12,15 +12,13 @@ from cutmix.config.recipe import flag
 from cutmix.config.transfer import Captioning, Detection, Transfer
 from cutmix.data.loaders import Loader
 from cutmix.errors import InputError
-from cutmix.runs.folder import environment, today
 from cutmix.runtime.device import autocast, resolve_precision
-from cutmix.runtime.distributed import World, parallel, processes
-from cutmix.runtime.progress import Progress
+from cutmix.runtime.distributed import World, processes
 from cutmix.runtime.seeding import derive_seed
 from cutmix.training.classification import Task
 from cutmix.training.loop import run_to_end
 from cutmix.training.optim import make_average, make_optimizer
-from cutmix.training.setup import Run, summary_writer
+from cutmix.training.setup import Run, assemble, summary_writer
 from cutmix.training.state import State
 from cutmix.transfer.backbone import Backbone, load_backbone
 from cutmix.transfer.caption_data import CaptionBatches, PictureBatches, Vocabulary, open_captions
@@ -60,18 +58,7 @@ def prepare_transfer(recipe: Transfer, options: RunOptions, world: World) -> Run
     else:
         raise InputError(f"{type(recipe).__name__} is no transfer task; expected Detection or Captioning")
     torch.manual_seed(derive_seed(recipe.seed, "training", world.rank))
-    return Run(
-        recipe, options, world, options.out or Path("runs") / f"{recipe.name}-seed{recipe.seed}",
-        data=Path(recipe.data).resolve().name,
-        task=task,
-        batches=batches,
-        state=state,
-        network=parallel(state.model, world),
-        autocast=autocast(recipe.precision, world.device),
-        progress=Progress(recipe.epochs, batches.steps, shown=world.first),
-        about=environment(world.device)
-        | {"processes": world.size, "parameters": sum(p.numel() for p in state.model.parameters()), "date": today()},
-    )  # fmt: skip
+    return assemble(recipe, options, world, Path(recipe.data).resolve().name, state, task, batches)
 
 
 def _detection(recipe: Detection, backbone: Backbone, options: RunOptions, world: World) -> tuple[State, Task, Loader]:
