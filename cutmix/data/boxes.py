@@ -114,10 +114,13 @@ def boxes_after(
 
 
 def benchmark_boxes(boxes: BoxSet, side: int = 224) -> list[np.ndarray]:
-    """Return the boxes as wsolevaluation scales them: images squashed to side×side, last pixels scaled and cut."""
-    scales = side / np.concatenate([boxes.sizes, boxes.sizes], axis=1)
-    last = np.array([0, 0, 1, 1])
-    return [np.trunc((own - last) * scale) + last for own, scale in zip(boxes.boxes, scales, strict=True)]
+    """Return the boxes as wsolevaluation scales them: images squashed to side×side, last pixels scaled and cut.
+
+    The multiplication comes first, as in its ``resize_bbox``: where the quotient is whole, a factor side / width that
+    was rounded before would lose a pixel.
+    """
+    last, sizes = np.array([0, 0, 1, 1]), np.concatenate([boxes.sizes, boxes.sizes], axis=1)
+    return [np.trunc((own - last) * side / size) + last for own, size in zip(boxes.boxes, sizes, strict=True)]
 
 
 def read_boxes(folder: Path, data: ImageSet) -> BoxSet:

@@ -133,6 +133,19 @@ def test_the_benchmark_scales_and_cuts_the_last_pixel() -> None:
             assert box.tolist() == [inclusive[0], inclusive[1], inclusive[2] + 1, inclusive[3] + 1]
 
 
+def test_the_benchmark_multiplies_before_it_divides() -> None:
+    """The oracle is the arithmetic of ``resize_bbox`` in clovaai/wsolevaluation, for every pixel of usual sides."""
+    (scaled,) = benchmark_boxes(BoxSet((np.array([[294, 0, 343, 1]]),), np.array([[343, 343]])))
+    assert scaled[0, 0] == 192  # 294 · 224 / 343 is whole; 294 · (224 / 343) is not
+    sides = np.arange(100, 601)
+    columns = [np.arange(side) for side in sides]
+    boxes = [np.stack([x, 0 * x, x + 1, 0 * x + 1], axis=1) for x in columns]
+    for x, side, found in zip(
+        columns, sides, benchmark_boxes(BoxSet(tuple(boxes), sides[:, None].repeat(2, 1))), strict=True
+    ):
+        assert found[:, 0].tolist() == [int(float(each) * 224.0 / float(side)) for each in x]
+
+
 @pytest.mark.parametrize("size", [(500, 375), (333, 500), (101, 100), (64, 64)])
 @pytest.mark.parametrize("squash", [False, True])
 def test_boxes_go_where_torchvision_takes_them(size: tuple[int, int], squash: bool) -> None:
