@@ -4,11 +4,9 @@ import hashlib
 import json
 import math
 import os
-import xml.etree.ElementTree as ET
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,6 +21,7 @@ from torchvision.transforms import v2
 
 from cutmix.data.decode import image_size, read_image
 from cutmix.data.folder import Split, listed_names, names_by_hash, read_text
+from cutmix.data.voc import read_annotation
 from cutmix.errors import InputError
 from cutmix.runtime.seeding import derive_seed
 from cutmix.transfer.average_precision import Objects
@@ -257,29 +256,11 @@ def _lists(folders: list[Path], split: Split) -> tuple[dict[Path, Path], dict[Pa
 def _read_picture(file: Path, picture: Path, classes: tuple[str, ...]) -> Picture:
     if not file.is_file():
         raise InputError(f"{picture} has no annotation: {file} is missing")
-    try:
-        tree = ET.parse(file).getroot()
-    except (ET.ParseError, ValueError, LookupError, OSError) as error:
-        raise InputError(f"{file} cannot be read as XML ({error})") from None
-    width, height = (round(_number(tree, f"size/{side}", str(file))) for side in ("width", "height"))
-    if min(width, height) < 1:
-        raise InputError(f"{file} gives its picture a size of {width}×{height} pixels: expected 1 or more")
-    boxes, labels, difficult = [], [], []
-    for number, item in enumerate(tree.findall("object"), 1):
-        where = f"object {number} of {file}"
-        labels.append(class_index((item.findtext("name") or "").strip(), classes, where))
-        left, top, right, bottom = (_number(item, f"bndbox/{side}", where) for side in ("xmin", "ymin", "xmax", "ymax"))
-        boxes.append((left - 1, top - 1, right, bottom))
-        difficult.append((item.findtext("difficult") or "0").strip() not in ("0", ""))
-    return make_picture(picture, (width, height), boxes, labels, difficult, str(file))
-
-
-def _number(element: ET.Element, tag: str, where: str) -> float:
-    text = element.findtext(tag)
-    with suppress(ValueError):
-        if math.isfinite(number := float(text or "")):
-            return number
-    raise InputError(f"{where} has '{text or ''}' as its {tag}: expected a number")
+    annotation = read_annotation(file)
+    labels = [class_index(x.name, classes, f"object {i} of {file}") for i, x in enumerate(annotation.objects, 1)]
+    boxes = [(left - 1, top - 1, right, bottom) for _, (left, top, right, bottom), _ in annotation.objects]
+    difficult = [each.difficult for each in annotation.objects]
+    return make_picture(picture, annotation.size, boxes, labels, difficult, str(file))
 
 
 def class_index(name: str, classes: tuple[str, ...], where: str) -> int:

@@ -117,10 +117,10 @@ def test_one_pixel_outside_is_clipped(tmp_path: Path) -> None:
         (("xyz", (1, 1, 9, 9), 0), r"a\.xml is of class 'xyz', which is not known: expected one of aeroplane, bicycle"),
         (("dog", (9, 1, 8, 9), 0), r"object 1 of .*a\.xml: its box \(8, 0, 8, 9\) has no area"),
         (("dog", (1, 9, 9, 3), 0), r"object 1 of .*a\.xml: its box \(0, 8, 9, 3\) has no area"),
-        (("dog", (1, 1, "nan", 9), 0), r"object 1 of .*a\.xml has 'nan' as its bndbox/xmax: expected a number"),
+        (("dog", (1, 1, "nan", 9), 0), r"object 1 of .*a\.xml has 'nan' as its bndbox/xmax; expected a number"),
         (("dog", (1, 1, 90, 9), 0), r"a\.xml: its box \(0, 0, 90, 9\) lies outside the picture of 60×40 pixels"),
         (("dog", (-5, 1, 9, 9), 0), r"a\.xml: its box \(-6, 0, 9, 9\) lies outside the picture"),
-        (("dog", (1, 1, "x", 9), 0), r"object 1 of .*a\.xml has 'x' as its bndbox/xmax: expected a number"),
+        (("dog", (1, 1, "x", 9), 0), r"object 1 of .*a\.xml has 'x' as its bndbox/xmax; expected a number"),
     ],
 )
 def test_a_damaged_object_is_named(tmp_path: Path, damage: Any, message: str) -> None:
@@ -136,9 +136,9 @@ def test_a_damaged_object_is_named(tmp_path: Path, damage: Any, message: str) ->
     [
         ("<annotation><size>", r"a\.xml cannot be read as XML \(no element found"),
         ("", r"a\.xml cannot be read as XML"),
-        ("<annotation/>", r"a\.xml has '' as its size/width: expected a number"),
-        ("<a><size><width>0</width><height>9</height></size></a>", r"a\.xml gives its picture a size of 0×9 pixels"),
-        ("<a><size><width>nan</width><height>9</height></size></a>", r"a\.xml has 'nan' as its size/width: expected a"),
+        ("<annotation/>", r"a\.xml has '' as its size/width; expected a number"),
+        ("<a><size><width>0</width><height>9</height></size></a>", r"a\.xml gives its image a size of 0×9 pixels"),
+        ("<a><size><width>nan</width><height>9</height></size></a>", r"a\.xml has 'nan' as its size/width; expected a"),
         ("<a><size><width>9</width><height>-inf</height></size></a>", r"a\.xml has '-inf' as its size/height"),
         ("<a><size><width>1e30</width><height>9</height></size></a>", r"a\.jpg is 60×40 pixels, but its annotation"),
         ("<a><size><width>60</width><height>41</height></size></a>", r"a\.jpg is 60×40 pixels, but .* says 60×41"),
