@@ -1,10 +1,15 @@
-"""The arithmetic of the forward pass."""
+"""The device: arithmetic of the forward pass, and memory."""
 
 import contextlib
 import ctypes
+import math
+import os
+from pathlib import Path
 from typing import Literal
 
 import torch
+
+from cutmix.errors import InputError
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -29,8 +34,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-# ---- allocator ----
-# The C library's memory allocator.
+# ---- memory ----
 
 
 def keep_freed_memory() -> None:
@@ -44,3 +48,28 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: smaller blocks come from the heap
         libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: the heap shrinks only when so much of it is free
+
+
+def check_memory(size: float, what: str) -> None:
+    """Refuse sizes that this machine cannot hold, before any memory is allocated.
+
+    Args:
+        size: Bytes that will be needed at least.
+        what: The start of the sentence: the flag, its value and what it makes, e.g. "--image-size is 100000: an image".
+
+    Raises:
+        InputError: If they are more than the machine's memory.
+    """
+    limit = total_memory()
+    if size > limit:
+        raise InputError(f"{what} takes {size / 2**30:,.1f} GiB; expected at most this machine's {limit / 2**30:,.1f}")
+
+
+def total_memory() -> float:
+    """Return the bytes of main memory that processes here may use; infinity where the system does not tell."""
+    sizes = [math.inf]
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with contextlib.suppress(OSError, ValueError):  # "max" without a limit
+        sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(size for size in sizes if size > 0)

@@ -1,9 +1,11 @@
 """The arithmetic of the forward pass."""
 
+import psutil
 import pytest
 import torch
 
-from cutmix.runtime.device import autocast, resolve_precision
+from cutmix.errors import InputError
+from cutmix.runtime.device import autocast, check_memory, resolve_precision, total_memory
 
 CPU = torch.device("cpu")
 
@@ -26,3 +28,11 @@ def test_autocast_computes_in_the_precision(precision: str, dtype: torch.dtype) 
     with autocast(precision, CPU):
         assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
     assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.float32
+
+
+def test_sizes_beyond_the_memory_are_refused_without_asking_for_it() -> None:
+    total = total_memory()
+    assert 0 < total <= psutil.virtual_memory().total
+    check_memory(total, "what fits")
+    with pytest.raises(InputError, match=r"^--image-size is 100000: an image takes 1,048,576\.0 GiB; expected at most"):
+        check_memory(2**50, "--image-size is 100000: an image")
