@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -57,7 +56,7 @@ Options = TypeVar("Options")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; a user's mistake is one sentence and exit code 2."""
+    """Run the command; a user's mistake is one sentence and exit code 2, a closed pipe is exit code 141."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -65,18 +64,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if words[0] in ("-V", "--version"):
         print(f"cutmix {__version__}")
         return
+    from cutmix.runtime.terminal import guarded_output, print_error
+
     try:
-        if words[0] not in COMMANDS:
-            raise InputError(f'there is no command "{words[0]}"; the commands are {", ".join(COMMANDS)}')
-        COMMANDS[words[0]](words[1:])
+        with guarded_output():
+            if words[0] not in COMMANDS:
+                raise InputError(f'there is no command "{words[0]}"; the commands are {", ".join(COMMANDS)}')
+            COMMANDS[words[0]](words[1:])
     except InputError as error:
-        print(f"cutmix: {error}", file=sys.stderr, flush=True)
+        print_error(str(error))
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except BrokenPipeError:  # who read, head for example, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the end of Python complains again
-        raise SystemExit(141) from None  # as of SIGPIPE, which Python does not die of
 
 
 def demo(words: list[str]) -> None:

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from cutmix.config.options import DemoOptions, TrainOptions
@@ -12,6 +11,7 @@ from cutmix.report.compare import comparisons
 from cutmix.report.summary import write_report
 from cutmix.runs.read import read_runs
 from cutmix.runtime.files import read_lines
+from cutmix.runtime.terminal import Console
 from cutmix.training.loop import run_training
 
 

@@ -1,5 +1,6 @@
 """The one exception for what a user can mend, and what reading a damaged file raises."""
 
+import re
 import zlib
 from zipfile import BadZipFile
 
@@ -7,9 +8,24 @@ from zipfile import BadZipFile
 UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zlib.error, BadZipFile)
 
 
-class InputError(ValueError):
-    """What was given cannot be used.
+# Control characters, line separators, changes of direction, and the surrogates of names that are not UTF-8.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
-    The message is one sentence that says what was given and what is expected. The command prints it without a
-    traceback and exits with code 2; in a program it is an ordinary ``ValueError``.
+
+class InputError(ValueError):
+    """The input cannot be used.
+
+    The message is one sentence, on one line, that says what was given and what is expected. The command prints it
+    without a traceback and exits with code 2; in a program it is an ordinary ``ValueError``.
+
+    Args:
+        message: The sentence; see ``printable`` for what is escaped in it.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """Escape the control characters that the name of a file may hold and a terminal must not get."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

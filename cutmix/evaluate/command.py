@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
@@ -30,6 +29,7 @@ from cutmix.runs.folder import command_line, environment, hold, only_begun, toda
 from cutmix.runtime.device import autocast, resolve_precision
 from cutmix.runtime.distributed import World, processes
 from cutmix.runtime.files import append_lines, read_lines
+from cutmix.runtime.terminal import Console
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,10 @@ def show(tables: Sequence[Table | PaperTable], runs: Sequence[Trained], measured
 
 
 def _print(made: Sequence[Sheet], notes: Sequence[str] = ()) -> None:
-    from rich.console import Console
     from rich.table import Table as Grid
     from rich.text import Text
+
+    from cutmix.runtime.terminal import Console
 
     console = Console()
     for sheet in made:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
@@ -32,6 +31,7 @@ from cutmix.runs.folder import has_results, hold, saved_recipe
 from cutmix.runs.read import read_run
 from cutmix.runtime.distributed import any_process, processes
 from cutmix.runtime.progress import duration
+from cutmix.runtime.terminal import Console
 from cutmix.training.loop import run_to_end, run_training, train_step
 from cutmix.training.setup import prepare
 

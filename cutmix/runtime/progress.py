@@ -3,9 +3,11 @@
 import time
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+
+from cutmix.errors import printable
+from cutmix.runtime.terminal import Console
 
 # What an epoch's line says of its figures: name, digits, unit.
 _SHOWN = {
@@ -41,8 +43,8 @@ class Progress:
         self._bar.stop()
 
     def say(self, text: str) -> None:
-        """Print a line of its own."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Print a line."""
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def start_epoch(self) -> None:
         """Begin to count images and time; measuring and saving are not in the speed."""

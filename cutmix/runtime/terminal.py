@@ -1,0 +1,88 @@
+"""Standard output and standard error: unprintable characters, closed pipes, full disks, processes that say the same."""
+
+import contextlib
+import errno
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+import rich.console
+
+from cutmix.errors import InputError, printable
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+class Console(rich.console.Console):
+    """rich's console, except that a closed pipe raises BrokenPipeError instead of ending the process with code 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the exception that is being handled."""
+        raise
+
+
+@contextlib.contextmanager
+def guarded_output() -> Iterator[None]:
+    """Run a command: write what the terminal cannot show as escapes, and exit cleanly where it cannot be written to.
+
+    Raises:
+        SystemExit: 141, as of SIGPIPE, if the reader of standard output has gone.
+        InputError: The disk behind standard output is full.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        raise SystemExit(141) from None
+    except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:
+            raise
+        _discard_output()
+        raise InputError(f"standard output could not be written: {error.strerror}") from None
+
+
+def print_error(message: str) -> None:
+    """Print a message to standard error, once for all processes that ``torchrun`` started on a run."""
+    if _first_to_say(message):
+        with contextlib.suppress(OSError, ValueError):  # there is nowhere left to say it
+            print(f"cutmix: {message}", file=sys.stderr, flush=True)
+
+
+def _first_to_say(message: str) -> bool:
+    """Return whether no other process has printed this message; the agent of ``torchrun`` counts."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    from datetime import timedelta
+
+    from torch.distributed import TCPStore
+
+    try:
+        port, wait = int(os.environ["MASTER_PORT"]), timedelta(seconds=5)
+        store = TCPStore(os.environ["MASTER_ADDR"], port, is_master=False, timeout=wait)
+        return store.add(f"cutmix/said/{message}", 1) == 1
+    except (KeyError, ValueError, RuntimeError):
+        return True
+
+
+def _discard_output() -> None:
+    """Point standard output to nowhere, or Python would complain once more when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
+    line: Any = None,
+) -> None:  # fmt: skip
+    """Print a warning as one line, without the source line that Python adds."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"warning: {printable(str(message))}", file=file or sys.stderr)

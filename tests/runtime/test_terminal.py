@@ -1,0 +1,87 @@
+"""Standard output that is closed, full or cannot show a character; more than one process with the same message."""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from cutmix.cli import main
+from cutmix.errors import InputError, printable
+
+PRINT = "from cutmix.cli import COMMANDS, main; COMMANDS['x'] = lambda words: {}; main(['x'])"
+CONSOLE = "__import__('cutmix.runtime.terminal').runtime.terminal.Console().print('\\u732b ' * 10)"
+
+
+def run(code: str, **options: object) -> "subprocess.CompletedProcess[bytes]":
+    return subprocess.run([sys.executable, "-c", PRINT.format(code)], stderr=subprocess.PIPE, check=False, **options)  # type: ignore[call-overload, no-any-return]
+
+
+@pytest.mark.parametrize("code", ["print('a' * 100_000)", "print('a')", CONSOLE])
+def test_a_closed_pipe_is_exit_code_141(code: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run(code, stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("code", ["print('a' * 100_000)", "print('a')", CONSOLE])
+def test_a_full_disk_behind_the_output_is_one_sentence(code: str) -> None:
+    with open("/dev/full", "wb") as full:
+        done = run(code, stdout=full)
+    said = b"cutmix: standard output could not be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
+@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
+def test_a_terminal_of_ascii_gets_escapes(environment: dict[str, str]) -> None:
+    for code in ("print('\\u732b caf\\udce9')", CONSOLE):
+        done = run(code, stdout=subprocess.PIPE, env=os.environ | environment)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert b"\\u732b" in done.stdout
+
+
+def test_other_errors_of_the_system_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(words: list[str]) -> None:
+        raise FileNotFoundError(2, "No such file", "a")
+
+    monkeypatch.setitem(__import__("cutmix.cli").cli.COMMANDS, "x", command)
+    with pytest.raises(FileNotFoundError):
+        main(["x"])
+
+
+def test_a_warning_is_a_line_without_source(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command(words: list[str]) -> None:
+        warnings.simplefilter("always")
+        warnings.warn("odd\nthing", stacklevel=1)
+
+    monkeypatch.setitem(__import__("cutmix.cli").cli.COMMANDS, "x", command)
+    main(["x"])
+    assert capsys.readouterr().err == "warning: odd\\nthing\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Käse 猫 \U0001f408‍⬛", "Käse 猫 \U0001f408‍⬛"),
+        ("a\nb\r\tc\x1b[31m\x07\x7f\x9b", "a\\nb\\r\\tc\\x1b[31m\\x07\\x7f\\x9b"),
+        ("gpj.\u202eexe\u2028", "gpj.\\u202eexe\\u2028"),
+        (os.fsdecode(b"caf\xe9"), "caf\\udce9"),
+    ],
+)
+def test_names_cannot_drive_the_terminal(text: str, shown: str) -> None:
+    assert printable(text) == str(InputError(text)) == shown
+
+
+def test_processes_of_torchrun_say_the_same_once(tmp_path: Path) -> None:
+    for words, times in ((["train", "--data", "absent"], 1), (["evaluate", "absent"], 1)):
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+        torchrun += ["--rdzv-endpoint", "localhost:0", "-m", "cutmix", *words]
+        said = subprocess.run(torchrun, capture_output=True, text=True, check=False, cwd=tmp_path).stderr
+        assert said.count("\ncutmix: ") + said.startswith("cutmix: ") == times
