@@ -48,8 +48,9 @@ def run_to_end(run: Run) -> Path:
         with remembered_signals() as stop, run.progress:
             for epoch in range(run.state.epoch, run.recipe.epochs):
                 train_epoch(run, epoch, stop)
-                measure_epoch(run)
+                record = measure_epoch(run)
                 save(run)
+                run.progress.show_epoch(record)  # what is printed may fail, as on a closed pipe
             finish(run)
     finally:
         if run.board:
@@ -164,8 +165,8 @@ def log_step(run: Run, epoch: int, lr: float) -> None:
     log(run, {"kind": "train"} | record)
 
 
-def measure_epoch(run: Run) -> None:
-    """Close an epoch: measure it where the recipe says so, log it, and keep the best one."""
+def measure_epoch(run: Run) -> dict[str, Any]:
+    """Close an epoch: evaluate it where the recipe says so, log it, keep the best epoch; return the line of the log."""
     recipe, state = run.recipe, run.state
     record = {
         "kind": "epoch", "epoch": state.epoch + 1, "step": state.step,
@@ -184,7 +185,7 @@ def measure_epoch(run: Run) -> None:
         if state.epoch == recipe.epochs:
             keep(run, arrays, "last", "model.safetensors")
     log(run, record)
-    run.progress.show_epoch(record)
+    return record
 
 
 def is_best(run: Run, figures: dict[str, float]) -> bool:

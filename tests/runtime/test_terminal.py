@@ -10,6 +10,9 @@ import pytest
 
 from cutmix.cli import main
 from cutmix.errors import InputError, printable
+from cutmix.runtime import terminal
+from cutmix.runtime.checkpoint import load_checkpoint
+from cutmix.runtime.progress import Progress
 
 PRINT = "from cutmix.cli import COMMANDS, main; COMMANDS['x'] = lambda words: {}; main(['x'])"
 CONSOLE = "__import__('cutmix.runtime.terminal').runtime.terminal.Console().print('\\u732b ' * 10)"
@@ -80,8 +83,24 @@ def test_names_cannot_drive_the_terminal(text: str, shown: str) -> None:
 
 
 def test_processes_of_torchrun_say_the_same_once(tmp_path: Path) -> None:
-    for words, times in ((["train", "--data", "absent"], 1), (["evaluate", "absent"], 1)):
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
-        torchrun += ["--rdzv-endpoint", "localhost:0", "-m", "cutmix", *words]
-        said = subprocess.run(torchrun, capture_output=True, text=True, check=False, cwd=tmp_path).stderr
-        assert said.count("\ncutmix: ") + said.startswith("cutmix: ") == times
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    torchrun += ["--rdzv-endpoint", "localhost:0", "-m", "cutmix", "evaluate", "absent"]
+    said = subprocess.run(torchrun, capture_output=True, text=True, check=False, cwd=tmp_path).stderr
+    assert f"\n{said}".count("\ncutmix: absent is not there") == 1
+
+
+def test_an_epoch_is_saved_before_it_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    words = ["train", "--data", "digits", "--train-per-class", "3", "--epochs", "2", "--crop-padding", "0"]
+    words += ["--out", str(tmp_path / "run"), "--device", "cpu"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "show_epoch", gone)
+        patch.setattr(terminal, "_discard_output", lambda: None)
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+    assert stopped.value.code == 141
+    assert load_checkpoint(tmp_path / "run/checkpoint.pt")["epoch"] == 1
+    main([*words, "--resume"])
+    assert load_checkpoint(tmp_path / "run/checkpoint.pt")["epoch"] == 2
