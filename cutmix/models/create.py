@@ -51,7 +51,7 @@ def create_model(name: str, num_classes: int, *, in_chans: int = 3, pretrained: 
         num_classes: Outputs, at least 1.
         in_chans: Channels of the images, at least 1.
         pretrained: False: random weights. True: timm's weights for this name, downloaded. A path: a file of weights
-            for this network; a classifier of another class count in it is left out and stays random.
+            for this network; a classifier of another class count in it is left out, and the model's starts at zero.
 
     Raises:
         InputError: The name is unknown, a count is below 1, or the weights do not exist, do not fit or cannot be had.
@@ -83,17 +83,52 @@ def create_model(name: str, num_classes: int, *, in_chans: int = 3, pretrained: 
         model = VggGap(num_classes, in_chans)
         if pretrained is True:
             model.load_backbone(_timm_model("vgg16", num_classes, in_chans, download=True).state_dict())
+            start_new_head(model)
         elif pretrained and "conv6.weight" not in (weights := read_weights(Path(pretrained))[0]):
             model.load_backbone(weights)
-            return model
+            return start_new_head(model)
     elif name.endswith("_cifar"):
         _refuse_download(name, pretrained)
         model = _with_cifar_stem(name, num_classes, in_chans)
     else:
         model = _timm_model(name, num_classes, in_chans, download=pretrained is True)
     if not isinstance(pretrained, bool):
-        load_weights(model, pretrained, new_head=True)
+        load_weights(start_new_head(model), pretrained, new_head=True)  # the zeros stay where the head is left out
     return model
+
+
+def start_new_head(model: nn.Module) -> nn.Module:
+    """Set the classifier of a model to zero, and return the model.
+
+    On pretrained features of any scale, the first loss is then the logarithm of the number of classes.
+
+    Raises:
+        InputError: If the model has no linear classifier.
+    """
+    layers = _classifiers(model)
+    if not layers:
+        raise InputError(f"{type(model).__name__} has no linear classifier that could be replaced")
+    for layer in layers:
+        for parameter in layer.parameters(recurse=False):
+            nn.init.zeros_(parameter)
+    return model
+
+
+def _narrow_head(model: nn.Module) -> nn.Module:
+    """Draw a random classifier again where timm scales it by 1/√classes: EfficientNet, MobileNet, ReXNet, DLA."""
+    for layer in _classifiers(model):
+        weight = layer.weight.detach()
+        if not weight.is_meta and weight.square().mean() * weight[0].numel() > 1:
+            layer.reset_parameters()
+    return model
+
+
+def _classifiers(model: nn.Module) -> list[Any]:
+    """Return the linear layers, or 1×1 convolutions, that map features to classes."""
+    found = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
+    heads = found if isinstance(found, list | tuple | nn.ModuleList) else [found]
+    layers = [[x for x in head.modules() if isinstance(x, nn.Linear | nn.Conv2d)] for head in heads if head]
+    return [of_a_head[-1] for of_a_head in layers if of_a_head]
 
 
 class GatherExcite(nn.Module):
@@ -159,17 +194,18 @@ def _timm_model(name: str, num_classes: int, in_chans: int, *, download: bool, *
         raise InputError(f"{architecture!r} has no weights {tag!r}; known are {', '.join(tags) or 'none'}")
     options |= {"num_classes": num_classes, "in_chans": in_chans}
     if not download:
-        return timm.create_model(name, **options)
+        return _narrow_head(timm.create_model(name, **options))
     if not tags:
         _refuse_download(name, True)
     try:
-        return timm.create_model(name, pretrained=True, **options)
+        model = timm.create_model(name, pretrained=True, **options)
     except Exception as error:  # each way of downloading has exceptions of its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"the pretrained weights of {name!r} could not be loaded ({reason}): check the network, "
             "give a file of weights, or train from scratch"
         ) from error
+    return model if model.pretrained_cfg["num_classes"] == num_classes else start_new_head(model)
 
 
 def _unknown(name: str) -> InputError:

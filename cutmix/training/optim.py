@@ -79,9 +79,7 @@ def find_classifier(model: nn.Module) -> nn.Linear:
     """
     classifier = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
     if not isinstance(classifier, nn.Linear):
-        raise InputError(
-            f"{type(model).__name__} has no linear classifier that --new-head or --head-lr-factor could be for"
-        )
+        raise InputError(f"{type(model).__name__} has no linear classifier that --head-lr-factor could be for")
     return classifier
 
 

@@ -18,12 +18,12 @@ from cutmix.mixing import (
 from cutmix.mixing.features import find_layers
 from cutmix.mixing.images import BatchTransform
 from cutmix.models import WithTokenHead, create_model, predict_and_attend
-from cutmix.models.create import trying_images
+from cutmix.models.create import start_new_head, trying_images
 from cutmix.models.regularizers import DropBlock, regularize
 from cutmix.runtime.distributed import World, gather
 from cutmix.runtime.seeding import derive_seed
 from cutmix.training.mixes import make_cutout, make_mix
-from cutmix.training.optim import find_classifier, make_average, make_optimizer
+from cutmix.training.optim import make_average, make_optimizer
 
 
 @dataclass
@@ -85,7 +85,7 @@ def start_state(recipe: Recipe, data: ImageSet, world: World) -> State:
     if not (recipe.zero_init or pretrained):
         start_branches_at_one(model)
     if recipe.new_head:
-        find_classifier(model).reset_parameters()
+        start_new_head(model)
     regularize(
         model, stochastic_depth=recipe.stochastic_depth, shake_drop=recipe.shake_drop, decay=recipe.depth_decay,
         drop_block=recipe.drop_block, block_size=recipe.drop_block_size,

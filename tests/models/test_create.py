@@ -224,7 +224,7 @@ def test_pretrained_from_a_file(tmp_path, name, classes):
     model = create_model(name, classes, pretrained=tmp_path / "weights.pth").state_dict()
     new = {key for key in fresh if not torch.equal(model[key], source.state_dict().get(key))}
     assert bool(new) == (classes != 7)
-    assert all(torch.equal(model[key], fresh[key]) for key in new)
+    assert all(torch.equal(model[key], fresh[key]) or not model[key].any() for key in new)
     assert all(key.startswith(("fc.", "head.")) for key in new)
 
 
@@ -256,3 +256,67 @@ def test_wrong_files_are_refused(tmp_path):
 def test_timm_is_imported_only_when_a_name_is_its():
     code = "import sys, cutmix; cutmix.create_model('resnet20', 10); sys.exit('timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# ---- heads ----
+
+FAMILIES = (
+    "resnet18", "resnet50_wsol", "tf_efficientnet_lite0", "efficientnet_b0", "mobilenetv2_050", "mobilenetv3_small_050",
+    "mobilenetv4_conv_small_050", "mixnet_s", "rexnet_100", "mnasnet_050", "fbnetc_100", "tinynet_e", "lcnet_050",
+    "dla34", "regnetx_002", "convnext_atto", "densenet121", "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224",
+    "levit_128s", "crossvit_9_240", "mixer_s32_224",
+)  # fmt: skip
+
+
+def first_loss(model, size):
+    """The cross entropy of twenty random images of five classes, in training mode."""
+    images = torch.randn(20, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = model.train()(images)
+    logits = logits[0] if isinstance(logits, tuple) else logits  # distilled: class token and distillation token
+    return float(nn.functional.cross_entropy(logits, torch.arange(20) % 5))
+
+
+def input_size(name):
+    fixed = ("vit", "deit", "levit", "mixer", "crossvit")
+    return (240 if name.startswith("crossvit") else 224) if name.startswith(fixed) else 64
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "resnet20", "resnet18_cifar", "vgg16_gap"])
+def test_the_first_loss_of_a_random_model_is_near_chance(name):
+    torch.manual_seed(0)
+    assert first_loss(create_model(name, 5), 32 if name == "vgg16_gap" else input_size(name)) == pytest.approx(
+        np.log(5), abs=0.3
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "way"), [*((name, "file") for name in FAMILIES), *((name, "download") for name in FAMILIES[::4])]
+)
+def test_the_first_loss_of_a_replaced_head_is_chance(name, way, tmp_path, monkeypatch):
+    with torch.device("meta"):
+        shapes = create_model(name, 1000 if way == "download" else 7)
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        key: torch.randn(x.shape, generator=generator) if x.is_floating_point() else torch.zeros_like(x, device="cpu")
+        for key, x in shapes.state_dict().items()
+    }  # features of any scale: the head alone decides
+    weights = {key: x.abs() if key.endswith("running_var") else x for key, x in weights.items()}
+    torch.save(weights, tmp_path / "w.pth")
+    original = timm.create_model
+    if way == "download":
+        local = {"pretrained_cfg_overlay": {"file": str(tmp_path / "w.pth")}}
+        monkeypatch.setattr(timm, "create_model", lambda *a, **k: original(*a, **k, **local))
+        monkeypatch.setattr(timm, "list_pretrained", lambda _: [f"{name}.some"])
+    model = create_model(name, 5, pretrained=True if way == "download" else tmp_path / "w.pth")
+    first = next(iter(weights))
+    assert torch.equal(model.state_dict()[first], weights[first])
+    assert first_loss(model, input_size(name)) == pytest.approx(np.log(5), abs=1e-5)
+
+
+def test_a_head_that_fits_is_kept(tmp_path):
+    torch.save(create_model("mobilenetv3_small_050", 5).state_dict(), tmp_path / "w.pth")
+    weights = torch.load(tmp_path / "w.pth", weights_only=True)["classifier.weight"]
+    assert torch.equal(
+        create_model("mobilenetv3_small_050", 5, pretrained=tmp_path / "w.pth").classifier.weight, weights
+    )
