@@ -78,7 +78,7 @@ def search_one_after_another(model: ShowAndTell, pictures: Tensor, beam: int) ->
     """Search for each picture on its own, a step of the LSTM for each of its beams on its own."""
     found = []
     for picture in pictures:
-        _, state = model.lstm(model.look(picture[None])[:, None])
+        _, state = model.lstm(model.encode(picture[None])[:, None])
         beams: list[tuple[float, list[int], tuple[Tensor, Tensor]]] = [(0.0, [], state)]
         for _ in range(MAX_LENGTH):
             grown = []

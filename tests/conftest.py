@@ -1,5 +1,6 @@
 """Fixtures that several files use."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +9,14 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test whose code or parameters name float16 or bfloat16."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "float16" in item.name + inspect.getsource(item.function):
+            item.add_marker("precision")
 
 
 @pytest.fixture

@@ -15,18 +15,24 @@ Precision = Literal["float32", "bfloat16"]
 
 
 def resolve_precision(precision: Literal["auto"] | Precision, device: torch.device) -> Precision:
-    """Return "float32" or "bfloat16"; "auto" is bfloat16 where the device multiplies it in hardware.
-
-    Emulated, bfloat16 is slower than float32.
-    """
+    """Return "float32" or "bfloat16"; "auto" is bfloat16 where the device multiplies it in hardware."""
     if precision != "auto":
         return precision
+    return "bfloat16" if multiplies_bfloat16(device) else "float32"
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Return whether a device has bfloat16 instructions; it emulates them otherwise, slower than float32."""
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported()
-    else:
-        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return "bfloat16" if fast else "float32"
+        return torch.cuda.is_bf16_supported()
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def describe_precision(precision: str, device: torch.device) -> str:
+    """Return a resolved precision in words; an emulated one is named as such."""
+    emulated = precision == "bfloat16" and not multiplies_bfloat16(device)
+    return f"{precision} (emulated: float32 is faster on this device)" if emulated else precision
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

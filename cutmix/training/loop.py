@@ -16,6 +16,7 @@ from cutmix.config.recipe import Recipe
 from cutmix.errors import InputError
 from cutmix.runs.folder import RunFolder, command_line, has_results, read_arrays, today, write_arrays, write_bytes
 from cutmix.runtime.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from cutmix.runtime.device import describe_precision
 from cutmix.runtime.distributed import any_process, average_loss, barrier, gather, processes, without_sync
 from cutmix.runtime.signals import Stop, remembered_signals
 from cutmix.training.optim import learning_rate, set_learning_rate
@@ -257,7 +258,8 @@ def begin(run: Run) -> bool:
         run.folder = RunFolder(run.path, recipe, resume=options.resume, overwrite=options.overwrite)
     barrier(run.world)  # the first process has dealt with the folder
     run.progress.say(
-        f"{recipe.name}: {recipe.model}, {run.task.opening()}; {run.world.device.type}, {recipe.precision}"
+        f"{recipe.name}: {recipe.model}, {run.task.opening()}; {run.world.device.type}, "
+        f"{describe_precision(recipe.precision, run.world.device)}"
     )
     if run.checkpoint.exists():
         snapshot = load_checkpoint(run.checkpoint)

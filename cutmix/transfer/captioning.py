@@ -1,5 +1,6 @@
-"""Show and Tell (NIC): a residual network looks at a picture, an LSTM says what it saw."""
+"""Show and Tell (NIC): a residual network encodes an image, an LSTM generates its caption."""
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,27 +12,29 @@ from cutmix.errors import InputError
 from cutmix.runtime.distributed import World, gather
 from cutmix.transfer.caption_data import END, PAD, START, UNKNOWN, Vocabulary
 
+LSTMState = tuple[Tensor, Tensor]
+
 
 class ShowAndTell(nn.Module):
-    """The picture is the first "word" that an LSTM reads; from then on it foretells the next word of the caption.
+    """A captioner: the image embedding is the first input of an LSTM, which then predicts each next word.
 
     x₋₁ = BN(W CNN(I)),  xₜ = E Sₜ,  p(Sₜ₊₁) = softmax(O LSTM(xₜ)),  S₀ = START.
 
     Args:
-        encoder: A ResNet of timm or of this package. It is changed: its classifier is taken away, and it gives the
-            global average of its last feature map.
+        encoder: A ResNet of timm or of this package. It is modified in place: its classifier is removed, so that it
+            returns the global average of its last feature map.
         vocabulary_size: ``len`` of the vocabulary.
-        embed: Size of the embeddings of words and pictures.
-        hidden: Size of the LSTM's state.
-        layers: Layers of the LSTM.
-        dropout: Of the LSTM's output, and between its layers.
-        tune_encoder: Whether the encoder is trained. Otherwise it stays in eval mode whatever ``train`` says, so that
-            its BN statistics do not move, has no gradients, and stores no activations.
+        embed: Dimensions of the word and image embeddings.
+        hidden: Dimensions of the LSTM state.
+        layers: Number of LSTM layers.
+        dropout: Dropout rate of the LSTM output and between its layers, in [0, 1).
+        tune_encoder: Train the encoder too. A frozen encoder stays in eval mode whatever ``train`` sets, so that its BN
+            statistics do not change; it gets no gradients and stores no activations.
 
     Raises:
-        InputError: A size is below 1 or dropout outside [0, 1).
+        InputError: If the encoder has no classifier to remove.
 
-    Source: Vinyals et al. 2015 eq. 10 to 12. Sizes, the BN (momentum 0.01) and the initialisation are those of
+    Source: Vinyals et al. 2015, eq. 10 to 12. Sizes, BN (momentum 0.01) and initialization follow
     stevehuanghe/image_captioning, the code base of CutMix's table A2; there the frozen encoder's BN statistics drift.
     """
 
@@ -46,12 +49,6 @@ class ShowAndTell(nn.Module):
         tune_encoder: bool = False,
     ) -> None:
         super().__init__()
-        sizes = {"vocabulary_size": vocabulary_size, "embed": embed, "hidden": hidden, "layers": layers}
-        for name, size in sizes.items():
-            if size < 1:
-                raise InputError(f"{name} is {size}: expected 1 or more")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout is {dropout}: expected 0 or more and less than 1")
         self.tune_encoder = tune_encoder
         self.encoder = _without_classifier(encoder).requires_grad_(tune_encoder)
         features: Any = encoder.num_features
@@ -69,96 +66,100 @@ class ShowAndTell(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "ShowAndTell":
-        """Set the mode of all but a frozen encoder, which stays in eval mode."""
+        """Set training or eval mode, except for a frozen encoder, which stays in eval mode."""
         super().train(mode)
         if not self.tune_encoder:
             self.encoder.eval()
         return self
 
     def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
-        """Return the mean cross entropy of the next word, in nats, over all words and ENDs of the batch.
+        """Return the mean cross-entropy of the next word, in nats, over all words and ENDs of the batch.
 
         Args:
-            images: (n, C, H, W) float, normalised.
-            tokens: (n, longest) int64, START to END, filled up with PAD, which costs nothing.
+            images: (n, C, H, W) float, normalized.
+            tokens: (n, longest) int64, from START to END, padded with PAD, which is not counted.
 
         Raises:
-            InputError: The counts of images and captions differ.
+            InputError: If the numbers of images and captions differ.
         """
         if tokens.ndim != 2 or len(tokens) != len(images):
             raise InputError(
-                f"{len(images)} images came with tokens of shape {tuple(tokens.shape)}: expected a row for each image"
+                f"tokens is of shape {tuple(tokens.shape)}; expected ({len(images)}, longest), a row for each image"
             )
-        inputs = torch.cat((self.look(images)[:, None], self.embed(tokens[:, :-1])), 1)
-        states, _ = self.lstm(inputs)
-        logits = self.output(self.dropout(states[:, 1:]))  # what follows the picture itself is always START
+        inputs = torch.cat((self.encode(images)[:, None], self.embed(tokens[:, :-1])), 1)
+        states, _ = self._recur(inputs)
+        logits = self.output(
+            self.dropout(states[:, 1:])
+        )  # the output after the image itself is left out: START always follows
         return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=PAD)
 
-    def look(self, images: Tensor) -> Tensor:
-        """Return the pictures as the LSTM reads them: (n, C, H, W) -> (n, embed)."""
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the image embeddings that the LSTM reads: (n, C, H, W) -> (n, embed)."""
         with torch.set_grad_enabled(self.tune_encoder and torch.is_grad_enabled()):
             features = self.encoder(images)
-        seen = self.project(features)
-        if self.training and len(seen) == 1:  # a last batch of one has no statistics of its own
-            return F.batch_norm(
-                seen, self.norm.running_mean, self.norm.running_var, self.norm.weight, self.norm.bias, eps=self.norm.eps
-            )
-        return self.norm(seen)
+        embedded = self.project(features)
+        if self.training and len(embedded) == 1:  # a batch of one image has no batch statistics
+            norm = self.norm
+            return F.batch_norm(embedded, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        return self.norm(embedded)
+
+    def _recur(self, inputs: Tensor, state: LSTMState | None = None) -> tuple[Tensor, LSTMState]:
+        """Run the LSTM, in float32 where autocast asks for a bfloat16 LSTM that the CPU does not have."""
+        device = inputs.device.type
+        if device == "cpu" and torch.is_autocast_enabled(device) and not has_bfloat16_lstm():
+            with torch.autocast(device, enabled=False):
+                return self.lstm(inputs.float(), state)
+        return self.lstm(inputs, state)
 
     def greedy(self, images: Tensor, max_length: int = 20) -> Tensor:
-        """Return captions of the most probable word at each step; as :meth:`beam_search` with a beam of 1."""
+        """Return captions made of the most probable word at each step: :meth:`beam_search` with a beam of 1."""
         return self.beam_search(images, 1, max_length)[0]
 
     @torch.no_grad()
     def beam_search(self, images: Tensor, beam: int = 20, max_length: int = 20) -> tuple[Tensor, Tensor]:
-        """Search the most probable caption of each picture, all pictures and all their beams at once.
+        """Return the most probable caption of each image that a beam search finds.
 
-        At every step each beam is continued by every word, and the ``beam`` captions of the highest probability are
-        kept. A caption that has ended keeps its place with the probability it had. The probability of a caption is
-        the product over its words and END, not normalised by length; one that has not ended after ``max_length`` words
-        counts as it is. PAD, START and UNKNOWN are never said; their probability is not given to the other words. As no
-        continuation is more probable than its beginning, the search ends when every picture's best caption has ended.
+        All images and all their beams advance together. At each step every beam is extended by every word, and the
+        ``beam`` most probable captions are kept; a finished caption stays with its probability. The probability of a
+        caption is the product over its words and END, not normalized by length; a caption without END after
+        ``max_length`` words counts as it is. PAD, START and UNKNOWN are never generated, and their probability is not
+        redistributed. An extension is never more probable than its prefix, so the search ends when the best caption of
+        every image has ended.
 
-        The network is in eval mode meanwhile. Which words win does not depend on what else is in the batch, except
-        where rounding decides between captions of the same probability.
+        The model is in eval mode during the search. A caption does not depend on the other images of the batch, except
+        where rounding decides between equally probable captions.
 
         Args:
-            images: (n, C, H, W) float, normalised.
-            beam: At least 1; 20 in the paper.
-            max_length: Most words of a caption, END included, at least 1; 20 in the code base.
+            images: (n, C, H, W) float, normalized.
+            beam: Number of beams, at least 1; 20 in the paper.
+            max_length: Maximum number of words, END included, at least 1; 20 in the code base.
 
         Returns:
-            Captions without START, (n, longest) int64, filled up with PAD after END, for ``Vocabulary.decode``; and
-            their log-probabilities in nats, (n,).
-
-        Raises:
-            InputError: ``beam`` or ``max_length`` is below 1.
+            Captions without START, (n, longest) int64, padded with PAD after END, for ``Vocabulary.decode``; and their
+            log-probabilities in nats, (n,).
 
         Source: Vinyals et al. 2015 §3.1.2; CutMix appendix D for the beam.
         """
-        for name, value in (("beam", beam), ("max_length", max_length)):
-            if value < 1:
-                raise InputError(f"{name} is {value}: expected 1 or more")
         training = self.training
         self.eval()
         try:
-            return self._search(self.look(images), beam, max_length)
+            return self._search(self.encode(images), beam, max_length)
         finally:
             self.train(training)
 
-    def _search(self, seen: Tensor, beam: int, max_length: int) -> tuple[Tensor, Tensor]:
-        n, device = len(seen), seen.device
-        _, state = self.lstm(seen[:, None])
+    def _search(self, embedded: Tensor, beam: int, max_length: int) -> tuple[Tensor, Tensor]:
+        n, device = len(embedded), embedded.device
+        _, state = self._recur(embedded[:, None])
         words = torch.full((n, 1), START, device=device)
         captions = words.new_empty((n, 1, 0))
-        scores = torch.zeros((n, 1), dtype=torch.promote_types(seen.dtype, torch.float32), device=device)
-        silent = torch.tensor([PAD, START, UNKNOWN], device=device)
+        scores = torch.zeros((n, 1), dtype=torch.promote_types(embedded.dtype, torch.float32), device=device)
+        never = torch.tensor([PAD, START, UNKNOWN], device=device)
         first = torch.arange(n, device=device)[:, None]
         for step in range(max_length):
-            width = words.shape[1]  # 1 at first, then the beam, or less while there are fewer captions than that
-            output, state = self.lstm(self.embed(words.view(-1, 1)), state)
+            width = words.shape[1]  # 1 at first, then the beam, or fewer while there are fewer captions
+            output, state = self._recur(self.embed(words.view(-1, 1)), state)
             logits = self.output(output[:, 0])
-            chances = F.log_softmax(logits, 1, dtype=scores.dtype).index_fill_(1, silent, -torch.inf)
+            chances = F.log_softmax(logits, 1, dtype=scores.dtype).index_fill_(1, never, -torch.inf)
             ended = ((words == END) | (words == PAD)).view(-1)
             chances.masked_fill_(ended[:, None], -torch.inf)
             chances[:, PAD].masked_fill_(ended, 0.0)
@@ -167,7 +168,7 @@ class ShowAndTell(nn.Module):
             scores, best = options.topk(min(beam, options.shape[1]))
             parents, words = best // logits.shape[1], best % logits.shape[1]
             rows = (first * width + parents).view(-1)
-            state = tuple(part.index_select(1, rows) for part in state)
+            state = (state[0].index_select(1, rows), state[1].index_select(1, rows))
             history = captions.gather(1, parents[:, :, None].expand(-1, -1, step))
             captions = torch.cat((history, words[:, :, None]), 2)
             if bool(((words[:, 0] == END) | (words[:, 0] == PAD)).all()):
@@ -184,18 +185,15 @@ def generate_captions(
     beam: int = 20,
     max_length: int = 20,
 ) -> list[str]:
-    """Caption a whole set, each process its share, and put the shares in order.
+    """Return a caption for every image of a set, in the order of the set; each process captions its share.
 
     Args:
-        model: The network.
-        batches: (images, anything) of this process: process r of R has the pictures r, r + R, …
-        vocabulary: The network's.
-        world: This process among all.
-        beam: As in ``beam_search``.
-        max_length: As in ``beam_search``.
-
-    Returns:
-        A caption for each picture, in the order of the set, in every process.
+        model: The captioner.
+        batches: Pairs of images and anything else, of this process: process r of R has the images r, r + R, …
+        vocabulary: The vocabulary of the captioner.
+        world: The processes.
+        beam: As in :meth:`ShowAndTell.beam_search`.
+        max_length: As in :meth:`ShowAndTell.beam_search`.
     """
     own: list[str] = []
     for images, _ in batches:
@@ -209,12 +207,24 @@ def generate_captions(
 
 
 def _without_classifier(encoder: nn.Module) -> nn.Module:
-    """Make a network return the features that its classifier got."""
+    """Replace the classifier of a network by the identity."""
     reset: Any = getattr(encoder, "reset_classifier", None)
     if reset is not None:
         reset(0)
     elif isinstance(getattr(encoder, "fc", None), nn.Linear):
         encoder.fc = nn.Identity()
     else:
-        raise InputError(f"{type(encoder).__name__} has no classifier to take away: expected a ResNet")
+        raise InputError(f"the encoder is a {type(encoder).__name__} without a classifier to remove; expected a ResNet")
     return encoder
+
+
+@functools.cache
+def has_bfloat16_lstm() -> bool:
+    """Return whether this CPU runs LSTMs in bfloat16; oneDNN has none for CPUs without AVX-512."""
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+        try:
+            with torch.autocast("cpu", torch.bfloat16):
+                nn.LSTM(1, 1)(torch.zeros(1, 1, 1))[0].sum().backward()
+        except RuntimeError:
+            return False
+    return True

@@ -18,7 +18,7 @@ from cutmix.training.state import State
 from cutmix.transfer.backbone import Backbone
 from cutmix.transfer.caption_data import CaptionSet, Vocabulary
 from cutmix.transfer.caption_scores import caption_measures, picture_scores
-from cutmix.transfer.captioning import ShowAndTell, generate_captions
+from cutmix.transfer.captioning import ShowAndTell, generate_captions, has_bfloat16_lstm
 from cutmix.transfer.galleries import gallery_of_captions
 
 
@@ -95,7 +95,14 @@ class CaptioningTask:
         return (
             f"encoder {self.backbone.title}, {'tuned' if self.recipe.tune_encoder else 'frozen'}; "
             f"{self.train_set.name}: {len(self.train_set):,} pictures to train on, {len(self.test_set):,} to test, "
-            f"{len(self.vocabulary):,} words"
+            f"{len(self.vocabulary):,} words{self._exception()}"
+        )
+
+    def _exception(self) -> str:
+        """Say where the LSTM is not computed in the run's precision."""
+        bfloat16_on_cpu = self.recipe.precision == "bfloat16" and self.world.device.type == "cpu"
+        return (
+            "; LSTM in float32 (this CPU has no bfloat16 LSTM)" if bfloat16_on_cpu and not has_bfloat16_lstm() else ""
         )
 
     def circumstances(self) -> dict[str, Any]:

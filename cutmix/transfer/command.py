@@ -102,7 +102,7 @@ def _captioner(recipe: Captioning, backbone: Backbone, words: int) -> ShowAndTel
             dropout=recipe.dropout, tune_encoder=recipe.tune_encoder,
         ).eval()  # fmt: skip
         with torch.inference_mode():
-            network.look(torch.zeros(1, 3, recipe.crop, recipe.crop))
+            network.encode(torch.zeros(1, 3, recipe.crop, recipe.crop))
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(

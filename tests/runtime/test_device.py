@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cutmix.errors import InputError
-from cutmix.runtime.device import autocast, check_memory, resolve_precision, total_memory
+from cutmix.runtime.device import autocast, check_memory, describe_precision, resolve_precision, total_memory
 
 CPU = torch.device("cpu")
 
@@ -21,6 +21,14 @@ def test_auto_is_bfloat16_where_the_hardware_multiplies_it(
     assert resolve_precision("auto", CPU) == expected
     assert resolve_precision("float32", CPU) == "float32"
     assert resolve_precision("bfloat16", CPU) == "bfloat16"
+
+
+def test_an_emulated_precision_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
+    assert describe_precision("bfloat16", CPU) == "bfloat16 (emulated: float32 is faster on this device)"
+    assert describe_precision("float32", CPU) == "float32"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    assert describe_precision("bfloat16", CPU) == "bfloat16"
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])

@@ -11,7 +11,7 @@ from cutmix.config.transfer import Captioning
 from cutmix.report.metrics import MEASURES
 from cutmix.runtime.distributed import World
 from cutmix.transfer.caption_scores import PictureScores, score_captions
-from cutmix.transfer.captioning import ShowAndTell
+from cutmix.transfer.captioning import ShowAndTell, has_bfloat16_lstm
 from cutmix.transfer.captioning_task import CaptioningTask
 from cutmix.transfer.command import prepare_transfer
 
@@ -49,6 +49,22 @@ def test_records_can_be_made_again_from_the_arrays(caption_folder: Path) -> None
     assert set(values) == {name for name, measure in MEASURES.items() if measure.suite == "captioning"}
     assert {record["suite"] for record in records} == {"captioning"}
     assert next(r for r in records if r["measure"] == it.key)["low"] is not None
+
+
+@pytest.mark.parametrize("has_lstm", [False, True])
+def test_bfloat16_runs_on_every_cpu(caption_folder: Path, monkeypatch: pytest.MonkeyPatch, has_lstm: bool) -> None:
+    if not has_lstm:
+        for module in ("captioning", "captioning_task"):
+            monkeypatch.setattr(f"cutmix.transfer.{module}.has_bfloat16_lstm", lambda: False)
+    it = task(caption_folder, precision="bfloat16", tune_encoder=True)
+    loss = it.loss(it.state.model.train(), torch.rand(4, 3, 32, 32), torch.randint(4, 9, (4, 5)))
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in it.state.model.parameters())
+    assert set(it.measure().figures) >= {"cider_d"}
+    assert it.opening().endswith("LSTM in float32 (this CPU has no bfloat16 LSTM)") is not (
+        has_lstm and has_bfloat16_lstm()
+    )
 
 
 def test_captions_are_filed_under_their_pictures(caption_folder: Path) -> None:

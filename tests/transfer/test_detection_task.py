@@ -58,6 +58,16 @@ def test_the_loss_is_the_sum_of_the_detectors(voc_folder: Path, arch: str) -> No
 
 
 @pytest.mark.parametrize("arch", ["ssd300", "faster-rcnn"])
+def test_bfloat16_runs_on_every_cpu(voc_folder: Path, arch: str) -> None:
+    it = task(voc_folder, arch=arch, precision="bfloat16")
+    images, targets = next(iter(it.test_batches.epoch()))
+    loss = it.loss(it.state.model.train(), images, targets)
+    loss.backward()
+    assert loss.isfinite()
+    assert 0 <= it.measure().figures["map"] <= 100
+
+
+@pytest.mark.parametrize("arch", ["ssd300", "faster-rcnn"])
 def test_records_can_be_made_again_from_the_arrays(voc_folder: Path, arch: str) -> None:
     it = task(voc_folder, arch=arch)
     training = it.state.model.training
