@@ -2,10 +2,11 @@
 
 from cutmix.data.loaders import test_loader, train_loader
 from cutmix.data.sets import ArraySet, FileSet, ImageSet, is_small, open_data
-from cutmix.data.transforms import CropFlip, draw_crop_flip, normalize
+from cutmix.data.transforms import Augment, CropFlip, draw_crop_flip, normalize
 
 __all__ = [
     "ArraySet",
+    "Augment",
     "CropFlip",
     "FileSet",
     "ImageSet",

@@ -1,6 +1,6 @@
-"""Batches, ready for the network: normalised, on the device, the same whenever they are asked for again."""
+"""Batches for a model: normalised, on the device, and the same whenever they are asked for again."""
 
-# ruff: noqa: PT028 - test_loader loads the test split; it is no test
+# ruff: noqa: PT028 - test_loader loads a split for evaluation; it is not a test
 
 import math
 import multiprocessing.util
@@ -18,19 +18,20 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from cutmix.data.decode import read_image
 from cutmix.data.sets import ArraySet, FileSet, ImageSet
 from cutmix.data.transforms import (
+    Augment,
     AutoAugmentPolicy,
     ColorDraw,
     Interpolation,
-    PaddingMode,
+    ResizeAndCrop,
     auto_augment,
     draw_color,
     draw_crop_flip,
     normalize,
     resize,
-    test_transform,
     train_transform,
 )
 from cutmix.errors import InputError
+from cutmix.runtime.device import check_memory
 from cutmix.runtime.seeding import derive_seed
 
 Batch = tuple[Tensor, Tensor]
@@ -52,23 +53,13 @@ class Loader(Protocol):
 
 def train_loader(
     data: ImageSet,
+    augment: Augment,
     *,
     batch_size: int,
     seed: int,
     device: torch.device | str,
-    image_size: int | None,
-    crop_padding: int,
-    padding_mode: PaddingMode,
-    flip: bool,
-    crop_scale: tuple[float, float],
-    crop_fraction: float = 0.875,
-    squash: bool = False,
-    interpolation: Interpolation = "bilinear",
     workers: int,
     channels_last: bool,
-    policy: AutoAugmentPolicy = "none",
-    color_jitter: float = 0.0,
-    lighting: float = 0.0,
     rank: int = 0,
     world_size: int = 1,
 ) -> Loader:
@@ -79,50 +70,38 @@ def train_loader(
 
     Args:
         data: The training split. An array set is moved to the device as it is, uint8.
+        augment: How images are augmented; file sets need its ``image_size``.
         batch_size: Of all processes together. The last batch of an epoch may be smaller; with several processes it is
             filled up from the start of the epoch's order until every process has the same share.
         seed: Of order and augmentation.
         device: Where the batches are wanted.
-        image_size: Height and width of the batches; None keeps an array set's own.
-        crop_padding: Array sets: pixels around the image before the random crop.
-        padding_mode: Array sets: "constant" (black) or "reflect".
-        flip: Mirror half of the images.
-        crop_scale: File sets: the area of the random crop, as least and largest share of the image.
-        crop_fraction: File sets, with ``squash``: the random crop's share of the square's side.
-        squash: File sets: make each image a square first, whatever its shape, and do not resize the crop.
-        interpolation: File sets: how images are resized.
-        workers: File sets: processes that decode; 0 decodes in this one.
+        workers: File sets: processes that decode; 0 decodes in this process.
         channels_last: The memory format of the images.
-        policy: AutoAugment's, before the crop of an array set (as its authors have it) and after that of a file.
-        color_jitter: Largest change of brightness, contrast and saturation; see ``draw_color``.
-        lighting: Standard deviation of the noise along ImageNet's principal colours; see ``draw_color``.
         rank: This process.
         world_size: All processes.
 
     Raises:
-        InputError: An argument is out of its range.
+        InputError: An argument is out of its range, or a batch would not fit into the memory.
     """
-    _check(data, batch_size, image_size, workers, rank, world_size)
-    if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
-        raise InputError(f"crop_scale is {crop_scale}: expected two shares, 0 < least ≤ largest ≤ 1")
-    if (color_jitter or lighting) and data.in_chans != 3:
-        raise InputError(f"the images of {data.name} have {data.in_chans} channels: colour jitter and lighting need 3")
+    _check(data, batch_size, augment.image_size, workers, rank, world_size)
+    if (augment.color_jitter or augment.lighting) and data.in_chans != 3:
+        raise InputError(f"the images of {data.name} have {data.in_chans} channels; colour jitter and lighting need 3")
     order = TrainOrder(len(data), batch_size, seed, rank, world_size)
-    finish = _Finish(data, torch.device(device), image_size, channels_last)
-    color = _Color(order, color_jitter, lighting) if color_jitter or lighting else None
+    finish = _Finish(data, torch.device(device), augment.image_size, channels_last)
+    color = _Color(order, augment) if augment.color_jitter or augment.lighting else None
     if isinstance(data, FileSet):
-        assert image_size is not None
-        squash_to = round(image_size / crop_fraction) if squash else None
-        transform = train_transform(
-            image_size, crop_scale, flip, policy, squash_to=squash_to, interpolation=interpolation
-        )
-        return _photographs(_Files(data, transform, seed), order, finish, workers, color)
+        if augment.squash:
+            side = round((augment.image_size or 0) / augment.crop_fraction)
+            check_memory(6.0 * side**2, f"an image of {side}×{side} pixels (image_size / crop_fraction)")
+        return _file_loader(_Files(data, train_transform(augment), seed), order, finish, workers, color)
     smallest = min(data.images.shape[2:])
-    if padding_mode == "reflect" and crop_padding >= smallest:
-        raise InputError(f"crop_padding is {crop_padding}: reflection needs less than the image's {smallest} pixels")
-    draw_crop_flip(0, crop_padding, flip, torch.Generator(), padding_mode)  # refuses a wrong padding now
-    augment = (seed, crop_padding, flip, padding_mode) if crop_padding or flip else None
-    return _ArrayLoader(data, order, finish, augment, color, _Policy(policy, seed) if policy != "none" else None)
+    if augment.crop_padding > smallest - (augment.padding_mode == "reflect"):
+        most = "less than" if augment.padding_mode == "reflect" else "at most"
+        raise InputError(
+            f"crop_padding is {augment.crop_padding} with padding_mode '{augment.padding_mode}'; expected {most} the "
+            f"image's {smallest} pixels"
+        )
+    return _ArrayLoader(data, order, finish, augment, color, seed)
 
 
 def test_loader(
@@ -142,46 +121,49 @@ def test_loader(
     """Return the images in their order, not augmented; rank r has the images r, r + world_size, ... and no others.
 
     Args:
-        data: The split to measure on.
+        data: The split to evaluate on.
         batch_size: Of all processes together.
         device: Where the batches are wanted.
         image_size: Height and width of the batches; None keeps an array set's own.
         crop_fraction: File sets: the central square's share of the short side, in (0, 1].
         squash: File sets: resize both sides alike, whatever the shape.
         interpolation: File sets: how images are resized.
-        workers: File sets: processes that decode; 0 decodes in this one.
+        workers: File sets: processes that decode; 0 decodes in this process.
         channels_last: The memory format of the images.
         rank: This process.
         world_size: All processes.
 
     Raises:
-        InputError: An argument is out of its range.
+        InputError: An argument is out of its range, or a batch would not fit into the memory.
     """
     _check(data, batch_size, image_size, workers, rank, world_size)
     if not 0 < crop_fraction <= 1:
-        raise InputError(f"crop_fraction is {crop_fraction}: expected a share above 0, at most 1")
+        raise InputError(f"crop_fraction is {crop_fraction}; expected a share above 0, at most 1")
     order = TestOrder(len(data), batch_size, rank, world_size)
     finish = _Finish(data, torch.device(device), image_size, channels_last)
     if isinstance(data, FileSet):
         assert image_size is not None
-        transform = test_transform(image_size, crop_fraction, squash, interpolation)
-        return _photographs(_Files(data, transform), order, finish, workers)
+        transform = ResizeAndCrop(image_size, crop_fraction, squash, interpolation)
+        return _file_loader(_Files(data, transform), order, finish, workers)
     return _ArrayLoader(data, order, finish)
 
 
 def _check(data: ImageSet, batch_size: int, image_size: int | None, workers: int, rank: int, world_size: int) -> None:
     if batch_size < 1 or batch_size % world_size:
-        raise InputError(f"batch_size is {batch_size}: expected a positive multiple of the {world_size} processes")
+        raise InputError(f"batch_size is {batch_size}; expected a positive multiple of the {world_size} processes")
     if not 0 <= rank < world_size:
-        raise InputError(f"rank is {rank}: expected 0 to {world_size - 1} for {world_size} processes")
+        raise InputError(f"rank is {rank}; expected 0 to {world_size - 1} for {world_size} processes")
     if workers < 0:
-        raise InputError(f"workers is {workers}: expected 0 or more")
+        raise InputError(f"workers is {workers}; expected 0 or more")
     if image_size is None and isinstance(data, FileSet):
-        raise InputError(f"image_size is missing: the files of {data.name} differ in size, so it must be given")
+        raise InputError(f"image_size is missing; the files of {data.name} differ in size, so it must be given")
     if image_size is not None and image_size < 1:
-        raise InputError(f"image_size is {image_size}: expected 1 or more pixels")
+        raise InputError(f"image_size is {image_size}; expected 1 or more pixels")
     if not len(data):
         raise InputError(f"{data.name} has no {data.split} images")
+    pixels = image_size**2 if image_size else math.prod(data.images.shape[2:]) if isinstance(data, ArraySet) else 0
+    what = f"a batch of {batch_size // world_size} images" + (f" of {image_size}×{image_size}" if image_size else "")
+    check_memory(4.0 * batch_size / world_size * data.in_chans * pixels, what)
 
 
 # ---- which images make a batch ----
@@ -243,10 +225,10 @@ class _Policy:
 
 
 class _Color:
-    """Colours for this rank's share of a batch, drawn for all of it: seeded by the epoch and the step."""
+    """Colours for this rank's share of a batch, drawn for the whole batch: seeded by the epoch and the step."""
 
-    def __init__(self, order: TrainOrder, jitter: float, lighting: float) -> None:
-        self.order, self.jitter, self.lighting = order, jitter, lighting
+    def __init__(self, order: TrainOrder, augment: Augment) -> None:
+        self.order, self.jitter, self.lighting = order, augment.color_jitter, augment.lighting
 
     def draw(self, epoch: int, step: int) -> ColorDraw:
         order, share = self.order, self.order.share(step)
@@ -280,21 +262,22 @@ class _ArrayLoader:
         data: ArraySet,
         order: TrainOrder | TestOrder,
         finish: _Finish,
-        augment: tuple[int, int, bool, PaddingMode] | None = None,
+        augment: Augment = Augment(),  # noqa: B008 - frozen
         color: _Color | None = None,
-        policy: _Policy | None = None,
+        seed: int = 0,
     ) -> None:
         self.steps = order.steps
         self.images, self.labels = data.images.to(finish.device), data.labels.to(finish.device)
-        self.order, self.finish, self.augment, self.color, self.policy = order, finish, augment, color, policy
+        self.order, self.finish, self.augment, self.color, self.seed = order, finish, augment, color, seed
+        self.policy = _Policy(augment.auto_augment, seed) if augment.auto_augment != "none" else None
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         indices = self.order.indices(epoch)
         crops = None
-        if self.augment:
-            seed, padding, flip, mode = self.augment
-            generator = torch.Generator().manual_seed(derive_seed(seed, "augment", epoch))
-            crops = draw_crop_flip(len(indices), padding, flip, generator, mode).to(self.finish.device)
+        if (own := self.augment).crop_padding or own.flip:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "augment", epoch))
+            drawn = draw_crop_flip(len(indices), own.crop_padding, own.flip, generator, own.padding_mode)
+            crops = drawn.to(self.finish.device)
         indices = indices.to(self.finish.device)
         for step in range(start, self.steps):
             share = self.order.share(step)
@@ -369,10 +352,10 @@ def _set(flag: Any) -> None:
     flag.value = 1
 
 
-def _photographs(
+def _file_loader(
     files: _Files, order: TrainOrder | TestOrder, finish: _Finish, workers: int, color: _Color | None = None
 ) -> "FileLoader":
-    """Return the loader of photographs: uint8 travels, the device colours and normalises."""
+    """Return the loader of a file set: workers return uint8, the device colours and normalises."""
 
     def finish_batch(batch: Batch, epoch: int, step: int) -> Batch:
         images, labels = (part.to(finish.device, non_blocking=True) for part in batch)

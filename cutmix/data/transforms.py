@@ -1,4 +1,4 @@
-"""Crop, flip and normalise a whole batch on its device; and the transforms of image files."""
+"""Augmentation: of a whole batch on its device, and of image files one by one."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -16,6 +16,59 @@ from cutmix.errors import InputError
 PaddingMode = Literal["constant", "reflect"]
 Interpolation = Literal["bilinear", "bicubic"]
 AutoAugmentPolicy = Literal["none", "imagenet", "cifar10", "svhn", "rand-m9-mstd0.5-inc1"]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How training images are augmented. The defaults change nothing but the size of image files.
+
+    Args:
+        image_size: Height and width of the batches in pixels; None keeps an array set's own size.
+        crop_padding: Array sets: pixels added at each border before the random crop; 0 does not crop.
+        padding_mode: Array sets: "constant" pads with black, "reflect" mirrors without repeating the border.
+        flip: Mirror half of the images.
+        crop_scale: File sets: smallest and largest share of the image's area that the random crop covers.
+        squash: File sets: resize each image to a square, whatever its shape, and do not resize the crop.
+        crop_fraction: File sets, with ``squash``: the random crop's share of the square's side, in (0, 1].
+        interpolation: File sets: how images are resized.
+        auto_augment: The policy of AutoAugment or RandAugment, before the crop of an array set (as its authors have it)
+            and after that of a file.
+        color_jitter: Largest change of brightness, contrast and saturation, in [0, 1]; see ``draw_color``.
+        lighting: Standard deviation of the noise along ImageNet's principal colours; see ``draw_color``.
+
+    Raises:
+        InputError: A value is out of its range.
+    """
+
+    image_size: int | None = None
+    crop_padding: int = 0
+    padding_mode: PaddingMode = "constant"
+    flip: bool = False
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    squash: bool = False
+    crop_fraction: float = 0.875
+    interpolation: Interpolation = "bilinear"
+    auto_augment: AutoAugmentPolicy = "none"
+    color_jitter: float = 0.0
+    lighting: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.crop_padding < 0 or self.padding_mode not in get_args(PaddingMode):
+            raise InputError(
+                f"crop_padding is {self.crop_padding} and padding_mode '{self.padding_mode}'; expected 0 or more, and "
+                "'constant' or 'reflect'"
+            )
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise InputError(f"crop_scale is {self.crop_scale}; expected two shares, 0 < least ≤ largest ≤ 1")
+        if self.auto_augment not in get_args(AutoAugmentPolicy):
+            raise InputError(
+                f"auto_augment is '{self.auto_augment}'; expected one of {', '.join(get_args(AutoAugmentPolicy))}"
+            )
+
+
+# ---- batches on their device ----
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,25 +100,46 @@ class CropFlip:
     def apply(self, images: Tensor) -> Tensor:
         """Crop and flip images that are on the draw's device.
 
-        Every output pixel is fetched once from the padded batch; the index is shared by the channels.
-
         Args:
             images: (n, C, H, W), any dtype.
 
         Returns:
             New images of the same shape and dtype.
         """
-        n, channels, height, width = images.shape
-        across = torch.arange(width, device=images.device)
-        rows = self.offsets[:, :1] + torch.arange(height, device=images.device)
-        cols = self.offsets[:, 1:] + torch.where(self.flips[:, None], width - 1 - across, across)
+        size = (images.shape[2], images.shape[3])
         if self.padding_mode == "reflect":
-            rows, cols = _reflect(rows - self.padding, height), _reflect(cols - self.padding, width)
-        elif self.padding:
-            images = F.pad(images, (self.padding,) * 4)
-        pixels = (rows * images.shape[3])[:, :, None] + cols[:, None, :]
-        index = pixels.view(n, 1, height * width).expand(-1, channels, -1)
-        return images.flatten(2).gather(2, index).view(n, channels, height, width)
+            return crop_and_flip(images, self.offsets - self.padding, self.flips, size)
+        padded = F.pad(images, (self.padding,) * 4) if self.padding else images
+        return crop_and_flip(padded, self.offsets, self.flips, size)
+
+
+def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cut a rectangle out of each image and mirror some of the rectangles, without a loop over the images.
+
+    Every output pixel is fetched once; the index is shared by the channels. Beyond the border, the image is mirrored.
+
+    Args:
+        images: (n, C, H, W), any dtype.
+        offsets: (n, 2) int64: top and left.
+        flips: (n,) bool.
+        size: Height and width of the rectangles.
+
+    Returns:
+        (n, C, *size) of the same dtype.
+    """
+    (n, channels, *sides), (height, width) = images.shape, size
+    across = torch.arange(width, device=images.device)
+    rows = offsets[:, :1] + torch.arange(height, device=images.device)
+    cols = offsets[:, 1:] + torch.where(flips[:, None], width - 1 - across, across)
+    rows, cols = _reflect(rows, sides[0]), _reflect(cols, sides[1])
+    pixels = (rows * sides[1])[:, :, None] + cols[:, None, :]
+    index = pixels.view(n, 1, height * width).expand(-1, channels, -1)
+    return images.flatten(2).gather(2, index).view(n, channels, height, width)
+
+
+def _reflect(position: Tensor, size: int) -> Tensor:
+    """Fold positions from beyond the border back inside, the border itself not repeated."""
+    return (size - 1) - ((size - 1) - position.abs()).abs()
 
 
 def draw_crop_flip(
@@ -80,15 +154,8 @@ def draw_crop_flip(
         generator: On the CPU; the only source of randomness.
         padding_mode: "constant" or "reflect".
 
-    Raises:
-        InputError: ``padding`` is negative or the mode unknown.
-
     Source: the crop and flip of the paper's CIFAR training (padding 4, zeros), as ``torchvision.transforms`` has them.
     """
-    if padding < 0 or padding_mode not in ("constant", "reflect"):
-        raise InputError(
-            f"padding is {padding} and its mode '{padding_mode}': expected 0 or more, and 'constant' or 'reflect'"
-        )
     offsets = torch.randint(0, 2 * padding + 1, (n, 2), generator=generator)
     flips = torch.rand(n, generator=generator) < (0.5 if flip else 0.0)
     return CropFlip(offsets, flips, padding, padding_mode)
@@ -127,112 +194,6 @@ def resize(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
-def train_transform(
-    image_size: int,
-    crop_scale: tuple[float, float],
-    flip: bool,
-    policy: AutoAugmentPolicy = "none",
-    *,
-    squash_to: int | None = None,
-    interpolation: Interpolation = "bilinear",
-) -> Callable[[Image.Image], Tensor]:
-    """Return torchvision's random resized crop, flip and AutoAugment: from RGB to (3, image_size, image_size) uint8.
-
-    With ``squash_to``, images become squares of that side, whatever their shape, and are cropped without resizing. It
-    draws from PyTorch's global generator, as torchvision does; the loader sets it for each sample. ``interpolation`` is
-    that of resizing, and of timm's RandAugment.
-    """
-    from torchvision.transforms import v2  # slow to import; array sets do not need it
-
-    how: dict[str, Any] = {"interpolation": v2.InterpolationMode(interpolation), "antialias": True}
-    crop: v2.Transform = v2.RandomResizedCrop(image_size, scale=crop_scale, **how)
-    if squash_to:
-        crop = v2.Compose([v2.Resize((squash_to, squash_to), **how), v2.RandomCrop(image_size)])
-    augment = [] if policy == "none" else [auto_augment(policy, interpolation)]
-    return v2.Compose([crop, v2.RandomHorizontalFlip(0.5 if flip else 0.0), *augment, v2.PILToTensor()])
-
-
-def auto_augment(policy: AutoAugmentPolicy, interpolation: Interpolation | None = None) -> Callable[[Any], Any]:
-    """Return torchvision's AutoAugment, or timm's RandAugment, for one RGB image or one (C, H, W) uint8 tensor.
-
-    It draws from PyTorch's global generator.
-
-    Args:
-        policy: The data set whose policy it is, or timm's name of a RandAugment, but not "none".
-        interpolation: How RandAugment turns and shifts a photograph, filled up with ImageNet's mean, as timm trains;
-            None draws one of both each time, and fills up with grey.
-
-    Raises:
-        InputError: If there is no such policy.
-
-    Source: Cubuk et al. 2019 and 2020.
-    """
-    from torchvision.transforms import v2
-
-    known = [name for name in get_args(AutoAugmentPolicy) if name != "none"]
-    if policy not in known:
-        raise InputError(f"the policy of AutoAugment is '{policy}': expected one of {', '.join(known)}")
-    if policy.startswith("rand-"):
-        return _timm_rand_augment(policy, interpolation)
-    return v2.AutoAugment(v2.AutoAugmentPolicy(policy))
-
-
-def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """Keep the highest bits of each value, from none (black) to all eight."""
-    return image.point(lambda value: value & ~(2 ** (8 - min(max(bits, 0), 8)) - 1))
-
-
-def _timm_rand_augment(policy: str, interpolation: Interpolation | None) -> Callable[[Any], Any]:
-    """Return timm's RandAugment, which DeiT trains with; its draws follow from PyTorch's global generator."""
-    from timm.data.auto_augment import rand_augment_transform
-    from torchvision.transforms import v2
-
-    settings: dict[str, Any] = {}
-    if interpolation:
-        settings = {"interpolation": Image.Resampling[interpolation.upper()], "img_mean": (124, 116, 104)}
-    augment = rand_augment_transform(policy, settings)
-    for op in augment.ops:
-        if op.name.startswith("Posterize"):  # which timm may ask for no bits at all, and Pillow 12 refuses
-            op.aug_fn = _posterize
-
-    def change(image: Any) -> Any:
-        picture = v2.functional.to_pil_image(image) if isinstance(image, Tensor) else image
-        seed = int(torch.randint(2**31, ()))
-        before, numpy_before = random.getstate(), np.random.get_state()  # noqa: NPY002 - timm draws from both
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        try:
-            picture = augment(picture)
-        finally:
-            random.setstate(before)
-            np.random.set_state(numpy_before)  # noqa: NPY002
-        return v2.functional.pil_to_tensor(picture) if isinstance(image, Tensor) else picture
-
-    return change
-
-
-def test_transform(
-    image_size: int, crop_fraction: float, squash: bool, interpolation: Interpolation
-) -> Callable[[Image.Image], Tensor]:
-    """Return the deterministic transform: short side to image_size / crop_fraction, then the central square.
-
-    ``squash`` brings both sides to image_size / crop_fraction, whatever the shape.
-    """
-    from torchvision.transforms import v2
-
-    side = round(image_size / crop_fraction)
-    shrink = v2.Resize((side, side) if squash else side, v2.InterpolationMode(interpolation), antialias=True)
-    return v2.Compose([shrink, v2.CenterCrop(image_size), v2.PILToTensor()])
-
-
-def _reflect(position: Tensor, size: int) -> Tensor:
-    """Fold positions from beyond the border back inside, the border itself not repeated."""
-    return (size - 1) - ((size - 1) - position.abs()).abs()
-
-
-# ---- color ----
-# Colour jitter and lighting of a whole batch on its device, as the paper's ImageNet code has them.
-
 # Principal components of ImageNet's pixels, taken as 0 to 1: Krizhevsky et al. 2012.
 _EIGENVALUES = (0.2175, 0.0188, 0.0045)
 _EIGENVECTORS = (-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203)
@@ -242,13 +203,13 @@ _EIGENVECTORS = (-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836
 class ColorDraw:
     """Colours drawn for n images, applied without a loop over them and without waiting for the device.
 
-    Three times an image is moved towards another one, in an order of its own: brightness towards black, contrast
+    Each image is moved three times towards another image, in an order of its own: brightness towards black, contrast
     towards its mean grey, saturation towards its grey image: x + a (target − x). Lighting then adds one colour, the
     principal components of ImageNet's pixels with random weights. Nothing is clipped.
 
     Attributes:
         order: (n, 3) int64, a permutation of 0 brightness, 1 contrast, 2 saturation for each image.
-        amounts: (n, 3) float32, the a of each of them in that order; below 0 moves away from the target.
+        amounts: (n, 3) float32, the a of each step in that order; below 0 moves away from the target.
         light: (n, 3) float32, the colour that is added, in units of the whole range.
     """
 
@@ -299,3 +260,121 @@ def draw_color(n: int, jitter: float, lighting: float, generator: Generator) -> 
     amounts = (2 * torch.rand((n, 3), generator=generator) - 1) * jitter
     components = torch.randn((n, 3), generator=generator) * lighting * torch.tensor(_EIGENVALUES)
     return ColorDraw(order, amounts, components @ torch.tensor(_EIGENVECTORS).T)
+
+
+# ---- image files ----
+
+
+def train_transform(augment: Augment) -> Callable[[Image.Image], Tensor]:
+    """Return torchvision's random resized crop, flip and AutoAugment: from RGB to (3, image_size, image_size) uint8.
+
+    It draws from PyTorch's global generator, as torchvision does; the loader seeds it for each sample.
+
+    Args:
+        augment: With an ``image_size``.
+    """
+    from torchvision.transforms import v2  # slow to import; array sets do not need it
+
+    size = augment.image_size
+    assert size is not None
+    how: dict[str, Any] = {"interpolation": v2.InterpolationMode(augment.interpolation), "antialias": True}
+    crop: v2.Transform = v2.RandomResizedCrop(size, scale=augment.crop_scale, **how)
+    if augment.squash:
+        side = round(size / augment.crop_fraction)
+        crop = v2.Compose([v2.Resize((side, side), **how), v2.RandomCrop(size)])
+    policy = [] if augment.auto_augment == "none" else [auto_augment(augment.auto_augment, augment.interpolation)]
+    return v2.Compose([crop, v2.RandomHorizontalFlip(0.5 if augment.flip else 0.0), *policy, v2.PILToTensor()])
+
+
+def auto_augment(policy: AutoAugmentPolicy, interpolation: Interpolation | None = None) -> Callable[[Any], Any]:
+    """Return torchvision's AutoAugment, or timm's RandAugment, for one RGB image or one (C, H, W) uint8 tensor.
+
+    It draws from PyTorch's global generator.
+
+    Args:
+        policy: The data set of the policy, or timm's name of a RandAugment; not "none".
+        interpolation: How RandAugment rotates and shifts an image file, filled up with ImageNet's mean, as timm trains;
+            None draws the interpolation each time and fills up with grey.
+
+    Source: Cubuk et al. 2019 and 2020.
+    """
+    from torchvision.transforms import v2
+
+    if policy.startswith("rand-"):
+        return RandAugment(policy, interpolation)
+    return v2.AutoAugment(v2.AutoAugmentPolicy(policy))
+
+
+class RandAugment:
+    """timm's RandAugment, which DeiT trains with; its draws follow from PyTorch's global generator.
+
+    Args:
+        policy: timm's name of it.
+        interpolation: See ``auto_augment``.
+    """
+
+    def __init__(self, policy: str, interpolation: Interpolation | None) -> None:
+        from timm.data.auto_augment import rand_augment_transform
+
+        settings: dict[str, Any] = {}
+        if interpolation:
+            settings = {"interpolation": Image.Resampling[interpolation.upper()], "img_mean": (124, 116, 104)}
+        self.augment = rand_augment_transform(policy, settings)
+        for op in self.augment.ops:
+            if op.name.startswith("Posterize"):  # timm may ask for no bits at all, which Pillow 12 refuses
+                op.aug_fn = _posterize
+
+    def __call__(self, image: Any) -> Any:
+        """Augment one RGB image, or one (C, H, W) uint8 tensor."""
+        from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+
+        result = to_pil_image(image) if isinstance(image, Tensor) else image
+        seed = int(torch.randint(2**31, ()))
+        before, numpy_before = random.getstate(), np.random.get_state()  # noqa: NPY002 - timm draws from both
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        try:
+            result = self.augment(result)
+        finally:
+            random.setstate(before)
+            np.random.set_state(numpy_before)  # noqa: NPY002
+        return pil_to_tensor(result) if isinstance(image, Tensor) else result
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Keep the highest bits of each value, from none (black) to all eight."""
+    return image.point(lambda value: value & ~(2 ** (8 - min(max(bits, 0), 8)) - 1))
+
+
+class ResizeAndCrop:
+    """The deterministic transform: resize the short side to image_size / crop_fraction, cut the central square.
+
+    Where the resized image would be enormous (a line of 1 × 12,000 pixels), only what the square needs is resized.
+
+    Args:
+        image_size: Side of the square in pixels.
+        crop_fraction: The square's share of the resized short side, in (0, 1].
+        squash: Resize both sides to image_size / crop_fraction, whatever the shape.
+        interpolation: How to resize.
+    """
+
+    def __init__(self, image_size: int, crop_fraction: float, squash: bool, interpolation: Interpolation) -> None:
+        from torchvision.transforms import v2
+
+        self.image_size, self.side, self.squash = image_size, round(image_size / crop_fraction), squash
+        self.resample = Image.Resampling[interpolation.upper()]
+        shrink = v2.Resize((self.side,) * 2 if squash else self.side, v2.InterpolationMode(interpolation))
+        self.whole = v2.Compose([shrink, v2.CenterCrop(image_size), v2.PILToTensor()])
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Make (3, image_size, image_size) uint8 of an RGB image."""
+        short = min(image.size)
+        scale = [self.side / (own if self.squash else short) for own in image.size]
+        resized = [own * factor for own, factor in zip(image.size, scale, strict=True)]
+        if resized[0] * resized[1] <= max(2**24, 16 * self.image_size**2):
+            return self.whole(image)
+        half = [self.image_size / factor / 2 for factor in scale]
+        x, y = image.width / 2, image.height / 2
+        box = (max(x - half[0], 0), max(y - half[1], 0), min(x + half[0], 2 * x), min(y + half[1], 2 * y))
+        square = image.resize((self.image_size,) * 2, self.resample, box)
+        return torch.from_numpy(np.array(square)).permute(2, 0, 1)

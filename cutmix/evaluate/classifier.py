@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cutmix.data import ArraySet, FileSet, ImageSet
 from cutmix.data.decode import read_same_size
-from cutmix.data.transforms import Interpolation, resize, test_transform
+from cutmix.data.transforms import Interpolation, ResizeAndCrop, resize
 from cutmix.evaluate.attacks import loss_gradient
 from cutmix.evaluate.logits import check_finite
 from cutmix.runtime.progress import duration
@@ -168,7 +168,7 @@ def decode(
     if not isinstance(data, FileSet):
         return data
     side = image_size or 224
-    images = read_same_size(data.paths, side, side, test_transform(side, crop_fraction, squash, interpolation))
+    images = read_same_size(data.paths, side, side, ResizeAndCrop(side, crop_fraction, squash, interpolation))
     return ArraySet(data.name, data.split, data.classes, data.labels, data.mean, data.std, images, data.skipped)
 
 

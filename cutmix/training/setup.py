@@ -1,7 +1,7 @@
 """What a training run works with: data, loaders, network and all around it, made before the first step."""
 
 import contextlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cutmix.config.options import RunOptions, TrainOptions
 from cutmix.config.recipe import Recipe, Training
-from cutmix.data import FileSet, ImageSet, open_data, test_loader, train_loader
+from cutmix.data import Augment, FileSet, ImageSet, open_data, test_loader, train_loader
 from cutmix.data.loaders import Loader
 from cutmix.data.sets import keep_per_class
 from cutmix.errors import InputError
@@ -59,16 +59,12 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
         train_set, test_set = (replace(part, mean=mean, std=std) for part in (train_set, test_set))
     recipe = resolve(recipe, train_set, world.device)
     shared: dict[str, Any] = {
-        "batch_size": recipe.batch_size, "device": world.device, "image_size": recipe.image_size,
-        "crop_fraction": recipe.crop_fraction, "squash": recipe.squash, "interpolation": recipe.interpolation,
-        "workers": options.workers, "channels_last": recipe.channels_last, "rank": world.rank,
-        "world_size": world.size,
+        "batch_size": recipe.batch_size, "device": world.device, "workers": options.workers,
+        "channels_last": recipe.channels_last, "rank": world.rank, "world_size": world.size,
     }  # fmt: skip
-    batches = train_loader(
-        train_set, seed=recipe.seed, crop_padding=recipe.crop_padding, padding_mode=recipe.padding_mode,
-        flip=recipe.flip, crop_scale=recipe.crop_scale, policy=recipe.auto_augment, color_jitter=recipe.color_jitter,
-        lighting=recipe.lighting, **shared,
-    )  # fmt: skip
+    augment = Augment(**{field.name: getattr(recipe, field.name) for field in fields(Augment)})
+    batches = train_loader(train_set, augment, seed=recipe.seed, **shared)
+    shared |= {name: getattr(recipe, name) for name in ("image_size", "crop_fraction", "squash", "interpolation")}
     last = len(train_set) % recipe.batch_size or recipe.batch_size
     if recipe.mix == "smmix" and last <= world.size:
         raise InputError(

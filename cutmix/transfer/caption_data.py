@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from cutmix.data import normalize
 from cutmix.data.decode import read_image
 from cutmix.data.folder import Split, listed_names, names_by_hash, read_text
 from cutmix.data.loaders import TestOrder, TrainOrder
+from cutmix.data.transforms import crop_and_flip, normalize
 from cutmix.errors import InputError
 from cutmix.runtime.seeding import derive_seed
 from cutmix.transfer.caption_scores import tokenize
@@ -382,7 +382,7 @@ class CaptionBatches:
         shares = [self.order.share(step) for step in range(start, self.steps)]
         pictures = self.pictures.batches(self.picture_of[order[share]] for share in shares)
         for share, batch in zip(shares, pictures, strict=True):
-            images = crop_and_flip(batch, offsets[share], flips[share], self.crop)
+            images = crop_and_flip(batch, offsets[share], flips[share], (self.crop, self.crop))
             chosen = order[share]
             tokens = self.tokens[chosen, : int(self.lengths[chosen].max())].to(device, non_blocking=True)
             yield normalize(images, self.data.mean, self.data.std, channels_last=self.channels_last), tokens
@@ -438,27 +438,6 @@ class PictureBatches:
                 batch[:, :, inner, inner], self.data.mean, self.data.std, channels_last=self.channels_last
             )
             yield images, indices.to(self.pictures.device)
-
-
-def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, size: int) -> Tensor:
-    """Cut a square out of each image, and mirror some of the squares, without a loop over them.
-
-    Args:
-        images: (n, C, H, W), any dtype.
-        offsets: (n, 2) int64: top and left.
-        flips: (n,) bool.
-        size: Side of the squares.
-
-    Returns:
-        (n, C, size, size) of the same dtype.
-    """
-    n, channels, _, width = images.shape
-    across = torch.arange(size, device=images.device)
-    rows = offsets[:, :1] + across
-    cols = offsets[:, 1:] + torch.where(flips[:, None], size - 1 - across, across)
-    pixels = (rows * width)[:, :, None] + cols[:, None, :]
-    index = pixels.view(n, 1, size * size).expand(-1, channels, -1)
-    return images.flatten(2).gather(2, index).view(n, channels, size, size)
 
 
 def _check(batch_size: int, size: int, crop: int, rank: int, world_size: int) -> None:

@@ -1,6 +1,6 @@
 """Loaders: the same batches whatever went before, however many workers or processes; torchvision for the pixels."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from cutmix.data import loaders
 from cutmix.data.sets import ArraySet, FileSet, open_data
-from cutmix.data.transforms import Interpolation, draw_color, draw_crop_flip
+from cutmix.data.transforms import Augment, Interpolation, draw_color, draw_crop_flip
 from cutmix.errors import InputError
 from cutmix.runtime.seeding import derive_seed
 
@@ -42,21 +42,13 @@ def photos(folder: Path, n: int = 10) -> FileSet:
 
 
 def train(data: ArraySet | FileSet, **options: Any) -> loaders.Loader:
-    given: dict[str, Any] = {
-        "batch_size": 16,
-        "seed": 0,
-        "device": "cpu",
-        "image_size": 16 if isinstance(data, FileSet) else None,
-        "crop_padding": 0,
-        "padding_mode": "constant",
-        "flip": False,
-        "crop_scale": (0.25, 1.0),
-        "workers": 0,
-        "channels_last": False,
-        "rank": 0,
-        "world_size": 1,
-    }
-    return loaders.train_loader(data, **{**given, **options})
+    """Return a loader; what is no argument of it is a field of ``Augment``."""
+    names = {field.name for field in fields(Augment)}
+    augment = {"image_size": 16 if isinstance(data, FileSet) else None, "crop_scale": (0.25, 1.0)}
+    augment |= {name: value for name, value in options.items() if name in names}
+    given: dict[str, Any] = {"batch_size": 16, "seed": 0, "device": "cpu", "workers": 0, "channels_last": False}
+    given |= {name: value for name, value in options.items() if name not in names}
+    return loaders.train_loader(data, Augment(**augment), **given)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -266,7 +258,7 @@ def noise(n: int = 20, channels: int = 3) -> ArraySet:
     return ArraySet("noise", "train", ("a", "b"), torch.arange(n) % 2, MEAN[:channels], STD[:channels], images)
 
 
-COLORS = [{"color_jitter": 0.4, "lighting": 0.1}, {"policy": "cifar10"}]
+COLORS = [{"color_jitter": 0.4, "lighting": 0.1}, {"auto_augment": "cifar10"}]
 
 
 @pytest.mark.parametrize("options", COLORS, ids=str)
@@ -304,8 +296,8 @@ def test_colours_are_changed_before_the_normalisation() -> None:
 
 def test_a_small_image_gets_the_policy_of_its_position_and_then_its_crop() -> None:
     data = noise(8)
-    (images, _), *_ = train(data, batch_size=8, policy="cifar10", crop_padding=2, flip=True).epoch(3)
-    (uncropped, _), *_ = train(data, batch_size=8, policy="cifar10").epoch(3)
+    (images, _), *_ = train(data, batch_size=8, auto_augment="cifar10", crop_padding=2, flip=True).epoch(3)
+    (uncropped, _), *_ = train(data, batch_size=8, auto_augment="cifar10").epoch(3)
     generator = torch.Generator().manual_seed(derive_seed(0, "augment", 3))
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     black = -mean / std
@@ -322,7 +314,7 @@ def test_a_small_image_gets_the_policy_of_its_position_and_then_its_crop() -> No
 
 @pytest.mark.parametrize("options", [{"color_jitter": 0.4}, {"lighting": 0.1}])
 def test_colours_need_three_channels(options: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="the images of noise have 1 channels: colour jitter and lighting need 3"):
+    with pytest.raises(InputError, match="the images of noise have 1 channels; colour jitter and lighting need 3"):
         train(noise(channels=1), **options)
 
 
@@ -333,12 +325,26 @@ def test_colours_need_three_channels(options: dict[str, Any]) -> None:
     ("options", "sentence"),
     [
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"batch_size": 10, "world_size": 4}, "batch_size is 10: expected a positive multiple of the 4"),
+        ({"batch_size": 10, "world_size": 4}, "batch_size is 10; expected a positive multiple of the 4"),
         ({"rank": 1}, "rank is 1"),
         ({"workers": -1}, "workers is -1"),
         ({"image_size": 0}, "image_size is 0"),
-        ({"crop_padding": -1}, "padding is -1"),
-        ({"crop_padding": 8, "padding_mode": "reflect"}, "reflection needs less than the image's 8 pixels"),
+        ({"crop_padding": -1}, "padding is -1 and"),
+        (
+            {"crop_padding": 8, "padding_mode": "reflect"},
+            "crop_padding is 8 with padding_mode 'reflect'; expected less than the image's 8 pixels",
+        ),
+        (
+            {"crop_padding": 100_000},
+            "crop_padding is 100000 with padding_mode 'constant'; expected at most the image's 8 pixels",
+        ),
+        ({"padding_mode": "edge"}, "padding_mode 'edge'"),
+        (
+            {"image_size": 1_000_000},
+            r"a batch of 16 images of 1000000×1000000 takes [\d,.]+ GiB; expected at most this",
+        ),
+        ({"batch_size": 10**12}, r"a batch of 1000000000000 images takes [\d,.]+ GiB"),
+        ({"auto_augment": "cifar100"}, "auto_augment is 'cifar100'; expected one of none, imagenet, cifar10, svhn"),
         ({"crop_scale": (0.0, 1.0)}, "crop_scale"),
         ({"crop_scale": (0.5, 0.4)}, "crop_scale"),
     ],
@@ -352,5 +358,7 @@ def test_wrong_arguments_of_files(tmp_path: Path) -> None:
     data = photos(tmp_path, n=2)
     with pytest.raises(InputError, match="image_size is missing"):
         train(data, image_size=None)
+    with pytest.raises(InputError, match=r"an image of 10000000×10000000 pixels .* takes"):
+        train(data, image_size=10, squash=True, crop_fraction=1e-6)
     with pytest.raises(InputError, match=r"crop_fraction is 1\.5"):
         loaders.test_loader(data, batch_size=2, device="cpu", image_size=8, crop_fraction=1.5)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cutmix.data import outliers
 from cutmix.data.outliers import SEVEN, Outliers, open_outliers
-from cutmix.data.transforms import test_transform as transform_of_the_test
+from cutmix.data.transforms import ResizeAndCrop
 from cutmix.errors import InputError
 
 RGB = (3, 32, 32)
@@ -106,7 +106,7 @@ def test_a_folder_is_searched_at_any_depth_and_only_for_images(data: Path) -> No
 def test_photographs_are_covered_and_cropped_in_the_centre(data: Path) -> None:
     (data / "things").mkdir()
     picture(0, 100, 64).save(data / "things" / "high.png")
-    transform = transform_of_the_test(32, 1.0, squash=False, interpolation="bilinear")
+    transform = ResizeAndCrop(32, 1.0, squash=False, interpolation="bilinear")
     expected = pixels(transform(picture(0, 100, 64)).permute(1, 2, 0).numpy())
     found = whole(open_outliers("things", RGB, count=5))[0]
     assert (found - expected).abs().max() <= 1.01 / 255  # Pillow rounds between two passes

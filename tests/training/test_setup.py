@@ -38,7 +38,7 @@ def test_everything_automatic_is_resolved(tmp_path: Path) -> None:
         (replace(DIGITS, data="digit"), "did you mean 'digits'"),
         (replace(DIGITS, model="resnet21"), "no model is called"),
         (replace(DIGITS, drop_block=0.1), "larger than the feature map"),
-        (replace(DIGITS, padding_mode="reflect", crop_padding=8), "reflection"),
+        (replace(DIGITS, padding_mode="reflect", crop_padding=8), "padding_mode 'reflect'"),
     ],
 )
 def test_what_is_wrong_is_found_before_anything_is_written(recipe: Recipe, sentence: str, tmp_path: Path) -> None:

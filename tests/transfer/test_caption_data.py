@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 
+from cutmix.data.transforms import crop_and_flip
 from cutmix.errors import InputError
 from cutmix.transfer.caption_data import (
     END,
@@ -17,7 +18,6 @@ from cutmix.transfer.caption_data import (
     PictureBatches,
     Pictures,
     Vocabulary,
-    crop_and_flip,
 )
 
 WORDS = ("one", "two", "three", "four", "five", "six", "seven")
@@ -83,7 +83,7 @@ def test_an_epoch_has_every_pair_once_and_the_caption_belongs_to_the_picture(
 def test_crops_and_flips_are_torchvisions() -> None:
     images = torch.randint(0, 256, (6, 3, 9, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     offsets, flips = torch.tensor([[0, 0], [2, 5], [1, 3], [2, 0], [0, 5], [1, 1]]), torch.arange(6) % 2 == 0
-    result = crop_and_flip(images, offsets, flips, 7)
+    result = crop_and_flip(images, offsets, flips, (7, 7))
     for image, (top, left), flipped, own in zip(images, offsets.tolist(), flips, result, strict=True):
         expected = TF.crop(image, top, left, 7, 7)
         assert torch.equal(own, TF.horizontal_flip(expected) if flipped else expected)
