@@ -1,7 +1,7 @@
 """Draw error curves by epoch: ``python scripts/curves.py cifar100-resnet20``.
 
 Reads results/NAME.log.jsonl, the epoch lines of several runs with the name of their recipe, and writes
-results/NAME.png.
+docs/images/NAME.png.
 """
 
 import sys
@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 
 from cutmix.runtime.files import read_lines
 
-RESULTS = Path(__file__).parent.parent / "results"
+ROOT = Path(__file__).parent.parent
 
 
 def main(name: str) -> None:
     """Draw test error and training loss by epoch, one line per recipe."""
-    records = read_lines(RESULTS / f"{name}.log.jsonl")
+    records = read_lines(ROOT / "results" / f"{name}.log.jsonl")
     figure = Figure(figsize=(8, 3), dpi=110, layout="constrained")
     panels = {"top1_err": "top-1 test error (%)", "train_loss": "training loss (of mixed labels under CutMix)"}
     for axis, (field, label) in zip(figure.subplots(1, 2), panels.items(), strict=True):
@@ -27,7 +27,7 @@ def main(name: str) -> None:
         axis.title.set_fontsize(9)
         axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    figure.savefig(RESULTS / f"{name}.png")
+    figure.savefig(ROOT / "docs" / "images" / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
-"""Fill the tables of README.md from the files in results/: ``python scripts/tables.py``."""
+"""Fill the tables of README.md and docs/ from the files in results/: ``python scripts/tables.py``."""
 
 import json
+import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,6 @@ from cutmix.statistics import in_words
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
-README = ROOT / "README.md"
 METHODS = {
     "": "baseline", "-stochastic-depth": "stochastic depth", "-label-smoothing": "label smoothing", "-cutout": "Cutout",
     "-dropblock": "DropBlock", "-mixup-1.0": "Mixup, α = 1", "-manifold-mixup": "Manifold Mixup",
@@ -66,26 +68,53 @@ def localization() -> str:
     return table(["per cent", *measures.values()], [*rows, ["a box in the centre", "", "", "", floor]])
 
 
-def suites() -> str:
-    """Return the suites of the CIFAR-100 pair."""
-    wanted: dict[tuple[str, str | None, int | None], str] = {
-        ("top1_err", None, None): "top-1 error", ("ece", None, None): "ECE", ("signed_gap", None, None): "signed gap",
-        ("noise_err", None, 8): "error, random ±8/255", ("fgsm_err", None, 8): "error, FGSM 8/255",
-        ("pgd_err", None, 8): "error, PGD 8/255 (1,000 images)",
-        ("occlusion_center_err", "black", 16): "error, black 16×16 in the centre",
-        ("between_cutmix_neither", None, 16): "neither of two classes, 16×16 of another image in the centre",
-        **{("ood_auroc", of, None): f"AUROC, {of}" for of in
-           ("tiny-imagenet-crop", "tiny-imagenet-resize", "uniform", "gaussian", "mean of 4 sets")},
-    }  # fmt: skip
+Key = tuple[str, str | None, int | None]
+"""A metric, what it is of, and where: ε in 255ths or a side in pixels."""
+
+
+def usual_lines(name: str) -> dict[tuple[str | None, Key], dict[str, Any]]:
+    """Return the records of the suites with the usual score and convention, by mixing and key."""
     found = {}
-    for line in lines("cifar100-resnet20-suites.jsonl"):
+    for line in lines(name):
         usual = line.get("convention", "exact") == "exact" and line.get("score", "max-softmax") == "max-softmax"
         at = line.get("at")
         place = None if at is None else round(255 * at) if at < 1 and "err" in line["measure"] else round(at)
         if line.get("suite") and usual:
-            found[line["mix"], line["measure"], line.get("of"), place] = line
-    rows = [[label, *(cell(found[(mix, *key)]) for mix in ("none", "cutmix"))] for key, label in wanted.items()]
+            found[line["mix"], (line["measure"], line.get("of"), place)] = line
+    return found
+
+
+ERRORS: dict[Key, str] = {
+    ("top1_err", None, None): "top-1 error", ("ece", None, None): "ECE", ("signed_gap", None, None): "signed gap",
+    ("noise_err", None, 8): "error, random ±8/255", ("fgsm_err", None, 8): "error, FGSM 8/255",
+    ("pgd_err", None, 8): "error, PGD 8/255 (1,000 images)",
+}  # fmt: skip
+
+
+def suites() -> str:
+    """Return the suites of the CIFAR-100 pair."""
+    sets = ("tiny-imagenet-crop", "tiny-imagenet-resize", "uniform", "gaussian", "mean of 4 sets")
+    wanted: dict[Key, str] = {
+        **ERRORS,
+        ("occlusion_center_err", "black", 16): "error, black 16×16 in the centre",
+        ("between_cutmix_neither", None, 16): "class of neither image, 16×16 of another image in the centre",
+        **{("ood_auroc", name, None): f"AUROC, {name}" for name in sets},
+    }  # fmt: skip
+    found = usual_lines("cifar100-resnet20-suites.jsonl")
+    rows = [[label, *(cell(found[mix, key]) for mix in ("none", "cutmix"))] for key, label in wanted.items()]
     return table(["per cent", "without mixing", "CutMix"], rows)
+
+
+def outside() -> str:
+    """Return the suites of a classifier that was trained elsewhere."""
+    wanted: dict[Key, str] = {
+        **ERRORS,
+        ("occlusion_center_err", "black", 112): "error, black 112×112 in the centre",
+        ("occlusion_center_err", "mean", 112): "error, mean colour 112×112 in the centre",
+        ("ood_auroc", "uniform", None): "AUROC, uniform", ("ood_auroc", "gaussian", None): "AUROC, gaussian",
+    }  # fmt: skip
+    found = usual_lines("efficientnet-lite0.jsonl")
+    return table(["per cent", "EfficientNet-Lite0"], [[label, cell(found[None, key])] for key, label in wanted.items()])
 
 
 def transformers() -> str:
@@ -114,32 +143,83 @@ def transfer() -> str:
     return table(["ResNet-18", *measures.values()], rows)
 
 
-def benchmark(**titles: str) -> str:
-    """Return the rows of benchmarks, each with what it is about before its rows."""
+def pair() -> str:
+    """Return five rows of the suites of the CIFAR-100 pair."""
+    header, rule, *rows = suites().splitlines()
+    chosen = ("top-1 error", "ECE", "error, black", "error, PGD", "AUROC, mean")
+    return "\n".join([header, rule, *(row for row in rows if row.startswith(tuple(f"| {label}" for label in chosen)))])
+
+
+def read_benchmark(name: str) -> dict[str, Any]:
+    """Return the circumstances and the rows of a benchmark."""
+    record: dict[str, Any] = json.loads((RESULTS / f"benchmark-{name}.json").read_text())
+    return record
+
+
+def benchmark(name: str) -> str:
+    """Return the rows of a benchmark with its circumstances."""
+    record = read_benchmark(name)
     rows = []
-    for name, title in titles.items():
-        for row in json.loads((RESULTS / f"benchmark-{name.replace('_', '-')}.json").read_text())["rows"]:
-            unit = f" ({row['unit']})" if row["unit"] else ""
-            ours, theirs = (
-                f"{row[side]:,.{1 if row[side] >= 10 else 3}f}" if row["unit"] else "" for side in ("ours", "theirs")
-            )
-            ratio = f"{row['ratio']:.{3 if row['ratio'] > 0.01 else 5}f}"
-            rows.append([title + row["what"] + unit, row["at"], ours, row["beside"], theirs, ratio])
-    return table(["what", "at", "ours", "beside", "theirs", "ratio"], rows)
+    for row in record["rows"]:
+        unit = f" ({row['unit']})" if row["unit"] else ""
+        ours, theirs = (
+            f"{row[side]:,.{1 if row[side] >= 10 else 3}f}" if row["unit"] else "" for side in ("ours", "theirs")
+        )
+        rows.append([row["what"] + unit, row.get("at", ""), ours, row["beside"], theirs, _ratio(row), _target(row)])
+    about = record["circumstances"]
+    versions = ", ".join(f"{name} {about[name]}" for name in _LIBRARIES if name in about)
+    return (
+        table(["what", "at", "cutmix", "beside", "theirs", "ratio", "target"], rows)
+        + f"\n\n`results/benchmark-{name}.json`: {about['device']}, {about['cores']} cores, {versions}, commit "
+        f"{about['commit']}."
+    )
 
 
-def fill(text: str, name: str, content: str) -> str:
-    """Replace what stands between the comments of a name."""
-    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    return text[: text.index(start) + len(start)] + "\n" + content + "\n" + text[text.index(end) :]
+_LIBRARIES = ("torch", "torchvision", "timm", "kornia", "scikit-learn", "opencv-python-headless", "nltk",
+              "faster-coco-eval")  # fmt: skip
+
+
+def _ratio(row: dict[str, Any]) -> str:
+    return f"{row['ratio']:.{3 if row['ratio'] > 0.01 else 5}f}"
+
+
+def _target(row: dict[str, Any]) -> str:
+    if row.get("target") is None:
+        return ""
+    return f"{'≥' if row['unit'].endswith('/s') else '≤'} {row['target']:.3g}"
+
+
+def speed() -> str:
+    """Return the time of CutMix in place beside four other implementations."""
+    rows = [
+        [row["beside"], f"{row['ours']:.1f}", f"{row['theirs']:,.1f}", _ratio(row)]
+        for row in read_benchmark("mixing")["rows"]
+        if (row["what"], row["at"]) == ("CutMix in place, one box", "256×3×224×224")
+    ]
+    return table(["beside", "cutmix (ms)", "theirs (ms)", "ratio"], rows)
+
+
+BENCHMARKS = (
+    "mixing", "training", "network", "network-1-thread", "smmix", "captioning", "average-precision", "localization",
+    "ood",
+)  # fmt: skip
+TABLES: dict[str, Callable[[], str]] = {
+    **{make.__name__: make for make in (pair, short, localization, suites, outside, transformers, transfer, speed)},
+    **{f"benchmark-{name}": partial(benchmark, name) for name in BENCHMARKS},
+}
+MARKED = re.compile(r"<!-- ([\w-]+) -->\n.*?<!-- /\1 -->", flags=re.DOTALL)
+
+
+def fill(text: str) -> str:
+    """Replace what stands between the comments of each table's name."""
+    return MARKED.sub(lambda found: f"<!-- {found[1]} -->\n{TABLES[found[1]]()}\n<!-- /{found[1]} -->", text)
+
+
+def pages() -> list[Path]:
+    """Return the pages that may hold tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 if __name__ == "__main__":
-    text = README.read_text(encoding="utf-8")
-    for make in (short, localization, suites, transformers, transfer):
-        text = fill(text, make.__name__, make())
-    for name in ("mixing", "training", "smmix"):
-        text = fill(text, name, benchmark(**{name: ""}))
-    measures = benchmark(captioning="", average_precision="VOC: ", localization="", ood="OOD: ")
-    text = fill(text, "measures", measures)
-    README.write_text(text, encoding="utf-8")
+    for page in pages():
+        page.write_text(fill(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,169 @@
+"""Write the reference pages of the documentation from the code: ``python scripts/reference.py FOLDER``.
+
+``make docs`` calls it. The pages hold what the code says (docstrings, flags, recipes, fields, definitions), so that
+there is nothing to copy by hand.
+"""
+
+import ast
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import cutmix
+from cutmix.config.options import (
+    DemoOptions,
+    EvaluateOptions,
+    PaperOptions,
+    PreviewOptions,
+    ReportOptions,
+    ReproduceOptions,
+    RunOptions,
+    TrainOptions,
+)
+from cutmix.config.recipe import Recipe, flag
+from cutmix.config.recipes import RECIPES
+from cutmix.config.transfer import CAPTIONING, FASTER_RCNN, SSD300
+from cutmix.report.metrics import MEASURES
+
+COMMANDS: dict[str, tuple[Any, ...]] = {
+    "demo": (DemoOptions(),),
+    "preview": (PreviewOptions,),
+    "train": (Recipe(), TrainOptions()),
+    "transfer detection": (SSD300, RunOptions()),
+    "transfer detection --arch faster-rcnn": (FASTER_RCNN, RunOptions()),
+    "transfer captioning": (CAPTIONING, RunOptions()),
+    "evaluate": (EvaluateOptions,),
+    "report": (ReportOptions,),
+    "paper": (PaperOptions(),),
+    "reproduce": (ReproduceOptions,),
+}
+MODULES = (
+    "cutmix.models.regularizers", "cutmix.statistics", "cutmix.evaluate.attacks", "cutmix.evaluate.calibration",
+    "cutmix.evaluate.localization", "cutmix.evaluate.max_box", "cutmix.evaluate.ood", "cutmix.evaluate.ood_conventions",
+    "cutmix.transfer.average_precision", "cutmix.transfer.caption_scores", "cutmix.data.outliers",
+    "cutmix.runtime.seeding",
+)  # fmt: skip
+SUITES = {
+    "calibration": "Calibration", "robustness": "Robustness", "ood": "Out-of-distribution detection",
+    "localization": "Localization", "detection": "Detection", "captioning": "Captioning",
+}  # fmt: skip
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [list(header)]
+    lines += [["---"] * len(lines[0]), *([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def field_docs(kind: type) -> dict[str, str]:
+    """Return the string below each field of a dataclass and of its bases."""
+    docs: dict[str, str] = {}
+    for owner in reversed(kind.__mro__[:-1]):
+        body = ast.parse(dedent(inspect.getsource(owner))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, below in zip(body.body, body.body[1:], strict=False):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(below, ast.Expr)
+                and isinstance(below.value, ast.Constant)
+            ):
+                assert isinstance(field.target, ast.Name)
+                docs[field.target.id] = str(below.value.value)
+    return docs
+
+
+def default_of(field: dataclasses.Field[Any], value: Any) -> str:
+    """Return a field's default as a flag is written."""
+    if value is dataclasses.MISSING:
+        return "required"
+    if value in (None, ()):
+        return ""
+    return f"`{' '.join(map(str, value)) if isinstance(value, tuple) else value}`"
+
+
+def flags_of(options: Any) -> list[list[str]]:
+    """Return the flag, the default and the help of each field of a dataclass, or of a value of one."""
+    kind = options if isinstance(options, type) else type(options)
+    docs, rows = field_docs(kind), []
+    for field in dataclasses.fields(kind):
+        annotation = str(field.type)
+        if "Suppress" in annotation:
+            continue
+        value = field.default if isinstance(options, type) else getattr(options, field.name)
+        name = field.name.upper() if "Positional" in annotation else f"--{flag(field.name)}"
+        rows.append([f"`{name}`", default_of(field, value), docs[field.name]])
+    return rows
+
+
+def flags() -> str:
+    """Return the flags of every command."""
+    text = "# Flags\n\n`cutmix COMMAND --help` prints the same. A boolean flag `--x` has the opposite `--no-x`.\n"
+    for command, options in COMMANDS.items():
+        rows = [row for part in options for row in flags_of(part)]
+        text += f"\n## cutmix {command}\n\n{table(['flag', 'default', 'effect'], rows)}"
+    return text
+
+
+def recipes() -> str:
+    """Return the recipes with the fields in which each differs from the defaults."""
+    default = Recipe()
+    rows = []
+    for name, recipe in RECIPES.items():
+        changed = [f.name for f in dataclasses.fields(recipe) if getattr(recipe, f.name) != getattr(default, f.name)]
+        shown = [f"`--{flag(field)} {_word(getattr(recipe, field))}`" for field in changed if field != "name"]
+        rows.append([f"`{name}`", " ".join(shown)])
+    return (
+        "# Recipes\n\n`cutmix train NAME` runs a recipe; a flag beside the name replaces a field. The second column "
+        "holds what differs from [the defaults](flags.md#cutmix-train).\n\n" + table(["name", "fields"], rows)
+    )
+
+
+def _word(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def metrics() -> str:
+    """Return the definition of every metric, by suite."""
+    text = "# Metrics\n\nThe names are those of `results.jsonl`; the definitions are those of the report page.\n"
+    for suite, title in SUITES.items():
+        rows = [
+            [f"`{name}`", metric.heading, metric.better or "–", metric.definition]
+            for name, metric in MEASURES.items()
+            if metric.suite == suite
+        ]
+        text += f"\n## {title}\n\n{table(['name', 'in tables', 'better', 'definition'], rows)}"
+    return text
+
+
+def api() -> str:
+    """Return directives that fill in the docstrings of the public names."""
+    names = [name for name in cutmix.__all__ if not name.startswith("__")]
+    text = "# Python\n\n## The package\n\n```{eval-rst}\n.. currentmodule:: cutmix\n"
+    for name in sorted(names, key=str.lower):
+        kind = "class" if inspect.isclass(getattr(cutmix, name)) else "function"
+        text += f"\n.. auto{kind}:: cutmix.{name}\n"
+    text += "```\n\n## Modules\n"
+    for module in MODULES:
+        text += f"\n### {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n```\n"
+    return text
+
+
+PAGES: dict[str, Callable[[], str]] = {"flags": flags, "recipes": recipes, "metrics": metrics, "api": api}
+
+
+def write_pages(folder: Path) -> None:
+    """Write every page whose text has changed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, make in PAGES.items():
+        page, text = folder / f"{name}.md", make()
+        if not page.is_file() or page.read_text(encoding="utf-8") != text:
+            page.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_pages(Path(sys.argv[1]))

@@ -1,0 +1,147 @@
+"""README and docs: code blocks run, command lines parse, tables are those of results/, every method has its card."""
+
+import re
+import shlex
+import subprocess
+import sys
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import cutmix
+from cutmix import cli
+from cutmix.config.recipe import Mix
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [page for page in PAGES if page.parent != DOCS / "reference" or page.stem == "index"]  # the rest is generated
+LIBRARIES = ("lightning", "accelerate", "timm")
+CARD = ["What it does", "How to use it", "Checked against", "Hyperparameters", "Results here", "Source"]
+
+
+def blocks(language):
+    return [
+        pytest.param(block, id=f"{page.relative_to(ROOT)}-{number}")
+        for page in PAGES
+        for number, block in enumerate(re.findall(rf"```{language}\n(.*?)```", page.read_text("utf-8"), re.DOTALL))
+    ]
+
+
+def library(block):
+    return next((name for name in LIBRARIES if re.search(rf"^(import|from) {name}\b", block, re.MULTILINE)), "torch")
+
+
+@pytest.fixture
+def names():
+    """Return what a reader would have: a model, data, an optimizer."""
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(16, 3, 32, 32, generator=generator), torch.randint(0, 10, (16,), generator=generator)
+    dataset = TensorDataset(images, labels)
+    model = cutmix.create_model("resnet20", 10)
+    return {
+        "dataset": dataset,
+        "loader": DataLoader(dataset, batch_size=8),
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "images": images,
+        "labels": labels,
+        "vit": cutmix.create_model("deit_tiny_patch8_32", 10),
+        "masks": torch.randint(0, 5, (16, 32, 32), generator=generator),
+    }
+
+
+def test_there_is_a_loop_for_every_library():
+    assert {library(param.values[0]) for param in blocks("python")} == {"torch", *LIBRARIES}
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_code_runs(block, names, tmp_path, monkeypatch):
+    if find_spec(library(block)) is None:
+        pytest.skip(f"{library(block)} is not installed")
+    monkeypatch.chdir(tmp_path)
+    before = [p.clone() for p in names["model"].parameters()]
+    model = names["model"]
+    with warnings.catch_warnings():
+        if library(block) in ("lightning", "accelerate"):
+            warnings.simplefilter("ignore")  # theirs, about their own surroundings
+        exec(compile(block, "block", "exec"), names)
+    if "loss" in names:
+        assert torch.isfinite(names["loss"])
+    if "step()" in block or "fit(" in block:
+        assert any(not torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("block", blocks("sh"))
+def test_command_lines_parse(block, tmp_path, monkeypatch):
+    """Every command is one of ours with flags that it has, or begins with a program that is named here."""
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    runners = {
+        "cutmix.demo": "run_demo", "cutmix.training.loop": "run_training", "cutmix.transfer.command": "transfer",
+        "cutmix.evaluate.command": "run_evaluate", "cutmix.preview.command": "run_preview",
+        "cutmix.report.summary": "write_report", "cutmix.paper.command": "run_paper",
+        "cutmix.paper.reproduce": "run_reproduce",
+    }  # fmt: skip
+    for module, function in runners.items():
+        monkeypatch.setattr(f"{module}.{function}", lambda *_: None)
+    for line in block.splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:2] == ["torchrun", "--nproc-per-node"]:
+            words = words[words.index("-m") + 1 :]
+        if words and words[0] == "cutmix":
+            cli.main(words[1:])
+        elif words:
+            assert words[0] in ("pip", "make", "python", ".venv/bin/pytest", ".venv/bin/pre-commit"), line
+
+
+def test_tables_are_those_of_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import tables
+
+    marked = set()
+    for page in tables.pages():
+        text = page.read_text("utf-8")
+        assert tables.fill(text) == text, f"{page.name} is out of date: python scripts/tables.py"
+        marked |= set(re.findall(r"<!-- ([\w-]+) -->", text))
+    assert marked == set(tables.TABLES)
+
+
+def test_links_to_files_lead_somewhere():
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        links = re.findall(r"\]\(([^)#\s]+)", text) + re.findall(r'src="([^"]+)"', text)
+        generated = {"api.md", "flags.md", "recipes.md", "metrics.md", "results.md"}
+        missing = [
+            link
+            for link in links
+            if "://" not in link and not (page.parent / link).exists() and Path(link).name not in generated
+        ]
+        assert not missing, page
+
+
+def test_every_method_has_a_card_with_the_same_headings():
+    cards = {page.stem: page.read_text("utf-8") for page in (DOCS / "methods").glob("*.md") if page.stem != "index"}
+    for name, text in cards.items():
+        assert re.findall(r"^## (.*)$", text, re.MULTILINE) == CARD, name
+        assert f"\n{name}\n" in (DOCS / "methods" / "index.md").read_text("utf-8")
+    for mix in set(get_args(Mix)) - {"none"}:
+        assert any(re.search(rf"(--mix|or) `?{mix}\b(?!-)", text) or f"-{mix}`" in text for text in cards.values()), mix
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
+
+
+@pytest.mark.slow
+def test_the_pages_build_without_a_warning(tmp_path):
+    pytest.importorskip("sphinx")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", str(DOCS), str(tmp_path)]
+    subprocess.run(command, check=True, timeout=300)
+    assert (tmp_path / "index.html").is_file()
