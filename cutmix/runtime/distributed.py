@@ -8,6 +8,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -128,3 +129,13 @@ def gather(value: Any, world: World) -> list[Any]:
 def barrier(world: World) -> None:
     """Wait until every process is here."""
     any_process(False, world)
+
+
+def count_in_store(key: str) -> int | None:
+    """Add 1 to a counter that the processes of a ``torchrun`` share, and return it; None if there is no such store."""
+    try:
+        port, wait = int(os.environ["MASTER_PORT"]), timedelta(seconds=5)
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], port, is_master=False, timeout=wait)
+        return store.add(key, 1)
+    except (KeyError, ValueError, RuntimeError):
+        return None

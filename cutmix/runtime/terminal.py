@@ -61,16 +61,9 @@ def _first_to_say(message: str) -> bool:
     """Return whether no other process has printed this message; the agent of ``torchrun`` counts."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
-    from datetime import timedelta
+    from cutmix.runtime.distributed import count_in_store
 
-    from torch.distributed import TCPStore
-
-    try:
-        port, wait = int(os.environ["MASTER_PORT"]), timedelta(seconds=5)
-        store = TCPStore(os.environ["MASTER_ADDR"], port, is_master=False, timeout=wait)
-        return store.add(f"cutmix/said/{message}", 1) == 1
-    except (KeyError, ValueError, RuntimeError):
-        return True
+    return count_in_store(f"cutmix/said/{message}") in (None, 1)
 
 
 def _discard_output() -> None:

@@ -144,7 +144,7 @@ def test_the_first_process_alone_speaks_and_writes(together: Path) -> None:
 
 def test_a_batch_that_cannot_be_shared_is_refused(together: Path) -> None:
     said = (together / "stderr").read_text()
-    assert "cutmix: batch_size is 125: expected a positive multiple of the 2 processes" in said
+    assert "cutmix: batch_size is 125; expected a positive multiple of the 2 processes" in said
     assert said.count("exit code 2") == 2
     assert "Traceback" not in said
 
