@@ -29,3 +29,20 @@ class InputError(ValueError):
 def printable(text: str) -> str:
     """Escape the control characters that the name of a file may hold and a terminal must not get."""
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def missing_extra(what: str, extra: str) -> InputError:
+    """Return the error for a feature whose optional packages are not installed.
+
+    Its command names the packages and not the extra, so that it works for a checkout, a wheel and an index alike.
+    """
+    from importlib.metadata import PackageNotFoundError, requires  # slow to import
+
+    try:
+        found = [line.partition(";") for line in requires("cutmix") or ()]
+    except PackageNotFoundError:  # a source tree on the path
+        return InputError(f'{what} needs more packages: pip install -e ".[{extra}]" in the source tree')
+    packages = [package.strip() for package, _, marker in found if re.search(rf"extra == ['\"]{extra}['\"]", marker)]
+    names = " and ".join(re.split(r"[^\w.-]", package)[0] for package in packages)
+    command = " ".join(f'"{package}"' for package in packages)
+    return InputError(f"{what} needs {names}; install it with pip install {command}")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cutmix.errors import InputError
+from cutmix.errors import InputError, missing_extra
 from cutmix.evaluate.logits import as_logits, class_ids
 from cutmix.runtime.seeding import derive_seed
 
@@ -94,9 +94,7 @@ def apgd(model: nn.Module, images: Tensor, labels: Tensor, eps: float, *, steps:
     try:
         from pyautoattack.autopgd_base import APGDAttack
     except ImportError:
-        raise InputError(
-            "APGD needs the package pyautoattack, which is not installed: add it with pip install 'cutmix[attacks]'"
-        ) from None
+        raise missing_extra("APGD", "attacks") from None
     if images.dtype != torch.float32:
         raise InputError(f"images are {images.dtype}: expected float32, in which the package pyautoattack computes")
     loss_gradient(model, images, labels)  # for what it refuses: the package looks at nothing

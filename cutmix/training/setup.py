@@ -13,7 +13,7 @@ from cutmix.config.recipe import Recipe, Training
 from cutmix.data import Augment, FileSet, ImageSet, open_data, test_loader, train_loader
 from cutmix.data.loaders import Loader
 from cutmix.data.sets import keep_per_class
-from cutmix.errors import InputError
+from cutmix.errors import InputError, missing_extra
 from cutmix.models import pretrained_normalization
 from cutmix.runs.folder import RunFolder, environment, today
 from cutmix.runtime.device import autocast, resolve_precision
@@ -154,5 +154,5 @@ def summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise InputError('--tensorboard needs TensorBoard; install it with pip install "cutmix[tensorboard]"') from None
+        raise missing_extra("--tensorboard", "tensorboard") from None
     return SummaryWriter

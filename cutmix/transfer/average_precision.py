@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 
-from cutmix.errors import InputError
+from cutmix.errors import InputError, missing_extra
 
 RIGHT, WRONG, LEFT_OUT = 1, 0, -1
 
@@ -458,9 +458,7 @@ def _coco_program() -> tuple[Any, Any]:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
     except ImportError:
-        raise InputError(
-            'COCO\'s measure needs faster-coco-eval or pycocotools; install it with pip install "cutmix[coco]"'
-        ) from None
+        raise missing_extra("COCO's average precision", "coco") from None
     return COCO, COCOeval
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cutmix.errors import InputError
+from cutmix.errors import InputError, missing_extra
 
 Tokens = list[str]
 Gram = tuple[str, ...]
@@ -23,7 +23,6 @@ _ORDERS = range(1, 5)  # n-grams of BLEU and CIDEr-D
 SCORES = (*(f"bleu_{n}" for n in _ORDERS), "rouge_l", "cider_d")
 _BETA = 1.2  # weight of recall in ROUGE-L
 _SIGMA = 6.0  # of CIDEr-D's penalty of another length, in words
-NEEDS_JAVA = 'needs Java and pip install "cutmix[captions-java]"'
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,9 +131,9 @@ def meteor(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]
     try:
         from pycocoevalcap.meteor.meteor import Meteor
     except ImportError:
-        raise InputError(f"METEOR {NEEDS_JAVA}") from None
+        raise missing_extra("METEOR", "captions-java") from None
     if shutil.which("java") is None:
-        raise InputError(f"METEOR {NEEDS_JAVA}")
+        raise InputError("METEOR needs Java; no program java is on the path")
     texts = {picture: [" ".join(caption)] for picture, caption in zip(pictures, words, strict=True)}
     known = {picture: [" ".join(one) for one in several] for picture, several in zip(pictures, truth, strict=True)}
     return float(Meteor().compute_score(known, texts)[0])
@@ -325,5 +324,5 @@ def _treebank() -> Any:
     try:
         from nltk.tokenize.treebank import TreebankWordTokenizer  # slow to import
     except ImportError:
-        raise InputError('captions need nltk; install it with pip install "cutmix[captions]"') from None
+        raise missing_extra("captioning", "captions") from None
     return TreebankWordTokenizer()

@@ -161,11 +161,11 @@ def test_records_have_intervals_of_the_bootstrap() -> None:
 @pytest.mark.usefixtures("no_java")
 def test_meteor_needs_java_and_nothing_else_takes_its_place() -> None:
     candidates, references = some_captions(3)
-    with pytest.raises(InputError, match=r"METEOR needs Java and pip install \"cutmix\[captions-java\]\""):
+    with pytest.raises(InputError, match=r"METEOR needs (Java|nltk and pycocoevalcap)"):
         meteor(candidates, references)
     record = caption_measures(candidates, references, resamples=2)[-1]
     assert (record["measure"], record["value"]) == ("meteor", None)
-    assert "needs Java" in record["note"]
+    assert "needs " in record["note"]
     assert "meteor" not in score_captions(candidates, references)
 
 

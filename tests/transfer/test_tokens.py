@@ -53,5 +53,5 @@ def test_without_nltk_one_sentence_says_what_to_install(monkeypatch: pytest.Monk
 
     tokens._treebank.cache_clear()
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(InputError, match=r"captions need nltk; install it with pip install \"cutmix\[captions\]\""):
+    with pytest.raises(InputError, match=r"captioning needs nltk; install it with pip install \"nltk>="):
         tokenize("a dog")

@@ -1,0 +1,37 @@
+"""The error for a feature whose optional packages are missing."""
+
+import importlib.metadata
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from cutmix.errors import missing_extra
+
+ROOT = Path(__file__).parent.parent
+MODULES = [path for path in (ROOT / "cutmix").rglob("*.py") if path.name != "errors.py"]
+
+
+def test_the_command_names_published_packages() -> None:
+    message = str(missing_extra("METEOR", "captions-java"))
+    assert message.startswith('METEOR needs nltk and pycocoevalcap; install it with pip install "nltk>=')
+
+
+def test_a_source_tree_on_the_path_has_no_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "requires", nothing)
+    assert 'pip install -e ".[coco]"' in str(missing_extra("COCO's average precision", "coco"))
+
+
+def test_every_extra_that_is_named_exists() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    named = re.findall(r'missing_extra\([^()]*"([\w-]+)"\)', "".join(path.read_text("utf-8") for path in MODULES))
+    assert named
+    assert set(named) <= set(extras)
+
+
+def test_no_message_names_a_package_that_no_index_has() -> None:
+    assert not [path for path in MODULES if "cutmix[" in path.read_text("utf-8")]
