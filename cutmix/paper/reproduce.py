@@ -234,7 +234,7 @@ def time_run(job: Job, options: ReproduceOptions) -> float:
     with processes(options.device) as world:
         run = prepare(job.recipe, train_options(job, options), world)
         clock = time.perf_counter()
-        predict(run.state.measured, First(run.task.test_batches, 1).epoch(), world, autocast=run.autocast)
+        predict(run.state.exported, First(run.task.test_batches, 1).epoch(), world, autocast=run.autocast)
         testing = time.perf_counter() - clock
         run.network.train()
         started, taken = time.perf_counter(), []

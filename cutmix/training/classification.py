@@ -30,7 +30,7 @@ from cutmix.training.mixes import image_mixing
 from cutmix.training.state import State
 
 
-class Measured(NamedTuple):
+class Evaluation(NamedTuple):
     """What a measurement of the test set found.
 
     Attributes:
@@ -67,7 +67,7 @@ class Task(Protocol):
     def loss(self, network: nn.Module, images: Any, targets: Any) -> Tensor:
         """Return the mean loss of a part."""
 
-    def measure(self) -> Measured:
+    def evaluate(self, model: nn.Module) -> Evaluation:
         """Measure the network on the test set; every process takes part, and each gets the whole."""
 
     def records(self, arrays: dict[str, Tensor]) -> list[dict[str, Any]]:
@@ -144,15 +144,15 @@ class Classification:
             logits, targets = inside.forward(network, images, targets) if inside else (network(images), targets)
         return mixed_cross_entropy(logits, targets, label_smoothing=self.recipe.label_smoothing)
 
-    def measure(self) -> Measured:
+    def evaluate(self, model: nn.Module) -> Evaluation:
         """Return the errors and the loss, and the logits of every test image."""
-        send_buffers(self.state.measured, self.world)
-        predictions = predict(self.state.measured, self.test_batches.epoch(), self.world, autocast=self.autocast)
+        send_buffers(model, self.world)
+        predictions = predict(model, self.test_batches.epoch(), self.world, autocast=self.autocast)
         errors = {name: error.value for name, error in classification_error(predictions).items()}
         if self.train_batches:
-            seen = predict(self.state.measured, self.train_batches.epoch(), self.world, autocast=self.autocast)
+            seen = predict(model, self.train_batches.epoch(), self.world, autocast=self.autocast)
             errors["train_err"] = classification_error(seen)["top1_err"].value
-        return Measured({"test_loss": mean_loss(predictions), **errors}, predictions_arrays(predictions))
+        return Evaluation({"test_loss": mean_loss(predictions), **errors}, predictions_arrays(predictions))
 
     def records(self, arrays: dict[str, Tensor]) -> list[dict[str, Any]]:
         """Return the errors with their intervals."""
@@ -204,7 +204,7 @@ class Classification:
         images, labels = pick_samples(data, self.recipe.image_size, 8, 0)
         images = images.to(self.world.device)
         return attention_picture(
-            self.state.measured, images, labels, classes=data.classes, mean=data.mean, std=data.std
+            self.state.exported, images, labels, classes=data.classes, mean=data.mean, std=data.std
         )
 
 

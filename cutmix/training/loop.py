@@ -19,6 +19,7 @@ from cutmix.runtime.checkpoint import load_checkpoint, save_checkpoint, save_wei
 from cutmix.runtime.device import describe_precision
 from cutmix.runtime.distributed import any_process, average_loss, barrier, gather, processes, without_sync
 from cutmix.runtime.signals import Stop, remembered_signals
+from cutmix.training.classification import Evaluation
 from cutmix.training.optim import learning_rate, set_learning_rate
 from cutmix.training.setup import Run, prepare, summary_writer
 from cutmix.training.state import restore, take_snapshot
@@ -49,7 +50,7 @@ def run_to_end(run: Run) -> Path:
         with remembered_signals() as stop, run.progress:
             for epoch in range(run.state.epoch, run.recipe.epochs):
                 train_epoch(run, epoch, stop)
-                record = measure_epoch(run)
+                record = evaluate_epoch(run)
                 save(run)
                 run.progress.show_epoch(record)  # what is printed may fail, as on a closed pipe
             finish(run)
@@ -106,8 +107,8 @@ def train_step(run: Run, images: Any, targets: Any) -> Tensor:
     if recipe.clip_grad_norm:
         nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_grad_norm)
     state.optimizer.step()
-    if state.average is not None:
-        state.average.update_parameters(state.network)
+    if state.average:
+        state.average.update(state.network)
     return total
 
 
@@ -166,7 +167,7 @@ def log_step(run: Run, epoch: int, lr: float) -> None:
     log(run, {"kind": "train"} | record)
 
 
-def measure_epoch(run: Run) -> dict[str, Any]:
+def evaluate_epoch(run: Run) -> dict[str, Any]:
     """Close an epoch: evaluate it where the recipe says so, log it, keep the best epoch; return the line of the log."""
     recipe, state = run.recipe, run.state
     record = {
@@ -178,7 +179,7 @@ def measure_epoch(run: Run) -> dict[str, Any]:
     state.epoch, state.step_in_epoch, state.loss_sum, state.seen = state.epoch + 1, 0, 0.0, 0
     state.recent_sum, state.recent_seen = 0.0, 0
     if state.epoch % recipe.eval_every == 0 or state.epoch == recipe.epochs:
-        figures, arrays = run.task.measure()
+        figures, arrays = evaluate(run)
         record |= figures
         if is_best(run, figures):
             state.best = {"epoch": state.epoch, **figures}
@@ -189,6 +190,17 @@ def measure_epoch(run: Run) -> dict[str, Any]:
     return record
 
 
+def evaluate(run: Run) -> Evaluation:
+    """Evaluate the model that is exported; where that is the moving average, add the figures of the model itself."""
+    state, task = run.state, run.task
+    if not state.average:
+        return task.evaluate(state.network)
+    state.average.copy_counters(state.network)
+    itself = task.evaluate(state.network).figures
+    figures, arrays = task.evaluate(state.average.module)
+    return Evaluation(figures | {f"model_{name}": value for name, value in itself.items()}, arrays)
+
+
 def is_best(run: Run, figures: dict[str, float]) -> bool:
     """Return whether an epoch is better than all before it, or the first."""
     value, best = figures[run.task.key], run.state.best.get(run.task.key)
@@ -196,10 +208,11 @@ def is_best(run: Run, figures: dict[str, float]) -> bool:
 
 
 def keep(run: Run, arrays: dict[str, np.ndarray], which: str, weights: str) -> None:
-    """Write what came out for each test sample, and the weights that made it."""
+    """Write the outputs for each test sample, and the weights that gave them."""
     if run.folder:
         write_arrays(run.path / f"predictions/{which}.npz", arrays)
-        save_weights(run.path / weights, run.state.measured.state_dict(), run.task.about(run.state.epoch))
+        about = run.task.about(run.state.epoch) | {"weights": run.state.exported_kind}
+        save_weights(run.path / weights, run.state.exported.state_dict(), about)
 
 
 def save(run: Run) -> None:
@@ -230,7 +243,7 @@ def finish(run: Run) -> None:
     common = {
         "recipe": recipe.name, "data": run.data, "split": "test", "model": recipe.model,
         **run.task.circumstances(), "epochs": recipe.epochs,
-        "seed": recipe.seed, "weights": "ema" if run.state.average is not None else "model",
+        "seed": recipe.seed, "weights": run.state.exported_kind,
         "precision": recipe.precision, "processes": run.world.size, "seconds": round(run.state.seconds, 1),
         **{name: run.about[name] for name in ("parameters", "commit", "torch", "device")}, "date": today(),
         "command": command_line(),
@@ -248,6 +261,8 @@ def finish(run: Run) -> None:
                 f"{record['which']} epoch ({record['epoch']}): {run.task.title} {record['value']:.2f}{run.task.unit} "
                 f"[{record['low']:.2f}, {record['high']:.2f}]"
             )
+    kind = "the moving average of the weights" if run.state.average else "the weights"
+    run.progress.say(f"{run.path / 'model.safetensors'} holds {kind} after the last epoch")
     run.progress.say(f"results in {run.path}; cutmix report {run.path} makes a page of them")
 
 

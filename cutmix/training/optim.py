@@ -1,11 +1,11 @@
 """What moves the weights: the optimizer, the learning rate at a step, the moving average."""
 
+import copy
 import math
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
 
 from cutmix.config.recipe import Training
 from cutmix.errors import InputError
@@ -83,8 +83,54 @@ def find_classifier(model: nn.Module) -> nn.Linear:
     return classifier
 
 
-def make_average(recipe: Training, model: nn.Module) -> AveragedModel | None:
-    """Return the exponential moving average of weights and buffers, or None without ``ema_decay``."""
-    if not recipe.ema_decay:
-        return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True)
+class WeightAverage:
+    """Exponential moving average of a model's parameters and buffers.
+
+    The decay of update t, counted from 0, is min(decay, (1 + t) / (10 + t)): the average follows about the last tenth
+    of the training until that is longer than the decay's own window, so that a short training is not averaged with
+    its first weights.
+
+    Args:
+        model: The model that is trained; the average starts as its copy.
+        decay: The largest decay, in (0, 1).
+
+    Attributes:
+        module: The model with the averaged weights.
+        updates: Updates so far.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.module, self.decay, self.updates = copy.deepcopy(model), decay, 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards the model's floating-point tensors, in one operation."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        pairs = [pair for pair in self._pairs(model) if pair[0].is_floating_point()]
+        torch._foreach_lerp_([own for own, _ in pairs], [other for _, other in pairs], 1 - decay)
+        self.updates += 1
+
+    @torch.no_grad()
+    def copy_counters(self, model: nn.Module) -> None:
+        """Take over the model's integer buffers, which cannot be averaged; needed before the average is evaluated."""
+        for own, other in self._pairs(model):
+            if not own.is_floating_point():
+                own.copy_(other)
+
+    def _pairs(self, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        every = [[*part.parameters(), *part.buffers()] for part in (self.module, model)]
+        return list(zip(*every, strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the averaged weights and the number of updates."""
+        return {"module": self.module.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.module.load_state_dict(state["module"])
+        self.updates = int(state["updates"])
+
+
+def make_average(recipe: Training, model: nn.Module) -> WeightAverage | None:
+    """Return the moving average of the weights, or None if ``ema_decay`` is 0."""
+    return WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None

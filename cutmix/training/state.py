@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from cutmix.config.recipe import Recipe
 from cutmix.data import ArraySet, ImageSet
@@ -23,7 +22,7 @@ from cutmix.models.regularizers import DropBlock, regularize
 from cutmix.runtime.distributed import World, gather
 from cutmix.runtime.seeding import derive_seed
 from cutmix.training.mixes import make_cutout, make_mix
-from cutmix.training.optim import make_average, make_optimizer
+from cutmix.training.optim import WeightAverage, make_average, make_optimizer
 
 
 @dataclass
@@ -49,7 +48,7 @@ class State:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    average: AveragedModel | None
+    average: WeightAverage | None
     cutout: Cutout | None
     mix: BatchTransform | FeatureMix | SMMix | None
     epoch: int = 0
@@ -68,9 +67,14 @@ class State:
         return self.model.network if isinstance(self.model, WithTokenHead) else self.model
 
     @property
-    def measured(self) -> nn.Module:
-        """The network that is measured and exported: the average, where there is one."""
-        return self.network if self.average is None else self.average.module
+    def exported(self) -> nn.Module:
+        """The model that is evaluated and exported: the moving average, if there is one."""
+        return self.average.module if self.average else self.network
+
+    @property
+    def exported_kind(self) -> str:
+        """Which weights the exported model has: "ema" for the moving average, else "model"."""
+        return "ema" if self.average else "model"
 
 
 _SHARED = ("epoch", "step_in_epoch", "step", "seconds", "best")
@@ -139,7 +143,7 @@ def take_snapshot(state: State, world: World) -> dict[str, Any]:
         **{name: getattr(state, name) for name in _SHARED},
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
-        "average": state.average.state_dict() if state.average is not None else None,
+        "average": state.average.state_dict() if state.average else None,
         "processes": gather(own, world),
     }
 
@@ -163,7 +167,7 @@ def restore(state: State, snapshot: dict[str, Any], world: World) -> None:
                 setattr(state, name, values[name])
         state.model.load_state_dict(snapshot["model"])
         state.optimizer.load_state_dict(snapshot["optimizer"])
-        if state.average is not None:
+        if state.average:
             state.average.load_state_dict(snapshot["average"])
         for name in ("cutout", "mix"):
             if part := getattr(state, name):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cutmix.config.transfer import Captioning
 from cutmix.data.loaders import Loader
 from cutmix.runtime.distributed import World, send_buffers
-from cutmix.training.classification import Measured
+from cutmix.training.classification import Evaluation
 from cutmix.training.state import State
 from cutmix.transfer.backbone import Backbone
 from cutmix.transfer.caption_data import CaptionSet, Vocabulary
@@ -63,9 +63,8 @@ class CaptioningTask:
         with self.autocast:
             return network(images, targets)
 
-    def measure(self) -> Measured:
+    def evaluate(self, model: nn.Module) -> Evaluation:
         """Return the scores times 100, every caption, and what its scores are made of."""
-        model = self.state.measured
         assert isinstance(model, ShowAndTell)
         send_buffers(model, self.world)
         training = model.training
@@ -80,7 +79,7 @@ class CaptioningTask:
         figures = {name: 100 * value for name, value in scores.corpus().items()}
         texts = {"captions": "\n".join(captions), "references": self.test_set.fingerprint()}
         arrays = {name: np.frombuffer(text.encode(), np.uint8).copy() for name, text in texts.items()}
-        return Measured(figures, arrays | {name: getattr(scores, name) for name in ("bleu", "rouge_l", "cider_d")})
+        return Evaluation(figures, arrays | {name: getattr(scores, name) for name in ("bleu", "rouge_l", "cider_d")})
 
     def records(self, arrays: dict[str, Tensor]) -> list[dict[str, Any]]:
         """Return the scores with their intervals; METEOR where its program can run."""

@@ -14,7 +14,7 @@ from cutmix.config.transfer import Detection
 from cutmix.data.loaders import FileLoader, Loader, TestOrder, TrainOrder
 from cutmix.errors import InputError
 from cutmix.runtime.distributed import World, gather, send_buffers
-from cutmix.training.classification import Measured
+from cutmix.training.classification import Evaluation
 from cutmix.training.state import State
 from cutmix.transfer.average_precision import (
     Detections,
@@ -76,9 +76,8 @@ class DetectionTask:
         with self.autocast:
             return torch.stack(list(network(images, targets).values())).sum()
 
-    def measure(self) -> Measured:
+    def evaluate(self, model: nn.Module) -> Evaluation:
         """Return the mean average precision in per cent, and every detection."""
-        model = self.state.measured
         send_buffers(model, self.world)
         training, own = model.training, []
         model.eval()
@@ -94,7 +93,7 @@ class DetectionTask:
         arrays["labels"] = arrays["labels"].astype(np.int64)
         judged = self._judge(_detections(arrays))
         precision = precision_of(tally(judged, self.test_set.num_classes))
-        return Measured({"map": 100 * precision.mean}, arrays | judged._asdict())
+        return Evaluation({"map": 100 * precision.mean}, arrays | judged._asdict())
 
     def records(self, arrays: dict[str, Tensor]) -> list[dict[str, Any]]:
         """Return VOC's mean average precision with its interval, each class's, and COCO's where it can be computed."""

@@ -190,6 +190,8 @@ def test_the_log_says_what_the_report_reads(uninterrupted: dict[str, Any]) -> No
     assert (line["epoch"], line["value"]) == (best["epoch"], best["top1_err"])
     assert line["low"] < line["value"] < line["high"]
     assert (line["n"], line["weights"], line["confidence"]) == (797, "ema", 0.95)
+    assert uninterrupted["model.safetensors"]["weights"] == "ema"
+    assert all(0 <= r["model_top1_err"] <= 100 for r in epochs)  # of the model itself, beside its average
 
 
 # ---- it goes on exactly ----
@@ -314,7 +316,7 @@ def test_a_second_interruption_does_not_wait(tmp_path: Path, monkeypatch: pytest
 LOST = [
     # what is about to be called, which call: at the start, in an epoch, between the pieces of its end, at the end
     ("write_json", 2), ("write_bytes", 1), ("train_step", 1), ("train_step", 7), ("log_step", 1), ("save", 1),
-    ("save", 2), ("measure_epoch", 2), ("measure", 3), ("keep", 1), ("keep", 2), ("save_weights", 2),
+    ("save", 2), ("evaluate_epoch", 2), ("evaluate", 3), ("keep", 1), ("keep", 2), ("save_weights", 2),
     ("log", 2), ("save", 3), ("save", 9), ("finish", 1), ("write_results", 1),
 ]  # fmt: skip
 

@@ -48,7 +48,7 @@ def step(state: State, data: ArraySet) -> None:
     state.optimizer.step()
     state.optimizer.zero_grad()
     if state.average:
-        state.average.update_parameters(state.model)
+        state.average.update(state.model)
     state.step += 1
 
 
@@ -84,10 +84,10 @@ def test_a_restored_state_goes_on_as_the_saved_one(digits: ArraySet, changes: di
     assert (other.step, other.best) == (2, one.best)
     for _ in range(2):
         step(other, digits)
-    for module, same in ((one.model, other.model), (one.measured, other.measured)):
+    for module, same in ((one.model, other.model), (one.exported, other.exported)):
         for name, value in module.state_dict().items():
             assert torch.equal(value, same.state_dict()[name]), name
-    assert one.measured is not one.model
+    assert one.exported is not one.model
 
 
 def test_a_seed_decides_the_weights_whatever_was_drawn_before(digits: ArraySet) -> None:
@@ -233,7 +233,7 @@ def test_regularizers_leave_the_first_weights_as_they_are(digits: ArraySet) -> N
     plain = start_state(replace(RECIPE, ema_decay=0.0), digits, ALONE)
     shaken = start_state(replace(RECIPE, shake_drop=0.5), digits, ALONE)
     assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), shaken.model.parameters(), strict=True))
-    for model in (shaken.model, shaken.measured):
+    for model in (shaken.model, shaken.exported):
         assert [name for name, module in model.named_modules() if type(module).__name__ == "ShakeDrop"]
 
 

@@ -41,7 +41,7 @@ def test_the_losses_of_the_parts_add_up(caption_folder: Path) -> None:
 
 def test_records_can_be_made_again_from_the_arrays(caption_folder: Path) -> None:
     it = task(caption_folder)
-    figures, arrays = it.measure()
+    figures, arrays = it.evaluate(it.state.exported)
     records = it.records({name: torch.from_numpy(array) for name, array in arrays.items()})
     values = {record["measure"]: record["value"] for record in records}
     assert {name: values[name] for name in figures} == pytest.approx(figures)
@@ -115,7 +115,7 @@ def arrays_of(captions: list[str]) -> dict[str, torch.Tensor]:
 
 def test_what_scores_are_made_of_is_kept(caption_folder: Path) -> None:
     it = task(caption_folder)
-    figures, arrays = it.measure()
+    figures, arrays = it.evaluate(it.state.exported)
     kept = PictureScores((), *(arrays[name] for name in ("bleu", "rouge_l", "cider_d")))
     assert {name: 100 * value for name, value in kept.corpus().items()} == figures
     assert arrays["references"].tobytes().decode() == it.test_set.fingerprint()

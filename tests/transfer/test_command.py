@@ -312,8 +312,8 @@ def together(recipes: dict[str, Transfer], tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_measure_what_one_does(together: Path, recipes: dict[str, Transfer], kind: str) -> None:
     run = prepare_transfer(recipes[kind], options(together / "alone"), World(0, 1, torch.device("cpu")))
-    load_weights(run.state.measured, together / kind / "model.safetensors")
-    _, alone = run.task.measure()
+    load_weights(run.state.exported, together / kind / "model.safetensors")
+    _, alone = run.task.evaluate(run.state.exported)
     with np.load(together / kind / "predictions/last.npz") as both:
         assert sorted(both) == sorted(alone)
         for name, array in alone.items():

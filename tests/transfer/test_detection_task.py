@@ -71,7 +71,7 @@ def test_bfloat16_runs_on_every_cpu(voc_folder: Path, arch: str) -> None:
 def test_records_can_be_made_again_from_the_arrays(voc_folder: Path, arch: str) -> None:
     it = task(voc_folder, arch=arch)
     training = it.state.model.training
-    figures, arrays = it.measure()
+    figures, arrays = it.evaluate(it.state.exported)
     assert it.state.model.training is training
     records = it.records({name: torch.from_numpy(array) for name, array in arrays.items()})
     first = records[0]
@@ -88,7 +88,7 @@ def test_records_can_be_made_again_from_the_arrays(voc_folder: Path, arch: str) 
 
 def test_verdicts_are_kept_and_give_the_precision_without_the_data(voc_folder: Path) -> None:
     it = task(voc_folder)
-    figures, arrays = it.measure()
+    figures, arrays = it.evaluate(it.state.exported)
     judged = Judged(*(arrays[name] for name in Judged._fields))
     assert 100 * precision_of(tally(judged, it.test_set.num_classes)).mean == figures["map"]
     assert len(judged.verdicts) == len(arrays["boxes"])
@@ -117,10 +117,10 @@ def precision(it: DetectionTask, found: Detections) -> float:
 def test_the_measure_does_not_depend_on_the_batches(voc_folder: Path) -> None:
     for arch in ("ssd300", "faster-rcnn"):
         it = task(voc_folder, arch=arch)
-        whole = it.measure().arrays
+        whole = it.evaluate(it.state.exported).arrays
         alone = task(voc_folder, arch=arch, batch_size=1)
         alone.state.model.load_state_dict(it.state.model.state_dict())
-        single = alone.measure().arrays
+        single = alone.evaluate(alone.state.exported).arrays
         np.testing.assert_array_equal(single["images"], whole["images"])
         np.testing.assert_allclose(single["scores"], whole["scores"], atol=1e-5)
 
@@ -213,7 +213,7 @@ def test_a_test_split_of_difficult_objects_is_refused(voc_folder: Path) -> None:
 
 def test_the_gallery_is_a_picture(voc_folder: Path, tmp_path: Path) -> None:
     it = task(voc_folder)
-    arrays = {name: torch.from_numpy(array) for name, array in it.measure().arrays.items()}
+    arrays = {name: torch.from_numpy(array) for name, array in it.evaluate(it.state.exported).arrays.items()}
     (tmp_path / "x.png").write_bytes(it.pictures(arrays)["detections"])
     with Image.open(tmp_path / "x.png") as picture:
         assert picture.width == 1400
