@@ -61,7 +61,7 @@ def test_bfloat16_runs_on_every_cpu(caption_folder: Path, monkeypatch: pytest.Mo
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in it.state.model.parameters())
-    assert set(it.measure().figures) >= {"cider_d"}
+    assert set(it.evaluate(it.state.exported).figures) >= {"cider_d"}
     assert it.opening().endswith("LSTM in float32 (this CPU has no bfloat16 LSTM)") is not (
         has_lstm and has_bfloat16_lstm()
     )
