@@ -1,8 +1,7 @@
-"""The command: parses, then calls one function a subcommand. Torch is imported only by what needs it."""
+"""The command line: parse the words, then call one function per command. Torch is imported only by what needs it."""
 
 import contextlib
 import io
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,37 +17,37 @@ if TYPE_CHECKING:
     from cutmix.config.recipes import Recipe
     from cutmix.config.transfer import Transfer
 
-HELP = """cutmix: train strong image classifiers with CutMix, and measure what it bought.
+HELP = """cutmix: train image classifiers with CutMix, and evaluate what it bought.
 
-  cutmix demo                    train on embedded digits with and without CutMix; two minutes, no data needed
-  cutmix preview --data photos/  a picture of what Cutout, Mixup and CutMix do to your own images
-  cutmix train --data photos/    fine-tune a pretrained network on a folder that holds one folder a class
-  cutmix train RECIPE            train a recipe by its name; every field of it is a flag
-  cutmix recipes                 the names of the recipes
+  cutmix demo                    train on embedded digits with and without CutMix: two minutes, no data needed
+  cutmix preview --data photos/  draw what Cutout, Mixup and CutMix do to your images
+  cutmix train --data photos/    fine-tune a pretrained model on a folder that holds one folder per class
+  cutmix train RECIPE            train a recipe; every field of it is a flag
+  cutmix recipes                 list the recipes
   cutmix transfer detection      train a detector on a backbone; cutmix transfer captioning: a captioner
-  cutmix evaluate RUN            measure a run, or a file of weights, on its own or on other data
-  cutmix report RUN RUN          one page of several runs, side by side
-  cutmix paper [TABLE]           the paper's tables with what was measured here
-  cutmix reproduce TABLE         run the rows of one; --scale smoke only tries them
+  cutmix evaluate RUN            evaluate a run, or a file of weights, on its own or on other data
+  cutmix report RUN RUN          write one page that compares runs
+  cutmix paper [TABLE]           print the paper's tables beside the results here
+  cutmix reproduce TABLE         train the rows of a table; --scale smoke only tries them
 
-cutmix COMMAND --help explains a command's flags, cutmix --version says the version.
+cutmix COMMAND --help explains the flags of a command, cutmix --version prints the version.
 Several processes: torchrun --nproc-per-node 4 -m cutmix train RECIPE
 """
 
-TRAIN = """Train a classifier and measure it after each epoch.
+TRAIN = """Train a classifier and evaluate it after each epoch.
 
-A RECIPE is a named set of defaults for the flags below (cutmix recipes lists them). Without one, a folder of
-photographs is fine-tuned from a pretrained network with CutMix, and a set of small images is trained from scratch."""
+A RECIPE is a named set of defaults for the flags below (cutmix recipes lists them). Without one, a folder of images is
+fine-tuned from a pretrained model with CutMix, and a set of small images is trained from scratch."""
 
-TRANSFER = """Train a detector or a captioner on a backbone, to see what the backbone is worth, and measure it.
+TRANSFER = """Train a detector or a captioner on a backbone, and evaluate it.
 
---backbone takes the folder of a run, a file of weights, pretrained (timm's) or none. The defaults are the paper's;
---small has them for some hundred pictures and a CPU."""
+--backbone takes the folder of a run, a file of weights, pretrained (timm's weights) or none. The defaults are the
+paper's; --small has defaults for a few hundred images and a CPU."""
 
-REPRODUCE = """Run the rows of a table of the paper, and print it with what was measured.
+REPRODUCE = """Train the rows of a table of the paper, and print it with the results here.
 
-First it says how long that will take. Interrupted and started again it goes on where it was; what is finished is not
-run again. Rows can be shared among machines that see the same folder, for example as SLURM array tasks:
+Prints first how long that will take. Interrupted, the same command resumes; finished rows are not run again. Rows can
+be shared among machines that see the same folder, for example as SLURM array tasks:
 
 sbatch --array=1-15 --wrap 'cutmix reproduce table5 --shard $SLURM_ARRAY_TASK_ID/15'"""
 
@@ -56,7 +55,7 @@ Options = TypeVar("Options")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; a user's mistake is one sentence and exit code 2, a closed pipe is exit code 141."""
+    """Run a command. A user error is one sentence and exit code 2, a closed pipe exit code 141."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -64,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if words[0] in ("-V", "--version"):
         print(f"cutmix {__version__}")
         return
-    from cutmix.runtime.terminal import guarded_output, print_error
+    from cutmix.runtime.terminal import guarded_output, print_once
 
     try:
         with guarded_output():
@@ -72,24 +71,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 raise InputError(f'there is no command "{words[0]}"; the commands are {", ".join(COMMANDS)}')
             COMMANDS[words[0]](words[1:])
     except InputError as error:
-        print_error(str(error))
+        print_once(f"cutmix: {error}")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
 
 def demo(words: list[str]) -> None:
-    """Train on the embedded digits with and without CutMix, and make a page of it."""
+    """Train on embedded digits with and without CutMix, and write a page."""
     from cutmix.config.options import DemoOptions
 
-    options = parse(DemoOptions, words, "demo", "Train a small network on embedded digits, with and without CutMix.")
+    options = parse(DemoOptions, words, "demo", "Train a small model on embedded digits, with and without CutMix.")
     from cutmix.demo import run_demo
 
     run_demo(options)
 
 
 def train(words: list[str]) -> None:
-    """Train a recipe, or a folder of photographs."""
+    """Train a recipe, or a folder of images."""
     recipe, options = parse_train(words)
     from cutmix.runtime.device import keep_freed_memory
     from cutmix.training.loop import run_training as run
@@ -100,7 +99,7 @@ def train(words: list[str]) -> None:
 
 
 def parse_train(words: list[str]) -> tuple["Recipe", "TrainOptions"]:
-    """Parse ``[RECIPE] [flags]``: the flags' defaults are the recipe's, or those that fit the data."""
+    """Parse ``[RECIPE] [flags]``; the defaults are those of the recipe, or those that fit the data."""
     import tyro
 
     from cutmix.config.options import TrainOptions
@@ -124,7 +123,7 @@ def parse_train(words: list[str]) -> tuple["Recipe", "TrainOptions"]:
 
 
 def default_recipe(flags: list[str]) -> "Recipe":
-    """Return the defaults without a recipe's name: a resumed run's own, or those for the kind of data."""
+    """Return the defaults where no recipe is named: those of a resumed run, or those for the kind of data."""
     from cutmix.config.recipes import PHOTOS, Recipe
 
     given = values_of(flags)
@@ -133,14 +132,14 @@ def default_recipe(flags: list[str]) -> "Recipe":
 
         return saved_recipe(Path(given["--out"]))
     if "--data" not in given:
-        raise InputError("there is nothing to train on; give --data FOLDER, or the name of a recipe (cutmix recipes)")
+        raise InputError("there is no data to train on; give --data FOLDER, or the name of a recipe (cutmix recipes)")
     from cutmix.data import is_small
 
     return Recipe() if is_small(given["--data"]) else PHOTOS
 
 
 def values_of(flags: list[str]) -> dict[str, str]:
-    """Return what follows each word, before the words are parsed: the value of a flag that has one."""
+    """Return the word that follows each word: the value of a flag that has one."""
     return {
         name: value
         for word, following in zip_longest(flags, flags[1:], fillvalue="")
@@ -159,7 +158,7 @@ def transfer(words: list[str]) -> None:
 
 
 def parse_transfer(words: list[str]) -> tuple["Transfer", "RunOptions"]:
-    """Parse ``TASK [flags]``: the defaults are those of the task and its architecture, or a resumed run's own."""
+    """Parse ``TASK [flags]``; the defaults are those of the task and its architecture, or of a resumed run."""
     import tyro
 
     from cutmix.config.options import RunOptions
@@ -189,7 +188,7 @@ def parse_transfer(words: list[str]) -> tuple["Transfer", "RunOptions"]:
         Args:
             recipe: What to compute.
             options: How.
-            small: Take defaults for some hundred pictures and a CPU.
+            small: Use defaults for a few hundred images and a CPU.
         """
         return recipe, options
 
@@ -203,8 +202,7 @@ def recipes(words: list[str]) -> None:
     """List the recipes."""
     from cutmix.config.recipes import RECIPES
 
-    if words:
-        raise InputError(f'cutmix recipes takes no words, but "{words[0]}" was given')
+    parse(lambda: None, words, "recipes", "List the recipes of cutmix train.")
     width = max(map(len, RECIPES))
     for name, recipe in RECIPES.items():
         data = recipe.data or "your own folder"
@@ -212,11 +210,11 @@ def recipes(words: list[str]) -> None:
 
 
 def evaluate(words: list[str]) -> None:
-    """Measure a run or a file of weights."""
+    """Evaluate a run or a file of weights."""
     from cutmix.config.options import EvaluateOptions
 
     options = parse(
-        EvaluateOptions, words, "evaluate", "Measure a run, or a file of weights, by one or several suites."
+        EvaluateOptions, words, "evaluate", "Evaluate a run, or a file of weights, with one or several suites."
     )
     from cutmix.evaluate.command import run_evaluate
     from cutmix.runtime.device import keep_freed_memory
@@ -226,17 +224,17 @@ def evaluate(words: list[str]) -> None:
 
 
 def preview(words: list[str]) -> None:
-    """Draw what mixing does to one's own images."""
+    """Draw what mixing does to a set of images."""
     from cutmix.config.options import PreviewOptions
 
-    options = parse(PreviewOptions, words, "preview", "Draw original, Cutout, Mixup and CutMix with the mixed labels.")
+    options = parse(PreviewOptions, words, "preview", "Draw images unmixed and mixed, with their labels.")
     from cutmix.preview.command import run_preview
 
     run_preview(options)
 
 
 def report(words: list[str]) -> None:
-    """Write one page of several runs."""
+    """Write one page of one or several runs."""
     from cutmix.config.options import ReportOptions
 
     options = parse(ReportOptions, words, "report", "Write one self-contained HTML page of one or several runs.")
@@ -246,17 +244,17 @@ def report(words: list[str]) -> None:
 
 
 def paper(words: list[str]) -> None:
-    """Print the paper's tables with what was measured here."""
+    """Print the paper's tables beside the results here."""
     from cutmix.config.options import PaperOptions
 
-    options = parse(PaperOptions, words, "paper", "Print the paper's tables with what was measured here beside them.")
+    options = parse(PaperOptions, words, "paper", "Print the paper's tables beside the results here.")
     from cutmix.paper.command import run_paper
 
     run_paper(options.tables, options.runs, options.results)
 
 
 def reproduce(words: list[str]) -> None:
-    """Run rows of the paper's tables."""
+    """Train rows of the paper's tables."""
     from cutmix.config.options import ReproduceOptions
 
     options = parse(ReproduceOptions, words, "reproduce", REPRODUCE)
@@ -281,34 +279,25 @@ COMMANDS = {
 
 
 def parse(what: Callable[..., Options], words: list[str], command: str, description: str) -> Options:
-    """Parse a command's words into what describes its flags."""
+    """Parse the words of a command; tyro prints what it does not understand, with the closest flags."""
     import tyro
 
-    said = io.StringIO()
+    from cutmix.runtime.terminal import print_once
+
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(printed):
             return tyro.cli(what, args=words, prog=f"cutmix {command}", description=description)
-    except SystemExit as error:
-        if error.code in (0, None):  # the help
-            raise
-        raise InputError(_in_one_line(said.getvalue())) from None
-
-
-_HEADINGS = ("parsing error", "invalid choice", "unrecognized options", "value error")  # of the parser's frames
-
-
-def _in_one_line(framed: str) -> str:
-    """Return what the parser says in a frame, up to its hint at the help, as one sentence."""
-    lines = [line.strip("│╭╮╰╯─ \t") for line in framed.splitlines()]
-    kept = []
-    for line in lines:
-        if line.lower().startswith(("for full helptext", "argument helptext")):
-            break
-        if line and line.lower() not in _HEADINGS:
-            kept.append(line)
-    return re.sub(r"^Error parsing \w+: ", "", " ".join(kept))
+    except SystemExit as stop:
+        error: BaseException | None = stop
+        while error is not None:  # a field out of range, which tyro would print in a frame
+            if isinstance(error, InputError):
+                raise error from None
+            error = error.__context__
+        print_once(printed.getvalue().rstrip())
+        raise
 
 
 def asks_for_help(words: list[str]) -> bool:
-    """Return whether the flags are only to be explained, so that no data need be there."""
+    """Return whether the words ask for help, so that no data is needed."""
     return "-h" in words or "--help" in words

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from cutmix import __version__
-from cutmix.cli import main, parse_train, parse_transfer
+from cutmix.cli import COMMANDS, main, parse_train, parse_transfer
 from cutmix.config.options import TrainOptions
 from cutmix.config.recipe import Recipe, flag
 from cutmix.config.recipes import RECIPES
@@ -193,14 +193,13 @@ def test_an_unreadable_file_stops_or_is_counted(
     assert json.loads((out / "environment.json").read_text())["skipped"] == 1
 
 
-# ---- mistakes ----
+# ---- user errors ----
 
 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
         (("trian",), 'no command "trian"; the commands are demo, train'),
-        (("recipes", "all"), "takes no words"),
         (("train",), "give --data FOLDER, or the name of a recipe"),
         (("train", "digits-resnet21"), 'no recipe "digits-resnet21"; close to it are digits-resnet20'),
         (("train", "--data", "digist"), "did you mean 'digits'"),
@@ -227,7 +226,7 @@ def test_an_unreadable_file_stops_or_is_counted(
         (("demo", "--epochs", "0"), "--epochs is 0"),
     ],
 )
-def test_a_mistake_is_one_sentence(
+def test_a_user_error_is_one_sentence(
     refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], reason: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -235,12 +234,32 @@ def test_a_mistake_is_one_sentence(
     assert not list(tmp_path.rglob("*.json"))
 
 
-def test_a_word_of_the_wrong_type_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (("--epochs", "many"), ("--mix", "cutmx"), ("--no-such-flag",)):
-        with pytest.raises(SystemExit) as stopped:
-            main([*DIGITS, *words])
-        assert stopped.value.code == 2
-        assert words[-1] in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ((*DIGITS, "--epochs", "many"), "Error parsing --epochs"),
+        ((*DIGITS, "--mix", "cutmx"), "invalid choice 'cutmx'"),
+        ((*DIGITS, "--epoch", "3"), "Perhaps you meant"),
+        (("recipes", "all"), "Unrecognized options: all"),
+        (("transfer", "detection", "--skip-unreadable"), "Unrecognized options: --skip-unreadable"),
+        (("evaluate",), "Missing from cutmix evaluate"),
+    ],
+)
+def test_words_that_do_not_parse_are_explained(
+    words: tuple[str, ...], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code in (0, None)
+    assert f"usage: cutmix {command}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -413,7 +432,6 @@ def test_a_resumed_transfer_has_the_recipe_of_its_folder(tmp_path: Path, refused
         (("detection",), "there is no data to train on"),
         (("captioning", "--data", "nowhere"), "nowhere is not a folder"),
         (("detection", "--data", "nowhere", "--model", "resnet18"), "nowhere is no folder"),
-        (("detection", "--skip-unreadable"), "Unrecognized options: --skip-unreadable"),
         (("captioning", "--beam", "0"), "--beam is 0; expected a number of at least 1"),
     ],
 )

@@ -50,14 +50,14 @@ def guarded_output() -> Iterator[None]:
         raise InputError(f"standard output could not be written: {error.strerror}") from None
 
 
-def print_error(message: str) -> None:
+def print_once(message: str) -> None:
     """Print a message to standard error, once for all processes that ``torchrun`` started on a run."""
-    if _first_to_say(message):
-        with contextlib.suppress(OSError, ValueError):  # there is nowhere left to say it
-            print(f"cutmix: {message}", file=sys.stderr, flush=True)
+    if message and _is_first(message):
+        with contextlib.suppress(OSError, ValueError):  # standard error is closed
+            print(message, file=sys.stderr, flush=True)
 
 
-def _first_to_say(message: str) -> bool:
+def _is_first(message: str) -> bool:
     """Return whether no other process has printed this message; the agent of ``torchrun`` counts."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
