@@ -17,8 +17,8 @@ from cutmix.errors import InputError
 from cutmix.models import create_model, pretrained_normalization
 from cutmix.models.regularizers import regularize
 from cutmix.runs.folder import saved_recipe
-from cutmix.runtime.checkpoint import load_weights, read_weights
 from cutmix.runtime.seeding import derive_seed
+from cutmix.runtime.weights import load_weights, read_weights
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cutmix.errors import InputError
 from cutmix.models.cifar import BasicBlock, Bottleneck, CifarResNet, PyramidNet
 from cutmix.models.localization import VggGap, widen_last_stage
-from cutmix.runtime.checkpoint import load_weights, read_weights
+from cutmix.runtime.weights import find_prefix, load_weights, read_weights
 
 # Called with num_classes and in_chans. ResNet-110 is the paper's (bottleneck, 9 · 12 + 2), not the classic basic-block
 # one; PyramidNets are additive with bottlenecks (9n + 2), of 64 and 240 for α̃.
@@ -84,9 +84,12 @@ def create_model(name: str, num_classes: int, *, in_chans: int = 3, pretrained: 
         if pretrained is True:
             model.load_backbone(_timm_model("vgg16", num_classes, in_chans, download=True).state_dict())
             start_new_head(model)
-        elif pretrained and "conv6.weight" not in (weights := read_weights(Path(pretrained))[0]):
-            model.load_backbone(weights)
-            return start_new_head(model)
+        elif pretrained:
+            weights = read_weights(pretrained)
+            prefix = find_prefix(weights, model.state_dict())
+            if f"{prefix}conv6.weight" not in weights.tensors:
+                model.load_backbone({name.removeprefix(prefix): tensor for name, tensor in weights.tensors.items()})
+                return start_new_head(model)
     elif name.endswith("_cifar"):
         _refuse_download(name, pretrained)
         model = _with_cifar_stem(name, num_classes, in_chans)

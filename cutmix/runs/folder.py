@@ -30,8 +30,8 @@ import torch
 
 from cutmix.config.recipe import Recipe, Training, flag
 from cutmix.errors import UNREADABLE, InputError
-from cutmix.runtime.checkpoint import read_weights
 from cutmix.runtime.files import append_line, open_no_link, read_lines, to_json, truncate, why_not_written, write_atomic
+from cutmix.runtime.weights import read_weights
 from cutmix.version import __version__
 
 Kind = TypeVar("Kind", bound=Training)

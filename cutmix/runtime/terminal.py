@@ -1,7 +1,8 @@
-"""Standard output and standard error: unprintable characters, closed pipes, full disks, processes that say the same."""
+"""Standard output and standard error: odd characters, closed pipes, full disks, logged notes, equal messages."""
 
 import contextlib
 import errno
+import logging
 import os
 import sys
 import warnings
@@ -25,7 +26,7 @@ class Console(rich.console.Console):
 
 @contextlib.contextmanager
 def guarded_output() -> Iterator[None]:
-    """Run a command: write what the terminal cannot show as escapes, and exit cleanly where it cannot be written to.
+    """Print what a command logs, escape what the terminal cannot show, and exit cleanly if it cannot be written to.
 
     Raises:
         SystemExit: 141, as of SIGPIPE, if the reader of standard output has gone.
@@ -34,6 +35,9 @@ def guarded_output() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    logger, notes = logging.getLogger("cutmix"), _Notes(logging.INFO)
+    logger.addHandler(notes)
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -48,6 +52,15 @@ def guarded_output() -> Iterator[None]:
             raise
         _discard_output()
         raise InputError(f"standard output could not be written: {error.strerror}") from None
+    finally:
+        logger.removeHandler(notes)
+
+
+class _Notes(logging.Handler):
+    """Prints what the package logs, in the first process."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(printable(record.getMessage()), flush=True)
 
 
 def print_once(message: str) -> None:

@@ -15,10 +15,11 @@ from cutmix.config.options import TrainOptions
 from cutmix.config.recipe import Recipe
 from cutmix.errors import InputError
 from cutmix.runs.folder import RunFolder, command_line, has_results, read_arrays, today, write_arrays, write_bytes
-from cutmix.runtime.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from cutmix.runtime.checkpoint import load_checkpoint, save_checkpoint
 from cutmix.runtime.device import describe_precision
 from cutmix.runtime.distributed import any_process, average_loss, barrier, gather, processes, without_sync
 from cutmix.runtime.signals import Stop, remembered_signals
+from cutmix.runtime.weights import save_weights
 from cutmix.training.classification import Evaluation
 from cutmix.training.optim import learning_rate, set_learning_rate
 from cutmix.training.setup import Run, prepare, summary_writer

@@ -9,7 +9,7 @@ from torch import nn
 from cutmix.config.transfer import Transfer
 from cutmix.errors import InputError
 from cutmix.models import create_model, pretrained_normalization
-from cutmix.runtime.checkpoint import read_weights
+from cutmix.runtime.weights import read_weights
 from cutmix.training.state import start_branches_at_one
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

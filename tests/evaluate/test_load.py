@@ -13,7 +13,7 @@ from cutmix.config.recipe import Recipe
 from cutmix.errors import InputError
 from cutmix.evaluate.load import draw_images, find_subject, load_model, open_test_set
 from cutmix.models import create_model
-from cutmix.runtime.checkpoint import save_weights
+from cutmix.runtime.weights import save_weights
 
 
 def photographs(folder: Path, each: int) -> Path:

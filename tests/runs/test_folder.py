@@ -23,8 +23,8 @@ from cutmix.runs.folder import (
     write_arrays,
     write_bytes,
 )
-from cutmix.runtime.checkpoint import read_weights, save_weights
 from cutmix.runtime.files import append_line, read_lines
+from cutmix.runtime.weights import read_weights, save_weights
 
 RECIPE = Recipe(name="one")
 

@@ -1,5 +1,6 @@
 """Standard output that is closed, full or cannot show a character; more than one process with the same message."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -67,6 +68,16 @@ def test_a_warning_is_a_line_without_source(
     monkeypatch.setitem(__import__("cutmix.cli").cli.COMMANDS, "x", command)
     main(["x"])
     assert capsys.readouterr().err == "warning: odd\\nthing\n"
+
+
+def test_what_is_logged_is_printed_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = logging.getLogger("cutmix.runtime.weights")
+    monkeypatch.setitem(__import__("cutmix.cli").cli.COMMANDS, "x", lambda _: logger.info("%s: done", "a\nb"))
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        main(["x"])
+        assert capsys.readouterr().out == ("a\\nb: done\n" if rank == "0" else "")
+    assert not logging.getLogger("cutmix").handlers
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ from cutmix.errors import InputError
 from cutmix.mixing import CutMix, ScheduledCutMix
 from cutmix.models.cifar import BasicBlock, CifarResNet
 from cutmix.models.pvt import PyramidVisionTransformer
-from cutmix.runtime.checkpoint import load_checkpoint, read_weights
+from cutmix.runtime.checkpoint import load_checkpoint
+from cutmix.runtime.weights import read_weights
 from cutmix.training.loop import run_training
 
 # 8 steps an epoch, 24 in all; everything that has a state is on.
@@ -77,9 +78,8 @@ def outcome(run: Path) -> dict[str, Any]:
     """Return all that a run has computed, without what the clock decides."""
     clock = {"seconds", "images_per_second", "date", "command", "commit"}
     found: dict[str, Any] = {}
-    for name in ("model.safetensors", "best.safetensors"):  # the order of the metadata in the file is not defined
-        weights, metadata = read_weights(run / name)
-        found[name] = {key: tensor.numpy().tobytes() for key, tensor in weights.items()} | metadata
+    for name in ("model.safetensors", "best.safetensors"):
+        found[name] = (run / name).read_bytes()  # equal runs have equal files
     for name in ("log.jsonl", "results.jsonl"):
         records = [json.loads(line) for line in (run / name).read_text().splitlines()]
         found[name] = [{k: v for k, v in record.items() if k not in clock} for record in records]

@@ -11,7 +11,7 @@ from torch import nn
 from cutmix.config.transfer import Detection
 from cutmix.errors import InputError
 from cutmix.models import create_model
-from cutmix.runtime.checkpoint import save_weights
+from cutmix.runtime.weights import save_weights
 from cutmix.transfer.backbone import load_backbone
 
 SMALL = "test_resnet"  # timm's ResNet of half a million parameters
