@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         FeatureMix,
         FixedSizeCutMix,
         ManifoldMixup,
+        Mix,
         MixedTargets,
         Mixup,
         MultiCutMix,
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
         RandomChoice,
         ScheduledCutMix,
         SMMix,
+        collate,
         mixed_binary_cross_entropy,
         mixed_cross_entropy,
-        mixed_forward,
     )
     from cutmix.models import WithTokenHead, create_model
 
@@ -53,6 +54,7 @@ __all__ = [
     "FixedSizeCutMix",
     "InputError",
     "ManifoldMixup",
+    "Mix",
     "MixedTargets",
     "Mixup",
     "MultiCutMix",
@@ -64,10 +66,10 @@ __all__ = [
     "ScheduledCutMix",
     "WithTokenHead",
     "__version__",
+    "collate",
     "create_model",
     "mixed_binary_cross_entropy",
     "mixed_cross_entropy",
-    "mixed_forward",
 ]
 
 

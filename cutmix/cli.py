@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from cutmix.errors import InputError
 from cutmix.version import __version__
@@ -104,16 +104,20 @@ def parse_train(words: list[str]) -> tuple["Recipe", "TrainOptions"]:
 
     from cutmix.config.options import TrainOptions
     from cutmix.config.recipes import PHOTOS, Recipe, find_recipe
+    from cutmix.training.mixes import MIXES
+
+    class Flags(Recipe):  # a recipe is below the table of methods, which has the choices of --mix
+        mix: Literal[tuple(MIXES)]  # type: ignore[valid-type]
 
     name = words[0] if words and not words[0].startswith("-") else None
     flags = words[1:] if name else words
     base = find_recipe(name) if name else PHOTOS if asks_for_help(flags) else default_recipe(flags)
 
     def both(
-        recipe: Annotated[Recipe, tyro.conf.arg(name="")] = base,
+        recipe: Annotated[Recipe, tyro.conf.arg(name="", constructor=Flags)] = base,
         options: Annotated[TrainOptions, tyro.conf.arg(name="")] = TrainOptions(),  # noqa: B008
     ) -> tuple[Recipe, TrainOptions]:
-        return recipe, options
+        return Recipe(**vars(recipe)), options
 
     recipe, options = parse(both, flags, f"train {name or '[RECIPE]'}", TRAIN)
     if base in (Recipe(), PHOTOS) and name is None and recipe.name == base.name:

@@ -6,12 +6,6 @@ from typing import Any, Literal, Self
 
 from cutmix.errors import InputError
 
-Mix = Literal[
-    "none", "cutmix", "mixup", "cutout", "cutmix-or-mixup", "feature-cutmix", "manifold-mixup",
-    "cutmix-center-gaussian", "cutmix-fixed-size", "cutmix-one-hot", "cutmix-complete-label", "cutmix-scheduled",
-    "cutmix-3", "cutmix-4", "smmix",
-]  # fmt: skip
-
 _FEATURE_MIXES = ("feature-cutmix", "manifold-mixup")
 _ALL_LAYERS = (0, 1, 2, 3, 4)
 
@@ -180,8 +174,8 @@ class Recipe(Training):
     drop_block_size: int = 4
     """Side of DropBlock's squares in pixels of the feature map."""
 
-    mix: Mix = "none"
-    """What is done to each batch."""
+    mix: str = "none"
+    """How each batch is mixed."""
     alpha: float = 1.0
     """α of the Beta distribution of CutMix and Mixup."""
     mixup_alpha: float | None = None

@@ -1,8 +1,10 @@
 """Mixing a batch: draw, then apply. Torch only."""
 
 from cutmix.mixing.draw import CutoutDraw, Draw
-from cutmix.mixing.features import FeatureCutMix, FeatureMix, ManifoldMixup, mixed_forward
+from cutmix.mixing.features import FeatureCutMix, FeatureMix, ManifoldMixup
 from cutmix.mixing.images import CutMix, Cutout, Mixup, RandomChoice
+from cutmix.mixing.protocol import Mix
+from cutmix.mixing.sampling import collate
 from cutmix.mixing.smmix import AttentionDraw, SMMix, consistency_loss, fine_grained_loss, smmix_loss
 from cutmix.mixing.targets import MixedTargets, MultiTargets, mixed_binary_cross_entropy, mixed_cross_entropy
 from cutmix.mixing.variants import (
@@ -27,6 +29,7 @@ __all__ = [
     "FeatureMix",
     "FixedSizeCutMix",
     "ManifoldMixup",
+    "Mix",
     "MixedTargets",
     "Mixup",
     "MultiCutMix",
@@ -36,10 +39,10 @@ __all__ = [
     "RandomChoice",
     "SMMix",
     "ScheduledCutMix",
+    "collate",
     "consistency_loss",
     "fine_grained_loss",
     "mixed_binary_cross_entropy",
     "mixed_cross_entropy",
-    "mixed_forward",
     "smmix_loss",
 ]

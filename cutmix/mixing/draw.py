@@ -1,21 +1,24 @@
-"""The drawn record of a mix: who is whose partner, which pixels move, and the weight that follows from them."""
+"""The drawn record of a mix: partners, the pixels that move, and the label weight that follows from them."""
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from cutmix.errors import InputError
 from cutmix.mixing.paste import blend, compose, fill_boxes, paste_boxes
-from cutmix.mixing.targets import MixedTargets, Targets
+from cutmix.mixing.targets import MixedTargets, Targets, check_soft
 
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """What was drawn for one batch. Applying it is deterministic and can be repeated on anything of the same batch.
+    """A mix drawn for one batch. Applying it is deterministic, and can be repeated on anything of the same batch.
 
-    Transforms draw it; ``from_boxes``, ``from_lam`` and ``from_mask`` build it by hand. All of its tensors are small,
-    live on the CPU and are moved without waiting when they are applied.
+    Transforms draw it; ``from_boxes``, ``from_lam`` and ``from_mask`` build it by hand. Its tensors are small and live
+    on the CPU; those that another device needs go there in one copy, without waiting.
 
     Attributes:
         partner: Index of the sample that each sample is mixed with, (N,) int64.
@@ -30,6 +33,7 @@ class Draw:
     boxes: Tensor | None = None
     mask: Tensor | None = None
     size: tuple[int, int] | None = None
+    _copies: dict[torch.device, Any] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def from_boxes(cls, partner: Tensor, boxes: Tensor | Sequence, size: Sequence[int]) -> "Draw":
@@ -41,19 +45,19 @@ class Draw:
             size: Height and width of the images.
 
         Raises:
-            ValueError: If a partner is not in the batch, or a box is not inside the image.
+            InputError: If a partner is not in the batch, or a box is not inside the image.
         """
         partner, (height, width) = _partners(partner), size
         boxes = torch.as_tensor(boxes, device="cpu")
         if boxes.is_floating_point() or boxes.shape not in ((4,), (1, 4), (len(partner), 4)):
-            raise ValueError(
+            raise InputError(
                 f"boxes are {boxes.dtype} {tuple(boxes.shape)}; expected integers of shape (1, 4) or "
                 f"({len(partner)}, 4)"
             )
         boxes = boxes.long().reshape(-1, 4)
         x1, y1, x2, y2 = boxes.unbind(1)
         if not bool(((x1 >= 0) & (x1 <= x2) & (x2 <= width) & (y1 >= 0) & (y1 <= y2) & (y2 <= height)).all()):
-            raise ValueError(f"a box of {boxes.tolist()} is not inside {height}×{width} pixels as x1, y1, x2, y2")
+            raise InputError(f"a box of {boxes.tolist()} is not inside {height}×{width} pixels as x1, y1, x2, y2")
         return cls(partner, kept_share(boxes, height, width, len(partner)), boxes=boxes, size=(height, width))
 
     @classmethod
@@ -65,12 +69,12 @@ class Draw:
             lam: Weight of the own sample, one number or (N,), in [0, 1].
 
         Raises:
-            ValueError: If a partner is not in the batch, or a weight not in [0, 1].
+            InputError: If a partner is not in the batch, or a weight not in [0, 1].
         """
         partner = _partners(partner)
         lam = torch.as_tensor(lam, dtype=torch.float32, device="cpu")
         if lam.shape not in ((), (1,), partner.shape) or not bool(((lam >= 0) & (lam <= 1)).all()):
-            raise ValueError(f"lam is {lam.tolist()}; expected one number or {len(partner)} numbers in [0, 1]")
+            raise InputError(f"lam is {lam.tolist()}; expected one number or {len(partner)} numbers in [0, 1]")
         return cls(partner, lam.expand(len(partner)).contiguous())
 
     @classmethod
@@ -82,84 +86,116 @@ class Draw:
             mask: (H, W) or (N, H, W), bool or floating in [0, 1]; 1 where the own pixels stay.
 
         Raises:
-            ValueError: If a partner is not in the batch, or the mask has another shape, dtype or range.
+            InputError: If a partner is not in the batch, or the mask has another shape, dtype or range.
         """
         partner, mask = _partners(partner), mask.cpu()
         if mask.ndim not in (2, 3) or (mask.ndim == 3 and len(mask) not in (1, len(partner))):
-            raise ValueError(f"mask is {tuple(mask.shape)}; expected (H, W) or ({len(partner)}, H, W)")
+            raise InputError(f"mask is {tuple(mask.shape)}; expected (H, W) or ({len(partner)}, H, W)")
         if mask.dtype != torch.bool and not (mask.is_floating_point() and bool(((mask >= 0) & (mask <= 1)).all())):
-            raise ValueError("mask must be bool, or floating with values in [0, 1]")
+            raise InputError("mask must be bool, or floating with values in [0, 1]")
         share = mask.double().mean((-2, -1)).float().reshape(-1)
         height, width = mask.shape[-2:]
         return cls(partner, share.expand(len(partner)).contiguous(), mask=mask, size=(height, width))
 
-    def apply(self, x: Tensor, inplace: bool = False) -> Tensor:
+    def apply(self, x: Tensor, inplace: bool = False, *, nearest: bool | None = None) -> Tensor:
         """Mix a batch: images, feature maps, segmentation masks, video.
+
+        Boxes and bool masks move pixels of any dtype unchanged. A blend, or a floating mask, averages pixels, which
+        makes other classes of class ids: an integer ``x`` then needs ``nearest``.
 
         Args:
             x: (N, ..., H, W) of any dtype, device and memory format; the last two dimensions are the ones that were
-                drawn for (a blend takes any (N, ...)).
+                drawn for (a blend takes any (N, ...)). The type of torchvision's ``Image``, ``Video`` and ``Mask`` is
+                kept.
             inplace: Write into ``x`` and return it, using one spare image of memory on the CPU.
+            nearest: Of a blend: True takes each pixel from the sample with the larger weight (class ids), False
+                averages and rounds integers to the nearest value (uint8 images), None averages floating ``x`` and
+                refuses integers.
 
         Raises:
-            ValueError: If ``x`` is another batch size or spatial size than was drawn for, or if it is to be written
-                into and elements of it share memory, as after ``expand``.
+            InputError: If ``x`` is another batch size or spatial size than was drawn for, holds boxes or key points,
+                or is an integer blend without ``nearest``; or if it is to be written into and elements of it share
+                memory, as after ``expand``.
         """
-        check_fits(x, len(self.partner), self.size)
-        if inplace:
-            check_writable(x)
-        if self.boxes is not None:
-            return paste_boxes(x, self.partner, self.boxes, inplace=inplace)
+        plain = check_batch(x, len(self.partner), self.size, inplace)
+        if nearest is None and self._averages and (not x.is_floating_point() or is_tv_tensor(x, "Mask")):
+            raise InputError(
+                f"x is {x.dtype}, which a blend would average; give nearest=True for class ids, nearest=False for "
+                "images"
+            )
+        mixed = self._mix(plain, inplace, bool(nearest))
+        return x if inplace else mixed if plain is x else mixed.as_subclass(type(x))
+
+    def _mix(self, x: Tensor, inplace: bool, nearest: bool) -> Tensor:
+        """Mix a plain tensor."""
+        partner, lam, boxes = self.on(x.device)
+        if boxes is not None and self.boxes is not None:
+            return paste_boxes(x, partner, boxes, corners=self.boxes, inplace=inplace)
         if self.mask is not None:
-            return compose(x, self.partner, self.mask, inplace=inplace)
-        return blend(x, self.partner, self.lam, inplace=inplace)
+            own = self.mask.to(x.device, non_blocking=True).reshape(-1, *[1] * (x.ndim - 3), *self.mask.shape[-2:])
+        else:
+            own = lam.reshape(-1, *[1] * (x.ndim - 1))
+        if nearest or own.dtype == torch.bool:
+            return compose(x, partner, own if own.dtype == torch.bool else own >= 0.5, inplace=inplace)
+        return (blend if self.mask is None else compose)(x, partner, own, inplace=inplace)
+
+    @property
+    def _averages(self) -> bool:
+        return self.boxes is None and (self.mask is None or self.mask.dtype != torch.bool)
 
     def targets(self, labels: Tensor) -> Targets:
         """Mix labels as the pixels were mixed.
 
         Args:
-            labels: Class ids (N,) of an integer dtype; or multi-label or soft targets (N, K) of any dtype.
+            labels: Class ids (N,) of an integer dtype; or multi-label or soft targets (N, K) in [0, 1], of any dtype.
 
         Returns:
             ``MixedTargets`` for class ids; (N, K) floating for (N, K).
 
         Raises:
-            ValueError: If there is not one label a sample, or class ids are not integers.
+            InputError: If there is not one label a sample, class ids are not integers, or targets are not in [0, 1].
         """
-        check_labels(labels, len(self.partner))
-        partner = self.partner.to(labels.device, non_blocking=True)
-        lam = self.lam.to(labels.device, non_blocking=True)
+        labels = check_labels(labels, len(self.partner))
+        partner, lam, _ = self.on(labels.device)
         if labels.ndim == 1:
             return MixedTargets(labels, labels.index_select(0, partner), lam)
-        soft = labels if labels.dtype == torch.float64 else labels.float()
-        return torch.lerp(soft.index_select(0, partner), soft, lam[:, None].to(soft.dtype))
+        return torch.lerp(labels.index_select(0, partner), labels, lam[:, None].to(labels.dtype))
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return partners, weights and boxes on a device, sent there in one copy that does not wait."""
+        small = (self.partner, self.lam, self.boxes)
+        if device.type == "cpu":
+            return small
+        if torch.compiler.is_compiling():
+            partner, lam, boxes = (part if part is None else part.to(device, non_blocking=True) for part in small)
+            return partner, lam, boxes  # type: ignore[return-value]
+        if device not in self._copies:
+            parts = [self.partner.int(), self.lam.float().view(torch.int32)]
+            parts += [] if self.boxes is None else [self.boxes.int().flatten()]
+            sent = torch.cat(parts).to(device, non_blocking=True).split([len(part) for part in parts])
+            boxes = sent[2].view(-1, 4) if len(sent) > 2 else None
+            self._copies[device] = (sent[0], sent[1].view(torch.float32), boxes)
+        return self._copies[device]
 
 
 @dataclass(frozen=True, eq=False)
-class CutoutDraw:
-    """Holes drawn for one batch; the interface of ``Draw`` with labels untouched.
+class CutoutDraw(Draw):
+    """Holes drawn for one batch; labels stay as they are.
 
-    Attributes:
-        partner: Every sample's own index, (N,) int64.
-        lam: Ones, (N,) float32.
-        boxes: The holes, half-open x1, y1, x2, y2 in pixels, (1, 4) or (N, 4) int64.
-        size: Height and width that the holes were drawn for.
+    ``partner`` is every sample's own index and ``lam`` is 1; ``boxes`` are the holes.
     """
 
-    partner: Tensor
-    lam: Tensor
-    boxes: Tensor
-    size: tuple[int, int]
-
-    def apply(self, x: Tensor, inplace: bool = False) -> Tensor:
+    def apply(self, x: Tensor, inplace: bool = False, *, nearest: bool | None = None) -> Tensor:
         """Set the holes of a batch (N, ..., H, W) to zero; see ``Draw.apply``."""
-        check_fits(x, len(self.partner), self.size)
-        if inplace:
-            check_writable(x)
-        return fill_boxes(x, self.boxes, inplace=inplace)
+        return super().apply(x, inplace, nearest=nearest)
+
+    def _mix(self, x: Tensor, inplace: bool, nearest: bool) -> Tensor:
+        _, _, boxes = self.on(x.device)
+        assert boxes is not None and self.boxes is not None  # noqa: PT018
+        return fill_boxes(x, boxes, corners=self.boxes, inplace=inplace)
 
     def targets(self, labels: Tensor) -> Tensor:
-        """Return the labels as they are, once they have been seen to fit."""
+        """Check the labels and return them."""
         check_labels(labels, len(self.partner))
         return labels
 
@@ -171,43 +207,70 @@ def kept_share(boxes: Tensor, height: int, width: int, n: int) -> Tensor:
     return (1 - area / max(height * width, 1)).float().expand(n).contiguous()
 
 
-def check_fits(x: Tensor, n: int, size: tuple[int, int] | None) -> None:
-    """Raise ValueError unless ``x`` is the batch that was drawn for."""
+def is_tv_tensor(x: Tensor, *names: str) -> bool:
+    """Return whether ``x`` is one of torchvision's tensor types, of these names if any; torchvision is not imported."""
+    types = sys.modules.get("torchvision.tv_tensors")
+    if type(x) is Tensor or types is None:
+        return False
+    return isinstance(x, tuple(getattr(types, name) for name in names or ("TVTensor",)))
+
+
+def check_tensor(what: str, x: Any, expected: str) -> None:
+    """Raise InputError unless ``x`` is a tensor."""
+    if not isinstance(x, Tensor):
+        raise InputError(f"{what} are of type {type(x).__name__}; expected a tensor {expected}")
+
+
+def check_batch(x: Tensor, n: int, size: tuple[int, int] | None, inplace: bool) -> Tensor:
+    """Return ``x`` without torchvision's type; raise InputError unless it is the batch that was drawn for."""
+    check_tensor("images", x, "(N, ..., H, W); torchvision's v2.ToImage makes tensors of PIL images")
     if x.ndim == 0 or len(x) != n:
-        raise ValueError(f"the draw is for a batch of {n}, but x is {tuple(x.shape)}")
+        raise InputError(f"the draw is for a batch of {n}, but x is {tuple(x.shape)}")
+    if is_tv_tensor(x, "BoundingBoxes", "KeyPoints"):
+        raise InputError(f"x is {type(x).__name__}, which has no pixels to mix; expected images, masks or video")
     if size is not None and (x.ndim < 3 or tuple(x.shape[-2:]) != size):
-        raise ValueError(f"the draw is for {size[0]}×{size[1]} pixels, but x is {tuple(x.shape)}")
+        raise InputError(f"the draw is for {size[0]}×{size[1]} pixels, but x is {tuple(x.shape)}")
+    if inplace:
+        _check_writable(x)
+    return x.as_subclass(Tensor) if is_tv_tensor(x) else x
 
 
-def check_writable(x: Tensor) -> None:
-    """Raise ValueError if two elements of ``x`` may share memory: writing one would change the other."""
+def _check_writable(x: Tensor) -> None:
+    """Raise InputError if two elements of ``x`` may share memory: writing one would change the other."""
     if x.is_contiguous():
         return
-    end = 0  # of what the dimensions of smaller strides reach
+    end = 0  # the last element that the dimensions of smaller strides reach
     for stride, length in sorted(zip(x.stride(), x.shape, strict=True)):
         if length > 1:
             if stride <= end:
-                raise ValueError(f"x has strides {x.stride()}, so elements share memory; clone it to mix in place")
+                raise InputError(f"x has strides {x.stride()}, so elements share memory; clone it to mix in place")
             end += stride * (length - 1)
 
 
-def check_labels(labels: Tensor, n: int) -> None:
-    """Raise ValueError unless there is one label for each of ``n`` samples, of a dtype that can be meant."""
+def check_labels(labels: Tensor, n: int) -> Tensor:
+    """Return class ids as int64, or targets (N, K) as floating; raise InputError unless they fit ``n`` samples."""
+    check_tensor("labels", labels, "of class ids (N,) or of targets (N, K)")
     if labels.ndim not in (1, 2):
-        raise ValueError(
+        raise InputError(
             f"labels are {tuple(labels.shape)}; expected class ids (N,) or multi-label targets (N, K); "
             "segmentation masks are mixed by draw.apply"
         )
     if len(labels) != n:
-        raise ValueError(f"there are {len(labels)} labels for {n} images; expected one a sample")
-    if labels.ndim == 1 and (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool):
-        raise ValueError(f"class ids are {labels.dtype}; expected an integer dtype, or targets of shape (N, K)")
+        raise InputError(f"there are {len(labels)} labels for {n} images; expected one a sample")
+    if labels.ndim == 1:
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise InputError(f"class ids are {labels.dtype}; expected an integer dtype, or targets of shape (N, K)")
+        return labels.long()
+    labels = labels if labels.dtype == torch.float64 else labels.float()
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere, reading values would wait
+        check_soft(labels)
+    return labels
 
 
 def _partners(partner: Tensor | Sequence[int]) -> Tensor:
     partner = torch.as_tensor(partner, device="cpu")
     if partner.ndim != 1 or partner.is_floating_point() or partner.dtype == torch.bool:
-        raise ValueError(f"partner is {partner.dtype} {tuple(partner.shape)}; expected integers of shape (N,)")
+        raise InputError(f"partner is {partner.dtype} {tuple(partner.shape)}; expected integers of shape (N,)")
     if partner.numel() and not 0 <= int(partner.min()) <= int(partner.max()) < len(partner):
-        raise ValueError(f"partner is {partner.tolist()}; expected indices from 0 to {len(partner) - 1}")
+        raise InputError(f"partner is {partner.tolist()}; expected indices from 0 to {len(partner) - 1}")
     return partner.long()

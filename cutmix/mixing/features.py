@@ -1,4 +1,4 @@
-"""Mixing inside the network: Feature CutMix and Manifold Mixup, and one forward pass for every kind of mixing."""
+"""Mixing inside the network: Feature CutMix and Manifold Mixup."""
 
 from collections.abc import Sequence
 from typing import Any, Unpack
@@ -7,30 +7,31 @@ import torch
 from torch import Tensor, nn
 
 from cutmix.errors import InputError
-from cutmix.mixing.images import BatchTransform, CutMix, Drawn, MixOptions, Mixup
+from cutmix.mixing.images import CutMix, MixOptions, Mixup
+from cutmix.mixing.protocol import BatchTransform, Drawn, Mix, unwrapped
 from cutmix.mixing.sampling import RandomStream
-from cutmix.mixing.targets import Targets
+from cutmix.mixing.targets import Targets, mixed_cross_entropy
 from cutmix.runtime.seeding import derive_seed
 
-# The paper's indices: what is mixed is the output of this module; layer 0 is the image.
+# The paper's indices: the output of this module is mixed; layer 0 is the image.
 _MODULES = ("", "bn1", "layer1", "layer2", "layer3")
 
 
-class FeatureMix:
+class FeatureMix(Mix):
     """Mix at one layer of the network, chosen at random for each batch.
 
     Layer 0 is the image, 1 the output of the first convolution and its batch normalisation (before the activation),
-    2 to 4 the outputs of the stages layer1 to layer3. The mix is drawn at the shape that the features have there, so
-    that a box is made of their pixels and λ is exact in them; everything after the layer, and the gradient, sees mixed
-    features. Every network whose modules are called bn1 and layer1 to layer3 will do: the CIFAR ResNets, PyramidNet,
-    the ResNets of timm and torchvision. They are reached by a forward hook that lasts for one forward pass.
+    2 to 4 the outputs of the stages layer1 to layer3. The mix is drawn at the shape of the features there, so that λ
+    is exact in their pixels; everything after the layer, and the gradient, is of mixed features. The network must have
+    modules named bn1 and layer1 to layer3, as the CIFAR ResNets, PyramidNet and the ResNets of timm and torchvision
+    have. A forward hook that lasts for one forward pass mixes there.
 
     Under ``torch.compile`` the passes that mix at layer 1 to 4 run uncompiled, since compiled code ignores hooks that
-    come later; under DistributedDataParallel every process chooses its own layer. Activation checkpointing does not
-    go together with it, as it runs the layer a second time without the hook.
+    are added later; under DistributedDataParallel every process chooses its own layer. Activation checkpointing is not
+    supported, as it runs the layer a second time without the hook.
 
     Args:
-        transform: What is drawn and applied, e.g. ``CutMix()``; its ``inplace`` concerns only images.
+        transform: The transform to draw from, e.g. ``CutMix()``; its ``inplace`` concerns only images.
         layers: The layers to choose from, equally often; one number for a fixed layer.
         seed: Seed of the choice; None takes fresh entropy.
 
@@ -38,8 +39,8 @@ class FeatureMix:
         InputError: If there is no such layer.
 
     Source:
-        Yun et al., CutMix, ICCV 2019, §4.1 (a layer at random for each batch) and Figure 3 (one fixed layer). Which
-        layers are chosen from is not said; here they are the five of Figure 3 unless others are given.
+        Yun et al., CutMix, ICCV 2019, §4.1 (a layer at random for each batch) and Figure 3 (one fixed layer). The paper
+        does not say which layers are chosen from; the default is the five of Figure 3.
     """
 
     def __init__(
@@ -51,6 +52,28 @@ class FeatureMix:
             raise InputError(f"layers are {layers}; expected some of 0 (the image), 1 (the stem), 2, 3, 4 (the stages)")
         self._stream = RandomStream(seed, "layer")
 
+    def prepare(self, network: nn.Module, images: Tensor) -> nn.Module:
+        """Return the network, if it has the layers."""
+        find_layers(network, self.layers)
+        return network
+
+    def loss(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        targets: Targets,
+        *,
+        label_smoothing: float = 0.0,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """Return the cross entropy of a forward pass that mixes; ``targets`` are labels as for ``forward``."""
+        logits, mixed = self.forward(network, images, targets)  # type: ignore[arg-type]
+        return mixed_cross_entropy(logits, mixed, label_smoothing=label_smoothing, weight=weight)
+
+    def on_images(self) -> BatchTransform | None:
+        """Return the transform, if the image is one of the layers."""
+        return self.transform if 0 in self.layers else None
+
     def forward(self, network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Targets]:
         """Choose a layer, and run the network with the batch mixed there.
 
@@ -60,7 +83,7 @@ class FeatureMix:
             labels: Class ids (N,), or multi-label targets (N, K).
 
         Returns:
-            What the network returns, and the targets that follow from the draw.
+            The output of the network, and the targets that follow from the draw.
 
         Raises:
             InputError: If the network lacks one of the layers, or its forward pass does not go through it.
@@ -91,7 +114,7 @@ class FeatureMix:
         return self._stream.state_dict() | {"transform": self.transform.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state_dict()``."""
+        """Restore the state that ``state_dict()`` returned."""
         self._stream.load_state_dict(state)
         self.transform.load_state_dict(state["transform"])
 
@@ -135,34 +158,13 @@ class ManifoldMixup(FeatureMix):
         super().__init__(Mixup(alpha, **options), layers, seed=_layer_seed(options))
 
 
-def mixed_forward(
-    network: nn.Module, images: Tensor, labels: Tensor, mix: BatchTransform | FeatureMix | None
-) -> tuple[Tensor, Targets]:
-    """Run the network on a batch that is mixed as images, inside the network, or not at all.
-
-    Args:
-        network: The network, also inside DistributedDataParallel or ``torch.compile``.
-        images: (N, C, H, W).
-        labels: Class ids (N,), or multi-label targets (N, K).
-        mix: A transform of images, a ``FeatureMix``, or None.
-
-    Returns:
-        What the network returns, and the targets for its loss.
-    """
-    if isinstance(mix, FeatureMix):
-        return mix.forward(network, images, labels)
-    mixed, targets = mix(images, labels) if mix is not None else (images, labels)
-    return network(mixed), targets
-
-
 def find_layers(network: nn.Module, layers: Sequence[int]) -> dict[int, nn.Module]:
-    """Return the module after which each layer is mixed; the image, layer 0, has none.
+    """Return the module whose output each layer is; the image, layer 0, has none.
 
     Raises:
         InputError: If the network lacks one of them.
     """
-    while isinstance(inner := getattr(network, "_orig_mod", getattr(network, "module", None)), nn.Module):
-        network = inner  # torch.compile's wrapper, DistributedDataParallel, a moving average
+    network = unwrapped(network)
     found: dict[int, nn.Module] = {}
     for layer in layers:
         module = getattr(network, _MODULES[layer], None) if layer else None
@@ -177,6 +179,6 @@ def find_layers(network: nn.Module, layers: Sequence[int]) -> dict[int, nn.Modul
 
 
 def _layer_seed(options: MixOptions) -> int | None:
-    """Return a seed for the choice that is unrelated to the transform's."""
+    """Return a seed for the choice of layers, unrelated to the transform's."""
     seed = options.get("seed")
     return None if seed is None else derive_seed(seed, "layer")

@@ -2,59 +2,21 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cutmix.mixing.draw import CutoutDraw, Draw
+from cutmix.errors import InputError
+from cutmix.mixing.draw import CutoutDraw, Draw, check_tensor, is_tv_tensor
+from cutmix.mixing.protocol import BatchTransform, Drawn, ImageMix
 from cutmix.mixing.sampling import RandomStream, draw_beta, draw_cycle
 from cutmix.mixing.targets import Targets
 
 
-class Drawn(Protocol):
-    """What every drawn record can do; see ``Draw``."""
-
-    def apply(self, x: Tensor, inplace: bool = False) -> Tensor:
-        """Mix a batch."""
-        ...
-
-    def targets(self, labels: Tensor) -> Targets:
-        """Mix labels as the pixels were mixed."""
-        ...
-
-
-class BatchTransform(Protocol):
-    """What a loop needs of a transform: CutMix, its variants, Mixup, Cutout and RandomChoice are ones."""
-
-    @property
-    def prob(self) -> float:
-        """Probability that a batch, or a sample, is mixed."""
-        ...
-
-    @prob.setter
-    def prob(self, prob: float) -> None: ...
-
-    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Targets]:
-        """Return the mixed images and their targets."""
-        ...
-
-    def draw(self, shape: Sequence[int]) -> Drawn:
-        """Draw for a batch of this shape."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the random state."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a random state."""
-        ...
-
-
 class MixOptions(TypedDict, total=False):
-    """Keyword arguments of every transform that mixes samples; ``CutMix`` says what they mean."""
+    """Keyword arguments of every transform that mixes samples; see ``CutMix``."""
 
     prob: float
     per_sample: bool
@@ -62,8 +24,8 @@ class MixOptions(TypedDict, total=False):
     seed: int | None
 
 
-class _Mixer:
-    """What the transforms share: probability, granularity, random state, and the call."""
+class _Mixer(ImageMix):
+    """The shared part of the transforms: probability, granularity, random state, and the call."""
 
     _stream_name: str
 
@@ -82,41 +44,39 @@ class _Mixer:
 
     @prob.setter
     def prob(self, prob: float) -> None:
-        if not 0 <= prob <= 1:
-            raise ValueError(f"prob is {prob}; expected a probability in [0, 1]")
-        self._prob = prob
-
-    def draw(self, shape: Sequence[int]) -> Drawn:
-        raise NotImplementedError
+        self._prob = probability(prob)
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Targets]:
         """Mix a batch.
 
         Args:
-            images: (N, ..., H, W), any floating or integer dtype, device and memory format.
-            labels: Class ids (N,) of an integer dtype, or multi-label targets (N, K).
+            images: (N, ..., H, W), any floating or integer dtype, device and memory format; torchvision's ``Image`` and
+                ``Video`` keep their type. Mixup takes floating or uint8 images.
+            labels: Class ids (N,) of an integer dtype, or multi-label targets (N, K) in [0, 1].
 
         Returns:
-            The images (the same tensor with ``inplace``) and their targets, as ``Draw.targets`` says; the same type
-            of targets whether or not this batch was mixed.
+            The images (the same tensor with ``inplace``) and their targets, see ``Draw.targets``; the type of the
+            targets does not depend on whether this batch was mixed.
 
         Raises:
-            ValueError: If shapes or dtypes do not fit; the images are then as they were.
+            InputError: If types, shapes or dtypes do not fit; the images are then unchanged.
         """
+        check_tensor("images", images, "(N, ..., H, W); torchvision's v2.ToImage makes tensors of PIL images")
         draw = self.draw(images.shape)
         targets = draw.targets(labels)
-        return draw.apply(images, inplace=self.inplace), targets
+        rounded = images.dtype == torch.uint8 and not is_tv_tensor(images, "Mask")
+        return draw.apply(images, inplace=self.inplace, nearest=False if rounded else None), targets
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the random state; transforms with the same arguments go on alike from it."""
+        """Return the random state; transforms with the same arguments continue alike from it."""
         return self._stream.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state_dict()``."""
+        """Restore the state that ``state_dict()`` returned."""
         self._stream.load_state_dict(state)
 
     def _mixed(self, n: int, generator: torch.Generator) -> Tensor | bool:
-        """Decide who is mixed: a bool for the batch, or (n,) bool."""
+        """Decide what is mixed: a bool for the batch, or (n,) bool."""
         if self._prob == 1:
             return True
         chosen = torch.rand(n if self.per_sample else 1, generator=generator) < self._prob
@@ -128,9 +88,9 @@ class _Mixer:
 
 
 class BoxMixer(_Mixer):
-    """Paste a box of every sample's partner: what CutMix shares with the paper's ablations of it.
+    """Paste a box of every sample's partner: the shared part of CutMix and the paper's ablations of it.
 
-    They differ in the box's sides, in its centre, or in what it does to the label; each is one method.
+    They differ in the box's sides, in its centre, or in the label weight; each is one method.
     """
 
     _stream_name = "cutmix"
@@ -149,7 +109,7 @@ class BoxMixer(_Mixer):
         return Draw(partner, lam.expand(n).contiguous(), boxes=boxes, size=(height, width))
 
     def draw_boxes(self, n: int, height: int, width: int, mixed: Tensor | bool) -> tuple[Tensor, Tensor]:
-        """Draw one box, or n with ``per_sample``, empty where unmixed: what ``clip_boxes`` returns."""
+        """Draw one box, or n with ``per_sample``, empty where unmixed; see ``clip_boxes``."""
         size = np.array([[width], [height]], dtype=np.float64)
         side = self.draw_sides(n if self.per_sample else 1, size)
         if mixed is not True:
@@ -178,19 +138,19 @@ class CutMix(BoxMixer):
     down, whose centre is uniform over the pixels, and which is clipped at the border. λ is the share of pixels that
     M keeps: not λ₀, and on average 0.70 at 32×32 pixels for α = 1.
 
-    The partners form one random cycle through the batch: nobody is his own partner and everybody is used once. The
+    The partners form one random cycle through the batch: no sample is its own partner, and each is a partner once. The
     paper takes a random permutation, which pairs one sample a batch with itself on average. A batch of one cannot be
-    mixed and comes back as it is, with λ = 1.
+    mixed and is returned unchanged, with λ = 1.
 
     Args:
         alpha: α of the Beta distribution, above 0; 1 in all of the paper's experiments.
         prob: Probability of mixing a batch (``per_sample``: a sample); the authors use 0.5 on CIFAR and 1 elsewhere.
-        per_sample: Draw λ and the box for every sample rather than one for the batch, as the paper does.
+        per_sample: Draw λ and the box for every sample; the paper draws one of each for the batch.
         inplace: Write into the images, with one spare image of memory on the CPU.
         seed: Seed of the transform's own generator; None takes fresh entropy.
 
     Raises:
-        ValueError: If ``alpha`` or ``prob`` is out of range.
+        InputError: If ``alpha`` or ``prob`` is out of range.
 
     Source:
         Yun et al., CutMix, ICCV 2019, §3.1 and Algorithm A1 (arXiv:1905.04899v2). The box was checked against
@@ -218,18 +178,19 @@ class CutMix(BoxMixer):
 class Mixup(_Mixer):
     """Blend every sample with its partner: x̃ = λ x_A + (1 − λ) x_B, ỹ = λ y_A + (1 − λ) y_B, λ ~ Beta(α, α).
 
-    Partners are drawn as for ``CutMix``. Half-precision images are blended in float32, integer images are rounded to
-    the nearest value.
+    Partners are drawn as for ``CutMix``. Half-precision images are blended in float32, uint8 images are rounded to the
+    nearest value. Other integers and torchvision's ``Mask`` are refused, as blended class ids are other classes; see
+    ``Draw.apply``.
 
     Args:
         alpha: α of the Beta distribution, above 0.
         prob: Probability of mixing a batch (``per_sample``: a sample).
-        per_sample: Draw λ for every sample rather than one for the batch.
+        per_sample: Draw λ for every sample instead of one for the batch.
         inplace: Write into the images, with one spare image of memory on the CPU.
         seed: Seed of the transform's own generator; None takes fresh entropy.
 
     Raises:
-        ValueError: If ``alpha`` or ``prob`` is out of range.
+        InputError: If ``alpha`` or ``prob`` is out of range.
 
     Source:
         Zhang et al., mixup, ICLR 2018, eq. 1; checked against torchvision's ``MixUp`` for given λ.
@@ -252,7 +213,7 @@ class Mixup(_Mixer):
     def draw(self, shape: Sequence[int]) -> Draw:
         """Draw partners and weights for a batch of shape (N, ...)."""
         if len(shape) < 2:
-            raise ValueError(f"the batch is {tuple(shape)}; expected (N, ...)")
+            raise InputError(f"the batch is {tuple(shape)}; expected (N, ...)")
         n, generator = shape[0], self._stream.generator
         mixed = self._mixed(n, generator)
         if mixed is False or n < 2:
@@ -264,7 +225,7 @@ class Mixup(_Mixer):
 
 
 class Cutout(_Mixer):
-    """Set a square of every image to zero; labels are untouched.
+    """Set a square of every image to zero; labels are unchanged.
 
     The centre is uniform over the pixels and the square is clipped at the border, so that it is smaller there. Zero
     is the mean colour of normalised images: apply it after normalisation, as the paper does.
@@ -272,12 +233,12 @@ class Cutout(_Mixer):
     Args:
         size: Side of the square in pixels, above 0; the paper uses 16 on CIFAR and 112 on ImageNet.
         prob: Probability of cutting a sample (``per_sample=False``: the batch).
-        per_sample: Draw a square for every sample, as the paper does, rather than one for the batch.
+        per_sample: Draw a square for every sample, as the paper does, instead of one for the batch.
         inplace: Write into the images.
         seed: Seed of the transform's own generator; None takes fresh entropy.
 
     Raises:
-        ValueError: If ``size`` or ``prob`` is out of range.
+        InputError: If ``size`` or ``prob`` is out of range.
 
     Source:
         DeVries and Taylor, Cutout, arXiv:1708.04552, §3.2; checked against uoguelph-mlrg/Cutout for even sizes
@@ -295,9 +256,7 @@ class Cutout(_Mixer):
         inplace: bool = False,
         seed: int | None = None,
     ) -> None:
-        if size != int(size) or size < 1:
-            raise ValueError(f"size is {size}; expected a whole number of pixels above 0")
-        self.size = int(size)
+        self.size = whole_pixels("size", size)
         super().__init__(prob, per_sample, inplace, seed)
 
     def draw(self, shape: Sequence[int]) -> CutoutDraw:
@@ -308,10 +267,10 @@ class Cutout(_Mixer):
         side = np.full((2, n if self.per_sample else 1), self.size, dtype=np.float64) * mixed
         size = np.array([[width], [height]], dtype=np.float64)
         boxes, _ = clip_boxes(draw_pixels(side.shape[1], size, generator), side, size)
-        return CutoutDraw(torch.arange(n), torch.ones(n), boxes, (height, width))
+        return CutoutDraw(torch.arange(n), torch.ones(n), boxes=boxes, size=(height, width))
 
 
-class RandomChoice:
+class RandomChoice(ImageMix):
     """Apply one of several transforms to each batch.
 
     Args:
@@ -320,7 +279,7 @@ class RandomChoice:
         seed: Seed of the choice; each transform has its own.
 
     Raises:
-        ValueError: If there is no transform, or the weights do not fit them.
+        InputError: If there is no transform, or the weights do not fit them.
     """
 
     def __init__(
@@ -333,11 +292,11 @@ class RandomChoice:
         self.transforms = tuple(transforms)
         self.weights = tuple(weights) if weights is not None else (1.0,) * len(self.transforms)
         if not self.transforms:
-            raise ValueError("there is no transform to choose from")
+            raise InputError("there is no transform to choose from")
         if len(self.weights) != len(self.transforms):
-            raise ValueError(f"there are {len(self.weights)} weights for {len(self.transforms)} transforms")
+            raise InputError(f"there are {len(self.weights)} weights for {len(self.transforms)} transforms")
         if min(self.weights) < 0 or not 0 < sum(self.weights) < math.inf:
-            raise ValueError(f"weights are {self.weights}; expected numbers of at least 0, one of them above")
+            raise InputError(f"weights are {self.weights}; expected numbers of at least 0, one of them above")
         self._stream = RandomStream(seed, "choice")
 
     @property
@@ -365,7 +324,7 @@ class RandomChoice:
         return self._stream.state_dict() | {"transforms": children}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state_dict()``."""
+        """Restore the state that ``state_dict()`` returned."""
         self._stream.load_state_dict(state)
         for transform, child in zip(self.transforms, state["transforms"], strict=True):
             transform.load_state_dict(child)
@@ -383,8 +342,8 @@ def draw_pixels(n: int, size: np.ndarray, generator: torch.Generator) -> np.ndar
 def clip_boxes(centre: np.ndarray, side: np.ndarray, size: np.ndarray) -> tuple[Tensor, Tensor]:
     """Clip boxes at the border; an odd side has its extra pixel at the right or the bottom.
 
-    All in float64, which holds every pixel position exactly; in NumPy, whose calls on a handful of numbers take half
-    the time of torch's. For small images, drawing is half of the work.
+    In float64, which holds every pixel position exactly, and in NumPy, whose calls on a handful of numbers take half
+    the time of torch's: for small images, drawing is half of the work.
 
     Args:
         centre: Columns and rows, (2, n).
@@ -410,12 +369,26 @@ def _unmixed(n: int, size: tuple[int, int] | None) -> Draw:
 def spatial(shape: Sequence[int]) -> tuple[int, int, int]:
     """Return N, H and W of a batch of shape (N, ..., H, W)."""
     if len(shape) < 3:
-        raise ValueError(f"the batch is {tuple(shape)}, without spatial dimensions; expected (N, ..., H, W)")
+        raise InputError(f"the batch is {tuple(shape)}, without spatial dimensions; expected (N, ..., H, W)")
     return shape[0], shape[-2], shape[-1]
 
 
 def positive(name: str, value: float) -> float:
-    """Return a finite number above 0, or raise ValueError."""
+    """Return a finite number above 0, or raise InputError."""
     if not 0 < value < math.inf:
-        raise ValueError(f"{name} is {value}; expected a number above 0")
+        raise InputError(f"{name} is {value}; expected a number above 0")
     return float(value)
+
+
+def whole_pixels(name: str, value: float) -> int:
+    """Return a whole number above 0, or raise InputError."""
+    if not 1 <= value < math.inf or value != int(value):
+        raise InputError(f"{name} is {value}; expected a whole number of pixels above 0")
+    return int(value)
+
+
+def probability(value: float) -> float:
+    """Return a number in [0, 1], or raise InputError."""
+    if not 0 <= value <= 1:
+        raise InputError(f"prob is {value}; expected a probability in [0, 1]")
+    return value

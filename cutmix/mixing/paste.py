@@ -1,10 +1,10 @@
-"""How pixels move: boxes pasted, batches blended, masks composed, holes cut.
+"""Move pixels: paste boxes, blend batches, compose under masks, cut holes.
 
-Every function takes ``partner`` (N,), the index of the sample that each sample takes pixels from, and is
-deterministic. On a CPU, images are worked on one after another along the cycles of ``partner``, so that only the bytes
-inside a box move, with one spare image of memory. Small images under one box, other devices, ``torch.compile`` and
-inputs that carry a gradient take whole-batch index operations: no loop over samples, and nothing that waits for the
-device.
+Every function is deterministic and takes its small tensors on the device of the images: ``partner`` (N,) is the index
+of the sample that each sample takes pixels from. On a CPU, images are processed one after another along the cycles of
+``partner``, so that only the bytes inside a box move, with one spare image of memory. Small images under one box, other
+devices, ``torch.compile`` and inputs that carry a gradient take whole-batch index operations: no loop over samples, and
+nothing that waits for the device.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Bytes of a sample's box from which working on one sample after another is faster than one operation for the batch;
-# for blending, which only torch can do well, four times as many. See benchmarks/mixing.py --crossover.
+# Bytes of a sample's box from which processing one sample after another is faster than one operation for the batch;
+# for blending, which only torch does well, four times as many. See benchmarks/mixing.py --crossover.
 _LARGE = 16 * 1024
 
 # Pixels are only moved, so any type of the same size will do: NumPy has no bfloat16.
@@ -24,31 +24,32 @@ _SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 Samples = TypeVar("Samples", Tensor, np.ndarray)
 
 
-def paste_boxes(x: Tensor, partner: Tensor, boxes: Tensor, *, inplace: bool) -> Tensor:
+def paste_boxes(x: Tensor, partner: Tensor, boxes: Tensor, *, corners: Tensor, inplace: bool) -> Tensor:
     """Replace a box of every sample by the same box of its partner: x̃ = M ⊙ x_A + (1 − M) ⊙ x_B, M = 0 in the box.
 
     Args:
         x: (N, ..., H, W), any dtype, any memory format.
-        partner: (N,) int64 on the CPU.
-        boxes: (1, 4) or (N, 4) int64 on the CPU, half-open x1, y1, x2, y2 inside the image.
+        partner: (N,) integers.
+        boxes: (1, 4) or (N, 4) integers, half-open x1, y1, x2, y2 inside the image.
+        corners: The boxes on the CPU.
         inplace: Write into ``x`` and return it.
     """
     if torch.compiler.is_compiling() or (len(boxes) > 1 and not _one_by_one(x)):
-        # A box known only as a tensor: what is compiled once serves every box.
-        return _select(inside_boxes(x, boxes), x.index_select(0, _to(partner, x)), x, inplace)
+        # The box stays a tensor here, so that one compiled graph serves every box.
+        return _select(inside_boxes(x, boxes), x.index_select(0, partner), x, inplace)
     target = x if inplace else x.clone()
     if len(boxes) > 1:
-        pixels, corners = _pixels(target), boxes.tolist()
+        pixels, edges = _pixels(target), corners.tolist()
         for i, source in _moves(pixels, _pixels(x), partner, np.copy):
-            x1, y1, x2, y2 = corners[i]
+            x1, y1, x2, y2 = edges[i]
             pixels[i, ..., y1:y2, x1:x2] = source[..., y1:y2, x1:x2]
         return _written(target)
-    x1, y1, x2, y2 = boxes.tolist()[0]
+    x1, y1, x2, y2 = corners.tolist()[0]
     source_patch = patch = x[..., y1:y2, x1:x2]
     if not inplace:
         patch = target[..., y1:y2, x1:x2]
     if patch.nbytes < _LARGE * len(x) or not _one_by_one(x):
-        patch.copy_(source_patch.index_select(0, _to(partner, x)))
+        patch.copy_(source_patch.index_select(0, partner))
         return target
     pixels = _pixels(patch)
     for i, source in _moves(pixels, _pixels(source_patch), partner, np.copy):
@@ -56,53 +57,50 @@ def paste_boxes(x: Tensor, partner: Tensor, boxes: Tensor, *, inplace: bool) -> 
     return _written(target)
 
 
-def blend(x: Tensor, partner: Tensor, lam: Tensor, *, inplace: bool) -> Tensor:
-    """Blend every sample with its partner: x̃ = λ x_A + (1 − λ) x_B.
-
-    Half-precision images are blended in float32, so that λ is not rounded to the images' precision; integer images
-    are rounded to the nearest value.
+def blend(x: Tensor, partner: Tensor, own: Tensor, *, inplace: bool) -> Tensor:
+    """Blend every sample with its partner: x̃ = λ x_A + (1 − λ) x_B; see ``compose``.
 
     Args:
         x: (N, ...), floating or integer.
-        partner: (N,) int64 on the CPU.
-        lam: (N,) float32 on the CPU, the weight of the own sample.
+        partner: (N,) integers.
+        own: (N, 1, ...) float32, the weight λ of the own sample.
         inplace: Write into ``x`` and return it.
     """
     if inplace and x.dtype in (torch.float32, torch.float64) and _one_by_one(x) and x[:1].nbytes >= 4 * _LARGE:
-        weights = lam.tolist()
+        weights = own.flatten().tolist()
         for i, source in _moves(x, x, partner, torch.clone):
             torch.lerp(source, x[i], weights[i], out=x[i])
         return x
-    work = _working_dtype(x.dtype)
-    own, other = x.to(work), x.index_select(0, _to(partner, x)).to(work)
-    mixed = torch.lerp(other, own, _per_sample(_to(lam, x), x).to(work))
-    return _store(x, mixed if x.dtype.is_floating_point else mixed.round_(), inplace)
+    return compose(x, partner, own, inplace=inplace)
 
 
-def compose(x: Tensor, partner: Tensor, mask: Tensor, *, inplace: bool) -> Tensor:
+def compose(x: Tensor, partner: Tensor, own: Tensor, *, inplace: bool) -> Tensor:
     """Mix every sample with its partner under a mask: x̃ = M ⊙ x_A + (1 − M) ⊙ x_B.
+
+    Half-precision images are averaged in float32, so that M is not rounded to the images' precision; integer images
+    are rounded to the nearest value.
 
     Args:
         x: (N, ..., H, W), floating or integer.
-        partner: (N,) int64 on the CPU.
-        mask: (H, W) or (N, H, W), bool (True keeps the own pixel) or floating in [0, 1].
+        partner: (N,) integers.
+        own: The mask M, which broadcasts to ``x``: bool (True keeps the own pixel) or floating in [0, 1].
         inplace: Write into ``x`` and return it.
     """
-    own = _to(mask, x).reshape(-1, *[1] * (x.ndim - 3), *mask.shape[-2:])
-    other = x.index_select(0, _to(partner, x))
-    if mask.dtype == torch.bool:
-        return _select(own, x, other, inplace, into=x)
+    if own.dtype == torch.bool:
+        return _select(own, x, x.index_select(0, partner), inplace, into=x)
     work = _working_dtype(x.dtype)
-    mixed = torch.lerp(other.to(work), x.to(work), own.to(work))
+    same, other = x.to(work), x.index_select(0, partner).to(work)
+    mixed = torch.lerp(other, same, own.to(work))
     return _store(x, mixed if x.dtype.is_floating_point else mixed.round_(), inplace)
 
 
-def fill_boxes(x: Tensor, boxes: Tensor, *, inplace: bool) -> Tensor:
+def fill_boxes(x: Tensor, boxes: Tensor, *, corners: Tensor, inplace: bool) -> Tensor:
     """Set a box of every sample to zero.
 
     Args:
         x: (N, ..., H, W), any dtype.
-        boxes: (1, 4) or (N, 4) int64 on the CPU, half-open x1, y1, x2, y2 inside the image.
+        boxes: (1, 4) or (N, 4) integers, half-open x1, y1, x2, y2 inside the image.
+        corners: The boxes on the CPU.
         inplace: Write into ``x`` and return it.
     """
     if torch.compiler.is_compiling() or not _one_by_one(x):
@@ -110,15 +108,15 @@ def fill_boxes(x: Tensor, boxes: Tensor, *, inplace: bool) -> Tensor:
         return x.masked_fill_(inside, 0) if inplace else x.masked_fill(inside, 0)
     target = x if inplace else x.clone()
     pixels = _pixels(target)
-    for part, (x1, y1, x2, y2) in zip([pixels] if len(boxes) == 1 else pixels, boxes.tolist(), strict=True):
+    for part, (x1, y1, x2, y2) in zip([pixels] if len(boxes) == 1 else pixels, corners.tolist(), strict=True):
         part[..., y1:y2, x1:x2] = 0
     return _written(target)
 
 
 def inside_boxes(x: Tensor, boxes: Tensor) -> Tensor:
-    """Return where ``x`` lies inside its box: bool, (1 or N, 1, ..., H, W) on the device of ``x``."""
+    """Return where ``x`` lies inside its box: bool, (1 or N, 1, ..., H, W); both on one device."""
     height, width = x.shape[-2:]
-    x1, y1, x2, y2 = _to(boxes, x).reshape(-1, *[1] * (x.ndim - 1), 4).unbind(-1)
+    x1, y1, x2, y2 = boxes.reshape(-1, *[1] * (x.ndim - 1), 4).unbind(-1)
     rows = torch.arange(height, device=x.device).unsqueeze(-1)
     columns = torch.arange(width, device=x.device)
     return ((rows >= y1) & (rows < y2)) & ((columns >= x1) & (columns < x2))
@@ -129,9 +127,9 @@ def _moves(
 ) -> Iterator[tuple[int, Samples]]:
     """Yield (i, the untouched partner of i) in an order in which no sample is overwritten before it has been read.
 
-    Where ``target`` and ``sources`` are two tensors, any order will do. In place, a permutation is walked cycle by
-    cycle, with the first sample of each cycle put aside. Where samples share a partner there are no cycles, and every
-    partner that is itself overwritten is put aside first.
+    Between two tensors, any order does. In place, a permutation is walked cycle by cycle, with a copy of the first
+    sample of each cycle. If samples share a partner there are no cycles, and every partner that is itself overwritten
+    is copied first.
     """
     follow: Sequence[int] = partner.tolist()
     if not _same_memory(target, sources):
@@ -157,7 +155,7 @@ def _same_memory(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> bool:
 
 
 def _one_by_one(x: Tensor) -> bool:
-    """Whether samples can be worked on one after another: plain eager tensors on the CPU, without a gradient."""
+    """Return whether samples can be processed one after another: eager tensors on the CPU, without a gradient."""
     if torch.compiler.is_compiling() or x.device.type != "cpu" or x.element_size() not in _SAME_SIZE:
         return False
     return not (x.requires_grad and torch.is_grad_enabled())
@@ -166,14 +164,14 @@ def _one_by_one(x: Tensor) -> bool:
 def _pixels(x: Tensor) -> np.ndarray:
     """Return the memory of ``x`` as an array.
 
-    NumPy copies a box in one thread and with less overhead a call. Torch shares copies of this size among threads, and
-    waits for all of them each time: hundreds of times a batch, and for long when other processes have the cores.
+    NumPy copies a box in one thread, with less overhead a call. Torch divides copies of this size among threads and
+    waits for all of them: hundreds of times a batch, and for long when other processes use the cores.
     """
     return x.detach().view(_SAME_SIZE[x.element_size()]).numpy()
 
 
 def _written(x: Tensor) -> Tensor:
-    """Tell autograd that ``x`` was written to behind its back."""
+    """Tell autograd that ``x`` was written to through NumPy."""
     if not x.is_inference():
         torch.autograd.graph.increment_version(x)
     return x
@@ -194,11 +192,3 @@ def _store(x: Tensor, mixed: Tensor, inplace: bool) -> Tensor:
 def _working_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the precision to blend in: float64 where float32 could not hold the values exactly."""
     return torch.float64 if dtype in (torch.float64, torch.int32, torch.int64) else torch.float32
-
-
-def _per_sample(values: Tensor, x: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (x.ndim - 1))
-
-
-def _to(values: Tensor, x: Tensor) -> Tensor:
-    return values.to(x.device, non_blocking=True)

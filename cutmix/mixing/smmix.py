@@ -1,42 +1,43 @@
-"""SMMix: the square of an image that the network looks at least gets the square that it looks at most in another one.
+"""SMMix: the square with the least attention in an image gets the square with the most attention in its partner.
 
 The drawn record, the three losses as functions, and ``SMMix``, which calls them for a training step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutmix.errors import InputError
-from cutmix.mixing.draw import Draw, check_fits, check_writable
-from cutmix.mixing.images import Mixup
+from cutmix.mixing.draw import Draw
+from cutmix.mixing.images import Mixup, probability
+from cutmix.mixing.protocol import Mix, unwrapped
 from cutmix.mixing.sampling import RandomStream, draw_cycle
-from cutmix.mixing.targets import mixed_cross_entropy
+from cutmix.mixing.targets import Targets, mixed_cross_entropy
 from cutmix.runtime.seeding import derive_seed
 
 
 class Attentive(Protocol):
-    """What SMMix asks of a network; ``cutmix.WithTokenHead`` is one."""
+    """A network that returns its attention, such as ``cutmix.WithTokenHead``."""
 
     def attend(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (N, K) and attention (N, h, w) of images, in evaluation mode and without gradients."""
         ...
 
     def token_grid(self, images: Tensor) -> tuple[int, int]:
-        """Return h and w."""
+        """Return h and w, the height and width of the images in tokens."""
         ...
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AttentionDraw(Draw):
-    """A square of tokens for each sample, and the square of its partner that goes there, at another place.
+    """A square of tokens of each sample, and the square of its partner, from another place, that replaces it.
 
-    ``partner``, ``lam`` = 1 − r² / (h w), the share of own tokens, and ``targets`` are what they are for every
-    ``Draw``. What depends on the attention stays on its device, so that nothing waits for it.
+    ``partner``, ``lam`` = 1 − r² / (h w), the share of own tokens, and ``targets`` are those of every ``Draw``. The
+    positions stay on the device of the attention, so that nothing waits for them.
 
     Attributes:
         grid: Height and width of the images in tokens, h and w.
@@ -60,7 +61,7 @@ class AttentionDraw(Draw):
             side: Side of the squares in tokens, from 1 to the smaller of h and w.
 
         Raises:
-            InputError: If the attention is no map for each partner, or the squares do not fit into it.
+            InputError: If there is not one map for each partner, or the squares do not fit into it.
         """
         if attention.ndim != 3 or len(attention) != len(partner):
             raise InputError(
@@ -82,34 +83,36 @@ class AttentionDraw(Draw):
             source=most.index_select(0, partner.to(most.device, non_blocking=True)),
         )
 
-    def apply(self, x: Tensor, inplace: bool = False) -> Tensor:
+    def apply(self, x: Tensor, inplace: bool = False, *, nearest: bool | None = None) -> Tensor:
         """Paste the squares into a batch: images, segmentation masks, maps of tokens.
 
         Args:
             x: (N, ..., H, W) of any dtype, device and memory format; H and W are multiples of h and w.
             inplace: Write into ``x`` and return it.
+            nearest: Ignored, as pixels move unchanged.
 
         Raises:
-            InputError: If tokens do not divide the images.
-            ValueError: If ``x`` is another batch size than was drawn for, or is to be written into and elements of it
-                share memory.
+            InputError: If tokens do not divide the images; and see ``Draw.apply``.
         """
-        check_fits(x, len(self.partner), None)
-        if inplace:
-            check_writable(x)
-        (height, width), (h, w) = x.shape[-2:], self.grid
-        if x.ndim < 3 or height % h or width % w:
+        return super().apply(x, inplace, nearest=nearest)
+
+    def _mix(self, x: Tensor, inplace: bool, nearest: bool) -> Tensor:
+        h, w = self.grid
+        if x.ndim < 3 or x.shape[-2] % h or x.shape[-1] % w:
             raise InputError(f"x is {tuple(x.shape)}, which {h}×{w} tokens do not divide; expected multiples of them")
-        scale = (height // h, width // w)
+        scale = (x.shape[-2] // h, x.shape[-1] // w)
         own = torch.arange(len(x), device=x.device)
-        partner = self.partner.to(x.device, non_blocking=True)
-        pixels = x[self._pixels(partner, self.source, scale)]
+        pixels = x[self._pixels(self.on(x.device)[0], self.source, scale)]
         mixed = x if inplace else x.clone()
         mixed[self._pixels(own, self.target, scale)] = pixels
         return mixed
 
+    @property
+    def _averages(self) -> bool:
+        return False
+
     def token_masks(self) -> tuple[Tensor, Tensor]:
-        """Return which tokens are the own ones and which the partner's, both (N, h · w) bool; each is one or other."""
+        """Return which tokens are own and which are the partner's, both (N, h · w) bool."""
         height, width = self.grid
         row, column = (corner[:, None, None] for corner in self.target.unbind(1))
         rows = torch.arange(height, device=row.device)[:, None]
@@ -133,15 +136,21 @@ def _corners(sums: Tensor, positions: Tensor) -> Tensor:
 
 
 def fine_grained_loss(
-    region_logits: Tensor, labels: Tensor, partner: Tensor, *, label_smoothing: float = 0.1
+    region_logits: Tensor,
+    labels: Tensor,
+    partner: Tensor,
+    *,
+    label_smoothing: float = 0.1,
+    weight: Tensor | None = None,
 ) -> Tensor:
-    """Cross entropy of each region with the label of the image that it is from: ½ (CE(t, y_A) + CE(s, y_B)).
+    """Compute the cross entropy of each region with the label of its source image: ½ (CE(t, y_A) + CE(s, y_B)).
 
     Args:
         region_logits: (N, 2, K) floating; of the own tokens, t, and of the pasted ones, s.
         labels: Class ids (N,), or soft labels (N, K).
-        partner: (N,) int64, indices into the batch.
+        partner: (N,) integers, indices into the batch.
         label_smoothing: In [0, 1].
+        weight: (K,) weight of each class, or None.
 
     Returns:
         A scalar.
@@ -151,13 +160,13 @@ def fine_grained_loss(
     """
     own, pasted = region_logits.unbind(1)
     other = labels.index_select(0, partner.to(labels.device, non_blocking=True))
-    losses = [mixed_cross_entropy(own, labels, label_smoothing=label_smoothing)]
-    losses.append(mixed_cross_entropy(pasted, other, label_smoothing=label_smoothing))
-    return (losses[0] + losses[1]) / 2
+    of_own = mixed_cross_entropy(own, labels, label_smoothing=label_smoothing, weight=weight)
+    of_pasted = mixed_cross_entropy(pasted, other, label_smoothing=label_smoothing, weight=weight)
+    return (of_own + of_pasted) / 2
 
 
 def consistency_loss(logits: Tensor, predictions: Tensor, draw: Draw) -> Tensor:
-    """Divergence of what is said of the mixed images from what was said of them unmixed: KL(q ‖ softmax(logits)).
+    """Compute the divergence of predictions on mixed images from mixed predictions: KL(q ‖ softmax(logits)).
 
         q = softmax(λ P_A + (1 − λ) P_B)
 
@@ -166,13 +175,13 @@ def consistency_loss(logits: Tensor, predictions: Tensor, draw: Draw) -> Tensor:
     Args:
         logits: (N, K) floating, of the mixed images.
         predictions: (N, K) floating, logits P of the images before they were mixed.
-        draw: How they were mixed.
+        draw: The mix.
 
     Returns:
         A scalar, the mean over the samples.
 
     Raises:
-        InputError: If the two have other shapes.
+        InputError: If the shapes of the two differ.
 
     Source:
         Chen et al., SMMix, ICCV 2023, feature consistency; the authors' ``engine.py``, where P is called a
@@ -183,10 +192,10 @@ def consistency_loss(logits: Tensor, predictions: Tensor, draw: Draw) -> Tensor:
             f"logits are {tuple(logits.shape)}, but predictions {tuple(predictions.shape)}; expected (N, K) of both"
         )
     own = predictions.detach().float()
-    partner, lam = (part.to(own.device, non_blocking=True) for part in (draw.partner, draw.lam))
+    partner, lam, _ = draw.on(own.device)
     mixed = torch.lerp(own.index_select(0, partner), own, lam[:, None])
-    said, meant = F.log_softmax(logits.float(), dim=1), F.log_softmax(mixed, dim=1)
-    return F.kl_div(said, meant, reduction="batchmean", log_target=True)
+    predicted, q = F.log_softmax(logits.float(), dim=1), F.log_softmax(mixed, dim=1)
+    return F.kl_div(predicted, q, reduction="batchmean", log_target=True)
 
 
 def smmix_loss(
@@ -197,16 +206,18 @@ def smmix_loss(
     draw: AttentionDraw,
     *,
     label_smoothing: float = 0.1,
+    weight: Tensor | None = None,
 ) -> Tensor:
-    """Sum of the three losses of SMMix, each with weight 1: CE(logits, ỹ) + fine-grained labels + consistency.
+    """Compute the sum of the three losses of SMMix, each with factor 1: CE(logits, ỹ), fine-grained, consistency.
 
     Args:
         logits: (N, K) floating, of the mixed images.
         region_logits: (N, 2, K) floating, of the own and of the pasted tokens; see ``fine_grained_loss``.
         predictions: (N, K) floating, of the images before they were mixed; see ``consistency_loss``.
         labels: Class ids (N,), or soft labels (N, K).
-        draw: How they were mixed.
+        draw: The mix.
         label_smoothing: In [0, 1], of both cross entropies.
+        weight: (K,) weight of each class in both cross entropies, or None.
 
     Returns:
         A scalar.
@@ -214,48 +225,59 @@ def smmix_loss(
     Source:
         Chen et al., SMMix, ICCV 2023; weights and smoothing of the authors' code.
     """
-    classification = mixed_cross_entropy(logits, draw.targets(labels), label_smoothing=label_smoothing)
-    fine = fine_grained_loss(region_logits, labels, draw.partner, label_smoothing=label_smoothing)
+    targets, partner = draw.targets(labels), draw.on(labels.device)[0]
+    classification = mixed_cross_entropy(logits, targets, label_smoothing=label_smoothing, weight=weight)
+    fine = fine_grained_loss(region_logits, labels, partner, label_smoothing=label_smoothing, weight=weight)
     return classification + fine + consistency_loss(logits, predictions, draw)
 
 
-class SMMix:
-    """Mix batches where the network looks, and train it on them with SMMix's three losses.
+class SMMix(Mix):
+    """Mix batches by the network's attention, and train the network with SMMix's three losses.
 
-    With probability ``prob`` a batch gets SMMix: the network itself, in evaluation mode and without gradients, says
-    what it predicts and where it looks; a square of r × r tokens, r uniform from ¼ to ¾ of the map's side, is taken
-    where it looks most in each sample's partner and pasted where it looks least in the sample. The other batches get
+    With probability ``prob`` a batch gets SMMix: a pass of the network in evaluation mode, without gradients, gives
+    predictions and attention; a square of r × r tokens, r uniform from ¼ to ¾ of the map's side, is taken where the
+    attention is highest in each sample's partner and pasted where it is lowest in the sample. The other batches get
     Mixup and its cross entropy.
 
         smmix, network = SMMix(seed=0), WithTokenHead(vit)
         loss = smmix.loss(network, images, labels)
 
-    The partners form one random cycle, as for ``CutMix``, so that any batch of two or more will do; the authors take
-    the batch in reverse. The unmixed pass is in the arithmetic of the surrounding autocast, where they have float32.
+    The partners form one random cycle, as for ``CutMix``, so that a batch may have any size from two; the authors pair
+    the batch with its reverse. The unmixed pass has the precision of the surrounding autocast; theirs has float32.
 
-    Every process of a run chooses the same batches for SMMix, as the choice follows from the seed and the number of the
-    batch alone: none waits for another that has an additional pass to do. Squares, partners and Mixup are its own. That
-    needs a ``seed``: with None, each process chooses for itself.
+    With a ``seed``, every process of a run chooses the same batches for SMMix, as the choice follows from the seed and
+    the number of the batch alone: no process waits for another's additional pass. Squares, partners and Mixup differ.
+    With None, each process chooses for itself.
 
     Args:
-        prob: Probability that a batch gets SMMix rather than Mixup; may be set at any time.
+        prob: Probability that a batch gets SMMix instead of Mixup; may be set at any time.
         mixup_alpha: α of Mixup in the other batches, above 0.
         inplace: Write into the images.
-        seed: Seed of everything drawn; None takes fresh entropy.
+        seed: Seed of all draws; None takes fresh entropy.
+        head: Adds the head on token regions in ``prepare``, e.g. ``WithTokenHead``; None leaves the network as it is.
 
     Raises:
-        ValueError: If ``prob`` or ``mixup_alpha`` is out of range.
+        InputError: If ``prob`` or ``mixup_alpha`` is out of range.
 
     Source:
-        Chen et al., SMMix: Self-Motivated Image Mixing for Vision Transformers, ICCV 2023 (arXiv:2212.12977), as its
-        authors' code ChenMnZ/SMMix has it.
+        Chen et al., SMMix: Self-Motivated Image Mixing for Vision Transformers, ICCV 2023 (arXiv:2212.12977), as
+        implemented in the authors' code ChenMnZ/SMMix.
     """
 
+    uses_attention: ClassVar[bool] = True
+
     def __init__(
-        self, prob: float = 0.5, *, mixup_alpha: float = 0.8, inplace: bool = False, seed: int | None = None
+        self,
+        prob: float = 0.5,
+        *,
+        mixup_alpha: float = 0.8,
+        inplace: bool = False,
+        seed: int | None = None,
+        head: Callable[[nn.Module], nn.Module] | None = None,
     ) -> None:
         self.prob = prob
         self.inplace = inplace
+        self.head = head
         self._seed = torch.Generator().seed() if seed is None else seed
         self._stream = RandomStream(self._seed, "smmix")
         self.mixup = Mixup(mixup_alpha, inplace=inplace, seed=derive_seed(self._seed, "mixup"))
@@ -263,14 +285,18 @@ class SMMix:
 
     @property
     def prob(self) -> float:
-        """Probability that a batch gets SMMix rather than Mixup."""
+        """Probability that a batch gets SMMix instead of Mixup."""
         return self._prob
 
     @prob.setter
     def prob(self, prob: float) -> None:
-        if not 0 <= prob <= 1:
-            raise ValueError(f"prob is {prob}; expected a probability in [0, 1]")
-        self._prob = prob
+        self._prob = probability(prob)
+
+    def prepare(self, network: nn.Module, images: Tensor) -> nn.Module:
+        """Return the network with the head, if its attention on such images can be mixed by; see ``Mix.prepare``."""
+        trained = self.head(network) if self.head else network
+        _check_attention(find_attentive(trained).attend(images)[1])
+        return trained
 
     def choose(self) -> bool:
         """Decide whether the next batch gets SMMix: by the seed and the batch's number, alike in every process."""
@@ -282,59 +308,64 @@ class SMMix:
         """Draw partners and a size for a batch, and find its squares.
 
         Args:
-            attention: (N, h, w) floating, where the network looks; N and both sides at least 2.
+            attention: (N, h, w) floating, the network's attention; N and both sides at least 2.
 
         Raises:
             InputError: If the attention has another shape.
         """
-        if attention.ndim != 3 or min(attention.shape[1:]) < 2:
-            raise InputError(
-                f"attention is {tuple(attention.shape)}; expected (N, h, w) with at least 2×2 tokens, from smaller "
-                "patches or larger images"
-            )
-        _check_batch(len(attention))
+        _check_attention(attention)
         low, high = side_range(attention.shape[1:])
         generator = self._stream.generator
         side = int(torch.randint(low, high + 1, (1,), generator=generator))
         return AttentionDraw.from_attention(attention, draw_cycle(len(attention), generator), side)
 
-    def loss(self, network: nn.Module, images: Tensor, labels: Tensor, *, label_smoothing: float = 0.1) -> Tensor:
-        """Mix a batch, run the network on it, and return its loss, in which every parameter has a part.
+    def loss(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        targets: Targets,
+        *,
+        label_smoothing: float = 0.1,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """Mix a batch, run the network on it, and return the loss, which gives every parameter a gradient.
 
         Args:
             network: A ``WithTokenHead``, also inside DistributedDataParallel or ``torch.compile``, where the unmixed
                 pass runs on what they wrap.
             images: (N, C, H, W), as the network takes them, not mixed yet; at least two.
-            labels: Class ids (N,), or soft labels (N, K).
-            label_smoothing: In [0, 1]; the specification has 0.1.
+            targets: Class ids (N,), or soft labels (N, K).
+            label_smoothing: In [0, 1]; the authors use 0.1.
+            weight: (K,) weight of each class, or None.
 
         Returns:
-            A scalar to call ``backward`` of.
+            A scalar.
 
         Raises:
-            InputError: If there is one image only, or the network does not show its attention or not for such images.
+            InputError: If there is only one image, or the network does not return its attention on such images.
         """
         attentive = find_attentive(network)
         _check_batch(len(images))
+        options: dict[str, Any] = {"label_smoothing": label_smoothing, "weight": weight}
         if not self.choose():
-            images, targets = self.mixup(images, labels)
+            images, targets = self.mixup(images, targets)  # type: ignore[arg-type]
             height, width = attentive.token_grid(images)
             everything = torch.ones(len(images), height * width, dtype=torch.bool, device=images.device)
             logits, region_logits = network(images, everything)
-            loss = mixed_cross_entropy(logits, targets, label_smoothing=label_smoothing)
-            return loss + 0 * region_logits.sum()  # a gradient of zero, which other processes can wait for
+            # a gradient of zero for the head, which other processes wait for
+            return mixed_cross_entropy(logits, targets, **options) + 0 * region_logits.sum()
         predictions, attention = attentive.attend(images)
         draw = self.draw(attention)
         own_tokens, _ = draw.token_masks()
         logits, region_logits = network(draw.apply(images, inplace=self.inplace), own_tokens)
-        return smmix_loss(logits, region_logits, predictions, labels, draw, label_smoothing=label_smoothing)
+        return smmix_loss(logits, region_logits, predictions, targets, draw, **options)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the random state; an SMMix with the same arguments goes on alike from it."""
+        """Return the random state; an SMMix with the same arguments continues alike from it."""
         return {"batches": self._batches, "regions": self._stream.state_dict(), "mixup": self.mixup.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state_dict()``."""
+        """Restore the state that ``state_dict()`` returned."""
         self._batches = state["batches"]
         self._stream.load_state_dict(state["regions"])
         self.mixup.load_state_dict(state["mixup"])
@@ -353,20 +384,27 @@ def side_range(grid: Sequence[int]) -> tuple[int, int]:
 
 
 def find_attentive(network: nn.Module) -> Attentive:
-    """Return the network that shows its attention, out of what wraps it for several processes or compilation.
+    """Return the network that returns its attention, without its wrappers for several processes or compilation.
 
     Raises:
-        InputError: If there is none.
+        InputError: If it does not return its attention.
     """
-    inner: Any = network
-    while not hasattr(inner, "attend"):
-        inner = getattr(inner, "_orig_mod", getattr(inner, "module", None))
-        if not isinstance(inner, nn.Module):
-            raise InputError(
-                f"{type(network).__name__} does not show its attention; give SMMix a vision transformer in "
-                "cutmix.WithTokenHead"
-            )
+    inner: Any = unwrapped(network)
+    if not hasattr(inner, "attend"):
+        raise InputError(
+            f"{type(network).__name__} does not return its attention; give SMMix a vision transformer in "
+            "cutmix.WithTokenHead"
+        )
     return inner
+
+
+def _check_attention(attention: Tensor) -> None:
+    if attention.ndim != 3 or min(attention.shape[1:]) < 2:
+        raise InputError(
+            f"attention is {tuple(attention.shape)}; expected (N, h, w) with at least 2×2 tokens, from smaller "
+            "patches or larger images"
+        )
+    _check_batch(len(attention))
 
 
 def _check_batch(n: int) -> None:

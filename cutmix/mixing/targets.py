@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cutmix.errors import InputError
+
 
 class MixedTargets(NamedTuple):
     """Two class ids a sample and the weight of the first: ỹ = λ y_A + (1 − λ) y_B.
@@ -23,9 +25,10 @@ class MixedTargets(NamedTuple):
     partner_labels: Tensor
     lam: Tensor
 
-    def dense(self, num_classes: int) -> Tensor:
-        """Return soft labels, (N, num_classes) float32; every row sums to 1."""
-        return _dense(*self.terms(), num_classes)
+    def dense(self, num_classes: int, *, ignore_index: int = -100) -> Tensor:
+        """Return soft labels, (N, num_classes) float32; a row sums to 1, less the weights of ignored labels."""
+        ids, weights, _ = known_terms(self, ignore_index)
+        return _dense(ids, weights, num_classes)
 
     def terms(self) -> tuple[Tensor, Tensor]:
         """Return all class ids, (N, 2) int64, and their weights, (N, 2) float32."""
@@ -37,16 +40,17 @@ class MultiTargets(NamedTuple):
     """Any number of class ids a sample and their weights: ỹ = Σⱼ wⱼ yⱼ.
 
     Attributes:
-        labels: Class ids, (N, m) int64; one may occur more than once.
+        labels: Class ids, (N, m) int64; the same id may occur more than once.
         weights: Their weights, (N, m) float32; every row sums to 1.
     """
 
     labels: Tensor
     weights: Tensor
 
-    def dense(self, num_classes: int) -> Tensor:
-        """Return soft labels, (N, num_classes) float32; every row sums to 1."""
-        return _dense(*self.terms(), num_classes)
+    def dense(self, num_classes: int, *, ignore_index: int = -100) -> Tensor:
+        """Return soft labels, (N, num_classes) float32; a row sums to 1, less the weights of ignored labels."""
+        ids, weights, _ = known_terms(self, ignore_index)
+        return _dense(ids, weights, num_classes)
 
     def terms(self) -> tuple[Tensor, Tensor]:
         """Return all class ids, (N, m) int64, and their weights, (N, m) float32."""
@@ -54,6 +58,14 @@ class MultiTargets(NamedTuple):
 
 
 Targets = MixedTargets | MultiTargets | Tensor
+
+
+def known_terms(targets: MixedTargets | MultiTargets, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return class ids and weights (N, m), both 0 where a label is ignored, and the weight that remains, (N,)."""
+    ids, weights = targets.terms()
+    known = ids != ignore_index
+    weights = weights * known
+    return ids * known, weights, torch.where(known.all(1), 1.0, weights.sum(1))  # without the rounding of a sum to 1
 
 
 def _dense(ids: Tensor, weights: Tensor, num_classes: int) -> Tensor:
@@ -66,41 +78,48 @@ def mixed_cross_entropy(
     *,
     label_smoothing: float = 0.0,
     weight: Tensor | None = None,
+    ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Tensor:
-    """Cross entropy with mixed targets: −λ log p_A − (1 − λ) log p_B.
+    """Compute the cross entropy with mixed targets: −λ log p_A − (1 − λ) log p_B.
 
-    One softmax and one gather of all classes, and no (N, K) target at all. Equal to
-    ``torch.nn.functional.cross_entropy`` with the soft labels ``targets.dense(K)``, which therefore also decides what
-    ``weight`` and ``reduction="mean"`` mean: every class's term is weighted, and the mean is over the N samples.
-    Class ids and soft labels go to that function as they are; with class ids it divides the mean by the sum of the
-    weights. The gradient is that of first order: a second one is refused, not wrong.
+    One softmax and one gather of all classes, and no (N, K) target. Equal to ``torch.nn.functional.cross_entropy`` with
+    the soft labels ``targets.dense(K)``, which also defines ``weight`` and ``reduction="mean"``: every class's term is
+    weighted, and the mean is over the N samples. Class ids and soft labels go to that function unchanged; with class
+    ids it divides the mean by the sum of the weights. The second derivative is refused.
+
+    An ignored label drops out of its pair: the sample's loss is the other label's term alone, with the weight that it
+    has, λ or 1 − λ, and the mean is over the weight that remains, Σ over the samples of the weights of labels that are
+    not ignored. Unmixed samples thus count as in PyTorch, 0 or 1, and a batch of ignored labels has the mean NaN.
 
     Args:
         logits: (N, K) floating; half precision is computed in float32.
         targets: ``MixedTargets``, ``MultiTargets``, class ids (N,) of an integer dtype, or soft labels (N, K).
         label_smoothing: In [0, 1]; the share of the target spread over all K classes.
         weight: (K,) weight of each class, or None.
+        ignore_index: Class id that is ignored, own or partner's; soft labels have none.
         reduction: "mean", "sum" or "none".
 
     Returns:
         A scalar, or (N,) with ``reduction="none"``; float32, or float64 for float64 logits.
 
     Raises:
-        ValueError: If shapes, dtypes, ``label_smoothing`` or ``reduction`` do not fit.
+        InputError: If shapes, dtypes, ``label_smoothing`` or ``reduction`` do not fit, or a class id is out of range.
 
     Source:
         Yun et al., CutMix, ICCV 2019, eq. 1; the authors' ``train.py`` adds two cross entropies, which is the same.
-        Checked against ``torch.nn.functional.cross_entropy`` with soft labels.
+        Checked against ``torch.nn.functional.cross_entropy`` with soft labels and with ignored class ids.
     """
-    _check(logits, targets, label_smoothing, reduction)
+    _check(logits, targets, label_smoothing, reduction, ignore_index)
     if weight is not None and weight.shape != logits.shape[1:]:
-        raise ValueError(f"weight is {tuple(weight.shape)}; expected one for each of the {logits.shape[1]} classes")
+        raise InputError(f"weight is {tuple(weight.shape)}; expected one for each of the {logits.shape[1]} classes")
     if isinstance(targets, Tensor):
         logits = logits.to(_accurate(logits.dtype))
-        targets = targets.to(logits.dtype) if targets.ndim == 2 else targets.long()
-        return F.cross_entropy(logits, targets, weight, reduction=reduction, label_smoothing=label_smoothing)
-    classes, share = targets.terms()
+        options: dict[str, Any] = {"reduction": reduction, "label_smoothing": label_smoothing}
+        if targets.ndim == 2:
+            return F.cross_entropy(logits, targets.to(logits.dtype), weight, **options)
+        return F.cross_entropy(logits, targets.long(), weight, ignore_index=ignore_index, **options)
+    classes, share, known = known_terms(targets, ignore_index)
     share = share.to(_accurate(logits.dtype)) * (1 - label_smoothing)
     spread = None
     if weight is not None:
@@ -108,37 +127,39 @@ def mixed_cross_entropy(
     if label_smoothing:
         spread = share.new_full((logits.shape[1],), label_smoothing / logits.shape[1])
         spread = spread if weight is None else spread * weight
-    loss = _SparseCrossEntropy.apply(logits.to(share.dtype), classes, share, spread)
-    return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+    loss = _SparseCrossEntropy.apply(logits.to(share.dtype), classes, share, spread, known)
+    return loss if reduction == "none" else loss.sum() / known.sum() if reduction == "mean" else loss.sum()
 
 
 class _SparseCrossEntropy(torch.autograd.Function):
-    """−Σⱼ shareⱼ log p(classⱼ) − Σₖ spreadₖ log pₖ, a row: (N, K), (N, m), (N, m), (K,) or None → (N,).
+    """−Σⱼ shareⱼ log p(classⱼ) − known · Σₖ spreadₖ log pₖ, a row: (N, K), (N, m), (N, m), (K,) or None, (N,) → (N,).
 
-    One softmax serves the loss and the gradient p · Σ − share − spread, where autograd would take exponentials twice
-    and fill an (N, K) tensor with zeros for the gradient of the gather. log pₖ = zₖ − max z + log max p is exact,
+    One softmax serves the loss and the gradient p · Σ − share − known · spread, where autograd would take exponentials
+    twice and fill an (N, K) tensor with zeros for the gradient of the gather. log pₖ = zₖ − max z + log max p is exact,
     because max p is at least 1/K.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, classes: Tensor, share: Tensor, spread: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, logits: Tensor, classes: Tensor, share: Tensor, spread: Tensor | None, known: Tensor
+    ) -> Tensor:
         p = F.softmax(logits, dim=1)
-        ctx.save_for_backward(p, classes, share, spread)
+        ctx.save_for_backward(p, classes, share, spread, known)
         shift = p.amax(1, keepdim=True).log_() - logits.amax(1, keepdim=True)
         loss = -(share * (logits.gather(1, classes) + shift)).sum(1)
-        return loss if spread is None else loss - ((logits + shift) * spread).sum(1)
+        return loss if spread is None else loss - known * ((logits + shift) * spread).sum(1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        # once_differentiable would refuse only an upstream gradient that needs one, and lose this part in silence.
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        # once_differentiable refuses only an upstream gradient that needs one, and would silently lose this part.
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError("mixed_cross_entropy has no second derivative; use soft labels, targets.dense(K)")
-        p, classes, share, spread = ctx.saved_tensors
-        total = share.sum(1) if spread is None else share.sum(1) + spread.sum()
+        p, classes, share, spread, known = ctx.saved_tensors
+        total = share.sum(1) if spread is None else share.sum(1) + known * spread.sum()
         grad_logits = p * (grad * total)[:, None]
         if spread is not None:
-            grad_logits -= grad[:, None] * spread
-        return grad_logits.scatter_add_(1, classes, -grad[:, None] * share), None, None, None
+            grad_logits -= (grad * known)[:, None] * spread
+        return grad_logits.scatter_add_(1, classes, -grad[:, None] * share), None, None, None, None
 
 
 def mixed_binary_cross_entropy(
@@ -147,9 +168,10 @@ def mixed_binary_cross_entropy(
     *,
     weight: Tensor | None = None,
     pos_weight: Tensor | None = None,
+    ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Tensor:
-    """Binary cross entropy of every class on its own, for multi-label images or as in ViT recipes.
+    """Compute the binary cross entropy of every class, for multi-label images or as in ViT recipes.
 
     Args:
         logits: (N, K) floating; half precision is computed in float32.
@@ -157,40 +179,48 @@ def mixed_binary_cross_entropy(
             ``MultiTargets`` or class ids (N,), which are taken as soft one-hot labels.
         weight: (K,) or (N, K) weight of each term, or None.
         pos_weight: (K,) weight of the positive part of each class, or None.
-        reduction: "mean" (over N·K terms), "sum" or "none".
+        ignore_index: Value of (N, K) targets whose terms are ignored, e.g. -1 for unknown labels, which cannot be
+            mixed; of class ids, see ``mixed_cross_entropy``.
+        reduction: "mean" (over the N·K terms, less those ignored), "sum" or "none".
 
     Returns:
         A scalar, or (N, K) with ``reduction="none"``.
 
     Raises:
-        ValueError: If shapes or dtypes do not fit.
+        InputError: If shapes, dtypes or values do not fit.
 
     Source:
         Checked against ``torch.nn.functional.binary_cross_entropy_with_logits``.
     """
-    _check(logits, targets, 0.0, reduction)
+    _check(logits, targets, 0.0, reduction, ignore_index)
     logits = logits.to(_accurate(logits.dtype))
-    if not isinstance(targets, Tensor):
-        targets = targets.dense(logits.shape[1])
-    elif targets.ndim == 1:
-        targets = F.one_hot(targets.long(), logits.shape[1])
-    return F.binary_cross_entropy_with_logits(
-        logits, targets.to(logits.dtype), weight, pos_weight=pos_weight, reduction=reduction
-    )
+    if isinstance(targets, Tensor) and targets.ndim == 2:
+        soft = targets.to(logits.dtype)
+        known = soft != ignore_index
+        soft = soft * known
+    else:
+        if isinstance(targets, Tensor):
+            targets = MultiTargets(targets[:, None], torch.ones(len(targets), 1, device=targets.device))
+        ids, shares, kept = known_terms(targets, ignore_index)
+        known = kept[:, None].expand(logits.shape)
+        shares = shares / torch.where(kept > 0, kept, 1.0)[:, None]
+        soft = _dense(ids, shares, logits.shape[1]).to(logits.dtype)
+    loss = F.binary_cross_entropy_with_logits(logits, soft, weight, pos_weight=pos_weight, reduction="none") * known
+    return loss if reduction == "none" else loss.sum() / known.sum() if reduction == "mean" else loss.sum()
 
 
 def _accurate(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _check(logits: Tensor, targets: Targets, label_smoothing: float, reduction: str) -> None:
-    """Refuse what cannot be meant; values are looked at only on the CPU, where that waits for nothing."""
+def _check(logits: Tensor, targets: Targets, label_smoothing: float, reduction: str, ignore_index: int) -> None:
+    """Raise InputError for input without a meaning; values are read only on the CPU, where that waits for nothing."""
     if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f'reduction is "{reduction}"; expected "mean", "sum" or "none"')
+        raise InputError(f'reduction is "{reduction}"; expected "mean", "sum" or "none"')
     if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing is {label_smoothing}; expected a number in [0, 1]")
+        raise InputError(f"label_smoothing is {label_smoothing}; expected a number in [0, 1]")
     if logits.ndim != 2 or not logits.is_floating_point():
-        raise ValueError(f"logits are {logits.dtype} {tuple(logits.shape)}; expected floating (N, K)")
+        raise InputError(f"logits are {logits.dtype} {tuple(logits.shape)}; expected floating (N, K)")
     columns: Sequence[Tensor]
     if isinstance(targets, Tensor):
         columns = (targets,)
@@ -198,18 +228,44 @@ def _check(logits: Tensor, targets: Targets, label_smoothing: float, reduction: 
         columns = targets[:2] if isinstance(targets, MixedTargets) else targets.labels.unbind(1)
     rows = columns[0]
     if len(rows) != len(logits):
-        raise ValueError(f"there are {len(rows)} targets for {len(logits)} rows of logits; expected one a row")
+        raise InputError(f"there are {len(rows)} targets for {len(logits)} rows of logits; expected one a row")
     if rows.ndim == 2 and rows.shape != logits.shape:
-        raise ValueError(f"soft targets are {tuple(rows.shape)}; expected the logits' {tuple(logits.shape)}")
+        raise InputError(f"soft targets are {tuple(rows.shape)}; expected the logits' {tuple(logits.shape)}")
     if rows.ndim > 2:
-        raise ValueError(f"targets are {tuple(rows.shape)}; expected class ids (N,) or soft labels (N, K)")
+        raise InputError(f"targets are {tuple(rows.shape)}; expected class ids (N,) or soft labels (N, K)")
     if rows.ndim == 1 and (rows.is_floating_point() or rows.dtype == torch.bool):
-        raise ValueError(f"class ids are {rows.dtype}; expected an integer dtype, or soft labels of shape (N, K)")
-    if rows.ndim == 1 and rows.device.type == "cpu" and not torch.compiler.is_compiling() and rows.numel():
-        for ids in columns:
-            low, high = (int(bound) for bound in ids.aminmax())
-            if low < 0 or high >= logits.shape[1]:
-                raise ValueError(
-                    f"class ids go from {low} to {high}; expected 0 to {logits.shape[1] - 1}, as there are "
-                    f"{logits.shape[1]} logits"
-                )
+        raise InputError(f"class ids are {rows.dtype}; expected an integer dtype, or soft labels of shape (N, K)")
+    if rows.device.type == "cpu" and not torch.compiler.is_compiling():
+        for values in columns:
+            _check_values(values, logits.shape[1], ignore_index)
+
+
+def _check_values(values: Tensor, num_classes: int, ignore_index: int) -> None:
+    """Raise InputError unless class ids (N,) are of the classes, or soft labels (N, K) in [0, 1], or ignored."""
+    if values.ndim == 2:
+        check_soft(values, ignore_index)
+        return
+    low, high = _bounds(values.long(), 0, num_classes - 1, ignore_index)
+    if low < 0 or high >= num_classes:
+        raise InputError(
+            f"class ids go from {low} to {high}; expected 0 to {num_classes - 1}, as there are {num_classes} logits, "
+            f"or {ignore_index}, which is ignored"
+        )
+
+
+def check_soft(values: Tensor, ignore_index: int | None = None) -> None:
+    """Raise InputError unless values on the CPU are in [0, 1], but for rounding, or ignored."""
+    low, high = _bounds(values if values.dtype == torch.float64 else values.float(), -1e-3, 1.001, ignore_index)
+    if not (low >= -1e-3 and high <= 1.001):
+        ignored = "" if ignore_index is None else f", or {ignore_index}, which is ignored"
+        raise InputError(f"targets (N, K) go from {low:g} to {high:g}; expected values in [0, 1]{ignored}")
+
+
+def _bounds(values: Tensor, low: float, high: float, ignore_index: int | None) -> tuple[Any, Any]:
+    """Return the least and the greatest value; those that are ignored are left out where one is out of range."""
+    if not values.numel():
+        return low, high
+    least, greatest = (bound.item() for bound in values.aminmax())
+    if low <= least and greatest <= high:
+        return least, greatest
+    return _bounds(values[values != ignore_index], low, high, None) if ignore_index is not None else (least, greatest)

@@ -1,32 +1,32 @@
-"""The paper's ablations of CutMix, each a difference from it: the box, the label, the probability, more images.
+"""The paper's ablations of CutMix: another box, label weight or probability, or more images.
 
 Table 8 and §4 of Yun et al., CutMix, ICCV 2019 (arXiv:1905.04899v2); none of them is in the authors' published code.
 All of them take ``prob``, ``per_sample``, ``inplace`` and ``seed`` as ``CutMix`` does, draw their partners in one
-random cycle, and return targets that follow from the pixels unless they say otherwise.
+random cycle, and return targets that follow from the pixels unless their docstring says otherwise.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, pairwise
 from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cutmix.errors import InputError
 from cutmix.mixing.draw import Draw, check_labels
-from cutmix.mixing.images import BoxMixer, CutMix, MixOptions, positive, spatial
+from cutmix.mixing.images import BoxMixer, CutMix, MixOptions, positive, spatial, whole_pixels
 from cutmix.mixing.paste import inside_boxes
 from cutmix.mixing.sampling import draw_cycle
-from cutmix.mixing.targets import MultiTargets
+from cutmix.mixing.targets import MultiTargets, Targets
 
 
 class CenterGaussianCutMix(CutMix):
     """CutMix with the box near the image's centre: (r_x, r_y) ~ N((W/2, H/2), (σW, σH)²) instead of uniform.
 
-    The paper does not give σ, nor what becomes of centres outside the image. Here σ is a quarter of the side, so that
-    the image spans two deviations to each side, and the distribution is truncated to the image: σ → 0 is the centre
-    itself, σ → ∞ is CutMix.
+    The paper does not give σ, and does not say how centres outside the image are handled. Here σ is a quarter of the
+    side, so that the image spans two deviations to each side, and the distribution is truncated to the image: σ → 0 is
+    the centre itself, σ → ∞ is CutMix.
 
     Args:
         alpha: α of the Beta distribution, above 0.
@@ -60,27 +60,25 @@ class FixedSizeCutMix(BoxMixer):
         **options: See ``CutMix``.
 
     Raises:
-        ValueError: If ``size`` or an option is out of range.
+        InputError: If ``size`` or an option is out of range.
 
     Source:
         Table 8, "Fixed-size CutMix".
     """
 
     def __init__(self, size: int = 16, **options: Unpack[MixOptions]) -> None:
-        if size != int(size) or size < 1:
-            raise ValueError(f"size is {size}; expected a whole number of pixels above 0")
-        self.size = int(size)
+        self.size = whole_pixels("size", size)
         super().__init__(**options)
 
     def draw_sides(self, n: int, size: np.ndarray) -> np.ndarray:
-        """Return the one size."""
+        """Return the fixed size."""
         return np.full((2, n), self.size, dtype=np.float64)
 
 
 class OneHotCutMix(CutMix):
     """CutMix whose label is the class with the larger area: ỹ = y_A where λ ≥ ½, y_B elsewhere.
 
-    The paper does not say what happens at λ = ½; here the own label stays.
+    The paper does not define the case λ = ½; here the own label stays.
 
     Source:
         Table 8, "One-hot CutMix".
@@ -92,10 +90,10 @@ class OneHotCutMix(CutMix):
 
 
 class CompleteLabelCutMix(CutMix):
-    """CutMix whose label is halved whatever λ is: ỹ = ½ y_A + ½ y_B.
+    """CutMix whose label does not depend on λ: ỹ = ½ y_A + ½ y_B.
 
-    This holds for every sample that is mixed, also for the one in 250 whose box happens to be empty (at 32×32
-    pixels); a sample that ``prob`` leaves out keeps its label.
+    This holds for every sample that is mixed, including the one in 250 whose box happens to be empty (at 32×32
+    pixels); a sample that ``prob`` leaves unmixed keeps its label.
 
     Source:
         Table 8, "Complete-label CutMix" (second version of the paper only).
@@ -109,8 +107,8 @@ class CompleteLabelCutMix(CutMix):
 class ScheduledCutMix(CutMix):
     """CutMix whose probability grows with training: ``prob`` · ``progress``, linearly from 0.
 
-    The loop sets ``progress`` before each batch, e.g. to step / steps. That is a function of the step alone, so that a
-    resumed run is at the same probability; it is part of ``state_dict()`` too.
+    ``mix`` sets ``progress``; a loop that calls the transform sets it before each batch, e.g. to step / steps. It is a
+    function of the step alone, so that a resumed run has the same probability; ``state_dict()`` holds it too.
 
     Args:
         alpha: α of the Beta distribution, above 0.
@@ -133,16 +131,21 @@ class ScheduledCutMix(CutMix):
     @progress.setter
     def progress(self, progress: float) -> None:
         if not 0 <= progress <= 1:
-            raise ValueError(f"progress is {progress}; expected a share of the training in [0, 1]")
+            raise InputError(f"progress is {progress}; expected a share of the training in [0, 1]")
         self._progress = progress
         self.prob = self._last_prob * progress
+
+    def mix(self, images: Tensor, labels: Tensor, progress: float = 0.0) -> tuple[Tensor, Targets]:
+        """Set ``progress``, then mix."""
+        self.progress = progress
+        return self(images, labels)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the random state and the progress."""
         return super().state_dict() | {"progress": self.progress}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state_dict()``."""
+        """Restore the state that ``state_dict()`` returned."""
         super().load_state_dict(state)
         self.progress = state["progress"]
 
@@ -152,17 +155,17 @@ class MultiCutMix(CutMix):
 
         x̃ = Σⱼ Mⱼ ⊙ xⱼ,   ỹ = Σⱼ wⱼ yⱼ
 
-    x₀ is the own image and M₀ is 1 outside all boxes; Mⱼ is 1 in box j where no later one covers it; wⱼ is the share of
-    pixels where Mⱼ is 1. The partners are the first, second, … successors in one random cycle: different samples, if
-    the batch has that many.
+    x₀ is the own image and M₀ is 1 outside all boxes; Mⱼ is 1 in box j where no later box covers it; wⱼ is the share of
+    pixels where Mⱼ is 1. The partners are the first, second and third successors in one random cycle: different
+    samples, if the batch is that large.
 
     Args:
         alpha: α of the Beta distribution that each box's size follows, above 0.
-        num_images: Images in each sample, from 2, which is CutMix, to 8; the authors tried three and four.
+        num_images: Images in each sample: 2, which is CutMix, or 3 or 4, as the authors tried.
         **options: See ``CutMix``; a batch or a sample gets all of its boxes or none.
 
     Raises:
-        ValueError: If an argument is out of range.
+        InputError: If an argument is out of range.
 
     Source:
         The authors' ICCV talk, which gives no details. ildoonet/cutmix (``num_mix``) draws the images independently,
@@ -170,8 +173,8 @@ class MultiCutMix(CutMix):
     """
 
     def __init__(self, alpha: float = 1.0, num_images: int = 3, **options: Unpack[MixOptions]) -> None:
-        if num_images != int(num_images) or not 2 <= num_images <= 8:
-            raise ValueError(f"num_images is {num_images}; expected a whole number from 2 to 8")
+        if num_images not in (2, 3, 4):
+            raise InputError(f"num_images is {num_images}; expected 2, 3 or 4")
         super().__init__(alpha, **options)
         self.num_images = int(num_images)
 
@@ -202,52 +205,56 @@ class MultiDraw(Draw):
 
     @classmethod
     def from_draws(cls, draws: Sequence[Draw]) -> "MultiDraw":
-        """Put draws of one box each, for one batch and size, on top of one another."""
+        """Put one to three draws of boxes, for one batch and size, on top of one another.
+
+        Raises:
+            InputError: If there are more draws, or one of them has no boxes.
+        """
+        if len(draws) not in (1, 2, 3) or any(draw.boxes is None for draw in draws):
+            raise InputError(f"there are {len(draws)} draws; expected one to three, all of boxes")
         first, *rest = draws
         bottom = cls(first.partner, first.lam, boxes=first.boxes, size=first.size, on_top=tuple(rest))
         return replace(bottom, lam=bottom.weights()[:, 0].contiguous())
 
     def weights(self) -> Tensor:
         """Return the share of pixels of the own image and of each partner's, (N, 1 + pastes) float32."""
-        boxes = torch.stack([_boxes(draw) for draw in (self, *self.on_top)])
+        boxes = [draw.boxes for draw in (self, *self.on_top) if draw.boxes is not None]
         assert self.size is not None  # as there are boxes
-        covered = [_union_area(boxes[j:]) for j in range(len(boxes) + 1)]
-        areas = [self.size[0] * self.size[1] - covered[0], *(a - b for a, b in pairwise(covered))]
-        shares = torch.stack(areas, dim=1).double() / max(self.size[0] * self.size[1], 1)
+        seen = torch.stack([_uncovered(box, boxes[j + 1 :]) for j, box in enumerate(boxes)], dim=1)
+        pixels = self.size[0] * self.size[1]
+        shares = torch.cat((pixels - seen.sum(1, keepdim=True), seen), dim=1).double() / max(pixels, 1)
         return shares.float().expand(len(self.partner), -1)
 
-    def apply(self, x: Tensor, inplace: bool = False) -> Tensor:
-        """Paste all boxes; see ``Draw.apply``. ``inplace`` saves no memory here."""
-        mixed = super().apply(x)
+    def _mix(self, x: Tensor, inplace: bool, nearest: bool) -> Tensor:
+        """Paste all boxes; ``inplace`` saves no memory here."""
+        mixed = super()._mix(x, False, nearest)
         for draw in self.on_top:
-            other = x.index_select(0, draw.partner.to(x.device, non_blocking=True))
-            mixed.copy_(torch.where(inside_boxes(x, _boxes(draw)), other, mixed))  # in the layout of the images
+            partner, _, boxes = draw.on(x.device)
+            assert boxes is not None
+            other = x.index_select(0, partner)
+            mixed.copy_(torch.where(inside_boxes(x, boxes), other, mixed))  # in the layout of the images
         return x.copy_(mixed) if inplace else mixed
 
     def targets(self, labels: Tensor) -> MultiTargets | Tensor:
         """Return ``MultiTargets`` for class ids (N,), (N, K) floating for (N, K); see ``Draw.targets``."""
-        check_labels(labels, len(self.partner))
+        labels = check_labels(labels, len(self.partner))
         partners = torch.stack([draw.partner for draw in (self, *self.on_top)]).to(labels.device, non_blocking=True)
         weights = self.weights().to(labels.device, non_blocking=True)
-        everybody = torch.cat((labels[None], labels[partners]))
+        of_all = torch.cat((labels[None], labels[partners]))
         if labels.ndim == 1:
-            return MultiTargets(everybody.T.contiguous(), weights.contiguous())
-        soft = everybody if labels.dtype == torch.float64 else everybody.float()
-        return torch.einsum("nm,mnk->nk", weights.to(soft.dtype), soft)
+            return MultiTargets(of_all.T.contiguous(), weights.contiguous())
+        return torch.einsum("nm,mnk->nk", weights.to(labels.dtype), of_all)
 
 
-def _boxes(draw: Draw) -> Tensor:
-    if draw.boxes is None:
-        raise ValueError("a draw without boxes cannot be pasted over another")
-    return draw.boxes
+def _uncovered(box: Tensor, later: Sequence[Tensor]) -> Tensor:
+    """Return how many pixels of boxes (n, 4) none of the later boxes, two at most, covers: (n,) int64."""
+    area = _common_area(box)
+    for other in later:
+        area = area - _common_area(box, other)
+    return area + _common_area(box, *later) if len(later) == 2 else area
 
 
-def _union_area(boxes: Tensor) -> Tensor:
-    """Return how many pixels boxes (m, n, 4) cover together, (n,) int64, by inclusion and exclusion."""
-    area = boxes.new_zeros(boxes.shape[1])
-    for count in range(1, len(boxes) + 1):
-        for chosen in combinations(boxes, count):
-            group = torch.stack(chosen)
-            sides = group[..., 2:].amin(0) - group[..., :2].amax(0)
-            area += (-1) ** (count + 1) * sides.clamp(min=0).prod(-1)
-    return area
+def _common_area(*boxes: Tensor) -> Tensor:
+    """Return how many pixels all of the boxes (n, 4) cover, (n,) int64."""
+    group = torch.stack(boxes)
+    return (group[..., 2:].amin(0) - group[..., :2].amax(0)).clamp(min=0).prod(-1)

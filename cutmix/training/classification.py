@@ -21,7 +21,6 @@ from cutmix.evaluate.classification import (
     predict,
     predictions_arrays,
 )
-from cutmix.mixing import FeatureMix, ScheduledCutMix, SMMix, mixed_cross_entropy
 from cutmix.mixing.targets import Targets
 from cutmix.preview.attention import attention_picture
 from cutmix.preview.drawing import pick_samples, preview_grid
@@ -123,26 +122,17 @@ class Classification:
     command: ClassVar[str] = "cutmix train"
 
     def split(self, images: Tensor, labels: Tensor, progress: float) -> list[tuple[Tensor, Any]]:
-        """Mix a batch as a whole, so that its parts change nothing, and divide it."""
+        """Mix a batch as a whole, so that the number of parts changes nothing, and divide it."""
         state, parts = self.state, self.recipe.accumulate
-        if isinstance(state.mix, ScheduledCutMix):
-            state.mix.progress = progress
         if state.cutout:
             images, _ = state.cutout(images, labels)
-        targets: Targets = labels
-        if not isinstance(state.mix, FeatureMix | SMMix | None):
-            images, targets = state.mix(images, labels)
+        images, targets = state.mix.mix(images, labels, progress)
         return list(zip(images.chunk(parts), _chunk(targets, parts), strict=True))
 
     def loss(self, network: nn.Module, images: Tensor, targets: Any) -> Tensor:
-        """Return the cross entropy of a part, which ``FeatureMix`` mixes inside the network; or SMMix's losses."""
-        if isinstance(self.state.mix, SMMix):
-            with self.autocast:
-                return self.state.mix.loss(network, images, targets, label_smoothing=self.recipe.label_smoothing)
-        inside = self.state.mix if isinstance(self.state.mix, FeatureMix) else None
+        """Return the loss of a part, which the mixing method defines."""
         with self.autocast:
-            logits, targets = inside.forward(network, images, targets) if inside else (network(images), targets)
-        return mixed_cross_entropy(logits, targets, label_smoothing=self.recipe.label_smoothing)
+            return self.state.mix.loss(network, images, targets, label_smoothing=self.recipe.label_smoothing)
 
     def evaluate(self, model: nn.Module) -> Evaluation:
         """Return the errors and the loss, and the logits of every test image."""
@@ -188,7 +178,7 @@ class Classification:
 
     def samples(self) -> bytes:
         """Return training images, and the same mixed."""
-        if isinstance(self.state.mix, SMMix):
+        if self.state.mix.uses_attention:
             return self._attention()
         mixing = image_mixing(self.recipe)
         rows = {"original": None} | ({self.recipe.mix: mixing} if mixing else {})
@@ -196,7 +186,7 @@ class Classification:
 
     def pictures(self, arrays: dict[str, Tensor]) -> dict[str, bytes]:
         """Return where a network trained with SMMix looks; of others, the suites of ``cutmix evaluate`` draw."""
-        return {"attention": self._attention()} if isinstance(self.state.mix, SMMix) else {}
+        return {"attention": self._attention()} if self.state.mix.uses_attention else {}
 
     def _attention(self) -> bytes:
         """Draw where the network looks now, and what SMMix makes of it."""

@@ -1,94 +1,82 @@
-"""The mixing of a recipe: each ``--mix`` is one case."""
+"""The mixing methods of ``--mix``: one line each.
+
+The names of the package import torch when a method is built, not here: ``cutmix train --help`` lists the methods
+without it.
+"""
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
+import cutmix
 from cutmix.config.recipe import Recipe
-from cutmix.mixing import (
-    CenterGaussianCutMix,
-    CompleteLabelCutMix,
-    CutMix,
-    Cutout,
-    FeatureCutMix,
-    FeatureMix,
-    FixedSizeCutMix,
-    ManifoldMixup,
-    Mixup,
-    MultiCutMix,
-    OneHotCutMix,
-    RandomChoice,
-    ScheduledCutMix,
-    SMMix,
-)
-from cutmix.mixing.images import BatchTransform
-from cutmix.mixing.targets import Targets
+from cutmix.errors import InputError
 from cutmix.runtime.seeding import derive_seed
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def make_cutout(recipe: Recipe) -> Cutout | None:
-    """Return what cuts squares out of a batch before it is mixed; it writes into the batch."""
-    return Cutout(recipe.cutout_size, seed=derive_seed(recipe.seed, "cutout"), inplace=True) if recipe.cutout else None
+    from cutmix.mixing.protocol import Mix
+    from cutmix.mixing.targets import Targets
 
 
-def make_mix(recipe: Recipe) -> BatchTransform | FeatureMix | SMMix | None:
-    """Return the recipe's mixing of a batch; it writes into the batch, which the loader has just made.
+def shared(recipe: Recipe, stream: str) -> dict[str, Any]:
+    """Return the options that the transforms share; those with one ``stream`` start with the same draws.
 
-    The variants of CutMix and of Mixup have their seed, so that with one seed all begin with the same boxes.
+    They write into the batch, which the loader has just made.
     """
-    shared: dict[str, Any] = {"prob": recipe.mix_prob, "per_sample": recipe.mix_per_sample, "inplace": True}
-    cutmix = shared | {"seed": derive_seed(recipe.seed, "cutmix")}
-    mixup = shared | {"seed": derive_seed(recipe.seed, "mixup")}
-    alpha, layers = recipe.alpha, recipe.mix_layers
-    match recipe.mix:
-        case "none":
-            return None
-        case "cutmix":
-            return CutMix(alpha, **cutmix)
-        case "mixup":
-            return Mixup(alpha, **mixup)
-        case "cutout":
-            seed = derive_seed(recipe.seed, "cutout")
-            return Cutout(recipe.cutout_size, seed=seed, prob=recipe.mix_prob, inplace=True)
-        case "cutmix-or-mixup":
-            both = CutMix(alpha, **cutmix), Mixup(recipe.mixup_alpha or alpha, **mixup)
-            return RandomChoice(both, seed=derive_seed(recipe.seed, "choice"))
-        case "feature-cutmix":
-            return FeatureCutMix(layers, alpha, **cutmix)
-        case "manifold-mixup":
-            return ManifoldMixup(layers, alpha, **mixup)
-        case "cutmix-center-gaussian":
-            return CenterGaussianCutMix(alpha, **cutmix)
-        case "cutmix-fixed-size":
-            return FixedSizeCutMix(recipe.cutout_size, **cutmix)
-        case "cutmix-one-hot":
-            return OneHotCutMix(alpha, **cutmix)
-        case "cutmix-complete-label":
-            return CompleteLabelCutMix(alpha, **cutmix)
-        case "cutmix-scheduled":
-            return ScheduledCutMix(alpha, **cutmix)
-        case "cutmix-3":
-            return MultiCutMix(alpha, 3, **cutmix)
-        case "cutmix-4":
-            return MultiCutMix(alpha, 4, **cutmix)
-        case "smmix":
-            seed = derive_seed(recipe.seed, "smmix")
-            return SMMix(recipe.mix_prob, mixup_alpha=alpha, inplace=True, seed=seed)
+    seed = derive_seed(recipe.seed, stream)
+    return {"prob": recipe.mix_prob, "per_sample": recipe.mix_per_sample, "inplace": True, "seed": seed}
 
 
-def image_mixing(recipe: Recipe) -> Callable[[Tensor, Tensor], tuple[Tensor, Targets]] | None:
-    """Return what the recipe does to images where it does all of it, for pictures; None if it leaves them alone."""
-    cutout, mix = make_cutout(recipe), make_mix(replace(recipe, mix_prob=1.0))
-    if isinstance(mix, ScheduledCutMix):
-        mix.progress = 1.0
-    if isinstance(mix, FeatureMix):
-        mix = mix.transform if 0 in mix.layers else None
-    if isinstance(mix, SMMix):  # which needs the network that looks
-        mix = None
+MIXES: dict[str, Callable[[Recipe], "Mix"]] = {
+    "none": lambda r: cutmix.Mix(),
+    "cutmix": lambda r: cutmix.CutMix(r.alpha, **shared(r, "cutmix")),
+    "mixup": lambda r: cutmix.Mixup(r.alpha, **shared(r, "mixup")),
+    "cutout": lambda r: cutmix.Cutout(r.cutout_size, **shared(r, "cutout") | {"per_sample": True}),
+    "cutmix-or-mixup": lambda r: cutmix.RandomChoice(
+        (cutmix.CutMix(r.alpha, **shared(r, "cutmix")), cutmix.Mixup(r.mixup_alpha or r.alpha, **shared(r, "mixup"))),
+        seed=derive_seed(r.seed, "choice"),
+    ),
+    "feature-cutmix": lambda r: cutmix.FeatureCutMix(r.mix_layers, r.alpha, **shared(r, "cutmix")),
+    "manifold-mixup": lambda r: cutmix.ManifoldMixup(r.mix_layers, r.alpha, **shared(r, "mixup")),
+    "cutmix-center-gaussian": lambda r: cutmix.CenterGaussianCutMix(r.alpha, **shared(r, "cutmix")),
+    "cutmix-fixed-size": lambda r: cutmix.FixedSizeCutMix(r.cutout_size, **shared(r, "cutmix")),
+    "cutmix-one-hot": lambda r: cutmix.OneHotCutMix(r.alpha, **shared(r, "cutmix")),
+    "cutmix-complete-label": lambda r: cutmix.CompleteLabelCutMix(r.alpha, **shared(r, "cutmix")),
+    "cutmix-scheduled": lambda r: cutmix.ScheduledCutMix(r.alpha, **shared(r, "cutmix")),
+    "cutmix-3": lambda r: cutmix.MultiCutMix(r.alpha, 3, **shared(r, "cutmix")),
+    "cutmix-4": lambda r: cutmix.MultiCutMix(r.alpha, 4, **shared(r, "cutmix")),
+    "smmix": lambda r: cutmix.SMMix(
+        r.mix_prob, mixup_alpha=r.alpha, inplace=True, seed=derive_seed(r.seed, "smmix"), head=cutmix.WithTokenHead
+    ),
+}
+"""How ``--mix`` builds each method from a recipe."""
 
-    def transform(images: Tensor, labels: Tensor) -> tuple[Tensor, Targets]:
+
+def make_mix(recipe: Recipe) -> "Mix":
+    """Return the mixing method of a recipe.
+
+    Raises:
+        InputError: If there is no such method.
+    """
+    if recipe.mix not in MIXES:
+        raise InputError(f"--mix is {recipe.mix}; expected one of {', '.join(MIXES)}")
+    return MIXES[recipe.mix](recipe)
+
+
+def make_cutout(recipe: Recipe) -> "cutmix.Cutout | None":
+    """Return the Cutout of ``--cutout``, which writes into a batch before it is mixed; None without it."""
+    seed = derive_seed(recipe.seed, "cutout")
+    return cutmix.Cutout(recipe.cutout_size, seed=seed, inplace=True) if recipe.cutout else None
+
+
+def image_mixing(recipe: Recipe) -> "Callable[[Tensor, Tensor], tuple[Tensor, Targets]] | None":
+    """Return what the recipe does to every image, for previews; None if it changes no images by themselves."""
+    cutout, mix = make_cutout(recipe), make_mix(recipe).on_images()
+    if mix:
+        mix.prob = 1.0
+
+    def transform(images: "Tensor", labels: "Tensor") -> "tuple[Tensor, Targets]":
         if cutout:
             images, _ = cutout(images, labels)
         return mix(images, labels) if mix else (images, labels)

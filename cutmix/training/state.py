@@ -9,14 +9,8 @@ from torch import nn
 from cutmix.config.recipe import Recipe
 from cutmix.data import ArraySet, ImageSet
 from cutmix.errors import InputError
-from cutmix.mixing import (
-    Cutout,
-    FeatureMix,
-    SMMix,
-)
-from cutmix.mixing.features import find_layers
-from cutmix.mixing.images import BatchTransform
-from cutmix.models import WithTokenHead, create_model, predict_and_attend
+from cutmix.mixing import Cutout, Mix
+from cutmix.models import WithTokenHead, create_model
 from cutmix.models.create import start_new_head, trying_images
 from cutmix.models.regularizers import DropBlock, regularize
 from cutmix.runtime.distributed import World, gather
@@ -34,7 +28,7 @@ class State:
         optimizer: What moves its weights.
         average: Moving average of the weights, or None.
         cutout: What cuts squares out of each batch before it is mixed, or None; it has a random state of its own.
-        mix: The transform of each batch, or None; it has a random state of its own.
+        mix: The mixing method; it has a random state of its own.
         epoch: Epochs done.
         step_in_epoch: Optimizer steps done of the epoch that is running.
         step: Optimizer steps done in all.
@@ -50,7 +44,7 @@ class State:
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None
     cutout: Cutout | None
-    mix: BatchTransform | FeatureMix | SMMix | None
+    mix: Mix
     epoch: int = 0
     step_in_epoch: int = 0
     step: int = 0
@@ -94,14 +88,8 @@ def start_state(recipe: Recipe, data: ImageSet, world: World) -> State:
         model, stochastic_depth=recipe.stochastic_depth, shake_drop=recipe.shake_drop, decay=recipe.depth_decay,
         drop_block=recipe.drop_block, block_size=recipe.drop_block_size,
     )  # fmt: skip
-    mix = make_mix(recipe)
-    if isinstance(mix, FeatureMix):
-        find_layers(model, mix.layers)
-    model = model.to(world.device)
-    _check_input(model, recipe, data, world.device)
-    network = model
-    if isinstance(mix, SMMix):
-        model = WithTokenHead(model).to(world.device)
+    mix, network = make_mix(recipe), model.to(world.device)
+    model = _prepare(network, mix, recipe, data, world.device)
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)
     torch.manual_seed(derive_seed(recipe.seed, "training", world.rank))
@@ -116,20 +104,21 @@ def start_branches_at_one(model: nn.Module) -> None:
             nn.init.ones_(module.weight)
 
 
-def _check_input(model: nn.Module, recipe: Recipe, data: ImageSet, device: torch.device) -> None:
-    """See that network, DropBlock and SMMix take images of this size, before a folder is made for the run."""
+def _prepare(network: nn.Module, mix: Mix, recipe: Recipe, data: ImageSet, device: torch.device) -> nn.Module:
+    """Return the module to train, once the network, DropBlock and the mixing method have taken images of this size."""
     sides: tuple[int, ...] = (recipe.image_size or 0,) * 2
     if isinstance(data, ArraySet) and recipe.image_size is None:
         sides = tuple(data.images.shape[-2:])
-    model.eval()
-    for module in model.modules():
+    images = torch.zeros(2, data.in_chans, *sides, device=device)
+    network.eval()
+    for module in network.modules():
         if isinstance(module, DropBlock):
             module.train()
-    with trying_images(recipe.model, sides), torch.inference_mode():
-        model(torch.zeros(1, data.in_chans, *sides, device=device))
-        if recipe.mix == "smmix":
-            SMMix().draw(predict_and_attend(model, torch.zeros(2, data.in_chans, *sides, device=device))[1])
-    model.train()
+    with trying_images(recipe.model, sides):
+        with torch.inference_mode():
+            network(images[:1])
+        model = mix.prepare(network, images).to(device)
+    return model.train()
 
 
 def take_snapshot(state: State, world: World) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from cutmix.config.recipe import flag
 from cutmix.config.transfer import Captioning, Detection, Transfer
 from cutmix.data.loaders import Loader
 from cutmix.errors import InputError
+from cutmix.mixing import Mix
 from cutmix.runtime.device import autocast, resolve_precision
 from cutmix.runtime.distributed import World, processes
 from cutmix.runtime.seeding import derive_seed
@@ -115,4 +116,4 @@ def _state(recipe: Transfer, network: nn.Module, world: World) -> State:
     network = network.to(world.device)
     if recipe.channels_last:
         network = network.to(memory_format=torch.channels_last)
-    return State(network, make_optimizer(recipe, network), make_average(recipe, network), None, None)
+    return State(network, make_optimizer(recipe, network), make_average(recipe, network), None, Mix())

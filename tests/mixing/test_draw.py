@@ -152,7 +152,7 @@ WRONG = {
         r"8×8 pixels, but x is \(2, 3, 8, 9\)",
     ),
     "hole size": (
-        lambda: CutoutDraw(PAIR, torch.ones(2), torch.zeros(1, 4).long(), EIGHT).apply(torch.zeros(2, 8)),
+        lambda: CutoutDraw(PAIR, torch.ones(2), boxes=torch.zeros(1, 4).long(), size=EIGHT).apply(torch.zeros(2, 8)),
         r"8×8 pixels, but x is \(2, 8\)",
     ),
     "float class ids": (lambda: Draw.from_lam(PAIR, 0.5).targets(torch.zeros(2)), "class ids are torch.float32"),

@@ -22,12 +22,13 @@ from cutmix import (
     FeatureMix,
     InputError,
     ManifoldMixup,
+    Mix,
     MixedTargets,
     Mixup,
     OneHotCutMix,
+    ScheduledCutMix,
     create_model,
     mixed_cross_entropy,
-    mixed_forward,
 )
 
 METHODS = {"feature-cutmix": FeatureCutMix, "manifold-mixup": ManifoldMixup}
@@ -258,38 +259,60 @@ def test_autocast_and_channels_last(make: Callable, layer: int) -> None:
     following = (net.conv1, net.conv1, net.layer2, net.layer3, net.fc)[layer]
     images = images.contiguous(memory_format=torch.channels_last)
     with following.register_forward_pre_hook(lambda _, x: layouts.append(x[0])), torch.autocast("cpu", torch.bfloat16):
-        logits, targets = mixed_forward(net, images, labels, make(layer, seed=12))
+        logits, targets = make(layer, seed=12).forward(net, images, labels)
     if layer in (0, 2, 3):
         assert layouts[0].is_contiguous(memory_format=torch.channels_last)
     assert logits.dtype == torch.bfloat16
     assert targets.lam.dtype == torch.float32
     mixed_cross_entropy(logits, targets).backward()
     assert all(bool(p.grad.isfinite().all()) for p in net.parameters())
-    exact, same_targets = mixed_forward(network(), images, labels, make(layer, seed=12))
+    exact, same_targets = make(layer, seed=12).forward(network(), images, labels)
     assert same(targets, same_targets)
     torch.testing.assert_close(logits.float(), exact, rtol=0.05, atol=0.1)
 
 
-# One forward pass for all.
+# The protocol of the training loop.
 
 
-def test_mixed_forward_takes_every_kind() -> None:
+def test_every_kind_of_mixing_trains_by_one_protocol() -> None:
     net, (images, labels) = network().eval(), batch()
-    logits, targets = mixed_forward(net, images, labels, None)
-    assert torch.equal(logits, net(images))
-    assert targets is labels
+    weight = torch.tensor([0.5, 2.0, 1.0, 3.0])
+    options = {"label_smoothing": 0.1, "weight": weight}
+
+    def loss(mix: Mix) -> Tensor:
+        assert mix.prepare(net, images) is net
+        return mix.loss(net, *mix.mix(images, labels, 0.5), **options)
+
+    assert torch.equal(loss(Mix()), F.cross_entropy(net(images), labels, **options))
     for make in (CutMix, Mixup):
-        mixed, expected = make(seed=13)(images, labels)
-        logits, targets = mixed_forward(net, images, labels, make(seed=13))
-        assert torch.equal(logits, net(mixed))
-        assert same(targets, expected)
+        mixed, targets = make(seed=13)(images, labels)
+        assert torch.equal(loss(make(seed=13)), mixed_cross_entropy(net(mixed), targets, **options))
+    assert torch.equal(
+        loss(FeatureCutMix(3, seed=13)),
+        mixed_cross_entropy(*FeatureCutMix(3, seed=13).forward(net, images, labels), **options),
+    )
+    scheduled = ScheduledCutMix(seed=13)
+    loss(scheduled)
+    assert (scheduled.progress, scheduled.prob) == (0.5, 0.5)
+
+
+def test_inplace_concerns_images_only() -> None:
+    net, (images, labels) = network().eval(), batch()
     before = images.clone()
-    ours = mixed_forward(net, images, labels, FeatureCutMix(3, inplace=True, seed=13))
+    ours = FeatureCutMix(3, inplace=True, seed=13).forward(net, images, labels)
     assert torch.equal(images, before)
-    theirs = FeatureCutMix(3, seed=13).forward(net, images, labels)
-    assert torch.equal(ours[0], theirs[0])
-    mixed_forward(net, images, labels, FeatureCutMix(0, inplace=True, seed=13))
+    assert torch.equal(ours[0], FeatureCutMix(3, seed=13).forward(net, images, labels)[0])
+    FeatureCutMix(0, inplace=True, seed=13).forward(net, images, labels)
     assert not torch.equal(images, before)
+
+
+def test_previews_show_what_happens_to_images() -> None:
+    cutmix, inside = CutMix(), FeatureCutMix((1, 2))
+    assert cutmix.on_images() is cutmix
+    assert inside.on_images() is None
+    both = FeatureCutMix((0, 1))
+    assert both.on_images() is both.transform
+    assert Mix().on_images() is None
 
 
 def test_accumulated_gradients() -> None:
@@ -298,8 +321,7 @@ def test_accumulated_gradients() -> None:
     mix = ManifoldMixup(3, seed=14)
     twin = copy.deepcopy(mix)
     for x, y in zip(images.chunk(2), labels.chunk(2), strict=True):
-        logits, targets = mixed_forward(net, x, y, mix)
-        (mixed_cross_entropy(logits, targets) / 2).backward()
+        (mix.loss(net, *mix.mix(x, y)) / 2).backward()
         draw = twin.transform.draw((3, *SHAPES[3]))
         (mixed_cross_entropy(by_hand(other, x, 3, draw), draw.targets(y)) / 2).backward()
     torch.testing.assert_close(net.conv1.weight.grad, other.conv1.weight.grad)

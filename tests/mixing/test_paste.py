@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from cutmix import Draw
+from cutmix import Draw, InputError
 
 INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -55,16 +55,16 @@ def pasted(x: Tensor, partner: list[int], boxes: list[list[int]]) -> Tensor:
     return mixed
 
 
-def assert_applies(draw: Draw, x: Tensor, expected: Tensor) -> None:
+def assert_applies(draw: Draw, x: Tensor, expected: Tensor, nearest: bool | None = None) -> None:
     """Out of place, in place, with a gradient and without: the same bits, and the memory format is kept."""
     before = x.clone()
-    results = [draw.apply(x)]
+    results = [draw.apply(x, nearest=nearest)]
     assert results[0] is not x
     assert torch.equal(x, before)
     if x.is_floating_point():
-        results.append(draw.apply(x.clone().requires_grad_()).detach())
+        results.append(draw.apply(x.clone().requires_grad_(), nearest=nearest).detach())
     inner = x.clone()
-    results.append(draw.apply(inner, inplace=True))
+    results.append(draw.apply(inner, inplace=True, nearest=nearest))
     assert results[-1] is inner
     for result in results:
         assert result.dtype == x.dtype
@@ -103,7 +103,8 @@ def test_boxes_and_masks_of_every_dtype(dtype: torch.dtype, shape: tuple[int, ..
     assert_applies(by_mask, x, expected)
     torch.testing.assert_close(by_mask.lam, draw.lam, rtol=0, atol=1e-7)
     if dtype != torch.bool:  # A blend of 0 and 1 says the same.
-        assert_applies(Draw.from_mask(torch.tensor(partner), mask.to(torch.float16)), x, expected)
+        for nearest in (False, True):
+            assert_applies(Draw.from_mask(torch.tensor(partner), mask.to(torch.float16)), x, expected, nearest)
 
 
 @pytest.mark.parametrize("side", [8, 96])
@@ -152,15 +153,35 @@ def test_integers_are_rounded_to_the_nearest(dtype: torch.dtype, shape: tuple[in
     own, pixels = lam.astype(np.float64).reshape(-1, 1, 1, 1), x.numpy().astype(np.float64)
     exact = own * pixels + (1 - own) * pixels[partner]
     draw = Draw.from_lam(torch.tensor(partner), torch.from_numpy(lam))
-    mixed, tie = draw.apply(x), 4e-3 if dtype == torch.int16 else 1e-4
+    mixed, tie = draw.apply(x, nearest=False), 4e-3 if dtype == torch.int16 else 1e-4
     # Half a step is the best there is, but for the precision of float32, which int16 and uint8 are blended in.
     assert np.abs(mixed.numpy().astype(np.float64) - exact).max() <= 0.5 + tie
-    assert_applies(draw, x, mixed)
+    assert_applies(draw, x, mixed, nearest=False)
     mask = torch.rand(7, *shape[-2:], generator=torch.Generator().manual_seed(3))
     own = mask.numpy().astype(np.float64)[:, None]
     exact = own * pixels + (1 - own) * pixels[partner]
-    composed = Draw.from_mask(torch.tensor(partner), mask).apply(x)
+    composed = Draw.from_mask(torch.tensor(partner), mask).apply(x, nearest=False)
     assert np.abs(composed.numpy().astype(np.float64) - exact).max() <= 0.5 + tie
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, *INTEGERS, torch.float32], ids=str)
+def test_nearest_makes_no_new_class_ids(dtype: torch.dtype) -> None:
+    ids = content(7, 9, 8, dtype=dtype)
+    partner, lam = torch.tensor(PARTNERS["one cycle"]), torch.tensor([0.0, 0.49, 0.5, 0.51, 1.0, 0.97, 0.2])
+    expected = torch.where((lam >= 0.5)[:, None, None], ids, ids[partner])
+    assert_applies(Draw.from_lam(partner, lam), ids, expected, nearest=True)
+    weights = torch.rand(7, 9, 8, generator=torch.Generator().manual_seed(5))
+    by_pixel = torch.where(weights >= 0.5, ids, ids[partner])
+    assert_applies(Draw.from_mask(partner, weights), ids, by_pixel, nearest=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, *INTEGERS], ids=str)
+def test_a_blend_of_integers_is_refused_unless_it_is_said_how(dtype: torch.dtype) -> None:
+    x, partner = content(7, 3, 8, 8, dtype=dtype), torch.tensor(PARTNERS["one cycle"])
+    for draw in (Draw.from_lam(partner, 0.3), Draw.from_mask(partner, torch.full((8, 8), 0.3))):
+        for inplace in (False, True):
+            with pytest.raises(InputError, match=r"give nearest=True for class ids, nearest=False for images"):
+                draw.apply(x, inplace=inplace)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -481,9 +481,9 @@ def test_a_batch_of_one() -> None:
         SMMix().draw(some_attention(1))
 
 
-def test_a_network_that_shows_no_attention() -> None:
+def test_a_network_that_does_not_return_its_attention() -> None:
     for net in (nn.Linear(3, 3), with_head().network, torch.compile(nn.Linear(3, 3))):
-        with pytest.raises(InputError, match=r"does not show its attention; give SMMix a vision transformer"):
+        with pytest.raises(InputError, match=r"does not return its attention; give SMMix a vision transformer"):
             SMMix().loss(net, *batch())
 
 

@@ -171,7 +171,7 @@ def test_progress_out_of_range(progress: float) -> None:
 # More images.
 
 
-@pytest.mark.parametrize("num_images", [2, 3, 4, 5])
+@pytest.mark.parametrize("num_images", [2, 3, 4])
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_weights_are_the_pixels_that_are_seen(num_images: int, per_sample: bool, numbered: Callable) -> None:
     mix = MultiCutMix(0.5, num_images, per_sample=per_sample, seed=7)
@@ -258,9 +258,9 @@ def test_several_images_in_every_layout(per_sample: bool, numbered: Callable) ->
     assert images.grad.sum() == images.numel()  # every pixel that is seen passes its gradient to its source
 
 
-@pytest.mark.parametrize("num_images", [1, 2.5, 9])
+@pytest.mark.parametrize("num_images", [1, 2.5, 5])
 def test_wrong_number_of_images(num_images: float) -> None:
-    with pytest.raises(ValueError, match=rf"num_images is {num_images}; expected a whole number from 2 to 8"):
+    with pytest.raises(ValueError, match=rf"num_images is {num_images}; expected 2, 3 or 4"):
         MultiCutMix(num_images=num_images)
 
 
@@ -324,7 +324,10 @@ def test_in_place(make: Callable) -> None:
         (lambda: MultiCutMix().draw((3, 4)), "without spatial dimensions"),
         (lambda: MultiCutMix().draw((3, 1, 4, 4)).apply(torch.zeros(3, 1, 4, 5)), "the draw is for 4×4 pixels"),
         (lambda: MultiCutMix().draw((3, 1, 4, 4)).targets(torch.zeros(3)), "expected an integer dtype"),
-        (lambda: MultiDraw.from_draws([Draw.from_lam(torch.arange(2), 0.5)] * 2), "a draw without boxes"),
+        (
+            lambda: MultiDraw.from_draws([Draw.from_lam(torch.arange(2), 0.5)] * 2),
+            "2 draws; expected one to three, all",
+        ),
     ],
 )
 def test_wrong_input(make: Callable[[], Tensor], sentence: str) -> None:

@@ -13,22 +13,24 @@ from cutmix.config.recipe import Recipe
 from cutmix.config.recipes import RECIPES
 from cutmix.data import ArraySet, open_data
 from cutmix.errors import InputError
-from cutmix.mixing import FeatureMix, mixed_cross_entropy, mixed_forward
+from cutmix.mixing import FeatureMix
 from cutmix.models import create_model
 from cutmix.runtime.distributed import World
+from cutmix.training import mixes
 from cutmix.training.mixes import image_mixing, make_cutout, make_mix
 from cutmix.training.state import State, restore, start_state, take_snapshot
 
 ALONE = World(0, 1, torch.device("cpu"))
 RECIPE = replace(RECIPES["digits-resnet20-cutmix"], ema_decay=0.9)
 MIXES = {
-    "none": "NoneType", "cutmix": "CutMix", "mixup": "Mixup", "cutout": "Cutout", "cutmix-or-mixup": "RandomChoice",
+    "none": "Mix", "cutmix": "CutMix", "mixup": "Mixup", "cutout": "Cutout", "cutmix-or-mixup": "RandomChoice",
     "feature-cutmix": "FeatureCutMix", "manifold-mixup": "ManifoldMixup",
     "cutmix-center-gaussian": "CenterGaussianCutMix", "cutmix-fixed-size": "FixedSizeCutMix",
     "cutmix-one-hot": "OneHotCutMix", "cutmix-complete-label": "CompleteLabelCutMix",
     "cutmix-scheduled": "ScheduledCutMix", "cutmix-3": "MultiCutMix", "cutmix-4": "MultiCutMix",
+    "smmix": "SMMix",
 }  # fmt: skip
-ON_IMAGES = [name for name in MIXES if name not in ("none", "feature-cutmix", "manifold-mixup")]
+ON_IMAGES = [name for name in MIXES if name not in ("none", "feature-cutmix", "manifold-mixup", "smmix")]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def step(state: State, data: ArraySet) -> None:
     images, labels = data.images[chosen].float() / 255, data.labels[chosen]
     if state.cutout:
         images, _ = state.cutout(images, labels)
-    mixed_cross_entropy(*mixed_forward(state.model, images, labels, state.mix)).backward()
+    state.mix.loss(state.model, *state.mix.mix(images, labels)).backward()
     state.optimizer.step()
     state.optimizer.zero_grad()
     if state.average:
@@ -107,9 +109,13 @@ def test_processes_start_with_the_same_weights_and_draw_differently(digits: Arra
     assert not torch.equal(draws[0], draws[1])
 
 
-@pytest.mark.parametrize(("mix", "name"), MIXES.items())
-def test_a_mix_is_the_transform_of_its_name(mix: Any, name: str) -> None:
-    assert type(make_mix(Recipe(mix=mix))).__name__ == name
+def test_each_method_is_built_by_its_name() -> None:
+    assert {name: type(make_mix(Recipe(mix=name))).__name__ for name in mixes.MIXES} == MIXES
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^--mix is cutmx; expected one of none, cutmix, mixup, .*, smmix$"):
+        make_mix(Recipe(mix="cutmx"))
 
 
 def test_the_fields_reach_the_transform() -> None:

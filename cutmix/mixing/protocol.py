@@ -1,0 +1,146 @@
+"""The interfaces of a drawn mix, of a batch transform, and of a mixing method in a training loop."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from cutmix.mixing.targets import Targets, mixed_cross_entropy
+
+
+class Drawn(Protocol):
+    """A drawn mix; see ``Draw``."""
+
+    def apply(self, x: Tensor, inplace: bool = False, *, nearest: bool | None = None) -> Tensor:
+        """Mix a batch."""
+        ...
+
+    def targets(self, labels: Tensor) -> Targets:
+        """Mix labels as the pixels were mixed."""
+        ...
+
+
+class BatchTransform(Protocol):
+    """A transform of a batch of images: CutMix, its variants, Mixup, Cutout and RandomChoice."""
+
+    @property
+    def prob(self) -> float:
+        """Probability that a batch, or a sample, is mixed."""
+        ...
+
+    @prob.setter
+    def prob(self, prob: float) -> None: ...
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Targets]:
+        """Return the mixed images and their targets."""
+        ...
+
+    def draw(self, shape: Sequence[int]) -> Drawn:
+        """Draw for a batch of this shape."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the random state."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a random state."""
+        ...
+
+
+class Mix:
+    """A mixing method in a training loop; this base class mixes nothing.
+
+        network = mix.prepare(network, images)
+        for images, labels in loader:
+            images, targets = mix.mix(images, labels, progress)
+            loss = mix.loss(network, images, targets)
+
+    A transform of images overrides ``mix``; a method that mixes inside the network, or has a loss of its own,
+    overrides ``loss``. ``mix`` takes a whole batch; ``loss`` takes the batch or, with accumulated gradients, a part.
+    """
+
+    uses_attention: ClassVar[bool] = False
+    """Whether the method follows the network's attention, which previews then show."""
+
+    def prepare(self, network: nn.Module, images: Tensor) -> nn.Module:
+        """Return the module to train: the network, with whatever the method trains beside it.
+
+        Args:
+            network: The network, not wrapped.
+            images: (N, C, H, W), an example of what the network takes; N is at least 2.
+
+        Raises:
+            InputError: If the method does not work with this network or with such images.
+        """
+        return network
+
+    def mix(self, images: Tensor, labels: Tensor, progress: float = 0.0) -> tuple[Tensor, Targets]:
+        """Return the images and targets that ``loss`` takes.
+
+        Args:
+            images: (N, ..., H, W).
+            labels: Class ids (N,) or multi-label targets (N, K).
+            progress: Share of the training that is done, in [0, 1].
+        """
+        return images, labels
+
+    def loss(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        targets: Targets,
+        *,
+        label_smoothing: float = 0.0,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """Run the network on what ``mix`` returned and return the mean loss, a scalar.
+
+        Args:
+            network: What ``prepare`` returned, also inside DistributedDataParallel or ``torch.compile``.
+            images: (N, C, H, W).
+            targets: The targets of these images.
+            label_smoothing: Share of the target that is spread over all classes, in [0, 1].
+            weight: (K,) weight of each class, or None.
+        """
+        return mixed_cross_entropy(network(images), targets, label_smoothing=label_smoothing, weight=weight)
+
+    def on_images(self) -> BatchTransform | None:
+        """Return the transform of images alone that a preview can show; None if the method has none."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the random state."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state that ``state_dict()`` returned."""
+
+
+class ImageMix(Mix):
+    """A mixing method that is a transform of images and nothing else."""
+
+    prob: float
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Targets]:
+        """Return the mixed images and their targets."""
+        raise NotImplementedError
+
+    def draw(self, shape: Sequence[int]) -> Drawn:
+        """Draw for a batch of this shape."""
+        raise NotImplementedError
+
+    def mix(self, images: Tensor, labels: Tensor, progress: float = 0.0) -> tuple[Tensor, Targets]:
+        """Apply the transform; see ``Mix.mix``."""
+        return self(images, labels)
+
+    def on_images(self) -> BatchTransform:
+        """Return the transform itself."""
+        return self
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """Return the network inside DistributedDataParallel, ``torch.compile`` or a moving average."""
+    while isinstance(inner := getattr(network, "_orig_mod", getattr(network, "module", None)), nn.Module):
+        network = inner
+    return network
