@@ -1,4 +1,4 @@
-"""Exact, fast CutMix for any training loop; a trainer; and honest measures of what the training bought.
+"""CutMix and its relatives for any PyTorch training loop, a trainer, and an evaluation with intervals.
 
 mix = cutmix.CutMix(alpha=1.0, seed=0)
 for images, labels in loader:
@@ -77,7 +77,7 @@ _OF_MODELS = ("WithTokenHead", "create_model")
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only when something that needs it is used: ``cutmix --help`` does not."""
+    """Import torch only when a name that needs it is used; ``cutmix --help`` needs none."""
     if name not in __all__:
         raise AttributeError(f"module 'cutmix' has no attribute '{name}'")
     value = getattr(import_module("cutmix.models" if name in _OF_MODELS else "cutmix.mixing"), name)
