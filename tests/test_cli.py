@@ -270,7 +270,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["cat/1.png", "cat/2.png", "dog/"], "the class folder"),
         (["cat/", "dog/"], "holds no images"),
         (["1.png", "2.png"], "images but no class folders"),
-        (["train/cat/1.png", "train/dog/1.png"], "has train/ but none of val/, valid/, test/"),
+        (["train/cat/1.png", "train/dog/1.png"], "leaves no images to evaluate on"),
         (["val/cat/1.png", "val/dog/1.png"], "has val/ but no train/"),
         (["train/cat/1.png", "train/dog/1.png", "val/cat/1.png", "val/cow/1.png"], "the class 'cow' is in"),
     ],

@@ -1,7 +1,7 @@
-"""Data sets, transforms and loaders: from what lies on the disk to normalised batches on the device."""
+"""Data sets, transforms and loaders: from files to normalised batches on the device."""
 
 from cutmix.data.loaders import test_loader, train_loader
-from cutmix.data.sets import ArraySet, FileSet, ImageSet, is_small, open_data
+from cutmix.data.sets import ArraySet, FileSet, ImageSet, Splits, is_small, open_data, open_splits
 from cutmix.data.transforms import Augment, CropFlip, draw_crop_flip, normalize
 
 __all__ = [
@@ -10,10 +10,12 @@ __all__ = [
     "CropFlip",
     "FileSet",
     "ImageSet",
+    "Splits",
     "draw_crop_flip",
     "is_small",
     "normalize",
     "open_data",
+    "open_splits",
     "test_loader",
     "train_loader",
 ]

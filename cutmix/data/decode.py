@@ -1,64 +1,115 @@
 """From an image file to upright RGB pixels."""
 
 import contextlib
+import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from cutmix.errors import InputError
+
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TIFF", "WEBP")
+"""What a file may be, whatever its name; among them none that starts another program, as PostScript would."""
+
+_TGA = (".tga", ".icb", ".vda", ".vst")  # a format that any bytes may seem to have, so that its name decides
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def read_image(path: Path, *, skippable: bool = False) -> Image.Image:
     """Decode one image file.
 
-    The EXIF orientation is applied. Transparent pixels are laid on white, the page that such pictures are drawn for;
-    the colours stored beneath the transparency are arbitrary and would differ from what a person sees. 16-bit grey
-    is scaled to 8 bits. Of an animation the first frame is taken.
+    The EXIF orientation is applied if it can be read. Transparent pixels are laid on white, the page that such images
+    are drawn for; the colours stored beneath the transparency are arbitrary. 16-bit grey is scaled to 8 bits. Of an
+    animation the first frame is taken.
 
     Args:
         path: The file.
-        skippable: Whether who reads it could leave it out by --skip-unreadable, which an error then offers.
+        skippable: Whether --skip-unreadable could leave the file out, which an error then offers.
 
     Returns:
         An RGB image.
 
     Raises:
-        InputError: The file is missing, empty, truncated, damaged, too large to be a photograph, or no image at all.
+        InputError: The file is missing, empty, truncated, damaged, larger than Pillow's limit of 179 million pixels, or
+            not an image.
     """
     with _opened(path, skippable) as image:
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        turn = _TURNS.get(_orientation(image))
+        return _to_rgb(image.transpose(turn) if turn is not None else image)
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Return the width and height of the image that :func:`read_image` makes, from the file's header.
+class Header(NamedTuple):
+    """What the header of an image file says.
+
+    Attributes:
+        size: Width and height of the image that ``read_image`` makes.
+        orientation: EXIF's, 1 to 8; from 5 on, width and height are exchanged in the file.
+    """
+
+    size: tuple[int, int]
+    orientation: int
+
+
+def read_header(path: Path) -> Header:
+    """Read the header of an image file.
 
     Raises:
         InputError: The file is missing, empty, or has no such header.
     """
     with _opened(path) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-        return (image.height, image.width) if turned else image.size
+        orientation = _orientation(image)
+        return Header((image.height, image.width) if orientation >= 5 else image.size, orientation)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return the width and height of the image that ``read_image`` makes; see ``read_header``."""
+    return read_header(path).size
 
 
 @contextlib.contextmanager
 def _opened(path: Path, skippable: bool = False) -> Iterator[Image.Image]:
     """Open an image file; whatever goes wrong with it is an ``InputError`` with its name."""
     try:
-        if path.stat().st_size == 0:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise InputError("it is not a regular file")
+        if not status.st_size:
             raise InputError("the file is empty")
-        with Image.open(path) as image:
+        Image.init()
+        known = [name for name in _FORMATS if name in Image.OPEN]  # AVIF comes with newer releases of Pillow
+        with Image.open(path, formats=[*known, "TGA"] if path.suffix.lower() in _TGA else known) as image:
             yield image
     except Exception as error:  # damaged files make the decoders raise almost anything
         reason = " ".join(str(error).replace(repr(str(path)), "").split()) or type(error).__name__
         skip = ", or leave such files out with --skip-unreadable (skip_unreadable=True)" if skippable else ""
         raise InputError(f"{path} cannot be read as an image ({reason}): repair or remove it{skip}") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 where it is missing, damaged or of a wrong type."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        number = int(value[0] if isinstance(value, tuple) else value)
+    except Exception:  # the pixels decide whether the image is good
+        return 1
+    return number if number in _TURNS else 1
 
 
 def read_same_size(
@@ -88,36 +139,58 @@ def read_same_size(
             return
         if image.size != (width, height):
             raise InputError(
-                f"{paths[index]} is {image.width}×{image.height} pixels, where every image of this data set is "
-                f"{width}×{height}"
+                f"{paths[index]} is {image.width}×{image.height} pixels; expected {width}×{height} as every image of "
+                "this data set has"
             )
         pixels[index] = np.asarray(image).transpose(2, 0, 1)
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for _ in threads.map(read, range(len(paths))):
-            pass
+    in_threads(read, range(len(paths)))
     return images
+
+
+class Pixels(NamedTuple):
+    """What decoding an image file found.
+
+    Attributes:
+        size: Width and height, upright.
+        digest: Of size and pixels: equal for the same image in another file or format.
+    """
+
+    size: tuple[int, int]
+    digest: bytes
+
+
+def digest_pixels(path: Path) -> Pixels | InputError:
+    """Decode an image file; return its size and digest, or why it cannot be read."""
+    try:
+        image = read_image(path, skippable=True)
+    except InputError as error:
+        return error
+    digest = hashlib.blake2b(repr(image.size).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(image).data)
+    return Pixels(image.size, digest.digest())
 
 
 def find_unreadable(paths: Sequence[Path]) -> set[Path]:
     """Decode every file, in threads, and return those that :func:`read_image` refuses."""
+    found = in_threads(digest_pixels, paths)
+    return {path for path, each in zip(paths, found, strict=True) if isinstance(each, InputError)}
 
-    def fails(path: Path) -> bool:
-        try:
-            read_image(path)
-        except InputError:
-            return True
-        return False
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        return {path for path, failed in zip(paths, threads.map(fails, paths), strict=True) if failed}
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Return a function's results for all items, computed in threads; the first error ends the work."""
+    threads = ThreadPoolExecutor(os.cpu_count())
+    try:
+        return list(threads.map(function, items))
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise InputError("floating-point pixels have no defined range")
-    if image.mode.startswith("I"):  # 16 bits a pixel, which PIL would clip to 8 instead of scaling
-        grey = np.asarray(image).astype(np.int64)
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip to 8 instead of scaling
+        grey = np.asarray(image).astype(np.int32)
         if grey.min() < 0 or grey.max() > 65535:
             raise InputError("grey values outside 16 bits")
         return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")

@@ -1,126 +1,188 @@
-"""Any folder of class folders, split into training and test images."""
+"""Which image files lie in a folder, and how files are divided into splits by their names' hashes. No torch here."""
 
 import os
+import stat
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, TypeVar
 
 from cutmix.errors import InputError
 from cutmix.runtime.seeding import derive_seed
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
-_TEST_FOLDERS = ("val", "valid", "test")
+EXTENSIONS = (
+    ".apng", ".avif", ".avifs", ".bmp", ".bw", ".dib", ".gif", ".icb", ".ico", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc",
+    ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pcx", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".qoi",
+    ".rgb", ".rgba", ".sgi", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp",
+)  # fmt: skip
+"""Of the formats that ``decode.read_image`` takes."""
+
+_NOT_DATA = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")  # folders that archivers and file managers add
 
 
-def read_folder(
-    root: Path, split: str, *, val_fraction: float, seed: int
-) -> tuple[list[Path], list[int], tuple[str, ...]]:
-    """List the images of one split.
+class File(NamedTuple):
+    """An image file.
 
-    With ``train/`` and ``val/`` (or ``valid/``, ``test/``) inside, these are the splits. Otherwise ``root`` holds the
-    class folders, and ``val_fraction`` of each class becomes the test split: the files whose hash with ``seed`` is
-    smallest, so that adding a file moves hardly any other.
+    Attributes:
+        path: Where it was found.
+        identity: Device and inode, the same for every link to the file.
+        size: In bytes.
+        changed: Time of the last change, in nanoseconds.
+    """
 
-    Args:
-        root: The folder.
-        split: "train" or "test"; "all" where the folder is not split.
-        val_fraction: In (0, 1); of a class with two or more images at least one goes to each side.
-        seed: Decides the split, and nothing else does.
+    path: Path
+    identity: tuple[int, int]
+    size: int
+    changed: int
 
-    Returns:
-        The files, sorted by class and name; their labels; the class names, sorted.
+
+@dataclass(frozen=True)
+class Listing:
+    """The contents of a folder, at any depth.
+
+    Attributes:
+        files: The images, sorted by path; each file once, however many links in the folder point to it.
+        others: The visible files that are not images.
+        hidden: The hidden files and folders.
+        repeated: Links to files that are in ``files`` by another name.
+    """
+
+    files: list[File] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+    hidden: list[Path] = field(default_factory=list)
+    repeated: list[Path] = field(default_factory=list)
+
+
+def is_image(name: str) -> bool:
+    """Return whether a name is that of a visible file in a format that can be decoded."""
+    return name.lower().endswith(EXTENSIONS) and not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is hidden, or was added by an archiver or a file manager."""
+    return name.startswith(".") or name in _NOT_DATA
+
+
+def list_images(folder: Path) -> Listing:
+    """List a folder at any depth, through symbolic links.
 
     Raises:
-        InputError: No images, fewer than two classes, a class without images, a split without its counterpart, or
-            splits with different classes.
+        InputError: A folder cannot be read, or a link leads to a folder around it.
     """
-    train, test = _split_folders(root)
-    if train and test:
-        files = _images_by_class(train if split == "train" else test)
-        _compare_classes(train, test)
-    elif train or test:
-        missing = "none of " + ", ".join(f"{name}/" for name in _TEST_FOLDERS) if train else "no train/"
-        raise InputError(
-            f"{root} has {(train or test or root).name}/ but {missing}: give both, or one folder of class folders"
-        )
-    else:
-        files = {name: _share(paths, root, split, val_fraction, seed) for name, paths in _images_by_class(root).items()}
-    if len(files) < 2:
-        raise InputError(f"{root} holds one class only ('{next(iter(files))}'): a classifier needs two or more")
-    paths = [path for group in files.values() for path in group]
-    labels = [label for label, group in enumerate(files.values()) for _ in group]
-    if not paths:
-        raise InputError(f"{root} leaves no {split} images: every class needs two or more")
-    return paths, labels, tuple(files)
+    found = Listing()
+    seen: set[tuple[int, int]] = set()
+    walk = _walk(folder, (), set(), found)
+    for path, status in sorted(walk, key=lambda item: item[0]):
+        if not is_image(path.name) or (status and not stat.S_ISREG(status.st_mode)):
+            found.others.append(path)
+        elif status is None:  # a link to nothing, which is refused when it is decoded
+            found.files.append(File(path, (-1, len(found.files)), 0, 0))
+        elif (identity := (status.st_dev, status.st_ino)) in seen:
+            found.repeated.append(path)
+        else:
+            seen.add(identity)
+            found.files.append(File(path, identity, status.st_size, status.st_mtime_ns))
+    return found
 
 
-def is_split(root: Path) -> bool:
-    """Return whether a folder holds splits, or one of them, and not class folders."""
-    return any(_split_folders(root))
+def _walk(
+    folder: Path, around: tuple[tuple[int, int], ...], seen: set[tuple[int, int]], found: Listing
+) -> Iterator[tuple[Path, os.stat_result | None]]:
+    """Yield the visible files below a folder with their status (None for a link to nothing), each folder once."""
+    try:
+        status = folder.stat()
+        entries = [(folder / entry.name, _is_folder(entry)) for entry in os.scandir(folder)]
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}") from None
+    identity = (status.st_dev, status.st_ino)
+    if identity in around:
+        raise InputError(f"{folder} is a link to {folder.resolve()}, a folder around it; remove the link")
+    if identity in seen:
+        found.repeated.append(folder)
+        return
+    seen.add(identity)
+    for path, is_folder in sorted(entries):
+        if is_hidden(path.name):
+            found.hidden.append(path)
+        elif is_folder:
+            yield from _walk(path, (*around, identity), seen, found)
+        else:
+            try:
+                yield path, path.stat()
+            except OSError:
+                yield path, None
 
 
-def _split_folders(root: Path) -> tuple[Path | None, Path | None]:
-    """Return the folders of the splits; ``train/`` alone may also be a class of that name, with images in it."""
-    train = root / "train" if (root / "train").is_dir() else None
-    test = next((root / name for name in _TEST_FOLDERS if (root / name).is_dir()), None)
-    alone = train or test
-    if not (train and test) and alone and any(_is_image(entry.name) for entry in alone.iterdir()):
-        return None, None
-    return train, test
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
-def _class_names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def count_suffixes(paths: Iterable[Path]) -> dict[str, int]:
+    """Count files by their suffix in lower case (their name, if they have none), the most frequent first."""
+    counts = Counter(path.suffix.lower() or path.name for path in paths)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _images_by_class(folder: Path) -> dict[str, list[Path]]:
-    names = _class_names(folder)
-    if not names:
-        what = "images but no class folders" if any(_is_image(x.name) for x in folder.iterdir()) else "no images"
-        raise InputError(f"{folder} holds {what}: expected one folder a class with its images inside")
-    files = {name: _images_below(folder / name) for name in names}
-    if not any(files.values()):
-        raise InputError(f"{folder} holds no images ({', '.join(EXTENSIONS)}) in its {len(names)} folders")
-    empty = [name for name, paths in files.items() if not paths]
-    if empty:
-        raise InputError(f"the class folder {folder / empty[0]} holds no images: fill it or remove it")
-    return files
-
-
-def _images_below(folder: Path) -> list[Path]:
-    found = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in names if _is_image(name)]
-    return sorted(found)
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-
-
-def _compare_classes(train: Path, test: Path) -> None:
-    differing = set(_class_names(train)) ^ set(_class_names(test))
-    if differing:
-        name = min(differing)
-        has, lacks = (train, test) if (train / name).is_dir() else (test, train)
-        raise InputError(f"the class '{name}' is in {has} but not in {lacks}: both need the same classes")
-
-
-def _share(paths: list[Path], root: Path, split: str, val_fraction: float, seed: int) -> list[Path]:
-    """Return one class's part of the split."""
-    if split == "all":
-        return paths
-    count = min(max(round(val_fraction * len(paths)), 1), len(paths) - 1)
-    ranked = sorted(paths, key=lambda path: derive_seed(seed, "split", path.relative_to(root).as_posix()))
-    return sorted(ranked[:count] if split == "test" else ranked[count:])
-
-
-# ---- split ----
-# Which pictures are for training and which for testing: by two lists of names, or by the hash of each name.
+# ---- division by hash ----
 
 Split = Literal["train", "test"]
+Names = TypeVar("Names", bound=Sequence[str])
+
+
+def held_share(count: int, fraction: float) -> int:
+    """Return how many of ``count`` are held out: with a fraction above 0 at least one, and never all."""
+    return min(max(round(fraction * count), 1), count - 1) if fraction and count else 0
+
+
+def hold_out(groups: Iterable[Names], count: int, seed: int) -> list[Names]:
+    """Return the groups of names whose hash with the seed is smallest, until they have ``count`` names; never all.
+
+    The order of the groups does not matter, and a new name moves hardly any other.
+
+    Args:
+        groups: Each a sequence of names, the first of which is hashed.
+        count: Names to hold out.
+        seed: Decides which groups, and nothing else does.
+    """
+    ranked = sorted(groups, key=lambda group: derive_seed(seed, "split", group[0]))
+    names = groups_held = 0
+    while groups_held < len(ranked) - 1 and names < count:
+        names += len(ranked[groups_held])
+        groups_held += 1
+    return ranked[:groups_held]
+
+
+def names_by_hash(names: Iterable[str], split: Split, test_fraction: float, seed: int) -> list[str]:
+    """Return one split of names that no list divides, sorted; see ``hold_out``.
+
+    Args:
+        names: All of them, each once.
+        split: "train" or "test".
+        test_fraction: In (0, 1); of two names, one is on each side.
+        seed: Decides the split, and nothing else does.
+    """
+    names = set(names)
+    held = {name for (name,) in hold_out([(name,) for name in names], held_share(len(names), test_fraction), seed)}
+    return sorted(held if split == "test" else names - held)
+
+
+# ---- text files ----
+
+
+def read_text(path: Path) -> str:
+    """Return a file's text, with or without a byte-order mark.
+
+    Raises:
+        InputError: The file cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as text: {error}") from None
 
 
 def listed_names(file: Path, other: Path | None) -> list[str]:
@@ -131,7 +193,7 @@ def listed_names(file: Path, other: Path | None) -> list[str]:
         other: The other split's, if there is one.
 
     Raises:
-        InputError: A list is no text, a name is in it twice, or a name is in both.
+        InputError: A list is not text, a name is in it twice, or a name is in both.
     """
     names, others = ([line.split()[0] for line in read_text(x).splitlines() if line.strip()] if x else []
                      for x in (file, other))  # fmt: skip
@@ -141,34 +203,3 @@ def listed_names(file: Path, other: Path | None) -> list[str]:
     if shared := set(names) & set(others):
         raise InputError(f"{file} and {other} both name the picture '{min(shared)}': expected each in one split")
     return names
-
-
-def names_by_hash(names: Iterable[str], split: Split, test_fraction: float, seed: int) -> list[str]:
-    """Return a split's part of names without lists: testing gets those whose hash with the seed is smallest.
-
-    A new name then moves hardly any other. Both parts have one name or more where there are two.
-
-    Args:
-        names: All of them, each once.
-        split: "train" or "test".
-        test_fraction: In (0, 1): the test share.
-        seed: Decides the split, and nothing else.
-
-    Returns:
-        The names, sorted.
-    """
-    ranked = sorted(names, key=lambda name: derive_seed(seed, "split", name))
-    count = min(max(round(test_fraction * len(ranked)), 1), len(ranked) - 1)
-    return sorted(ranked[:count] if split == "test" else ranked[count:])
-
-
-def read_text(path: Path) -> str:
-    """Return a file's text, with or without a byte-order mark.
-
-    Raises:
-        InputError: It cannot be read, or is no UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as text: {error}") from None

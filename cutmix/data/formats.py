@@ -3,6 +3,7 @@
 import gzip
 import math
 import pickle
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -402,6 +403,18 @@ def _names(folder: Path, ids: list[str]) -> tuple[str, ...]:
             wnid, _, text = line.partition("\t")
             words[wnid] = text.split(",")[0].strip()
     return tuple(words.get(wnid) or wnid for wnid in ids)
+
+
+# ---- imagenet ----
+
+
+def find_imagenet(root: Path) -> Path | None:
+    """Return ``root`` if it holds ``val/``, and ``train/`` with ImageNet's thousand class folders, else None."""
+    train = root / "train"
+    if not (root / "val").is_dir() or not train.is_dir():
+        return None
+    names = [entry.name for entry in train.iterdir() if re.fullmatch(r"n\d{8}", entry.name)]
+    return root if len(names) == 1000 else None
 
 
 # ---- cub ----

@@ -23,8 +23,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from cutmix.data.decode import read_same_size
-from cutmix.data.folder import EXTENSIONS
-from cutmix.data.sets import ArraySet, is_small, open_data
+from cutmix.data.folder import is_hidden, is_image, list_images
+from cutmix.data.sets import ArraySet, is_small, open_data, random_subset
 from cutmix.errors import InputError
 from cutmix.runtime.seeding import derive_seed
 
@@ -149,9 +149,9 @@ def _open_other(name: str, shape: Shape, count: int, seed: int) -> Tensor:
     paths: Sequence[Path]
     folder = Path(name).expanduser()
     if folder.is_dir() and not is_small(name):
-        paths = _pictures(folder)
+        paths = _images(folder)
         if not paths:
-            raise InputError(f"{name} holds no images ({', '.join(EXTENSIONS)}): expected some, at any depth")
+            raise InputError(f"{name} holds no images; expected some, at any depth")
     else:
         close = [] if folder.exists() else difflib.get_close_matches(name.lower(), SEVEN, n=1, cutoff=0.85)
         if close:  # closer than any data set's name is to it
@@ -166,10 +166,7 @@ def _open_other(name: str, shape: Shape, count: int, seed: int) -> Tensor:
 
 def _part(n: int, count: int, seed: int) -> Tensor:
     """Return which of n images are taken, sorted."""
-    if n <= count:
-        return torch.arange(n)
-    generator = torch.Generator().manual_seed(derive_seed(seed, "outliers", "part"))
-    return torch.randperm(n, generator=generator)[:count].sort().values
+    return random_subset(n, count, derive_seed(seed, "outliers", "part")) if n > count else torch.arange(n)
 
 
 # ---- ODIN's archives ----
@@ -183,7 +180,7 @@ def _read_archive(name: str, shape: Shape, count: int, seed: int) -> Tensor:
     crop = name.endswith("-crop")
     if archive:
         return _read_tar(archive, md5, name, shape, count, seed)
-    paths = next((found for root in roots if (found := _pictures(root / stem))), [])
+    paths = next((found for root in roots if (root / stem).is_dir() and (found := _images(root / stem))), [])
     if not paths:
         where = " and ".join(str(root) for root in roots) + ("" if len(roots) > 1 else " ($CUTMIX_DATA is not set)")
         raise InputError(
@@ -202,14 +199,14 @@ def _read_tar(archive: Path, md5: str, name: str, shape: Shape, count: int, seed
     crop = name.endswith("-crop")
     try:
         with tarfile.open(archive, "r:gz") as tar:
-            members = {m.name: m for m in tar if m.isfile() and _is_picture(PurePosixPath(m.name))}
+            members = {m.name: m for m in tar if m.isfile() and _is_visible_image(m.name)}
             names = sorted(members)
             chosen = [members[names[index]] for index in _part(len(names), count, seed)]
             images = torch.empty((len(chosen), 3, *shape[1:]), dtype=torch.uint8)
             for index in sorted(range(len(chosen)), key=lambda i: chosen[i].offset):  # a stream is read forwards
                 with tar.extractfile(chosen[index]) as stream:  # type: ignore[union-attr]
-                    picture = Image.open(io.BytesIO(stream.read()))
-                images[index] = _fit_picture(picture.convert("RGB"), shape, crop)
+                    image = Image.open(io.BytesIO(stream.read()), formats=("PNG", "JPEG"))
+                images[index] = _fit_picture(image.convert("RGB"), shape, crop)
     except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError) as error:
         raise InputError(f"{archive} is damaged ({error}): fetch it again") from None
     if not len(images):
@@ -217,15 +214,13 @@ def _read_tar(archive: Path, md5: str, name: str, shape: Shape, count: int, seed
     return _fit_tensor(images, shape)
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """List the images below a folder, hidden ones left out, sorted."""
-    found = [Path(parent, file) for parent, _, files in os.walk(folder, followlinks=True) for file in files]
-    return sorted(path for path in found if _is_picture(PurePosixPath(path.relative_to(folder).as_posix())))
+def _images(folder: Path) -> list[Path]:
+    return [file.path for file in list_images(folder).files]
 
 
-def _is_picture(path: PurePosixPath) -> bool:
-    hidden = any(part.startswith(".") for part in path.parts)
-    return path.suffix.lower() in EXTENSIONS and not hidden
+def _is_visible_image(name: str) -> bool:
+    *folders, file = PurePosixPath(name).parts
+    return is_image(file) and not any(map(is_hidden, folders))
 
 
 # ---- to the classifier's shape ----

@@ -4,19 +4,22 @@ import difflib
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from cutmix.data.class_folders import ClassFolders, printable_name, read_class_folders
 from cutmix.data.decode import find_unreadable
-from cutmix.data.folder import is_split, read_folder
+from cutmix.data.division import Copies, divide, find_copies
+from cutmix.data.folder import File
 from cutmix.data.formats import (
     find_cifar,
     find_cub,
     find_idx,
+    find_imagenet,
     find_tiny_imagenet,
     read_cifar,
     read_cub,
@@ -24,13 +27,14 @@ from cutmix.data.formats import (
     read_idx,
     read_tiny_imagenet,
 )
+from cutmix.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cutmix.errors import InputError
 from cutmix.runtime.seeding import derive_seed
 
-Split = Literal["train", "test", "all"]
+Split = Literal["train", "val", "test", "all"]
 
 _CIFAR = (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255)  # the paper's, for both
-_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_IMAGENET = IMAGENET_MEAN, IMAGENET_STD
 _MEAN_STD = {
     "digits": ((0.3049,), (0.3754,)),
     "mnist": ((0.1307,), (0.3081,)),
@@ -44,11 +48,11 @@ _MEAN_STD = {
 
 @dataclass(frozen=True, eq=False)
 class _Labelled:
-    """What the two kinds of sets share.
+    """The fields that both kinds of sets share.
 
     Args:
         name: A known name, or the folder's.
-        split: "train" or "test".
+        split: "train", "val", "test" or "all".
         classes: The class names; a label is an index into them.
         labels: (N,) int64.
         mean: Of each channel, pixels taken as 0 to 1.
@@ -66,17 +70,17 @@ class _Labelled:
         if len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes:
             raise InputError(
                 f"the {self.split} labels of {self.name} run from {int(self.labels.min())} to "
-                f"{int(self.labels.max())}: expected 0 to {self.num_classes - 1} for its {self.num_classes} classes"
+                f"{int(self.labels.max())}; expected 0 to {self.num_classes - 1} for its {self.num_classes} classes"
             )
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def fingerprint(self) -> str:
-        """Return a digest of which samples these are, in which order, with which labels."""
+        """Return a digest of the samples, their order and their labels."""
         digest = hashlib.blake2b(self.labels.numpy().tobytes(), digest_size=16)
         for path in getattr(self, "paths", ()):
-            digest.update(path.name.encode())
+            digest.update(os.fsencode(path.name))
         return digest.hexdigest()
 
     @property
@@ -90,8 +94,8 @@ class ArraySet(_Labelled):
     """A split that is small enough to be one tensor.
 
     Args:
-        name, split, classes, labels, mean, std: Name of the set; "train" or "test"; the class names; (N,) int64 indices
-            into them; mean and standard deviation of each channel, pixels taken as 0 to 1.
+        name, split, classes, labels, mean, std: Name of the set; its split; the class names; (N,) int64 indices into
+            them; mean and standard deviation of each channel, pixels taken as 0 to 1.
         images: (N, C, H, W) uint8.
         skipped: Unreadable files that were left out on request.
     """
@@ -110,8 +114,8 @@ class FileSet(_Labelled):
     """A split of image files, decoded to RGB when they are loaded.
 
     Args:
-        name, split, classes, labels, mean, std: Name of the set; "train" or "test"; the class names; (N,) int64 indices
-            into them; mean and standard deviation of each channel, pixels taken as 0 to 1.
+        name, split, classes, labels, mean, std: Name of the set; its split; the class names; (N,) int64 indices into
+            them; mean and standard deviation of each channel, pixels taken as 0 to 1.
         paths: The N files.
         skipped: Unreadable files that were left out on request.
     """
@@ -128,12 +132,40 @@ class FileSet(_Labelled):
 ImageSet = ArraySet | FileSet
 
 
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """The splits of a data set, and how they came about.
+
+    Attributes:
+        train: Images to train on.
+        val: Images to choose by (the best epoch, a threshold), or None.
+        test: Images to report on, or None.
+        origin: How each split came about, as a phrase.
+        folders: Of a folder of class folders: everything that lies there.
+        copies: Of such a folder: the images that are there several times.
+        leaks: Of such a folder, by split: files left out since a later split has the same image.
+    """
+
+    train: ImageSet
+    val: ImageSet | None
+    test: ImageSet | None
+    origin: dict[str, str]
+    folders: ClassFolders | None = None
+    copies: Copies = field(default_factory=Copies)
+    leaks: dict[str, list[File]] = field(default_factory=dict)
+
+
 def take(data: ImageSet, index: Tensor) -> ImageSet:
     """Return the images of a set at some indices, (n,) int64, in their order."""
     labels = data.labels[index]
     if isinstance(data, FileSet):
         return replace(data, labels=labels, paths=tuple(data.paths[i] for i in index.tolist()))
     return replace(data, labels=labels, images=data.images[index])
+
+
+def random_subset(n: int, count: int, seed: int) -> Tensor:
+    """Return ``count`` of the indices 0 to n − 1, (count,) int64, drawn without replacement and sorted; at most n."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:count].sort().values
 
 
 def keep_per_class(data: ImageSet, count: int, seed: int = 0) -> ImageSet:
@@ -159,6 +191,44 @@ def keep_per_class(data: ImageSet, count: int, seed: int = 0) -> ImageSet:
     return take(data, torch.cat(kept).sort().values)
 
 
+# ---- opening ----
+
+
+def open_splits(
+    data: str,
+    *,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    skip_unreadable: bool = False,
+    download: bool = False,
+) -> Splits:
+    """Open all splits of a data set.
+
+    The known sets have the official training and test images and nothing to validate on; the test images of "imagenet"
+    and "tiny-imagenet-200" are the validation images, whose labels are known. A folder is divided as ``divide``
+    describes: into train and val, and a test split where there are enough images.
+
+    Args:
+        data: "digits", "cifar-10", "cifar-100", "fashion-mnist", "tiny-imagenet-200", "imagenet", "cub-200-2011", or a
+            path. A path that exists wins; its contents are recognized: an official layout (the folder itself or its
+            parent), the folders of splits (``train/``, ``val/``, ``test/``, in any case and by their usual other
+            names), or one folder of class folders. A name is looked up in ``$CUTMIX_DATA``, then in ``./data``.
+        val_fraction: In [0, 1): the share of each class to hold out where a folder has no validation split.
+        seed: Decides that division, and nothing else.
+        skip_unreadable: Leave out files that are not readable images, listed in ``skipped``, instead of refusing them.
+        download: Fetch a known set that is absent.
+
+    Raises:
+        InputError: Nothing usable is there; the sentence says what was found and what was expected.
+    """
+    _check_fraction(val_fraction)
+    name, folder = locate(data, download)
+    if name not in ("folder", "imagenet"):
+        train, test = (_open_known(name, folder, split, skip_unreadable) for split in ("train", "test"))
+        return Splits(train, None, test, {"train": "official", "test": "official"})
+    return _open_folder(name, folder, 0.0 if name == "imagenet" else val_fraction, seed, skip_unreadable)
+
+
 def open_data(
     data: str,
     split: Split,
@@ -171,29 +241,52 @@ def open_data(
     """Open one split of a data set.
 
     Args:
-        data: "digits", "cifar-10", "cifar-100", "fashion-mnist", "tiny-imagenet-200", "imagenet", "cub-200-2011", or a
-            path. A path that exists wins; what lies there is recognised: an official layout (the folder itself or its
-            parent), ``train/`` and ``val/``, or one folder of class folders. A name is looked up in ``$CUTMIX_DATA``,
-            then in ``./data``.
-        split: "train", "test", or "all": every image of one folder of class folders, the test split of anything else.
-        val_fraction: In (0, 1): the test share of each class when one folder of class folders is split.
-        seed: Decides that split, and nothing else.
-        skip_unreadable: Decode every file now and leave out, in ``skipped``, those that are no readable images.
+        data: As ``open_splits`` takes it.
+        split: "train"; "val", to choose by; "test", to report on; or "all": every image of one folder of class folders,
+            and the test images (``test/``, else all of ``val/``) of anything else.
+        val_fraction: See ``open_splits``.
+        seed: See ``open_splits``.
+        skip_unreadable: See ``open_splits``.
         download: Fetch a known set that is absent.
 
     Returns:
         An :class:`ArraySet` for the small known sets, a :class:`FileSet` otherwise.
 
     Raises:
-        InputError: Nothing usable is there; the sentence says what was found and what was expected.
+        InputError: Nothing usable is there, or the data set has no such split.
     """
     if split not in get_args(Split):
-        raise InputError(f"split is '{split}': expected 'train', 'test' or 'all'")
-    if not 0 < val_fraction < 1:
-        raise InputError(f"val_fraction is {val_fraction}: expected a share between 0 and 1")
+        raise InputError(f"split is '{split}'; expected 'train', 'val', 'test' or 'all'")
+    _check_fraction(val_fraction)
     name, folder = locate(data, download)
-    if split == "all" and (name != "folder" or is_split(folder)):
-        split = "test"
+    if name not in ("folder", "imagenet"):
+        if split == "val":
+            raise InputError(f"{name} has no val split; expected 'train' or 'test'")
+        return _open_known(name, folder, "train" if split == "train" else "test", skip_unreadable)
+    if split == "all":
+        return _open_all(name, folder, skip_unreadable)
+    splits = _open_folder(name, folder, 0.0 if name == "imagenet" else val_fraction, seed, skip_unreadable, (split,))
+    found = {"train": splits.train, "val": splits.val, "test": splits.test}[split]
+    if found is None:
+        why = f"; it has {', '.join(splits.origin)}" + ("" if val_fraction else " (val_fraction is 0)")
+        raise InputError(f"{data} has no {split} split{why}")
+    return found
+
+
+def is_small(data: str) -> bool:
+    """Return whether ``data``, as ``open_splits`` takes it, is a set of small images, held as one tensor."""
+    if data in _NAMES and not Path(data).is_dir():
+        return data not in _OF_FILES
+    return locate(data)[0] not in ("folder", *_OF_FILES)
+
+
+def _check_fraction(val_fraction: float) -> None:
+    if not 0 <= val_fraction < 1:
+        raise InputError(f"val_fraction is {val_fraction}; expected a share of at least 0 and below 1")
+
+
+def _open_known(name: str, folder: Path, split: Literal["train", "test"], skip_unreadable: bool) -> ImageSet:
+    skipped: tuple[Path, ...] = ()
     if name == "digits":
         images, labels, classes = read_digits(split)
     elif name in ("cifar-10", "cifar-100"):
@@ -202,47 +295,84 @@ def open_data(
         images, labels, classes = read_idx(name, folder, split)
     elif name == "tiny-imagenet-200":
         images, labels, classes, skipped = read_tiny_imagenet(folder, split, skip_unreadable=skip_unreadable)
-        return ArraySet(name, split, classes, labels, *_IMAGENET, images, skipped)
-    elif name == "cub-200-2011":
-        paths, numbers, classes = read_cub(folder, split)
-        return _file_set(name, folder, split, list(paths), list(numbers), classes, skip_unreadable)
     else:
-        found = read_folder(folder, split, val_fraction=val_fraction, seed=seed)
-        return _file_set(folder.resolve().name, folder, split, *found, skip_unreadable)
+        paths, numbers, classes = read_cub(folder, split)
+        unreadable = find_unreadable(paths) if skip_unreadable else set()
+        return _file_set(name, folder, split, list(zip(paths, numbers, strict=True)), classes, unreadable)
     if not len(labels):
         raise InputError(f"{folder} holds no {split} images of {name}")
-    return ArraySet(name, split, classes, labels, *_MEAN_STD[name], images)
+    return ArraySet(name, split, classes, labels, *_MEAN_STD[name], images, skipped)
 
 
-def is_small(data: str) -> bool:
-    """Return whether ``data``, as ``open_data`` takes it, is a set of small images, held as one tensor."""
-    if data in _NAMES and not Path(data).is_dir():
-        return data not in _OF_FILES
-    return locate(data)[0] not in ("folder", *_OF_FILES)
+def _open_folder(
+    name: str,
+    folder: Path,
+    val_fraction: float,
+    seed: int,
+    skip_unreadable: bool,
+    wanted: tuple[str, ...] = ("train", "val", "test"),
+) -> Splits:
+    """Divide a folder of class folders; only the splits that are wanted are searched for unreadable files."""
+    folders = read_class_folders(folder)
+    copies = Copies() if name == "imagenet" else find_copies(folders)
+    division = divide(folders, copies, val_fraction, seed)
+    sets: dict[str, FileSet] = {}
+    for split, classes in division.parts.items():
+        samples = _samples(classes)
+        if samples:
+            unreadable = _unreadable(samples, split, copies, skip_unreadable) if split in wanted else set()
+            sets[split] = _file_set(name, folder, split, samples, folders.classes, unreadable)  # type: ignore[arg-type]
+    if val_fraction and len(sets) == 1:
+        raise InputError(f"{folder} leaves no images to evaluate on; expected two or more of some class")
+    origin = {split: phrase for split, phrase in division.origin.items() if split in sets}
+    return Splits(sets["train"], sets.get("val"), sets.get("test"), origin, folders, copies, division.leaks)
+
+
+def _open_all(name: str, folder: Path, skip_unreadable: bool) -> FileSet:
+    folders = read_class_folders(folder)
+    part = next(part for part in ("all", "test", "val", "train") if part in folders.parts)
+    samples = _samples(folders.parts[part])
+    unreadable = find_unreadable([path for path, _ in samples]) if skip_unreadable else set()
+    split: Split = "all" if part in ("all", "train") else "test"
+    return _file_set(name, folder, split, samples, folders.classes, unreadable)
+
+
+def _samples(classes: list[list[File]]) -> list[tuple[Path, int]]:
+    return [(file.path, label) for label, own in enumerate(classes) for file in own]
+
+
+def _unreadable(samples: list[tuple[Path, int]], split: str, copies: Copies, skip: bool) -> set[Path]:
+    """Return the files of a split that cannot be read, or refuse them, as far as they are known already."""
+    if skip and copies.compared != "pixels":
+        return find_unreadable([path for path, _ in samples])
+    found = {path for path, _ in samples if path in copies.unreadable}
+    if found and not skip:
+        more = f" ({len(found)} {split} images cannot be read)" if len(found) > 1 else ""
+        raise InputError(f"{copies.unreadable[min(found)]}{more}")
+    return found
 
 
 def _file_set(
     name: str,
     folder: Path,
     split: Split,
-    paths: list[Path],
-    labels: list[int],
+    samples: list[tuple[Path, int]],
     classes: tuple[str, ...],
-    skip_unreadable: bool,
+    unreadable: set[Path],
 ) -> FileSet:
-    skipped = find_unreadable(paths) if skip_unreadable else set()
-    if skipped:
-        kept = [(path, label) for path, label in zip(paths, labels, strict=True) if path not in skipped]
-        emptied = sorted(set(labels) - {label for _, label in kept})
-        if emptied:
-            raise InputError(
-                f"{folder}: none of the {split} images of class '{classes[emptied[0]]}' can be read: mend them"
-            )
-        paths, labels = [path for path, _ in kept], [label for _, label in kept]
-    return FileSet(name, split, classes, torch.tensor(labels), *_IMAGENET, tuple(paths), tuple(sorted(skipped)))
+    """Make a set of the files that can be read."""
+    kept = [(path, label) for path, label in samples if path not in unreadable]
+    labels = torch.tensor([label for _, label in kept], dtype=torch.int64)
+    if emptied := {label for _, label in samples} - set(labels.tolist()):
+        raise InputError(
+            f"{folder}: none of the {split} images of class '{classes[min(emptied)]}' can be read; repair them"
+        )
+    shown = printable_name(folder.resolve().name) if name == "folder" else name
+    paths, skipped = tuple(path for path, _ in kept), tuple(sorted(unreadable))
+    return FileSet(shown, split, classes, labels, *_IMAGENET, paths, skipped)
 
 
-# ---- where it lies ----
+# ---- location ----
 
 _FINDERS: dict[str, Callable[[Path], Path | None]] = {
     "cifar-10": lambda root: find_cifar("cifar-10", root),
@@ -251,8 +381,9 @@ _FINDERS: dict[str, Callable[[Path], Path | None]] = {
     "mnist": lambda root: find_idx("mnist", root),
     "tiny-imagenet-200": find_tiny_imagenet,
     "cub-200-2011": find_cub,
+    "imagenet": find_imagenet,
 }
-_OF_FILES = ("imagenet", "cub-200-2011")  # photographs of many sizes
+_OF_FILES = ("imagenet", "cub-200-2011")  # of many sizes
 _NAMES = ("digits", "cifar-10", "cifar-100", "fashion-mnist", "tiny-imagenet-200", "imagenet", "cub-200-2011")
 
 
@@ -262,7 +393,7 @@ def locate(data: str, download: bool = False) -> tuple[str, Path]:
     if path.is_dir():
         return _recognise(path)
     if path.exists():
-        raise InputError(f"{data} is a file: expected a folder of class folders or of a known data set, unpacked")
+        raise InputError(f"{data} is a file; expected a folder of class folders or of a known data set, unpacked")
     if data not in _NAMES:
         close = difflib.get_close_matches(data.lower(), _NAMES, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"expected a folder or one of {', '.join(_NAMES)}"
@@ -281,7 +412,7 @@ def locate(data: str, download: bool = False) -> tuple[str, Path]:
     if data == "cub-200-2011":
         remedy = "fetch its archive by hand, unpack it, and give its path"
     if data == "imagenet":
-        remedy = "prepare its train/ and val/ folders of class folders by hand, and give their path"
+        remedy = "prepare its train/ and val/ by hand, and give the path of the folder around them"
     raise InputError(f"{data} was not found in {places}: {remedy}")
 
 

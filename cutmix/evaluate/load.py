@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from cutmix.config.options import EvaluateOptions
 from cutmix.config.recipe import Recipe
-from cutmix.data import FileSet, ImageSet, open_data
-from cutmix.data.sets import Split
+from cutmix.data import FileSet, ImageSet, open_data, open_splits
 from cutmix.data.transforms import Interpolation
 from cutmix.errors import InputError
 from cutmix.models import create_model, pretrained_normalization
@@ -96,11 +95,12 @@ def open_test_set(options: EvaluateOptions, subject: Subject) -> ImageSet:
     name = options.data or (subject.recipe.data if subject.recipe else None)
     if not name:
         raise InputError(f"{subject.weights} does not say what it was trained on; give --data")
-    split: dict[str, Any] = {}
     if subject.recipe:
-        split = {"val_fraction": subject.recipe.val_fraction, "seed": subject.recipe.seed}
-    which: Split = "test" if subject.recipe else "all"  # of photographs that the weights were not trained on, every one
-    data = open_data(name, which, skip_unreadable=options.skip_unreadable, **split)
+        division = {"val_fraction": subject.recipe.val_fraction, "seed": subject.recipe.seed}
+        splits = open_splits(name, skip_unreadable=options.skip_unreadable, **division)  # type: ignore[arg-type]
+        data = splits.test or splits.val or splits.train
+    else:  # images that the weights were not trained on: every one of them
+        data = open_data(name, "all", skip_unreadable=options.skip_unreadable)
     if subject.classes and len(subject.classes) != data.num_classes:
         raise InputError(
             f"{subject.weights} knows {len(subject.classes)} classes, but {data.name} has {data.num_classes}"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cutmix.config.options import RunOptions, TrainOptions
 from cutmix.config.recipe import Recipe, Training
-from cutmix.data import Augment, FileSet, ImageSet, open_data, test_loader, train_loader
+from cutmix.data import Augment, FileSet, ImageSet, Splits, open_splits, test_loader, train_loader
 from cutmix.data.loaders import Loader
 from cutmix.data.sets import keep_per_class
 from cutmix.errors import InputError, missing_extra
@@ -117,23 +117,23 @@ def assemble(
 
 
 def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> tuple[ImageSet, ImageSet]:
-    """Open both splits; where something is to be downloaded, the first process does it for all."""
+    """Open the training images and those to evaluate on; if there is a download, the first process does it for all."""
     if not recipe.data:
         raise InputError("there is no data to train on; give a folder of class folders or a known set with --data")
 
-    def both() -> list[ImageSet]:
-        return [
-            open_data(
-                recipe.data, split, val_fraction=recipe.val_fraction, seed=recipe.seed,
-                skip_unreadable=options.skip_unreadable, download=options.download and world.first,
-            )
-            for split in ("train", "test")
-        ]  # fmt: skip
+    def opened() -> Splits:
+        return open_splits(
+            recipe.data, val_fraction=recipe.val_fraction, seed=recipe.seed, skip_unreadable=options.skip_unreadable,
+            download=options.download and world.first,
+        )  # fmt: skip
 
-    sets = both() if world.first or not options.download else []
+    splits = opened() if world.first or not options.download else None
     if options.download:
         barrier(world)
-    train_set, test_set = sets or both()
+    splits = splits or opened()
+    train_set, test_set = splits.train, splits.test or splits.val
+    if test_set is None:
+        raise InputError(f"{recipe.data} has no images to evaluate on; expected --val-fraction above 0")
     if recipe.train_per_class is not None:
         train_set = keep_per_class(train_set, recipe.train_per_class)
     return train_set, test_set

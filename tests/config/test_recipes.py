@@ -181,7 +181,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> tuple[ImageSet, Ima
         path = folder / split / label / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.integers(0, 256, (50, 40, 3), dtype=np.uint8)).save(path)
-    return open_data(str(folder), "train"), open_data(str(folder), "test")
+    return open_data(str(folder), "train"), open_data(str(folder), "val")
 
 
 def small_images(channels: int, side: int) -> ArraySet:

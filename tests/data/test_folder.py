@@ -1,178 +1,153 @@
-"""Folders of class folders: torchvision's ImageFolder lists the same; every fault is one clear sentence."""
+"""Listing a folder: links, special files and names of every kind; and the division of names by their hashes."""
 
-import shutil
+import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from torchvision import datasets
 
-from cutmix.data.sets import FileSet, open_data
+from cutmix.data.decode import _FORMATS
+from cutmix.data.folder import (
+    EXTENSIONS,
+    count_suffixes,
+    held_share,
+    hold_out,
+    is_image,
+    list_images,
+    listed_names,
+    names_by_hash,
+)
 from cutmix.errors import InputError
 
 
-def fill(folder: Path, count: int = 5, suffix: str = "png") -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for k in range(count):
-        Image.new("RGB", (6, 6), (k, 0, 0)).save(folder / f"{k}.{suffix}")
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
 
 
-def write_classes(root: Path, names: tuple[str, ...] = ("ant", "bee", "cat"), count: int = 5) -> Path:
-    for name in names:
-        fill(root / name, count)
-    return root
+def names(folder: Path) -> list[str]:
+    return [file.path.relative_to(folder).as_posix() for file in list_images(folder).files]
 
 
-def open_both(root: Path, **options) -> tuple[FileSet, FileSet]:
-    return open_data(str(root), "train", **options), open_data(str(root), "test", **options)  # type: ignore
+def test_the_extensions_are_those_of_the_formats_that_are_decoded() -> None:
+    Image.init()
+    formats = (*_FORMATS, "TGA", "MPO")
+    known = {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
+    assert set(EXTENSIONS) - known <= {".avif", ".avifs", ".jp2", ".j2c", ".j2k", ".jpc", ".jpf", ".jpx"}
+    assert known <= set(EXTENSIONS)
 
 
-@pytest.mark.parametrize("test_folder", ["val", "valid", "test"])
-def test_train_and_test_folders_equal_image_folder(tmp_path: Path, test_folder: str) -> None:
-    write_classes(tmp_path / "train", count=4)
-    write_classes(tmp_path / test_folder, count=2)
-    for data, folder in zip(open_both(tmp_path), ("train", test_folder), strict=True):
-        oracle = datasets.ImageFolder(tmp_path / folder)
-        assert list(data.classes) == oracle.classes
-        assert [(str(path), label) for path, label in zip(data.paths, data.labels.tolist(), strict=True)] == (
-            oracle.samples
-        )
-    assert data.num_classes == data.in_chans == 3
-    assert data.name == tmp_path.name
+def test_images_at_any_depth_are_listed_and_everything_else_is_kept_apart(tmp_path: Path) -> None:
+    images = ["a.JPG", "b.jfif", "deeper/c.pgm", "deeper/still/d.avif", "e.TIFF"]
+    others = ["notes.txt", "deeper/f.heic", "g", "h.HEIC"]
+    hidden = [".DS_Store", "._a.JPG", ".thumbnails/a.jpg", "__MACOSX/a.jpg", "deeper/.cache/x.png"]
+    touch(*(tmp_path / name for name in images + others + hidden))
+    found = list_images(tmp_path)
+    assert names(tmp_path) == sorted(images, key=Path)
+    assert count_suffixes(found.others) == {".heic": 2, ".txt": 1, "g": 1}
+    assert len(found.hidden) == len(hidden)
+    assert not found.repeated
+    assert not is_image(".a.jpg")
 
 
-def test_one_folder_is_split_by_class_and_seed_alone(tmp_path: Path) -> None:
-    write_classes(tmp_path / "pets", count=10)
-    train, test = open_both(tmp_path / "pets", val_fraction=0.3)
-    assert train.labels.bincount().tolist() == [7, 7, 7]
-    assert test.labels.bincount().tolist() == [3, 3, 3]
-    assert set(train.paths) | set(test.paths) == set((tmp_path / "pets").rglob("*.png"))
-    assert not set(train.paths) & set(test.paths)
-    assert open_both(tmp_path / "pets", val_fraction=0.3)[1].paths == test.paths
-    assert open_both(tmp_path / "pets", val_fraction=0.3, seed=1)[1].paths != test.paths
-    shutil.copytree(tmp_path / "pets", tmp_path / "elsewhere")
-    moved = open_both(tmp_path / "elsewhere", val_fraction=0.3)[1].paths
-    names = [path.relative_to(tmp_path / "elsewhere") for path in moved]
-    assert names == [path.relative_to(tmp_path / "pets") for path in test.paths]
+def test_a_special_file_is_no_image(tmp_path: Path) -> None:
+    touch(tmp_path / "a.jpg")
+    os.mkfifo(tmp_path / "b.jpg")
+    (tmp_path / "c.jpg").symlink_to("nothing")  # listed, and refused when it is decoded
+    (tmp_path / "d.jpg").symlink_to("d.jpg")
+    found = list_images(tmp_path)
+    assert names(tmp_path) == ["a.jpg", "c.jpg", "d.jpg"]
+    assert found.others == [tmp_path / "b.jpg"]
 
 
-@pytest.mark.parametrize(("count", "fraction", "expected"), [(1, 0.5, 0), (2, 0.01, 1), (2, 0.99, 1), (9, 0.01, 1)])
-def test_small_classes_keep_an_image_on_each_side(tmp_path: Path, count: int, fraction: float, expected: int) -> None:
-    write_classes(tmp_path, names=("few", "many"), count=10)
-    for path in sorted((tmp_path / "few").iterdir())[count:]:
-        path.unlink()
-    train, test = open_both(tmp_path, val_fraction=fraction)
-    assert test.labels.bincount(minlength=2)[0] == expected
-    assert train.labels.bincount(minlength=2)[0] == count - expected
-    assert test.classes == train.classes == ("few", "many")
+def test_a_file_is_listed_once_whatever_points_to_it(tmp_path: Path) -> None:
+    touch(tmp_path / "one" / "a.jpg")
+    (tmp_path / "one" / "b.jpg").symlink_to("a.jpg")
+    os.link(tmp_path / "one" / "a.jpg", tmp_path / "one" / "c.jpg")
+    (tmp_path / "two").symlink_to("one")
+    found = list_images(tmp_path)
+    assert names(tmp_path) == ["one/a.jpg"]
+    assert found.repeated == [tmp_path / "two", tmp_path / "one" / "b.jpg", tmp_path / "one" / "c.jpg"]
 
 
-def test_extensions_hidden_files_and_nesting(tmp_path: Path) -> None:
-    write_classes(tmp_path, names=("a", "b"), count=2)
-    for suffix in ("JPG", "jpeg", "Bmp", "webp", "gif", "tif", "TIFF", "ppm"):
-        fill(tmp_path / "a" / "deeper" / "still", 1, suffix)
-        (tmp_path / "a" / "deeper" / "still" / f"0.{suffix}").rename(tmp_path / "a" / "deeper" / f"{suffix}.{suffix}")
-    for hidden in (".cache", "a/.thumbnails"):
-        fill(tmp_path / hidden)
-    (tmp_path / "a" / "._0.png").write_bytes(b"resource fork")
-    (tmp_path / "a" / "notes.txt").write_text("no image")
-    (tmp_path / "README.md").write_text("no class")
-    train, test = open_both(tmp_path)
-    assert train.classes == ("a", "b")
-    assert len(train) + len(test) == 2 + 8 + 2
+def test_links_that_double_at_every_level_are_followed_once(tmp_path: Path) -> None:
+    for level in range(60):
+        (tmp_path / f"level{level}").mkdir()
+        for name in ("left", "right"):
+            (tmp_path / f"level{level}" / name).symlink_to(tmp_path / f"level{level + 1}")
+    touch(tmp_path / "level60" / "a.jpg")
+    assert len(list_images(tmp_path).files) == 1
 
 
-def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    train, _ = open_both(write_classes(tmp_path, names=("bus", "train")))
-    assert train.classes == ("bus", "train")
+@pytest.mark.parametrize("target", [".", "..", "../.."])
+def test_a_link_to_a_folder_around_it_is_refused_with_its_path(tmp_path: Path, target: str) -> None:
+    touch(tmp_path / "data" / "cat" / "a.jpg")
+    (tmp_path / "data" / "cat" / "again").symlink_to(target)
+    around = tmp_path if target == "../.." else tmp_path / "data"
+    with pytest.raises(InputError, match=r"again.* is a link to .*, a folder around it; remove the link"):
+        list_images(around)
 
 
-def test_skip_unreadable_leaves_out_and_records(tmp_path: Path) -> None:
-    write_classes(tmp_path, count=10)
-    before = open_both(tmp_path)
-    for data in before:
-        data.paths[0].write_bytes(b"broken")
-    assert [data.paths for data in open_both(tmp_path)] == [data.paths for data in before]
-    for data, whole in zip(open_both(tmp_path, skip_unreadable=True), before, strict=True):
-        assert data.skipped == whole.paths[:1]
-        assert data.paths == whole.paths[1:]
-        assert data.labels.tolist() == whole.labels.tolist()[1:]
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path / "closed" / "a.jpg")
+    (tmp_path / "closed").chmod(0)
+    with pytest.raises(InputError, match="closed cannot be read: Permission denied"):
+        list_images(tmp_path)
+    (tmp_path / "closed").chmod(0o700)
 
 
-def test_skipping_may_not_empty_a_class(tmp_path: Path) -> None:
-    write_classes(tmp_path / "train")
-    write_classes(tmp_path / "val", count=1)
-    (tmp_path / "val" / "bee" / "0.png").write_bytes(b"")
-    with pytest.raises(InputError, match="none of the test images of class 'bee' can be read"):
-        open_data(str(tmp_path), "test", skip_unreadable=True)
+# ---- division by hash ----
 
 
-def nothing(root: Path) -> None:
-    root.joinpath("a").mkdir()
-    root.joinpath("b").mkdir()
+@pytest.mark.parametrize(("count", "fraction", "tests"), [(50, 0.2, 10), (2, 0.2, 1), (3, 0.01, 1), (3, 0.99, 2)])
+def test_a_hash_divides_every_name_and_leaves_no_split_empty(count: int, fraction: float, tests: int) -> None:
+    every = [f"{i}.jpg" for i in range(count)]
+    train, test = (names_by_hash(every[::-1], split, fraction, 3) for split in ("train", "test"))
+    assert sorted(train + test) == sorted(every)
+    assert (len(test), train, test) == (tests, sorted(train), sorted(test))
 
 
-def flat(root: Path) -> None:
-    fill(root)
+def test_the_seed_decides_and_a_new_name_moves_hardly_any_other() -> None:
+    every = [f"{i}.jpg" for i in range(1000)]
+    first = names_by_hash(every, "test", 0.2, 0)
+    assert 10 < len(set(first) & set(names_by_hash(every, "test", 0.2, 1))) < 80  # 40 of two independent fifths
+    assert len(set(first) - set(names_by_hash([*every, "new"], "test", 0.2, 0))) <= 1
 
 
-def one_class(root: Path) -> None:
-    fill(root / "only")
+def test_groups_are_held_out_whole_and_never_all() -> None:
+    groups = [("a", "b", "c"), ("d",), ("e", "f")]
+    for seed in range(10):
+        held = hold_out(groups, 2, seed)
+        assert set(held) < set(groups)
+        assert 2 <= sum(map(len, held)) <= 4 or len(held) == 2
+    assert hold_out(groups, 0, 0) == []
+    assert len(hold_out(groups, 100, 0)) == 2
+    assert [held_share(n, 0.2) for n in (0, 1, 2, 3, 10)] == [0, 0, 1, 1, 2]
+    assert held_share(10, 0) == 0
 
 
-def empty_class(root: Path) -> None:
-    write_classes(root)
-    (root / "dog").mkdir()
+# ---- lists ----
 
 
-def train_alone(root: Path) -> None:
-    write_classes(root / "train")
-
-
-def val_alone(root: Path) -> None:
-    write_classes(root / "val")
-
-
-def extra_test_class(root: Path) -> None:
-    write_classes(root / "train")
-    write_classes(root / "val", names=("ant", "bee", "cat", "dog"))
-
-
-def lacking_test_class(root: Path) -> None:
-    write_classes(root / "train")
-    write_classes(root / "val", names=("ant", "bee"))
-
-
-def flat_val(root: Path) -> None:
-    write_classes(root / "train")
-    fill(root / "val")
-
-
-def empty_train_class(root: Path) -> None:
-    write_classes(root / "train")
-    write_classes(root / "val")
-    shutil.rmtree(root / "train" / "cat")
-    (root / "train" / "cat").mkdir()
+def test_lists_are_read_by_their_first_words(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("﻿one  1\n\n two -1\r\n", encoding="utf-8")
+    (tmp_path / "b.txt").write_text("three\nthree\n")  # whose faults are told when it is opened
+    assert listed_names(tmp_path / "a.txt", tmp_path / "b.txt") == listed_names(tmp_path / "a.txt", None)
+    assert listed_names(tmp_path / "a.txt", None) == ["one", "two"]
 
 
 @pytest.mark.parametrize(
-    ("make", "split", "sentence"),
+    ("own", "other", "message"),
     [
-        (lambda root: None, "train", r"holds no images: expected one folder a class"),
-        (nothing, "train", r"holds no images \(\.jpg.*\) in its 2 folders"),
-        (flat, "train", "images but no class folders"),
-        (one_class, "train", "one class only \\('only'\\)"),
-        (empty_class, "test", "class folder .*dog holds no images"),
-        (train_alone, "train", r"has train/ but none of val/, valid/, test/"),
-        (val_alone, "train", r"has val/ but no train/"),
-        (extra_test_class, "train", "'dog' is in .*val but not in .*train"),
-        (lacking_test_class, "test", "'cat' is in .*train but not in .*val"),
-        (flat_val, "test", "val holds images but no class folders"),
-        (empty_train_class, "train", "class folder .*cat holds no images"),
+        (b"a\nb\na\na\n", b"", r"own\.txt names the picture 'a' 3 times: expected each once"),
+        (b"a\nb\n", b"c\nb\n", r"own\.txt and .*other\.txt both name the picture 'b': expected each in one split"),
+        (b"a\nb\n", b"\xff", r"other\.txt cannot be read as text"),
     ],
 )
-def test_faults(tmp_path: Path, make, split: str, sentence: str) -> None:
-    make(tmp_path)
-    with pytest.raises(InputError, match=sentence) as caught:
-        open_data(str(tmp_path), split)  # type: ignore[arg-type]
-    assert "\n" not in str(caught.value)
+def test_what_is_wrong_with_a_list_is_one_sentence(tmp_path: Path, own: bytes, other: bytes, message: str) -> None:
+    (tmp_path / "own.txt").write_bytes(own)
+    (tmp_path / "other.txt").write_bytes(other)
+    with pytest.raises(InputError, match=message):
+        listed_names(tmp_path / "own.txt", tmp_path / "other.txt")

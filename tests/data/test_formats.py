@@ -158,7 +158,7 @@ def test_labels_out_of_range(tmp_path: Path) -> None:
     folder = write_cifar(tmp_path, "cifar-100")
     pixels = np.zeros((2, 3072), np.uint8)
     (folder / "train").write_bytes(python2_pickle(pixels, "fine_labels", [3, 100]))
-    with pytest.raises(InputError, match="run from 3 to 100: expected 0 to 99"):
+    with pytest.raises(InputError, match="run from 3 to 100; expected 0 to 99"):
         open_data(str(folder), "train")
 
 

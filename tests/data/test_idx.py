@@ -82,5 +82,5 @@ def test_missing_file_and_differing_numbers(tmp_path: Path) -> None:
 
 def test_labels_out_of_range(tmp_path: Path) -> None:
     write_idx(tmp_path / "mnist", compressed=False, labels=[0, 1, 2, 3, 10])
-    with pytest.raises(InputError, match="run from 0 to 10: expected 0 to 9"):
+    with pytest.raises(InputError, match="run from 0 to 10; expected 0 to 9"):
         open_data(str(tmp_path / "mnist"), "train")

@@ -225,7 +225,7 @@ def test_wrong_input_is_one_sentence(data: Path) -> None:
     (data / "empty").mkdir()
     (data / "empty" / "notes.txt").write_text("nothing")
     for name, message in {
-        "empty": r"empty holds no images \(\.jpg, .*\): expected some, at any depth",
+        "empty": r"empty holds no images; expected some, at any depth",
         "lsun-crop": r"lsun-crop was not found in .* and data: put ODIN's LSUN\.tar\.gz there, or the folder LSUN",
         "tiny-imagenet-crop": "tiny-imagenet-200 was not found in",
         "cifar-10": "cifar-10 was not found in",

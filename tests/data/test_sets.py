@@ -7,15 +7,15 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from cutmix.data.sets import ArraySet, FileSet, keep_per_class, open_data, take
+from cutmix.data.sets import ArraySet, FileSet, keep_per_class, open_data, open_splits, random_subset, take
 from cutmix.errors import InputError
 
 
 def write_imagenet(folder: Path) -> Path:
-    for split in ("train", "val"):
+    for number, split in enumerate(("train", "val")):
         for wnid in ("n01", "n02"):
             (folder / split / wnid).mkdir(parents=True)
-            Image.new("RGB", (6, 6)).save(folder / split / wnid / "a.JPEG")
+            Image.new("RGB", (6, 6), (number * 200, int(wnid[1:]) * 50, 0)).save(folder / split / wnid / "a.JPEG")
     return folder
 
 
@@ -32,6 +32,19 @@ def test_name_is_looked_up_in_the_variable_then_in_data(tmp_path: Path, monkeypa
     write_imagenet(tmp_path / "other" / "imagenet")
     monkeypatch.setenv("CUTMIX_DATA", str(tmp_path / "other"))
     assert open_data("imagenet", "train").paths[0].is_relative_to(tmp_path / "other")  # type: ignore
+
+
+def test_imagenet_is_recognized_by_its_thousand_class_folders(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for number in range(1000):
+            folder = tmp_path / "ilsvrc" / split / f"n{number:08}"
+            folder.mkdir(parents=True)
+            (folder / "a.JPEG").write_bytes(b"x")
+    splits = open_splits(str(tmp_path / "ilsvrc"))
+    assert (splits.train.name, splits.val, splits.copies.compared) == ("imagenet", None, "nothing")
+    assert splits.origin == {"train": "train/", "test": "val/"}
+    assert splits.test is not None
+    assert (len(splits.train), len(splits.test)) == (1000, 1000)
 
 
 def test_a_path_that_exists_wins_over_a_name(tmp_path: Path) -> None:
@@ -88,7 +101,7 @@ def test_download_failure_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_file_instead_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "set.zip").write_bytes(b"PK")
-    with pytest.raises(InputError, match=r"set\.zip is a file: expected a folder"):
+    with pytest.raises(InputError, match=r"set\.zip is a file; expected a folder"):
         open_data(str(tmp_path / "set.zip"), "train")
 
 
@@ -100,11 +113,18 @@ def test_two_known_sets_in_one_folder(tmp_path: Path) -> None:
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(InputError, match="split is 'val'"):
-        open_data("digits", "val")  # type: ignore[arg-type]
-    for fraction in (0.0, 1.0, -0.2, 20):
-        with pytest.raises(InputError, match="val_fraction"):
-            open_data("digits", "train", val_fraction=fraction)
+    with pytest.raises(InputError, match="split is 'dev'; expected 'train', 'val', 'test' or 'all'"):
+        open_data("digits", "dev")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="digits has no val split; expected 'train' or 'test'"):
+        open_data("digits", "val")
+
+
+def test_a_random_subset_is_sorted_and_part_of_a_larger_one() -> None:
+    few, many = random_subset(100, 10, 3).tolist(), random_subset(100, 40, 3).tolist()
+    assert (len(few), few) == (10, sorted(set(few)))
+    assert set(few) < set(many)
+    assert random_subset(5, 10, 0).tolist() == [0, 1, 2, 3, 4]
+    assert few != random_subset(100, 10, 4).tolist()
 
 
 @pytest.mark.parametrize("labels", [[0, 2], [-1, 0]])

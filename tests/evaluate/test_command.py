@@ -17,7 +17,7 @@ import cutmix.evaluate.command
 import cutmix.evaluate.load
 from cutmix.cli import main
 from cutmix.config.options import EvaluateOptions
-from cutmix.data import open_data
+from cutmix.data import open_data, open_splits
 from cutmix.errors import InputError
 from cutmix.evaluate.classification import Predictions
 from cutmix.evaluate.command import run_evaluate
@@ -115,6 +115,8 @@ def test_a_plain_state_dict_needs_model_and_data(tmp_path: Path) -> None:
 def test_another_count_of_classes_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     digits = open_data("digits", "test")
     hundred = replace(digits, name="hundred", classes=tuple(map(str, range(100))))
+    splits = open_splits("digits")
+    monkeypatch.setattr(cutmix.evaluate.load, "open_splits", lambda *_, **__: replace(splits, test=hundred))
     monkeypatch.setattr(cutmix.evaluate.load, "open_data", lambda *_, **__: hundred)
     with pytest.raises(InputError, match="knows 10 classes, but hundred has 100"):
         run_evaluate(options(run))
@@ -127,7 +129,8 @@ def test_another_count_of_classes_is_refused(run: Path, monkeypatch: pytest.Monk
 def test_classes_in_another_order_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digits = open_data("digits", "test")
     turned = replace(digits, name="turned", classes=digits.classes[::-1])
-    monkeypatch.setattr(cutmix.evaluate.load, "open_data", lambda *_, **__: turned)
+    splits = replace(open_splits("digits"), test=turned)
+    monkeypatch.setattr(cutmix.evaluate.load, "open_splits", lambda *_, **__: splits)
     with pytest.raises(InputError, match=r'was trained with class "\w+" where turned has "\w+"'):
         run_evaluate(options(run))
 

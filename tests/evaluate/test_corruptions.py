@@ -232,5 +232,5 @@ def test_a_picture_of_another_size_is_refused(classifier: Classifier, pictures: 
     folder = shutil.copytree(pictures, tmp_path / "copy")
     path = next((folder / "fog" / "2").rglob("*.JPEG"))
     Image.open(path).resize((9, 9)).save(path, format="JPEG")
-    with pytest.raises(InputError, match=r"is 9×9 pixels, where every image of this data set is 16×16"):
+    with pytest.raises(InputError, match=r"is 9×9 pixels; expected 16×16"):
         corruption_error(classifier, open_corrupted(classifier, folder))

@@ -36,14 +36,14 @@ def test_weights_from_elsewhere_are_shown_every_photograph(tmp_path: Path) -> No
     assert model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_weights_of_a_recipe_are_shown_the_test_share(tmp_path: Path) -> None:
+def test_weights_of_a_recipe_are_evaluated_on_the_images_held_out(tmp_path: Path) -> None:
     folder = photographs(tmp_path / "photos", 5)
     recipe = Recipe(data=str(folder), model="resnet20", val_fraction=0.4)
     about = {"recipe": json.dumps(recipe.to_dict()), "mean": "[0.1, 0.2, 0.3]", "std": "[1, 1, 1]"}
     save_weights(tmp_path / "ours.safetensors", create_model("resnet20", 2).state_dict(), about)
     options = EvaluateOptions(tmp_path / "ours.safetensors")
     data = open_test_set(options, find_subject(options))
-    assert (len(data), data.split, data.mean) == (4, "test", (0.1, 0.2, 0.3))
+    assert (len(data), data.split, data.mean) == (4, "val", (0.1, 0.2, 0.3))
 
 
 def test_fewer_images_are_a_part_of_more() -> None:

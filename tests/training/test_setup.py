@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -12,6 +13,7 @@ import cutmix.training.setup
 import cutmix.training.state
 from cutmix.config.options import TrainOptions
 from cutmix.config.recipe import Recipe
+from cutmix.data import open_splits
 from cutmix.errors import InputError
 from cutmix.runtime.distributed import World
 from cutmix.training.setup import prepare, resolve
@@ -51,7 +53,8 @@ def test_what_is_wrong_is_found_before_anything_is_written(recipe: Recipe, sente
 def test_pretrained_weights_get_the_normalisation_that_they_know(
     channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sets = tuple(cutmix.training.setup.open_data("digits", split) for split in ("train", "test"))
+    splits = open_splits("digits")
+    sets: Any = (splits.train, splits.test)
     if channels == 3:
         sets = tuple(
             replace(part, images=part.images.expand(-1, 3, -1, -1), mean=(0.1,) * 3, std=(0.2,) * 3) for part in sets

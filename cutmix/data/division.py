@@ -1,0 +1,209 @@
+"""The division of a folder's images into train, val and test: stratified, seeded, and no image in two of them."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cutmix.data.class_folders import ClassFolders
+from cutmix.data.decode import Pixels, digest_pixels, in_threads
+from cutmix.data.folder import File, held_share, hold_out
+from cutmix.errors import InputError
+
+MOST_BYTES = 2 << 30
+"""Images are decoded to find copies if their files take no more than this; else only equal files are found."""
+
+MIN_TEST = 50
+"""A test split is divided from the images held out if it gets at least this many."""
+
+Classes = list[list[File]]
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Images that are in a data set several times, and what else decoding them found.
+
+    Attributes:
+        compared: "pixels", or "files" where the images are too many to decode, or "nothing".
+        groups: Files of the same image, two or more each.
+        conflicts: The groups among them whose files are in different classes.
+        unreadable: Files that cannot be decoded, and why; empty unless pixels were compared.
+        sizes: Width and height of the images that were decoded.
+    """
+
+    compared: str = "nothing"
+    groups: list[list[File]] = field(default_factory=list)
+    conflicts: list[list[File]] = field(default_factory=list)
+    unreadable: dict[Path, InputError] = field(default_factory=dict)
+    sizes: dict[Path, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Division:
+    """Which images are in which split.
+
+    Attributes:
+        parts: The images of each class, by split: "train", and "val" and "test" as far as there are such.
+        origin: How each split came about, as a phrase.
+        leaks: By "train" and "val": the files left out there, since a later split has the same image.
+    """
+
+    parts: dict[str, Classes]
+    origin: dict[str, str]
+    leaks: dict[str, list[File]] = field(default_factory=dict)
+
+
+# ---- copies ----
+
+_DECODED: dict[tuple[str, int, int], Pixels | InputError] = {}  # a process decodes a file once to compare it
+
+
+def find_copies(folders: ClassFolders, most_bytes: int | None = MOST_BYTES) -> Copies:
+    """Find the images that are there several times, whatever their names, classes and formats.
+
+    Args:
+        folders: The data set.
+        most_bytes: Compare pixels if the files take no more than this together, else whole files; None always compares
+            pixels.
+    """
+    label_of = {
+        file.path: label for classes in folders.parts.values() for label, own in enumerate(classes) for file in own
+    }
+    files = [file for classes in folders.parts.values() for own in classes for file in own]
+    if most_bytes is not None and sum(file.size for file in files) > most_bytes:
+        groups, found = _equal(files, _contents(files)), Copies("files")
+    else:
+        decoded = dict(zip([file.path for file in files], in_threads(_decode, files), strict=True))
+        unreadable = {path: each for path, each in decoded.items() if isinstance(each, InputError)}
+        pixels = {path: each for path, each in decoded.items() if isinstance(each, Pixels)}
+        groups = _equal(files, {path: each.digest for path, each in pixels.items()})
+        found = Copies("pixels", unreadable=unreadable, sizes={path: each.size for path, each in pixels.items()})
+    found.groups.extend(groups)
+    found.conflicts.extend(group for group in groups if len({label_of[file.path] for file in group}) > 1)
+    return found
+
+
+def _equal(files: list[File], keys: dict[Path, bytes]) -> list[list[File]]:
+    groups: dict[bytes, list[File]] = defaultdict(list)
+    for file in files:
+        if file.path in keys:
+            groups[keys[file.path]].append(file)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _decode(file: File) -> Pixels | InputError:
+    key = (str(file.path), file.size, file.changed)
+    if key not in _DECODED:
+        _DECODED[key] = digest_pixels(file.path)
+    return _DECODED[key]
+
+
+def _contents(files: list[File]) -> dict[Path, bytes]:
+    """Return the digests of the files whose size another file has too."""
+    sizes = Counter(file.size for file in files)
+    alike = [file.path for file in files if sizes[file.size] > 1]
+    return {path: digest for path, digest in zip(alike, in_threads(_content, alike), strict=True) if digest}
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").digest()
+    except OSError:
+        return None  # refused when it is decoded
+
+
+# ---- division ----
+
+
+def divide(folders: ClassFolders, copies: Copies, val_fraction: float, seed: int) -> Division:
+    """Divide the images of a folder.
+
+    ``train/``, ``val/`` and ``test/`` are the splits, as far as they are there. Without ``val/``, a share of each class
+    of the training images is held out for validation. Without ``test/``, half of the images held out, or of ``val/``,
+    become the test split if that gives it ``MIN_TEST`` images.
+
+    Files of the same image are in one split. Where the folders have them in several, they are left out of ``train``
+    first, then of ``val``.
+
+    Args:
+        folders: The images.
+        copies: What ``find_copies`` found.
+        val_fraction: In [0, 1): the share of each class to hold out; of two or more images at least one is on each
+            side. With 0 nothing is held out, and a ``val/`` without ``test/`` is the test split.
+        seed: Decides what is held out, and nothing else does.
+
+    Raises:
+        InputError: All training images of a class are in another split too.
+    """
+    parts = {part: [list(own) for own in classes] for part, classes in folders.parts.items()}
+    origin = {part: f"{folder.name}/" for part, folder in folders.folders.items()}
+    if "all" in parts:
+        parts["train"], origin = parts.pop("all"), {"train": "all images"}
+    if not val_fraction and "val" in parts and "test" not in parts:
+        parts["test"], origin["test"] = parts.pop("val"), origin.pop("val")
+    leaks = _drop_leaks(parts, folders, copies)
+    if not val_fraction:
+        return Division(parts, origin, leaks)
+    held = f"{val_fraction:.0%} of each class" + (f" of {origin['train']}" if "all" not in folders.parts else "")
+    if "val" not in parts:
+        parts["train"], parts["val"] = _hold_out(parts["train"], folders.root, copies, val_fraction, seed)
+        origin |= {"train": f"the images that are not held out{_of(folders)}", "val": held}
+    if "test" not in parts:
+        val, test = _hold_out(parts["val"], folders.root, copies, 0.5, seed)
+        if sum(map(len, test)) >= MIN_TEST:
+            parts["val"], parts["test"] = val, test
+            origin |= {"val": f"half of {origin['val']}", "test": f"the other half of {origin['val']}"}
+    return Division(parts, origin, leaks)
+
+
+def _of(folders: ClassFolders) -> str:
+    return "" if "all" in folders.parts else f" of {folders.folders['train'].name}/"
+
+
+def _hold_out(classes: Classes, root: Path, copies: Copies, fraction: float, seed: int) -> tuple[Classes, Classes]:
+    """Divide each class by its names' hashes, files of the same image together, in the first class that has it."""
+    group_of = {file.path: number for number, group in enumerate(copies.groups) for file in group}
+    side: dict[object, bool] = {}
+    kept, held = [], []
+    for files in classes:
+        names = {file.path.relative_to(root).as_posix(): group_of.get(file.path, file.path) for file in files}
+        groups: dict[object, list[str]] = defaultdict(list)
+        for name, group in names.items():
+            if group not in side:
+                groups[group].append(name)
+        count = held_share(len(files), fraction) - sum(side.get(group, False) for group in names.values())
+        out = {name for group in hold_out(groups.values(), count, seed) for name in group}
+        side |= {group: own[0] in out for group, own in groups.items()}
+        sides = [side[group] for group in names.values()]
+        kept.append([file for file, is_held in zip(files, sides, strict=True) if not is_held])
+        held.append([file for file, is_held in zip(files, sides, strict=True) if is_held])
+    return kept, held
+
+
+def _drop_leaks(parts: dict[str, Classes], folders: ClassFolders, copies: Copies) -> dict[str, list[File]]:
+    """Leave out of train, then of val, the images that a later split has too."""
+    group_of = {file.path: number for number, group in enumerate(copies.groups) for file in group}
+    leaks: dict[str, list[File]] = {}
+    later: set[int] = set()
+    for part in ("test", "val", "train"):
+        if part not in parts:
+            continue
+        before = {group_of[file.path] for file in _files(parts[part]) if file.path in group_of}
+        dropped = [file for file in _files(parts[part]) if group_of.get(file.path) in later]
+        if dropped:
+            leaks[part], paths = dropped, {file.path for file in dropped}
+            parts[part] = [[file for file in own if file.path not in paths] for own in parts[part]]
+            if [] in parts[part]:
+                name = folders.classes[parts[part].index([])]
+                raise InputError(
+                    f"every image of class '{name}' in {folders.folders[part]} is in another split too; expected "
+                    "different images in each"
+                )
+        later |= before
+    return leaks
+
+
+def _files(classes: Classes) -> Iterable[File]:
+    return (file for own in classes for file in own)
