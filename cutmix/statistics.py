@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from scipy.special import erf
 from scipy.stats import binomtest, norm, rankdata, ttest_ind
 
@@ -375,6 +374,8 @@ def resamples(n: int, draws: int, *stream: int | str) -> Iterator[np.ndarray]:
     """
     if not isinstance(draws, Integral) or draws < 1:
         raise InputError(f"draws is {draws}: expected at least one resample, a whole number")
+    import torch
+
     generator = torch.Generator().manual_seed(derive_seed(*stream))
     for start in range(0, draws, _BLOCK):
         yield from torch.randint(n, (min(_BLOCK, draws - start), n), generator=generator).numpy()

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cutmix.runs.record import Record, read_records
 from cutmix.statistics import in_words
 
 ROOT = Path(__file__).parent.parent
@@ -19,14 +20,14 @@ METHODS = {
 }  # fmt: skip
 
 
-def lines(name: str) -> list[dict[str, Any]]:
+def lines(name: str) -> list[Record]:
     """Return the records of a file."""
-    return [json.loads(line) for line in (RESULTS / name).read_text().splitlines()]
+    return read_records(RESULTS / name)
 
 
-def cell(line: dict[str, Any], digits: int = 1) -> str:
+def cell(line: Record, digits: int = 1) -> str:
     """Return a value with its interval."""
-    return f"{line['value']:.{digits}f} [{line['low']:.{digits}f}, {line['high']:.{digits}f}]"
+    return f"{line.value:.{digits}f} [{line.low:.{digits}f}, {line.high:.{digits}f}]"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -37,9 +38,9 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 def short() -> str:
     """Return Table 5's kinds of rows at short scale."""
     found = {
-        (line["recipe"].partition("+")[0].removeprefix("cifar100-pyramidnet200"), line["measure"]): line
+        (line.recipe.partition("+")[0].removeprefix("cifar100-pyramidnet200"), line.metric): line
         for line in lines("table5-resnet20-short.jsonl")
-        if line["which"] == "last"
+        if line.which == "last"
     }
     pairs = json.loads((RESULTS / "table5-resnet20-short-pairs.json").read_text())
     tested = {pair["second"].partition("+")[0].removeprefix("cifar100-pyramidnet200"): pair for pair in pairs}
@@ -54,9 +55,9 @@ def short() -> str:
 def localization() -> str:
     """Return the localization of the Tiny-ImageNet runs."""
     found = {
-        (line["mix"], line["measure"]): line
+        (line.mix, line.metric): line
         for line in lines("tiny-resnet20-localization.jsonl")
-        if line.get("suite") == "localization"
+        if line.suite == "localization"
     }
     measures = {"top1_cls": "top-1 class", "top1_loc": "top-1 Loc", "gt_known_loc": "GT-known Loc",
                 "max_box_acc_v2": "MaxBoxAccV2"}  # fmt: skip
@@ -72,15 +73,14 @@ Key = tuple[str, str | None, int | None]
 """A metric, what it is of, and where: ε in 255ths or a side in pixels."""
 
 
-def usual_lines(name: str) -> dict[tuple[str | None, Key], dict[str, Any]]:
+def usual_lines(name: str) -> dict[tuple[str | None, Key], Record]:
     """Return the records of the suites with the usual score and convention, by mixing and key."""
     found = {}
     for line in lines(name):
-        usual = line.get("convention", "exact") == "exact" and line.get("score", "max-softmax") == "max-softmax"
-        at = line.get("at")
-        place = None if at is None else round(255 * at) if at < 1 and "err" in line["measure"] else round(at)
-        if line.get("suite") and usual:
-            found[line["mix"], (line["measure"], line.get("of"), place)] = line
+        at = line.at
+        place = None if at is None else round(255 * at) if at < 1 and "err" in line.metric else round(at)
+        if line.suite and line.usual:
+            found[line.mix, (line.metric, line.of, place)] = line
     return found
 
 
@@ -119,19 +119,19 @@ def outside() -> str:
 
 def transformers() -> str:
     """Return the vision transformers of Tiny-ImageNet, with CutMix and with SMMix."""
-    found = {(line["recipe"], line["measure"]): line for line in lines("tiny-smmix-short.jsonl")}
+    found = {(line.recipe, line.metric): line for line in lines("tiny-smmix-short.jsonl")}
     rows = []
     for network, label in {"deit-tiny": "DeiT-T", "pvt-tiny": "PVT-T", "cait-xxs24": "CaiT-XXS-24"}.items():
         pair = [f"tiny-{network}-{mix}" for mix in ("cutmix", "smmix")]
         cells = [cell(found[name, measure]) for measure in ("top1_err", "top5_err") for name in pair]
-        rows.append([label, str(found[pair[0], "top1_err"]["epochs"]), *cells])
+        rows.append([label, str(found[pair[0], "top1_err"].epochs), *cells])
     header = ["", "epochs", "top-1 error (%), CutMix", "SMMix", "top-5 error (%), CutMix", "SMMix"]
     return table(header, rows)
 
 
 def transfer() -> str:
     """Return detection and captioning on three backbones."""
-    found = {(line["arch"], line["backbone_recipe"], line["measure"]): line for line in lines("transfer-small.jsonl")}
+    found = {(line.arch, line.backbone_recipe, line.metric): line for line in lines("transfer-small.jsonl")}
     backbones = {
         None: "random weights",
         "tiny-resnet18": "trained on Tiny-ImageNet",

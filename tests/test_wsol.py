@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from cutmix.cli import main
 from cutmix.runs.folder import read_arrays
-from cutmix.runtime.files import read_lines
+from cutmix.runs.record import read_records
 
 CLASSES = ("Black_footed_Albatross", "Laysan_Albatross", "Sooty_Albatross")
 COLOURS = ((220, 30, 30), (30, 200, 30), (40, 40, 220))
@@ -79,12 +79,12 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def localized(run: Path, *words: str) -> dict[str, float]:
     """Evaluate a run, and return what was measured."""
-    before = len(read_lines(run / "results.jsonl"))
+    before = len(read_records(run / "results.jsonl"))
     main(["evaluate", str(run), "--suite", "localization", "--device", "cpu", "--workers", "0", *words])
-    records = read_lines(run / "results.jsonl")[before:]
-    assert {record["suite"] for record in records} == {"localization"}
-    assert {record["n"] for record in records} == {12}
-    return {record["measure"]: record["value"] for record in records}
+    records = read_records(run / "results.jsonl")[before:]
+    assert {record.suite for record in records} == {"localization"}
+    assert {record.n for record in records} == {12}
+    return {record.metric: record.value for record in records}
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def test_birds_are_trained_on_and_found(name: str, cub: Path, tmp_path: Path) ->
     main(["train", name, "--data", str(cub), "--out", str(run), "--device", "cpu", *BRIEFLY])
     found = localized(run)
     assert found["top1_loc"] <= min(found["top1_cls"], found["gt_known_loc"])
-    top1_err = next(r["value"] for r in read_lines(run / "results.jsonl") if r["measure"] == "top1_err")
+    top1_err = next(r.value for r in read_records(run / "results.jsonl") if r.metric == "top1_err")
     assert found["top1_cls"] == pytest.approx(100 - top1_err)
     boxes = read_arrays(run / "predictions/localization-last.npz")["true_boxes"]
     assert boxes.shape == (12, 1, 4)

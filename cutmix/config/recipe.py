@@ -1,10 +1,11 @@
 """A recipe: everything that decides what a training run computes, as one value; its field is a flag. No torch here."""
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 from cutmix.errors import InputError
+from cutmix.runtime.schema import check_fields
 
 _FEATURE_MIXES = ("feature-cutmix", "manifold-mixup")
 _ALL_LAYERS = (0, 1, 2, 3, 4)
@@ -98,17 +99,17 @@ class Training:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
+    def from_dict(cls, values: dict[str, Any], where: str = "the recipe") -> Self:
         """Build a recipe from ``to_dict()``.
 
+        Args:
+            values: The fields; those that are left out have their defaults.
+            where: What the message of an error calls them.
+
         Raises:
-            InputError: If a field is not one of a recipe's.
+            InputError: If a field is unknown, of another type or out of its range.
         """
-        unknown = set(values) - {field.name for field in fields(cls)}
-        if unknown:
-            raise InputError(f"a recipe has no field named {', '.join(sorted(unknown))}")
-        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**arguments)
+        return cls(**check_fields(cls, values, where))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
-from cutmix.config.recipe import Recipe
+from cutmix.config.recipe import Recipe, Training
+from cutmix.config.transfer import Detection, Transfer, recipe_of
 from cutmix.errors import InputError
 
 # ---- methods: what a row of the paper's tables changes in the baseline of its network ----
@@ -271,3 +272,33 @@ def find_recipe(name: str) -> Recipe:
         return RECIPES[name]
     close = get_close_matches(name, RECIPES, n=3, cutoff=0.4) or list(RECIPES)[:3]
     raise InputError(f'there is no recipe "{name}"; close to it are {", ".join(close)}')
+
+
+# Fields that name a run or that its results have anyway; the size that photographs get where the recipe leaves it open.
+_NO_CHANGE = {"name", "seed", "data", "backbone"}
+_PHOTO_SIZE = 224
+
+
+def recipe_changes(recipe: Training) -> dict[str, Any] | None:
+    """Return the fields in which a recipe differs from the one of its name, with their values, as JSON can hold them.
+
+    What stands behind a "+" in the name is not part of it; detectors and captioners are compared with the paper's.
+    A field that the named recipe leaves open (its precision, the size of photographs) is no change.
+
+    Returns:
+        The fields; None where no recipe has this name.
+    """
+    if isinstance(recipe, Transfer):
+        named: Training | None = recipe_of(recipe)
+        named = named.without_unread() if isinstance(named, Detection) else named
+    else:
+        named = RECIPES.get(recipe.name.partition("+")[0])
+    if named is None:
+        return None
+    own, theirs = recipe.to_dict(), named.to_dict()
+    changed = {name: own[name] for name in own if name not in _NO_CHANGE and own[name] != theirs[name]}
+    if theirs["precision"] == "auto":
+        changed.pop("precision", None)
+    if theirs.get("image_size") is None and changed.get("image_size") == _PHOTO_SIZE:
+        del changed["image_size"]
+    return changed

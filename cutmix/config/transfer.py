@@ -185,3 +185,8 @@ def backbone_in_words(backbone: str) -> str:
 def recipe_of_arch(arch: str) -> Transfer:
     """Return the paper's recipe of a detector, or of the captioner, as a result names it."""
     return {"ssd300": SSD300, "faster-rcnn": FASTER_RCNN, "show-and-tell": CAPTIONING}[arch]
+
+
+def recipe_of(recipe: Transfer) -> Transfer:
+    """Return the paper's recipe of the same detector, or of the captioner."""
+    return recipe_of_arch(recipe.arch if isinstance(recipe, Detection) else "show-and-tell")

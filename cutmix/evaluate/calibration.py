@@ -8,6 +8,7 @@ Source: Guo et al. (2017) for ECE, MCE and the temperature; Nguyen and O'Connor 
 al. (2019) for the debiased error. Checked against torchmetrics' ``MulticlassCalibrationError`` (ℓ₁ and max norm).
 """
 
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from cutmix.evaluate.classifier import Classifier, Suite
 from cutmix.evaluate.logits import as_logits, as_probabilities, class_ids
+from cutmix.runs.record import Record
 from cutmix.runtime.seeding import derive_seed
 from cutmix.statistics import (
     Reliability,
@@ -172,7 +174,7 @@ def calibration_suite(
     seed = classifier.seed if seed is None else seed
     z = as_logits(classifier.predict() if logits is None else logits)
     ids = class_ids(classifier.labels, z)
-    common = {"confidence": confidence, "suite": "calibration"}
+    common: dict[str, Any] = {"confidence": confidence, "suite": "calibration"}
     whole = _Sample(z, ids, bins)
     records = whole.records(common, draws, (seed, "calibration", "all"))
     half = torch.randperm(len(z), generator=torch.Generator().manual_seed(derive_seed(seed, "calibration", "half")))
@@ -193,19 +195,18 @@ def calibration_suite(
 def _temperature_records(
     z: np.ndarray, ids: np.ndarray, fitted: np.ndarray, held_out: np.ndarray, bins: int, common: dict[str, Any],
     draws: int, seed: int,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[Record]:  # fmt: skip
     t = fit_temperature(z[fitted], ids[fitted])
     note = f"fitted on a random half of the images, {len(fitted):,}, and measured on the other {len(held_out):,}"
     if t in _TEMPERATURES:
         note += "; the temperature is at the end of its range, so the fitted half has no best one"
-    value = {"measure": "temperature", "value": t, "low": None, "high": None, "n": len(fitted), "note": note}
-    records = [value | common]
+    records = [Record(metric="temperature", value=t, n=len(fitted), note=note, **common)]
     for name, scale in (("unscaled", 1.0), ("scaled", t)):
         stream = (seed, "calibration", "held out")  # the same for both: their intervals are comparable
         for record in _Sample(z[held_out] / scale, ids[held_out], bins).records(common, draws, stream):
-            if record["measure"] in ("ece", "nll", "brier", "signed_gap"):
-                record = record | {"measure": f"{record['measure']}_{name}", "of": "held-out half"}
-                records.append(record | ({"at": t, "note": note} if name == "scaled" else {}))
+            if record.metric in ("ece", "nll", "brier", "signed_gap"):
+                record = replace(record, metric=f"{record.metric}_{name}", of="held-out half")
+                records.append(replace(record, at=t, note=note) if name == "scaled" else record)
     return records
 
 
@@ -241,22 +242,21 @@ class _Sample:
             "signed_gap": 100 * float(confidence - right), "nll": float(loss), "brier": float(square),
         }  # fmt: skip
 
-    def records(self, common: dict[str, Any], draws: int, stream: tuple[int | str, ...]) -> list[dict[str, Any]]:
+    def records(self, common: dict[str, Any], draws: int, stream: tuple[int | str, ...]) -> list[Record]:
         drawn = self.resampled(draws, stream)
         records = []
         for name, value in self.values.items():
             spread, (least, most) = np.array([draw[name] for draw in drawn]), _RANGES.get(name, (0.0, 100.0))
             low, high = bootstrap_interval(value, spread, common["confidence"], least, most)
-            record = {"measure": name, "value": value, "low": low, "high": high, "n": self.n, **common}
-            if name not in ("nll", "brier", "signed_gap"):
-                record["bins"] = len(self.edges[0]) - 1
+            bins = len(self.edges[0]) - 1
+            more: dict[str, Any] = {} if name in ("nll", "brier", "signed_gap") else {"bins": bins}
             if name == "ece":
                 by_chance = chance_error(self.confidence, self.edges[0])
-                record["note"] = (
-                    f"biased upwards: of {self.n:,} images in {record['bins']} bins, a perfectly calibrated classifier "
+                more["note"] = (
+                    f"biased upwards: of {self.n:,} images in {bins} bins, a perfectly calibrated classifier "
                     f"with these confidences would have {by_chance:.2f} on average"
                 )
-            records.append(record)
+            records.append(Record(metric=name, value=value, low=low, high=high, n=self.n, **common, **more))
         return records
 
     def resampled(self, draws: int, stream: tuple[int | str, ...]) -> list[dict[str, float]]:

@@ -6,7 +6,7 @@ inside [0, 100] and is honest near its ends.
 
 import contextlib
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cutmix.errors import InputError
 from cutmix.evaluate.logits import check_finite
+from cutmix.runs.record import Record
 from cutmix.runtime.distributed import World, gather
 from cutmix.statistics import check_confidence
 
@@ -127,10 +128,10 @@ def classification_error(predictions: Predictions, confidence: float = 0.95) -> 
     return errors
 
 
-def measures(predictions: Predictions, confidence: float = 0.95) -> list[dict[str, Any]]:
-    """Return the errors as records of a results file: measure, value, low, high, confidence, n."""
+def error_records(predictions: Predictions, confidence: float = 0.95) -> list[Record]:
+    """Return the errors with their intervals."""
     errors = classification_error(predictions, confidence)
-    return [{"measure": name, **error._asdict(), "confidence": confidence} for name, error in errors.items()]
+    return [Record(metric=name, **error._asdict(), confidence=confidence) for name, error in errors.items()]
 
 
 def true_class_rank(logits: Tensor, labels: Tensor) -> Tensor:

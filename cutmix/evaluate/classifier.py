@@ -17,6 +17,7 @@ from cutmix.data.decode import read_same_size
 from cutmix.data.transforms import Interpolation, ResizeAndCrop, resize
 from cutmix.evaluate.attacks import loss_gradient
 from cutmix.evaluate.logits import check_finite
+from cutmix.runs.record import Record
 from cutmix.runtime.progress import duration
 
 
@@ -24,14 +25,12 @@ class Suite(NamedTuple):
     """What a suite found.
 
     Attributes:
-        records: One for each measure: ``measure``, ``value``, ``low``, ``high``, ``confidence``, ``n``, ``suite``, and
-            where they say more ``at`` (ε, hole side, λ, …), ``of`` (the other data, the fill, …), ``chosen_on`` and
-            ``note``.
+        records: One for each metric; what they say of the run is added by ``cutmix evaluate``.
         arrays: What came out for each sample, from which the measures can be computed again.
         pictures: PNG files by their names.
     """
 
-    records: list[dict[str, Any]]
+    records: list[Record]
     arrays: dict[str, np.ndarray]
     pictures: Mapping[str, bytes] = MappingProxyType({})
 

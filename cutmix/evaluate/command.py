@@ -1,9 +1,8 @@
 """``cutmix evaluate``: measure a run, or any file of weights, on its own or on other data, by one or several suites."""
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,13 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from cutmix.config.options import SUITES, EvaluateOptions, parse_suites
+from cutmix.config.recipes import recipe_changes
 from cutmix.data import ArraySet, FileSet, ImageSet, test_loader
 from cutmix.data.boxes import read_boxes
 from cutmix.data.sets import locate, take
 from cutmix.errors import InputError
 from cutmix.evaluate.calibration import calibration_suite
-from cutmix.evaluate.classification import measures, predict, predictions_arrays
+from cutmix.evaluate.classification import error_records, predict, predictions_arrays
 from cutmix.evaluate.classifier import Classifier, Suite, decode
 from cutmix.evaluate.gallery import box_gallery, mixed_maps
 from cutmix.evaluate.load import Subject, View, draw_images, find_subject, find_view, load_model, open_test_set
@@ -26,9 +26,10 @@ from cutmix.evaluate.localization import localization_suite
 from cutmix.evaluate.ood import ood_suite
 from cutmix.evaluate.robustness import robustness_suite
 from cutmix.runs.folder import command_line, environment, hold, only_begun, today, write_arrays, write_bytes, write_json
+from cutmix.runs.read import read_config
+from cutmix.runs.record import Record, append_records, read_records
 from cutmix.runtime.device import autocast, resolve_precision
 from cutmix.runtime.distributed import World, processes
-from cutmix.runtime.files import append_lines, read_lines
 from cutmix.runtime.terminal import Console
 
 
@@ -46,7 +47,7 @@ class Target:
     folder: Path | None
     own: bool = False
 
-    def write(self, name: str, records: list[dict[str, Any]], suite: Suite) -> None:
+    def write(self, name: str, records: list[Record], suite: Suite) -> None:
         """Write a suite: what came out for each image to predictions/NAME.npz, pictures, then all its lines or none."""
         if self.folder:
             if suite.arrays:
@@ -54,7 +55,7 @@ class Target:
             for title, png in suite.pictures.items():
                 write_bytes(self.folder / "pictures" / f"{name}-{title}.png", png)
         if self.lines:
-            append_lines(self.lines, records)
+            append_records(self.lines, records)
 
 
 @contextlib.contextmanager
@@ -82,7 +83,7 @@ def open_target(options: EvaluateOptions, subject: Subject, world: World) -> Ite
         _check(out, subject)
     lock = hold(folder)
     try:
-        read_lines(folder / "results.jsonl")  # damaged, it is to be mended now, and not after minutes
+        read_records(folder / "results.jsonl")  # damaged, it is to be mended now, and not after minutes
         if out is not None:
             recipe = subject.recipe.to_dict() if subject.recipe else {"name": subject.weights.stem}
             recipe |= {name: value for name in ("model", "data") if (value := getattr(options, name))}
@@ -100,7 +101,7 @@ def _check_lines(path: Path) -> None:
     if path.is_dir() or not path.parent.is_dir():
         what = f"{path} is a folder" if path.is_dir() else f"{path.parent} is not there"
         raise InputError(f"{what}; give --out a file that ends in .jsonl, in a folder that exists")
-    read_lines(path)
+    read_records(path)
 
 
 def _check(folder: Path, subject: Subject) -> None:
@@ -110,9 +111,9 @@ def _check(folder: Path, subject: Subject) -> None:
         raise InputError(f"{folder} is a file; give --out a folder, or a file that ends in .jsonl")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = json.loads(config.read_text()).get("evaluated") if config.exists() else None
-    except (OSError, ValueError, AttributeError) as error:
+    except OSError as error:
         raise InputError(f"{folder} cannot be used for results: {error}; give another --out") from None
+    held = read_config(config).evaluated if config.exists() else None
     if config.exists() and held != str(subject.weights):
         what = f"an evaluation of {held}" if held else "a run"
         raise InputError(f"{folder} holds {what}; give another --out, or a file that ends in .jsonl")
@@ -123,7 +124,7 @@ def _check(folder: Path, subject: Subject) -> None:
 _SHARED = ("classification",)  # the suite that several processes share
 
 
-def run_evaluate(options: EvaluateOptions) -> list[dict[str, Any]]:
+def run_evaluate(options: EvaluateOptions) -> list[Record]:
     """Measure, print tables, write the records and what came out for each image, and return the records.
 
     A suite is shown and written when it is done. What is interrupted before has left nothing; of one that was killed
@@ -134,7 +135,7 @@ def run_evaluate(options: EvaluateOptions) -> list[dict[str, Any]]:
     """
     suites = parse_suites(options.suite)
     subject = find_subject(options)
-    found: list[dict[str, Any]] = []
+    found: list[Record] = []
     with processes(options.device) as world:
         if world.size > 1 and suites != _SHARED:
             raise InputError(f"--suite {options.suite} runs in one process; start it without torchrun")
@@ -149,14 +150,14 @@ def run_evaluate(options: EvaluateOptions) -> list[dict[str, Any]]:
         with open_target(options, subject, world) as target:
             try:
                 for name, suite in measure(options, suites, subject, data, index, view, model, precision, world):
-                    records = [common | record for record in suite.records]
+                    records = [replace(record, **common) for record in suite.records]
                     if world.first:
                         show(name, records, data)
                         target.write(file_name(name, options, subject, data, target), records, suite)
                     found += records
             except KeyboardInterrupt:
                 if world.first:
-                    finished = ", ".join(dict.fromkeys(record["suite"] for record in found)) or "no suite"
+                    finished = ", ".join(dict.fromkeys(str(record.suite) for record in found)) or "no suite"
                     Console().print(
                         Text(f"stopped; {finished} finished" + (f", in {target.lines}" if target.lines else ""))
                     )
@@ -191,7 +192,7 @@ def measure(
         predictions = predict(model, loader.epoch(), world, autocast=cast)
     if "classification" in suites:
         assert predictions is not None
-        records = [{"suite": "classification"} | record for record in measures(predictions)]
+        records = [replace(record, suite="classification") for record in error_records(predictions)]
         yield "classification", Suite(records, predictions_arrays(predictions))
     if suites == _SHARED:
         return
@@ -225,7 +226,7 @@ def _run_or_say_why(run: Callable[[], Suite], name: str, options: EvaluateOption
         if suites != SUITES or named.get(name):  # asked for by name, and not because all were
             raise
         note = f"not run: {error}"
-        return Suite([{"suite": name, "measure": name, "value": None, "n": None, "note": note}], {})
+        return Suite([Record(suite=name, metric=name, value=None, note=note)], {})
 
 
 def find_boxes(
@@ -267,10 +268,11 @@ def describe(
     options: EvaluateOptions, subject: Subject, data: ImageSet, index: Tensor | None, view: View, model: nn.Module,
     precision: str, world: World,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return what every record of this evaluation says beside its measure."""
+    """Return the fields that all records of this evaluation share."""
     about, recipe = environment(world.device), subject.recipe
     return {
-        "recipe": recipe.name if recipe else subject.weights.stem, "data": data.name, "split": data.split,
+        "source": "evaluation", "recipe": recipe.name if recipe else subject.weights.stem,
+        "recipe_changes": recipe_changes(recipe) if recipe else None, "data": data.name, "split": data.split,
         "model": options.model or (recipe.model if recipe else None),
         "parameters": sum(p.numel() for p in model.parameters()), "mix": recipe.mix if recipe else None,
         "epochs": recipe.epochs if recipe else None, "seed": recipe.seed if recipe else None,
@@ -283,21 +285,21 @@ def describe(
     }  # fmt: skip
 
 
-def show(name: str, records: list[dict[str, Any]], data: ImageSet) -> None:
+def show(name: str, records: list[Record], data: ImageSet) -> None:
     """Print a suite's table."""
-    title = Text(f"{records[0]['file']} on {data.name}: {name}" if records else name)
+    title = Text(f"{records[0].file} on {data.name}: {name}" if records else name)
     table = Table(title=title)
-    for heading in ("measure", "of", "at", "value", "95 % interval", "n"):
+    for heading in ("metric", "of", "at", "value", "95 % interval", "n"):
         table.add_column(heading, overflow="fold")
     for r in records:
-        how = ", ".join(str(r[field]) for field in ("of", "score", "convention") if r.get(field))
-        cells = [str(r["measure"]), how, "" if r.get("at") is None else f"{r['at']:.4g}"]
-        value = "not run" if r["value"] is None else f"{r['value']:.4g}"
-        interval = "" if r.get("low") is None else f"{r['low']:.4g} – {r['high']:.4g}"
-        table.add_row(*map(Text, [*cells, value, interval, "" if r["n"] is None else f"{r['n']:,}"]))
+        how = ", ".join(word for word in (r.of, r.score, r.convention) if word)
+        cells = [r.metric, how, "" if r.at is None else f"{r.at:.4g}"]
+        value = "not run" if r.value is None else f"{r.value:.4g}"
+        interval = "" if r.low is None else f"{r.low:.4g} – {r.high:.4g}"
+        table.add_row(*map(Text, [*cells, value, interval, "" if r.n is None else f"{r.n:,}"]))
     console = Console()
     console.print(table)
-    for note in dict.fromkeys(r["note"] for r in records if r.get("note")):
+    for note in dict.fromkeys(r.note for r in records if r.note):
         console.print(Text(note))
     if data.skipped:
         console.print(f"{len(data.skipped)} unreadable pictures were left out")

@@ -18,6 +18,7 @@ from cutmix.data.folder import EXTENSIONS
 from cutmix.errors import InputError
 from cutmix.evaluate.classification import wilson_interval
 from cutmix.evaluate.classifier import Classifier, Suite
+from cutmix.runs.record import Record
 
 ALEXNET_ERR = {
     "gaussian_noise": 88.6428, "shot_noise": 89.4468, "impulse_noise": 92.2640, "defocus_blur": 81.9880,
@@ -85,7 +86,8 @@ def corruption_error(classifier: Classifier, corrupted: Corrupted) -> Suite:
     Returns:
         Records of ``corruption_err`` (of each corruption, at each severity), ``corruption_mean_err`` (of each, mean
         over the severities), ``mean_corruption_err`` and, for ImageNet-C, ``corruption_ce`` (of each, relative to
-        AlexNet) and ``mce``, in per cent. The intervals of means are over images: the versions of one are one sample.
+        AlexNet) and ``mean_corruption_ce``, in per cent. The intervals of means are over images: the versions of one
+        are one sample.
 
     Raises:
         InputError: If an image cannot be read or has another size, or a logit is not finite.
@@ -101,7 +103,7 @@ def corruption_error(classifier: Classifier, corrupted: Corrupted) -> Suite:
     return Suite(_records(missed, relative=corrupted.relative), {"corruption_right": (~missed).numpy()})
 
 
-def _records(missed: Tensor, *, relative: bool) -> list[dict[str, Any]]:
+def _records(missed: Tensor, *, relative: bool) -> list[Record]:
     """Return the records of who is wrong, (15, 5, N)."""
     records = []
     for name, corrupted in zip(CORRUPTIONS, missed, strict=True):
@@ -129,9 +131,8 @@ def _mean_interval(values: Tensor) -> tuple[float, float | None, float | None, i
     return mean, max(mean - half, 0.0), mean + half, n
 
 
-def _record(measure: str, value: float, low: float | None, high: float | None, n: int, **more: Any) -> dict[str, Any]:
-    record = {"measure": measure, "value": value, "low": low, "high": high, "n": n, "confidence": 0.95}
-    return {**record, "suite": "robustness", **more}
+def _record(metric: str, value: float, low: float | None, high: float | None, n: int, **more: Any) -> Record:
+    return Record(metric=metric, value=value, low=low, high=high, n=n, suite="robustness", **more)
 
 
 # ---- CIFAR-C ----

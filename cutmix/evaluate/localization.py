@@ -22,6 +22,7 @@ from cutmix.evaluate.classifier import Classifier, Suite
 from cutmix.evaluate.logits import as_numpy
 from cutmix.evaluate.max_box import MaxBoxAccuracy, best_thresholds, center_iou, level_iou
 from cutmix.models.localization import find_head
+from cutmix.runs.record import Record
 
 _V2_IOU = (0.3, 0.5, 0.7)
 _BINS = np.append(np.arange(0, 1, 0.001), [1.0, 2.0, 3.0])
@@ -244,11 +245,11 @@ _NOTES = {
 _CENTER = "a Gaussian in the centre in place of every map: what can be had without looking at the image"
 
 
-def _record(name: str, share: Proportion, **more: Any) -> dict[str, Any]:
-    return {"measure": name, **share._asdict(), "confidence": 0.95, "suite": "localization", **more}
+def _record(name: str, share: Proportion, **more: Any) -> Record:
+    return Record(metric=name, **share._asdict(), suite="localization", **more)
 
 
-def _max_box_record(name: str, found: MaxBoxAccuracy, note: str) -> dict[str, Any]:
+def _max_box_record(name: str, found: MaxBoxAccuracy, note: str) -> Record:
     """Return the record of an accuracy at the best threshold; the mean of several has an interval over the images."""
     n = found.hits.shape[1]
     share = wilson_interval(int(found.hits[0].sum()), n)

@@ -32,6 +32,7 @@ from cutmix.evaluate.ood_conventions import (
     mahalanobis_tnr95_auroc,
     statistic_of,
 )
+from cutmix.runs.record import Record
 from cutmix.statistics import bootstrap_interval
 
 # ---- scores, from logits ----
@@ -187,15 +188,15 @@ def ood_suite(
     own = as_logits(classifier.predict() if logits is None else logits)
     arrays = {"labels": classifier.labels.cpu().numpy()}
     arrays |= {f"{score}/id": of(own) for score, of, *_ in _MEASURED}
-    common = {"confidence": confidence, "suite": "ood"}
-    records: list[dict[str, Any]] = []
+    common: dict[str, Any] = {"confidence": confidence, "suite": "ood"}
+    records: list[Record] = []
     measured: dict[str, list[_Measured]] = {}
     images = len(own)
     for name in dict.fromkeys(outliers or SEVEN):
         found = _open(name, classifier, count or len(classifier), seed, named=outliers is not None)
         if isinstance(found, str):
-            nothing = {"measure": "ood_auroc", "value": None, "low": None, "high": None, "n": 0, "of": name}
-            records.append(nothing | {"convention": "exact", "score": "max-softmax", "note": found} | common)
+            usual: dict[str, Any] = {"convention": "exact", "score": "max-softmax"}
+            records.append(Record(metric="ood_auroc", value=None, n=0, of=name, note=found, **usual, **common))
             continue
         batches = found.batches(classifier.batch_size)
         other = as_logits(torch.cat([classifier.logits(batch.to(classifier.device)).cpu() for batch in batches]))
@@ -244,15 +245,15 @@ def _open(name: str, classifier: Classifier, count: int, seed: int, *, named: bo
         return f"not run: {error}"
 
 
-def _records(measured: Sequence[_Measured], common: dict[str, Any], note: str | None) -> list[dict[str, Any]]:
+def _records(measured: Sequence[_Measured], common: dict[str, Any], note: str | None) -> list[Record]:
     """Make the records of one set."""
     records = []
     for (score, _, convention, _, names), (values, drawn) in zip(_MEASURED, measured, strict=True):
         for name, value, spread in zip(names, values, drawn.T, strict=True):
             low, high = bootstrap_interval(value, spread, common["confidence"])
-            record = {"measure": f"ood_{name}", "value": float(value), "low": low, "high": high, **common}
-            record |= {"convention": convention, "score": score}
-            if name == "detection_acc":
-                record["chosen_on"] = "test"
-            records.append(record | ({"note": note} if note else {}))
+            chosen_on = "test" if name == "detection_acc" else None
+            records.append(Record(
+                metric=f"ood_{name}", value=value, low=low, high=high, convention=convention, score=score,
+                chosen_on=chosen_on, note=note, **common,
+            ))  # fmt: skip
     return records

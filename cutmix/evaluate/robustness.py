@@ -5,6 +5,7 @@ robustness".
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from cutmix.evaluate.occlusion import (
     side_grid,
     wrong,
 )
+from cutmix.runs.record import Record
 from cutmix.runtime.seeding import derive_seed
 
 __all__ = ["apgd", "fgsm", "pgd", "robustness_suite"]
@@ -134,10 +136,11 @@ def _attacks(
     strong = {name: _attack(classifier, index, attack) for name, (attack, _) in against.items()}
 
     records = [_rate("fgsm_err", cases, at=at) for cases, at in zip(fooled, epsilons, strict=True)]
-    records[main]["note"] = _NO_CLAIM
+    records[main] = replace(records[main], note=_NO_CLAIM)
     records.append(_rate("noise_err", wrong_noise, at=eps))
     if int(wrong_noise.sum()) > int(fooled[main].sum()):
-        records[-1]["note"] = "random noise fools the network more often than FGSM: its gradients are of no use"
+        note = "random noise fools the network more often than FGSM: its gradients are of no use"
+        records[-1] = replace(records[-1], note=note)
     records += [
         _rate(f"{name}_err", strong[name][0], at=at, steps=attack.keywords["steps"], note=few)
         for name, (attack, at) in against.items()
@@ -228,29 +231,31 @@ def _some(classifier: Classifier, count: int) -> Tensor:
 # ---- checks of the attacks ----
 
 
-def _largest(attack: str, value: float, eps: float, n: int) -> dict[str, Any]:
+def _largest(attack: str, value: float, eps: float, n: int) -> Record:
     record = _check(f"{attack}_max_perturbation", value, n, at=eps)
-    return record if value <= eps + _ROUNDING else record | {"note": "the attack goes beyond ε: its error is void"}
+    return record if value <= eps + _ROUNDING else replace(record, note="the attack goes beyond ε: its error is void")
 
 
-def _zero_gradients(zero: Tensor) -> dict[str, Any]:
+def _zero_gradients(zero: Tensor) -> Record:
     record = _rate("fgsm_zero_gradients", zero)
     if not bool(zero.any()):
         return record
-    return record | {
-        "note": "without a gradient an image cannot be attacked: its right answer is no sign of robustness"
-    }
+    return replace(
+        record, note="without a gradient an image cannot be attacked: its right answer is no sign of robustness"
+    )
 
 
-def _not_weaker(by_pgd: Tensor, by_fgsm: Tensor, eps: float) -> dict[str, Any]:
+def _not_weaker(by_pgd: Tensor, by_fgsm: Tensor, eps: float) -> Record:
     strong, weak = int(by_pgd.sum()), int(by_fgsm.sum())
     record = _check("pgd_not_weaker_than_fgsm", strong >= weak, len(by_pgd), at=eps)
     if strong >= weak:
         return record
-    return record | {"note": f"PGD fools {strong:,} and FGSM {weak:,} images: gradients mislead, or steps are too few"}
+    return replace(
+        record, note=f"PGD fools {strong:,} and FGSM {weak:,} images: gradients mislead, or steps are too few"
+    )
 
 
-def _monotone(fooled: Tensor, epsilons: Sequence[float]) -> dict[str, Any]:
+def _monotone(fooled: Tensor, epsilons: Sequence[float]) -> Record:
     """Check that the error nowhere falls as ε grows, however little."""
     errors = [100 * float(cases.double().mean()) for cases in fooled]
     record = _check("fgsm_sweep_monotone", errors == sorted(errors), fooled.shape[1])
@@ -258,25 +263,25 @@ def _monotone(fooled: Tensor, epsilons: Sequence[float]) -> dict[str, Any]:
         return record
     fall, i = max((errors[i] - errors[i + 1], i) for i in range(len(errors) - 1))
     where = f"from ε = {epsilons[i]:.4g} to {epsilons[i + 1]:.4g}"
-    return record | {
-        "note": f"the error falls by {fall:.2f} points {where}: one step is not the strongest attack there"
-    }
+    return replace(
+        record, note=f"the error falls by {fall:.2f} points {where}: one step is not the strongest attack there"
+    )
 
 
-def _reaches_all(fooled: Tensor) -> dict[str, Any]:
+def _reaches_all(fooled: Tensor) -> Record:
     record = _check("unbounded_attack_fools_all", bool(fooled.all()), len(fooled), at=1.0)
     if bool(fooled.all()):
         return record
     left = int((~fooled).sum())
-    return record | {"note": f"PGD without a bound leaves {left:,} images right: the gradients mislead"}
+    return replace(record, note=f"PGD without a bound leaves {left:,} images right: the gradients mislead")
 
 
-def _repeats(classifier: Classifier, clean: Tensor) -> dict[str, Any]:
+def _repeats(classifier: Classifier, clean: Tensor) -> Record:
     part = slice(classifier.batch_size)
     again = classifier.logits(classifier.pixels(part)).argmax(1).cpu()
     same = torch.equal(again, clean[part])
     record = _check("same_classes_twice", same, len(again))
-    return record if same else record | {"note": "the network says another class when it is asked again"}
+    return record if same else replace(record, note="the network says another class when it is asked again")
 
 
 # ---- occlusion and in-between samples ----
@@ -308,19 +313,18 @@ def _between(
             arrays[f"between_{name}_{what}"] = missed.numpy()
         arrays[f"between_{name}_at"] = np.array(grid)
     note = "an image is in several pairs, which the interval takes as independent"
-    return Suite([record | {"note": note} for record in records], arrays)
+    return Suite([replace(record, note=note) for record in records], arrays)
 
 
 # ---- records ----
 
 
-def _rate(measure: str, cases: Tensor, **more: Any) -> dict[str, Any]:
+def _rate(metric: str, cases: Tensor, **more: Any) -> Record:
     """Return the record of a share of samples, in per cent."""
     share = wilson_interval(int(cases.sum()), len(cases))
-    return {"measure": measure, **share._asdict(), "confidence": 0.95, "suite": "robustness", **more}
+    return Record(metric=metric, **share._asdict(), suite="robustness", **more)
 
 
-def _check(measure: str, value: float, n: int, **more: Any) -> dict[str, Any]:
+def _check(metric: str, value: float, n: int, **more: Any) -> Record:
     """Return the record of a value without an interval; a check that holds is 1."""
-    record = {"measure": measure, "value": float(value), "low": None, "high": None, "n": n}
-    return {**record, "confidence": 0.95, "suite": "robustness", **more}
+    return Record(metric=metric, value=value, n=n, suite="robustness", **more)

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cutmix.errors import InputError
-from cutmix.paper.compare import Found, Sheet, Trained, find_measured, find_results, footnotes, paper_sheets, sheets
+from cutmix.paper.compare import Sheet, Trained, find_measured, find_results, footnotes, paper_sheets, sheets
 from cutmix.paper.tables import MORE_TABLES, TABLES, PaperTable, Table, find_among
+from cutmix.runs.record import Record
 
 EVERY_TABLE: tuple[Table | PaperTable, ...] = (*TABLES, *MORE_TABLES)
 
@@ -30,21 +31,22 @@ def run_paper(tables: Sequence[str], runs: Sequence[Path], results: Sequence[Pat
     Args:
         tables: Names; all without one.
         runs: Folders of runs.
-        results: JSON-lines files; without both, runs/ and results/*.jsonl are looked through.
+        results: JSON-lines files; without both, runs/ and results/*.jsonl are read, but not results/*.log.jsonl.
     """
     wanted = tuple(dict.fromkeys(table for word in tables or ("all",) for table in find_among(EVERY_TABLE, word)))
     if not runs and not results:
-        runs, results = [path for path in [Path("runs")] if path.is_dir()], sorted(Path("results").glob("*.jsonl"))
+        runs = [path for path in [Path("runs")] if path.is_dir()]
+        results = sorted(path for path in Path("results").glob("*.jsonl") if not path.name.endswith(".log.jsonl"))
     show(wanted, find_results(runs, results), find_measured(runs, results))
 
 
-def show(tables: Sequence[Table | PaperTable], runs: Sequence[Trained], measured: Sequence[Found] = ()) -> None:
+def show(tables: Sequence[Table | PaperTable], runs: Sequence[Trained], measured: Sequence[Record] = ()) -> None:
     """Print tables and their footnotes.
 
     Args:
         tables: In their order.
         runs: Finished runs of classification.
-        measured: Results of other measures.
+        measured: Results of other metrics.
     """
     for table in tables:
         if isinstance(table, Table):

@@ -5,20 +5,19 @@ short run or one of another network, has a table of its own.
 """
 
 import json
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from cutmix.config.recipe import Training, flag
+from cutmix.config.recipe import Training
 from cutmix.config.recipes import RECIPES
 from cutmix.config.transfer import backbone_in_words, backbone_name, recipe_of_arch
 from cutmix.errors import InputError
 from cutmix.paper.tables import DATA, FOOTNOTES, METHODS, TABLES, Measure, PaperRow, PaperTable, Row, Table, is_baseline
 from cutmix.report.compare import listed, pooled
-from cutmix.runs.read import Json, Run, read_run
-from cutmix.runtime.files import read_lines
+from cutmix.runs.read import Run, read_run
+from cutmix.runs.record import Record, read_records
 from cutmix.statistics import holm, in_words, mcnemar, read_outcome, welch
 
 # Fields that change where and how fast a recipe runs, or are compared on their own, but not its protocol.
@@ -48,12 +47,14 @@ class Trained:
     recipe: str
     how: str
     seed: int
-    lines: dict[tuple[str, str], Json]
+    lines: dict[tuple[str, str], Record]
     predictions: Path | None = None
 
     def value(self) -> float:
         """The top-1 error of the last epoch, in per cent."""
-        return float(self.lines["top1_err", "last"]["value"])
+        value = self.lines["top1_err", "last"].value
+        assert value is not None
+        return value
 
 
 class Sheet(NamedTuple):
@@ -93,12 +94,12 @@ def find_results(runs: Sequence[Path], results: Sequence[Path]) -> list[Trained]
         if (one := trained(run)) is not None:
             found[identity(run.results[0])] = one
     for path in results:
-        by_run: dict[str, list[Json]] = {}
+        by_run: dict[str, list[Record]] = {}
         for line in read_file(path):
-            if _is_result(line):
+            if line.source == "training":
                 by_run.setdefault(identity(line), []).append(line)
         for key, lines in by_run.items():
-            if key not in found and (one := _trained(lines, None, None)) is not None:
+            if key not in found and (one := _trained(lines, None)) is not None:
                 found[key] = one
     return list(found.values())
 
@@ -112,18 +113,18 @@ def read_folders(folders: Sequence[Path]) -> Iterator[Run]:
             yield read_run(config.parent)
 
 
-def read_file(path: Path) -> list[Json]:
-    """Return the lines of a file of results; see ``find_results``."""
+def read_file(path: Path) -> list[Record]:
+    """Return the records of a file of results; see ``find_results``."""
     if not path.is_file():
         raise InputError(f"{path} is not a file; give a JSON-lines file of results with --results")
-    return read_lines(path)
+    return read_records(path)
 
 
 def trained(run: Run) -> Trained | None:
     """Return a run folder's results if it is finished and its recipe is one of the paper's."""
-    lines = [line for line in run.results if _is_result(line)]
+    lines = [line for line in run.results if line.source == "training"]
     path = run.folder / "predictions" / "last.npz"
-    return _trained(lines, run.recipe, path if path.is_file() else None) if run.finished else None
+    return _trained(lines, path if path.is_file() else None) if run.finished else None
 
 
 def sheets(table: Table, runs: Sequence[Trained]) -> list[Sheet]:
@@ -184,65 +185,48 @@ def footnotes(tables: Iterable[Table]) -> list[str]:
     ]  # fmt: skip
 
 
-def _trained(lines: Sequence[Json], config: Json | None, predictions: Path | None) -> Trained | None:
-    measures = {(line["measure"], line["which"]): line for line in lines if line.get("value") is not None}
+def _trained(lines: Sequence[Record], predictions: Path | None) -> Trained | None:
+    measures = {(line.metric, str(line.which)): line for line in lines if line.value is not None}
     last = measures.get(("top1_err", "last"))
     if last is None:
         return None
-    name, _, scale = str(last.get("recipe") or "").partition("+")
+    name, _, scale = last.recipe.partition("+")
     if name not in {row.recipe for table in TABLES for row in table.rows} or name not in RECIPES:
         return None
-    how = ", ".join([SMOKE] if scale.endswith("smoke") else departures(RECIPES[name], last, config))
-    return Trained(name, how, int(last.get("seed") or 0), measures, predictions)
+    how = ", ".join([SMOKE] if scale.endswith("smoke") else departures(RECIPES[name], last))
+    return Trained(name, how, last.seed or 0, measures, predictions)
 
 
-def departures(recipe: Training, line: Json, config: Json | None, test_images: int | None = None) -> list[str]:
+def departures(recipe: Training, line: Record, test_images: int | None = None) -> list[str]:
     """Say in what a result was not made as a recipe says.
 
     Args:
         recipe: The paper's.
         line: The result.
-        config: The recipe that was run, if its folder is at hand; otherwise the result's command has to tell.
         test_images: How many the result has to be of; by default those of the recipe's data.
     """
-    facts, n, drawn, said = DATA.get(recipe.data), line.get("n"), line.get("drawn"), []
+    facts, n, said = DATA.get(recipe.data), line.n, []
     wanted = test_images or (facts and facts.test_images)
     side = getattr(recipe, "image_size", None) or (facts and facts.side)
-    if line.get("model") != recipe.model:
-        said.append(f"network {line.get('model')}")
-    if line.get("epochs") != recipe.epochs:
-        said.append(f"{line.get('epochs')} of {recipe.epochs} epochs")
+    if line.model != recipe.model:
+        said.append(f"network {line.model}")
+    if line.epochs != recipe.epochs:
+        said.append(f"{line.epochs} of {recipe.epochs} epochs")
     small = bool(facts and facts.side)  # a set of photographs is known by its size, wherever it lies
-    if line.get("data") != recipe.data and (small or n != wanted):
-        said.append(f"data {line.get('data')}")
-    if drawn:
-        said.append(f"{drawn:,} of the images")
+    if line.data != recipe.data and (small or n != wanted):
+        said.append(f"data {line.data}")
+    if line.drawn:
+        said.append(f"{line.drawn:,} of the images")
     elif wanted and n != wanted:
         said.append("unknown number of test images" if n is None else f"{n:,} test images")
-    if side and line.get("image_size", side) != side:
-        said.append("images of {0}×{0}".format(line["image_size"]))
-    if line.get("weights", "model") != "model":
+    if side and line.image_size not in (None, side):
+        said.append(f"images of {line.image_size}×{line.image_size}")
+    if line.weights != "model":
         said.append("averaged weights")
-    if config is None and "file" in line:
+    if line.recipe_changes is None:
         return [*said, "how it was trained is not known"]
-    changed = _changed_fields(recipe, config) if config else _changed_flags(recipe, str(line.get("command") or ""))
+    changed = [name for name in line.recipe_changes if name not in _FREE]
     return said + ([f"{listed(changed)} changed"] if changed else [])
-
-
-def _changed_fields(recipe: Training, config: Json) -> list[str]:
-    own = recipe.to_dict()
-    return [name for name in own if name not in _FREE and name in config and config[name] != own[name]]
-
-
-def _changed_flags(recipe: Training, command: str) -> list[str]:
-    """Return the fields of a recipe that a command line sets, for results whose run folder is not at hand."""
-    words = {
-        word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("_", "-")
-        for word in shlex.split(command)
-        if word[:2] == "--"
-    }
-    names = ["small", *(field.name for field in fields(recipe) if field.name not in _FREE)]
-    return [name for name in names if flag(name) in words]
 
 
 def _against_baseline(table: Table, runs: Sequence[Trained]) -> dict[tuple[Row, str], str]:
@@ -297,7 +281,7 @@ def _cells(table: Table, runs: Sequence[Trained]) -> tuple[str, str, str]:
 
 def _estimated(measure: Measure, which: str, runs: Sequence[Trained]) -> str:
     error = "top5_err" if measure == "top5_err" else "top1_err"
-    found = pooled([(run.seed, run.lines[error, which]) for run in runs if (error, which) in run.lines])
+    found = pooled(run.lines[error, which] for run in runs if (error, which) in run.lines)
     if found is None:
         return "not run"
     value, low, high = found.value, found.low, found.high
@@ -318,29 +302,17 @@ def _with_notes(text: str, letters: str) -> str:
     return text + "".join(f" [{letter}]" for letter in letters)
 
 
-def _is_result(line: Json) -> bool:
-    return {"measure", "which", "value"} <= set(line) and "file" not in line  # which only an evaluation names
+def identity(line: Record) -> str:
+    """Return what tells the run of a record from other runs.
 
-
-def identity(line: Json) -> str:
-    """Return what tells the run of a result from other runs.
-
-    An evaluation names the file that it is of, so that evaluations of a run are one; of drawn images it is one apart.
+    Evaluations of a file of weights are one run; an evaluation of drawn images is apart.
     """
-    own = ("file", "drawn") if "file" in line else _OF_TRAINING
-    key: dict[str, Any] = {name: line.get(name) for name in (*_KEY, *own)}
-    return json.dumps(key, sort_keys=True)
+    own = _OF_TRAINING if line.source == "training" else ("file", "drawn")
+    return json.dumps([getattr(line, name) for name in (*_KEY, *own)])
 
 
 # ---- other tables ----
 # What was measured here beside the paper's numbers of localization, transfer, robustness and the unknown. No torch.
-
-
-class Found(NamedTuple):
-    """A result, and the recipe of its run where the run's folder is at hand."""
-
-    line: Json
-    config: Json | None
 
 
 class Cell(NamedTuple):
@@ -358,7 +330,7 @@ class Cell(NamedTuple):
     how: str
     name: str
     backbone: str
-    lines: dict[str, Json]
+    lines: dict[str, Record]
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -366,26 +338,26 @@ class Cell(NamedTuple):
         return self.name, self.method, self.backbone, self.how
 
 
-def find_measured(runs: Sequence[Path], results: Sequence[Path]) -> list[Found]:
+def find_measured(runs: Sequence[Path], results: Sequence[Path]) -> list[Record]:
     """Read results of the last epoch, each once, wherever it is found; of the same measured twice, the later.
 
     Takes and raises what ``find_results`` does.
     """
-    found: dict[tuple[str, ...], Found] = {}
-    lines = [Found(line, None) for path in results for line in read_file(path)]
-    for one in [*lines, *(one for run in read_folders(runs) for one in measured_in(run))]:
-        if one.line.get("which") == "last" and one.line.get("value") is not None:
-            key = tuple(str(one.line.get(name)) for name in ("measure", "of", "at", "convention", "score", "arch"))
-            found[identity(one.line), *key] = one
+    found: dict[tuple[str, ...], Record] = {}
+    lines = [line for path in results for line in read_file(path)]
+    for line in [*lines, *(line for run in read_folders(runs) for line in measured_in(run))]:
+        if line.which == "last" and line.value is not None:
+            key = tuple(str(getattr(line, name)) for name in ("metric", "of", "at", "convention", "score", "arch"))
+            found[identity(line), *key] = line
     return list(found.values())
 
 
-def measured_in(run: Run) -> list[Found]:
+def measured_in(run: Run) -> tuple[Record, ...]:
     """Return the results of a run folder."""
-    return [Found(line, run.recipe) for line in run.results] if run.finished else []
+    return run.results if run.finished else ()
 
 
-def paper_sheets(table: PaperTable, found: Iterable[Found]) -> tuple[list[Sheet], list[str]]:
+def paper_sheets(table: PaperTable, found: Iterable[Record]) -> tuple[list[Sheet], list[str]]:
     """Return a table with what was measured by the paper's protocol, one of what was measured otherwise, and how."""
     found = list(found)
     cells = {row: list(_other_cells(row, found)) for row in table.rows}
@@ -418,8 +390,7 @@ def _value(table: PaperTable, row: PaperRow, cells: Sequence[Cell]) -> str:
     """Return a cell's measures with their intervals: of one run, or the mean over its seeds."""
     said = []
     for measure in row.measures:
-        lines = [(cell.lines[measure].get("seed"), cell.lines[measure]) for cell in cells if measure in cell.lines]
-        estimate = pooled(lines)
+        estimate = pooled(cell.lines[measure] for cell in cells if measure in cell.lines)
         if estimate is None:
             said.append("not run")
             continue
@@ -431,52 +402,49 @@ def _value(table: PaperTable, row: PaperRow, cells: Sequence[Cell]) -> str:
     return "; ".join(said) if set(said) != {"not run"} else "not run"
 
 
-def _other_cells(row: PaperRow, found: Iterable[Found]) -> Iterator[Cell]:
+def _other_cells(row: PaperRow, found: Iterable[Record]) -> Iterator[Cell]:
     """Yield the results that are of a row: of the same measure, by one of its recipes or architectures."""
-    by_run: dict[str, list[Found]] = {}
-    for one in found:
-        if _is_of(row, one.line):
-            by_run.setdefault(identity(one.line), []).append(one)
+    by_run: dict[str, list[Record]] = {}
+    for line in found:
+        if _is_of(row, line):
+            by_run.setdefault(identity(line), []).append(line)
     for its in by_run.values():
-        line, config = its[0]
-        recipe = str((line.get("backbone_recipe") if row.arch else line.get("recipe")) or "")
+        line = its[0]
+        recipe = (line.backbone_recipe if row.arch else line.recipe) or ""
         method = METHODS[row.recipes.index(recipe)] if recipe in row.recipes else ""
-        how = _transfer_departures(row, line, config) if row.arch else _departures(row, line, config)
-        backbone = str(line.get("backbone") or "") if row.arch else ""
-        lines = {one.line["measure"]: one.line for one in its}
-        yield Cell(method, ", ".join(how), _name(line, backbone), backbone, lines)
+        how = _transfer_departures(row, line) if row.arch else _departures(row, line)
+        backbone = line.backbone or "" if row.arch else ""
+        yield Cell(method, ", ".join(how), _name(line, backbone), backbone, {one.metric: one for one in its})
 
 
-def _name(line: Json, backbone: str) -> str:
+def _name(line: Record, backbone: str) -> str:
     """Return what a run is called: by its recipe, which mostly ends in the backbone, and by its seed."""
-    name = str(line.get("recipe"))
+    name = line.recipe
     if backbone and not name.endswith(backbone_name(backbone)):
         name += f" on {backbone_in_words(backbone)}"
-    return name + (f", seed {line['seed']}" if line.get("seed") else "")
+    return name + (f", seed {line.seed}" if line.seed else "")
 
 
-def _is_of(row: PaperRow, line: Json) -> bool:
-    if line.get("measure") not in row.measures or line.get("which") != "last" or line.get("value") is None:
+def _is_of(row: PaperRow, line: Record) -> bool:
+    if line.metric not in row.measures or line.which != "last" or line.value is None:
         return False
     if row.arch:
-        return bool(line.get("arch") == row.arch)
-    usual = line.get("convention", "exact") == "exact" and line.get("score", "max-softmax") == "max-softmax"
-    place = row.at is None or abs(line.get("at", -1) - row.at) < 1e-6
-    named = str(line.get("recipe")).partition("+")[0] in row.recipes
-    return usual and place and named and line.get("of") == row.of
+        return line.arch == row.arch
+    place = row.at is None or (line.at is not None and abs(line.at - row.at) < 1e-6)
+    named = line.recipe.partition("+")[0] in row.recipes
+    return line.usual and place and named and line.of == row.of
 
 
-def _departures(row: PaperRow, line: Json, config: Json | None) -> list[str]:
-    name = str(line["recipe"])
-    how = departures(RECIPES[name.partition("+")[0]], line, config, row.test_images)
-    return how + ([str(line["note"])] if row.of and line.get("note") else [])  # the other data are not the paper's
+def _departures(row: PaperRow, line: Record) -> list[str]:
+    how = departures(RECIPES[line.recipe.partition("+")[0]], line, row.test_images)
+    return how + ([line.note] if row.of and line.note else [])  # the other data are not the paper's
 
 
-def _transfer_departures(row: PaperRow, line: Json, config: Json | None) -> list[str]:
-    how = departures(recipe_of_arch(row.arch), line, config, row.test_images)
-    if line.get("training_pictures") != row.training_pictures:
-        count = line.get("training_pictures")
+def _transfer_departures(row: PaperRow, line: Record) -> list[str]:
+    how = departures(recipe_of_arch(row.arch), line, row.test_images)
+    if line.training_images != row.training_pictures:
+        count = line.training_images
         how.append(f"{'unknown number of' if count is None else f'{count:,}'} training pictures")
-    if line.get("backbone_recipe") not in row.recipes:
-        how.append(f"a backbone of {line.get('backbone_recipe') or backbone_in_words(str(line.get('backbone')))}")
+    if line.backbone_recipe not in row.recipes:
+        how.append(f"a backbone of {line.backbone_recipe or backbone_in_words(str(line.backbone))}")
     return how

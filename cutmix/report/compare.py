@@ -4,11 +4,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from scipy import stats
 
-from cutmix.runs.read import Json, Run, differing_fields, groups
+from cutmix.runs.read import Run, differing_fields, groups
+from cutmix.runs.record import Record
 from cutmix.statistics import Paired, holm, in_words, mcnemar, read_outcome
 
 MOST_IN_PAIRS = 6  # runs of which every pair is compared
@@ -43,20 +44,20 @@ def estimate(runs: Iterable[Run], measure: str, which: str, confidence: float = 
     One run has the interval that its results give (Wilson's, of the test images). Several have Student's t interval of
     the mean over m seeds, x̄ ± t s / √m; runs that repeat a seed are no independent draws and get no interval.
     """
-    found = [(run.recipe.get("seed"), run.result(measure, which)) for run in runs if run.finished]
-    return pooled([(seed, line) for seed, line in found if line is not None], confidence)
+    found = [run.result(measure, which) for run in runs if run.finished]
+    return pooled([record for record in found if record is not None], confidence)
 
 
-def pooled(lines: Sequence[tuple[Any, Json]], confidence: float = 0.95) -> Estimate | None:
-    """What the results of one recipe say, each with the seed of its run; see `estimate`."""
-    measured = [(seed, line) for seed, line in lines if line["value"] is not None]
-    values = [float(line["value"]) for _, line in measured]
+def pooled(records: Iterable[Record], confidence: float = 0.95) -> Estimate | None:
+    """What the results of one recipe say; see `estimate`."""
+    found = [(record.seed, record.value, record) for record in records if record.value is not None]
+    values = [value for _, value, _ in found]
     if not values:
         return None
     if len(values) == 1:
-        return Estimate(values[0], measured[0][1].get("low"), measured[0][1].get("high"), 1)
+        return Estimate(values[0], found[0][2].low, found[0][2].high, 1)
     mean = fmean(values)
-    if len({seed for seed, _ in measured}) < len(values):
+    if len({seed for seed, _, _ in found}) < len(values):
         return Estimate(mean, None, None, len(values))
     half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
     return Estimate(mean, mean - half, mean + half, len(values))
@@ -87,12 +88,13 @@ def comparisons(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 def _comparisons(runs: Sequence[Run], main: Main) -> list[tuple[str, str]]:
     by_recipe = groups(runs)
-    settings: dict[tuple[Any, ...], dict[str, Estimate]] = {}
+    settings: dict[tuple[str, str, int | None], dict[str, Estimate]] = {}
     for name, members in by_recipe.items():
         found = estimate(members, main.measure, "last")
         if found:
-            line = next(run.result(main.measure, "last") for run in members if run.finished) or {}
-            settings.setdefault(tuple(line.get(key) for key in ("data", "split", "n")), {})[name] = found
+            line = next(run.result(main.measure, "last") for run in members if run.finished)
+            setting = (line.data, line.split, line.n) if line else ("", "", None)
+            settings.setdefault(setting, {})[name] = found
     said = []
     for (data, split, n), estimates in settings.items():
         plain = (name for name in estimates if is_plain(by_recipe[name][0]))

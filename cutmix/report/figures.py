@@ -240,13 +240,13 @@ def curves(card: Card, sweeps: dict[tuple[str, str], list[Key]], *, small: bool 
         drawn, said = [], []
         for run in card.runs:
             found = [card.rows[row][run.label] for row in rows if run.label in card.rows[row]]
-            points = [(line["at"] * scale, line["value"]) for line in found if line["value"] is not None]
+            points = [(line.at * scale, line.value) for line in found if line.at is not None and line.value is not None]
             if not points:
                 continue
             xs, ys = zip(*points, strict=True)
             drawn.append(Curve(xs, ys, card.styles[run.group]))
             said.append(f"{run.label}: " + ", ".join(f"{y:.{measure.digits}f} at {x:g}" for x, y in points))
-            widest = max([widest, *((line["high"] - line["low"]) / 2 for line in found if line.get("low") is not None)])
+            widest = max([widest, *((x.high - x.low) / 2 for x in found if x.low is not None and x.high is not None)])
         axis, xlabel = _AXES[measure.at]
         ylabel = "error, %" if name.endswith("_err") else "share of pairs, %"
         alt = f"{title}, by {xlabel}. {'; '.join(said)}."

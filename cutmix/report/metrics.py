@@ -4,7 +4,9 @@ The definitions are the ones that a page links to; each names its source.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from cutmix.runs.record import Record
 
 Better = Literal["lower", "higher", ""]
 At = Literal["", "ε", "side", "λ", "severity", "threshold"]
@@ -42,18 +44,17 @@ class Measure:
         """Its name with its unit."""
         return f"{self.label}, {self.unit}" if self.unit else self.label
 
-    def holds(self, line: dict[str, Any]) -> bool:
+    def holds(self, line: Record) -> bool:
         """Whether a record of a check says that the attack is sound."""
         if self.check == "within ε":
-            return bool(line["value"] <= line["at"] + _ROUNDING)
-        return bool(line["value"] == (1 if self.check == "true" else 0))
+            return line.value is not None and line.at is not None and line.value <= line.at + _ROUNDING
+        return line.value == (1 if self.check == "true" else 0)
 
 
-def name_of(line: dict[str, Any]) -> str:
-    """Return a record's key in ``MEASURES``: its measure, with a score or convention that is not the usual one."""
-    usual = (None, "exact", "max-softmax")
-    other = [str(line[field]) for field in ("convention", "score") if line.get(field) not in usual]
-    return "_".join([line["measure"], *other])
+def name_of(line: Record) -> str:
+    """Return a record's key in ``MEASURES``: its metric, with a score or convention that is not the usual one."""
+    other = [name for name in (line.convention, line.score) if name not in (None, "exact", "max-softmax")]
+    return "_".join([line.metric, *map(str, other)])
 
 
 def measure_of(name: str, suite: str = "") -> Measure:

@@ -3,7 +3,6 @@
 Of a classifier, `cutmix evaluate` leaves it; of a detector or a captioner, its own run.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,7 +13,8 @@ import numpy as np
 
 from cutmix.errors import UNREADABLE, InputError
 from cutmix.report.compare import is_plain
-from cutmix.runs.read import Json, Run
+from cutmix.runs.read import Run
+from cutmix.runs.record import Record
 from cutmix.statistics import (
     Difference,
     auroc_difference,
@@ -58,7 +58,7 @@ class _Sample(NamedTuple):
         name: The measure's key in ``MEASURES``.
         of: What it is of; "" where it is of the test images alone.
         at: Where.
-        line: Its latest result, which the arrays are of; nothing where it was not measured.
+        line: Its latest record, of which the arrays are; None where it was not evaluated.
         values: The arrays.
         compare: How those of two runs are compared.
         same: What has to be the same in both runs, beside the test images.
@@ -67,7 +67,7 @@ class _Sample(NamedTuple):
     name: str
     of: str
     at: float | None
-    line: Json
+    line: Record | None
     values: Any
     compare: Callable[[Any, Any], Difference]
     same: tuple[Any, ...] = ()
@@ -138,11 +138,14 @@ def _comparable(run: Run, first: _Sample, other: Run, second: _Sample) -> bool:
     """
     if first.at != second.at or not _equal(first.same, second.same):
         return False
-    if any(first.line.get(key) != second.line.get(key) for key in ("data", "split", "drawn")):
+    one, two = first.line, second.line
+    assert one is not None
+    assert two is not None
+    if (one.data, one.split, one.drawn) != (two.data, two.split, two.drawn):
         return False
-    if first.line.get("drawn") and _seed(first.line) != _seed(second.line):
+    if one.drawn and one.draw_seed != two.draw_seed:
         return False
-    held_out = run.recipe.get("val_fraction") and first.line.get("split") not in ("test", "all")
+    held_out = run.recipe.get("val_fraction") and one.split not in ("test", "all")
     return not held_out or bool(run.recipe.get("seed") == other.recipe.get("seed"))
 
 
@@ -155,7 +158,7 @@ def _equal(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
 
 def _calibration(run: Run, arrays: Arrays) -> Iterator[_Sample]:
     line = _last(run, "calibration", "ece")
-    bins = line.get("bins", 15)
+    bins = (line.bins if line else None) or 15
     if {"confidence", "right"} <= arrays.keys():
         values = arrays["confidence"], arrays["right"]
         same = (bins, len(values[0]), arrays.get("labels", ()))
@@ -163,7 +166,8 @@ def _calibration(run: Run, arrays: Arrays) -> Iterator[_Sample]:
 
 
 def _robustness(run: Run, arrays: Arrays) -> Iterator[_Sample]:
-    eps = _last(run, "robustness", "noise_err").get("at")
+    noise = _last(run, "robustness", "noise_err")
+    eps = noise.at if noise else None
     for name in ("clean", "fgsm", "noise", "pgd", "apgd"):
         if f"{name}_right" in arrays:
             subset = (arrays["pgd_index"],) if "pgd" in name else ()
@@ -177,7 +181,8 @@ def _ood(run: Run, arrays: Arrays) -> Iterator[_Sample]:
         score, _, of = name.partition("/")
         if score == "max-softmax" and of != "id":
             values, line = (arrays["max-softmax/id"], arrays[name]), _last(run, "ood", "ood_auroc", of)
-            same = (len(values[0]), len(values[1]), arrays.get("labels", ()), str(line.get("note")), _seed(line))
+            drawn = (line.note, line.draw_seed) if line else ()
+            same = (len(values[0]), len(values[1]), arrays.get("labels", ()), *map(str, drawn))
             yield _Sample("ood_auroc", of, None, line, values, auroc_difference, same)
 
 
@@ -187,13 +192,13 @@ def _localization(run: Run, arrays: Arrays) -> Iterator[_Sample]:
     located, right = arrays["iou"] > IOU, arrays["right"]
     for name, hits in (("top1_loc", located & right), ("gt_known_loc", located), ("top1_cls", right)):
         line = _last(run, "localization", name)
-        yield _Sample(name, "", line.get("at"), line, hits, rate_difference, (arrays["true_boxes"],))
+        yield _Sample(name, "", line.at if line else None, line, hits, rate_difference, (arrays["true_boxes"],))
 
 
 def _detection(run: Run, arrays: Arrays) -> Iterator[_Sample]:
     if "verdicts" in arrays:
         judged, line = Judged(*(arrays[name] for name in Judged._fields)), _last(run, "detection", "map")
-        n = line.get("n", 0)
+        n = (line.n if line else None) or 0
         same = (n, judged.object_images, judged.object_labels)
         yield _Sample("map", "", None, line, judged, partial(precision_difference, pictures=n), same)
 
@@ -216,18 +221,10 @@ _SAMPLES: dict[str, Callable[[Run, Arrays], Iterator[_Sample]]] = {
 }
 
 
-def _last(run: Run, suite: str, measure: str, of: str = "") -> Json:
-    """Return the latest line of a measure, which the arrays are of; nothing where it was not measured."""
-    lines = (line for line in reversed(run.suite(suite)) if line["measure"] == measure)
-    return next((line for line in lines if (line.get("of") or "") == of), {})
-
-
-def _seed(line: Json) -> str:
-    """Return the seed that an evaluation draws by; an older line has it in its command only."""
-    if "draw_seed" in line:
-        return str(line["draw_seed"])
-    given = re.search(r"--seed[ =](\d+)", str(line.get("command")))
-    return given[1] if given else "0"
+def _last(run: Run, suite: str, metric: str, of: str = "") -> Record | None:
+    """Return the latest record of a metric, of which the arrays are; None where it was not evaluated."""
+    lines = (line for line in reversed(run.suite(suite)) if line.metric == metric)
+    return next((line for line in lines if (line.of or "") == of), None)
 
 
 # ---- differences ----

@@ -286,7 +286,7 @@ def _per_class(card: Card) -> Markup:
     rows, measure = [], measure_of("ap")
     for row, found in card.rows.items():
         if row.name == "ap":
-            counts = " to ".join(f"{n:,}" for n in sorted({line["n"] for line in found.values()}))
+            counts = " to ".join(f"{n:,}" for n in sorted({line.n or 0 for line in found.values()}))
             rows.append(Row(row.of, [*(cell(measure, found.get(run.label)) for run in card.runs), counts]))
     if not rows:
         return Markup("")

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from cutmix.errors import InputError
 from cutmix.paper.compare import footnotes, sheets, sweeps, trained
 from cutmix.paper.tables import TABLES, find_tables, is_baseline
-from cutmix.report.compare import MAIN, comparisons, estimate, pairs
+from cutmix.report.compare import MAIN, Estimate, comparisons, estimate, pairs
 from cutmix.report.figures import Curve, key, learning_curves, lines
 from cutmix.report.page import HTML, Row, Section, picture
 from cutmix.report.provenance import status, what_was_run
@@ -31,7 +31,8 @@ from cutmix.report.suites import (
     robustness,
     unknown,
 )
-from cutmix.runs.read import Json, Run, groups, read_runs
+from cutmix.runs.read import Run, groups, read_runs
+from cutmix.runs.record import Record
 from cutmix.runtime.files import write_atomic
 from cutmix.statistics import in_words
 from cutmix.version import __version__
@@ -212,13 +213,13 @@ def _subtitle(runs: Sequence[Run]) -> str:
     return f"{_count(len(runs), 'run')} on {data} · written {date.today().isoformat()} by cutmix {__version__}"
 
 
-def _line(run: Run) -> Json | None:
-    """The result of the measure by which runs of its task are compared."""
+def _line(run: Run) -> Record | None:
+    """The record of the metric by which runs of its task are compared."""
     return run.result(MAIN[run.task].measure, "last")
 
 
 def _tested_apart(runs: Sequence[Run]) -> bool:
-    sizes = {line["n"] for run in runs if (line := _line(run)) and line["n"]}
+    sizes = {line.n for run in runs if (line := _line(run)) and line.n}
     return len({run.data for run in runs}) > 1 or len(sizes) > 1
 
 
@@ -232,7 +233,7 @@ def _unfinished(run: Run) -> Markup:
 
 
 def _only_suites(run: Run) -> Markup:
-    suites = dict.fromkeys(str(line["suite"]) for line in run.results if "suite" in line)
+    suites = dict.fromkeys(line.suite for line in run.results if line.suite)
     text = "<strong>{}</strong>: top-1 error not run; what was measured is below ({})."
     return Markup(text).format(run.label, ", ".join(suites))
 
@@ -241,33 +242,34 @@ def _error_rows(members: Sequence[Run], which: str) -> list[Row]:
     """A row for each run of a recipe, and one for their mean when there are several."""
     rows = []
     for run in members:
-        line = run.result("top1_err", which) or {}
-        n = line.get("n")
+        line = run.result("top1_err", which)
+        n, epoch = (line.n, line.epoch) if line else (None, None)
         rows.append(
             Row(
                 run.label if run.finished else f"{run.label} (unfinished)",
                 [
                     _error(line),
-                    _error(run.result("top5_err", which) or {}),
+                    _error(run.result("top5_err", which)),
                     "not run" if n is None else f"{n:,}",
-                    f"{line.get('data', run.data)} {line.get('split', '')}".strip(),
-                    ("–" if run.evaluated else "not run") if line.get("epoch") is None else str(line["epoch"]),
-                    {"ema": "averaged (EMA)", "model": "model"}.get(str(line.get("weights")), "not run"),
+                    f"{line.data} {line.split}" if line else run.data,
+                    ("–" if run.evaluated else "not run") if epoch is None else str(epoch),
+                    {"ema": "averaged (EMA)", "model": "model"}[line.weights] if line else "not run",
                 ],
             )
         )
     means = [estimate(members, measure, which) for measure in ("top1_err", "top5_err")]
     if means[0] and means[0].count > 1:
         name = f"{members[0].group}: mean of {means[0].count} runs"
-        rows.append(Row(name, [*(_error(vars(mean) if mean else {}) for mean in means), "", "", "", ""], strong=True))
+        rows.append(Row(name, [*map(_error, means), "", "", "", ""], strong=True))
     return rows
 
 
-def _error(line: dict[str, Any]) -> str:
-    value, low, high = (line.get(name) for name in ("value", "low", "high"))
-    if value is None:
+def _error(line: Record | Estimate | None) -> str:
+    if line is None or line.value is None:
         return "not run"
-    return f"{value:.2f}" if low is None or high is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    if line.low is None or line.high is None:
+        return f"{line.value:.2f}"
+    return f"{line.value:.2f} [{line.low:.2f}, {line.high:.2f}]"
 
 
 def _image(run: Run, png: bytes) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from markupsafe import Markup
 
 from cutmix.report.metrics import MEASURES, Measure, at_in_words, in_255ths, measure_of, name_of
 from cutmix.report.page import HTML, Row, link
-from cutmix.runs.read import Json, Run, groups
+from cutmix.runs.read import Run, groups
+from cutmix.runs.record import Record
 
 _POINTS = 3  # values of ``at`` from which a measure is a curve
 
@@ -35,7 +36,7 @@ class Card:
 
     suite: str
     runs: tuple[Run, ...]
-    rows: dict[Key, dict[str, Json]]
+    rows: dict[Key, dict[str, Record]]
     refused: dict[str, str]
     styles: dict[str, int]
 
@@ -50,7 +51,7 @@ class Card:
 
 def gather(runs: Sequence[Run], suite: str) -> Card | None:
     """Collect a suite's lines, rows in the order of ``MEASURES``; None where no run has any."""
-    rows: dict[Key, dict[str, Json]] = {}
+    rows: dict[Key, dict[str, Record]] = {}
     refused: dict[str, str] = {}
     tried = []
     for run in runs:
@@ -58,12 +59,12 @@ def gather(runs: Sequence[Run], suite: str) -> Card | None:
         if found:
             tried.append(run)
         for line in found:
-            if line["measure"] == suite:  # the whole suite did not fit the classifier
-                refused[run.label] = str(line.get("note", "not run"))
+            if line.metric == suite:  # the whole suite did not fit the classifier
+                refused[run.label] = line.note or "not run"
                 continue
             name = name_of(line)
-            at = line.get("at") if measure_of(name).at else None
-            rows.setdefault(Key(name, str(line.get("of") or ""), at), {})[run.label] = line
+            at = line.at if measure_of(name).at else None
+            rows.setdefault(Key(name, line.of or "", at), {})[run.label] = line
     for label in {label for lines_ in rows.values() for label in lines_}:
         refused.pop(label, None)  # it was measured, before or later
     if not tried:
@@ -132,7 +133,7 @@ def table_of_checks(card: Card, caption: str, rows: Sequence[Key]) -> Markup:
     return Markup(HTML.table(caption, ["Check", *(run.label for run in card.runs), "Images"], shown))
 
 
-def _verdict(measure: Measure, lines: Sequence[Json]) -> str:
+def _verdict(measure: Measure, lines: Sequence[Record]) -> str:
     """Say whether a check holds wherever it was made, and where it does not, why."""
     if not lines:
         return "not run"
@@ -140,19 +141,19 @@ def _verdict(measure: Measure, lines: Sequence[Json]) -> str:
     if not failed:
         return "holds"
     line = failed[-1]
-    share = f" for {line['value']:.2g} % of the images" if measure.check == "none" else ""
-    where = f" at {at_in_words(measure, line['at'])}" if len(lines) > 1 and line.get("at") is not None else ""
-    return f"fails{share}{where}" + (f": {line['note']}" if line.get("note") else "")
+    share = f" for {line.value:.2g} % of the images" if measure.check == "none" else ""
+    where = f" at {at_in_words(measure, line.at)}" if len(lines) > 1 and line.at is not None else ""
+    return f"fails{share}{where}" + (f": {line.note}" if line.note else "")
 
 
-def cell(measure: Measure, line: Json | None) -> str:
+def cell(measure: Measure, line: Record | None) -> str:
     """Return a value with its interval and, where it was chosen, the threshold."""
-    if line is None or line["value"] is None:
+    if line is None or line.value is None:
         return "not run"
-    said = number(float(line["value"]), measure.digits)
-    if line.get("low") is not None and line.get("high") is not None:
-        said += f" [{number(line['low'], measure.digits)}, {number(line['high'], measure.digits)}]"
-    chosen_at = line.get("at") if line.get("chosen_on") == "test" else None
+    said = number(line.value, measure.digits)
+    if line.low is not None and line.high is not None:
+        said += f" [{number(line.low, measure.digits)}, {number(line.high, measure.digits)}]"
+    chosen_at = line.at if line.chosen_on == "test" else None
     return said if chosen_at is None else f"{said} at {chosen_at:.2f}"
 
 
@@ -170,8 +171,8 @@ def notes(card: Card, rows: Iterable[Key]) -> Markup:
     about: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
     for row in rows:
         for label, line in card.rows[row].items():
-            if line.get("note"):
-                subjects, labels = about.setdefault(str(line["note"]), ({}, {}))
+            if line.note:
+                subjects, labels = about.setdefault(line.note, ({}, {}))
                 subjects[row.of if card.suite == "ood" else measure_of(row.name).label] = None
                 labels[label] = None
     items = []
@@ -214,13 +215,13 @@ def _quiet(text: str) -> Markup:
     return Markup('<span class="quiet">, {}</span>').format(text) if text else Markup("")
 
 
-def _images(lines: Iterable[Json]) -> str:
-    counts = {line["n"] for line in lines if line.get("n")}
+def _images(lines: Iterable[Record]) -> str:
+    counts = {line.n for line in lines if line.n}
     return " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)})) if counts else "–"
 
 
-def _is_chosen(found: dict[str, Json]) -> bool:
-    return any(line.get("chosen_on") == "test" for line in found.values())
+def _is_chosen(found: dict[str, Record]) -> bool:
+    return any(line.chosen_on == "test" for line in found.values())
 
 
 def is_mean(row: Key) -> bool:

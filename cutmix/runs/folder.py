@@ -29,8 +29,12 @@ import numpy as np
 import torch
 
 from cutmix.config.recipe import Recipe, Training, flag
+from cutmix.config.transfer import task_of
 from cutmix.errors import UNREADABLE, InputError
-from cutmix.runtime.files import append_line, open_no_link, read_lines, to_json, truncate, why_not_written, write_atomic
+from cutmix.runs.read import read_config
+from cutmix.runs.record import Record, read_records
+from cutmix.runtime.files import append_line, open_no_link, to_json, truncate, why_not_written, write_atomic
+from cutmix.runtime.schema import check_fields
 from cutmix.runtime.weights import read_weights
 from cutmix.version import __version__
 
@@ -126,11 +130,11 @@ class RunFolder:
             os.replace(predictions, self.path / "predictions/best.npz")
         os.replace(weights, self.path / "best.safetensors")
 
-    def write_results(self, records: list[dict[str, Any]]) -> None:
-        """Write the measures of training, keeping the lines of other evaluations."""
+    def write_results(self, records: list[Record]) -> None:
+        """Write the records of training, keeping those of evaluations."""
         path = self.path / "results.jsonl"
-        kept = [r for r in read_lines(path) if not _of_training(r)]
-        write_bytes(self.path / "results.jsonl", b"".join(map(to_json, [*records, *kept])))
+        kept = [record for record in read_records(path) if record.source != "training"]
+        write_bytes(path, b"".join(to_json(record.to_json()) for record in [*records, *kept]))
 
     def _remove_run(self) -> None:
         """Remove what a run writes, but its configuration, by which the folder is known; the next one replaces it."""
@@ -154,11 +158,7 @@ def only_begun(path: Path) -> bool:
 
 def has_results(path: Path) -> bool:
     """Return whether a run's training has written its results; ``cutmix evaluate`` may have added others before."""
-    return any(_of_training(record) for record in read_lines(path / "results.jsonl"))
-
-
-def _of_training(record: dict[str, Any]) -> bool:
-    return "file" not in record  # which only an evaluation names
+    return any(record.source == "training" for record in read_records(path / "results.jsonl"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -200,19 +200,19 @@ def read_recipe(path: Path, kind: type[Kind]) -> Kind:
     """Return the recipe of the run in a folder.
 
     Raises:
-        InputError: If the folder holds no run, or its configuration cannot be read.
+        InputError: If the folder holds no run or the run of another task, or its configuration cannot be read.
     """
     config = path / "config.json"
+    if not config.exists():
+        raise InputError(f"{path} holds no run: {config.name} is not there")
+    recipe = read_config(config).recipe
+    if kind is Recipe and task_of(recipe) != "classification":
+        raise InputError(f"{path} holds the run of a {task_of(recipe)} task; expected a classifier's run")
+    fields = check_fields(kind, recipe, f"{config}, recipe")
     try:
-        values = json.loads(config.read_bytes())["recipe"]
-        foreign = kind is Recipe and "backbone" in values
-        if not foreign:
-            return kind.from_dict(values)
-    except FileNotFoundError:
-        raise InputError(f"{path} holds no run: {config.name} is not there") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{config} cannot be read as a run's configuration: {error}") from None
-    raise InputError(f"{path} holds a detector or a captioner, which its own run has measured; give a classifier's run")
+        return kind(**fields)
+    except InputError as error:
+        raise InputError(f"{config}, recipe: {error}") from None
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -8,20 +8,34 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cutmix.config.recipe import Recipe
 from cutmix.config.transfer import TASKS, Captioning, Detection, task_of
 from cutmix.errors import InputError
-from cutmix.runtime.files import read_lines
+from cutmix.runs.record import Record, read_records
+from cutmix.runtime.files import read_lines, read_object
+from cutmix.runtime.schema import check_fields, kind_of
 
 Json = dict[str, Any]
 
-_DEFAULTS = {
-    "classification": Recipe().to_dict(), "detection": Detection().to_dict(), "captioning": Captioning().to_dict()
-}  # fmt: skip
-# What makes two lines of results the same measure.
-_KEY = ("data", "split", "measure", "which", "weights", "of", "at", "convention", "score")
+_RECIPES = {"classification": Recipe, "detection": Detection, "captioning": Captioning}
+# Two records with the same values of these fields are the same metric, evaluated twice.
+_KEY = ("source", "data", "split", "metric", "which", "weights", "of", "at", "convention", "score")
+
+
+class Config(NamedTuple):
+    """What ``config.json`` says of a run.
+
+    Attributes:
+        recipe: Fields of the recipe; of a file of weights, those that are known.
+        command: The command that started the run; "" if it was not recorded.
+        evaluated: File of the evaluated weights; None in the folder of a training run.
+    """
+
+    recipe: Json
+    command: str = ""
+    evaluated: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,7 @@ class Run:
     command: str
     environment: Json
     epochs: tuple[Json, ...]
-    results: tuple[Json, ...]
+    results: tuple[Record, ...]
     samples: bytes | None
     label: str = ""
     group: str = ""
@@ -62,7 +76,7 @@ class Run:
     def data(self) -> str:
         """The data set that it was measured on, or is to be."""
         if self.results:
-            return str(self.results[0].get("data"))
+            return self.results[0].data
         planned = str(self.recipe.get("data", "unknown data"))
         return planned if self.task == "classification" else Path(planned).name
 
@@ -71,31 +85,31 @@ class Run:
         """Whether the last planned epoch was measured."""
         if self.evaluated:
             return bool(self.results)
-        measured = [line.get("epoch") or 0 for line in self.results if line["which"] == "last" and self.is_own(line)]
-        return bool(measured) and max(measured) >= self.recipe.get("epochs", 0)
+        epochs = [record.epoch or 0 for record in self.results if record.which == "last" and self.is_own(record)]
+        return bool(epochs) and max(epochs) >= self.recipe.get("epochs", 0)
 
-    def result(self, measure: str, which: str) -> Json | None:
-        """The line of results.jsonl for a measure on the run's own test set, None when it was not run.
+    def result(self, metric: str, which: str) -> Record | None:
+        """The record of a metric on the run's own test set; None if it was not evaluated.
 
         Args:
-            measure: for example "top1_err"; of the model's own weights, or else of the averaged ones.
+            metric: For example "top1_err"; of the model's own weights, or else of the averaged ones.
             which: "last" or "best" epoch.
         """
         found = {
-            str(line.get("weights", "model")): line
-            for line in sorted(self.results, key=lambda line: "file" not in line)  # the training's own come last
-            if line["measure"] == measure and line["which"] == self.named(which) and self.is_own(line)
+            record.weights: record
+            for record in sorted(self.results, key=lambda record: record.source == "training")  # these come last
+            if record.metric == metric and record.which == self.named(which) and self.is_own(record)
         }
         return found.get("model", found.get("ema"))
 
-    def suite(self, name: str) -> list[Json]:
-        """The lines of a suite after the last epoch, on the run's own test set, in their order.
+    def suite(self, name: str) -> list[Record]:
+        """The records of a suite after the last epoch, on the run's own test set, in their order.
 
         Args:
             name: One of the suites of `cutmix evaluate`; "detection" and "captioning" are of a run of transfer itself.
         """
         which = self.named("last")
-        return [r for r in self.results if r.get("suite") == name and r["which"] == which and self.is_own(r)]
+        return [r for r in self.results if r.suite == name and r.which == which and self.is_own(r)]
 
     def arrays(self, suite: str) -> Path:
         """The file of what a suite found for each image; of transfer it is the training's own."""
@@ -103,16 +117,16 @@ class Run:
 
     def named(self, which: str) -> str:
         """The name of an epoch in the results: a file of weights is of no known epoch, or of the one that it says."""
-        return str(self.results[0]["which"]) if self.evaluated and self.results else which
+        return self.results[0].which if self.evaluated and self.results else which
 
-    def is_own(self, line: Json) -> bool:
-        """Whether a line is about the run's own test set."""
-        return line.get("data", self.data) == self.data
+    def is_own(self, record: Record) -> bool:
+        """Whether a record is about the run's own test set."""
+        return record.data == self.data
 
     def fact(self, name: str) -> Any:
         """A circumstance (device, torch, commit …) as the results say it, or else the environment or the recipe."""
-        own = [line for line in self.results if "file" not in line]  # the training's, not a later evaluation's
-        for source in (*(own or self.results)[-1:], self.environment, self.recipe):
+        own = [record for record in self.results if record.source == "training"]
+        for source in (*map(vars, (own or self.results)[-1:]), self.environment, self.recipe):
             if source.get(name) is not None:
                 return source[name]
         return None
@@ -147,38 +161,77 @@ def read_run(folder: Path) -> Run:
         raise InputError(f"{folder} is not a folder; give a run folder that `cutmix train` wrote")
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} is no run folder: it has no config.json; give a folder that `cutmix train` wrote")
-    config = _read_object(folder / "config.json")
-    if not isinstance(config.get("recipe"), dict):
-        raise InputError(f"{folder / 'config.json'} has no recipe; expected an object under the key 'recipe'")
-    evaluated = str(config["evaluated"]) if "evaluated" in config else None
-    environment = folder / "environment.json"
-    log = _read_lines(folder / "log.jsonl", {"kind": str, "epoch": int})
-    results = _read_lines(
-        folder / "results.jsonl",
-        {"measure": str, "which": str, "value": int | float | None, "n": int | None, "epoch": int | None},
-    )
+    config = read_config(folder / "config.json")
+    log = read_log(folder / "log.jsonl")
+    results = read_records(folder / "results.jsonl")
     epochs = {entry["epoch"]: entry for entry in log if entry["kind"] == "epoch"}
-    measures: dict[tuple[Any, ...], Json] = {}
-    for line in results:
-        key = ("file" in line, *(line.get(name) for name in _KEY))
-        measures.pop(key, None)  # the later takes its own place, not that of the earlier
-        measures[key] = line
+    latest: dict[tuple[Any, ...], Record] = {}
+    for record in results:
+        key = tuple(getattr(record, name) for name in _KEY)
+        latest.pop(key, None)  # the later takes its own place, not that of the earlier
+        latest[key] = record
     samples = folder / "samples.png"
     return Run(
         folder=folder,
-        recipe=config["recipe"] if evaluated else _with_defaults(config["recipe"]),
-        command=str(config.get("command") or ""),
-        environment=_read_object(environment) if environment.exists() else {},
+        recipe=config.recipe if config.evaluated else _complete(config.recipe),
+        command=config.command,
+        environment=read_environment(folder / "environment.json"),
         epochs=tuple(epochs[epoch] for epoch in sorted(epochs)),
-        results=tuple(sorted(measures.values(), key=lambda line: line.get("data") != results[0].get("data"))),
+        results=tuple(sorted(latest.values(), key=lambda record: record.data != results[0].data)),
         samples=samples.read_bytes() if samples.exists() else None,
-        evaluated=evaluated,
+        evaluated=config.evaluated,
     )
 
 
-def _with_defaults(recipe: Json) -> Json:
-    """Return a recipe with the fields that an older run lacks."""
-    return recipe | {name: value for name, value in _DEFAULTS[task_of(recipe)].items() if name not in recipe}
+def read_config(path: Path) -> Config:
+    """Read the configuration of a run.
+
+    Raises:
+        InputError: If it cannot be read, or a field is unknown or of another type.
+    """
+    config = Config(**check_fields(Config, read_object(path), str(path), ("recipe",)))
+    check_fields(_RECIPES[task_of(config.recipe)], config.recipe, f"{path}, recipe")
+    return config
+
+
+def read_environment(path: Path) -> Json:
+    """Read the versions and the device of a run; nothing where the file is absent.
+
+    Raises:
+        InputError: If it cannot be read, or a value is neither a text nor a number.
+    """
+    values = read_object(path) if path.exists() else {}
+    for name, value in values.items():
+        if value is not None and not isinstance(value, str | int | float):
+            raise InputError(f"{path}: {name} is {kind_of(value)}; expected a text or a number")
+    return values
+
+
+def read_log(path: Path) -> list[Json]:
+    """Read the log of a run: entries of a ``kind``, an ``epoch`` and numbers by their names.
+
+    Raises:
+        InputError: If the file cannot be read, or a field is missing or of another type.
+    """
+    entries = read_lines(path)
+    for number, entry in enumerate(entries, start=1):
+        where = f"{path}, line {number}"
+        figures = {name: value for name, value in entry.items() if name not in ("kind", "epoch")}
+        check_fields(_Entry, {name: entry[name] for name in entry if name not in figures}, where, ("kind", "epoch"))
+        for name, value in figures.items():
+            if value is not None and type(value) not in (int, float):
+                raise InputError(f"{where}: {name} is {kind_of(value)}; expected a number")
+    return entries
+
+
+class _Entry(NamedTuple):
+    kind: str
+    epoch: int
+
+
+def _complete(recipe: Json) -> Json:
+    """Return a recipe with the defaults of fields that an older run lacks."""
+    return _RECIPES[task_of(recipe)]().to_dict() | recipe
 
 
 def groups(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -225,23 +278,3 @@ def _distinct(*candidates: list[str]) -> list[str]:
 
 def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
-
-
-def _read_object(path: Path) -> Json:
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}; expected one JSON object") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} holds a {type(value).__name__}; expected one JSON object")
-    return value
-
-
-def _read_lines(path: Path, fields: dict[str, Any]) -> list[Json]:
-    """The records of a JSON-lines file; each must have the fields, of these types."""
-    entries = read_lines(path)
-    for number, entry in enumerate(entries, start=1):
-        wrong = [name for name, kind in fields.items() if not isinstance(entry.get(name), kind)]
-        if wrong:
-            raise InputError(f"{path}, line {number} has {wrong[0]!r} missing or of another type")
-    return entries

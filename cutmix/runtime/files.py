@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cutmix.errors import InputError
+from cutmix.runtime.schema import parse_object
 
 
 def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
@@ -111,6 +112,15 @@ def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
         raise InputError(f"{path} could not be written: {why_not_written(error)}; nothing was changed") from None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object of a JSON file.
+
+    Raises:
+        InputError: The file cannot be read, or holds anything else than one JSON object in UTF-8.
+    """
+    return parse_object(_read(path), str(path))
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a JSON-lines file; none if the file does not exist.
 
@@ -121,22 +131,18 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
+    *lines, unended = _read(path).split(b"\n")
+    records = [parse_object(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    with suppress(InputError):
+        records.append(parse_object(unended, str(path)))
+    return records
+
+
+def _read(path: Path) -> bytes:
     try:
-        *lines, unended = path.read_bytes().split(b"\n")
+        return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} could not be read: {error.strerror}") from None
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(json.loads(line))
-        except (ValueError, RecursionError):
-            raise InputError(f"{path}, line {number} is damaged; expected one JSON object a line") from None
-    with suppress(ValueError, RecursionError):
-        records.append(json.loads(unended))
-    for number, record in enumerate(records, start=1):
-        if not isinstance(record, dict):
-            raise InputError(f"{path}, line {number} is not a JSON object; expected one a line")
-    return records
 
 
 def _end_last_line(path: Path) -> int:

@@ -16,14 +16,15 @@ from cutmix.data.loaders import Loader
 from cutmix.evaluate.classification import (
     Predictions,
     classification_error,
+    error_records,
     mean_loss,
-    measures,
     predict,
     predictions_arrays,
 )
 from cutmix.mixing.targets import Targets
 from cutmix.preview.attention import attention_picture
 from cutmix.preview.drawing import pick_samples, preview_grid
+from cutmix.runs.record import Record
 from cutmix.runtime.distributed import World, send_buffers
 from cutmix.training.mixes import image_mixing
 from cutmix.training.state import State
@@ -69,14 +70,14 @@ class Task(Protocol):
     def evaluate(self, model: nn.Module) -> Evaluation:
         """Measure the network on the test set; every process takes part, and each gets the whole."""
 
-    def records(self, arrays: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """Return the measures, as lines of a results file have them, of what ``measure`` found."""
+    def records(self, arrays: dict[str, Tensor]) -> list[Record]:
+        """Return the records of what ``measure`` found."""
 
     def opening(self) -> str:
         """Return what is said of method and data before the first step."""
 
     def circumstances(self) -> dict[str, Any]:
-        """Return what every record says beside its measure, that other tasks do not have."""
+        """Return the fields of a record that depend on the task."""
 
     def fingerprint(self) -> str:
         """Return a digest of the training samples, by which a resumed run knows them."""
@@ -144,9 +145,9 @@ class Classification:
             errors["train_err"] = classification_error(seen)["top1_err"].value
         return Evaluation({"test_loss": mean_loss(predictions), **errors}, predictions_arrays(predictions))
 
-    def records(self, arrays: dict[str, Tensor]) -> list[dict[str, Any]]:
+    def records(self, arrays: dict[str, Tensor]) -> list[Record]:
         """Return the errors with their intervals."""
-        return measures(Predictions(**arrays))
+        return error_records(Predictions(**arrays))
 
     def opening(self) -> str:
         """Return the set's name and sizes, and whether it is another one than the recipe's."""
@@ -159,8 +160,8 @@ class Classification:
         )
 
     def circumstances(self) -> dict[str, Any]:
-        """Return the mix."""
-        return {"mix": self.recipe.mix}
+        """Return the mix and the size of the images."""
+        return {"mix": self.recipe.mix, "image_size": self._image_size()}
 
     def fingerprint(self) -> str:
         """Return the training set's."""
@@ -172,9 +173,13 @@ class Classification:
         about: dict[str, Any] = {
             "model": recipe.model, "num_classes": data.num_classes, "in_chans": data.in_chans, "classes": data.classes,
             "mean": data.mean, "std": data.std, "recipe": recipe.to_dict(), "epoch": epoch,
-            "image_size": recipe.image_size or (data.images.shape[-1] if isinstance(data, ArraySet) else 224),
+            "image_size": self._image_size(),
         }  # fmt: skip
         return {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
+
+    def _image_size(self) -> int:
+        data = self.train_set
+        return self.recipe.image_size or (data.images.shape[-1] if isinstance(data, ArraySet) else 224)
 
     def samples(self) -> bytes:
         """Return training images, and the same mixed."""

@@ -4,6 +4,7 @@ import math
 import shlex
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 
 from cutmix.config.options import TrainOptions
 from cutmix.config.recipe import Recipe
+from cutmix.config.recipes import recipe_changes
 from cutmix.errors import InputError
 from cutmix.runs.folder import RunFolder, command_line, has_results, read_arrays, today, write_arrays, write_bytes
+from cutmix.runs.record import Record
 from cutmix.runtime.checkpoint import load_checkpoint, save_checkpoint
 from cutmix.runtime.device import describe_precision
 from cutmix.runtime.distributed import any_process, average_loss, barrier, gather, processes, without_sync
@@ -237,30 +240,31 @@ def log(run: Run, record: dict[str, Any]) -> None:
 
 
 def finish(run: Run) -> None:
-    """Write every measure of the last and of the best epoch, with what it depends on."""
+    """Write the records of the last and of the best epoch."""
     if not run.folder:
         return
     recipe = run.recipe
-    common = {
-        "recipe": recipe.name, "data": run.data, "split": "test", "model": recipe.model,
-        **run.task.circumstances(), "epochs": recipe.epochs,
+    common: dict[str, Any] = {
+        "source": "training", "recipe": recipe.name, "recipe_changes": recipe_changes(recipe), "data": run.data,
+        "split": "test", "model": recipe.model, **run.task.circumstances(), "epochs": recipe.epochs,
         "seed": recipe.seed, "weights": run.state.exported_kind,
         "precision": recipe.precision, "processes": run.world.size, "seconds": round(run.state.seconds, 1),
         **{name: run.about[name] for name in ("parameters", "commit", "torch", "device")}, "date": today(),
         "command": command_line(),
     }  # fmt: skip
-    records = []
+    records: list[Record] = []
     for which, epoch in (("last", recipe.epochs), ("best", run.state.best["epoch"])):
         arrays = read_arrays(run.path / f"predictions/{which}.npz")
-        records += [{**common, **measure, "which": which, "epoch": epoch} for measure in run.task.records(arrays)]
+        its = common | {"which": which, "epoch": epoch}
+        records += [replace(record, **its) for record in run.task.records(arrays)]
         for name, png in run.task.pictures(arrays).items() if which == "last" else ():
             write_bytes(run.path / f"pictures/{name}.png", png)
     run.folder.write_results(records)
     for record in records:
-        if record["measure"] == run.task.key:
+        if record.metric == run.task.key:
             run.progress.say(
-                f"{record['which']} epoch ({record['epoch']}): {run.task.title} {record['value']:.2f}{run.task.unit} "
-                f"[{record['low']:.2f}, {record['high']:.2f}]"
+                f"{record.which} epoch ({record.epoch}): {run.task.title} {record.value:.2f}{run.task.unit} "
+                f"[{record.low:.2f}, {record.high:.2f}]"
             )
     kind = "the moving average of the weights" if run.state.average else "the weights"
     run.progress.say(f"{run.path / 'model.safetensors'} holds {kind} after the last epoch")

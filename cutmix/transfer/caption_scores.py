@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from cutmix.errors import InputError, missing_extra
+from cutmix.runs.record import Record
 
 Tokens = list[str]
 Gram = tuple[str, ...]
@@ -83,15 +84,15 @@ def picture_scores(candidates: Mapping[str, str], references: Mapping[str, Seque
     )
 
 
-def caption_measures(
+def caption_records(
     candidates: Mapping[str, str],
     references: Mapping[str, Sequence[str]],
     *,
     confidence: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
-) -> list[dict[str, Any]]:
-    """Return the scores as records of a results file, in the paper's unit: measure, value, low, high, confidence, n.
+) -> list[Record]:
+    """Return the scores with their intervals, in the paper's unit.
 
     The interval is the percentile bootstrap over pictures; CIDEr-D's weights of n-grams stay those of the whole set.
     METEOR's record has no interval, and no value where its program cannot run: its ``note`` then says what it needs.
@@ -108,17 +109,17 @@ def caption_measures(
     scores = picture_scores(candidates, references)
     n = len(scores.pictures)
     drawn = [scores.corpus(chosen) for chosen in draw(n, resamples, seed, "bootstrap")]
-    records: list[dict[str, Any]] = []
+    records: list[Record] = []
+    shared: dict[str, Any] = {"suite": "captioning", "confidence": confidence, "n": n}
     for name, value in scores.corpus().items():
         tails = [(1 - confidence) / 2, (1 + confidence) / 2]
         low, high = np.quantile([100 * one[name] for one in drawn], tails).tolist()
-        interval = {"low": low, "high": high, "confidence": confidence}
-        records.append({"measure": name, "value": 100 * value, **interval, "n": n})
-    record = {"measure": "meteor", "value": None, "low": None, "high": None, "confidence": confidence, "n": n}
+        records.append(Record(metric=name, value=100 * value, low=low, high=high, **shared))
     try:
-        return [*records, record | {"value": 100 * meteor(candidates, references)}]
+        return [*records, Record(metric="meteor", value=100 * meteor(candidates, references), **shared)]
     except InputError as error:
-        return [*records, record | {"note": str(error).removeprefix("METEOR ")}]
+        note = str(error).removeprefix("METEOR ")
+        return [*records, Record(metric="meteor", value=None, note=note, **shared)]
 
 
 def meteor(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> float:

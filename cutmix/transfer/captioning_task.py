@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from cutmix.config.transfer import Captioning
 from cutmix.data.loaders import Loader
+from cutmix.runs.record import Record
 from cutmix.runtime.distributed import World, send_buffers
 from cutmix.training.classification import Evaluation
 from cutmix.training.state import State
 from cutmix.transfer.backbone import Backbone
 from cutmix.transfer.caption_data import CaptionSet, Vocabulary
-from cutmix.transfer.caption_scores import caption_measures, picture_scores
+from cutmix.transfer.caption_scores import caption_records, picture_scores
 from cutmix.transfer.captioning import ShowAndTell, generate_captions, has_bfloat16_lstm
 from cutmix.transfer.galleries import gallery_of_captions
 
@@ -81,10 +82,9 @@ class CaptioningTask:
         arrays = {name: np.frombuffer(text.encode(), np.uint8).copy() for name, text in texts.items()}
         return Evaluation(figures, arrays | {name: getattr(scores, name) for name in ("bleu", "rouge_l", "cider_d")})
 
-    def records(self, arrays: dict[str, Tensor]) -> list[dict[str, Any]]:
+    def records(self, arrays: dict[str, Tensor]) -> list[Record]:
         """Return the scores with their intervals; METEOR where its program can run."""
-        measures = caption_measures(self._by_name(_captions(arrays)), self.test_set.references)
-        return [{"suite": "captioning"} | record for record in measures]
+        return caption_records(self._by_name(_captions(arrays)), self.test_set.references)
 
     def _by_name(self, captions: Sequence[str]) -> dict[str, str]:
         return {path.name: caption for path, caption in zip(self.test_set.paths, captions, strict=True)}
@@ -107,8 +107,9 @@ class CaptioningTask:
     def circumstances(self) -> dict[str, Any]:
         """Return where the encoder comes from and the beam."""
         return {
-            "arch": "show-and-tell", "backbone": self.backbone.source, "backbone_recipe": self.backbone.recipe,
-            "training_pictures": len(self.train_set), "beam": self.recipe.beam,
+            "task": "captioning", "arch": "show-and-tell", "backbone": self.backbone.source,
+            "backbone_recipe": self.backbone.recipe,
+            "training_images": len(self.train_set), "beam": self.recipe.beam,
         }  # fmt: skip
 
     def fingerprint(self) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cutmix.config.transfer import Detection
 from cutmix.data.loaders import FileLoader, Loader, TestOrder, TrainOrder
 from cutmix.errors import InputError
+from cutmix.runs.record import Record
 from cutmix.runtime.distributed import World, gather, send_buffers
 from cutmix.training.classification import Evaluation
 from cutmix.training.state import State
@@ -95,25 +96,25 @@ class DetectionTask:
         precision = precision_of(tally(judged, self.test_set.num_classes))
         return Evaluation({"map": 100 * precision.mean}, arrays | judged._asdict())
 
-    def records(self, arrays: dict[str, Tensor]) -> list[dict[str, Any]]:
+    def records(self, arrays: dict[str, Tensor]) -> list[Record]:
         """Return VOC's mean average precision with its interval, each class's, and COCO's where it can be computed."""
         found = _detections({name: column.numpy() for name, column in arrays.items()})
         objects, classes, n = self.test_set.objects(), self.test_set.classes, len(self.test_set)
-        shared = {"low": None, "high": None, "confidence": 0.95, "n": n, "suite": "detection"}
         scene, records = (inclusive(found), inclusive(objects), len(classes)), []
-        for measure, interpolation in _INTERPOLATIONS.items():
+        for metric, interpolation in _INTERPOLATIONS.items():
             value = voc_average_precision(*scene, interpolation=interpolation).mean
-            low, high = voc_interval(*scene, n, interpolation=interpolation)
-            records.append(shared | {"measure": measure, "value": 100 * value, "low": 100 * low, "high": 100 * high})
+            low, high = (100 * end for end in voc_interval(*scene, n, interpolation=interpolation))
+            records.append(Record(metric=metric, value=100 * value, low=low, high=high, n=n, suite="detection"))
         precision = voc_average_precision(*scene)
         for name, value, count in zip(classes, precision.per_class.tolist(), precision.objects.tolist(), strict=True):
             if count:
-                records.append(shared | {"measure": "ap", "of": name, "value": 100 * value, "n": count})
+                records.append(Record(metric="ap", of=name, value=100 * value, n=count, suite="detection"))
         try:
             coco = coco_average_precision(found, objects, len(classes), n)
         except InputError as error:
-            return [*records, shared | {"measure": "coco_map", "value": None, "note": f"not run: {error}"}]
-        return [*records, shared | {"measure": "coco_map", "value": 100 * coco.mean}]
+            note = f"not run: {error}"
+            return [*records, Record(metric="coco_map", value=None, n=n, suite="detection", note=note)]
+        return [*records, Record(metric="coco_map", value=100 * coco.mean, n=n, suite="detection")]
 
     def _judge(self, found: Detections) -> Judged:
         # SSD's code base leaves out VOC's + 1: the same areas, as it works with the edges of boxes
@@ -130,8 +131,9 @@ class DetectionTask:
     def circumstances(self) -> dict[str, Any]:
         """Return the detector and where its backbone comes from."""
         return {
-            "arch": self.recipe.arch, "backbone": self.backbone.source, "backbone_recipe": self.backbone.recipe,
-            "training_pictures": len(self.train_set),
+            "task": "detection", "arch": self.recipe.arch, "backbone": self.backbone.source,
+            "backbone_recipe": self.backbone.recipe,
+            "training_images": len(self.train_set),
         }  # fmt: skip
 
     def fingerprint(self) -> str:

@@ -16,7 +16,7 @@ def test_a_recipe_goes_through_json(recipe: Recipe) -> None:
 
 
 def test_a_field_that_no_recipe_has_is_refused() -> None:
-    with pytest.raises(InputError, match="no field named learning_rate"):
+    with pytest.raises(InputError, match="unknown field 'learning_rate'"):
         Recipe.from_dict({"learning_rate": 1})
 
 

@@ -144,8 +144,8 @@ def classifier(n: int, labels: np.ndarray | None = None, seed: int = 0) -> Class
 def test_suite_measures_what_the_functions_do() -> None:
     logits, labels = draw(600)
     records, arrays, *_ = calibration_suite(classifier(600, labels), torch.tensor(logits), draws=100)
-    json.dumps(records, allow_nan=False)
-    p, of = softmax(logits), {record["measure"]: record for record in records}
+    json.dumps([record.to_json() for record in records], allow_nan=False)
+    p, of = softmax(logits), {record.metric: record for record in records}
     expected = {
         "ece": calibration_error(p, labels), "ece_adaptive": calibration_error(p, labels, adaptive=True),
         "ece_debiased": debiased_calibration_error(p, labels), "mce": max_calibration_error(p, labels),
@@ -153,10 +153,10 @@ def test_suite_measures_what_the_functions_do() -> None:
     }  # fmt: skip
     for name, value in expected.items():
         record = of[name]
-        assert record["value"] == pytest.approx(value)
-        assert record["low"] < record["value"] < record["high"]
-        assert (record["n"], record["confidence"], record["suite"]) == (600, 0.95, "calibration")
-    assert "biased upwards: of 600 images in 15 bins" in of["ece"]["note"]
+        assert record.value == pytest.approx(value)
+        assert record.low < record.value < record.high
+        assert (record.n, record.confidence, record.suite) == (600, 0.95, "calibration")
+    assert "biased upwards: of 600 images in 15 bins" in of["ece"].note
     assert arrays["confidence"] == pytest.approx(p.max(1))
     assert (arrays["right"] == (p.argmax(1) == labels)).all()
     np.testing.assert_allclose(arrays["reliability"], np.stack(reliability(p, labels), 1))
@@ -166,26 +166,24 @@ def test_suite_measures_what_the_functions_do() -> None:
 def test_temperature_is_measured_on_images_that_it_was_not_fitted_on() -> None:
     logits, labels = draw(601, scale=3)
     records, arrays, *_ = calibration_suite(classifier(601, labels), torch.tensor(logits), draws=50)
-    of, held_out, p = {record["measure"]: record for record in records}, arrays["held_out"], softmax(logits)
+    of, held_out, p = {record.metric: record for record in records}, arrays["held_out"], softmax(logits)
     assert held_out.sum() == 301
     t = fit_temperature(logits[~held_out], labels[~held_out])
-    assert of["temperature"]["value"] == pytest.approx(t)
-    assert of["temperature"]["n"] == 300
-    assert of["nll_unscaled"]["value"] == pytest.approx(nll(p[held_out], labels[held_out]))
+    assert of["temperature"].value == pytest.approx(t)
+    assert of["temperature"].n == 300
+    assert of["nll_unscaled"].value == pytest.approx(nll(p[held_out], labels[held_out]))
     scaled = softmax(logits[held_out] / t)
     for name, measure in (("nll", nll), ("ece", calibration_error), ("brier", brier), ("signed_gap", signed_gap)):
         record = of[f"{name}_scaled"]
-        assert record["value"] == pytest.approx(measure(scaled, labels[held_out]))
-        assert (record["n"], record["of"]) == (301, "held-out half")
-        assert record["note"].startswith("fitted on a random half of the images, 300, and measured on the other 301")
-    assert of["nll_scaled"]["value"] < of["nll_unscaled"]["value"]
+        assert record.value == pytest.approx(measure(scaled, labels[held_out]))
+        assert (record.n, record.of) == (301, "held-out half")
+        assert record.note.startswith("fitted on a random half of the images, 300, and measured on the other 301")
+    assert of["nll_scaled"].value < of["nll_unscaled"].value
     worse = labels.copy()  # what is wrong with the half that was fitted does not reach the other's unscaled errors
     worse[~held_out] = (worse[~held_out] + 1) % 7
-    changed = {
-        r["measure"]: r for r in calibration_suite(classifier(601, worse), torch.tensor(logits), draws=5).records
-    }
-    assert changed["ece_unscaled"]["value"] == of["ece_unscaled"]["value"]
-    assert changed["temperature"]["value"] > 10 * t
+    changed = {r.metric: r for r in calibration_suite(classifier(601, worse), torch.tensor(logits), draws=5).records}
+    assert changed["ece_unscaled"].value == of["ece_unscaled"].value
+    assert changed["temperature"].value > 10 * t
 
 
 def test_suite_runs_the_network_and_depends_on_the_seed_alone() -> None:
@@ -195,12 +193,12 @@ def test_suite_runs_the_network_and_depends_on_the_seed_alone() -> None:
         calibration_suite(subject, draws=20).records == calibration_suite(subject, subject.predict(), draws=20).records
     )
     other = calibration_suite(subject, draws=20, seed=1)
-    assert other.records[0]["value"] == calibration_suite(subject, draws=20).records[0]["value"]
-    assert other.records[0]["low"] != calibration_suite(subject, draws=20).records[0]["low"]
+    assert other.records[0].value == calibration_suite(subject, draws=20).records[0].value
+    assert other.records[0].low != calibration_suite(subject, draws=20).records[0].low
 
 
 def test_one_image_has_no_half() -> None:
-    names = [record["measure"] for record in calibration_suite(classifier(1), draws=5).records]
+    names = [record.metric for record in calibration_suite(classifier(1), draws=5).records]
     assert "ece" in names
     assert "temperature" not in names
 
@@ -212,7 +210,7 @@ def test_a_calibrated_classifiers_error_at_n_is_in_its_interval() -> None:
     for seed in range(30):
         logits, labels = draw(300, scale=1, seed=seed)
         record = calibration_suite(classifier(300, labels, seed), torch.tensor(logits), draws=80).records[0]
-        inside += record["low"] <= np.mean(errors) <= record["high"]
+        inside += record.low <= np.mean(errors) <= record.high
     assert inside >= 24
 
 

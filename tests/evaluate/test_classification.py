@@ -13,8 +13,8 @@ from cutmix.errors import InputError
 from cutmix.evaluate.classification import (
     Predictions,
     classification_error,
+    error_records,
     mean_loss,
-    measures,
     predict,
     predictions_arrays,
     true_class_rank,
@@ -96,12 +96,12 @@ def test_mean_loss_is_scikit_learns() -> None:
 
 def test_records_say_measure_value_interval_and_n() -> None:
     predictions = random_predictions()
-    records = measures(predictions, confidence=0.9)
-    assert [record["measure"] for record in records] == ["top1_err", "top5_err"]
-    wide = measures(predictions)
+    records = error_records(predictions, confidence=0.9)
+    assert [record.metric for record in records] == ["top1_err", "top5_err"]
+    wide = error_records(predictions)
     for record, wider in zip(records, wide, strict=True):
-        assert wider["low"] < record["low"] < record["value"] < record["high"] < wider["high"]
-        assert (record["confidence"], record["n"]) == (0.9, 500)
+        assert wider.low < record.low < record.value < record.high < wider.high
+        assert (record.confidence, record.n) == (0.9, 500)
 
 
 def test_predict_sees_eval_mode_and_leaves_the_mode() -> None:

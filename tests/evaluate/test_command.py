@@ -23,7 +23,7 @@ from cutmix.evaluate.classification import Predictions
 from cutmix.evaluate.command import run_evaluate
 from cutmix.models import create_model
 from cutmix.runs.folder import read_arrays
-from cutmix.runtime.files import read_lines
+from cutmix.runs.record import read_records
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_saved_weights_give_the_saved_predictions(run: Path, monkeypatch: pytest
     saved = read_arrays(run / f"predictions/{which}.npz")
     assert torch.equal(seen[0].logits, saved["logits"])
     assert torch.equal(seen[0].labels, saved["labels"])
-    own = {r["measure"]: r for r in read_lines(run / "results.jsonl") if r["which"] == which and "file" not in r}
+    own = {r.metric: r for r in read_records(run / "results.jsonl") if r.which == which and r.source == "training"}
     for record in records:
         shared = (
             "value",
@@ -69,7 +69,7 @@ def test_saved_weights_give_the_saved_predictions(run: Path, monkeypatch: pytest
             "recipe",
             "data",
         )
-        assert {name: record[name] for name in shared} == {name: own[record["measure"]][name] for name in shared}
+        assert [getattr(record, name) for name in shared] == [getattr(own[record.metric], name) for name in shared]
 
 
 def test_shake_drop_keeps_its_expectation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,20 +83,20 @@ def test_shake_drop_keeps_its_expectation(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_results_are_appended_or_go_where_they_are_wanted(run: Path, tmp_path: Path) -> None:
-    before = read_lines(run / "results.jsonl")
+    before = read_records(run / "results.jsonl")
     records = run_evaluate(options(run))
-    assert read_lines(run / "results.jsonl") == [*before, *records]
+    assert read_records(run / "results.jsonl") == [*before, *records]
     run_evaluate(options(run, out=tmp_path / "else.jsonl"))
-    assert len(read_lines(run / "results.jsonl")) == len(before) + 2
-    assert len(read_lines(tmp_path / "else.jsonl")) == 2
+    assert len(read_records(run / "results.jsonl")) == len(before) + 2
+    assert len(read_records(tmp_path / "else.jsonl")) == 2
 
 
 def test_a_file_of_weights_says_what_it_is(run: Path) -> None:
     from_run = run_evaluate(options(run, out=run / "other.jsonl"))
     alone = shutil.copy(run / "model.safetensors", run.parent / "alone.safetensors")
     from_file = run_evaluate(options(Path(alone)))
-    assert [r["value"] for r in from_file] == [r["value"] for r in from_run]
-    assert {r["which"] for r in from_file} == {"file"}
+    assert [r.value for r in from_file] == [r.value for r in from_run]
+    assert {r.which for r in from_file} == {"file"}
 
 
 def test_a_plain_state_dict_needs_model_and_data(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_plain_state_dict_needs_model_and_data(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not say which network it is; give --model"):
         run_evaluate(options(path, data="digits"))
     (record, _) = run_evaluate(options(path, data="digits", model="resnet20"))
-    assert (record["n"], record["mix"], record["epoch"], record["recipe"]) == (797, None, None, "plain")
+    assert (record.n, record.mix, record.epoch, record.recipe) == (797, None, None, "plain")
     with pytest.raises(InputError, match="is a checkpoint of another model"):
         run_evaluate(options(path, data="digits", model="resnet32"))
 
@@ -153,7 +153,7 @@ def test_the_table_names_the_file_as_it_is(run: Path, capsys: pytest.CaptureFixt
     said = capsys.readouterr().out.replace("\n", "")
     assert "[red]b[blue" in said
     assert "95 % interval" in said
-    assert np.isfinite([r["value"] for r in read_lines(odd / "results.jsonl")]).all()
+    assert np.isfinite([r.value for r in read_records(odd / "results.jsonl")]).all()
 
 
 # ---- some of the images ----
@@ -162,7 +162,7 @@ def test_the_table_names_the_file_as_it_is(run: Path, capsys: pytest.CaptureFixt
 def test_some_images_are_the_same_for_every_suite(run: Path) -> None:
     words = {"images": 30, "suite": "classification,calibration,robustness,ood", "outliers": ("uniform",)}
     records = run_evaluate(options(run, **words))
-    assert {(r["drawn"], r["draw_seed"], r["image_size"]) for r in records} == {(30, 0, 8)}
+    assert {(r.drawn, r.draw_seed, r.image_size) for r in records} == {(30, 0, 8)}
     shown = read_arrays(run / "predictions/evaluated-last.npz")
     for suite in ("calibration", "robustness", "ood"):
         assert torch.equal(read_arrays(run / f"predictions/{suite}-last.npz")["labels"], shown["labels"])
@@ -170,16 +170,16 @@ def test_some_images_are_the_same_for_every_suite(run: Path) -> None:
     found = [int((own["logits"] - row).abs().sum(1).argmin()) for row in shown["logits"]]
     assert len(set(found)) == 30
     assert found == sorted(found)
-    by = {r["measure"]: r["n"] for r in records}
+    by = {r.metric: r.n for r in records}
     assert (by["top1_err"], by["ece"], by["pgd_err"], by["between_mixup_err"], by["ood_auroc"]) == (30, 30, 30, 150, 60)
     again = run_evaluate(options(run, **words | {"seed": 1, "suite": "calibration"}))
-    assert again[0]["draw_seed"] == 1
+    assert again[0].draw_seed == 1
     assert not torch.equal(read_arrays(run / "predictions/calibration-last.npz")["labels"], shown["labels"])
 
 
 def test_more_images_than_there_are_is_all(run: Path) -> None:
     records = run_evaluate(options(run, images=5000))
-    assert {(r["drawn"], r["n"]) for r in records} == {(None, 797)}
+    assert {(r.drawn, r.n) for r in records} == {(None, 797)}
     with pytest.raises(InputError, match="--images is 1; expected at least 2"):
         options(run, images=1)
 
@@ -200,12 +200,14 @@ import cutmix.evaluate.command as command, cutmix.evaluate.command as target
 from cutmix.cli import main
 from cutmix.data import open_data
 from cutmix.evaluate.classifier import Suite
+from cutmix.runs.record import Record
+from cutmix.runtime.files import to_json
 
 open_data("digits", "test")  # what it imports, it imports once for all
-found = [{"measure": f"m{i}", "value": 1.0, "n": 1, "suite": "robustness"} for i in range(60)]
+found = [Record(metric=f"m{i}", value=1.0, n=1, suite="robustness") for i in range(60)]
 command.robustness_suite = lambda *_, **__: Suite(found, {"right": np.arange(1000)})
 words = ["evaluate", sys.argv[1], "--suite", "classification,robustness", "--images", "20", "--device", "cpu"]
-replace, append = os.replace, target.append_lines
+replace, append = os.replace, target.append_records
 sys.stdout = open(os.devnull, "w")
 
 def die(*_):
@@ -220,7 +222,7 @@ def at(number, function, last):
 
 def half(path, records):
     with open(path, "ab") as file:
-        file.write(b"".join(target.json.dumps(record).encode() + b"\\n" for record in records)[:3000])
+        file.write(b"".join(to_json(record.to_json()) for record in records)[:3000])
     die()
 
 def full(path, records):
@@ -230,9 +232,9 @@ def full(path, records):
 
 for ending, patch in (
     (-9, lambda: setattr(os, "replace", at(2, replace, die))),  # the arrays of robustness are not in place yet
-    (-9, lambda: setattr(target, "append_lines", at(2, append, die))),  # they are, its lines are not
-    (-9, lambda: setattr(target, "append_lines", at(2, append, half))),
-    (2, lambda: setattr(target, "append_lines", at(2, append, full))),
+    (-9, lambda: setattr(target, "append_records", at(2, append, die))),  # they are, its lines are not
+    (-9, lambda: setattr(target, "append_records", at(2, append, half))),
+    (2, lambda: setattr(target, "append_records", at(2, append, full))),
 ):
     if not (child := os.fork()):
         patch()
@@ -246,18 +248,18 @@ for ending, patch in (
 
 
 def test_killed_at_any_point_nothing_finished_is_lost(run: Path) -> None:
-    before = len(read_lines(run / "results.jsonl"))
+    before = len(read_records(run / "results.jsonl"))
     command = [sys.executable, "-W", "ignore", "-c", KILLED, str(run)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert "results.jsonl could not be written: File too large; nothing was changed" in done.stderr
     assert [line for line in done.stderr.splitlines() if line in ("True", "False")] == ["True", "True", "False", "True"]
-    kept = Counter(record["suite"] for record in read_lines(run / "results.jsonl")[before:])
+    kept = Counter(record.suite for record in read_records(run / "results.jsonl")[before:])
     assert kept["classification"] == 4 * 2
     assert 0 < kept["robustness"] < 60  # those before the line that was cut
     assert read_arrays(run / "predictions/robustness-last.npz")["right"].tolist() == list(range(1000))
     again = run_evaluate(options(run, suite="robustness", images=20))
-    assert [r["measure"] for r in read_lines(run / "results.jsonl")[-len(again) :]] == [r["measure"] for r in again]
+    assert [r.metric for r in read_records(run / "results.jsonl")[-len(again) :]] == [r.metric for r in again]
     assert not [path for path in (run / "predictions").iterdir() if path.suffix == ".tmp"]
 
 
@@ -267,14 +269,14 @@ def test_ctrl_c_says_what_was_finished(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    before = len(read_lines(run / "results.jsonl"))
+    before = len(read_records(run / "results.jsonl"))
     monkeypatch.setattr(cutmix.evaluate.command, "robustness_suite", stop)
     with pytest.raises(SystemExit) as stopped:
         main(["evaluate", str(run), "--suite", "classification,robustness", "--device", "cpu", "--workers", "0"])
     assert stopped.value.code == 130
     said = " ".join(capsys.readouterr().out.split())
     assert "stopped; classification finished, in" in said
-    assert len(read_lines(run / "results.jsonl")) == before + 2
+    assert len(read_records(run / "results.jsonl")) == before + 2
 
 
 def test_what_cannot_be_written_is_shown(
@@ -283,7 +285,7 @@ def test_what_cannot_be_written_is_shown(
     def full(*_: object) -> None:
         raise InputError("the disk is full")
 
-    monkeypatch.setattr(cutmix.evaluate.command, "append_lines", full)
+    monkeypatch.setattr(cutmix.evaluate.command, "append_records", full)
     with pytest.raises(InputError, match="the disk is full"):
         run_evaluate(options(run))
     assert "top1_err" in capsys.readouterr().out

@@ -125,35 +125,35 @@ def test_mce_needs_all_15_and_no_other(change: dict[str, float | None]) -> None:
 @pytest.mark.parametrize("layout", ["arrays", "pictures"])
 def test_errors_are_those_that_were_made(layout: str, classifier: Classifier, request: pytest.FixtureRequest) -> None:
     suite = corruption_error(classifier, open_corrupted(classifier, request.getfixturevalue(layout)))
-    by = {(r["measure"], r.get("of"), r.get("at")): r for r in suite.records}
+    by = {(r.metric, r.of, r.at): r for r in suite.records}
     for c, name in enumerate(CORRUPTIONS):
         for severity in range(1, 6):
             record = by["corruption_err", name, float(severity)]
-            assert record["value"] == pytest.approx(EXPECTED[c, severity - 1])
-            assert record["n"] == N
-            assert record["low"] < record["high"]
-        assert by["corruption_mean_err", name, None]["value"] == pytest.approx(EXPECTED[c].mean())
-    assert by["mean_corruption_err", None, None]["value"] == pytest.approx(EXPECTED.mean())
+            assert record.value == pytest.approx(EXPECTED[c, severity - 1])
+            assert record.n == N
+            assert record.low < record.high
+        assert by["corruption_mean_err", name, None].value == pytest.approx(EXPECTED[c].mean())
+    assert by["mean_corruption_err", None, None].value == pytest.approx(EXPECTED.mean())
     errors = {name: EXPECTED[c].mean() for c, name in enumerate(CORRUPTIONS)}
     if layout == "pictures":
-        assert by["mean_corruption_ce", None, None]["value"] == pytest.approx(mean_corruption_error(errors))
+        assert by["mean_corruption_ce", None, None].value == pytest.approx(mean_corruption_error(errors))
         for name, error in errors.items():
-            assert by["corruption_ce", name, None]["value"] == pytest.approx(100 * error / ALEXNET_ERR[name])
+            assert by["corruption_ce", name, None].value == pytest.approx(100 * error / ALEXNET_ERR[name])
     else:
         assert ("mean_corruption_ce", None, None) not in by
     assert suite.arrays["corruption_right"].shape == (15, 5, N)
     assert 100 * (1 - suite.arrays["corruption_right"].mean()) == pytest.approx(EXPECTED.mean())
-    assert {r["suite"] for r in suite.records} == {"robustness"}
+    assert {r.suite for r in suite.records} == {"robustness"}
 
 
 def test_the_interval_of_the_mean_is_over_images(classifier: Classifier, arrays: Path) -> None:
     suite = corruption_error(classifier, open_corrupted(classifier, arrays))
-    record = next(r for r in suite.records if r["measure"] == "mean_corruption_err")
+    record = next(r for r in suite.records if r.metric == "mean_corruption_err")
     of_images = 100 * (~suite.arrays["corruption_right"]).reshape(75, N).mean(0)
     half = 1.959964 * of_images.std(ddof=1) / N**0.5
-    assert record["high"] - record["value"] == pytest.approx(half, rel=1e-5)
-    assert record["low"] == pytest.approx(max(record["value"] - half, 0), rel=1e-5)
-    assert record["n"] == N
+    assert record.high - record.value == pytest.approx(half, rel=1e-5)
+    assert record.low == pytest.approx(max(record.value - half, 0), rel=1e-5)
+    assert record.n == N
 
 
 def test_an_image_of_a_severity_meets_its_own_label(classifier: Classifier, arrays: Path) -> None:

@@ -1,7 +1,6 @@
 """Maps against the logits that they are parts of, and OpenCV; accuracies against counting; PxAP and scikit-learn."""
 
 import contextlib
-import json
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from cutmix.evaluate.localization import (
 )
 from cutmix.evaluate.max_box import best_thresholds, center_iou, max_box_accuracy
 from cutmix.models import create_model
+from cutmix.runs.record import Record
 
 V2 = (0.3, 0.5, 0.7)
 
@@ -73,7 +73,7 @@ def bright_boxes(n: int = 10, side: int = 24) -> tuple[Classifier, list[np.ndarr
 
 
 def measures(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {record["measure"]: record for record in records}
+    return {record.metric: record for record in records}
 
 
 def test_the_mean_of_a_map_and_the_bias_are_the_logit() -> None:
@@ -149,22 +149,22 @@ def test_a_network_that_looks_at_the_object_finds_every_box() -> None:
     drawn, boxes = bright_boxes()
     suite = localization_suite(drawn, boxes)
     found = measures(suite.records)
-    assert [found[name]["value"] for name in ("top1_cls", "gt_known_loc", "top1_loc")] == [100, 100, 100]
+    assert [found[name].value for name in ("top1_cls", "gt_known_loc", "top1_loc")] == [100, 100, 100]
     np.testing.assert_array_equal(suite.arrays["predicted_boxes"], np.concatenate(boxes))
-    assert (found["max_box_acc"]["value"], found["max_box_acc_v2"]["value"]) == (100, 100)
-    assert found["center_max_box_acc"]["value"] < 100
-    assert found["max_box_acc"]["chosen_on"] == found["center_max_box_acc"]["chosen_on"] == "test"
-    assert found["top1_loc"]["at"] == 0.15
-    assert all(record["low"] <= record["value"] <= record["high"] for record in suite.records)
-    assert {record["n"] for record in suite.records} == {10}
-    assert json.loads(json.dumps(suite.records)) == suite.records
+    assert (found["max_box_acc"].value, found["max_box_acc_v2"].value) == (100, 100)
+    assert found["center_max_box_acc"].value < 100
+    assert found["max_box_acc"].chosen_on == found["center_max_box_acc"].chosen_on == "test"
+    assert found["top1_loc"].at == 0.15
+    assert all(record.low <= record.value <= record.high for record in suite.records)
+    assert {record.n for record in suite.records} == {10}
+    assert [Record.from_json(record.to_json(), "here") for record in suite.records] == list(suite.records)
 
 
 def test_a_network_that_takes_one_class_for_the_other_still_localizes() -> None:
     drawn, boxes = bright_boxes()
     drawn.network.fc.bias[1] = 1.0  # everything is called class 1; maps have no bias
     found = measures(localization_suite(drawn, boxes).records)
-    assert [found[name]["value"] for name in ("top1_cls", "gt_known_loc", "top1_loc")] == [50, 100, 50]
+    assert [found[name].value for name in ("top1_cls", "gt_known_loc", "top1_loc")] == [50, 100, 50]
 
 
 def test_the_suite_is_its_parts_on_a_real_network() -> None:
@@ -177,13 +177,13 @@ def test_the_suite_is_its_parts_on_a_real_network() -> None:
     found = measures(suite.records)
     maps, logits = class_maps(drawn, slice(None))
     assert torch.equal(logits, drawn.logits(drawn.pixels(slice(None))))
-    assert found["top1_cls"]["value"] == pytest.approx(100 * (logits.argmax(1) == drawn.labels).double().mean().item())
+    assert found["top1_cls"].value == pytest.approx(100 * (logits.argmax(1) == drawn.labels).double().mean().item())
     expected = np.stack([box_from_map(cam) for cam in maps.numpy()])
     np.testing.assert_array_equal(suite.arrays["predicted_boxes"], expected)
     normal = normalize_maps(maps).numpy()
     version2 = max_box_accuracy(normal, boxes, V2, "all")
-    assert found["max_box_acc"]["value"] == max_box_accuracy(normal, boxes).value
-    assert found["max_box_acc_v2"]["value"] == version2.value
+    assert found["max_box_acc"].value == max_box_accuracy(normal, boxes).value
+    assert found["max_box_acc_v2"].value == version2.value
     np.testing.assert_array_equal(suite.arrays["max_box_v2_hits"], version2.hits)
 
 
@@ -191,7 +191,7 @@ def test_maps_of_enlarged_small_images_have_the_size_of_the_boxes() -> None:
     drawn, boxes = bright_boxes()
     large = classifier(Brightness(), drawn.images, drawn.labels, image_size=48)
     assert class_maps(large, slice(0, 2))[0].shape == (2, 24, 24)
-    assert measures(localization_suite(large, boxes).records)["gt_known_loc"]["value"] == 100
+    assert measures(localization_suite(large, boxes).records)["gt_known_loc"].value == 100
 
 
 class DarkIsNan(Brightness):

@@ -140,8 +140,8 @@ def nothing_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_suite_measures_what_is_at_hand_and_says_what_is_not() -> None:
     subject = classifier()
     records, arrays, *_ = ood_suite(subject, draws=50)
-    json.dumps(records, allow_nan=False)
-    not_run = {record["of"]: record["note"] for record in records if record["value"] is None}
+    json.dumps([record.to_json() for record in records], allow_nan=False)
+    not_run = {record.of: record.note for record in records if record.value is None}
     assert set(not_run) == set(SEVEN) - {"uniform", "gaussian"}
     assert all(note.startswith("not run: ") and "was not found in" in note for note in not_run.values())
     uniform = torch.cat(list(open_outliers("uniform", (3, 8, 8), count=60).batches(7)))
@@ -150,21 +150,21 @@ def test_suite_measures_what_is_at_hand_and_says_what_is_not() -> None:
     np.testing.assert_allclose(arrays["max-softmax/uniform"], scores[1], atol=1e-6)
     truth = np.r_[np.ones(60), np.zeros(60)]
     for score in ("max-softmax", "energy", "odin-temperature"):
-        (record,) = [r for r in records if (r["of"], r["measure"], r["score"], r["convention"]) == (
+        (record,) = [r for r in records if (r.of, r.metric, r.score, r.convention) == (
             "uniform", "ood_auroc", score, "exact")]  # fmt: skip
         expected = roc_auc_score(truth, np.r_[arrays[f"{score}/id"], arrays[f"{score}/uniform"]])
-        assert record["value"] == pytest.approx(100 * expected)
-        assert record["low"] <= record["value"] <= record["high"]
-        assert (record["n"], record["suite"], record["confidence"]) == (120, "ood", 0.95)
+        assert record.value == pytest.approx(100 * expected)
+        assert record.low <= record.value <= record.high
+        assert (record.n, record.suite, record.confidence) == (120, "ood", 0.95)
     for convention in ("exact", "mahalanobis"):
-        found = {r["measure"]: r for r in records if (r["of"], r["score"], r["convention"]) == (
+        found = {r.metric: r for r in records if (r.of, r.score, r.convention) == (
             "gaussian", "max-softmax", convention)}  # fmt: skip
         expected = ood_metrics(arrays["max-softmax/id"], arrays["max-softmax/gaussian"], convention)
         names = expected._fields if convention == "exact" else ("tnr95", "auroc")
         assert set(found) == {f"ood_{name}" for name in names}
         for name in names:
-            assert found[f"ood_{name}"]["value"] == pytest.approx(getattr(expected, name))
-            assert ("chosen_on" in found[f"ood_{name}"]) == (name == "detection_acc")
+            assert found[f"ood_{name}"].value == pytest.approx(getattr(expected, name))
+            assert (found[f"ood_{name}"].chosen_on is not None) == (name == "detection_acc")
 
 
 @pytest.mark.usefixtures("nothing_at_hand")
@@ -172,15 +172,15 @@ def test_the_mean_is_that_of_the_sets_and_says_which() -> None:
     records = ood_suite(classifier(), draws=50).records
     by_set = {}
     for record in records:
-        if record["value"] is not None:
-            key = record["measure"], record["score"], record["convention"]
-            by_set.setdefault(key, {})[record["of"]] = record
+        if record.value is not None:
+            key = record.metric, record.score, record.convention
+            by_set.setdefault(key, {})[record.of] = record
     for of in by_set.values():
         mean = of["mean of 2 sets"]
-        assert mean["value"] == pytest.approx((of["uniform"]["value"] + of["gaussian"]["value"]) / 2)
-        assert mean["low"] <= mean["value"] <= mean["high"]
-        assert mean["n"] == 180
-        assert mean["note"] == "the mean of uniform, gaussian, not of the paper's seven sets"
+        assert mean.value == pytest.approx((of["uniform"].value + of["gaussian"].value) / 2)
+        assert mean.low <= mean.value <= mean.high
+        assert mean.n == 180
+        assert mean.note == "the mean of uniform, gaussian, not of the paper's seven sets"
 
 
 def test_named_sets_are_a_folder_and_a_data_set(nothing_at_hand: Path) -> None:
@@ -188,11 +188,11 @@ def test_named_sets_are_a_folder_and_a_data_set(nothing_at_hand: Path) -> None:
     for i in range(5):
         Image.new("RGB", (20, 10), "white").save(nothing_at_hand / "white" / f"{i}.png")
     records, arrays, *_ = ood_suite(classifier(), ["white", "digits"], draws=20)
-    auroc = {r["of"]: r for r in records if (r["measure"], r["score"], r["convention"]) == (
+    auroc = {r.of: r for r in records if (r.metric, r.score, r.convention) == (
         "ood_auroc", "max-softmax", "exact")}  # fmt: skip
     assert set(auroc) == {"white", "digits", "mean of 2 sets"}
-    assert auroc["white"]["value"] == 100  # the least sure of all
-    assert auroc["white"]["n"] == 65
+    assert auroc["white"].value == 100  # the least sure of all
+    assert auroc["white"].n == 65
     assert len(arrays["energy/white"]) == 5
     assert len(arrays["energy/digits"]) == 60
 
@@ -209,7 +209,7 @@ def test_a_set_that_was_named_has_to_be_there() -> None:
 @pytest.mark.parametrize("data", ["tiny-imagenet-200", "imagenet", "imagenet-sample-256"])
 def test_what_the_classifier_knows_is_no_outlier(data: str) -> None:
     records = ood_suite(classifier(data), draws=5).records
-    notes = {r["of"]: r["note"] for r in records if r["value"] is None}
+    notes = {r.of: r.note for r in records if r.value is None}
     for name in ("tiny-imagenet-crop", "tiny-imagenet-resize"):
         assert notes[name] == f"not run: {name} is what the classifier knows ({data})"
 
@@ -222,6 +222,6 @@ def test_grey_classifiers_and_their_own_logits() -> None:
         return ood_suite(subject, ["uniform", "digits"], count=30, draws=5, **options)
 
     records, arrays, *_ = run(logits=subject.predict())
-    assert {r["of"]: r["n"] for r in records} == {"uniform": 90, "digits": 0}
+    assert {r.of: r.n for r in records} == {"uniform": 90, "digits": 0}
     assert records == run().records
     assert (arrays["energy/uniform"] != run(seed=1).arrays["energy/uniform"]).any()

@@ -61,7 +61,7 @@ def attacked(classifier: Classifier, **options: Any) -> dict[str, dict[str, Any]
     """Return the records by measure, those at ε where there are several."""
     defaults: dict[str, Any] = {"sweep": SWEEP, "pairs": 5, "lams": [], "between_sides": [], "occlusion_sides": []}
     records = robustness_suite(classifier, **defaults | options).records
-    return {record["measure"]: record for record in records if record.get("at", EPS) in (EPS, 1.0)}
+    return {record.metric: record for record in records if record.at in (None, EPS, 1.0)}
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +72,14 @@ def found() -> tuple[Classifier, Suite]:
 
 def test_records_say_all_that_a_record_must(found: tuple[Classifier, Suite]) -> None:
     records = found[1].records
-    keys = {"measure", "value", "low", "high", "confidence", "n", "suite"}
     for record in records:
-        assert keys <= set(record) <= keys | {"at", "of", "note"} | ({"steps"} if "pgd" in record["measure"] else set())
-        assert record["suite"] == "robustness"
-        assert isinstance(record["value"], float)
-        assert isinstance(record["n"], int)
-        if record["low"] is not None:
-            assert 0 <= record["low"] <= record["value"] <= record["high"] <= 100
-    names = [(record["measure"], record.get("at"), record.get("of")) for record in records]
+        assert (record.steps is not None) == (record.metric in ("pgd_err", "pgd_unbounded_err"))
+        assert record.suite == "robustness"
+        assert isinstance(record.value, float)
+        assert isinstance(record.n, int)
+        if record.low is not None:
+            assert 0 <= record.low <= record.value <= record.high <= 100
+    names = [(record.metric, record.at, record.of) for record in records]
     assert len(set(names)) == len(names)
     assert {name for name, _, _ in names} == {
         "clean_err", "fgsm_err", "noise_err", "pgd_err", "pgd_unbounded_err", "fgsm_subset_err", "worst_case_err",
@@ -95,20 +94,20 @@ def test_fgsm_errors_are_those_of_the_plain_function(found: tuple[Classifier, Su
     classifier, suite = found
     model = classifier.exact().eval()
     pixels, labels = classifier.pixels(slice(None)), classifier.labels
-    curve = {record["at"]: record for record in suite.records if record["measure"] == "fgsm_err"}
+    curve = {record.at: record for record in suite.records if record.metric == "fgsm_err"}
     assert list(curve) == list(SWEEP)
     for i, eps in enumerate(SWEEP):
         right = model(fgsm(model, pixels, labels, eps)).argmax(1) == labels
         assert np.array_equal(suite.arrays["fgsm_sweep_right"][i], right.numpy())
-        assert curve[eps]["value"] == pytest.approx(100 * float((~right).double().mean()))
-    assert "no claim of robustness" in curve[EPS]["note"]
-    assert curve[0.0]["value"] == 100 * 5 / 40 == suite.records[0]["value"]
-    assert curve[EPS]["value"] > 50
+        assert curve[eps].value == pytest.approx(100 * float((~right).double().mean()))
+    assert "no claim of robustness" in curve[EPS].note
+    assert curve[0.0].value == 100 * 5 / 40 == suite.records[0].value
+    assert curve[EPS].value > 50
 
 
 def test_every_rate_can_be_computed_again_from_the_arrays(found: tuple[Classifier, Suite]) -> None:
     classifier, records, arrays = found[0], found[1].records, found[1].arrays
-    by = {(r["measure"], r.get("at"), r.get("of")): r["value"] for r in records}
+    by = {(r.metric, r.at, r.of): r.value for r in records}
     for name in ("fgsm", "noise", "pgd"):
         assert by[f"{name}_err", EPS, None] == pytest.approx(100 * (~arrays[f"{name}_right"]).mean())
     index = arrays["pgd_index"]
@@ -135,12 +134,12 @@ def test_the_defaults_do_not_grow_with_the_images() -> None:
     for n, pairs in ((4, 20), (40, 200)):
         suite = robustness_suite(make_classifier(n), sweep=SWEEP, lams=[], between_sides=[], occlusion_sides=[])
         assert len(suite.arrays["between_pairs"]) == pairs
-        assert {r["steps"] for r in suite.records if r["measure"] in ("pgd_err", "pgd_unbounded_err")} == {10}
+        assert {r.steps for r in suite.records if r.metric in ("pgd_err", "pgd_unbounded_err")} == {10}
 
 
 def test_curves_begin_and_end_where_they_must(found: tuple[Classifier, Suite]) -> None:
     records, arrays = found[1].records, found[1].arrays
-    by = {(r["measure"], r.get("at"), r.get("of")): r["value"] for r in records}
+    by = {(r.metric, r.at, r.of): r.value for r in records}
     clean = by["clean_err", None, None]
     assert arrays["occlusion_sides"].tolist() == list(range(9))
     assert arrays["between_cutmix_at"].tolist() == [0, 2, 4, 6, 8]
@@ -178,7 +177,7 @@ def test_the_runs_own_precision_is_used_for_all_but_the_gradient() -> None:
     )  # fmt: skip
     suite = robustness_suite(half, sweep=SWEEP, pgd_images=10, pairs=20)
     assert np.array_equal(suite.arrays["clean_right"], (half.predict().argmax(1) == half.labels).numpy())
-    assert next(r["value"] for r in suite.records if r["measure"] == "fgsm_zero_gradients") == 0
+    assert next(r.value for r in suite.records if r.metric == "fgsm_zero_gradients") == 0
 
 
 # ---- a healthy network passes the checks; each planted failure is found ----
@@ -188,80 +187,80 @@ CHECKS = ("pgd_not_weaker_than_fgsm", "fgsm_sweep_monotone", "unbounded_attack_f
 
 def test_a_smooth_network_passes_every_check() -> None:
     records = attacked(toy_classifier(lambda d: EPS / 2 - d))  # fooled by changes beyond ε/2
-    assert [records[name]["value"] for name in CHECKS] == [1.0] * 4
-    assert [name for name in CHECKS if "note" in records[name]] == []
-    assert records["fgsm_zero_gradients"]["value"] == 0
-    assert "note" not in records["fgsm_zero_gradients"]
+    assert [records[name].value for name in CHECKS] == [1.0] * 4
+    assert [name for name in CHECKS if records[name].note] == []
+    assert records["fgsm_zero_gradients"].value == 0
+    assert records["fgsm_zero_gradients"].note is None
     for name in ("fgsm", "pgd"):
-        assert records[f"{name}_max_perturbation"]["value"] == pytest.approx(EPS, abs=1e-6)
-        assert "note" not in records[f"{name}_max_perturbation"]
-        assert records[f"{name}_err"]["value"] == 100
-    assert records["worst_case_err"]["value"] == 100
-    assert 20 < records["noise_err"]["value"] < 80  # half of the pixels go up
-    assert "note" not in records["noise_err"]
+        assert records[f"{name}_max_perturbation"].value == pytest.approx(EPS, abs=1e-6)
+        assert records[f"{name}_max_perturbation"].note is None
+        assert records[f"{name}_err"].value == 100
+    assert records["worst_case_err"].value == 100
+    assert 20 < records["noise_err"].value < 80  # half of the pixels go up
+    assert records["noise_err"].note is None
 
 
 def test_saturated_logits_have_no_gradient() -> None:
     records = attacked(toy_classifier(lambda d: 1000 * (EPS / 2 - d)))
-    assert records["fgsm_zero_gradients"]["value"] == 0  # e⁻³¹ is small, and still a gradient
+    assert records["fgsm_zero_gradients"].value == 0  # e⁻³¹ is small, and still a gradient
     records = attacked(toy_classifier(lambda d: 10_000 * (EPS / 2 - d)))
-    assert records["fgsm_zero_gradients"]["value"] == 100
-    assert "no sign of robustness" in records["fgsm_zero_gradients"]["note"]
-    assert records["fgsm_err"]["value"] == 0  # it only looks robust
-    assert records["noise_err"]["value"] > 0
-    assert "random noise fools the network more often than FGSM" in records["noise_err"]["note"]
+    assert records["fgsm_zero_gradients"].value == 100
+    assert "no sign of robustness" in records["fgsm_zero_gradients"].note
+    assert records["fgsm_err"].value == 0  # it only looks robust
+    assert records["noise_err"].value > 0
+    assert "random noise fools the network more often than FGSM" in records["noise_err"].note
 
 
 def test_one_step_is_masked_where_many_are_not() -> None:
     """The margin is a wave of period ε: the step of FGSM lands where it began, in the next period."""
     records = attacked(toy_classifier(lambda d: torch.cos(2 * math.pi * d / EPS + 0.5)), sweep=(0, EPS / 2, EPS))
-    assert records["fgsm_err"]["value"] == 0
-    assert records["pgd_err"]["value"] == records["worst_case_err"]["value"] == 100
-    assert records["pgd_not_weaker_than_fgsm"]["value"] == 1
-    assert records["fgsm_sweep_monotone"]["value"] == 0
-    assert "falls by 100.00 points from ε = 0.01569 to 0.03137" in records["fgsm_sweep_monotone"]["note"]
+    assert records["fgsm_err"].value == 0
+    assert records["pgd_err"].value == records["worst_case_err"].value == 100
+    assert records["pgd_not_weaker_than_fgsm"].value == 1
+    assert records["fgsm_sweep_monotone"].value == 0
+    assert "falls by 100.00 points from ε = 0.01569 to 0.03137" in records["fgsm_sweep_monotone"].note
 
 
 def test_pgd_that_is_stuck_is_found() -> None:
     """Local maxima of the loss hold PGD where the margin is positive; only at ±ε, without a slope, is it negative."""
     margin = lambda d: 0.5 + 0.3 * torch.cos(6 * math.pi * d / EPS + 0.5) - 10 * (d.abs() > 0.999 * EPS)  # noqa: E731
     records = attacked(toy_classifier(margin))
-    assert records["fgsm_err"]["value"] == records["worst_case_err"]["value"] == 100
-    assert records["pgd_err"]["value"] < 100
-    assert records["pgd_not_weaker_than_fgsm"]["value"] == 0
-    assert "and FGSM 40 images" in records["pgd_not_weaker_than_fgsm"]["note"]
+    assert records["fgsm_err"].value == records["worst_case_err"].value == 100
+    assert records["pgd_err"].value < 100
+    assert records["pgd_not_weaker_than_fgsm"].value == 0
+    assert "and FGSM 40 images" in records["pgd_not_weaker_than_fgsm"].note
 
 
 def test_an_attack_without_a_bound_that_fails_is_found() -> None:
     records = attacked(toy_classifier(lambda d: 1 + 0.1 * torch.sin(50 * d)))  # never fooled
-    assert records["pgd_unbounded_err"]["value"] == records["unbounded_attack_fools_all"]["value"] == 0
-    assert "leaves 40 images right" in records["unbounded_attack_fools_all"]["note"]
+    assert records["pgd_unbounded_err"].value == records["unbounded_attack_fools_all"].value == 0
+    assert "leaves 40 images right" in records["unbounded_attack_fools_all"].note
 
 
 def test_an_attack_beyond_epsilon_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(robustness, "step", lambda images, gradient, eps: images + 2 * eps * gradient.sign())
     records = attacked(toy_classifier(lambda d: EPS / 2 - d))
-    assert records["fgsm_max_perturbation"]["value"] == pytest.approx(2 * EPS)
-    assert "beyond ε: its error is void" in records["fgsm_max_perturbation"]["note"]
-    assert "note" not in records["pgd_max_perturbation"]
+    assert records["fgsm_max_perturbation"].value == pytest.approx(2 * EPS)
+    assert "beyond ε: its error is void" in records["fgsm_max_perturbation"].note
+    assert records["pgd_max_perturbation"].note is None
 
 
 def test_a_network_that_draws_is_found() -> None:
     torch.manual_seed(0)
     records = attacked(toy_classifier(lambda d: torch.rand_like(d) - 0.5 - d))
-    assert records["same_classes_twice"]["value"] == 0
-    assert "another class when it is asked again" in records["same_classes_twice"]["note"]
+    assert records["same_classes_twice"].value == 0
+    assert "another class when it is asked again" in records["same_classes_twice"].note
 
 
 def test_apgd_is_reported_beside_pgd() -> None:
     pytest.importorskip("pyautoattack")
     classifier = make_classifier()
     suite = robustness_suite(classifier, sweep=SWEEP, pgd_images=10, pairs=5, apgd=True)
-    by = {record["measure"]: record for record in suite.records}
-    assert by["apgd_err"]["n"] == len(suite.arrays["apgd_right"]) == 10
-    assert by["apgd_max_perturbation"]["value"] <= EPS + 1e-6
-    assert by["worst_case_err"]["value"] >= by["apgd_err"]["value"] >= by["fgsm_subset_err"]["value"]
-    assert "apgd" in by["worst_case_err"]["note"]
+    by = {record.metric: record for record in suite.records}
+    assert by["apgd_err"].n == len(suite.arrays["apgd_right"]) == 10
+    assert by["apgd_max_perturbation"].value <= EPS + 1e-6
+    assert by["worst_case_err"].value >= by["apgd_err"].value >= by["fgsm_subset_err"].value
+    assert "apgd" in by["worst_case_err"].note
 
 
 def test_without_apgds_package_nothing_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +272,7 @@ def test_without_apgds_package_nothing_is_begun(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_corrupted_set_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    part = Suite([{"measure": "mean_corruption_err"}], {"corruption_right": np.ones(3, dtype=bool)})
+    part = Suite([{"metric": "mean_corruption_err"}], {"corruption_right": np.ones(3, dtype=bool)})
     monkeypatch.setattr(robustness, "open_corrupted", lambda classifier, folder: folder)
     monkeypatch.setattr(robustness, "corruption_error", lambda classifier, opened: part)
     suite = robustness_suite(make_classifier(), sweep=SWEEP, pgd_images=4, pairs=5, corruptions=Path("there"))

@@ -14,11 +14,11 @@ from cutmix.evaluate.classifier import Suite
 from cutmix.evaluate.command import open_target
 from cutmix.evaluate.load import Subject
 from cutmix.runs.folder import hold
+from cutmix.runs.record import Record, read_records
 from cutmix.runtime.distributed import World
-from cutmix.runtime.files import read_lines
 
 WORLD = World(0, 1, torch.device("cpu"))
-RECORD: dict[str, Any] = {"measure": "ece", "which": "file", "value": 1.0, "n": 2, "epoch": None}
+RECORD = Record(metric="ece", which="file", value=1.0, n=2)
 SUITE = Suite([RECORD], {"right": np.array([True, False])}, {"gallery": b"\x89PNG"})
 
 
@@ -39,7 +39,7 @@ def test_a_folder_of_its_own_is_made_and_found_again(tmp_path: Path) -> None:
     config = json.loads((out / "config.json").read_text())
     assert config["recipe"] == {"name": "weights", "model": "resnet20", "data": "digits"}
     assert config["evaluated"] == str(tmp_path / "weights.pth")
-    assert read_lines(out / "results.jsonl") == [RECORD] * 4
+    assert read_records(out / "results.jsonl") == [RECORD] * 4
     assert np.load(out / "predictions/calibration-file.npz")["right"].tolist() == [True, False]
     assert (out / "pictures/calibration-file-gallery.png").read_bytes() == b"\x89PNG"
 
@@ -75,8 +75,8 @@ def test_a_folder_that_was_only_begun_is_gone_on_with(tmp_path: Path) -> None:
 
 
 def test_damaged_results_are_found_before_anything_is_measured(tmp_path: Path) -> None:
-    (tmp_path / "results.jsonl").write_text('{"measure": 1}\n{"meas\n{}\n')
-    with pytest.raises(InputError, match=r"results\.jsonl, line 2 is damaged"):  # noqa: SIM117
+    (tmp_path / "results.jsonl").write_text('{"schema": 1}\n{"sche\n{}\n')
+    with pytest.raises(InputError, match=r"results\.jsonl, line 2 is not JSON"):  # noqa: SIM117
         with open_target(options(), subject(tmp_path, run=True), WORLD):
             pytest.fail("open")
 
@@ -85,8 +85,8 @@ def test_damaged_results_are_found_before_anything_is_measured(tmp_path: Path) -
     ("name", "content", "said"),
     [
         ("config.json", '{"recipe": {}}', "holds a run; give another --out"),
-        ("config.json", '{"evaluated": "other.pth"}', "holds an evaluation of other.pth"),
-        ("config.json", "{", "cannot be used for results"),
+        ("config.json", '{"recipe": {}, "evaluated": "other.pth"}', "holds an evaluation of other.pth"),
+        ("config.json", "{", r"config\.json is not JSON"),
         ("notes.txt", "mine", "is not empty and holds no evaluation"),
     ],
 )
@@ -105,5 +105,5 @@ def test_a_full_disk_leaves_no_half_of_a_suite(tmp_path: Path, monkeypatch: pyte
         target.write("one", [RECORD], SUITE)
         before = out.read_bytes()
         with pytest.raises(TypeError):
-            target.write("two", [RECORD, {"measure": object()}], SUITE)
+            target.write("two", [RECORD, Record(metric="ece", value=1.0, note=object())], SUITE)  # type: ignore[arg-type]
         assert out.read_bytes() == before

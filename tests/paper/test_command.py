@@ -1,6 +1,5 @@
 """``cutmix paper``: every table of the paper by its name, printed with what was measured and what was not."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,18 +8,24 @@ from cutmix.cli import main
 from cutmix.errors import InputError
 from cutmix.paper.command import find_runnable
 from cutmix.paper.tables import MORE_TABLES, TABLES
+from cutmix.runs.record import Record, append_records
 
 PYRAMID = "cifar100-pyramidnet200"
 
 
 def write_results(path: Path) -> None:
     """Write the results of a short run of Table 5's baseline, and of a small detector."""
-    short = {"recipe": f"{PYRAMID}+resnet20+short", "data": "cifar-100", "model": "resnet20", "epochs": 10, "seed": 0,
-             "measure": "top1_err", "which": "last", "value": 40.0, "low": 39.0, "high": 41.0, "n": 10_000}  # fmt: skip
-    small = {"recipe": "ssd300-small-none", "data": "voc-100", "model": "test_resnet", "arch": "ssd300", "epochs": 30,
-             "backbone": "none", "measure": "map", "which": "last", "value": 1.8, "n": 20}  # fmt: skip
+    short = Record(
+        source="training", recipe=f"{PYRAMID}+resnet20+short", recipe_changes={}, data="cifar-100", split="test",
+        model="resnet20", epochs=10, seed=0, metric="top1_err", value=40.0, low=39.0, high=41.0, n=10_000,
+    )  # fmt: skip
+    small = Record(
+        source="training", task="detection", recipe="ssd300-small-none", recipe_changes={}, data="voc-100",
+        split="test", model="test_resnet", arch="ssd300", epochs=30, backbone="none", metric="map", value=1.8, n=20,
+    )  # fmt: skip
     path.parent.mkdir(parents=True)
-    path.write_text("".join(json.dumps(line) + "\n" for line in (short, small)))
+    append_records(path, [short, small])
+    path.with_suffix(".log.jsonl").write_text('{"kind": "epoch", "epoch": 1}\n')  # which is passed over
 
 
 def test_the_command_prints_tables_and_footnotes(

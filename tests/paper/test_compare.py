@@ -3,52 +3,53 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from cutmix.config.recipes import RECIPES
+from cutmix.config.recipes import RECIPES, recipe_changes
 from cutmix.paper.compare import SMOKE, Trained, find_results, sheets, sweeps
 from cutmix.paper.tables import find_tables
 from cutmix.report.summary import write_report
+from cutmix.runs.record import Record, append_records
 
 PYRAMID = "cifar100-pyramidnet200"
 (TABLE5,) = find_tables("table5")
 
 
-def lines(recipe: str, error: float, *, seed: int = 0, n: int = 10_000, **changes: object) -> list[dict[str, object]]:
+def lines(recipe: str, error: float, *, seed: int = 0, n: int = 10_000, **changes: Any) -> list[Record]:
     """Return the results that a run of a recipe writes; the best epoch is half a point better than the last."""
     own = RECIPES[recipe.partition("+")[0]]
-    shared = {"recipe": recipe, "data": own.data, "split": "test", "model": own.model, "epochs": own.epochs,
-              "seed": seed, "weights": "model", "commit": "1a2b3c4", "date": "2026-01-02", "seconds": 9.5 + seed,
-              "command": f"cutmix train {recipe} --seed {seed}"} | changes  # fmt: skip
+    shared = {"source": "training", "recipe": recipe, "recipe_changes": {}, "data": own.data, "split": "test",
+              "model": own.model, "epochs": own.epochs, "seed": seed, "commit": "1a2b3c4", "date": "2026-01-02",
+              "seconds": 9.5 + seed, "command": f"cutmix train {recipe} --seed {seed}"} | changes  # fmt: skip
     made = []
     for which, better in (("last", 0.0), ("best", 0.5)):
-        for measure, value in (("top1_err", error - better), ("top5_err", error / 4)):
+        for metric, value in (("top1_err", error - better), ("top5_err", error / 4)):
             interval = stats.binomtest(round(value * n / 100), n).proportion_ci(method="wilson")
             bounds = {"low": 100 * interval.low, "high": 100 * interval.high, "n": n}
-            made.append(
-                shared | {"measure": measure, "which": which, "epoch": shared["epochs"], "value": value} | bounds
-            )
+            its = {"metric": metric, "which": which, "epoch": shared["epochs"], "value": value}
+            made.append(Record(**shared | its | bounds))
     return made
 
 
-def write_results(path: Path, *runs: list[dict[str, object]]) -> Path:
+def write_results(path: Path, *runs: list[Record]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(line) + "\n" for run in runs for line in run))
+    append_records(path, [record for run in runs for record in run])
     return path
 
 
-def write_run(folder: Path, recipe: str, error: float, *, right: np.ndarray | None = None, **changes: object) -> Path:
+def write_run(folder: Path, recipe: str, error: float, *, right: np.ndarray | None = None, **changes: Any) -> Path:
     """Write a run folder, with predictions of which these are right."""
-    run = lines(recipe, error, **changes)
     folder.mkdir(parents=True)
-    own = RECIPES[recipe.partition("+")[0]].to_dict() | {"name": recipe}
-    config = own | {key: value for key, value in changes.items() if key in own}
-    (folder / "config.json").write_text(json.dumps({"recipe": config, "command": run[0]["command"]}))
-    write_results(folder / "results.jsonl", run)
+    own = replace(RECIPES[recipe.partition("+")[0]], name=recipe, **changes)
+    its = {"model": own.model, "epochs": own.epochs, "recipe_changes": recipe_changes(own)}
+    (folder / "config.json").write_text(json.dumps({"recipe": own.to_dict(), "command": "cutmix train"}))
+    write_results(folder / "results.jsonl", lines(recipe, error, **its))
     if right is not None:
         (folder / "predictions").mkdir()
         labels = np.arange(len(right)) % 2
@@ -106,8 +107,9 @@ def test_accuracy_is_turned(tmp_path: Path) -> None:
         ("", {"n": 5000}, "5,000 test images"),
         ("", {"data": "cifar-10"}, "data cifar-10"),
         ("", {"weights": "ema"}, "averaged weights"),
-        ("", {"command": f"cutmix train {PYRAMID} --lr 0.5 --no-nesterov --seed 1"}, "lr and nesterov changed"),
-        ("", {"command": f"cutmix train {PYRAMID} --precision float32 --data=/d --compile"}, ""),
+        ("", {"recipe_changes": {"lr": 0.5, "nesterov": False}}, "lr and nesterov changed"),
+        ("", {"recipe_changes": {"precision": "float32", "compile": True}}, ""),
+        ("", {"recipe_changes": None}, "how it was trained is not known"),
     ],
 )
 def test_another_protocol_never_stands_beside_the_papers_number(
@@ -134,11 +136,10 @@ def test_a_run_found_twice_counts_once(tmp_path: Path) -> None:
     assert sorted(run.seed for run in find_results([folder], [copy])) == [0, 1]
 
 
-def test_logs_evaluations_and_other_recipes_are_passed_over(tmp_path: Path) -> None:
-    evaluated = [line | {"file": "model.safetensors"} for line in lines(PYRAMID, 17.0)]
-    other = [line | {"recipe": "digits-resnet20"} for line in lines(PYRAMID, 17.0)]
-    log = [{"kind": "epoch", "epoch": 1, "top1_err": 90.0}]
-    assert find_results([], [write_results(tmp_path / "a.jsonl", evaluated, other, log)]) == []
+def test_evaluations_and_other_recipes_are_passed_over(tmp_path: Path) -> None:
+    evaluated = lines(PYRAMID, 17.0, source="evaluation", file="model.safetensors")
+    other = [replace(record, recipe="digits-resnet20") for record in lines(PYRAMID, 17.0)]
+    assert find_results([], [write_results(tmp_path / "a.jsonl", evaluated, other)]) == []
 
 
 def test_one_run_of_each_is_tested_in_pairs(tmp_path: Path) -> None:
@@ -155,7 +156,7 @@ def test_one_run_of_each_is_tested_in_pairs(tmp_path: Path) -> None:
 
 def test_sweeps_join_points_that_were_run_alike() -> None:
     (table,) = find_tables("figure3-alpha")
-    result = {("top1_err", "last"): {"value": 50.0}}
+    result = {("top1_err", "last"): Record(metric="top1_err", value=50.0)}
     found = [Trained(str(row.recipe), how, 0, result) for row in table.rows[:4] for how in ("short", SMOKE)]
     found += [Trained(str(table.rows[5].recipe), "", 0, result)]
     (sweep,) = sweeps(table, found)

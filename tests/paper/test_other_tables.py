@@ -1,41 +1,43 @@
 """Beside the paper's numbers stands only what was measured as the paper did; the rest is apart, and says why."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from scipy import stats
 
-from cutmix.config.recipes import RECIPES
-from cutmix.config.transfer import CAPTIONING as NIC
+from cutmix.config.recipes import RECIPES, recipe_changes
 from cutmix.config.transfer import SSD300
-from cutmix.paper.compare import Found, Sheet, find_measured, paper_sheets
+from cutmix.paper.compare import Sheet, find_measured, paper_sheets
 from cutmix.paper.tables import CAPTIONING, FGSM, LOCALIZATION, TRANSFER, UNKNOWN, PaperTable
+from cutmix.runs.record import Record, append_records
 
 METHODS = ("Baseline", "Mixup", "Cutout", "CutMix")
 NOT_RUN = ("not run",) * 4
 
 
-def detector(**changes: Any) -> Found:
+def detector(**changes: Any) -> Record:
     """A detector trained as the paper says, on the CutMix backbone."""
-    line = {"recipe": "ssd300-x", "arch": "ssd300", "data": "VOCdevkit", "model": "resnet50", "epochs": 232, "seed": 0,
-            "backbone": "runs/x/model.safetensors", "backbone_recipe": "imagenet-resnet50-cutmix", "weights": "model",
-            "training_pictures": 16_551, "n": 4_952, "measure": "map", "which": "last", "value": 77.41, "low": 76.2,
-            "high": 78.6}  # fmt: skip
-    return Found(line | changes, SSD300.to_dict() | {"backbone": "runs/x", "data": "d", "val_fraction": 0.3})
+    its = {"source": "training", "task": "detection", "recipe": "ssd300-x", "recipe_changes": {"val_fraction": 0.3},
+           "data": "VOCdevkit", "split": "test", "arch": "ssd300", "model": "resnet50", "epochs": 232, "seed": 0,
+           "backbone": "runs/x/model.safetensors", "backbone_recipe": "imagenet-resnet50-cutmix",
+           "training_images": 16_551, "n": 4_952, "metric": "map", "value": 77.41, "low": 76.2,
+           "high": 78.6}  # fmt: skip
+    return Record(**its | changes)
 
 
-def classifier(recipe: str, measure: str, **changes: Any) -> Found:
+def classifier(recipe: str, metric: str, **changes: Any) -> Record:
     """A result of a suite, of a classifier trained as its recipe says."""
     own = RECIPES[recipe]
-    line = {"recipe": recipe, "data": own.data, "model": own.model, "epochs": own.epochs, "seed": 0, "weights": "model",
-            "measure": measure, "which": "last", "value": 50.0, "low": 49.0, "high": 52.0, "n": 50_000,
-            "file": "model.safetensors"}  # fmt: skip
-    return Found(line | changes, own.to_dict())
+    its = {"source": "evaluation", "recipe": recipe, "recipe_changes": {}, "data": own.data, "split": "test",
+           "model": own.model, "epochs": own.epochs, "seed": 0, "metric": metric, "value": 50.0, "low": 49.0,
+           "high": 52.0, "n": 50_000, "file": "model.safetensors"}  # fmt: skip
+    return Record(**its | changes)
 
 
-def row(table: PaperTable, label: str, *found: Found) -> tuple[str, ...]:
+def row(table: PaperTable, label: str, *found: Record) -> tuple[str, ...]:
     (sheet, *_), _ = paper_sheets(table, found)
     assert sheet.header == ("Row", *METHODS)
     return next(cells[1:] for cells in sheet.rows if cells[0] == f"{label}: here")
@@ -71,8 +73,8 @@ def test_seeds_are_pooled() -> None:
         ({"model": "resnet18"}, "network resnet18"),
         ({"epochs": 40}, "40 of 232 epochs"),
         ({"data": "voc-100", "n": 20}, "data voc-100, 20 test images"),
-        ({"training_pictures": 5_011}, "5,011 training pictures"),
-        ({"training_pictures": None}, "unknown number of training pictures"),
+        ({"training_images": 5_011}, "5,011 training pictures"),
+        ({"training_images": None}, "unknown number of training pictures"),
         ({"weights": "ema"}, "averaged weights"),
         ({"recipe": "ssd300-none", "backbone": "none", "backbone_recipe": None}, "a backbone of random weights"),
         (
@@ -89,9 +91,9 @@ def test_every_departure_is_named_and_keeps_a_result_apart(changes: dict[str, An
     assert all(cells[1:] == NOT_RUN for cells in sheets[0].rows[1::2])
     assert sheets[1] == Sheet(
         "Table 10, not comparable with the paper’s numbers", ("Run", "SSD300, mAP"),
-        [(found.line["recipe"], "77.4 [76.2, 78.6]")],
+        [(found.recipe, "77.4 [76.2, 78.6]")],
     )  # fmt: skip
-    assert said == [f"{found.line['recipe']} is not the paper’s protocol: {how}."]
+    assert said == [f"{found.recipe} is not the paper’s protocol: {how}."]
 
 
 def test_runs_on_other_backbones_are_never_averaged() -> None:
@@ -146,9 +148,9 @@ def test_a_run_that_was_evaluated_twice_is_one(tmp_path: Path) -> None:
     ]
     found = [classifier(name, "fgsm_err", **how, **date, value=60.0 + 20 * i) for i, date in enumerate(dates)]
     file = tmp_path / "results.jsonl"
-    file.write_text("".join(json.dumps(one.line) + "\n" for one in found))
+    append_records(file, found)
     (read,) = find_measured([], [file])
-    assert read.line["value"] == 80.0
+    assert read.value == 80.0
     assert row(FGSM, "Top-1 accuracy under FGSM", *found)[3] == "20.0 [48.0, 51.0]"
     drawn = classifier(name, "fgsm_err", **how | {"drawn": 100, "n": 100, "file": "runs/x/model.safetensors"})
     assert row(FGSM, "Top-1 accuracy under FGSM", *found, drawn)[3] == "20.0 [48.0, 51.0]"
@@ -156,25 +158,19 @@ def test_a_run_that_was_evaluated_twice_is_one(tmp_path: Path) -> None:
     assert row(FGSM, "Top-1 accuracy under FGSM", *found, other)[3].startswith("30.0 [")  # two seeds: their mean
 
 
-def test_a_changed_recipe_is_known_by_its_folder_or_its_command() -> None:
-    found = detector()
-    changed = found._replace(config=SSD300.to_dict() | {"lr": 0.01, "batch_size": 8})
+def test_a_changed_recipe_is_named_by_its_fields() -> None:
+    recipe = replace(SSD300, lr=0.01, batch_size=8, seed=3, data="d", backbone="runs/x")
+    changed = detector(recipe_changes=recipe_changes(recipe))
     assert paper_sheets(TRANSFER, [changed])[1] == ["ssd300-x is not the paper’s protocol: batch_size and lr changed."]
-    command = "cutmix transfer detection --small --backbone runs/x --weight-decay 0 --data d --arch ssd300"
-    told = Found(found.line | {"command": command}, None)
-    assert paper_sheets(TRANSFER, [told])[1] == [
-        "ssd300-x is not the paper’s protocol: small and weight_decay changed."
-    ]
-    same = Found(found.line | {"command": "cutmix transfer detection --data d --backbone=runs/x --seed 0"}, None)
+    same = detector(recipe_changes=recipe_changes(replace(SSD300, data="d", backbone="runs/x")))
     assert paper_sheets(TRANSFER, [same])[1] == []
 
 
 def test_captions_are_in_both_tables() -> None:
     shared = {"recipe": "captioning-x", "arch": "show-and-tell", "epochs": 100, "n": 40_504, "beam": 20,
-              "training_pictures": 82_783, "backbone_recipe": "imagenet-resnet50-mixup"}  # fmt: skip
-    config = NIC.to_dict() | {"backbone": "x", "data": "coco"}
-    found = [Found(detector(**shared, measure=f"bleu_{n}", value=60.0 / n).line, config) for n in range(1, 5)]
-    found.append(Found(detector(**shared, measure="meteor", value=None).line, config))
+              "training_images": 82_783, "backbone_recipe": "imagenet-resnet50-mixup"}  # fmt: skip
+    found = [detector(**shared, metric=f"bleu_{n}", value=60.0 / n) for n in range(1, 5)]
+    found.append(detector(**shared, metric="meteor", value=None))
     assert row(TRANSFER, "Captions, BLEU-4", *found)[1].startswith("15.0 [")
     assert row(CAPTIONING, "BLEU-3", *found)[1].startswith("20.0 [")
     assert row(CAPTIONING, "METEOR", *found) == NOT_RUN
@@ -194,7 +190,7 @@ def test_localization_needs_the_test_images_of_its_data() -> None:
         "not run"
     )
     assert row(LOCALIZATION, "ResNet-50, CUB-200-2011", classifier(name, "top1_loc", n=5_000)) == NOT_RUN
-    bare = classifier(name, "top1_loc", n=5_794)._replace(config=None)
+    bare = classifier(name, "top1_loc", n=5_794, recipe_changes=None)
     assert paper_sheets(LOCALIZATION, [bare])[1] == [
         f"{name} is not the paper’s protocol: how it was trained is not known."
     ]
@@ -203,13 +199,13 @@ def test_localization_needs_the_test_images_of_its_data() -> None:
 def test_other_data_that_are_not_the_papers_are_apart() -> None:
     name, of = "cifar100-pyramidnet200-mixup-1.0", "tiny-imagenet-crop"
     found = [
-        classifier(name, measure, of=of, n=20_000, value=value)
-        for measure, value in (("ood_tnr95", 10.0), ("ood_auroc", 20.0), ("ood_detection_acc", 30.0))
+        classifier(name, metric, of=of, n=20_000, value=value)
+        for metric, value in (("ood_tnr95", 10.0), ("ood_auroc", 20.0), ("ood_detection_acc", 30.0))
     ]
     assert row(UNKNOWN, of, *found)[1] == "10.0 [49.0, 52.0]; 20.0 [49.0, 52.0]; 30.0 [49.0, 52.0]"
     energy = classifier(name, "ood_auroc", of=of, n=20_000, score="energy")
     assert row(UNKNOWN, of, energy) == NOT_RUN
-    noted = [one._replace(line=one.line | {"note": "cropped here"}) for one in found]
+    noted = [replace(one, note="cropped here") for one in found]
     assert row(UNKNOWN, of, *noted) == NOT_RUN
     assert paper_sheets(UNKNOWN, noted)[1] == [f"{name} is not the paper’s protocol: cropped here."]
 
@@ -218,12 +214,11 @@ def test_results_are_read_once_from_folders_and_files(tmp_path: Path) -> None:
     found = detector()
     folder = tmp_path / "runs" / "a"
     folder.mkdir(parents=True)
-    lines = [found.line | {"epoch": 232}, found.line | {"epoch": 230, "which": "best", "value": 78.0}]
-    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    records = [replace(found, epoch=232), replace(found, epoch=230, which="best", value=78.0)]
+    append_records(folder / "results.jsonl", records)
     (folder / "config.json").write_text(json.dumps({"recipe": SSD300.to_dict() | {"data": "d", "backbone": "x"}}))
     copy = tmp_path / "copy.jsonl"
     copy.write_text((folder / "results.jsonl").read_text())
     read = find_measured([tmp_path / "runs"], [copy])
-    assert [one.line["value"] for one in read] == [77.41]
-    assert read[0].config is not None  # the folder knows more than the copy
+    assert [one.value for one in read] == [77.41]
     assert row(TRANSFER, "SSD300, mAP", *read)[3] == "77.4 [76.2, 78.6]"

@@ -15,6 +15,7 @@ from cutmix.paper import reproduce
 from cutmix.paper.reproduce import parse_shard, plan, run_reproduce, scaled
 from cutmix.paper.tables import find_tables
 from cutmix.runs.folder import hold, saved_recipe
+from cutmix.runs.record import read_records
 from cutmix.runtime.files import read_lines
 from cutmix.training.optim import learning_rate
 
@@ -55,7 +56,7 @@ def test_smoke_runs_each_row_once(data: Path, tmp_path: Path, capsys: pytest.Cap
     names = [f"cifar100-pyramidnet200{mix}+resnet20+smoke" for mix in ("", "-cutmix")]
     assert {path.name for path in folders} == {f"{name}-seed0" for name in names}
     for folder in folders:
-        assert {line["n"] for line in read_lines(folder / "results.jsonl")} == {32}
+        assert {record.n for record in read_records(folder / "results.jsonl")} == {32}
         assert read_lines(folder / "log.jsonl")[-1]["step"] == 3
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name[0] != "."}
     run(data, out, "--scale", "smoke")
@@ -89,7 +90,7 @@ def test_short_is_timed_first_and_goes_on_where_it_was_stopped(
     said = capsys.readouterr().out
     assert "run 1 of 1: CutMix" in said
     results = [
-        {path.parent.name: [line["value"] for line in read_lines(path)] for path in out.glob("*/results.jsonl")}
+        {path.parent.name: [record.value for record in read_records(path)] for path in out.glob("*/results.jsonl")}
         for out in (tmp_path / "whole", tmp_path / "parts")
     ]
     assert results[0] == results[1]

@@ -11,11 +11,12 @@ from cutmix.errors import InputError
 from cutmix.report.figures import curves, histograms, pictures, reliability_of
 from cutmix.report.tables import Card, gather
 from cutmix.runs.read import Run
+from cutmix.runs.record import Record
 
 
 def make_card(folder: Path, suite: str, *lines: dict, labels: tuple[str, ...] = ("one", "two")) -> Card:
-    common = {"which": "last", "data": "x", "n": 100, "low": None, "high": None, "value": 10.0, "suite": suite}
-    results = tuple(common | line for line in (*lines, {"measure": "clean_err"}))
+    common = {"data": "x", "n": 100, "value": 10.0, "suite": suite}
+    results = tuple(Record(**common | line) for line in (*lines, {"metric": "clean_err"}))
     for label in labels:
         (folder / label / "predictions").mkdir(parents=True)
         (folder / label / "pictures").mkdir()
@@ -35,7 +36,7 @@ def alts(html: str) -> list[str]:
 
 
 def test_a_sweep_is_one_plot_with_all_runs(tmp_path) -> None:
-    lines = [{"measure": "fgsm_err", "at": k / 255, "value": 10.0 + k, "low": 9.0, "high": 12.0} for k in (0, 1, 8)]
+    lines = [{"metric": "fgsm_err", "at": k / 255, "value": 10.0 + k, "low": 9.0, "high": 12.0} for k in (0, 1, 8)]
     card = make_card(tmp_path, "robustness", *lines)
     html = curves(card, card.sweeps())
     assert alts(html) == [

@@ -11,6 +11,7 @@ from cutmix.evaluate.classifier import Classifier
 from cutmix.evaluate.ood import ood_suite
 from cutmix.evaluate.robustness import robustness_suite
 from cutmix.report.metrics import MEASURES, at_in_words, in_255ths, measure_of, name_of
+from cutmix.runs.record import Record
 
 OF_OTHER_DATA = {
     "robustness": {
@@ -65,14 +66,14 @@ def test_a_better_direction_is_that_of_the_name() -> None:
 @pytest.mark.parametrize(
     ("record", "name"),
     [
-        ({"measure": "ece", "suite": "calibration"}, "ece"),
-        ({"measure": "ood_auroc", "convention": "exact", "score": "max-softmax"}, "ood_auroc"),
-        ({"measure": "ood_auroc", "convention": "exact", "score": "energy"}, "ood_auroc_energy"),
-        ({"measure": "ood_tnr95", "convention": "mahalanobis", "score": "max-softmax"}, "ood_tnr95_mahalanobis"),
-        ({"measure": "mce", "suite": "calibration"}, "mce"),
+        (Record(metric="ece", value=1.0), "ece"),
+        (Record(metric="ood_auroc", value=1.0, convention="exact", score="max-softmax"), "ood_auroc"),
+        (Record(metric="ood_auroc", value=1.0, convention="exact", score="energy"), "ood_auroc_energy"),
+        (Record(metric="ood_tnr95", value=1.0, convention="mahalanobis", score="max-softmax"), "ood_tnr95_mahalanobis"),
+        (Record(metric="mce", value=1.0), "mce"),
     ],
 )
-def test_a_record_has_one_definition(record: dict, name: str) -> None:
+def test_a_record_has_one_definition(record: Record, name: str) -> None:
     assert name_of(record) == name
     assert name in MEASURES
 
@@ -108,4 +109,4 @@ def test_where_something_was_measured() -> None:
     ],
 )
 def test_checks_hold_or_fail(name: str, value: float, at: float | None, holds: bool) -> None:
-    assert MEASURES[name].holds({"value": value, "at": at}) is holds
+    assert MEASURES[name].holds(Record(metric=name, value=value, at=at)) is holds

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,27 +12,31 @@ from sklearn.metrics import roc_auc_score
 from cutmix.errors import InputError
 from cutmix.report.paired import against_baseline, differences, read_arrays
 from cutmix.runs.read import Run, read_runs
+from cutmix.runs.record import Record, append_records, read_records
 from cutmix.statistics import read_outcome
 
 N = 400
 
 
-def make_run(folder: Path, *, good: float = 0.7, eps: float = 8 / 255, command: str = "", **recipe) -> Path:
+def make_run(folder: Path, *, good: float = 0.7, eps: float = 8 / 255, draw_seed: int = 0, **recipe) -> Path:
     """Write a run of which a share of the images is right, with the arrays of every suite."""
     recipe = {"name": folder.name, "data": "digits", "mix": "none", "epochs": 1, "seed": 0} | recipe
     (folder / "predictions").mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"recipe": recipe}))
-    line = {"data": "digits", "split": "test", "which": "last", "epoch": 1, "value": 1.0, "n": N, "command": command}
-    lines = [
-        line | {"measure": "top1_err"},
-        line | {"measure": "ece", "suite": "calibration", "bins": 15},
-        line | {"measure": "noise_err", "suite": "robustness", "at": eps},
-        line | {"measure": "ood_auroc", "suite": "ood", "of": "uniform"},
-        line | {"measure": "top1_loc", "suite": "localization", "at": 0.15},
-        *(line | {"measure": f"{name}_err", "suite": "robustness"} for name in ("clean", "fgsm", "pgd")),
-        *(line | {"measure": name, "suite": "localization"} for name in ("gt_known_loc", "top1_cls")),
-    ]
-    (folder / "results.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    of_run = {"recipe": folder.name, "data": "digits", "split": "test", "epoch": 1, "draw_seed": draw_seed}
+
+    def record(metric: str, suite: str, **more) -> Record:
+        return Record(metric=metric, suite=suite, value=1.0, n=N, **of_run, **more)
+
+    append_records(folder / "results.jsonl", [
+        replace(record("top1_err", "classification"), source="training", suite=None, draw_seed=None),
+        record("ece", "calibration", bins=15),
+        record("noise_err", "robustness", at=eps),
+        record("ood_auroc", "ood", of="uniform"),
+        record("top1_loc", "localization", at=0.15),
+        *(record(f"{name}_err", "robustness") for name in ("clean", "fgsm", "pgd")),
+        *(record(name, "localization") for name in ("gt_known_loc", "top1_cls")),
+    ])  # fmt: skip
     random = np.random.default_rng(int(100 * good))
     right = random.random((4, N)) < good
     arrays = {
@@ -46,6 +51,13 @@ def make_run(folder: Path, *, good: float = 0.7, eps: float = 8 / 255, command: 
     for suite, content in arrays.items():
         np.savez(folder / "predictions" / f"{suite}-last.npz", **content)
     return folder
+
+
+def edit(folder: Path, **fields) -> None:
+    """Change fields of all results of a run."""
+    records = [replace(record, **fields) for record in read_records(folder / "results.jsonl")]
+    (folder / "results.jsonl").unlink()
+    append_records(folder / "results.jsonl", records)
 
 
 def change(folder: Path, suite: str, **arrays: np.ndarray) -> None:
@@ -126,11 +138,10 @@ def test_other_bounds_data_and_draws_are_not_compared(tmp_path) -> None:
     plain = make_run(tmp_path / "plain")
     stronger = make_run(tmp_path / "a", eps=4 / 255, mix="cutmix")
     assert set(compared((plain, stronger), "robustness")) == {"clean_err"}
-    drawn = make_run(tmp_path / "b", mix="mixup", command="cutmix evaluate runs/b --suite ood --seed 3")
+    drawn = make_run(tmp_path / "b", mix="mixup", draw_seed=3)
     assert compared((plain, drawn), "ood") == {}
     other = make_run(tmp_path / "c", mix="cutout")
-    lines = (other / "results.jsonl").read_text().replace('"split": "test"', '"split": "val"')
-    (other / "results.jsonl").write_text(lines)
+    edit(other, split="val")
     assert compared((plain, other), "calibration") == {}
 
 
@@ -139,8 +150,7 @@ def test_only_the_same_images_of_a_draw_are_compared(tmp_path) -> None:
 
     def drawn(*facts: dict[str, int]) -> bool:
         for run, more in zip(runs, facts, strict=True):
-            lines = [json.loads(line) | more for line in (run / "results.jsonl").read_text().splitlines()]
-            (run / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            edit(run, **more)
         return bool(compared(runs, "calibration"))
 
     assert drawn({"drawn": 400, "draw_seed": 0}, {"drawn": 400, "draw_seed": 0})
@@ -150,17 +160,17 @@ def test_only_the_same_images_of_a_draw_are_compared(tmp_path) -> None:
 
 def rewrite(folder: Path, *evaluations: list[dict]) -> None:
     """Write evaluations one after another below what the training itself has measured."""
-    own = (folder / "results.jsonl").read_text().splitlines()[0]
-    lines = [json.loads(own) | {"file": "model.safetensors", "drawn": None, "draw_seed": 0} | line
-             for each in evaluations for line in each]  # fmt: skip
-    (folder / "results.jsonl").write_text("\n".join([own, *map(json.dumps, lines)]) + "\n")
+    own = read_records(folder / "results.jsonl")[0]
+    its = replace(own, source="evaluation", file="model.safetensors", draw_seed=0)
+    (folder / "results.jsonl").unlink()
+    append_records(folder / "results.jsonl", [own, *(replace(its, **line) for each in evaluations for line in each)])
 
 
 def test_only_the_latest_evaluation_says_on_which_images_it_was(pair) -> None:
-    whole = [{"measure": name, "suite": "robustness"} for name in ("clean_err", "corruption_mean_err")]
+    whole = [{"metric": name, "suite": "robustness"} for name in ("clean_err", "corruption_mean_err")]
 
     def drawn(seed: int) -> list[dict]:
-        return [{"measure": "clean_err", "suite": "robustness", "drawn": N, "draw_seed": seed}]
+        return [{"metric": "clean_err", "suite": "robustness", "drawn": N, "draw_seed": seed}]
 
     rewrite(pair[0], whole, drawn(0))
     rewrite(pair[1], whole, drawn(1))
@@ -171,7 +181,7 @@ def test_only_the_latest_evaluation_says_on_which_images_it_was(pair) -> None:
 
 def test_a_set_of_outliers_that_was_measured_again_is_compared(pair) -> None:
     def outliers(of: str, **more) -> list[dict]:
-        return [{"measure": name, "suite": "ood", "of": of, **more} for name in ("ood_auroc", "ood_tnr95")]
+        return [{"metric": name, "suite": "ood", "of": of, **more} for name in ("ood_auroc", "ood_tnr95")]
 
     rewrite(pair[0], outliers("uniform"), outliers("gaussian", drawn=7), outliers("uniform"))
     rewrite(pair[1], outliers("uniform"))
@@ -182,7 +192,7 @@ def test_held_out_shares_of_two_seeds_are_other_images(tmp_path) -> None:
     paths = make_run(tmp_path / "a", val_fraction=0.2), make_run(tmp_path / "b", mix="mixup", val_fraction=0.2, seed=1)
     assert len(compared(paths, "calibration")) == 1
     for path in paths:
-        (path / "results.jsonl").write_text((path / "results.jsonl").read_text().replace('"test"', '"val"'))
+        edit(path, split="val")
     assert compared(paths, "calibration") == {}
 
 

@@ -13,19 +13,20 @@ from cutmix.errors import InputError
 from cutmix.report.suites import calibration, definitions, localization, robustness, unknown
 from cutmix.report.summary import write_report
 from cutmix.runs.read import read_runs
+from cutmix.runs.record import Record, append_records, read_records
 
 SECTIONS = (calibration, robustness, unknown, localization)
 N = 300
 VOID = {"meta", "img", "br", "path", "use"}
 
 
-def lines_of(shift: float) -> list[dict]:
+def records_of(shift: float, **of_run) -> list[Record]:
     """Records of every suite, as they are written."""
 
-    def rate(suite: str, measure: str, value: float | None = 30.0, **more) -> dict:
+    def rate(suite: str, metric: str, value: float | None = 30.0, **more) -> Record:
         ends = {"low": None, "high": None} if value is None else {"low": value + shift - 3, "high": value + shift + 3}
         moved = None if value is None else value + shift
-        return {"suite": suite, "measure": measure, "value": moved, "n": N, "confidence": 0.95} | ends | more
+        return Record(**of_run | {"suite": suite, "metric": metric, "value": moved, "n": N} | ends | more)
 
     eps = 8 / 255
     found = [rate("classification", "top1_err"), rate("calibration", "ece", bins=15, note="biased upwards")]
@@ -57,8 +58,8 @@ def make_run(folder: Path, shift: float = 0.0, *, evaluated: str | None = None, 
     config |= {} if evaluated is None else {"evaluated": evaluated}
     (folder / "config.json").write_text(json.dumps(config))
     which = "last" if evaluated is None else "file"
-    common = {"data": "digits", "split": "test", "which": which, "epoch": None if evaluated else 1}
-    (folder / "results.jsonl").write_text("".join(json.dumps(common | line) + "\n" for line in lines_of(shift)))
+    of_run = {"data": "digits", "split": "test", "which": which, "epoch": None if evaluated else 1}
+    append_records(folder / "results.jsonl", records_of(shift, **of_run))
     random = np.random.default_rng(0)
     right = random.random((2, N)) < 0.7 - shift / 10
     table = np.array([[0, 0.5, 100, 0.4, 0.3], [0.5, 1, 200, 0.8, 0.9]])
@@ -125,9 +126,9 @@ def test_every_link_has_its_definition_and_no_other_is_there(tmp_path, pair) -> 
 
 def test_no_section_without_its_records(tmp_path) -> None:
     run = make_run(tmp_path / "a")
-    lines = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
-    kept = [line for line in lines if line["suite"] in ("classification", "ood")]
-    (run / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    records = read_records(run / "results.jsonl")
+    (run / "results.jsonl").unlink()
+    append_records(run / "results.jsonl", [one for one in records if one.suite in ("classification", "ood")])
     runs = read_runs([run])
     assert [section(runs) is None for section in SECTIONS] == [
         True, True, False, True
@@ -208,8 +209,9 @@ def test_an_evaluation_without_results_is_no_page(tmp_path) -> None:
 
 def test_a_classifier_with_suites_alone_says_so_in_the_summary(tmp_path) -> None:
     run = make_run(tmp_path / "resnet50", evaluated="resnet50.pth")
-    lines = (run / "results.jsonl").read_text().splitlines()
-    (run / "results.jsonl").write_text("\n".join(line for line in lines if "classification" not in line) + "\n")
+    records = read_records(run / "results.jsonl")
+    (run / "results.jsonl").unlink()
+    append_records(run / "results.jsonl", [one for one in records if one.suite != "classification"])
     text = write_report([run], tmp_path / "page.html").read_text(encoding="utf-8")
     assert "top-1 error not run; what was measured is below (calibration, robustness, ood, localization)" in text
 
@@ -223,9 +225,7 @@ def test_a_run_keeps_its_style_where_another_was_not_measured(tmp_path, pair) ->
 
 def test_what_a_file_says_cannot_become_markup(tmp_path) -> None:
     run = make_run(tmp_path / "a")
-    evil = {"suite": "ood", "measure": "<script>", "of": "<b>x</b>", "note": "<i>note</i>", "value": 1.0, "n": 1}
-    evil |= {"which": "last", "epoch": 1, "data": "digits", "split": "test"}
-    with open(run / "results.jsonl", "a") as file:
-        file.write(json.dumps(evil) + "\n")
+    evil = {"suite": "ood", "metric": "<script>", "of": "<b>x</b>", "note": "<i>note</i>", "value": 1.0, "n": 1}
+    append_records(run / "results.jsonl", [Record(data="digits", split="test", epoch=1, **evil)])
     text = write_report([run], tmp_path / "page.html").read_text(encoding="utf-8")
     assert not re.search(r"<script>|<b>|<i>", text)

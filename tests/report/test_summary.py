@@ -18,6 +18,7 @@ from cutmix.report.compare import comparisons, estimate, listed
 from cutmix.report.figures import Curve, key, learning_curves, lines, outlines, reliability
 from cutmix.report.summary import SECTIONS, write_report
 from cutmix.runs.read import differing_fields, groups, read_runs
+from cutmix.runs.record import Record, append_records
 
 VOID = {"meta", "img", "br", "hr", "input", "link", "col"}
 
@@ -41,15 +42,16 @@ def make_run(
         log[-1]["top1_err"] = error + 5 * (epochs - epoch)
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     if finished:
-        shared = {"data": recipe["data"], "split": "test", "n": n, "weights": "model", "parameters": 278_324}
-        shared |= {"seconds": 812.3, "date": "2026-01-02", "device": "cpu (b)"}
-        lines = []
+        shared = {"source": "training", "recipe": recipe["name"], "data": recipe["data"], "split": "test", "n": n}
+        shared |= {"seed": recipe["seed"], "parameters": 278_324, "seconds": 812.3, "date": "2026-01-02"}
+        shared |= {"device": "cpu (b)"}
+        records = []
         for which, epoch, better in (("last", epochs, 0.0), ("best", epochs - 1, 0.5)):
-            for measure, value in (("top1_err", error - better), ("top5_err", error / 4)):
+            for metric, value in (("top1_err", error - better), ("top5_err", error / 4)):
                 interval = stats.binomtest(round(value * n / 100), n).proportion_ci(method="wilson")
                 bounds = {"low": 100 * interval.low, "high": 100 * interval.high}
-                lines.append({"measure": measure, "which": which, "epoch": epoch, "value": value} | bounds | shared)
-        (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+                records.append(Record(metric=metric, which=which, epoch=epoch, value=value, **bounds, **shared))
+        append_records(folder / "results.jsonl", records)
     if samples:
         Image.fromarray(np.full((20, 30, 3), 99, np.uint8)).save(folder / "samples.png")
     return folder
@@ -178,7 +180,7 @@ def test_the_summary_says_what_the_intervals_allow(tmp_path, error, said):
 
 def test_a_difference_in_more_than_the_mixing_is_said(tmp_path):
     runs = make_run(tmp_path / "a"), make_run(tmp_path / "b", mix="cutmix", lr=0.2, epochs=9)
-    assert "differ also in lr and epochs" in comparisons(read_runs(runs))[1][1]
+    assert "differ also in epochs and lr" in comparisons(read_runs(runs))[1][1]
 
 
 def test_seeds_are_pooled_with_the_t_interval(tmp_path):
@@ -256,11 +258,10 @@ def test_runs_on_different_data_are_not_compared(tmp_path):
 
 def test_what_a_file_says_cannot_become_markup(tmp_path):
     evil = '<script>alert("1")</script>&amp;$x_1$'
-    run = make_run(tmp_path / "a", name=evil, data=evil, model=evil, mix=evil)
+    run = make_run(tmp_path / "a", name=evil, data=evil, model=evil, mix="cutmix")
     page = page_of(tmp_path, run, make_run(tmp_path / "b", mix="none"))
     assert "script" not in {tag for tag, _ in page.tags}
-    assert page.table("Every run")[evil][1:4] == [evil, evil, evil]
-    assert evil in next(attrs["alt"] for tag, attrs in page.tags if tag == "img")
+    assert page.table("Every run")["cutmix"][1:4] == [evil, evil, evil]
 
 
 def test_images_are_embedded_with_their_size(tmp_path, pair):
@@ -294,15 +295,17 @@ def test_tables_and_figures_are_accessible(tmp_path, pair):
         (
             "log.jsonl",
             '{"kind":"epoch","epoch":1}\n{"kind":"ep\n{"kind":"epoch","epoch":2}\n',
-            "log.jsonl, line 2 is dam",
+            "log.jsonl, line 2 is not JSON",
         ),
-        ("log.jsonl", '{"kind":"epoch","epoch":1}\n[1]\n', "log.jsonl, line 2 is not a JSON object"),
-        ("log.jsonl", '{"kind":"epoch","epoch":"one"}\n', "line 1 has 'epoch' missing or of another type"),
-        ("results.jsonl", '{"measure":"top1_err","which":"last","value":"low"}\n', "results.jsonl, line 1 has 'value'"),
-        ("config.json", '{"recipe":', "config.json is damaged"),
-        ("config.json", '{"recipe": 3}', "config.json has no recipe"),
-        ("config.json", "[]", "config.json holds a list"),
-        ("environment.json", "no", "environment.json is damaged"),
+        ("log.jsonl", '{"kind":"epoch","epoch":1}\n[1]\n', "log.jsonl, line 2 is a list; expected one JSON object"),
+        ("log.jsonl", '{"kind":"epoch","epoch":"one"}\n', 'log.jsonl, line 1: epoch is "one"; expected a whole number'),
+        ("log.jsonl", '{"kind":"epoch","epoch":1,"top1_err":"3"}\n', 'line 1: top1_err is "3"; expected a number'),
+        ("results.jsonl", '{"metric":"x","value":1}\n', "results.jsonl, line 1: schema is None; expected 1"),
+        ("config.json", '{"recipe":', "config.json is not JSON"),
+        ("config.json", '{"recipe": 3}', "config.json: recipe is 3; expected an object"),
+        ("config.json", "[]", "config.json is a list"),
+        ("environment.json", "no", "environment.json is not JSON"),
+        ("environment.json", '{"torch": ["2"]}', "environment.json: torch is a list; expected a text or a number"),
         ("samples.png", "no image", "samples.png is no PNG image"),
     ],
 )
@@ -349,21 +352,22 @@ def test_an_epoch_logged_twice_counts_once(tmp_path):
         log.write(json.dumps({"kind": "epoch", "epoch": 3, "top1_err": 29.0}))  # the newline is still to come
     (read,) = read_runs([run])
     assert [(entry["epoch"], entry["top1_err"]) for entry in read.epochs] == [(1, 40.0), (2, 35.0), (3, 29.0)]
-    assert math.isclose(read.result("top1_err", "last")["value"], 30.0)
+    assert math.isclose(read.result("top1_err", "last").value, 30.0)
 
 
 def test_a_measure_made_twice_takes_the_place_of_the_later_and_leaves_the_own_data(tmp_path):
     run = make_run(tmp_path / "a", finished=False)
     made = [("a", "ece", 1), ("b", "ece", 2), ("a", "nll", 3), ("a", "ece", 4), ("a", "nll", 5), ("a", "brier", 6)]
-    shared = {"which": "file", "suite": "calibration", "n": 9, "epoch": None, "file": "w.pth"}
-    lines = [shared | {"data": data, "measure": measure, "value": value} for data, measure, value in made]
-    (run / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shared = {"which": "file", "suite": "calibration", "n": 9, "file": "w.pth"}
+    records = [Record(data=data, metric=metric, value=value, **shared) for data, metric, value in made]
+    append_records(run / "results.jsonl", records)
     config = json.loads((run / "config.json").read_text()) | {"evaluated": "w.pth"}
     (run / "config.json").write_text(json.dumps(config))
     (read,) = read_runs([run])
-    assert [line["value"] for line in read.suite("calibration")] == [4, 5, 6]
-    assert (read.data, [line["value"] for line in read.results]) == ("a", [4, 5, 6, 2])
-    (run / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (*lines[:2], lines[3])))
+    assert [record.value for record in read.suite("calibration")] == [4, 5, 6]
+    assert (read.data, [record.value for record in read.results]) == ("a", [4, 5, 6, 2])
+    (run / "results.jsonl").unlink()
+    append_records(run / "results.jsonl", (*records[:2], records[3]))
     assert read_runs([run])[0].data == "a"  # the first that it was measured on, though all of that is newer
 
 

@@ -1,5 +1,6 @@
 """The tables of a suite: rows, cells, notes, what was not run, checks."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,26 +8,26 @@ import pytest
 from cutmix.report.metrics import MEASURES
 from cutmix.report.tables import Key, cell, gather, name, notes, number, refusals, table, table_of_checks, table_of_sets
 from cutmix.runs.read import Run
+from cutmix.runs.record import Record
 
 
 def make_run(label: str, *lines: dict) -> Run:
-    common = {"which": "last", "data": "x", "n": 100, "low": None, "high": None, "value": 12.345}
-    results = tuple(common | line for line in lines)
+    results = tuple(Record(**{"data": "x", "n": 100, "value": 12.345} | line) for line in lines)
     return Run(Path(label), {"mix": label}, "", {}, (), results, None, label, label)
 
 
-def rate(measure: str, value: float | None = 12.345, **more) -> dict:
-    return {"suite": "robustness", "measure": measure, "value": value, "low": 10.0, "high": 15.04} | more
+def rate(metric: str, value: float | None = 12.345, **more) -> dict:
+    return {"suite": "robustness", "metric": metric, "value": value, "low": 10.0, "high": 15.04} | more
 
 
 def test_a_cell_has_value_and_interval_in_the_measures_digits() -> None:
-    line = {"value": -1.26, "low": -2.0, "high": 0.449}
+    line = Record(metric="x", value=-1.26, low=-2.0, high=0.449)
     assert cell(MEASURES["fgsm_err"], line) == "−1.3 [−2.0, 0.4]"
     assert cell(MEASURES["nll"], line) == "−1.260 [−2.000, 0.449]"
-    assert cell(MEASURES["temperature"], line | {"low": None}) == "−1.260"
-    assert cell(MEASURES["max_box_acc"], line | {"at": 0.234, "chosen_on": "test"}) == "−1.3 [−2.0, 0.4] at 0.23"
-    assert cell(MEASURES["fgsm_err"], line | {"at": 0.5}) == "−1.3 [−2.0, 0.4]"
-    assert cell(MEASURES["nll"], None) == cell(MEASURES["nll"], {"value": None}) == "not run"
+    assert cell(MEASURES["temperature"], replace(line, low=None)) == "−1.260"
+    assert cell(MEASURES["max_box_acc"], replace(line, at=0.234, chosen_on="test")) == "−1.3 [−2.0, 0.4] at 0.23"
+    assert cell(MEASURES["fgsm_err"], replace(line, at=0.5)) == "−1.3 [−2.0, 0.4]"
+    assert cell(MEASURES["nll"], None) == cell(MEASURES["nll"], replace(line, value=None)) == "not run"
     assert number(2.0, 1, signed=True) == "+2.0"
 
 
@@ -81,8 +82,8 @@ def test_a_note_stands_once_with_what_it_is_about() -> None:
 
 
 def test_what_was_chosen_on_the_test_set_is_marked_and_explained() -> None:
-    line = {"suite": "localization", "measure": "max_box_acc", "at": 0.2, "chosen_on": "test"}
-    card = gather([make_run("a", line, {"suite": "localization", "measure": "top1_cls"})], "localization")
+    line = {"suite": "localization", "metric": "max_box_acc", "at": 0.2, "chosen_on": "test"}
+    card = gather([make_run("a", line, {"suite": "localization", "metric": "top1_cls"})], "localization")
     html = table(card, "caption", list(card.rows))
     assert html.count("threshold chosen on the test images<") == 1
     assert html.count("flatters") == 1
@@ -90,8 +91,8 @@ def test_what_was_chosen_on_the_test_set_is_marked_and_explained() -> None:
 
 
 def test_what_was_not_run_says_why() -> None:
-    whole = {"suite": "ood", "measure": "ood", "value": None, "n": None, "note": "not run: no outliers"}
-    part = {"suite": "ood", "measure": "ood_auroc", "value": None, "n": 0, "of": "isun", "note": "not run: no isun"}
+    whole = {"suite": "ood", "metric": "ood", "value": None, "n": None, "note": "not run: no outliers"}
+    part = {"suite": "ood", "metric": "ood_auroc", "value": None, "n": 0, "of": "isun", "note": "not run: no isun"}
     card = gather([make_run("a", whole), make_run("b", part)], "ood")
     assert refusals(card).striptags() == "a: not run: no outliers."
     assert notes(card, list(card.rows)).striptags() == "isun, b: not run: no isun."
@@ -100,8 +101,7 @@ def test_what_was_not_run_says_why() -> None:
 
 def test_sets_are_rows_and_their_mean_stands_out() -> None:
     lines = [
-        {"suite": "ood", "measure": "ood_detection_acc", "of": of, "chosen_on": "test"}
-        for of in ("a", "mean of 2 sets")
+        {"suite": "ood", "metric": "ood_detection_acc", "of": of, "chosen_on": "test"} for of in ("a", "mean of 2 sets")
     ]
     card = gather([make_run("a", *lines)], "ood")
     html = table_of_sets(card, "caption", list(card.rows))

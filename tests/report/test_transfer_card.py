@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from cutmix.errors import InputError
 from cutmix.report.suites import captioning, detection, paper_of_transfer
 from cutmix.report.summary import write_report
 from cutmix.runs.read import read_runs
+from cutmix.runs.record import Record, append_records
 from cutmix.transfer.average_precision import RIGHT, WRONG, Judged
-from cutmix.transfer.caption_scores import caption_measures, picture_scores
+from cutmix.transfer.caption_scores import caption_records, picture_scores
 
 PICTURES = 30
 CLASSES = ("cat", "dog")
@@ -26,7 +28,7 @@ DETECTION = {"map": 41.25, "map_all_point": 43.5, "coco_map": None}
 def make_transfer(
     folder: Path,
     task: str,
-    lines: list[dict[str, Any]],
+    lines: list[Record],
     arrays: dict[str, np.ndarray],
     *,
     logged: int = 4,
@@ -45,12 +47,12 @@ def make_transfer(
     ]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     arch = recipe.get("arch", "show-and-tell")
-    shared = {"data": f"{task}-set", "split": "test", "model": recipe["model"], "arch": arch, "epochs": 4, "seed": 0,
-              "recipe": folder.name, "backbone": recipe["backbone"], "weights": "model", "suite": task, "n": PICTURES,
-              "low": None, "high": None, "confidence": 0.95, "parameters": 12_345}  # fmt: skip
+    shared = {"source": "training", "task": task, "recipe": folder.name, "recipe_changes": {}, "data": f"{task}-set",
+              "split": "test", "model": recipe["model"], "arch": arch, "epochs": 4, "seed": 0,
+              "backbone": recipe["backbone"], "suite": task, "parameters": 12_345, "epoch": 4}  # fmt: skip
     if logged == 4:
-        every = [shared | line | {"which": which, "epoch": 4} for which in ("last", "best") for line in lines]
-        (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in every))
+        every = [replace(one, **shared, which=which) for which in ("last", "best") for one in lines]
+        append_records(folder / "results.jsonl", every)
         np.savez(folder / "predictions" / "last.npz", **arrays)  # type: ignore[arg-type]
         (folder / "pictures").mkdir()
         name = {"detection": "detections", "captioning": "captions"}[task]
@@ -64,23 +66,24 @@ def make_detector(folder: Path, right: float = 0.5, shift: float = 0.0, **change
     verdicts = np.where(random.random(PICTURES) < right, RIGHT, WRONG).astype(np.int8)
     number = np.arange(PICTURES)
     judged = Judged(number, number % 2, random.random(PICTURES), verdicts, number, number % 2)
-    lines: list[dict[str, Any]] = [
-        {"measure": name, "value": None if value is None else value + shift} for name, value in DETECTION.items()
+    lines = [
+        Record(metric=name, value=None if value is None else value + shift, n=PICTURES)
+        for name, value in DETECTION.items()
     ]
-    lines[0] |= {"low": 30.0, "high": 52.0}
-    lines[2]["note"] = "not run: it needs a program"
-    lines += [{"measure": "ap", "of": of, "value": 40.0 + i, "n": 15 + i} for i, of in enumerate(CLASSES)]
+    lines[0] = replace(lines[0], low=30.0, high=52.0)
+    lines[2] = replace(lines[2], note="not run: it needs a program")
+    lines += [Record(metric="ap", of=of, value=40.0 + i, n=15 + i) for i, of in enumerate(CLASSES)]
     return make_transfer(folder, "detection", lines, judged._asdict(), **changes)
 
 
-def make_captioner(folder: Path, good: int, **changes: Any) -> tuple[Path, list[dict[str, Any]]]:
+def make_captioner(folder: Path, good: int, **changes: Any) -> tuple[Path, list[Record]]:
     """Write a captioner's run that gives back a reference for every ``good``-th picture."""
     references = {f"{i:02}": [f"a dog number {i} runs on the grass", f"dog {i} is running"] for i in range(PICTURES)}
     captions = {
         name: several[0] if i % good == 0 else "a cat sits on a red chair"
         for i, (name, several) in enumerate(references.items())
     }
-    lines = caption_measures(captions, references, resamples=50)
+    lines = caption_records(captions, references, resamples=50)
     scores = picture_scores(captions, references)
     arrays = {"bleu": scores.bleu, "rouge_l": scores.rouge_l, "cider_d": scores.cider_d,
               "references": np.frombuffer(b"the same", np.uint8)}  # fmt: skip
@@ -92,9 +95,9 @@ def make_classifier(folder: Path) -> Path:
     folder.mkdir()
     recipe = {"name": folder.name, "data": "cifar-100", "model": "resnet20", "mix": "none", "epochs": 2, "seed": 0}
     (folder / "config.json").write_text(json.dumps({"recipe": recipe, "command": "cutmix train"}))
-    line = {"measure": "top1_err", "which": "last", "epoch": 2, "value": 31.0, "low": 30.0, "high": 32.0, "n": 10_000,
-            "data": "cifar-100", "split": "test", "weights": "model"}  # fmt: skip
-    (folder / "results.jsonl").write_text(json.dumps(line) + "\n")
+    record = Record(source="training", metric="top1_err", epoch=2, value=31.0, low=30.0, high=32.0, n=10_000,
+                    data="cifar-100", split="test")  # fmt: skip
+    append_records(folder / "results.jsonl", [record])
     return folder
 
 
@@ -165,15 +168,15 @@ def test_captioners_side_by_side(tmp_path: Path) -> None:
     (first, lines), (second, _) = make_captioner(tmp_path / "a", 5), make_captioner(tmp_path / "b", 2, backbone="x")
     page = Page(tmp_path, first, second)
     table = page.table("Captions against those of people")
-    by_measure = {line["measure"]: line for line in lines}
-    bleu = by_measure["bleu_4"]
-    assert table["BLEU-4, ×\u00a0100"][0] == f"{bleu['value']:.2f} [{bleu['low']:.2f}, {bleu['high']:.2f}]"
+    by_metric = {record.metric: record for record in lines}
+    bleu = by_metric["bleu_4"]
+    assert table["BLEU-4, ×\u00a0100"][0] == f"{bleu.value:.2f} [{bleu.low:.2f}, {bleu.high:.2f}]"
     assert list(table) == [
         f"{x}, ×\u00a0100" for x in ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D")
     ]
-    if by_measure["meteor"]["value"] is None:
+    if by_metric["meteor"].value is None:
         assert table["METEOR, ×\u00a0100"][0] == "not run"
-        assert "METEOR: needs Java" in page.text
+        assert "METEOR: needs " in page.text
     differences = page.table("Difference to a on the same images")
     assert len(differences) == 6
     assert all(cells[0].startswith("+") for cells in differences.values())

@@ -1,6 +1,7 @@
 """A folder holds one run, one process writes it, and nothing of somebody else's is lost."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,8 @@ from cutmix.runs.folder import (
     write_arrays,
     write_bytes,
 )
-from cutmix.runtime.files import append_line, read_lines
+from cutmix.runs.record import Record, append_records, read_records
+from cutmix.runtime.files import read_lines
 from cutmix.runtime.weights import read_weights, save_weights
 
 RECIPE = Recipe(name="one")
@@ -140,12 +142,37 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"recipe": 1}', '{"recipe": {"lr": -1}}', '{"recipe": {"colour": 1}}']
+    ("text", "message"),
+    [
+        ("", "is not JSON in UTF-8"),
+        ("{", "is not JSON in UTF-8"),
+        ("[]", "is a list; expected one JSON object"),
+        ("{}", "has no field 'recipe'; expected an object"),
+        ('{"recipe": 1}', ": recipe is 1; expected an object"),
+        ('{"recipe": {}, "command": ["cutmix"]}', ": command is a list; expected a text"),
+        ('{"recipe": {"lr": -1}}', ", recipe: --lr is -1.0; expected a number above 0"),
+        ('{"recipe": {"lr": "0.1"}}', ', recipe: lr is "0.1"; expected a number'),
+        ('{"recipe": {"lr": true}}', ", recipe: lr is true; expected a number"),
+        ('{"recipe": {"lr": NaN}}', "NaN is not a JSON number"),
+        ('{"recipe": {"epochs": 1.0}}', ", recipe: epochs is 1.0; expected a whole number"),
+        ('{"recipe": {"name": null}}', ", recipe: name is null; expected a text"),
+        ('{"recipe": {"name": "\\ud800"}}', "has half a surrogate pair"),
+        ('{"recipe": {"mix_layers": ["0"]}}', ", recipe: mix_layers is a list; expected a list of whole numbers"),
+        ('{"recipe": {"crop_scale": [0.1]}}', ", recipe: crop_scale is a list; expected a list of numbers"),
+        ('{"recipe": {"optimizer": "lion"}}', 'optimizer is "lion"; expected one of sgd, adamw'),
+        ('{"recipe": {"colour": 1}}', ", recipe has an unknown field 'colour'"),
+        ('{"recipe": ' + "[" * 200_000 + "]" * 200_000 + "}", "is nested too deeply"),
+        ('{"recipe": {"lr": 1' + "0" * 400 + "}}", "expected a number"),
+    ],
+    ids=range(19),
 )
-def test_a_damaged_configuration_is_named(tmp_path: Path, text: str) -> None:
+def test_a_damaged_configuration_is_named_with_its_field(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(InputError, match=r"config\.json cannot be read as a run's configuration"):
+    with pytest.raises(
+        InputError, match=rf"config\.json{re.escape(message)}|config\.json.*{re.escape(message)}"
+    ) as refused:
         saved_recipe(tmp_path)
+    assert len(str(refused.value)) < 400
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
@@ -164,15 +191,15 @@ def test_the_log_is_cut_back(run: Path) -> None:
 
 
 def test_results_of_training_replace_their_own_and_keep_evaluations(run: Path) -> None:
-    evaluation = {"measure": "top1_err", "which": "last", "value": 9.0, "file": "model.safetensors"}
-    own = {"measure": "top1_err", "which": "last", "value": 1.0}
-    append_line(run / "results.jsonl", evaluation)
+    evaluation = Record(metric="top1_err", value=9.0, file="model.safetensors")
+    own = Record(metric="top1_err", value=1.0, source="training")
+    append_records(run / "results.jsonl", [evaluation])
     assert not has_results(run)
     with opened(run, resume=True) as folder:
         folder.write_results([own])
         folder.write_results([own])
     assert has_results(run)
-    assert read_lines(run / "results.jsonl") == [own, evaluation]
+    assert read_records(run / "results.jsonl") == [own, evaluation]
 
 
 def test_arrays_come_back(run: Path, tmp_path: Path) -> None:

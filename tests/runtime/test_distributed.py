@@ -13,6 +13,7 @@ import torch
 import cutmix.evaluate.command
 from cutmix.cli import main
 from cutmix.errors import InputError
+from cutmix.runs.record import read_records
 from cutmix.runtime.distributed import (
     World,
     any_process,
@@ -23,7 +24,6 @@ from cutmix.runtime.distributed import (
     send_buffers,
     without_sync,
 )
-from cutmix.runtime.files import read_lines
 
 # Runs the real commands; only looks at what passes by.
 DRIVER = """
@@ -121,9 +121,9 @@ def test_the_evaluation_equals_that_of_one_process(together: Path, monkeypatch: 
     assert len(labels) == 797  # no multiple of two
     np.testing.assert_array_equal(labels, alone[0].labels.numpy())
     np.testing.assert_allclose(logits, alone[0].logits.numpy(), rtol=1e-5, atol=1e-5)
-    fields = ("measure", "value", "low", "high", "n")
+    fields = ("metric", "value", "low", "high", "n")
     in_two, in_one = (
-        [[record[field] for field in fields] for record in read_lines(together / name)]
+        [[getattr(record, field) for field in fields] for record in read_records(together / name)]
         for name in ("results.jsonl", "alone.jsonl")
     )
     assert in_two == in_one

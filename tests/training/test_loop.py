@@ -31,6 +31,7 @@ from cutmix.errors import InputError
 from cutmix.mixing import CutMix, ScheduledCutMix
 from cutmix.models.cifar import BasicBlock, CifarResNet
 from cutmix.models.pvt import PyramidVisionTransformer
+from cutmix.runs.record import Record, append_records
 from cutmix.runtime.checkpoint import load_checkpoint
 from cutmix.runtime.weights import read_weights
 from cutmix.training.loop import run_training
@@ -182,11 +183,11 @@ def test_the_log_says_what_the_report_reads(uninterrupted: dict[str, Any]) -> No
     assert [r["lr"] for r in epochs] == pytest.approx([0.05, 0.05, 0.005])  # milestones at 1.5 and 2.25 epochs
     assert all(math.isfinite(r["train_loss"]) and 0 <= r["top5_err"] <= r["top1_err"] <= 100 for r in epochs)
     results = uninterrupted["results.jsonl"]
-    assert {(r["which"], r["measure"]) for r in results} == {
-        (which, measure) for which in ("last", "best") for measure in ("top1_err", "top5_err")
+    assert {(r["which"], r["metric"]) for r in results} == {
+        (which, metric) for which in ("last", "best") for metric in ("top1_err", "top5_err")
     }
     best = min(epochs, key=lambda r: r["top1_err"])  # the first of equals
-    line = next(r for r in results if (r["which"], r["measure"]) == ("best", "top1_err"))
+    line = next(r for r in results if (r["which"], r["metric"]) == ("best", "top1_err"))
     assert (line["epoch"], line["value"]) == (best["epoch"], best["top1_err"])
     assert line["low"] < line["value"] < line["high"]
     assert (line["n"], line["weights"], line["confidence"]) == (797, "ema", 0.95)
@@ -459,11 +460,11 @@ def test_an_evaluation_of_the_best_epoch_so_far_does_not_finish_a_run(
         call_before(patch, cutmix.training.loop, "train_step", 12, kill)
         with pytest.raises(Killed):
             run_training(RECIPE, options(tmp_path / "run"))
-    other = {"measure": "top1_err", "which": "best", "value": 50.0, "file": "best.safetensors"}
-    cutmix.runtime.files.append_line(tmp_path / "run/results.jsonl", other)
+    other = Record(metric="top1_err", which="best", value=50.0, file="best.safetensors")
+    append_records(tmp_path / "run/results.jsonl", [other])
     run_training(RECIPE, options(tmp_path / "run", resume=True))
     found = outcome(tmp_path / "run")
-    assert found["results.jsonl"].pop() == other
+    assert found["results.jsonl"].pop() == other.to_json()
     assert found == uninterrupted
 
 

@@ -15,7 +15,7 @@ from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu
 
 from cutmix.errors import InputError
 from cutmix.transfer import caption_scores as module
-from cutmix.transfer.caption_scores import caption_measures, meteor, picture_scores, rouge_l, score_captions, tokenize
+from cutmix.transfer.caption_scores import caption_records, meteor, picture_scores, rouge_l, score_captions, tokenize
 
 WORDS = "a the dog cat man runs sits red ball on in grass".split()  # noqa: SIM905
 
@@ -142,20 +142,20 @@ def test_equal_to_pycocoevalcap() -> None:
 @pytest.mark.usefixtures("no_java")
 def test_records_have_intervals_of_the_bootstrap() -> None:
     candidates, references = some_captions(200)
-    records = caption_measures(candidates, references, resamples=300)
+    records = caption_records(candidates, references, resamples=300)
     scores = score_captions(candidates, references)
-    assert [record["measure"] for record in records] == [*scores, "meteor"]
+    assert [record.metric for record in records] == [*scores, "meteor"]
     for record, (name, value) in zip(records[:-1], scores.items(), strict=True):
-        assert record["value"] == pytest.approx(100 * value), name
-        assert record["low"] < record["value"] < record["high"]
-        assert (record["confidence"], record["n"]) == (0.95, 200)
+        assert record.value == pytest.approx(100 * value), name
+        assert record.low < record.value < record.high
+        assert (record.confidence, record.n) == (0.95, 200)
     # ROUGE-L is a mean: its interval is about that of the normal distribution
     parts = 100 * picture_scores(candidates, references).rouge_l
     half = 1.96 * parts.std() / math.sqrt(200)
     rouge = records[4]
-    assert rouge["high"] - rouge["low"] == pytest.approx(2 * half, rel=0.15)
-    assert caption_measures(candidates, references, resamples=300) == records
-    assert caption_measures(candidates, references, resamples=300, seed=1) != records
+    assert rouge.high - rouge.low == pytest.approx(2 * half, rel=0.15)
+    assert caption_records(candidates, references, resamples=300) == records
+    assert caption_records(candidates, references, resamples=300, seed=1) != records
 
 
 @pytest.mark.usefixtures("no_java")
@@ -163,9 +163,9 @@ def test_meteor_needs_java_and_nothing_else_takes_its_place() -> None:
     candidates, references = some_captions(3)
     with pytest.raises(InputError, match=r"METEOR needs (Java|nltk and pycocoevalcap)"):
         meteor(candidates, references)
-    record = caption_measures(candidates, references, resamples=2)[-1]
-    assert (record["measure"], record["value"]) == ("meteor", None)
-    assert "needs " in record["note"]
+    record = caption_records(candidates, references, resamples=2)[-1]
+    assert (record.metric, record.value) == ("meteor", None)
+    assert "needs " in record.note
     assert "meteor" not in score_captions(candidates, references)
 
 

@@ -43,12 +43,12 @@ def test_records_can_be_made_again_from_the_arrays(caption_folder: Path) -> None
     it = task(caption_folder)
     figures, arrays = it.evaluate(it.state.exported)
     records = it.records({name: torch.from_numpy(array) for name, array in arrays.items()})
-    values = {record["measure"]: record["value"] for record in records}
+    values = {record.metric: record.value for record in records}
     assert {name: values[name] for name in figures} == pytest.approx(figures)
     assert it.key in figures
     assert set(values) == {name for name, measure in MEASURES.items() if measure.suite == "captioning"}
-    assert {record["suite"] for record in records} == {"captioning"}
-    assert next(r for r in records if r["measure"] == it.key)["low"] is not None
+    assert {record.suite for record in records} == {"captioning"}
+    assert next(r for r in records if r.metric == it.key).low is not None
 
 
 @pytest.mark.parametrize("has_lstm", [False, True])
@@ -70,19 +70,19 @@ def test_bfloat16_runs_on_every_cpu(caption_folder: Path, monkeypatch: pytest.Mo
 def test_captions_are_filed_under_their_pictures(caption_folder: Path) -> None:
     it = task(caption_folder)
     said = arrays_of([captions[0] for captions in it.test_set.captions])
-    perfect = {record["measure"]: record["value"] for record in it.records(said)}
+    perfect = {record.metric: record.value for record in it.records(said)}
     assert perfect["bleu_4"] == pytest.approx(100)
     turned = arrays_of([captions[0] for captions in (*it.test_set.captions[1:], it.test_set.captions[0])])
-    assert {r["measure"]: r["value"] for r in it.records(turned)}["bleu_4"] < 100
+    assert {r.metric: r.value for r in it.records(turned)}["bleu_4"] < 100
     names = {path.name: captions[1] for path, captions in zip(it.test_set.paths, it.test_set.captions, strict=True)}
-    second = {r["measure"]: r["value"] for r in it.records(arrays_of(list(names.values())))}
+    second = {r.metric: r.value for r in it.records(arrays_of(list(names.values())))}
     assert second["cider_d"] == pytest.approx(100 * score_captions(names, it.test_set.references)["cider_d"])
 
 
 def test_silence_is_a_caption(caption_folder: Path) -> None:
     it = task(caption_folder)
     empty = arrays_of([""] * len(it.test_set))
-    assert [r["value"] for r in it.records(empty) if r["measure"] != "meteor"] == pytest.approx([0] * 6, abs=1e-6)
+    assert [r.value for r in it.records(empty) if r.metric != "meteor"] == pytest.approx([0] * 6, abs=1e-6)
     assert it.pictures(empty)["captions"].startswith(b"\x89PNG")
 
 

@@ -23,6 +23,7 @@ from cutmix.config.transfer import Captioning, Detection, Transfer
 from cutmix.errors import InputError
 from cutmix.models import create_model
 from cutmix.report.summary import write_report
+from cutmix.runs.record import read_records
 from cutmix.runtime.distributed import World
 from cutmix.runtime.files import read_lines
 from cutmix.runtime.weights import load_weights
@@ -89,22 +90,22 @@ def outcome(run: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_leaves_what_every_run_leaves(runs: dict[str, Path], kind: str) -> None:
     run = runs[kind]
-    results = read_lines(run / "results.jsonl")
-    assert [r["measure"] for r in results if r["which"] == "last"] == MEASURES[kind]
-    assert [r["measure"] for r in results if r["which"] == "best"] == MEASURES[kind]
+    results = read_records(run / "results.jsonl")
+    for which in ("last", "best"):
+        assert [r.metric for r in results if r.which == which] == MEASURES[kind]
     for record in results:
-        assert record["recipe"] == kind
-        assert (record["backbone"], record["weights"], record["split"]) == ("none", "ema", "test")
-        assert record["suite"] == ("captioning" if kind == "captioning" else "detection")
-        assert record["value"] is not None or record["note"].startswith("not run") or record["measure"] == "meteor"
+        assert (record.recipe, record.source) == (kind, "training")
+        assert (record.backbone, record.weights, record.split) == ("none", "ema", "test")
+        assert record.suite == record.task == ("captioning" if kind == "captioning" else "detection")
+        assert record.value is not None or record.note.startswith("not run") or record.metric == "meteor"
     with Image.open(run / f"pictures/{PICTURES[kind]}.png") as picture:
         assert min(picture.size) > 300
     assert not (run / "samples.png").exists()
     epochs = [record for record in read_lines(run / "log.jsonl") if record["kind"] == "epoch"]
     key = "cider_d" if kind == "captioning" else "map"
-    last = next(r for r in results if r["which"] == "last" and r["measure"] == key)
+    last = next(r for r in results if r.which == "last" and r.metric == key)
     assert [record["step"] for record in epochs] == [3, 6]
-    assert epochs[-1][key] == pytest.approx(last["value"])
+    assert epochs[-1][key] == pytest.approx(last.value)
 
 
 class Killed(BaseException):
@@ -317,7 +318,7 @@ def test_two_processes_measure_what_one_does(together: Path, recipes: dict[str, 
         assert sorted(both) == sorted(alone)
         for name, array in alone.items():
             np.testing.assert_allclose(both[name], array, rtol=1e-4, atol=1e-4)
-    records = {r["measure"]: r["value"] for r in read_lines(together / kind / "results.jsonl")}
-    again = {r["measure"]: r["value"] for r in run.task.records({k: torch.from_numpy(v) for k, v in alone.items()})}
+    records = {r.metric: r.value for r in read_records(together / kind / "results.jsonl")}
+    again = {r.metric: r.value for r in run.task.records({k: torch.from_numpy(v) for k, v in alone.items()})}
     assert records == pytest.approx(again)
     assert json.loads((together / kind / "environment.json").read_text())["processes"] == 2

@@ -75,15 +75,15 @@ def test_records_can_be_made_again_from_the_arrays(voc_folder: Path, arch: str) 
     assert it.state.model.training is training
     records = it.records({name: torch.from_numpy(array) for name, array in arrays.items()})
     first = records[0]
-    assert (first["measure"], first["value"], first["n"]) == ("map", figures[it.key], 3)
-    assert 0 <= first["low"] <= first["value"] <= first["high"] <= 100
+    assert (first.metric, first.value, first.n) == ("map", figures[it.key], 3)
+    assert 0 <= first.low <= first.value <= first.high <= 100
     second = records[1]
-    assert second["measure"] == "map_all_point"
-    assert 0 <= second["low"] <= second["value"] <= second["high"] <= 100
-    assert [r["of"] for r in records if r["measure"] == "ap"] == ["cat", "dog"]
-    assert [r["value"] for r in records if r["measure"] == "ap"] == pytest.approx([first["value"]] * 2, abs=100)
-    assert records[-1]["measure"] == "coco_map"
-    assert {r["measure"] for r in records} == {name for name, m in MEASURES.items() if m.suite == "detection"}
+    assert second.metric == "map_all_point"
+    assert 0 <= second.low <= second.value <= second.high <= 100
+    assert [r.of for r in records if r.metric == "ap"] == ["cat", "dog"]
+    assert [r.value for r in records if r.metric == "ap"] == pytest.approx([first.value] * 2, abs=100)
+    assert records[-1].metric == "coco_map"
+    assert {r.metric for r in records} == {name for name, m in MEASURES.items() if m.suite == "detection"}
 
 
 def test_verdicts_are_kept_and_give_the_precision_without_the_data(voc_folder: Path) -> None:
@@ -111,7 +111,7 @@ def test_the_measure_has_the_areas_of_both_code_bases(voc_folder: Path) -> None:
 def precision(it: DetectionTask, found: Detections) -> float:
     """Return what the task's records say of detections."""
     columns = {name: torch.from_numpy(column) for name, column in found._asdict().items()}
-    return it.records(columns)[0]["value"] / 100
+    return it.records(columns)[0].value / 100
 
 
 def test_the_measure_does_not_depend_on_the_batches(voc_folder: Path) -> None:
@@ -130,7 +130,7 @@ def test_nothing_found_scores_nothing(voc_folder: Path, arch: str) -> None:
     it = task(voc_folder, arch=arch)
     nothing = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0)}
     nothing |= {name: torch.zeros(0, dtype=torch.int64) for name in ("labels", "images")}
-    assert it.records(nothing)[0]["value"] == 0
+    assert it.records(nothing)[0].value == 0
     assert it.pictures(nothing)["detections"].startswith(b"\x89PNG")
 
 
