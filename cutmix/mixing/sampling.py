@@ -60,12 +60,13 @@ class RandomStream:
             self._generator.manual_seed(derive_seed(number, self._name, self._rank))
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_generator": self._generator.get_state()}
+        # bytes: a temporary tensor would be in shared memory that is gone before a spawned worker opens it
+        return self.__dict__ | {"_generator": self._generator.get_state().numpy().tobytes()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._generator = torch.Generator()
-        self._generator.set_state(state["_generator"])
+        self._generator.set_state(torch.frombuffer(bytearray(state["_generator"]), dtype=torch.uint8))
 
 
 def process_rank() -> int:

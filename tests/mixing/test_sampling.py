@@ -1,13 +1,15 @@
-"""Random numbers of one's own: their distribution, and whose they are."""
+"""Random streams: their distributions, and one for each transform, process and worker."""
 
+import pickle
 from collections import Counter
 
 import pytest
 import torch
 from scipy import stats
+from torch.utils.data import DataLoader, TensorDataset
 
-from cutmix import CutMix, Mixup
-from cutmix.mixing.sampling import RandomStream, draw_beta, draw_cycle
+from cutmix import CutMix, Cutout, FeatureCutMix, InputError, Mixup, RandomChoice, collate
+from cutmix.mixing.sampling import _SMALL_ALPHA, RandomStream, draw_beta, draw_cycle
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 64])
@@ -33,6 +35,25 @@ def test_weights_are_beta(alpha):
     lam = draw_beta(alpha, 10_000, torch.Generator().manual_seed(0))
     assert lam.dtype == torch.float64
     assert stats.kstest(lam.numpy(), stats.beta(alpha, alpha).cdf).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("alpha", [1e-300, 1e-6, 1e-3, 3e-3, 0.01, _SMALL_ALPHA - 1e-9, _SMALL_ALPHA])
+def test_weights_of_a_tiny_alpha_are_beta(alpha):
+    n = 40_000
+    lam = draw_beta(alpha, n, torch.Generator().manual_seed(0)).numpy()
+    # Most weights are too close to 0 or 1 for float64, so that the distributions are compared where it has numbers.
+    for point in (1e-300, 1e-200, 1e-100, 1e-30, 1e-10, 1e-3, 0.3, 0.5, 0.9, 1 - 1e-10):
+        share = stats.beta.cdf(point, alpha, alpha)
+        assert (lam <= point).mean() == pytest.approx(share, abs=4.5 * (share * (1 - share) / n) ** 0.5 + 1e-9)
+    assert (lam == 0.5).sum() <= 1  # which torch's sampler returns where both of its variates are too small
+
+
+def test_usual_weights_are_those_of_torch():
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        alpha = torch.full((100,), 0.3, dtype=torch.float64)
+        theirs = torch.distributions.Beta(alpha, alpha).sample()
+    assert torch.equal(draw_beta(0.3, 100, torch.Generator().manual_seed(5)), theirs)
 
 
 def test_a_stream_follows_from_its_seed_and_its_name():
@@ -68,3 +89,76 @@ def test_a_state_that_the_first_process_saved_does_not_make_all_draw_alike(name,
         assert torch.equal(drawn[again], drawn[again + 1])
     assert not torch.equal(drawn[1], drawn[3])
     assert not torch.equal(drawn[3], drawn[5])
+
+
+# Loaders.
+
+IMAGES, LABELS = torch.arange(24.0).reshape(24, 1, 1, 1).expand(24, 1, 40, 40).contiguous(), torch.arange(24)
+
+
+def weights(mix, method, *, workers=2, seed=0, persistent=False):
+    """Return λ of each of the four batches of two epochs."""
+    loader = DataLoader(
+        TensorDataset(IMAGES, LABELS), batch_size=6, num_workers=workers, collate_fn=collate(mix),
+        persistent_workers=persistent, generator=torch.Generator().manual_seed(seed), multiprocessing_context=method,
+    )  # fmt: skip
+    found = []
+    for _ in range(2):
+        for images, targets in loader:
+            own = (images == targets.labels.reshape(-1, 1, 1, 1)).float().mean((1, 2, 3))
+            torch.testing.assert_close(targets.lam, own)
+            found.append(tuple(targets.lam.tolist()))
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_no_worker_and_no_epoch_repeats_another():
+    forked = weights(CutMix(per_sample=True, seed=0), "fork")
+    assert len(set(forked)) == 8
+    assert weights(CutMix(per_sample=True, seed=0), "fork") == forked
+    assert not set(weights(CutMix(per_sample=True, seed=0), "fork", seed=1)) & set(forked)
+    assert not set(weights(CutMix(per_sample=True, seed=1), "fork")) & set(forked)
+    persistent = weights(CutMix(per_sample=True, seed=0), "fork", persistent=True)
+    assert len(set(persistent)) == 8
+    assert persistent[:4] == forked[:4]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("method", ["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_workers_draw_alike_however_they_are_started(method):
+    mix = RandomChoice([CutMix(per_sample=True, seed=0), CutMix(seed=1)], seed=0)
+    started = weights(mix, method, workers=1, persistent=True)
+    assert started == weights(mix, "fork", workers=1, persistent=True)
+
+
+@pytest.mark.parametrize(
+    "mix", [CutMix(seed=0), Mixup(seed=0), Cutout(4, seed=0), RandomChoice([CutMix(seed=0)], seed=0)]
+)
+def test_what_a_loader_gets_can_be_pickled(mix):
+    samples = list(zip(IMAGES[:6], LABELS[:6].tolist(), strict=True))
+    copy = pickle.loads(pickle.dumps(collate(mix)))
+    images, targets = copy(samples)
+    expected, same = collate(mix)(samples)
+    assert torch.equal(images, expected)
+    assert all(map(torch.equal, targets, same))
+
+
+def test_a_mix_inside_the_network_cannot_be_in_a_loader():
+    with pytest.raises(
+        InputError, match="mix is of type FeatureCutMix; expected a transform of images, such as CutMix"
+    ):
+        collate(FeatureCutMix())
+
+
+@pytest.mark.parametrize(
+    ("sample", "sentence"),
+    [
+        ((torch.zeros(1, 4, 4), 1, 2), "the batch is of type list of 3 parts; expected images and labels"),
+        ({"image": torch.zeros(1, 4, 4), "label": 1}, "the batch is of type dict of 2 parts; expected images"),
+        (torch.zeros(1, 4, 4), "the batch is of type Tensor; expected images and labels"),
+        ((torch.zeros(1, 4, 4), "cat"), "labels are of type tuple; expected a tensor of class ids"),
+    ],
+)  # fmt: skip
+def test_other_samples_are_refused(sample, sentence):
+    with pytest.raises(InputError, match=sentence):
+        collate(CutMix())([sample] * 4)
