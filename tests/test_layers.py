@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cutmix"
 TESTS = ROOT / "tests"
 HEAVY = {"torch", "torchvision", "timm", "safetensors"}
-WITHOUT_TORCH = ("config", "runs.read", "cli", "errors", "version", "runtime.files")
+WITHOUT_TORCH = ("config", "runs.read", "cli", "errors", "version", "runtime.files", "training.mixes")
 
 
 def module_name(path: Path) -> str:
@@ -126,6 +127,14 @@ def test_mixing_stands_alone() -> None:
                 if not name.startswith(allowed) and name.split(".")[0] not in sys.stdlib_module_names
             }
             assert foreign <= {"cutmix.runtime"}, f"{module} imports {foreign}"
+
+
+@pytest.mark.parametrize(("module", "allowed"), [("cutmix", set()), ("cutmix.mixing", {"torch", "numpy"})])
+def test_importing_a_part_loads_no_more(module: str, allowed: set[str]) -> None:
+    known = (HEAVY | {"numpy", "scipy", "sklearn", "matplotlib", "PIL", "tyro", "rich", "jinja2", "pandas"}) - allowed
+    code = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}} & {known})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 def test_one_file_names_torch_distributed() -> None:

@@ -215,19 +215,24 @@ def is_tv_tensor(x: Tensor, *names: str) -> bool:
     return isinstance(x, tuple(getattr(types, name) for name in names or ("TVTensor",)))
 
 
-def check_tensor(what: str, x: Any, expected: str) -> None:
-    """Raise InputError unless ``x`` is a tensor."""
+def check_images(x: Any) -> None:
+    """Raise InputError unless ``x`` is a tensor of pixels or features."""
     if not isinstance(x, Tensor):
-        raise InputError(f"{what} are of type {type(x).__name__}; expected a tensor {expected}")
+        raise InputError(
+            f"images are of type {type(x).__name__}; expected a tensor (N, ..., H, W); torchvision's v2.ToImage makes "
+            "tensors of PIL images"
+        )
+    if is_tv_tensor(x, "BoundingBoxes", "KeyPoints"):
+        raise InputError(
+            f"images are of type {type(x).__name__}, without pixels to mix; expected images, masks or video"
+        )
 
 
 def check_batch(x: Tensor, n: int, size: tuple[int, int] | None, inplace: bool) -> Tensor:
     """Return ``x`` without torchvision's type; raise InputError unless it is the batch that was drawn for."""
-    check_tensor("images", x, "(N, ..., H, W); torchvision's v2.ToImage makes tensors of PIL images")
+    check_images(x)
     if x.ndim == 0 or len(x) != n:
         raise InputError(f"the draw is for a batch of {n}, but x is {tuple(x.shape)}")
-    if is_tv_tensor(x, "BoundingBoxes", "KeyPoints"):
-        raise InputError(f"x is {type(x).__name__}, which has no pixels to mix; expected images, masks or video")
     if size is not None and (x.ndim < 3 or tuple(x.shape[-2:]) != size):
         raise InputError(f"the draw is for {size[0]}×{size[1]} pixels, but x is {tuple(x.shape)}")
     if inplace:
@@ -249,7 +254,10 @@ def _check_writable(x: Tensor) -> None:
 
 def check_labels(labels: Tensor, n: int) -> Tensor:
     """Return class ids as int64, or targets (N, K) as floating; raise InputError unless they fit ``n`` samples."""
-    check_tensor("labels", labels, "of class ids (N,) or of targets (N, K)")
+    if not isinstance(labels, Tensor):
+        raise InputError(
+            f"labels are of type {type(labels).__name__}; expected a tensor of class ids (N,) or of targets (N, K)"
+        )
     if labels.ndim not in (1, 2):
         raise InputError(
             f"labels are {tuple(labels.shape)}; expected class ids (N,) or multi-label targets (N, K); "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cutmix.errors import InputError
-from cutmix.mixing.draw import CutoutDraw, Draw, check_tensor, is_tv_tensor
+from cutmix.mixing.draw import CutoutDraw, Draw, check_images, is_tv_tensor
 from cutmix.mixing.protocol import BatchTransform, Drawn, ImageMix
 from cutmix.mixing.sampling import RandomStream, draw_beta, draw_cycle
 from cutmix.mixing.targets import Targets
@@ -61,7 +61,7 @@ class _Mixer(ImageMix):
         Raises:
             InputError: If types, shapes or dtypes do not fit; the images are then unchanged.
         """
-        check_tensor("images", images, "(N, ..., H, W); torchvision's v2.ToImage makes tensors of PIL images")
+        check_images(images)
         draw = self.draw(images.shape)
         targets = draw.targets(labels)
         rounded = images.dtype == torch.uint8 and not is_tv_tensor(images, "Mask")

@@ -9,11 +9,13 @@ import timm.data.mixup as timm_mixup
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import v2
 
-from cutmix import CutMix, Cutout, CutoutDraw, Draw, MixedTargets, Mixup
+from cutmix import CutMix, Cutout, CutoutDraw, Draw, InputError, MixedTargets, Mixup, MultiCutMix
 
 SIZE = (20, 36)
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 BOXES = {"inside": (3, 4, 30, 11), "corner": (0, 0, 5, 7), "full": (0, 0, 36, 20), "empty": (9, 9, 9, 9)}
 ROLLED, FLIPPED = torch.arange(6).roll(1), torch.arange(6).flip(0)  # The partners of torchvision, and of timm.
 
@@ -98,7 +100,7 @@ def test_one_draw_mixes_everything_of_the_batch(batch: tuple[Tensor, Tensor]) ->
 
 def test_labels_of_every_kind(batch: tuple[Tensor, Tensor]) -> None:
     draw = Draw.from_lam(ROLLED, torch.tensor([0.0, 1.0, 0.5, 0.25, 0.75, 1.0]))
-    for dtype in (torch.uint8, torch.int16, torch.int32, torch.int64):
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, *UNSIGNED):
         mixed = draw.targets(batch[1].to(dtype))
         assert isinstance(mixed, MixedTargets)
         assert mixed.labels.tolist() == [0, 3, 3, 1, 2, 0]
@@ -112,6 +114,66 @@ def test_labels_of_every_kind(batch: tuple[Tensor, Tensor]) -> None:
     several = torch.tensor([[1, 1, 0], [0, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 1], [0, 0, 1]])  # Multi-label images.
     expected = torch.stack([lam * several[i] + (1 - lam) * several[i - 1] for i, lam in enumerate(draw.lam)])
     torch.testing.assert_close(draw.targets(several), expected)
+
+
+@pytest.mark.parametrize("unknown", [-1.0, -100.0, 2.0, float("nan")])
+def test_multi_labels_out_of_range_are_refused(batch: tuple[Tensor, Tensor], unknown: float) -> None:
+    targets = torch.eye(6)
+    targets[2, 3] = unknown
+    draws = [Draw.from_lam(ROLLED, 0.5), MultiCutMix(seed=0).draw(batch[0].shape), Cutout(4).draw(batch[0].shape)]
+    for draw in draws:
+        with pytest.raises(InputError, match=r"targets \(N, K\) go from .* to .*; expected values in \[0, 1\]$"):
+            draw.targets(targets)
+    rounded = targets.clone()
+    rounded[2, 3] = 1 + 1e-6  # as sums of weights may be
+    assert draws[0].targets(rounded).isfinite().all()
+
+
+class Copies(TorchDispatchMode):
+    """Count what is copied from the CPU to another device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        moved = isinstance(result, Tensor) and result.device.type != "cpu" and "copy" in str(func)
+        self.count += moved and args[0].device.type == "cpu"
+        return result
+
+
+@pytest.mark.parametrize("make", [CutMix, Mixup, Cutout], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_one_small_copy_a_step(make: Callable, per_sample: bool) -> None:
+    """The meta device stands for a GPU: it has no data to wait for, and no copy of it is free."""
+    transform = make(**{"size": 4} if make is Cutout else {}, per_sample=per_sample, seed=0)
+    images, labels = torch.empty(6, 3, 20, 36, device="meta"), torch.empty(6, dtype=torch.int64, device="meta")
+    with Copies() as copies:
+        draw = transform.draw(images.shape)
+        assert draw.apply(images).device.type == "meta"
+        draw.targets(labels)
+        draw.apply(images[:, 0])
+    assert copies.count == 1
+
+
+def test_what_is_sent_in_one_copy_is_the_draw(batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Elsewhere:
+        """Another device, as far as the draw can see; tensors stay on the CPU."""
+
+        type = "elsewhere"
+
+    to = Tensor.to
+    monkeypatch.setattr(
+        Tensor, "to", lambda x, *args, **kwargs: x if isinstance(args[0], Elsewhere) else to(x, *args, **kwargs)
+    )
+    for draw in (
+        CutMix(per_sample=True, seed=0).draw(batch[0].shape),
+        CutMix(seed=0).draw(batch[0].shape),
+        Mixup(per_sample=True, seed=0).draw(batch[0].shape),
+    ):
+        partner, lam, boxes = draw.on(Elsewhere())
+        assert torch.equal(partner.long(), draw.partner)
+        assert torch.equal(lam, draw.lam)
+        assert boxes is None if draw.boxes is None else torch.equal(boxes.long(), draw.boxes)
 
 
 @pytest.mark.parametrize(

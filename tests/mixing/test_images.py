@@ -4,17 +4,19 @@ import copy
 import pickle
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from cutmix import CutMix, Cutout, Mixup, RandomChoice
+from cutmix import CutMix, Cutout, Draw, InputError, Mixup, RandomChoice
+from cutmix.data.transforms import CropFlip, draw_crop_flip, normalize
 
 INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -284,28 +286,6 @@ def test_every_rank_draws_its_own(make: Callable, monkeypatch: pytest.MonkeyPatc
     assert streams[0] != streams[1] != streams[2] != streams[0]
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize("persistent", [False, True])
-def test_workers_of_a_loader_draw_their_own(persistent: bool) -> None:
-    def epochs(seed: int) -> Iterator[tuple]:
-        mix = CutMix(per_sample=True, seed=0)
-        loader = DataLoader(
-            TensorDataset(torch.randn(24, 1, 40, 40), torch.arange(24)),
-            batch_size=6,
-            num_workers=2,
-            collate_fn=lambda samples: mix(*default_collate(samples)),
-            generator=torch.Generator().manual_seed(seed),
-            persistent_workers=persistent,
-            multiprocessing_context="fork",
-        )
-        return [tuple(targets.lam.tolist()) for _ in range(2) for _, targets in loader]
-
-    batches = epochs(0)
-    assert len(set(batches)) == 8  # No worker, and no epoch, repeats another.
-    assert epochs(0) == batches
-    assert not set(epochs(1)) & set(batches)
-
-
 # Wrong input.
 
 
@@ -362,6 +342,60 @@ def test_batches_without_spatial_dimensions() -> None:
         Mixup()(torch.zeros(4), torch.arange(4))
 
 
+def test_pil_images_and_lists_are_refused_in_one_sentence() -> None:
+    picture = Image.new("RGB", (8, 8))
+    expected = r"expected a tensor \(N, ..., H, W\); torchvision's v2.ToImage makes tensors of PIL images"
+    for transform in (CutMix(), Mixup(), Cutout(2), RandomChoice([CutMix()])):
+        for images in (picture, [picture] * 4, np.zeros((4, 3, 8, 8))):
+            with pytest.raises(InputError, match=rf"^images are of type \w+; {expected}$"):
+                transform(images, torch.arange(4))
+        for labels in ([0, 1, 2, 3], (0, 1, 2, 3), np.arange(4), "cats"):
+            with pytest.raises(
+                InputError, match=r"^labels are of type \w+; expected a tensor of class ids \(N,\) or of"
+            ):
+                transform(torch.rand(4, 3, 8, 8), labels)
+    with pytest.raises(InputError, match="images are of type Image; expected a tensor"):
+        Draw.from_lam(torch.tensor([0]), 0.5).apply(picture)
+
+
+@every_transform
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_torchvisions_images_keep_their_type(make: Callable, inplace: bool, per_sample: bool) -> None:
+    for kind, shape in ((tv_tensors.Image, (6, 3, 40, 40)), (tv_tensors.Video, (6, 2, 3, 12, 12))):
+        for plain in (torch.rand(shape), torch.rand(shape).mul(255).to(torch.uint8)):
+            for grad in (False, True) if plain.is_floating_point() and not inplace else (False,):
+                images, options = kind(plain.clone(), requires_grad=grad), {"per_sample": per_sample, "seed": 3}
+                mixed, _ = make(inplace=inplace, **options)(images, torch.arange(6))
+                assert type(mixed) is kind
+                assert (mixed is images) == inplace
+                assert torch.equal(mixed, make(**options)(plain, torch.arange(6))[0])
+
+
+def test_boxes_and_key_points_are_refused() -> None:
+    boxes = tv_tensors.BoundingBoxes(torch.rand(4, 4), format="XYXY", canvas_size=(8, 8))
+    points = tv_tensors.KeyPoints(torch.rand(4, 2), canvas_size=(8, 8))
+    for transform in (Mixup(), CutMix(), Cutout(2)):
+        for x in (boxes, points):
+            with pytest.raises(InputError, match=f"images are of type {type(x).__name__}, without pixels to mix"):
+                transform(x, torch.arange(4))
+
+
+def test_mixup_makes_no_classes_of_masks() -> None:
+    ids = torch.tensor([[0, 30], [30, 0], [7, 255]]).reshape(3, 1, 2)
+    for masks in (*(ids.to(dtype) for dtype in INTEGERS[1:]), tv_tensors.Mask(ids.to(torch.uint8))):
+        with pytest.raises(InputError, match=r"give nearest=True for class ids, nearest=False for images"):
+            Mixup()(masks, torch.arange(3))
+        with pytest.raises(InputError, match="give nearest=True"):
+            Draw.from_lam(torch.tensor([1, 2, 0]), 0.9).apply(masks)
+        chosen = Draw.from_lam(torch.tensor([1, 2, 0]), torch.tensor([0.9, 0.5, 0.1])).apply(masks, nearest=True)
+        assert type(chosen) is type(masks)
+        assert torch.equal(chosen, masks[[0, 1, 0]])
+        assert CutMix(seed=0)(masks, torch.arange(3))[0].dtype == masks.dtype  # which moves them
+    photographs = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
+    assert Mixup(seed=0)(photographs, torch.arange(4))[0].dtype == torch.uint8
+
+
 @pytest.mark.usefixtures("no_recompilation")
 @pytest.mark.parametrize("make", [CutMix, Mixup, TRANSFORMS["Cutout"]])
 @pytest.mark.parametrize("per_sample", [False, True])
@@ -372,6 +406,29 @@ def test_mixed_and_unmixed_batches_share_one_graph(make: Callable, per_sample: b
     for _ in range(8):
         draw = transform.draw(images.shape)
         assert torch.equal(compiled(draw, images), draw.apply(images))
+
+
+@pytest.mark.usefixtures("no_recompilation")
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_crop_flip_normalise_and_mix_are_one_graph(per_sample: bool, backend: str) -> None:
+    mean, std, generator = (
+        torch.tensor([0.5, 0.4, 0.3]),
+        torch.tensor([0.2, 0.2, 0.3]),
+        torch.Generator().manual_seed(0),
+    )
+
+    def augment(images: Tensor, crop: CropFlip, draw: Draw) -> Tensor:
+        return draw.apply(normalize(crop.apply(images), mean, std, channels_last=True))
+
+    compiled = torch.compile(augment, fullgraph=True, backend=backend)
+    mix = CutMix(per_sample=per_sample, seed=0)
+    for _ in range(3):
+        images = torch.randint(256, (8, 3, 20, 24), dtype=torch.uint8, generator=generator)
+        drawn = draw_crop_flip(8, 4, True, generator), mix.draw(images.shape)
+        result, expected = compiled(images, *drawn), augment(images, *drawn)
+        assert torch.equal(result, expected)
+        assert result.stride() == expected.stride()
 
 
 @pytest.mark.gpu

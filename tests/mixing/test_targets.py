@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from cutmix import CutMix, MixedTargets, mixed_binary_cross_entropy, mixed_cross_entropy
+from cutmix import CutMix, InputError, MixedTargets, MultiTargets, mixed_binary_cross_entropy, mixed_cross_entropy
 
 N, K = 9, 5
 
@@ -30,7 +30,11 @@ def test_dense_labels_by_hand() -> None:
     assert mixed.dense(3).tolist() == [[0.25, 0.75, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64],
+    ids=str,
+)
 def test_class_ids_of_every_integer_dtype(dtype: torch.dtype) -> None:
     logits, mixed = a_batch()
     narrow = mixed._replace(labels=mixed.labels.to(dtype), partner_labels=mixed.partner_labels.to(dtype))
@@ -137,6 +141,125 @@ def test_an_unmixed_batch_counts_as_plain_labels() -> None:
             torch.testing.assert_close(loss, F.cross_entropy(logits, labels, label_smoothing=smoothing))
 
 
+# Ignored labels.
+
+PLAIN = torch.tensor([0, 1, -100, 3, 4, -100, 1, 2, 4])
+OPTIONS = list(product((0.0, 0.1), (False, True), ("mean", "sum", "none")))
+
+
+@pytest.mark.parametrize("ignored", [-100, -1, 255])
+@pytest.mark.parametrize(("label_smoothing", "weighted", "reduction"), OPTIONS)
+def test_ignored_class_ids_are_pytorchs(ignored: int, label_smoothing: float, weighted: bool, reduction: str) -> None:
+    logits, labels = a_batch()[0].requires_grad_(), torch.where(PLAIN == -100, ignored, PLAIN)
+    options = {"ignore_index": ignored, "label_smoothing": label_smoothing, "reduction": reduction}
+    weight = torch.rand(K, generator=torch.Generator().manual_seed(1)) if weighted else None
+    expected = F.cross_entropy(logits, labels, weight, **options)
+    assert torch.equal(mixed_cross_entropy(logits, labels, weight=weight, **options), expected)
+    if not weighted:  # whose mean PyTorch divides by the weights of class ids, and not by those of soft labels
+        for lam in (torch.ones(N), torch.zeros(N)):
+            unmixed = MixedTargets(labels, labels, lam)
+            ours = mixed_cross_entropy(logits, unmixed, **options)
+            torch.testing.assert_close(ours, expected)
+            upstream = torch.linspace(-1, 2, N) if reduction == "none" else torch.tensor(1.0)
+            gradients = [
+                torch.autograd.grad(loss, logits, upstream)[0]
+                for loss in (ours, F.cross_entropy(logits, labels, **options))
+            ]
+            torch.testing.assert_close(*gradients)
+
+
+def one_by_one(
+    logits: Tensor, mixed: MixedTargets, ignored: int, smoothing: float, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Each sample's loss and the weight of its labels that are not ignored, term by term."""
+    losses, kept = [], []
+    for row, *labels, lam in zip(logits, mixed.labels.tolist(), mixed.partner_labels.tolist(), mixed.lam, strict=True):
+        loss, left = torch.zeros(()).double(), 0.0
+        for label, share in zip(labels, (lam, 1 - lam), strict=True):
+            if label != ignored:
+                soft = torch.full((K,), smoothing / K).double()
+                soft[label] += 1 - smoothing
+                loss = loss - share * (soft * weight * row.log_softmax(0)).sum()
+                left += float(share)
+        losses.append(loss)
+        kept.append(left)
+    return torch.stack(losses), torch.tensor(kept).double()
+
+
+@pytest.mark.parametrize(("label_smoothing", "weighted", "reduction"), OPTIONS)
+def test_an_ignored_label_leaves_the_other_its_weight(label_smoothing: float, weighted: bool, reduction: str) -> None:
+    logits, mixed = a_batch(torch.float64)
+    logits.requires_grad_()
+    weight = torch.tensor([0.5, 2.0, 0.0, 1.0, 3.0], dtype=torch.float64) if weighted else torch.ones(K).double()
+    mixed = mixed._replace(labels=PLAIN, partner_labels=torch.tensor([1, -100, -100, 3, -100, 0, 2, -100, 3]))
+    each, kept = one_by_one(logits, mixed, -100, label_smoothing, weight)
+    expected = {"none": each, "sum": each.sum(), "mean": each.sum() / kept.sum()}[reduction]
+    options = {"label_smoothing": label_smoothing, "weight": weight, "reduction": reduction}
+    ours = mixed_cross_entropy(logits, mixed, **options)
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+    upstream = torch.linspace(-1, 2, N).double() if reduction == "none" else torch.tensor(1.0).double()
+    gradients = [torch.autograd.grad(loss, logits, upstream)[0] for loss in (ours, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-6)
+    assert gradcheck(lambda logits: mixed_cross_entropy(logits, mixed, **options), logits)
+    several = MultiTargets(*mixed.terms())
+    torch.testing.assert_close(mixed_cross_entropy(logits, several, **options), ours)
+
+
+def test_soft_labels_leave_ignored_ones_out() -> None:
+    ids, lam = torch.tensor([0, -100, 2]), torch.tensor([0.25, 0.7, 0.4])
+    mixed = MixedTargets(ids, ids.flip(0), lam)
+    torch.testing.assert_close(mixed.dense(3), torch.tensor([[0.25, 0, 0.75], [0, 0, 0], [0.6, 0, 0.4]]))
+    known = MixedTargets(torch.tensor([0, 1]), torch.tensor([2, 0]), torch.tensor([0.25, 0.7]))
+    torch.testing.assert_close(known.dense(3, ignore_index=0), torch.tensor([[0, 0, 0.75], [0, 0.7, 0]]))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_batch_of_ignored_labels_and_an_empty_one_are_pytorchs(reduction: str) -> None:
+    for n in (0, 4):
+        logits, labels = torch.randn(n, K, requires_grad=True), torch.full((n,), -100)
+        expected = F.cross_entropy(logits, labels, reduction=reduction)
+        for targets in (labels, MixedTargets(labels, labels, torch.rand(n))):
+            loss = mixed_cross_entropy(logits, targets, label_smoothing=0.1, reduction=reduction)
+            torch.testing.assert_close(loss, expected, equal_nan=True)
+            loss.sum().backward()
+        if n == 0:
+            dense = torch.zeros(0, K)
+            for targets in (dense, labels, MixedTargets(labels, labels, torch.rand(0))):
+                loss = mixed_binary_cross_entropy(logits, targets, reduction=reduction)
+                expected = F.binary_cross_entropy_with_logits(logits, dense, reduction=reduction)
+                torch.testing.assert_close(loss, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.float32], ids=str)
+def test_unknown_multi_labels_are_masked(reduction: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits, targets = a_batch()[0], torch.randint(-1, 2, (N, K), generator=generator)
+    known, weight = targets != -1, torch.rand(N, K, generator=generator)
+    each = F.binary_cross_entropy_with_logits(logits, targets.float(), weight, reduction="none") * known
+    expected = {"none": each, "sum": each.sum(), "mean": each.sum() / known.sum()}[reduction]
+    ours = mixed_binary_cross_entropy(logits, targets.to(dtype), weight=weight, ignore_index=-1, reduction=reduction)
+    torch.testing.assert_close(ours, expected)
+    for loss in (mixed_binary_cross_entropy, mixed_cross_entropy):
+        with pytest.raises(InputError, match=r"go from -1 to 1; expected values in \[0, 1\]"):
+            loss(logits, targets.to(dtype))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_binary_leaves_ignored_class_ids_out(reduction: str) -> None:
+    logits, mixed = a_batch(torch.float64)
+    mixed = mixed._replace(labels=PLAIN, partner_labels=torch.tensor([1, -100, -100, 3, -100, 0, 2, -100, 3]))
+    each, kept = torch.zeros(N, K).double(), torch.zeros(N, 1).double()
+    for ids, share in zip((mixed.labels, mixed.partner_labels), (mixed.lam, 1 - mixed.lam), strict=True):
+        share = share.double() * (ids != -100)
+        one_hot = F.one_hot(ids.clamp(min=0), K).double()
+        each += share[:, None] * F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none")
+        kept += share[:, None]
+    expected = {"none": each, "sum": each.sum(), "mean": each.sum() / (K * kept.sum())}[reduction]
+    ours = mixed_binary_cross_entropy(logits, mixed, reduction=reduction)
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_binary_equals_pytorch(reduction: str) -> None:
     logits, mixed = a_batch(torch.float64)
@@ -180,7 +303,16 @@ WRONG = {
     "target dimensions": (lambda: mixed_cross_entropy(logits, logits[..., None]), r"targets are \(9, 5, 1\)"),
     "float class ids": (lambda: mixed_cross_entropy(logits, ids.float()), "class ids are torch.float32"),
     "bool class ids": (lambda: mixed_cross_entropy(logits, ids.bool()), "class ids are torch.bool"),
-    "id too high": (lambda: mixed_cross_entropy(logits, ids + 5), "from 5 to 5; expected 0 to 4"),
+    "id too high": (lambda: mixed_cross_entropy(logits, ids + 5), "from 5 to 5; expected 0 to 4, as .* or -100, which"),
+    "id beside ignored": (
+        lambda: mixed_cross_entropy(logits, torch.tensor([0, 1, -100, 3, -2, -100, 1, 2, 4])),
+        "from -2 to 4; expected 0 to 4",
+    ),
+    "unsigned id": (lambda: mixed_cross_entropy(logits, (ids + 7).to(torch.uint16)), "from 7 to 7; expected 0 to 4"),
+    "soft label": (
+        lambda: mixed_cross_entropy(logits, logits - 0.5),
+        r"from -0.5 to -0.5; expected values in \[0, 1\]",
+    ),
     "id negative": (lambda: mixed_cross_entropy(logits, ids - 1), "from -1 to -1; expected 0 to 4"),
     "partner id": (
         lambda: mixed_cross_entropy(logits, MixedTargets(ids, ids + 7, torch.ones(N))),
