@@ -9,81 +9,32 @@ for images, labels in loader:
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from cutmix.errors import InputError
-from cutmix.version import __version__
+from cutmix.errors import InputError as InputError
+from cutmix.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from cutmix.mixing import (
-        AttentionDraw,
-        CenterGaussianCutMix,
-        CompleteLabelCutMix,
-        CutMix,
-        Cutout,
-        CutoutDraw,
-        Draw,
-        FeatureCutMix,
-        FeatureMix,
-        FixedSizeCutMix,
-        ManifoldMixup,
-        Mix,
-        MixedTargets,
-        Mixup,
-        MultiCutMix,
-        MultiDraw,
-        MultiTargets,
-        OneHotCutMix,
-        RandomChoice,
-        ScheduledCutMix,
-        SMMix,
-        collate,
-        mixed_binary_cross_entropy,
-        mixed_cross_entropy,
-    )
-    from cutmix.models import WithTokenHead, create_model
+    from cutmix.mixing import *  # noqa: F403
+    from cutmix.models import WithTokenHead as WithTokenHead
+    from cutmix.models import create_model as create_model
 
-__all__ = [
-    "AttentionDraw",
-    "CenterGaussianCutMix",
-    "CompleteLabelCutMix",
-    "CutMix",
-    "Cutout",
-    "CutoutDraw",
-    "Draw",
-    "FeatureCutMix",
-    "FeatureMix",
-    "FixedSizeCutMix",
-    "InputError",
-    "ManifoldMixup",
-    "Mix",
-    "MixedTargets",
-    "Mixup",
-    "MultiCutMix",
-    "MultiDraw",
-    "MultiTargets",
-    "OneHotCutMix",
-    "RandomChoice",
-    "SMMix",
-    "ScheduledCutMix",
-    "WithTokenHead",
-    "__version__",
-    "collate",
-    "create_model",
-    "mixed_binary_cross_entropy",
-    "mixed_cross_entropy",
-]
-
+    __all__: list[str]
 
 _OF_MODELS = ("WithTokenHead", "create_model")
 
 
 def __getattr__(name: str) -> Any:
     """Import torch only when a name that needs it is used; ``cutmix --help`` needs none."""
-    if name not in __all__:
+    if name == "__all__":
+        return ["InputError", "__version__", *_OF_MODELS, *import_module("cutmix.mixing").__all__]
+    if name.startswith("_"):  # what tools ask every module for
         raise AttributeError(f"module 'cutmix' has no attribute '{name}'")
-    value = getattr(import_module("cutmix.models" if name in _OF_MODELS else "cutmix.mixing"), name)
+    module = import_module("cutmix.models" if name in _OF_MODELS else "cutmix.mixing")
+    if name not in module.__all__:
+        raise AttributeError(f"module 'cutmix' has no attribute '{name}'")
+    value = getattr(module, name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return __getattr__("__all__")

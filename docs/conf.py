@@ -37,12 +37,19 @@ nitpicky = True
 nitpick_ignore_regex = [("py:class", ".*"), ("py:.*", r"(?!cutmix\b)\w+\..*")]
 
 
-def keep_bars(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Keep the bars of absolute values, which reStructuredText takes for a substitution."""
-    lines[:] = [re.sub(r"(``.*?``)|\|", lambda found: found[1] or r"\|", line) for line in lines]
+def as_written(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Keep what reStructuredText would read otherwise: bars of absolute values, and indented equations and code."""
+    kept, literal = [], False
+    for number, line in enumerate(lines):
+        if line.startswith("    ") and number > 1 and not lines[number - 1] and lines[number - 2][:1].strip():
+            kept, literal = [*kept, "::", ""], True
+        elif line[:1].strip():
+            literal = False
+        kept.append(line if literal else re.sub(r"(``.*?``)|\|", lambda found: found[1] or r"\|", line))
+    lines[:] = kept
 
 
 def setup(app: Sphinx) -> None:
     """Write the generated pages before Sphinx looks for sources."""
-    app.connect("autodoc-process-docstring", keep_bars)
+    app.connect("autodoc-process-docstring", as_written, priority=400)  # before napoleon
     app.connect("config-inited", lambda app, config: write_pages(Path(app.srcdir) / "reference"))

@@ -13,7 +13,7 @@ from cutmix.config.recipe import Recipe
 from cutmix.config.recipes import RECIPES
 from cutmix.data import ArraySet, open_data
 from cutmix.errors import InputError
-from cutmix.mixing import FeatureMix
+from cutmix.mixing import FeatureMix, Mix
 from cutmix.models import create_model
 from cutmix.runtime.distributed import World
 from cutmix.training import mixes
@@ -111,7 +111,9 @@ def test_processes_start_with_the_same_weights_and_draw_differently(digits: Arra
 
 
 def test_each_method_is_built_by_its_name() -> None:
-    assert {name: type(make_mix(Recipe(mix=name))).__name__ for name in mixes.MIXES} == MIXES
+    made = {name: make_mix(Recipe(mix=name)) for name in mixes.MIXES}
+    assert all(isinstance(mix, Mix) for mix in made.values())
+    assert {name: type(made[name]).__name__ for name in MIXES} == MIXES
 
 
 def test_an_unknown_method_is_refused() -> None:
