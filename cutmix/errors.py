@@ -2,6 +2,7 @@
 
 import re
 import zlib
+from collections.abc import Sequence
 from zipfile import BadZipFile
 
 # What NumPy raises of a file of arrays that is not there or is damaged, whichever byte of it.
@@ -46,3 +47,8 @@ def missing_extra(what: str, extra: str) -> InputError:
     names = " and ".join(re.split(r"[^\w.-]", package)[0] for package in packages)
     command = " ".join(f'"{package}"' for package in packages)
     return InputError(f"{what} needs {names}; install it with pip install {command}")
+
+
+def listed(words: Sequence[str]) -> str:
+    """Return words as a sentence lists them: a, b and c."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

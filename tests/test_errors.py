@@ -1,4 +1,4 @@
-"""The error for a feature whose optional packages are missing."""
+"""The error for a feature whose optional packages are missing, and the words of a message."""
 
 import importlib.metadata
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cutmix.errors import missing_extra
+from cutmix.errors import listed, missing_extra
 
 ROOT = Path(__file__).parent.parent
 MODULES = [path for path in (ROOT / "cutmix").rglob("*.py") if path.name != "errors.py"]
@@ -35,3 +35,7 @@ def test_every_extra_that_is_named_exists() -> None:
 
 def test_no_message_names_a_package_that_no_index_has() -> None:
     assert not [path for path in MODULES if "cutmix[" in path.read_text("utf-8")]
+
+
+def test_words_are_listed() -> None:
+    assert [listed(list(words)) for words in ("a", "ab", "abc")] == ["a", "a and b", "a, b and c"]

@@ -13,9 +13,9 @@ from typing import NamedTuple
 from cutmix.config.recipe import Training
 from cutmix.config.recipes import RECIPES
 from cutmix.config.transfer import backbone_in_words, backbone_name, recipe_of_arch
-from cutmix.errors import InputError
+from cutmix.errors import InputError, listed
 from cutmix.paper.tables import DATA, FOOTNOTES, METHODS, TABLES, Measure, PaperRow, PaperTable, Row, Table, is_baseline
-from cutmix.report.compare import listed, pooled
+from cutmix.runs.estimates import pooled
 from cutmix.runs.read import Run, read_run
 from cutmix.runs.record import Record, read_records
 from cutmix.statistics import holm, in_words, mcnemar, read_outcome, welch

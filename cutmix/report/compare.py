@@ -1,15 +1,12 @@
-"""Compares recipes by their finished runs: an estimate with its interval, and what it means in plain words."""
+"""Compares recipes by their finished runs, in plain words and image by image."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import combinations
-from statistics import fmean, stdev
 from typing import NamedTuple
 
-from scipy import stats
-
+from cutmix.errors import listed
+from cutmix.runs.estimates import MAIN, Estimate, Main, baseline_of, estimate
 from cutmix.runs.read import Run, differing_fields, groups
-from cutmix.runs.record import Record
 from cutmix.statistics import Paired, holm, in_words, mcnemar, read_outcome
 
 MOST_IN_PAIRS = 6  # runs of which every pair is compared
@@ -19,63 +16,6 @@ _MIX_FIELDS = {
     "mix", "alpha", "mix_prob", "mix_per_sample", "mix_layers", "cutout", "cutout_size", "label_smoothing",
     "stochastic_depth", "shake_drop", "depth_decay", "drop_block", "drop_block_size", "backbone",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A measure of one recipe: of its only run, or the mean over its seeds.
-
-    Attributes:
-        value: the measure, in its own unit (errors: per cent).
-        low: lower end of the interval; None without one.
-        high: upper end of the interval; None without one.
-        count: number of runs.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-    count: int
-
-
-def estimate(runs: Iterable[Run], measure: str, which: str, confidence: float = 0.95) -> Estimate | None:
-    """What the finished runs of one recipe say of a measure; None when it was run in none of them.
-
-    One run has the interval that its results give (Wilson's, of the test images). Several have Student's t interval of
-    the mean over m seeds, x̄ ± t s / √m; runs that repeat a seed are no independent draws and get no interval.
-    """
-    found = [run.result(measure, which) for run in runs if run.finished]
-    return pooled([record for record in found if record is not None], confidence)
-
-
-def pooled(records: Iterable[Record], confidence: float = 0.95) -> Estimate | None:
-    """What the results of one recipe say; see `estimate`."""
-    found = [(record.seed, record.value, record) for record in records if record.value is not None]
-    values = [value for _, value, _ in found]
-    if not values:
-        return None
-    if len(values) == 1:
-        return Estimate(values[0], found[0][2].low, found[0][2].high, 1)
-    mean = fmean(values)
-    if len({seed for seed, _, _ in found}) < len(values):
-        return Estimate(mean, None, None, len(values))
-    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    return Estimate(mean, mean - half, mean + half, len(values))
-
-
-class Main(NamedTuple):
-    """The measure by which runs of a task are compared: its name in the results and in words, and its unit."""
-
-    measure: str
-    label: str
-    unit: str
-
-
-MAIN = {
-    "classification": Main("top1_err", "top-1 error", " %"),
-    "detection": Main("map", "mAP", " %"),
-    "captioning": Main("cider_d", "CIDEr-D", ""),
-}
 
 
 def comparisons(runs: Sequence[Run]) -> list[tuple[str, str]]:
@@ -90,15 +30,14 @@ def _comparisons(runs: Sequence[Run], main: Main) -> list[tuple[str, str]]:
     by_recipe = groups(runs)
     settings: dict[tuple[str, str, int | None], dict[str, Estimate]] = {}
     for name, members in by_recipe.items():
-        found = estimate(members, main.measure, "last")
+        found = estimate(members, main.metric, "last")
         if found:
-            line = next(run.result(main.measure, "last") for run in members if run.finished)
+            line = next(run.result(main.metric, "last") for run in members if run.finished)
             setting = (line.data, line.split, line.n) if line else ("", "", None)
             settings.setdefault(setting, {})[name] = found
     said = []
     for (data, split, n), estimates in settings.items():
-        plain = (name for name in estimates if is_plain(by_recipe[name][0]))
-        baseline = next(plain, next(iter(estimates)))
+        baseline = baseline_of([by_recipe[name][0] for name in estimates])
         images = "images" if n is None else f"{n:,} images"
         said.append((baseline, f"{_main(estimates[baseline], main)} on the {images} of {data} ({split})."))
         for name, found in estimates.items():
@@ -109,12 +48,6 @@ def _comparisons(runs: Sequence[Run], main: Main) -> list[tuple[str, str]]:
                 text += _mind(by_recipe[name][0], by_recipe[baseline][0])
                 said.append((name, text))
     return said
-
-
-def is_plain(run: Run) -> bool:
-    """Return whether a run has no method that is compared: neither mixing nor another regularizer."""
-    methods = ("label_smoothing", "stochastic_depth", "shake_drop", "drop_block", "cutout")
-    return run.recipe.get("mix") == "none" and not any(run.recipe.get(name) for name in methods)
 
 
 class Pair(NamedTuple):
@@ -145,8 +78,7 @@ def pairs(runs: Sequence[Run]) -> list[Pair]:
         if run.finished and run.result("top1_err", "last") and path.is_file():
             outcomes[run.label] = (run, read_outcome(path))
     members = list(outcomes.values())
-    baseline = next((run.group for run, _ in members if is_plain(run)), None)
-    baseline = baseline or (members[0][0].group if members else None)
+    baseline = baseline_of([run for run, _ in members]) if members else None
     found = []
     for (one, its), (other, others) in combinations(members, 2):
         chosen = len(members) <= MOST_IN_PAIRS or baseline in (one.group, other.group)
@@ -201,8 +133,3 @@ def _mind(run: Run, baseline: Run) -> str:
     if not fields:
         return ""
     return f" Mind that the two recipes differ also in {listed(fields)}."
-
-
-def listed(words: Sequence[str]) -> str:
-    """Return words as a sentence lists them: a, b and c."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

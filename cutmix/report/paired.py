@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cutmix.errors import UNREADABLE, InputError
-from cutmix.report.compare import is_plain
+from cutmix.runs.estimates import baseline_of
 from cutmix.runs.read import Run
 from cutmix.runs.record import Record
 from cutmix.statistics import (
@@ -109,7 +109,7 @@ def against_baseline(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
     """Return the baseline's run and the other one for every run of another recipe than the baseline's."""
     if not runs:
         return []
-    group = next((run.group for run in runs if is_plain(run)), runs[0].group)
+    group = baseline_of(runs)
     baselines = [run for run in runs if run.group == group]
     seeds = {run.recipe.get("seed"): run for run in reversed(baselines)}
     return [(seeds.get(run.recipe.get("seed"), baselines[0]), run) for run in runs if run.group != group]

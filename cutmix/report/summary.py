@@ -16,7 +16,7 @@ from markupsafe import Markup
 from cutmix.errors import InputError
 from cutmix.paper.compare import footnotes, sheets, sweeps, trained
 from cutmix.paper.tables import TABLES, find_tables, is_baseline
-from cutmix.report.compare import MAIN, Estimate, comparisons, estimate, pairs
+from cutmix.report.compare import comparisons, pairs
 from cutmix.report.figures import Curve, key, learning_curves, lines
 from cutmix.report.page import HTML, Row, Section, picture
 from cutmix.report.provenance import status, what_was_run
@@ -31,6 +31,7 @@ from cutmix.report.suites import (
     robustness,
     unknown,
 )
+from cutmix.runs.estimates import MAIN, Estimate, estimate
 from cutmix.runs.read import Run, groups, read_runs
 from cutmix.runs.record import Record
 from cutmix.runtime.files import write_atomic
@@ -215,7 +216,7 @@ def _subtitle(runs: Sequence[Run]) -> str:
 
 def _line(run: Run) -> Record | None:
     """The record of the metric by which runs of its task are compared."""
-    return run.result(MAIN[run.task].measure, "last")
+    return run.result(MAIN[run.task].metric, "last")
 
 
 def _tested_apart(runs: Sequence[Run]) -> bool:
@@ -225,10 +226,10 @@ def _tested_apart(runs: Sequence[Run]) -> bool:
 
 def _unfinished(run: Run) -> Markup:
     text = f": {status(run)}, so it does not enter the comparison"
-    measure, label, unit = MAIN[run.task]
-    measured = [entry for entry in run.epochs if entry.get(measure) is not None]
-    if measured:
-        text += f" ({label} after epoch {measured[-1]['epoch']}: {measured[-1][measure]:.1f}{unit})"
+    metric, label, unit = MAIN[run.task]
+    evaluated = [entry for entry in run.epochs if entry.get(metric) is not None]
+    if evaluated:
+        text += f" ({label} after epoch {evaluated[-1]['epoch']}: {evaluated[-1][metric]:.1f}{unit})"
     return Markup("<strong>{}</strong>{}.").format(run.label, text)
 
 
@@ -257,7 +258,7 @@ def _error_rows(members: Sequence[Run], which: str) -> list[Row]:
                 ],
             )
         )
-    means = [estimate(members, measure, which) for measure in ("top1_err", "top5_err")]
+    means = [estimate(members, metric, which) for metric in ("top1_err", "top5_err")]
     if means[0] and means[0].count > 1:
         name = f"{members[0].group}: mean of {means[0].count} runs"
         rows.append(Row(name, [*map(_error, means), "", "", "", ""], strong=True))

@@ -14,9 +14,10 @@ from PIL import Image
 from scipy import stats
 
 from cutmix.errors import InputError
-from cutmix.report.compare import comparisons, estimate, listed
+from cutmix.report.compare import comparisons
 from cutmix.report.figures import Curve, key, learning_curves, lines, outlines, reliability
 from cutmix.report.summary import SECTIONS, write_report
+from cutmix.runs.estimates import estimate
 from cutmix.runs.read import differing_fields, groups, read_runs
 from cutmix.runs.record import Record, append_records
 
@@ -369,10 +370,6 @@ def test_a_measure_made_twice_takes_the_place_of_the_later_and_leaves_the_own_da
     (run / "results.jsonl").unlink()
     append_records(run / "results.jsonl", (*records[:2], records[3]))
     assert read_runs([run])[0].data == "a"  # the first that it was measured on, though all of that is newer
-
-
-def test_words_are_listed():
-    assert [listed(list(words)) for words in ("a", "ab", "abc")] == ["a", "a and b", "a, b and c"]
 
 
 def test_torch_is_not_imported():
