@@ -7,6 +7,7 @@ there is nothing to copy by hand.
 import ast
 import dataclasses
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -28,6 +29,7 @@ from cutmix.config.recipe import Recipe, flag
 from cutmix.config.recipes import RECIPES
 from cutmix.config.transfer import CAPTIONING, FASTER_RCNN, SSD300
 from cutmix.report.metrics import MEASURES
+from cutmix.runs.record import SCHEMA, Record
 
 COMMANDS: dict[str, tuple[Any, ...]] = {
     "demo": (DemoOptions(),),
@@ -127,6 +129,27 @@ def _word(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+def attribute_docs(kind: type) -> dict[str, str]:
+    """Return the entries of a docstring's ``Attributes`` section."""
+    section = inspect.getdoc(kind).partition("Attributes:\n")[2].partition("\n\n")[0]  # type: ignore[union-attr]
+    entries = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+def results() -> str:
+    """Return the fields of a line of ``results.jsonl``."""
+    docs = attribute_docs(Record)
+    rows = []
+    for field in dataclasses.fields(Record):
+        kind = re.sub(r"\b(typing|collections\.abc)\.", "", inspect.formatannotation(field.type))
+        rows.append([f"`{field.name}`", f"`{kind}`", docs[field.name]])
+    return (
+        "# Result fields\n\nA line of `results.jsonl` is a JSON object with these fields, without those that have their "
+        f"default value. `schema` is {SCHEMA}: a line with another number, an unknown field or a wrong type is refused."
+        "\n\n" + table(["field", "type", "meaning"], rows)
+    )
+
+
 def metrics() -> str:
     """Return the definition of every metric, by suite."""
     text = "# Metrics\n\nThe names are those of `results.jsonl`; the definitions are those of the report page.\n"
@@ -153,7 +176,13 @@ def api() -> str:
     return text
 
 
-PAGES: dict[str, Callable[[], str]] = {"flags": flags, "recipes": recipes, "metrics": metrics, "api": api}
+PAGES: dict[str, Callable[[], str]] = {
+    "flags": flags,
+    "recipes": recipes,
+    "results": results,
+    "metrics": metrics,
+    "api": api,
+}
 
 
 def write_pages(folder: Path) -> None:
