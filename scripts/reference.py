@@ -144,7 +144,7 @@ def results() -> str:
         kind = re.sub(r"\b(typing|collections\.abc)\.", "", inspect.formatannotation(field.type))
         rows.append([f"`{field.name}`", f"`{kind}`", docs[field.name]])
     return (
-        "# Result fields\n\nA line of `results.jsonl` is a JSON object with these fields, without those that have their "
+        "# Result fields\n\nA line of `results.jsonl` is a JSON object with these fields, without those at their "
         f"default value. `schema` is {SCHEMA}: a line with another number, an unknown field or a wrong type is refused."
         "\n\n" + table(["field", "type", "meaning"], rows)
     )
