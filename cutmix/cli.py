@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 HELP = """cutmix: train image classifiers with CutMix, and evaluate what it bought.
 
   cutmix demo                    train on embedded digits with and without CutMix: two minutes, no data needed
+  cutmix data photos/            describe a data set: classes, splits, sizes, files left out, copies, leaks
   cutmix preview --data photos/  draw what Cutout, Mixup and CutMix do to your images
   cutmix train --data photos/    fine-tune a pretrained model on a folder that holds one folder per class
   cutmix train RECIPE            train a recipe; every field of it is a flag
@@ -85,6 +86,16 @@ def demo(words: list[str]) -> None:
     from cutmix.demo import run_demo
 
     run_demo(options)
+
+
+def data(words: list[str]) -> None:
+    """Describe a data set."""
+    from cutmix.config.options import DataOptions
+
+    options = parse(DataOptions, words, "data", "Describe a data set: classes, splits, sizes, copies, leaks.")
+    from cutmix.data.describe import print_description
+
+    print_description(options)
 
 
 def train(words: list[str]) -> None:
@@ -271,6 +282,7 @@ def reproduce(words: list[str]) -> None:
 
 COMMANDS = {
     "demo": demo,
+    "data": data,
     "train": train,
     "transfer": transfer,
     "evaluate": evaluate,

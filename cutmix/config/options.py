@@ -121,6 +121,24 @@ class EvaluateOptions:
 
 
 @dataclass(frozen=True)
+class DataOptions:
+    """What ``cutmix data`` describes."""
+
+    data: Annotated[str, tyro.conf.Positional]
+    """A folder of class folders, or a known set such as digits or cifar-100."""
+    json: bool = False
+    """Print the whole description as JSON."""
+    out: Path | None = None
+    """Draw a few images of each class into this PNG file."""
+    val_fraction: float = 0.2
+    """Share of each class to hold out where a folder has no validation split; 0 holds out nothing."""
+    seed: int = 0
+    """Seed of that division; cutmix train with the same seed has the same splits."""
+    download: bool = False
+    """Download a known set that is not there."""
+
+
+@dataclass(frozen=True)
 class PreviewOptions:
     """What ``cutmix preview`` draws."""
 

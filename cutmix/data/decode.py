@@ -160,8 +160,22 @@ class Pixels(NamedTuple):
     digest: bytes
 
 
+_DIGESTS: dict[tuple[Path, int, int], Pixels | InputError] = {}  # of unchanged files that this process has decoded
+
+
 def digest_pixels(path: Path) -> Pixels | InputError:
     """Decode an image file; return its size and digest, or why it cannot be read."""
+    try:
+        status = path.stat()
+    except OSError:
+        return _digest_pixels(path)
+    key = (path, status.st_size, status.st_mtime_ns)
+    if key not in _DIGESTS:
+        _DIGESTS[key] = _digest_pixels(path)
+    return _DIGESTS[key]
+
+
+def _digest_pixels(path: Path) -> Pixels | InputError:
     try:
         image = read_image(path, skippable=True)
     except InputError as error:

@@ -56,8 +56,6 @@ class Division:
 
 # ---- copies ----
 
-_DECODED: dict[tuple[str, int, int], Pixels | InputError] = {}  # a process decodes a file once to compare it
-
 
 def find_copies(folders: ClassFolders, most_bytes: int | None = MOST_BYTES) -> Copies:
     """Find the images that are there several times, whatever their names, classes and formats.
@@ -74,7 +72,8 @@ def find_copies(folders: ClassFolders, most_bytes: int | None = MOST_BYTES) -> C
     if most_bytes is not None and sum(file.size for file in files) > most_bytes:
         groups, found = _equal(files, _contents(files)), Copies("files")
     else:
-        decoded = dict(zip([file.path for file in files], in_threads(_decode, files), strict=True))
+        paths = [file.path for file in files]
+        decoded = dict(zip(paths, in_threads(digest_pixels, paths), strict=True))
         unreadable = {path: each for path, each in decoded.items() if isinstance(each, InputError)}
         pixels = {path: each for path, each in decoded.items() if isinstance(each, Pixels)}
         groups = _equal(files, {path: each.digest for path, each in pixels.items()})
@@ -90,13 +89,6 @@ def _equal(files: list[File], keys: dict[Path, bytes]) -> list[list[File]]:
         if file.path in keys:
             groups[keys[file.path]].append(file)
     return [group for group in groups.values() if len(group) > 1]
-
-
-def _decode(file: File) -> Pixels | InputError:
-    key = (str(file.path), file.size, file.changed)
-    if key not in _DECODED:
-        _DECODED[key] = digest_pixels(file.path)
-    return _DECODED[key]
 
 
 def _contents(files: list[File]) -> dict[Path, bytes]:

@@ -28,13 +28,11 @@ class File(NamedTuple):
         path: Where it was found.
         identity: Device and inode, the same for every link to the file.
         size: In bytes.
-        changed: Time of the last change, in nanoseconds.
     """
 
     path: Path
     identity: tuple[int, int]
     size: int
-    changed: int
 
 
 @dataclass(frozen=True)
@@ -77,12 +75,12 @@ def list_images(folder: Path) -> Listing:
         if not is_image(path.name) or (status and not stat.S_ISREG(status.st_mode)):
             found.others.append(path)
         elif status is None:  # a link to nothing, which is refused when it is decoded
-            found.files.append(File(path, (-1, len(found.files)), 0, 0))
+            found.files.append(File(path, (-1, len(found.files)), 0))
         elif (identity := (status.st_dev, status.st_ino)) in seen:
             found.repeated.append(path)
         else:
             seen.add(identity)
-            found.files.append(File(path, identity, status.st_size, status.st_mtime_ns))
+            found.files.append(File(path, identity, status.st_size))
     return found
 
 

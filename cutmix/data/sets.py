@@ -322,8 +322,6 @@ def _open_folder(
         if samples:
             unreadable = _unreadable(samples, split, copies, skip_unreadable) if split in wanted else set()
             sets[split] = _file_set(name, folder, split, samples, folders.classes, unreadable)  # type: ignore[arg-type]
-    if val_fraction and len(sets) == 1:
-        raise InputError(f"{folder} leaves no images to evaluate on; expected two or more of some class")
     origin = {split: phrase for split, phrase in division.origin.items() if split in sets}
     return Splits(sets["train"], sets.get("val"), sets.get("test"), origin, folders, copies, division.leaks)
 

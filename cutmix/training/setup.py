@@ -133,7 +133,9 @@ def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> tuple[Imag
     splits = splits or opened()
     train_set, test_set = splits.train, splits.test or splits.val
     if test_set is None:
-        raise InputError(f"{recipe.data} has no images to evaluate on; expected --val-fraction above 0")
+        raise InputError(
+            f"{recipe.data} leaves no images to evaluate on; expected two of some class, and --val-fraction above 0"
+        )
     if recipe.train_per_class is not None:
         train_set = keep_per_class(train_set, recipe.train_per_class)
     return train_set, test_set

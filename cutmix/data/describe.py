@@ -1,0 +1,305 @@
+"""A description of a data set: classes, splits and how they came about, what was left out, copies, leaks, sizes."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from cutmix.config.options import DataOptions
+from cutmix.data.decode import read_image
+from cutmix.data.division import Copies, find_copies
+from cutmix.data.folder import count_suffixes
+from cutmix.data.sets import ArraySet, FileSet, ImageSet, Splits, open_splits
+from cutmix.errors import printable
+from cutmix.runtime.files import write_atomic
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+UNBALANCED = 3.0
+"""Classes are called unbalanced where the largest has this many times the training images of the smallest."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """A description of a data set.
+
+    Attributes:
+        name: A known name, or the folder's.
+        classes: The class names, in the order of their labels.
+        splits: The number of images of each class, by split: "train", "val", "test" as far as there are such.
+        origin: How each split came about, as a phrase.
+        sizes: "width" and "height": smallest, median and largest in pixels; empty where no image was decoded.
+        others: Number of files in the class folders that are not images, by their suffix.
+        hidden: Number of hidden files and folders in the class folders.
+        beside: Images and folders beside the class folders, which are left out.
+        links: Links to files that are there under another name.
+        unreadable: Files that cannot be decoded, and why.
+        compared: "pixels", "files" or "nothing": how copies were searched.
+        copies: Groups of files of the same image.
+        conflicts: The groups among them whose files are in different classes.
+        leaks: By split: files left out of it since a later split has the same image.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    splits: dict[str, list[int]]
+    origin: dict[str, str]
+    sizes: dict[str, list[int]] = field(default_factory=dict)
+    others: dict[str, int] = field(default_factory=dict)
+    hidden: int = 0
+    beside: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    compared: str = "nothing"
+    copies: list[list[str]] = field(default_factory=list)
+    conflicts: list[list[str]] = field(default_factory=list)
+    leaks: dict[str, list[str]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON can hold them, the counts of each class by its name."""
+        classes = [
+            {"name": name} | {split: counts[label] for split, counts in self.splits.items()}
+            for label, name in enumerate(self.classes)
+        ]
+        splits = {
+            split: {"images": sum(counts), "origin": self.origin.get(split, "")}
+            for split, counts in self.splits.items()
+        }
+        rest = {name: value for name, value in vars(self).items() if name not in ("origin", "classes", "splits")}
+        return rest | {"classes": classes, "splits": splits, "warnings": self.warnings()}
+
+    def lines(self) -> list[str]:
+        """Return what was understood, in a few lines: the splits, the sizes, what was left out, and the warnings."""
+        total = sum(map(sum, self.splits.values()))
+        lines = [f"{self.name}: {total:,} images of {len(self.classes)} classes ({_some(self.classes)})"]
+        lines += [
+            f"{split}: {sum(counts):,} images" + (f" ({self.origin[split]})" if self.origin.get(split) else "")
+            for split, counts in self.splits.items()
+        ]
+        if self.sizes:
+            (w0, w, w1), (h0, h, h1) = self.sizes["width"], self.sizes["height"]
+            ranges = f"{w0:,} to {w1:,} wide (median {w:,}), {h0:,} to {h1:,} high (median {h:,})"
+            lines.append(f"pixels: {w}×{h}" if (w0, h0) == (w1, h1) else f"pixels: {ranges}")
+        return lines + self.warnings()
+
+    def warnings(self) -> list[str]:
+        """Return what was left out, and what may make a result wrong."""
+        lines = []
+        if self.others:
+            kinds = ", ".join(f"{count} {suffix}" for suffix, count in self.others.items())
+            lines.append(
+                f"{_count(sum(self.others.values()), 'file is not an image', 'files are not images')}: {kinds}"
+            )
+        if self.hidden:
+            lines.append(f"{_count(self.hidden, 'hidden file or folder is', 'hidden files or folders are')} left out")
+        if self.beside:
+            where = "the split folders" if any(name.endswith("/") for name in self.beside) else "the class folders"
+            lines.append(f"left out, beside {where}: {_some(self.beside)}")
+        if self.links:
+            lines.append(f"{_count(len(self.links), 'link repeats a file', 'links repeat files')}: {_some(self.links)}")
+        if self.unreadable:
+            which = _some(self.unreadable)
+            lines.append(f"{_count(len(self.unreadable), 'image cannot be read', 'images cannot be read')}: {which}")
+        return lines + self._copies() + self._balance()
+
+    def _copies(self) -> list[str]:
+        lines = []
+        if self.copies:
+            extra = sum(map(len, self.copies)) - len(self.copies)
+            groups = _count(len(self.copies), "image is", "images are")
+            how = "the same pixels" if self.compared == "pixels" else "equal files"
+            lines.append(f"{groups} there several times ({how}, {extra:,} copies), each in one split only")
+        for split, files in self.leaks.items():
+            n = _count(len(files), f"image of {split} is", f"images of {split} are")
+            lines.append(f"{n} in a later split too and left out of {split}: {_some(files)}")
+        if self.conflicts:
+            which = _some(" = ".join(group) for group in self.conflicts)
+            lines.append(f"{_count(len(self.conflicts), 'image is', 'images are')} in two classes: {which}")
+        return lines
+
+    def _balance(self) -> list[str]:
+        lines = []
+        counts = self.splits.get("train", [])
+        if list(self.splits) == ["train"]:
+            lines.append("there are no images to evaluate on")
+        if len(counts) > 1 and max(counts) >= UNBALANCED * min(counts):
+            least, most = (self.classes[counts.index(number)] for number in (min(counts), max(counts)))
+            share = max(counts) / sum(counts)
+            lines.append(
+                f"classes are unbalanced: from {min(counts):,} ({least}) to {max(counts):,} ({most}) training images; "
+                f"always predicting {most} is right for {share:.0%} of them"
+            )
+        for split, numbers in self.splits.items():
+            if missing := [name for name, number in zip(self.classes, numbers, strict=True) if not number]:
+                classes = _count(len(missing), "class has", "classes have")
+                lines.append(f"{classes} no {split} images: {_some(missing)}")
+        return lines
+
+    def table(self, most: int = 30) -> "Table":
+        """Return a table of the images of each class in each split; of more classes, the first and the last ones."""
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table("class", *self.splits)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        rows = list(enumerate(self.classes))
+        shown = rows if len(rows) <= most else [*rows[: most // 2], None, *rows[-(most // 2) :]]
+        for row in shown:
+            if row is None:
+                table.add_row(f"… {len(rows) - 2 * (most // 2):,} more", *("…" for _ in self.splits))
+            else:
+                table.add_row(escape(_short(row[1])), *(f"{counts[row[0]]:,}" for counts in self.splits.values()))
+        if len(self.classes) > 1:
+            table.add_section()
+            table.add_row("all", *(f"{sum(counts):,}" for counts in self.splits.values()))
+        return table
+
+
+def describe_data(
+    data: str, *, val_fraction: float = 0.2, seed: int = 0, download: bool = False, out: Path | None = None
+) -> Description:
+    """Describe a data set, after decoding every image of a folder; ``cutmix data`` prints it.
+
+    Args:
+        data: As ``open_splits`` takes it.
+        val_fraction: See ``open_splits``.
+        seed: See ``open_splits``.
+        download: See ``open_splits``.
+        out: Draw a few images of each class into this PNG file.
+
+    Raises:
+        InputError: The folder cannot be understood; the sentence says what was found and what was expected.
+    """
+    splits = open_splits(data, val_fraction=val_fraction, seed=seed, download=download, skip_unreadable=True)
+    copies = None
+    if splits.folders and splits.copies.compared == "files":
+        copies = find_copies(splits.folders, None)
+    description = describe_splits(splits, copies)
+    if out:
+        image = draw_classes(splits.train)
+        write_atomic(out, lambda file: image.save(file, "PNG"))
+    return description
+
+
+def print_description(options: DataOptions) -> Description:
+    """Print the description of a data set; the function of ``cutmix data``.
+
+    Raises:
+        InputError: As ``describe_data``.
+    """
+    from cutmix.runtime.terminal import Console
+
+    description = describe_data(
+        options.data, val_fraction=options.val_fraction, seed=options.seed, download=options.download, out=options.out
+    )
+    if options.json:
+        print(json.dumps(description.to_dict(), indent=2, ensure_ascii=False))
+        return description
+    Console().print(description.table())
+    for line in description.lines():
+        print(line)
+    if options.out:
+        print(f"wrote {options.out}")
+    return description
+
+
+def describe_splits(splits: Splits, copies: Copies | None = None) -> Description:
+    """Describe a data set that is open; ``lines()`` of it are the first lines of ``cutmix train``.
+
+    Args:
+        splits: The opened data set.
+        copies: The images that are there several times, if not as ``splits`` has them.
+    """
+    parts = {split: part for split in ("train", "val", "test") if (part := getattr(splits, split)) is not None}
+    counts = {split: part.labels.bincount(minlength=part.num_classes).tolist() for split, part in parts.items()}
+    train = splits.train
+    if splits.folders is None:
+        sizes = {}
+        if isinstance(train, ArraySet):
+            height, width = train.images.shape[2:]
+            sizes = {"width": [width] * 3, "height": [height] * 3}
+        skipped = [path for part in parts.values() for path in part.skipped]
+        return Description(
+            train.name, train.classes, counts, splits.origin, sizes, unreadable={str(path): "" for path in skipped}
+        )
+    folders, copies = splits.folders, copies or splits.copies
+
+    def shown(paths: Iterable[Path]) -> list[str]:
+        return [printable(path.relative_to(folders.root).as_posix()) + "/" * path.is_dir() for path in paths]
+
+    def grouped(groups: Sequence[Sequence[Any]]) -> list[list[str]]:
+        return [shown(file.path for file in group) for group in groups]
+
+    listings = folders.listings
+    unreadable = {path: str(error) for path, error in copies.unreadable.items()}
+    unreadable |= {path: "" for part in parts.values() for path in part.skipped if path not in unreadable}
+    columns = list(zip(*copies.sizes.values(), strict=True)) if copies.sizes else []
+    return Description(
+        train.name,
+        train.classes,
+        counts,
+        splits.origin,
+        dict(zip(("width", "height"), ([min(x), round(median(x)), max(x)] for x in columns), strict=False)),
+        count_suffixes(path for listing in listings for path in listing.others),
+        sum(len(listing.hidden) for listing in listings),
+        shown(folders.beside),
+        shown(path for listing in listings for path in listing.repeated),
+        dict(zip(shown(unreadable), map(printable, unreadable.values()), strict=True)),
+        copies.compared,
+        grouped(copies.groups),
+        grouped(copies.conflicts),
+        {split: shown(file.path for file in files) for split, files in splits.leaks.items()},
+    )
+
+
+def draw_classes(data: ImageSet, *, per_class: int = 8, most: int = 40, side: int = 96) -> Image.Image:
+    """Draw the first images of each class in a row with the name of the class.
+
+    Args:
+        data: A split.
+        per_class: Images of each class.
+        most: Classes to draw; of more, the first ones.
+        side: Height and width of a square that an image is fitted into, in pixels.
+    """
+    font = ImageFont.load_default(size=13)
+    line, gap = 20, 4
+    rows = min(data.num_classes, most)
+    page = Image.new("RGB", (gap + per_class * (side + gap), rows * (line + side + gap)), "white")
+    draw = ImageDraw.Draw(page)
+    for label in range(rows):
+        top = label * (line + side + gap)
+        members = (data.labels == label).nonzero()[:, 0].tolist()
+        draw.text((gap, top + 2), f"{_short(data.classes[label])} ({len(members):,})", "black", font)
+        for column, index in enumerate(members[:per_class]):
+            image = ImageOps.pad(_load(data, index), (side, side), color=(230, 230, 230))
+            page.paste(image, (gap + column * (side + gap), top + line))
+    return page
+
+
+def _load(data: ImageSet, index: int) -> Image.Image:
+    if isinstance(data, FileSet):
+        return read_image(data.paths[index])
+    pixels = data.images[index].permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
+
+
+# ---- words ----
+
+
+def _count(number: int, one: str, more: str) -> str:
+    return f"{number:,} {one if number == 1 else more}"
+
+
+def _some(names: Iterable[str], most: int = 4) -> str:
+    names = list(names)
+    return ", ".join(map(_short, names[:most])) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def _short(name: str, length: int = 60) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
