@@ -200,7 +200,7 @@ def test_an_unreadable_file_stops_or_is_counted(
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (("trian",), 'no command "trian"; the commands are demo, train'),
+        (("trian",), 'no command "trian"; the commands are demo, data, train'),
         (("train",), "give --data FOLDER, or the name of a recipe"),
         (("train", "digits-resnet21"), 'no recipe "digits-resnet21"; close to it are digits-resnet20'),
         (("train", "--data", "digist"), "did you mean 'digits'"),
