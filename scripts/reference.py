@@ -16,6 +16,7 @@ from typing import Any
 
 import cutmix
 from cutmix.config.options import (
+    DataOptions,
     DemoOptions,
     EvaluateOptions,
     PaperOptions,
@@ -33,6 +34,7 @@ from cutmix.runs.record import SCHEMA, Record
 
 COMMANDS: dict[str, tuple[Any, ...]] = {
     "demo": (DemoOptions(),),
+    "data": (DataOptions("photos"),),
     "preview": (PreviewOptions,),
     "train": (Recipe(), TrainOptions()),
     "transfer detection": (SSD300, RunOptions()),
