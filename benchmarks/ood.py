@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from cutmix.evaluate.ood import bootstrap_ood
+from cutmix.evaluate.ood_conventions import Sides, exact
+from cutmix.statistics import bootstrap_interval
 from measuring import Row, arguments, in_turns, medians, report, versions
 
 LIMIT = 2000.0  # milliseconds for 10,000 + 10,000 scores and 1,000 draws on two cores
@@ -26,7 +27,13 @@ def rows(n: int, draws: int, peer_draws: int, rounds: int) -> Iterator[Row]:
             scores = np.concatenate([side[rng.integers(n, size=n)] for side in (inside, outside)])
             roc_auc_score(truth, scores)
 
-    ms = medians(in_turns({"ours": lambda: bootstrap_ood(inside, outside, draws=draws), "peer": peer}, rounds))
+    def ours() -> None:
+        sides = Sides(inside, outside)
+        drawn = sides.resampled(exact, draws, 0, "out")
+        for value, spread in zip(exact(sides.counts()), drawn.T, strict=True):
+            bootstrap_interval(value, spread, 0.95)
+
+    ms = medians(in_turns({"ours": ours, "peer": peer}, rounds))
     what, at = "interval of six measures", f"{2 * n:,} scores, {draws:,} draws"
     yield Row(what, "ms", ms["ours"], "what it may take", LIMIT, 1.0, at)
     yield Row(what, "ms", ms["ours"], "scikit-learn's AUROC alone", ms["peer"] * draws / peer_draws, at=at)

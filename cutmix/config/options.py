@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from cutmix.config.suites import EVALUATE, parse_suites
 from cutmix.errors import InputError
 
 WORKERS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -51,73 +52,74 @@ class TrainOptions(RunOptions):
     """Fetch a known data set that is not there."""
 
 
-SUITES = ("classification", "calibration", "robustness", "ood", "localization")
+Convention = Literal["exact", "odin", "confident", "mahalanobis", "openood"]
 
-
-def parse_suites(text: str) -> tuple[str, ...]:
-    """Return the suites that "robustness,ood" or "all" names, in their order.
-
-    Raises:
-        InputError: If there is none of a name.
-    """
-    names = [name.strip() for name in text.split(",")]
-    unknown = [name for name in names if name not in (*SUITES, "all")]
-    if unknown:
-        raise InputError(f'there is no suite "{unknown[0]}"; expected {", ".join(SUITES)}, several with commas, or all')
-    return SUITES if "all" in names else tuple(suite for suite in SUITES if suite in names)
+_SUITE_HELP = f"Suites to run: {', '.join(EVALUATE)}, several with commas, or all."
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What ``cutmix evaluate`` measures."""
+    """Flags of ``cutmix evaluate``."""
 
     source: Annotated[Path, tyro.conf.Positional]
     """Folder of a run, or a file of weights (safetensors, or a state dict as timm and torchvision save it)."""
     data: str | None = None
-    """Data to measure on, if not what the run was trained on."""
-    suite: str = "classification"
-    """What to measure: classification, calibration, robustness, ood, localization, several with commas, or all."""
+    """Data to evaluate on; by default the test data of the run."""
+    suite: Annotated[str, tyro.conf.arg(help=_SUITE_HELP)] = "classification"
     model: str | None = None
-    """Network, for a file that does not say it."""
+    """Name of the model, for a file that does not name it."""
+    classes: Path | None = None
+    """Text file with the classes of the weights, one a line in the order of the logits, for a file without them."""
     which: Literal["last", "best"] = "last"
     """Epoch of a run."""
     image_size: int | None = None
-    """Side of the input in pixels, for a file that does not say it."""
+    """Side of the input in pixels, for a file that does not name it."""
     crop_fraction: float = 0.875
-    """Photographs: share of the resized picture that the centre crop takes, for a file that does not say it."""
+    """Image files: side of the centre crop as a share of the resized image, for a file that does not name it."""
+    squash: bool = False
+    """Image files: resize both sides alike, whatever the aspect ratio, for a file that does not name it."""
     batch_size: int = 256
-    """Images at a time."""
+    """Number of images in a batch."""
     precision: Literal["auto", "float32", "bfloat16"] | None = None
     """Arithmetic; by default the run's own, and float32 for a file."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1."""
     workers: int = WORKERS
-    """Photographs: processes that decode."""
+    """Image files: number of decoding processes."""
     skip_unreadable: bool = False
-    """Leave unreadable pictures out, counted, instead of stopping."""
+    """Leave out unreadable images and count them, instead of stopping."""
     out: Path | None = None
-    """Write the results to this folder, or append them to this file if it ends in .jsonl; by default the run's own."""
+    """Folder for the results, or a file that ends in .jsonl to append them to; by default the folder of the run."""
     images: int | None = None
-    """Measure on this many images, drawn with --seed; by default on all."""
+    """Number of images to evaluate on, drawn with --seed; by default all."""
     seed: int = 0
-    """Seed of everything that the suites draw."""
+    """Seed of all random draws."""
     pairs: int | None = None
-    """robustness: pairs of images for the samples in between; by default five for each image, at most 50,000."""
+    """robustness: number of pairs of images to mix; by default five for each image, at most 50,000."""
     apgd: bool = False
-    """robustness: attack by APGD too, which needs the extra "attacks"."""
+    """robustness: attack with APGD too, which needs the package pyautoattack."""
     corruptions: Path | None = None
     """robustness: folder of CIFAR-10-C, CIFAR-100-C or ImageNet-C."""
     outliers: tuple[str, ...] = ()
-    """ood: other data, by name or as folders of images; by default those of the paper's seven sets that are there."""
+    """ood: other data, by name or as folders of images; by default those of the paper's seven sets that are found."""
+    convention: tuple[Convention, ...] = ()
+    """ood: further conventions of the metrics, as other programs count them; the metrics by definition are always
+    included."""
     boxes: Path | None = None
-    """localization: folder of annotations, where they are not beside the images."""
+    """localization: folder of annotations, if they are not beside the images."""
 
     def __post_init__(self) -> None:
         parse_suites(self.suite)
-        for name, least in (("batch_size", 1), ("workers", 0), ("images", 2), ("pairs", 1), ("image_size", 1)):
+        for name, least, most in (
+            ("batch_size", 1, None), ("workers", 0, 1024), ("images", 2, None), ("pairs", 1, None),
+            ("image_size", 1, None),
+        ):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"--{name.replace('_', '-')} is {value}; expected at least {least}")
+            if value is not None and not least <= value <= (value if most is None else most):
+                expected = f"at least {least}" if most is None else f"{least} to {most:,}"
+                raise InputError(f"--{name.replace('_', '-')} is {value}; expected {expected}")
+        if not 0 < self.crop_fraction <= 1:
+            raise InputError(f"--crop-fraction is {self.crop_fraction}; expected a share above 0, at most 1")
 
 
 @dataclass(frozen=True)

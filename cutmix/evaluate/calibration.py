@@ -1,8 +1,8 @@
-"""Calibration: does a confidence of 80 % mean right in 80 % of the cases?
+"""Calibration: the agreement of confidence and accuracy, and the temperature that improves it.
 
-The confidence is the largest probability, and bins are (low, high]. All arithmetic is float64. A calibration error of
-bins is biased upwards, the more the fewer the images: it is never given without n, bins and interval, and NLL and
-Brier score, which have no bins, stand beside it.
+The confidence is the largest probability, and bins are (low, high]. All arithmetic is float64. A calibration error from
+bins is biased upwards, the more the fewer images there are: it is recorded with n, bins and an interval, beside NLL and
+Brier score, which have no bins.
 
 Source: Guo et al. (2017) for ECE, MCE and the temperature; Nguyen and O'Connor (2015) for bins of equal mass; Kumar et
 al. (2019) for the debiased error. Checked against torchmetrics' ``MulticlassCalibrationError`` (ℓ₁ and max norm).
@@ -19,7 +19,7 @@ from scipy.optimize import brentq
 from scipy.special import log_softmax
 from torch import Tensor
 
-from cutmix.evaluate.classifier import Classifier, Suite
+from cutmix.evaluate.classifier import Classifier, SuiteResult
 from cutmix.evaluate.logits import as_logits, as_probabilities, class_ids
 from cutmix.runs.record import Record
 from cutmix.runtime.seeding import derive_seed
@@ -39,9 +39,6 @@ from cutmix.statistics import (
 _TEMPERATURES = (1e-3, 1e3)
 
 
-# ---- what is measured: probabilities and labels ----
-
-
 def calibration_error(
     probabilities: ArrayLike | Tensor, labels: ArrayLike | Tensor, bins: int = 15, adaptive: bool = False
 ) -> float:
@@ -51,76 +48,58 @@ def calibration_error(
         probabilities: (N, K), each row non-negative with sum 1.
         labels: Class ids, (N,).
         bins: Number of bins.
-        adaptive: Bins of equal mass instead of equal width; equal confidences are never parted.
+        adaptive: Bins of equal mass instead of equal width; equal confidences share a bin.
 
     Raises:
-        InputError: If these are no probabilities, or labels do not fit them.
+        InputError: If the values are not probabilities, or the labels do not fit them.
     """
-    return expected_error(reliability(probabilities, labels, bins, adaptive))
-
-
-def max_calibration_error(probabilities: ArrayLike | Tensor, labels: ArrayLike | Tensor, bins: int = 15) -> float:
-    """Return the largest |acc_b − conf_b| of the bins that hold images, in per cent; see :func:`calibration_error`."""
-    return max_error(reliability(probabilities, labels, bins))
-
-
-def debiased_calibration_error(probabilities: ArrayLike | Tensor, labels: ArrayLike | Tensor, bins: int = 15) -> float:
-    """Return ECE less what the noise of the bins' accuracies adds to it, in per cent.
-
-    With d_b = acc_b − conf_b and σ_b² = acc_b (1 − acc_b) / n_b: ECE − Σ_b n_b/N · (E|N(d_b, σ_b²)| − |d_b|). It can be
-    below 0, and some bias is left where the classifier is nearly calibrated.
-
-    Source: Kumar et al. (2019), section 5, ℓ₁; the expectation, which their code samples, is exact here.
-    """
-    return debiased_error(reliability(probabilities, labels, bins))
-
-
-def signed_gap(probabilities: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> float:
-    """Return mean confidence − accuracy, in percentage points: above 0 is over-confident, below 0 under-confident."""
-    confidence, right = _top(*_checked(probabilities, labels))
-    return 100 * float(confidence.mean() - right.mean())
-
-
-def nll(probabilities: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> float:
-    """Return the mean of −log p of the true class, in nats; infinite if one of them has probability 0."""
-    p, ids = _checked(probabilities, labels)
-    with np.errstate(divide="ignore"):
-        return float(-np.log(p[np.arange(len(ids)), ids]).mean())
-
-
-def brier(probabilities: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> float:
-    """Return the mean over images of Σ_k (p_k − [k is the label])², in [0, 2]."""
-    return float(_brier(*_checked(probabilities, labels)).mean())
-
-
-def reliability(
-    probabilities: ArrayLike | Tensor, labels: ArrayLike | Tensor, bins: int = 15, adaptive: bool = False
-) -> Reliability:
-    """Return what a reliability diagram shows; the arguments are those of :func:`calibration_error`."""
-    confidence, right = _top(*_checked(probabilities, labels))
+    p = as_probabilities(probabilities)
+    confidence, right = _top(p, class_ids(labels, p))
     edges = bin_edges(confidence, bins, adaptive)
     sums = one_hot_bins(confidence, edges).T @ np.stack([np.ones_like(confidence), confidence, right], 1)
-    return reliability_table(edges, sums)
+    return expected_error(reliability_table(edges, sums))
 
 
-# ---- temperature ----
+def calibration_metrics(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor, bins: int = 15) -> dict[str, float]:
+    """Return all metrics of the suite that need no held-out images.
+
+    * ``ece``: expected calibration error, Σ_b n_b/N · |acc_b − conf_b|, in per cent; ``ece_adaptive`` with bins of
+      equal mass.
+    * ``ece_debiased``: ECE less the noise of the bins' accuracies. With d_b = acc_b − conf_b and
+      σ_b² = acc_b (1 − acc_b) / n_b it is ECE − Σ_b n_b/N · (E|N(d_b, σ_b²)| − |d_b|). It can be below 0, and some bias
+      is left for a nearly calibrated classifier. The expectation, which Kumar et al. sample, is exact here.
+    * ``mce``: the largest |acc_b − conf_b| of the bins that hold images, in per cent.
+    * ``signed_gap``: mean confidence − accuracy, in percentage points; above 0 is over-confident.
+    * ``nll``: mean of −log p of the true class, in nats.
+    * ``brier``: mean over images of Σ_k (p_k − [k is the label])², in [0, 2].
+
+    Args:
+        logits: (N, K).
+        labels: Class ids, (N,).
+        bins: Number of bins.
+
+    Raises:
+        InputError: If the values are not logits, or the labels do not fit them.
+    """
+    z = as_logits(logits)
+    return _Sums(z, class_ids(labels, z), bins).values
 
 
 def fit_temperature(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> float:
     """Return the temperature T whose softmax(logits / T) has the least NLL on these images.
 
     NLL is convex in 1/T, so its slope, E_p[logit] − logit of the label, has one zero, which is found in log T. Where
-    there is none, as when every image is right by far, T is the end of its range.
+    it has none, for example because all images are right by a large margin, T is the end of its range.
 
     Args:
         logits: (N, K).
-        labels: Class ids, (N,). What is measured with T needs other images.
+        labels: Class ids, (N,). Metrics at this temperature need other images.
 
     Returns:
         T in [0.001, 1000]; above 1 the classifier was over-confident.
 
     Raises:
-        InputError: If these are no logits, or labels do not fit them.
+        InputError: If the values are not logits, or the labels do not fit them.
 
     Source: Guo et al. (2017), section 4.2.
     """
@@ -134,14 +113,11 @@ def fit_temperature(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> f
 
     cold, hot = np.log(_TEMPERATURES)
     at_cold, at_hot = slope(cold), slope(hot)
-    if at_cold == at_hot:  # logits that say nothing: every temperature is the same
+    if at_cold == at_hot:  # constant logits: every temperature is the same
         return 1.0
     if at_cold <= 0 or at_hot >= 0:
         return _TEMPERATURES[0] if at_cold <= 0 else _TEMPERATURES[1]
     return float(np.exp(brentq(slope, cold, hot)))
-
-
-# ---- the suite ----
 
 
 def calibration_suite(
@@ -152,30 +128,33 @@ def calibration_suite(
     draws: int = 1000,
     confidence: float = 0.95,
     seed: int | None = None,
-) -> Suite:
-    """Measure the calibration of a classifier, and what a temperature makes of it.
+) -> SuiteResult:
+    """Evaluate the calibration of a classifier, before and after temperature scaling.
 
-    The temperature is fitted on one random half of the images and measured on the other, with the errors of that same
-    half before. Bins of equal mass are kept while images are resampled for the intervals.
+    The temperature is fitted on one random half of the images; the metrics before and after are those of the other
+    half. The bins of equal mass stay the same while images are resampled for the intervals.
 
     Args:
-        classifier: What is measured.
-        logits: Its logits on its images, (N, K), where they are known already.
+        classifier: Model and images.
+        logits: The classifier's logits on its images, (N, K), if they are known.
         bins: Number of bins.
-        draws: Resamples for the intervals.
-        confidence: Of the intervals.
-        seed: Of halves and resamples; by default the classifier's.
+        draws: Number of resamples for the intervals.
+        confidence: Confidence of the intervals, in (0, 1).
+        seed: Seed of halves and resamples; None is the classifier's.
 
     Returns:
         Records, and the arrays ``labels`` (N,) int64, ``confidence`` (N,) float64, ``right`` (N,) bool,
         ``reliability`` and ``reliability_adaptive`` (bins, 5) float64 with the columns of :class:`Reliability`,
         ``held_out`` (N,) bool.
+
+    Raises:
+        InputError: If a logit is not finite, or an argument is out of its range.
     """
     seed = classifier.seed if seed is None else seed
     z = as_logits(classifier.predict() if logits is None else logits)
     ids = class_ids(classifier.labels, z)
     common: dict[str, Any] = {"confidence": confidence, "suite": "calibration"}
-    whole = _Sample(z, ids, bins)
+    whole = _Sums(z, ids, bins)
     records = whole.records(common, draws, (seed, "calibration", "all"))
     half = torch.randperm(len(z), generator=torch.Generator().manual_seed(derive_seed(seed, "calibration", "half")))
     fitted, held_out = half[: len(z) // 2].numpy(), half[len(z) // 2 :].numpy()
@@ -189,7 +168,7 @@ def calibration_suite(
         "reliability_adaptive": np.stack(whole.adaptive, 1).astype(np.float64),
         "held_out": np.isin(np.arange(len(z)), held_out),
     }
-    return Suite(records, arrays)
+    return SuiteResult(records, arrays)
 
 
 def _temperature_records(
@@ -197,21 +176,21 @@ def _temperature_records(
     draws: int, seed: int,
 ) -> list[Record]:  # fmt: skip
     t = fit_temperature(z[fitted], ids[fitted])
-    note = f"fitted on a random half of the images, {len(fitted):,}, and measured on the other {len(held_out):,}"
+    note = f"fitted on a random half of the images, {len(fitted):,}, and evaluated on the other {len(held_out):,}"
     if t in _TEMPERATURES:
-        note += "; the temperature is at the end of its range, so the fitted half has no best one"
+        note += "; the temperature is at the end of its range, as no temperature is the best for the fitted half"
     records = [Record(metric="temperature", value=t, n=len(fitted), note=note, **common)]
     for name, scale in (("unscaled", 1.0), ("scaled", t)):
-        stream = (seed, "calibration", "held out")  # the same for both: their intervals are comparable
-        for record in _Sample(z[held_out] / scale, ids[held_out], bins).records(common, draws, stream):
+        stream = (seed, "calibration", "held out")  # the same for both, so that their intervals are comparable
+        for record in _Sums(z[held_out] / scale, ids[held_out], bins).records(common, draws, stream):
             if record.metric in ("ece", "nll", "brier", "signed_gap"):
                 record = replace(record, metric=f"{record.metric}_{name}", of="held-out half")
                 records.append(replace(record, at=t, note=note) if name == "scaled" else record)
     return records
 
 
-class _Sample:
-    """Images as the measures see them: every measure is a function of sums over images, so resampling is a product."""
+class _Sums:
+    """Columns of which each metric needs the sums over images, so that all resamples are one matrix product."""
 
     def __init__(self, logits: np.ndarray, ids: np.ndarray, bins: int) -> None:
         log_p = log_softmax(logits, axis=1)
@@ -226,14 +205,14 @@ class _Sample:
         self.columns = np.concatenate([losses, *parts], 1)
         sums = self.columns.sum(0)
         self.equal, self.adaptive = self.tables(sums)
-        self.values = self.measures(sums)
+        self.values = self.metrics(sums)
 
     def tables(self, sums: np.ndarray) -> tuple[Reliability, Reliability]:
         bins = len(self.edges[0]) - 1
         parts = sums[5:].reshape(3, 2, bins)
         return reliability_table(self.edges[0], parts[:, 0].T), reliability_table(self.edges[1], parts[:, 1].T)
 
-    def measures(self, sums: np.ndarray) -> dict[str, float]:
+    def metrics(self, sums: np.ndarray) -> dict[str, float]:
         equal, adaptive = self.tables(sums)
         _, confidence, right, loss, square = sums[:5] / sums[0]
         return {
@@ -251,10 +230,9 @@ class _Sample:
             bins = len(self.edges[0]) - 1
             more: dict[str, Any] = {} if name in ("nll", "brier", "signed_gap") else {"bins": bins}
             if name == "ece":
-                by_chance = chance_error(self.confidence, self.edges[0])
                 more["note"] = (
-                    f"biased upwards: of {self.n:,} images in {bins} bins, a perfectly calibrated classifier "
-                    f"with these confidences would have {by_chance:.2f} on average"
+                    f"biased upwards: with {self.n:,} images in {bins} bins, a perfectly calibrated classifier "
+                    f"with these confidences has {chance_error(self.confidence, self.edges[0]):.2f} on average"
                 )
             records.append(Record(metric=name, value=value, low=low, high=high, n=self.n, **common, **more))
         return records
@@ -264,27 +242,19 @@ class _Sample:
         indices = resamples(self.n, draws, *stream)
         while block := list(islice(indices, 64)):  # a matrix at a time is several times faster than a row
             counts = np.stack([np.bincount(index, minlength=self.n) for index in block]).astype(np.float64)
-            drawn += [self.measures(sums) for sums in counts @ self.columns]
+            drawn += [self.metrics(sums) for sums in counts @ self.columns]
         return drawn
 
 
 _RANGES = {"signed_gap": (-100.0, 100.0), "nll": (0.0, np.inf), "brier": (0.0, 2.0), "ece_debiased": (-100.0, 100.0)}
 
 
-# ---- each image ----
-
-
-def _checked(probabilities: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> tuple[np.ndarray, np.ndarray]:
-    p = as_probabilities(probabilities)
-    return p, class_ids(labels, p)
-
-
 def _top(p: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return each image's confidence and whether it is right, float64; equal probabilities go to the lowest class."""
+    """Return each image's confidence and whether it is right, float64; of equal probabilities the first counts."""
     top = p.argmax(1)
     return p[np.arange(len(p)), top], (top == ids).astype(np.float64)
 
 
 def _brier(p: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Σ_k p_k² − 2 p_y + 1 of each image."""
+    """Return Σ_k p_k² − 2 p_y + 1 of each image."""
     return (p * p).sum(1) - 2 * p[np.arange(len(p)), ids] + 1

@@ -1,7 +1,7 @@
-"""Classification error: predictions of a whole test set, top-1 and top-5 with Wilson intervals.
+"""Classification error: predictions of a whole test set, and top-1 and top-5 error with Wilson intervals.
 
-Source: the paper's tables report top-1 and top-5 error in per cent. The interval is Wilson's (1927), which stays
-inside [0, 100] and is honest near its ends.
+Source: the paper's tables report top-1 and top-5 error in per cent. The interval is Wilson's (1927), which stays inside
+[0, 100] and keeps its coverage near the ends.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from cutmix.statistics import check_confidence
 
 
 class Predictions(NamedTuple):
-    """Every sample's logits, in the order of the set, from which any measure can be computed again.
+    """Logits of all samples in the order of the data set, from which any metric can be computed again.
 
     Attributes:
         logits: (N, K) float32 on the CPU.
@@ -57,19 +57,19 @@ def predict(
     *,
     autocast: contextlib.AbstractContextManager | None = None,
 ) -> Predictions:
-    """Run a network over a test set, each process over its share, and put the shares in order.
+    """Return the predictions of a model on a test set; each process computes its share, and all return the whole.
 
     No sample is padded or counted twice: process r of R has samples r, r + R, …, and the result is exact whatever
     the number of processes.
 
     Args:
-        model: Maps images (n, C, H, W) to logits (n, K); it is evaluated in eval mode and left in the mode it was in.
+        model: Maps images (n, C, H, W) to logits (n, K); put into eval mode, and back into its own mode afterwards.
         batches: Batches of this process, as ``cutmix.data.test_loader`` yields them.
         world: This process among all.
         autocast: Context of the forward pass, e.g. ``torch.autocast``.
 
     Raises:
-        InputError: If the set is empty or a logit is not finite.
+        InputError: If the test set is empty or a logit is not finite.
     """
     training, logits, labels = model.training, [], []
     model.eval()
@@ -97,7 +97,7 @@ def wilson_interval(count: int, n: int, confidence: float = 0.95) -> Proportion:
     Args:
         count: Number of cases, 0 to n.
         n: Number of samples, above 0.
-        confidence: In (0, 1).
+        confidence: Confidence of the interval, in (0, 1).
 
     Raises:
         InputError: If ``confidence`` is out of its range.
@@ -108,10 +108,10 @@ def wilson_interval(count: int, n: int, confidence: float = 0.95) -> Proportion:
 
 
 def classification_error(predictions: Predictions, confidence: float = 0.95) -> dict[str, Proportion]:
-    """Return ``top1_err`` and, where there are more than five classes, ``top5_err``, in per cent.
+    """Return ``top1_err`` and, for more than five classes, ``top5_err``, in per cent.
 
-    A sample is right at k if fewer than k other classes have a logit above its own, or as high and a lower index:
-    equal logits are broken by the index, as ``argmax`` does, and not in the network's favour.
+    A sample is right at k if fewer than k other classes have a higher logit, or an equal one and a lower index: ties
+    are broken by the index, as ``argmax`` does, and not in the model's favour.
 
     Raises:
         InputError: If a label has no logit.
@@ -119,7 +119,7 @@ def classification_error(predictions: Predictions, confidence: float = 0.95) -> 
     logits, labels = predictions
     if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
         raise InputError(
-            f"labels go from {int(labels.min())} to {int(labels.max())}, but there are {logits.shape[1]} logits"
+            f"the labels range from {int(labels.min())} to {int(labels.max())}; expected 0 to {logits.shape[1] - 1}"
         )
     rank = true_class_rank(logits, labels)
     errors = {"top1_err": wilson_interval(int((rank >= 1).sum()), len(labels), confidence)}
@@ -135,14 +135,14 @@ def error_records(predictions: Predictions, confidence: float = 0.95) -> list[Re
 
 
 def true_class_rank(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return how many classes come before the true one, (N,) int64; 0 is a right answer."""
+    """Return the number of classes ranked before the true one, (N,) int64; 0 is a right prediction."""
     own = logits.gather(1, labels[:, None])
     before = torch.arange(logits.shape[1]) < labels[:, None]
     return ((logits > own) | ((logits == own) & before)).sum(1)
 
 
 def mean_loss(predictions: Predictions) -> float:
-    """Return the mean cross entropy of the true classes, in nats, computed in float64."""
+    """Return the mean cross-entropy of the true classes, in nats, computed in float64."""
     return float(F.cross_entropy(predictions.logits.double(), predictions.labels))
 
 

@@ -1,8 +1,7 @@
-"""What every suite of ``cutmix evaluate`` measures: a network with its normalisation, and each image decoded once."""
+"""The input of every suite of ``cutmix evaluate``: a model with its normalization, and decoded images with labels."""
 
 import contextlib
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -15,19 +14,18 @@ from torch import Tensor, nn
 from cutmix.data import ArraySet, FileSet, ImageSet
 from cutmix.data.decode import read_same_size
 from cutmix.data.transforms import Interpolation, ResizeAndCrop, resize
-from cutmix.evaluate.attacks import loss_gradient
-from cutmix.evaluate.logits import check_finite
+from cutmix.evaluate.logits import refuse_nonfinite
 from cutmix.runs.record import Record
-from cutmix.runtime.progress import duration
+from cutmix.runtime.device import check_memory
 
 
-class Suite(NamedTuple):
-    """What a suite found.
+class SuiteResult(NamedTuple):
+    """The results of a suite.
 
     Attributes:
-        records: One for each metric; what they say of the run is added by ``cutmix evaluate``.
-        arrays: What came out for each sample, from which the measures can be computed again.
-        pictures: PNG files by their names.
+        records: One for each metric; ``cutmix evaluate`` adds the fields that all of them share.
+        arrays: Per-sample results, from which the metrics can be computed again.
+        pictures: PNG files by name.
     """
 
     records: list[Record]
@@ -36,13 +34,13 @@ class Suite(NamedTuple):
 
 
 class PixelModel(nn.Module):
-    """The network behind its normalisation: pixels (n, C, H, W) in [0, 1] to logits (n, K), in float32.
+    """A model behind its normalization: maps pixels (n, C, H, W) in [0, 1] to logits (n, K), in float32.
 
     Args:
-        network: Maps normalised images to logits.
-        mean: Of each channel, in [0, 1].
-        std: Of each channel, positive.
-        image_size: Side to which images are resized after their normalisation; None keeps theirs.
+        network: Maps normalized images to logits.
+        mean: Mean of each channel, in [0, 1].
+        std: Standard deviation of each channel, positive.
+        image_size: Side to which images are resized after the normalization; None keeps theirs.
     """
 
     scale: Tensor
@@ -54,16 +52,14 @@ class PixelModel(nn.Module):
         super().__init__()
         self.network = network
         self.image_size = image_size
-        # The factors of ``normalize``: pixels that are n / 255 give the very logits of a test.
+        # The factors of ``normalize``, so that pixels of n / 255 give exactly the logits of the test loader.
         center, spread = (torch.tensor(values, dtype=torch.float32) for values in (mean, std))
-        self.register_buffer("scale", (1 / (255 * spread)).view(-1, 1, 1))
-        self.register_buffer("shift", (-center / spread).view(-1, 1, 1))
-        parameter = next(network.parameters(), None)
+        device = next((parameter.device for parameter in network.parameters()), None)
+        self.register_buffer("scale", (1 / (255 * spread)).view(-1, 1, 1).to(device))
+        self.register_buffer("shift", (-center / spread).view(-1, 1, 1).to(device))
         conv = next((p for p in network.parameters() if p.ndim == 4 and p.shape[1] > 1), None)
         last = conv is not None and conv.is_contiguous(memory_format=torch.channels_last) and not conv.is_contiguous()
         self.memory_format = torch.channels_last if last else torch.contiguous_format
-        if parameter is not None:
-            self.to(parameter.device)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(n, C, H, W) float32 in [0, 1] -> (n, K) float32."""
@@ -75,19 +71,19 @@ class PixelModel(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """A network and the images that it is measured on.
+    """A model and the images that it is evaluated on.
 
     Args:
-        network: Maps normalised images (n, C, H, W) to logits (n, K); in eval mode, on the device of the measurement.
-        mean: Of each channel, pixels in [0, 1].
-        std: Of each channel, pixels in [0, 1].
-        images: (N, C, H, W) uint8, as they are shown in a test: resized and cropped.
+        network: Maps normalized images (n, C, H, W) to logits (n, K); in eval mode, on the device to compute on.
+        mean: Mean of each channel, pixels in [0, 1].
+        std: Standard deviation of each channel, pixels in [0, 1].
+        images: (N, C, H, W) uint8, resized and cropped as in a test.
         labels: Class ids, (N,) int64.
         classes: Names of the classes.
-        data: Name of the set.
-        autocast: Context of the forward passes that do not need a gradient: the run's own arithmetic.
-        batch_size: Images at a time.
-        seed: Of everything that is drawn.
+        data: Name of the data set.
+        autocast: Context of the forward passes that need no gradient, in the run's precision.
+        batch_size: Number of images in a batch.
+        seed: Seed of all random draws.
         image_size: Side to which small images are resized before the network; None keeps theirs.
     """
 
@@ -108,7 +104,7 @@ class Classifier:
 
     @property
     def device(self) -> torch.device:
-        """Where the network computes."""
+        """The device of the network."""
         return next(self.network.parameters()).device
 
     def pixels(self, index: Tensor | slice) -> Tensor:
@@ -116,33 +112,57 @@ class Classifier:
         return self.images[index].to(self.device, non_blocking=True).float() / 255
 
     def exact(self) -> PixelModel:
-        """Return the network for pixels in [0, 1], in float32 whatever the run's precision, for gradients."""
+        """Return the model for pixels in [0, 1] and gradients, in float32 whatever the run's precision."""
         return self._pixel_model
 
     @cached_property
     def _pixel_model(self) -> PixelModel:
-        with torch.inference_mode(False):  # its tensors are to serve gradients, whoever asks for it first
+        with torch.inference_mode(False):  # its tensors must serve gradients, even if inference asks for it first
             return PixelModel(self.network, self.mean, self.std, self.image_size).eval()
 
     @torch.inference_mode()
     def logits(self, pixels: Tensor) -> Tensor:
         """Return the logits (n, K) float32 of pixels (n, C, H, W) in [0, 1], in the run's precision.
 
-        Raises:
-            InputError: If one is not finite: of NaN, ``argmax`` would make a class like any other.
+        Values that are not finite are counted on the device, so that no batch waits for a GPU; :meth:`check` refuses
+        them after the last batch.
         """
         with self.autocast:
             logits = self.exact()(pixels)
-        check_finite(logits, "logits of a batch")
+        self._nonfinite.add_(logits.isfinite().logical_not_().sum())
         return logits
 
+    @cached_property
+    def _nonfinite(self) -> Tensor:
+        return torch.zeros((), dtype=torch.int64, device=self.device)
+
+    @torch.inference_mode()
+    def check(self) -> None:
+        """Check the logits since the last call: ``argmax`` would turn NaN into a class like any other.
+
+        Raises:
+            InputError: If a value was not finite.
+        """
+        count = int(self._nonfinite)
+        self._nonfinite.zero_()
+        refuse_nonfinite(count, "logits")
+
     def predict(self, change: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Return the logits (N, K) float32 of all images on the CPU, each batch of pixels changed before."""
+        """Return the logits (N, K) float32 of all images on the CPU.
+
+        Args:
+            change: Function applied to each batch of pixels (n, C, H, W) before the model.
+
+        Raises:
+            InputError: If a logit is not finite.
+        """
         batches = []
         for start in range(0, len(self), self.batch_size):
             pixels = self.pixels(slice(start, start + self.batch_size))
-            batches.append(self.logits(change(pixels) if change else pixels).cpu())
-        return torch.cat(batches)
+            batches.append(self.logits(change(pixels) if change else pixels))
+        logits = torch.cat(batches).cpu()
+        self.check()
+        return logits
 
 
 def decode(
@@ -152,64 +172,21 @@ def decode(
     squash: bool = False,
     interpolation: Interpolation = "bilinear",
 ) -> ArraySet:
-    """Return a set as one tensor: an array set is that already, photographs are decoded, resized and cropped.
+    """Return a data set as one tensor: an array set as it is, image files decoded, resized and cropped.
 
     Args:
-        data: The set.
-        image_size: Side of the squares that photographs are cropped to.
-        crop_fraction: Their share of the resized short side.
-        squash: Resize both sides alike, whatever the shape.
-        interpolation: How photographs are resized.
+        data: The data set.
+        image_size: Side of the squares that image files are cropped to, in pixels; None is 224.
+        crop_fraction: Side of the crop as a share of the resized short side.
+        squash: Resize both sides alike, whatever the aspect ratio.
+        interpolation: Interpolation of the resize.
 
     Raises:
-        InputError: If a file cannot be read.
+        InputError: If a file cannot be read, or the images do not fit into memory.
     """
     if not isinstance(data, FileSet):
         return data
     side = image_size or 224
+    check_memory(len(data) * 3 * side**2, f"--image-size is {side}: decoding {len(data):,} images")
     images = read_same_size(data.paths, side, side, ResizeAndCrop(side, crop_fraction, squash, interpolation))
     return ArraySet(data.name, data.split, data.classes, data.labels, data.mean, data.std, images, data.skipped)
-
-
-# ---- forecast ----
-# How long a suite will take: the passes that its parts need, times what one takes.
-
-_TIMED = 64  # images that are timed
-
-
-class Work(NamedTuple):
-    """What a part of a suite needs.
-
-    Attributes:
-        part: Its name.
-        passes: Images through the network, in the classifier's precision.
-        gradients: Images whose gradient is taken, in float32.
-    """
-
-    part: str
-    passes: int
-    gradients: int = 0
-
-
-def expected_duration(classifier: Classifier, work: Sequence[Work]) -> str:
-    """Return about how long each part will take, from one batch without and one with its gradient, as a sentence."""
-    seconds = dict(zip(work, expected_seconds(work, *time_passes(classifier)), strict=True))
-    parts = ", ".join(f"{each.part} {duration(taken)}" for each, taken in seconds.items())
-    return f"{len(classifier):,} images: about {duration(sum(seconds.values()))} ({parts})"
-
-
-def expected_seconds(work: Sequence[Work], a_pass: float, a_gradient: float) -> list[float]:
-    """Return the seconds of each part, from those that an image takes."""
-    return [each.passes * a_pass + each.gradients * a_gradient for each in work]
-
-
-def time_passes(classifier: Classifier) -> tuple[float, float]:
-    """Return the seconds that an image takes, and its gradient; the network has been warmed up before."""
-    part = slice(min(_TIMED, classifier.batch_size))
-    pixels, labels = classifier.pixels(part), classifier.labels[part].to(classifier.device)
-    clock = time.perf_counter()
-    classifier.logits(pixels).argmax(1).cpu()  # which waits for a GPU
-    a_pass = time.perf_counter() - clock
-    clock = time.perf_counter()
-    loss_gradient(classifier.exact().eval(), pixels, labels).cpu()
-    return a_pass / len(pixels), (time.perf_counter() - clock) / len(pixels)

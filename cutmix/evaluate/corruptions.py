@@ -1,10 +1,11 @@
 """Error on the published corrupted sets: CIFAR-10-C, CIFAR-100-C and ImageNet-C.
 
-Source: Hendrycks and Dietterich 2019. The released files are read; corruptions made anew are not comparable. AlexNet's
-errors are those of the authors' code. The mean is over the 15 corruptions of the benchmark, not over its extra ones.
+Source: Hendrycks and Dietterich 2019. The released files are read, as newly made corruptions are not comparable.
+AlexNet's errors are those of the authors' code. The mean is over the 15 corruptions of the benchmark, without its extra
+ones.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from cutmix.data.decode import read_same_size
 from cutmix.data.folder import EXTENSIONS
 from cutmix.errors import InputError
 from cutmix.evaluate.classification import wilson_interval
-from cutmix.evaluate.classifier import Classifier, Suite
+from cutmix.evaluate.classifier import Classifier, SuiteResult
 from cutmix.runs.record import Record
 
 ALEXNET_ERR = {
@@ -26,33 +27,19 @@ ALEXNET_ERR = {
     "fog": 81.9324, "brightness": 56.4592, "contrast": 85.3204, "elastic_transform": 64.6056, "pixelate": 71.7840,
     "jpeg_compression": 60.6500,
 }  # fmt: skip
-"""AlexNet's top-1 error on ImageNet-C in per cent, mean over the severities, for each of the 15 corruptions."""
+"""Top-1 error of AlexNet on ImageNet-C in per cent, mean over the severities, for each of the 15 corruptions."""
 
 CORRUPTIONS = tuple(ALEXNET_ERR)
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
-def mean_corruption_error(errors: Mapping[str, float]) -> float:
-    """Return mCE = mean over c of 100 · E_c / E_c of AlexNet.
-
-    Args:
-        errors: E_c in per cent, mean over the severities, of each of the 15 corruptions of ImageNet-C.
-
-    Raises:
-        InputError: If a corruption is missing or unknown.
-    """
-    if differing := set(errors) ^ set(CORRUPTIONS):
-        raise InputError(f"errors of the 15 corruptions are expected: '{min(differing)}' is missing or unknown")
-    return sum(100 * errors[name] / ALEXNET_ERR[name] for name in CORRUPTIONS) / len(CORRUPTIONS)
-
-
 class Corrupted(NamedTuple):
-    """A corrupted set that fits a classifier; its images are read when they are measured.
+    """A corrupted data set that fits a classifier; its images are read when they are evaluated.
 
     Attributes:
         labels: Class ids of the N images, (N,) int64.
         read: Returns the images (n, C, H, W) uint8 of a corruption, a severity counted from 0, and a slice of the N.
-        relative: Whether they are those of ImageNet-C, of which AlexNet's errors are known.
+        relative: Whether it is ImageNet-C, for which AlexNet's errors are known.
     """
 
     labels: Tensor
@@ -61,12 +48,12 @@ class Corrupted(NamedTuple):
 
 
 def open_corrupted(classifier: Classifier, folder: Path) -> Corrupted:
-    """Find a corrupted set and see that it fits a classifier.
+    """Open a corrupted data set and check that it fits a classifier.
 
     Args:
-        classifier: What is measured; its images say which size is expected, its classes which folders.
-        folder: With ``labels.npy`` and one npy file for each corruption (CIFAR-C: 5 × N images, uint8, NHWC, by rising
-            severity), or with ``CORRUPTION/SEVERITY/CLASS/`` folders of images (ImageNet-C), which are not resized.
+        classifier: Model and images; the size of the images and the classes have to agree with the data set.
+        folder: Holds ``labels.npy`` and one npy file for each corruption (CIFAR-C: 5 × N images, uint8, NHWC, by rising
+            severity), or ``CORRUPTION/SEVERITY/CLASS/`` folders of images (ImageNet-C), which are not resized.
 
     Raises:
         InputError: If files are missing, damaged, of another shape, or do not fit the classifier.
@@ -76,12 +63,12 @@ def open_corrupted(classifier: Classifier, folder: Path) -> Corrupted:
     if (folder / CORRUPTIONS[0]).is_dir():
         return _open_folders(classifier, folder)
     raise InputError(
-        f"{folder} holds neither labels.npy (CIFAR-C) nor {CORRUPTIONS[0]}/ (ImageNet-C): expected a published set"
+        f"{folder} holds neither labels.npy nor {CORRUPTIONS[0]}/; expected CIFAR-C or ImageNet-C as published"
     )
 
 
-def corruption_error(classifier: Classifier, corrupted: Corrupted) -> Suite:
-    """Measure a classifier on a corrupted set, see ``open_corrupted``.
+def corruption_error(classifier: Classifier, corrupted: Corrupted) -> SuiteResult:
+    """Evaluate a classifier on a corrupted data set; see ``open_corrupted``.
 
     Returns:
         Records of ``corruption_err`` (of each corruption, at each severity), ``corruption_mean_err`` (of each, mean
@@ -100,7 +87,8 @@ def corruption_error(classifier: Classifier, corrupted: Corrupted) -> Suite:
             pixels = corrupted.read(corruption, severity, part).to(classifier.device).float() / 255
             classes = classifier.logits(pixels).argmax(1).cpu()
             missed[corruption, severity, part] = classes != corrupted.labels[part]
-    return Suite(_records(missed, relative=corrupted.relative), {"corruption_right": (~missed).numpy()})
+    classifier.check()
+    return SuiteResult(_records(missed, relative=corrupted.relative), {"corruption_right": (~missed).numpy()})
 
 
 def _records(missed: Tensor, *, relative: bool) -> list[Record]:
@@ -123,7 +111,7 @@ def _records(missed: Tensor, *, relative: bool) -> list[Record]:
 
 
 def _mean_interval(values: Tensor) -> tuple[float, float | None, float | None, int]:
-    """Return the mean over images, its normal 95 % interval, and their number."""
+    """Return the mean over images, its normal 95 % interval, and the number of images."""
     mean, n = float(values.mean()), len(values)
     if n < 2:
         return mean, None, None, n
@@ -153,30 +141,30 @@ def _open_arrays(classifier: Classifier, folder: Path) -> Corrupted:
 
 
 def _labels(classifier: Classifier, path: Path) -> Tensor:
-    """Return the labels (N,) int64, which the file has once for each severity."""
+    """Return the labels (N,) int64, which the file repeats for each severity."""
     labels = _load(path, None)
     if labels.ndim != 1 or not len(labels) or len(labels) % len(SEVERITIES) or labels.dtype.kind not in "iu":
-        raise InputError(f"{path} is {labels.shape} {labels.dtype}: expected one class id for each of 5 × N images")
+        raise InputError(f"{path} is {labels.shape} {labels.dtype}; expected one class id for each of 5 × N images")
     rows = torch.from_numpy(labels.astype(np.int64)).view(len(SEVERITIES), -1)
     if not bool((rows == rows[0]).all()):
-        raise InputError(f"{path} has other labels for other severities: expected the same images five times")
+        raise InputError(f"{path} has different labels for different severities; expected the same images five times")
     if int(rows.min()) < 0 or int(rows.max()) + 1 != len(classifier.classes):
         raise InputError(
-            f"{path} has classes {int(rows.min())} to {int(rows.max())}, but the network knows "
-            f"{len(classifier.classes)}: expected the corrupted set of the same data"
+            f"{path} has classes {int(rows.min())} to {int(rows.max())}; expected the model's, 0 to "
+            f"{len(classifier.classes) - 1}"
         )
     return rows[0]
 
 
 def _load(path: Path, shape: tuple[int, ...] | None) -> np.ndarray:
-    """Map an array into memory; images must be uint8 of a shape."""
+    """Map an array into memory, which has to be uint8 if its shape is given."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        reason = "it is not there" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
+        reason = "no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
         raise InputError(f"{path} cannot be read as an array: {reason}") from None
     if shape and (array.shape != shape or array.dtype != np.uint8):
-        raise InputError(f"{path} is {array.shape} {array.dtype}: expected {shape} uint8")
+        raise InputError(f"{path} is {array.shape} {array.dtype}; expected {shape} uint8")
     return array
 
 
@@ -186,15 +174,15 @@ def _load(path: Path, shape: tuple[int, ...] | None) -> np.ndarray:
 def _open_folders(classifier: Classifier, folder: Path) -> Corrupted:
     folders = [folder / name / str(severity) for name in CORRUPTIONS for severity in SEVERITIES]
     if missing := [path for path in folders if not path.is_dir()]:
-        raise InputError(f"{missing[0]} is not there: expected 15 corruptions of 5 severities")
+        raise InputError(f"{missing[0]} does not exist; expected 15 corruptions of 5 severities")
     names = _images(folders[0])
     found = {name.split("/")[0] for name in names}
     if differing := found ^ set(classifier.classes):
-        raise InputError(f"{folders[0]} and the network differ in class '{min(differing)}': expected the same classes")
+        raise InputError(f"{folders[0]} and the model differ in class '{min(differing)}'; expected the same classes")
     number = {name: index for index, name in enumerate(classifier.classes)}
     labels = torch.tensor([number[name.split("/")[0]] for name in names])
     if other := next((path for path in folders if _images(path) != names), None):
-        raise InputError(f"{other} holds other images than {folders[0]}: expected the same ones, corrupted")
+        raise InputError(f"{other} and {folders[0]} hold different images; expected the same file names")
 
     def read(corruption: int, severity: int, part: slice) -> Tensor:
         path = folders[corruption * len(SEVERITIES) + severity]
@@ -204,6 +192,6 @@ def _open_folders(classifier: Classifier, folder: Path) -> Corrupted:
 
 
 def _images(folder: Path) -> list[str]:
-    """Return CLASS/FILE of every image below, sorted."""
+    """Return CLASS/FILE of every image in the class folders, sorted."""
     files = (path for path in folder.glob("*/*") if path.suffix.lower() in EXTENSIONS)
     return sorted(path.relative_to(folder).as_posix() for path in files)

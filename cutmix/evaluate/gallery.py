@@ -1,7 +1,7 @@
-"""Pictures of where a network looks: boxes on images (the paper's figure 4), and maps of mixed inputs (figure 1).
+"""Figures of class activation maps: boxes on images (the paper's figure 4), and maps of mixed inputs (figure 1).
 
-Lines differ in their dashes and not in colour alone, and every line has a dark edge, so that the pictures can be read
-on any image and printed in grey.
+Lines differ in their dashes, not only in colour, and have a dark edge, so that they are visible on any image and in a
+grey print.
 """
 
 import io
@@ -19,7 +19,7 @@ from torch import Tensor
 from cutmix.errors import InputError
 from cutmix.evaluate.boxes import best_iou, box_from_map, padded_boxes
 from cutmix.evaluate.classifier import Classifier
-from cutmix.evaluate.localization import class_maps, maps_of
+from cutmix.evaluate.localization import class_maps, keep_features
 from cutmix.mixing import Draw
 from cutmix.runtime.seeding import derive_seed
 
@@ -27,35 +27,36 @@ from cutmix.runtime.seeding import derive_seed
 def box_gallery(
     classifier: Classifier, boxes: Sequence[np.ndarray], *, count: int = 12, threshold: float = 0.15, seed: int = 0
 ) -> bytes:
-    """Draw images with their true boxes, the boxes from their maps, and what of the maps is above zero.
+    """Draw images with their true boxes, the boxes from their maps, and the positive part of the maps.
 
-    The images are chosen at random, not by their score. Beneath each: its class, the IoU, and what was predicted where
-    that is another class.
+    The images are chosen at random, not by their results. Below each stand its class, the IoU, and the predicted class
+    if it is wrong.
 
     Args:
-        classifier: What ``localization_suite`` measures.
+        classifier: As for ``localization_suite``.
         boxes: N arrays (B, 4) in the pixels of ``classifier.images``.
-        count: Number of images.
-        threshold: Of the map's maximum, in [0, 1).
-        seed: Of the choice.
+        count: Number of images, at least 1.
+        threshold: Share of the map's maximum, in [0, 1).
+        seed: Seed of the choice of images.
 
     Returns:
         A PNG file.
 
     Raises:
-        InputError: If there are other boxes than images, or no image is asked for.
+        InputError: If the boxes are not of as many images, the count is below 1, or the network has no class
+            activation maps.
     """
     if count < 1:
         raise InputError(f"count is {count}; expected at least one image")
     padded_boxes(len(classifier), boxes, "images")
     generator = torch.Generator().manual_seed(derive_seed(seed, "gallery"))
     chosen = torch.randperm(len(classifier), generator=generator)[:count].sort().values
-    maps, logits = class_maps(classifier, chosen.to(classifier.images.device))
-    cams, answers = maps.cpu().numpy(), logits.argmax(1).tolist()
+    maps, logits = class_maps(keep_features(classifier), classifier.pixels(chosen), classifier.labels[chosen])
+    cams, predicted = maps.cpu().numpy(), logits.argmax(1).tolist()
     found = np.stack([box_from_map(cam, threshold) for cam in cams])
     true = [np.asarray(boxes[i]).reshape(-1, 4) for i in chosen.tolist()]
     fits = best_iou(found, true)
-    shown, labels = _pixels(classifier.images[chosen.to(classifier.images.device)]), classifier.labels.tolist()
+    shown, labels = _pixels(classifier.images[chosen]), classifier.labels.tolist()
     columns = min(len(chosen), 6)
     rows = -(-len(chosen) // columns)
     figure = Figure(figsize=(1.9 * columns, 2.4 * rows + 0.4), dpi=120, layout="constrained")
@@ -69,8 +70,8 @@ def box_gallery(
             _outline(axis, box, "red", "solid")
         _outline(axis, found[k], "lime", (0, (3, 2)))
         label = labels[int(chosen[k])]
-        answer = "" if answers[k] == label else f"\n(predicted: {_short(classifier.classes[answers[k]])})"
-        text = f"{_short(classifier.classes[label])}, IoU {fits[k]:.2f}{answer}"
+        wrong = "" if predicted[k] == label else f"\n(predicted: {_short(classifier.classes[predicted[k]])})"
+        text = f"{_short(classifier.classes[label])}, IoU {fits[k]:.2f}{wrong}"
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
         axis.set_xlabel(text, fontsize=8, labelpad=6, parse_math=False)
@@ -83,36 +84,36 @@ def box_gallery(
 
 
 def mixed_maps(classifier: Classifier, first: int, second: int) -> bytes:
-    """Draw what Mixup, Cutout and CutMix make of a pair of images, and the maps of both classes in each.
+    """Draw a pair of images, their Mixup, Cutout and CutMix, and the maps of both classes for each of the five.
 
-    Half of each image goes into Mixup; Cutout's hole, in the mean colour, and CutMix's patch of the second image cover
-    the same quarter, in the middle. The colours of a map run from zero to the greatest activation of all six, so the
-    maps can be compared; what is below zero is left out.
+    Mixup takes half of each image; Cutout's hole, in the mean colour, and CutMix's patch of the second image cover the
+    same quarter in the middle. All maps share one colour scale from zero to their maximum, so that they can be
+    compared; negative values are not shown.
 
     Args:
-        classifier: A network that ``find_head`` accepts.
-        first: Index of the image that is mixed into, of one class.
+        classifier: As for ``localization_suite``.
+        first: Index of the image that is mixed into.
         second: Index of the image that is mixed in, of another class.
 
     Returns:
         A PNG file.
 
     Raises:
-        InputError: If an image does not exist or the classes are the same.
+        InputError: If an image does not exist, the classes are the same, or the network has no class activation maps.
     """
     for index in (first, second):
         if not 0 <= index < len(classifier):
-            raise InputError(f"there is no image {index}; expected 0 to {len(classifier) - 1}")
+            raise InputError(f"the image is {index}; expected 0 to {len(classifier) - 1}")
     pair = torch.tensor([first, second], device=classifier.labels.device)
     labels = classifier.labels[pair].tolist()
     if labels[0] == labels[1]:
         raise InputError(
             f"images {first} and {second} are both of {classifier.classes[labels[0]]}; expected two classes"
         )
-    inputs = _mixed(classifier, classifier.pixels(pair))
+    inputs, model = _mixed(classifier, classifier.pixels(pair)), keep_features(classifier)
     pixels = torch.stack(list(inputs.values()))
     maps = [
-        maps_of(classifier, pixels, torch.full((len(pixels),), label, device=pixels.device))[0].clamp(min=0).cpu()
+        class_maps(model, pixels, torch.full((len(pixels),), label, device=pixels.device))[0].clamp(min=0).cpu()
         for label in labels
     ]
     greatest = max(float(torch.stack(maps).max()), torch.finfo(torch.float32).tiny)
@@ -133,7 +134,7 @@ def mixed_maps(classifier: Classifier, first: int, second: int) -> bytes:
 
 
 def _mixed(classifier: Classifier, pair: Tensor) -> dict[str, Tensor]:
-    """Return the two images and what the three methods make of them, by name, each (C, H, W)."""
+    """Return the two images and their Mixup, Cutout and CutMix by name, each (C, H, W)."""
     height, width = pair.shape[-2:]
     box = (width // 4, height // 4, width // 4 + width // 2, height // 4 + height // 2)
     other = torch.tensor([1, 0])
@@ -156,7 +157,7 @@ def _pixels(images: Tensor) -> np.ndarray:
 
 
 def _overlay(axis: Any, image: np.ndarray, cam: np.ndarray) -> None:
-    """Show the image in grey under the map in colour, as strong as the map is."""
+    """Show the image in grey under the map in colour, the more opaque the higher the map."""
     extent = (0, image.shape[1], image.shape[0], 0)  # a box's edges are the pixels' edges
     grey = image @ np.array([0.299, 0.587, 0.114])
     axis.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="nearest")

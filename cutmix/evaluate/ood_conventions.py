@@ -1,39 +1,38 @@
-"""The conventions by which out-of-distribution detection is measured, as functions of how often each score occurs.
+"""Conventions of the metrics of out-of-distribution detection, as functions of the number of times a score occurs.
 
-In-distribution (ID) is positive, and its scores are meant to be higher. The conventions agree where no two scores are
-equal and the sets are large; over-confident float32 scores, many of them exactly 1, move AUROC by twenty points.
+In-distribution (ID) is positive and has the higher scores. The conventions agree on large sets without equal scores;
+over-confident float32 scores, many of them exactly 1, move AUROC by twenty points.
 
 Source: the code of ODIN (``calMetric.py``), of Lee et al. 2018a (Confident_classifier) and 2018b
-(deep_Mahalanobis_detector), of OpenOOD v1.5; each is tested against a loop written from its definition, and AUROC and
+(deep_Mahalanobis_detector), and of OpenOOD v1.5. Each is tested against a loop written from its definition, AUROC and
 AUPR of "exact" against scikit-learn.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.integrate import trapezoid
 from torch import Tensor
 
+from cutmix.config.options import Convention
 from cutmix.errors import InputError
 from cutmix.evaluate.logits import check_finite, real_numbers
 from cutmix.statistics import resamples
 
-Convention = Literal["exact", "odin", "confident", "mahalanobis", "openood"]
-
 
 class OodMetrics(NamedTuple):
-    """How well a score tells two sets of images apart, in per cent.
+    """Metrics of a score that separates two sets of images, in per cent.
 
     Attributes:
-        tnr95: True negative rate where the true positive rate is 95 %; NaN where a convention finds no such place.
+        tnr95: True negative rate where the true positive rate is 95 %; NaN where a convention has no such threshold.
         auroc: Area under the ROC curve: the probability that an ID image has the higher score.
         detection_acc: Largest mean of true positive and true negative rate, over all thresholds.
         aupr_in: Area under precision and recall, ID positive.
-        aupr_out: The same, OOD positive.
-        ties: Share of the scores that some image of the other set has too.
+        aupr_out: Area under precision and recall, OOD positive.
+        ties: Share of the scores that occur in both sets.
     """
 
     tnr95: float
@@ -45,14 +44,14 @@ class OodMetrics(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """How often each score occurs on each side: all that the measures need, so that a resample is new counts.
+    """Numbers of images with each score; the metrics depend on nothing else, so that a resample is new counts.
 
     Attributes:
-        values: The different scores, ascending, (U,).
-        id: ID images with that score, (U,) int64.
-        ood: OOD images with that score, (U,) int64.
-        id_to: ID images with that score or a lower one, (U,) int64.
-        ood_to: OOD images with that score or a lower one, (U,) int64.
+        values: The distinct scores, ascending, (U,).
+        id: Number of ID images with that score, (U,) int64.
+        ood: Number of OOD images with that score, (U,) int64.
+        id_to: Number of ID images with that score or a lower one, (U,) int64.
+        ood_to: Number of OOD images with that score or a lower one, (U,) int64.
     """
 
     values: np.ndarray
@@ -80,14 +79,14 @@ class Sides:
         self.id_rank, self.ood_rank = rank[: len(id_scores)], rank[len(id_scores) :]
 
     def counts(self, id_index: np.ndarray | slice = slice(None), ood_index: np.ndarray | slice = slice(None)) -> Counts:
-        """Count the scores of some images of each side, by default of all."""
+        """Return the counts of the scores of some images of each side, by default of all."""
         size = len(self.values)
         inside = np.bincount(self.id_rank[id_index], minlength=size)
         outside = np.bincount(self.ood_rank[ood_index], minlength=size)
         return Counts(self.values, inside, outside, np.cumsum(inside), np.cumsum(outside))
 
     def resampled(self, statistic: "Statistic", draws: int, seed: int, name: str) -> np.ndarray:
-        """Return the statistic of each resample, (draws, measures); ID is resampled the same way for every ``name``."""
+        """Return the statistic of each resample, (draws, metrics); ID is resampled alike for every ``name``."""
         ids = resamples(len(self.id_rank), draws, seed, "ood", "in")
         oods = resamples(len(self.ood_rank), draws, seed, "ood", name)
         return np.array([statistic(self.counts(*pair)) for pair in zip(ids, oods, strict=True)])
@@ -100,11 +99,11 @@ def as_scores(scores: ArrayLike | Tensor, side: str) -> np.ndarray:
     """Return scores as (N,) float64.
 
     Raises:
-        InputError: If there are none, they have another shape, or one is no finite real number.
+        InputError: If there are none, they have another shape, or one is not a finite real number.
     """
     array = real_numbers(scores, f"{side} scores")
     if array.ndim != 1 or not len(array):
-        raise InputError(f"the {side} scores have the shape {array.shape}: expected one score for each image, (N,)")
+        raise InputError(f"the {side} scores have the shape {array.shape}; expected (N,), one for each image")
     check_finite(array, f"{side} scores")
     return array
 
@@ -113,14 +112,14 @@ def statistic_of(convention: str, num_classes: int | None) -> Callable[[Counts],
     """Return a convention as a function of the counts.
 
     Raises:
-        InputError: If there is none of that name, or "odin" is not told the number of classes.
+        InputError: If the convention does not exist, or is "odin" without the number of classes.
     """
     if convention == "odin":
         if num_classes is None or num_classes < 2:
-            raise InputError(f"num_classes is {num_classes}: ODIN's thresholds run from 1/K to 1, for K of 2 or more")
+            raise InputError(f"num_classes is {num_classes}; expected at least 2, as ODIN's thresholds are 1/K to 1")
         return partial(_odin, num_classes=num_classes)
     if convention not in CONVENTIONS:
-        raise InputError(f"the convention is '{convention}': expected one of {', '.join(get_args(Convention))}")
+        raise InputError(f"the convention is '{convention}'; expected one of {', '.join(get_args(Convention))}")
     return CONVENTIONS[convention]
 
 
@@ -128,7 +127,7 @@ def statistic_of(convention: str, num_classes: int | None) -> Callable[[Counts],
 
 
 def exact(c: Counts) -> OodMetrics:
-    """Return the measures by their definitions, a tie counted as half."""
+    """Return the metrics by their definitions, a tie counted as half."""
     return OodMetrics(
         _tnr95(c),
         auroc(c),
@@ -140,7 +139,7 @@ def exact(c: Counts) -> OodMetrics:
 
 
 def _tnr95(c: Counts) -> float:
-    """OOD below t, the highest score with 95 % of ID at or above it; in integers, as 0.95 n may not be one."""
+    """Return the share of OOD below t, the highest score with 95 % of ID at or above it, by integer arithmetic."""
     place = np.searchsorted(c.id_to, c.n - -(-95 * c.n // 100), side="right")
     return 100 * float(c.ood_to[place] - c.ood[place]) / c.m
 
@@ -155,7 +154,7 @@ def _detection_acc(c: Counts) -> float:
 
 
 def _average_precision(positive: np.ndarray, found: np.ndarray, false: np.ndarray) -> float:
-    """Σ precision · (gain in recall), of counts at each threshold."""
+    """Return Σ precision · (gain in recall), from counts at each threshold."""
     precision = found / np.maximum(found + false, 1)
     return 100 * float((positive * precision).sum()) / int(positive.sum())
 
@@ -166,7 +165,7 @@ def _ties(c: Counts) -> float:
 
 
 def _mahalanobis(c: Counts) -> OodMetrics:
-    # one sample a step, upwards: of equal scores those of ID come first
+    # one sample a step, upwards: equal scores of ID come first
     steps = np.repeat(np.tile([True, False], len(c.values)), np.stack([c.id, c.ood], 1).ravel())
     tp, fp = (np.concatenate([[0], np.cumsum(side)]) for side in (steps, ~steps))
     tp, fp = c.n - tp, c.m - fp
@@ -180,7 +179,7 @@ def _mahalanobis(c: Counts) -> OodMetrics:
 
 
 def mahalanobis_tnr95_auroc(c: Counts) -> tuple[float, float]:
-    """Return P(ID > OOD), a tie lost, after OOD below the i-th lowest ID score, (n − i)/n nearest to 0.95."""
+    """Return TNR, OOD below the i-th lowest ID score with (n − i)/n nearest to 0.95, and P(ID > OOD), a tie lost."""
     i = min((c.n // 20, c.n // 20 + 1), key=lambda i: abs((c.n - i) / c.n - 0.95))
     below = c.ood_to - c.ood
     tnr95 = float(below[np.searchsorted(c.id_to, i)]) / c.m if i else 0.0
@@ -200,7 +199,7 @@ def _openood(c: Counts) -> OodMetrics:
 
 
 def _precision_recall_area(found: np.ndarray, false: np.ndarray) -> float:
-    """Area by trapezoids from precision 1 at recall 0, of counts that grow with each threshold."""
+    """Return the area by trapezoids from precision 1 at recall 0, from counts that grow with each threshold."""
     precision = np.where(found + false > 0, found / np.maximum(found + false, 1), 1.0)
     return 100 * float(trapezoid(np.r_[1.0, precision], np.r_[0.0, found / found[-1]]))
 
@@ -209,7 +208,7 @@ def _odin(c: Counts, num_classes: int) -> OodMetrics:
     used = c.values[(c.id > 0) | (c.ood > 0)]
     if used[0] < 0 or used[-1] > 1 + 1e-6:
         raise InputError(
-            f"the scores go from {used[0]:.4g} to {used[-1]:.4g}: the convention 'odin' is for probabilities"
+            f"the scores range from {used[0]:.4g} to {used[-1]:.4g}; the convention 'odin' expects probabilities"
         )
     return _grid(c, 1 / num_classes, 1.0, 100_000, (0.9495, 0.9505), float("nan"), tail=True)
 
@@ -217,23 +216,17 @@ def _odin(c: Counts, num_classes: int) -> OodMetrics:
 def _confident(c: Counts) -> OodMetrics:
     used = c.values[(c.id > 0) | (c.ood > 0)]
     if len(used) < 2:
-        raise InputError("every score is the same: the convention 'confident' has no thresholds then")
+        raise InputError("all scores are equal; the convention 'confident' expects at least two different ones")
     return _grid(c, used[0], used[-1], 200_000, (0.94, 0.96), 1.0, tail=False)
 
 
 def _grid(
     c: Counts, start: float, end: float, steps: int, window: tuple[float, float], otherwise: float, *, tail: bool
 ) -> OodMetrics:
-    """Measure at evenly spaced thresholds, ID counted at or above one, OOD above it; precision of rates, not counts.
+    """Return the metrics at ``steps`` evenly spaced thresholds: ID at or above one, OOD above it, precision of rates.
 
-    Args:
-        c: The counts.
-        start: First threshold.
-        end: The thresholds end before it.
-        steps: How many there are.
-        window: The TPR whose FPR is averaged.
-        otherwise: FPR where no threshold gives such a TPR.
-        tail: Whether the ROC curve's last piece counts.
+    The FPR is averaged where the TPR is in ``window``, and is ``otherwise`` where it never is; ``tail`` says whether
+    the last piece of the ROC curve counts.
     """
     gap = (end - start) / steps
     up, down = np.arange(start, end, gap), np.arange(end, start, -gap)
@@ -255,7 +248,7 @@ def _grid(
 
 
 def _left_area(recall: np.ndarray, false: np.ndarray) -> float:
-    """Area under precision and falling recall, each piece as high as at its lower end, and the last one to 0."""
+    """Return the area under precision over falling recall, each piece as high as its lower end, the last one to 0."""
     some = recall + false > 0
     if not some.any():
         return float("nan")

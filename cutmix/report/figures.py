@@ -262,6 +262,7 @@ def curves(card: Card, sweeps: dict[tuple[str, str], list[Key]], *, small: bool 
 _AXES: dict[str, tuple[Axis, str]] = {
     "ε": ("doubling", "ε, in 1/255 of the pixels’ range"),
     "side": ("whole", "side of the square, pixels"),
+    "side kept": ("whole", "side of the square that is kept, pixels"),
     "λ": ("share", "λ, share of the first image"),
     "severity": ("whole", "severity"),
     "threshold": ("share", "threshold"),

@@ -9,7 +9,7 @@ from typing import Literal
 from cutmix.runs.record import Record
 
 Better = Literal["lower", "higher", ""]
-At = Literal["", "ε", "side", "λ", "severity", "threshold"]
+At = Literal["", "ε", "side", "side kept", "λ", "severity", "threshold"]
 Check = Literal["", "true", "within ε", "none"]
 
 _ROUNDING = 1e-6  # what float32 may add to a largest change of ε
@@ -66,7 +66,7 @@ def at_in_words(measure: Measure, at: float) -> str:
     """Return where something was measured, as it stands behind the measure's name."""
     if measure.at == "ε":
         return f"ε\u00a0=\u00a0{in_255ths(at)}"
-    unit = "\u00a0px" if measure.at == "side" else ""
+    unit = "\u00a0px" if measure.at.startswith("side") else ""
     return f"{measure.at}\u00a0{at:g}{unit}" if measure.at != "λ" else f"λ\u00a0=\u00a0{at:g}"
 
 
@@ -92,6 +92,23 @@ def _check(label: str, definition: str, check: Check, at: At = "") -> Measure:
 
 def _ood(label: str, definition: str, better: Better = "higher") -> Measure:
     return Measure("ood", label, definition, better=better)
+
+
+def _by_other_programs() -> dict[str, Measure]:
+    """Return the metrics that ``--convention`` adds."""
+    programs = {
+        "odin": "the program of Liang et al. 2018 (ODIN): 100,000 thresholds, ties in favour of the test images",
+        "confident": "the program of Lee et al. 2018 (Confident classifier): 200,000 thresholds between the scores",
+        "mahalanobis": "the program of Lee et al. 2018 (Mahalanobis detector): ties against the test images",
+        "openood": "OpenOOD v1.5: the other images are positive, areas under precision by trapezoids",
+    }
+    labels = {"tnr95": "TNR at TPR 95 %", "auroc": "AUROC", "detection_acc": "Detection accuracy",
+              "aupr_in": "AUPR, test images positive", "aupr_out": "AUPR, other images positive"}  # fmt: skip
+    return {
+        f"ood_{name}_{convention}": _ood(f"{label}, convention {convention}", f"The same as counted by {program}.")
+        for convention, program in programs.items() for name, label in labels.items()
+        if not (convention == "mahalanobis" and name in ("tnr95", "auroc"))
+    }  # fmt: skip
 
 
 def _localization(label: str, definition: str, at: At = "", better: Better = "higher") -> Measure:
@@ -271,9 +288,9 @@ MEASURES = {
     ),
     "occlusion_boundary_err": _robustness(
         "Boundary occlusion error",
-        "Top-1 error when all but a centred square is filled with black or with the data set’s mean colour. Source: "
-        "Yun et al. 2019, Figure 5.",
-        "side",
+        "Top-1 error when all but a centred square is filled with black or with the data set’s mean colour; the side "
+        "is that of the square that is kept. Source: Yun et al. 2019, Figure 5.",
+        "side kept",
     ),
     "between_mixup_neither": _robustness(
         "Mixup of two images: class of neither",
@@ -324,47 +341,47 @@ MEASURES = {
         "mCE, AlexNet = 100",
         "The mean over 15 corruptions of the error in per cent of AlexNet’s. Source: Hendrycks and Dietterich 2019.",
     ),
-    # the unknown
+    # out-of-distribution detection
     "ood_auroc": _ood(
         "AUROC",
-        "The probability that a test image has a higher score, its largest softmax probability, than an image of no "
-        "known class; a tie counts as half. 50 % is chance. Source: Hendrycks and Gimpel 2017; Yun et al. 2019, "
-        "Table 12.",
+        "The probability that a test image has a higher score, its largest softmax probability, than an image of other "
+        "data; a tie counts as half. 50 % is chance. Source: Hendrycks and Gimpel 2017; Yun et al. 2019, Table 12.",
     ),
     "ood_tnr95": _ood(
         "TNR at TPR 95 %",
-        "The share of the unknown images below the highest threshold that keeps at least 95 % of the test images. "
+        "The share of the other images below the highest threshold that keeps at least 95 % of the test images. "
         "Source: Liang et al. 2018; Yun et al. 2019, Table 12.",
     ),
     "ood_detection_acc": _ood(
         "Detection accuracy",
-        "The mean of the shares of known and of unknown images that are told rightly, at the threshold that is best "
-        "for these very images; 50 % is chance. Source: Lee et al. 2018; Yun et al. 2019, Table 12.",
+        "The mean of the shares of test and of other images on the right side of the threshold that is best for these "
+        "images; 50 % is chance. Source: Lee et al. 2018; Yun et al. 2019, Table 12.",
     ),
     "ood_aupr_in": _ood(
-        "AUPR, known positive",
-        "Average precision of the score for finding the known images; it depends on how many there are of each side. "
-        "Source: Hendrycks and Gimpel 2017.",
+        "AUPR, test images positive",
+        "Average precision of the score for finding the test images; it depends on the numbers of images of both "
+        "sides. Source: Hendrycks and Gimpel 2017.",
     ),
     "ood_aupr_out": _ood(
-        "AUPR, unknown positive",
-        "Average precision of the falling score for finding the unknown images; it depends on how many there are of "
-        "each side. Source: Hendrycks and Gimpel 2017.",
+        "AUPR, other images positive",
+        "Average precision of the negative score for finding the other images; it depends on the numbers of images of "
+        "both sides. Source: Hendrycks and Gimpel 2017.",
     ),
     "ood_ties": _ood(
         "Tied scores",
-        "The share of scores that some image of the other side has too; with many, the way of counting ties decides.",
+        "The share of scores that occur on both sides; with many, the convention for ties decides.",
         better="",
     ),
     "ood_tnr95_mahalanobis": _ood(
         "TNR at TPR 95 %, as Lee et al. count",
-        "The same by the rules of the program of Lee et al. 2018 (Mahalanobis detector): ties against the known "
-        "images, and the threshold whose TPR is nearest to 95 %.",
+        "The same as the program of Lee et al. 2018 (Mahalanobis detector) counts: ties against the test images, and "
+        "the threshold whose TPR is nearest to 95 %.",
     ),
     "ood_auroc_mahalanobis": _ood(
         "AUROC, as Lee et al. count",
-        "The same by the rules of the program of Lee et al. 2018 (Mahalanobis detector): a tie is lost.",
+        "The same as the program of Lee et al. 2018 (Mahalanobis detector) counts: a tie is lost.",
     ),
+    **_by_other_programs(),
     "ood_auroc_energy": _ood(
         "AUROC of the energy",
         "AUROC with the logarithm of the sum of the exponentials of the logits for a score. Source: Liu et al. 2020, "

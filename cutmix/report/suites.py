@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from cutmix.config.suites import SUITES, Paired
 from cutmix.paper.compare import measured_in, paper_sheets
-from cutmix.paper.tables import CAPTIONING, FGSM, LOCALIZATION, TRANSFER, UNKNOWN, PaperTable
+from cutmix.paper.tables import CAPTIONING, MORE_TABLES, TRANSFER, PaperTable
 from cutmix.report.figures import curves, histograms, learning_curves, pictures, reliability_of
 from cutmix.report.metrics import MEASURES, Measure, measure_of
 from cutmix.report.page import HTML, Definition, Row, Section, link, picture
@@ -31,15 +32,6 @@ from cutmix.report.tables import (
 from cutmix.runs.read import Run, groups
 from cutmix.statistics import Difference, in_words
 
-SUITES = {
-    "calibration": "Calibration",
-    "robustness": "Robustness",
-    "ood": "The unknown",
-    "localization": "Localization",
-    "detection": "Detection",
-    "captioning": "Captioning",
-}
-
 
 def calibration(runs: Sequence[Run]) -> Section | None:
     """Whether confidences mean what they say."""
@@ -54,7 +46,7 @@ def calibration(runs: Sequence[Run]) -> Section | None:
     body += reliability_of(card)
     body += table(card, "Before and after a temperature, on held-out test images", held_out)
     body += differences_of(card) + pictures(card)
-    return Section(SUITES[card.suite], "calibration", body)
+    return Section(SUITES[card.suite].title, card.suite, body)
 
 
 def robustness(runs: Sequence[Run]) -> Section | None:
@@ -77,12 +69,12 @@ def robustness(runs: Sequence[Run]) -> Section | None:
     body += differences_of(card)
     body += curves(card, {same: rows for same, rows in sweeps.items() if same not in kinds})
     body += table(card, "Published corruptions", corrupted) + curves(card, kinds, small=True)
-    body += pictures(card) + beside_paper(FGSM, card.runs)
-    return Section(SUITES[card.suite], "robustness", body)
+    body += pictures(card) + _beside_paper_of(card)
+    return Section(SUITES[card.suite].title, card.suite, body)
 
 
-def unknown(runs: Sequence[Run]) -> Section | None:
-    """Whether networks are less sure of images of no class that they know."""
+def out_of_distribution(runs: Sequence[Run]) -> Section | None:
+    """Whether confidences are lower for images of other data."""
     card = gather(runs, "ood")
     if card is None:
         return None
@@ -91,7 +83,7 @@ def unknown(runs: Sequence[Run]) -> Section | None:
     for rows in main:
         if rows:
             caption = (
-                f"{measure_of(rows[0].name).label} of the largest softmax probability, known against unknown images"
+                f"{measure_of(rows[0].name).label} of the largest softmax probability, test images against other images"
             )
             body += table_of_sets(card, caption, rows)
     body += notes(card, [row for rows in main for row in rows]) + differences_of(card) + histograms(card)
@@ -104,8 +96,8 @@ def unknown(runs: Sequence[Run]) -> Section | None:
         body += HTML.folded("Other measures and scores, each set", folded) if each_set else ""
     else:
         body += table(card, "Other measures and scores", each_set, with_notes=False)
-    body += pictures(card) + beside_paper(UNKNOWN, card.runs)
-    return Section(SUITES[card.suite], "the-unknown", body)
+    body += pictures(card) + _beside_paper_of(card)
+    return Section(SUITES[card.suite].title, card.suite, body)
 
 
 def localization(runs: Sequence[Run]) -> Section | None:
@@ -115,24 +107,25 @@ def localization(runs: Sequence[Run]) -> Section | None:
         return None
     body = refusals(card) + table(card, "Boxes from class activation maps", list(card.rows))
     body += differences_of(card) + pictures(card)
-    return Section(
-        SUITES[card.suite], "localization", body + (beside_paper(LOCALIZATION, card.runs) if card.rows else Markup(""))
-    )
+    return Section(SUITES[card.suite].title, card.suite, body + (_beside_paper_of(card) if card.rows else Markup("")))
 
 
 def definitions(runs: Sequence[Run]) -> list[tuple[str, list[Definition]]]:
     """The definitions of the measures that the page shows, by section."""
     found = []
     compared: dict[str, Definition] = {}
-    for suite, title in SUITES.items():
+    for suite, about in SUITES.items():
         card = gather(runs, suite)
         if card is None or not card.rows:
             continue
         names = dict.fromkeys(row.name for row in card.rows if row.name in MEASURES)
+        if not names:
+            continue
         entries = [Definition(anchor(name), MEASURES[name].label, _definition(MEASURES[name])) for name in names]
-        found.append((title, entries))
+        found.append((about.title, entries))
         if against_baseline([run for run in card.runs if run.arrays(suite).is_file()]):
-            compared[_PAIRED[suite].anchor] = _PAIRED[suite]
+            how, _ = _PAIRED[about.paired]
+            compared[how.anchor] = how
     return found + ([("Differences between runs", list(compared.values()))] if compared else [])
 
 
@@ -151,9 +144,9 @@ def differences_of(card: Card) -> Markup:
     ]
     baselines = ", ".join(dict.fromkeys(one.baseline for one in found))
     caption = f"Difference to {baselines} on the same images, in points [95\u00a0%\u00a0paired interval]"
-    how = _PAIRED[card.suite]
+    how, interval = _PAIRED[SUITES[card.suite].paired]
     note = Markup("{}: the interval is {}. The differences are between these weights; another seed would move them.")
-    about = [note.format(link(how.anchor, how.term), _METHODS[card.suite])]
+    about = [note.format(link(how.anchor, how.term), interval)]
     if len(found) > 1:
         about.append(
             Markup(
@@ -170,6 +163,12 @@ def _difference(row: Key, found: Difference) -> str:
     return f"{number(found.value, digits, signed=True)} [{ends}], {in_words(found.p)}"
 
 
+def _beside_paper_of(card: Card) -> Markup:
+    """Return the paper's table with results of a suite, beside those of its runs."""
+    name = SUITES[card.suite].paper
+    return beside_paper(next(table for table in MORE_TABLES if table.name == name), card.runs)
+
+
 def beside_paper(table: PaperTable, runs: Sequence[Run]) -> Markup:
     """Return a table of the paper with what was run by its protocol, and in what other runs of its rows differ."""
     made, differing = paper_sheets(table, [one for run in runs for one in measured_in(run)])
@@ -183,47 +182,48 @@ def _definition(measure: Measure) -> str:
     return f"{measure.definition} {measure.better.capitalize()} is better." if measure.better else measure.definition
 
 
-_METHODS = {
-    "calibration": "the paired bootstrap’s",
-    "robustness": "Agresti and Min’s, p McNemar’s exact one",
-    "ood": "DeLong’s, and so is p",
-    "localization": "Agresti and Min’s, p McNemar’s exact one",
-    "detection": "the paired bootstrap’s",
-    "captioning": "the paired bootstrap’s",
-}
-_RATES = Definition(
-    "paired-rates",
-    "Difference of rates",
-    "The share of the images on which only the one run is wrong less the share on which only the other is. The "
-    "interval is Wald’s for matched pairs with half an image added to each of the four cells (Agresti and Min 2005); "
-    "p is McNemar’s exact test, adjusted by Holm’s method for all differences of the section.",
-)
-_PICTURES = Definition(
-    "paired-pictures",
-    "Difference of mAP or of captions’ scores",
-    "The interval is the percentiles of 500 seeded resamples of the test pictures, drawn in pairs; p is twice the "
-    "share of them at or beyond zero (Efron and Tibshirani 1993). A picture’s detections are judged once; CIDEr-D’s "
-    "weights stay those of all pictures.",
-)
-_PAIRED = {
-    "calibration": Definition(
-        "paired-ece",
-        "Difference of ECE",
-        "The interval is the percentiles of 500 seeded resamples of the images, drawn in pairs and moved so that their "
-        "mean is the measured difference, for noise makes ECE larger; p is twice the share of them at or beyond zero "
-        "(Efron and Tibshirani 1993).",
+# How two runs are compared in pairs: the definition of the difference, and what its interval is.
+_PAIRED: dict[Paired, tuple[Definition, str]] = {
+    "ece": (
+        Definition(
+            "paired-ece",
+            "Difference of ECE",
+            "The interval is the percentiles of 500 seeded resamples of the images, drawn in pairs and moved so that "
+            "their mean is the observed difference, as noise increases ECE; p is twice the share of resamples at or "
+            "beyond zero (Efron and Tibshirani 1993).",
+        ),
+        "the paired bootstrap’s",
     ),
-    "robustness": _RATES,
-    "ood": Definition(
-        "paired-auroc",
-        "Difference of AUROC",
-        "DeLong’s method: its variance is that of the differences of each image’s own part in the two areas, over the "
-        "test images and over the others; interval and p are the normal distribution’s (DeLong et al. 1988; Sun and Xu "
-        "2014).",
+    "rates": (
+        Definition(
+            "paired-rates",
+            "Difference of rates",
+            "The share of the images on which only the one run is wrong less the share on which only the other is. The "
+            "interval is Wald’s for matched pairs with half an image added to each of the four cells (Agresti and Min "
+            "2005); p is McNemar’s exact test, adjusted by Holm’s method for all differences of the section.",
+        ),
+        "Agresti and Min’s, p McNemar’s exact one",
     ),
-    "localization": _RATES,
-    "detection": _PICTURES,
-    "captioning": _PICTURES,
+    "auroc": (
+        Definition(
+            "paired-auroc",
+            "Difference of AUROC",
+            "DeLong’s method: its variance is that of the differences of each image’s own part in the two areas, over "
+            "the test images and over the others; interval and p are the normal distribution’s (DeLong et al. 1988; "
+            "Sun and Xu 2014).",
+        ),
+        "DeLong’s, and so is p",
+    ),
+    "resampled": (
+        Definition(
+            "paired-pictures",
+            "Difference of mAP or of captions’ scores",
+            "The interval is the percentiles of seeded resamples of the test images, 2,000 for detectors and 5,000 for "
+            "captioners, drawn in pairs; p is twice the share of resamples at or beyond zero (Efron and Tibshirani "
+            "1993). An image’s detections are judged once; CIDEr-D’s weights stay those of all images.",
+        ),
+        "the paired bootstrap’s",
+    ),
 }
 
 
@@ -278,7 +278,7 @@ def _section(runs: Sequence[Run], task: str, tables: Markup, figure: tuple[str, 
     if not any(sum(figure[1] in entry for entry in run.epochs) > 1 for run in runs):
         figures.pop()  # one point is no curve
     curves = learning_curves(runs, styles, figures, _LOSS)
-    return Section(SUITES[task], task, tables + curves + _pictures(runs))
+    return Section(SUITES[task].title, task, tables + curves + _pictures(runs))
 
 
 def _per_class(card: Card) -> Markup:

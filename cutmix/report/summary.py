@@ -27,9 +27,9 @@ from cutmix.report.suites import (
     definitions,
     detection,
     localization,
+    out_of_distribution,
     paper_of_transfer,
     robustness,
-    unknown,
 )
 from cutmix.runs.estimates import MAIN, Estimate, estimate
 from cutmix.runs.read import Run, groups, read_runs
@@ -196,8 +196,9 @@ def how_it_was_measured(runs: Sequence[Run]) -> Section:
 
 
 SECTIONS = (
-    summarize, what_was_run, results, paired_comparisons, error_curves, calibration, robustness, unknown, localization,
-    attention, detection, captioning, paper_tables, paper_sweeps, paper_of_transfer, sample_mixes, how_it_was_measured,
+    summarize, what_was_run, results, paired_comparisons, error_curves, calibration, robustness, out_of_distribution,
+    localization, attention, detection, captioning, paper_tables, paper_sweeps, paper_of_transfer, sample_mixes,
+    how_it_was_measured,
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cutmix.errors import InputError
-from cutmix.evaluate.attacks import apgd, fgsm, loss_gradient, pgd
+from cutmix.evaluate.attacks import apgd, ascend, fgsm, loss_gradient, pgd
 from cutmix.evaluate.classifier import PixelModel
 from cutmix.runtime.seeding import derive_seed
 
@@ -120,6 +122,42 @@ def test_the_gradient_is_that_of_finite_differences_and_of_a_sample_alone() -> N
     torch.testing.assert_close(gradient[:1], loss_gradient(model, images[:1], labels[:1]))
 
 
+class Reads(TorchDispatchMode):
+    """Counts what would wait for a GPU: values read by Python, and conversions to float64 for NumPy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is torch.ops.aten._local_scalar_dense.default:
+            self.counts["reads"] += 1
+        if function is torch.ops.aten._to_copy.default and kwargs.get("dtype") is torch.float64:
+            self.counts["float64"] += 1
+        return function(*args, **kwargs)
+
+
+def test_a_step_of_pgd_reads_nothing() -> None:
+    images, labels, model = random_images().float(), torch.arange(6) % 4, small_network().float()
+    counts = []
+    for steps in (1, 4, 16):
+        with Reads() as reads:
+            pgd(model, images, labels, EPS, steps=steps)
+        counts.append(reads.counts)
+    assert counts[0] == counts[1] == counts[2]
+    with Reads() as reads:
+        ascend(model, images, labels, EPS, 5, None, 0)
+    assert not reads.counts
+
+
+def test_the_start_of_pgd_is_the_same_on_every_machine() -> None:
+    first = pgd(Linear(torch.zeros(3, 5, 5)).eval().requires_grad_(False), random_images(1).float() * 0 + 0.5,
+                torch.zeros(1).long(), 0.5, steps=1, seed=7)  # fmt: skip
+    generator = torch.Generator().manual_seed(derive_seed(7, "pgd"))
+    assert torch.equal(first, 0.5 + 0.5 * (torch.rand(1, 3, 5, 5, generator=generator) * 2 - 1))
+
+
 def test_nothing_that_was_given_is_changed() -> None:
     images, labels, model = random_images(), torch.arange(6) % 4, small_network()
     before, weights = images.clone(), {name: value.clone() for name, value in model.state_dict().items()}
@@ -156,21 +194,21 @@ def test_apgd_without_its_package_says_how_to_get_it(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"eps": math.nan}, r"ε is nan: expected 0 to 1"),
-        ({"eps": -0.1}, r"ε is -0.1: expected 0 to 1"),
-        ({"eps": 8.0}, r"ε is 8.0: .*e\.g\. 8/255"),
+        ({"eps": math.nan}, r"ε is nan; expected 0 to 1"),
+        ({"eps": -0.1}, r"ε is -0.1; expected 0 to 1"),
+        ({"eps": 8.0}, r"ε is 8.0; .*e\.g\. 8/255"),
         ({"images": random_images() * 255}, r"pixels outside \[0, 1\]"),
         ({"images": random_images() - 0.5}, r"pixels outside \[0, 1\]"),
         ({"images": random_images() / 0}, r"pixels outside \[0, 1\]"),
-        ({"images": (random_images() * 255).to(torch.uint8)}, r"torch\.uint8: expected .* floating point, in \[0, 1\]"),
+        ({"images": (random_images() * 255).to(torch.uint8)}, r"torch\.uint8; expected .* floating point, in \[0, 1\]"),
         ({"images": random_images()[0]}, r"images are \(3, 5, 5\)"),
         ({"images": random_images()[:0], "labels": torch.arange(0)}, r"or none"),
-        ({"labels": torch.arange(5)}, r"labels are \(5,\) torch\.int64: expected \(6,\) int64"),
+        ({"labels": torch.arange(5)}, r"labels are \(5,\) torch\.int64; expected \(6,\) int64"),
         ({"labels": torch.zeros(6)}, r"labels are \(6,\) torch\.float32"),
-        ({"labels": torch.arange(6)}, r"labels go from 0 to 5, but there are 4 classes"),
+        ({"labels": torch.arange(6)}, r"labels range from 0 to 5; expected 0 to 3, as there are 4 classes"),
         ({"model": small_network().train()}, r"the model is in training mode: call model\.eval\(\)"),
         ({"model": partly_training()}, r"the model's part '1' is in training mode: call model\.eval\(\)"),
-        ({"model": nn.Sequential(small_network(), nn.Softmax(1)).eval()}, r"probabilities were given where logits"),
+        ({"model": nn.Sequential(small_network(), nn.Softmax(1)).eval()}, r"probabilities were given; expected logits"),
         ({"model": small_network(1), "labels": torch.zeros(6).long()}, r"logits have the shape \(6, 1\).* two classes"),
     ],
 )
@@ -191,7 +229,7 @@ def test_what_is_no_attack_is_refused(attack: Callable[..., Tensor], change: dic
 def test_images_of_another_dtype_than_the_network_are_refused(attack: Callable[..., Tensor]) -> None:
     if attack is apgd:
         pytest.importorskip("pyautoattack")
-    message = "expected float32" if attack is apgd else "and the model's weights torch.float32: expected the same"
+    message = "expected float32" if attack is apgd else "and the model's weights torch.float32; expected the same"
     for dtype in (torch.float64, torch.float16):
         with pytest.raises(InputError, match=f"images are {dtype}.*{message}"):
             attack(small_network().float(), random_images().to(dtype), torch.arange(6) % 4, EPS)
@@ -232,8 +270,8 @@ class Broken(nn.Module):
         (lambda z: z.detach(), "cannot be differentiated"),
         (lambda z: nn.Parameter(torch.ones(6, 4).double()) * 1, "cannot be differentiated"),
         (lambda z: (z - z.detach()).sqrt(), "gradient in the pixels is not finite"),
-        (lambda z: z[:, 0], r"the logits have the shape \(6,\): expected \(images, classes\)"),
-        (lambda z: z[:4], r"labels are int64 of shape \(6,\): expected 4 class ids"),
+        (lambda z: z[:, 0], r"the logits have the shape \(6,\); expected \(images, classes\)"),
+        (lambda z: z[:4], r"labels are int64 of shape \(6,\); expected 4 class ids"),
     ],
 )
 def test_models_without_a_gradient_are_refused(change: Any, message: str) -> None:

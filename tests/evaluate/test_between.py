@@ -120,13 +120,13 @@ def test_of_oblong_images_the_largest_hole_is_not_everything() -> None:
 @pytest.mark.parametrize("lam", [-0.1, 1.5, float("nan")])
 def test_a_share_outside_0_and_1_is_refused(lam: float) -> None:
     classifier = make_classifier()
-    with pytest.raises(InputError, match=f"λ is {lam}: expected a share from 0 to 1"):
+    with pytest.raises(InputError, match=f"λ is {lam}; expected a share from 0 to 1"):
         between_classes(classifier, classifier.labels, torch.tensor([[0, 1]]), [lam], [])
 
 
 def test_a_hole_larger_than_the_images_is_refused() -> None:
     classifier = make_classifier()
-    with pytest.raises(InputError, match="the hole's side is 7 pixels, but the images are 6×6"):
+    with pytest.raises(InputError, match="side is 7 pixels; expected 0 to 6 in images of 6×6"):
         between_classes(classifier, classifier.labels, torch.tensor([[0, 1]]), [], [7])
 
 

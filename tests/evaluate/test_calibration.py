@@ -8,23 +8,17 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
+from scipy.special import softmax as scipy_softmax
 from sklearn.metrics import brier_score_loss, log_loss
 from torch import nn
 
 from cutmix.errors import InputError
-from cutmix.evaluate.calibration import (
-    brier,
-    calibration_error,
-    calibration_suite,
-    debiased_calibration_error,
-    fit_temperature,
-    max_calibration_error,
-    nll,
-    reliability,
-    signed_gap,
-)
+from cutmix.evaluate.calibration import calibration_error, calibration_metrics, calibration_suite, fit_temperature
 from cutmix.evaluate.classifier import Classifier
-from cutmix.evaluate.logits import softmax
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    return scipy_softmax(np.asarray(logits), axis=1)
 
 
 def draw(n: int = 400, k: int = 7, scale: float = 2.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -54,8 +48,19 @@ def test_errors_are_those_of_a_loop_over_the_bins(bins: int) -> None:
     p = softmax(logits)
     ece, mce = loop_errors(p, labels, bins)
     assert calibration_error(p, labels, bins) == pytest.approx(ece)
-    assert max_calibration_error(p, labels, bins) == pytest.approx(mce)
     assert calibration_error(torch.tensor(p), torch.tensor(labels), bins) == pytest.approx(ece)
+    found = calibration_metrics(logits, labels, bins)
+    assert (found["ece"], found["mce"]) == pytest.approx((ece, mce))
+
+
+@pytest.mark.parametrize("bins", [10, 15, 20])
+def test_ece_and_mce_are_torchmetrics(bins: int) -> None:
+    metrics = pytest.importorskip("torchmetrics")
+    logits, labels = draw(3000)
+    found, p = calibration_metrics(logits, labels, bins), torch.tensor(softmax(logits))
+    for name, norm in (("ece", "l1"), ("mce", "max")):
+        expected = metrics.classification.MulticlassCalibrationError(7, n_bins=bins, norm=norm)(p, torch.tensor(labels))
+        assert found[name] == pytest.approx(100 * float(expected), abs=1e-3)
 
 
 def test_adaptive_error_is_that_of_sorted_slices() -> None:
@@ -69,46 +74,46 @@ def test_adaptive_error_is_that_of_sorted_slices() -> None:
 
 def test_nll_and_brier_are_scikit_learns() -> None:
     logits, labels = draw()
-    p = softmax(logits)
-    assert nll(p, labels) == pytest.approx(log_loss(labels, p, labels=range(7)))
+    p, found = softmax(logits), calibration_metrics(logits, labels)
+    assert found["nll"] == pytest.approx(log_loss(labels, p, labels=range(7)))
     one_hot = np.eye(7)[labels]
     by_class = sum(brier_score_loss(one_hot[:, k], p[:, k]) for k in range(7))
-    assert brier(p, labels) == pytest.approx(by_class)
-    assert signed_gap(p, labels) == pytest.approx(100 * (p.max(1).mean() - (p.argmax(1) == labels).mean()))
+    assert found["brier"] == pytest.approx(by_class)
+    assert found["signed_gap"] == pytest.approx(100 * (p.max(1).mean() - (p.argmax(1) == labels).mean()))
 
 
 def test_perfect_inverted_and_constant_classifiers() -> None:
     labels = np.arange(90) % 3
-    sure = np.eye(3)[labels]
-    for error in (calibration_error, max_calibration_error, debiased_calibration_error, brier, nll, signed_gap):
-        assert error(sure, labels) == 0
-    wrong = np.eye(3)[(labels + 1) % 3]
-    assert calibration_error(wrong, labels) == max_calibration_error(wrong, labels) == signed_gap(wrong, labels) == 100
-    assert brier(wrong, labels) == 2
-    assert nll(wrong, labels) == math.inf
-    constant = np.full((90, 3), 1 / 3)  # a third is right, and it says so: ties are one bin, and the lowest class
+    assert calibration_error(np.eye(3)[labels], labels) == 0
+    assert list(calibration_metrics(800 * np.eye(3)[labels], labels).values()) == [0.0] * 7
+    wrong = calibration_metrics(800 * np.eye(3)[(labels + 1) % 3], labels)
+    assert (wrong["ece"], wrong["mce"], wrong["signed_gap"], wrong["brier"], wrong["nll"]) == (100, 100, 100, 2, 800)
+    constant = np.full((90, 3), 1 / 3)  # a third is right, and ties are one bin, and the lowest class
     assert calibration_error(constant, labels) == pytest.approx(0, abs=1e-9)
     assert calibration_error(constant, labels, adaptive=True) == pytest.approx(0, abs=1e-9)
-    assert nll(constant, labels) == pytest.approx(math.log(3))
+    assert calibration_metrics(np.zeros((90, 3)), labels)["nll"] == pytest.approx(math.log(3))
     assert calibration_error(constant, np.zeros(90, int)) == pytest.approx(100 * 2 / 3)
 
 
 def test_under_confidence_is_negative() -> None:
     for scale, sign in ((0.5, -1), (2.0, 1)):
         logits, labels = draw(4000, scale=scale)
-        assert np.sign(signed_gap(softmax(logits), labels)) == sign
+        assert np.sign(calibration_metrics(logits, labels)["signed_gap"]) == sign
 
 
-def test_the_diagrams_table_adds_up() -> None:
+def test_the_tables_of_the_diagrams_add_up() -> None:
     logits, labels = draw()
-    p = softmax(logits)
-    for adaptive in (False, True):
-        table = reliability(p, labels, 15, adaptive)
-        full = table.images > 0
-        assert table.images.sum() == 400
-        assert (table.images * np.nan_to_num(table.accuracy)).sum() == pytest.approx((p.argmax(1) == labels).sum())
-        assert (table.confidence[full] > table.low[full]).all()
-        assert (table.confidence[full] <= table.high[full]).all()
+    p, arrays = softmax(logits), calibration_suite(classifier(400, labels), torch.tensor(logits), draws=2).arrays
+    for name in ("reliability", "reliability_adaptive"):
+        low, high, images, confidence, accuracy = arrays[name].T
+        full = images > 0
+        assert images.sum() == 400
+        assert (images * np.nan_to_num(accuracy)).sum() == pytest.approx((p.argmax(1) == labels).sum())
+        assert (confidence[full] > low[full]).all()
+        assert (confidence[full] <= high[full]).all()
+        assert calibration_error(p, labels, adaptive=name.endswith("adaptive")) == pytest.approx(
+            100 * (images * np.abs(np.nan_to_num(accuracy - confidence))).sum() / 400
+        )
 
 
 @pytest.mark.parametrize("scale", [0.2, 1.0, 3.0])
@@ -141,43 +146,38 @@ def classifier(n: int, labels: np.ndarray | None = None, seed: int = 0) -> Class
     return Classifier(network, (0.5,), (0.25,), images, ids, names, "toy", contextlib.nullcontext(), 64, seed)
 
 
-def test_suite_measures_what_the_functions_do() -> None:
+def test_records_are_the_metrics_of_the_functions() -> None:
     logits, labels = draw(600)
     records, arrays, *_ = calibration_suite(classifier(600, labels), torch.tensor(logits), draws=100)
     json.dumps([record.to_json() for record in records], allow_nan=False)
     p, of = softmax(logits), {record.metric: record for record in records}
-    expected = {
-        "ece": calibration_error(p, labels), "ece_adaptive": calibration_error(p, labels, adaptive=True),
-        "ece_debiased": debiased_calibration_error(p, labels), "mce": max_calibration_error(p, labels),
-        "signed_gap": signed_gap(p, labels), "nll": nll(p, labels), "brier": brier(p, labels),
-    }  # fmt: skip
-    for name, value in expected.items():
+    assert of["ece"].value == pytest.approx(calibration_error(p, labels))
+    assert of["ece_adaptive"].value == pytest.approx(calibration_error(p, labels, adaptive=True))
+    for name, value in calibration_metrics(logits, labels).items():
         record = of[name]
         assert record.value == pytest.approx(value)
         assert record.low < record.value < record.high
         assert (record.n, record.confidence, record.suite) == (600, 0.95, "calibration")
-    assert "biased upwards: of 600 images in 15 bins" in of["ece"].note
+    assert "biased upwards: with 600 images in 15 bins" in of["ece"].note
     assert arrays["confidence"] == pytest.approx(p.max(1))
     assert (arrays["right"] == (p.argmax(1) == labels)).all()
-    np.testing.assert_allclose(arrays["reliability"], np.stack(reliability(p, labels), 1))
-    np.testing.assert_allclose(arrays["reliability_adaptive"], np.stack(reliability(p, labels, adaptive=True), 1))
 
 
-def test_temperature_is_measured_on_images_that_it_was_not_fitted_on() -> None:
+def test_temperature_is_evaluated_on_images_that_it_was_not_fitted_on() -> None:
     logits, labels = draw(601, scale=3)
     records, arrays, *_ = calibration_suite(classifier(601, labels), torch.tensor(logits), draws=50)
-    of, held_out, p = {record.metric: record for record in records}, arrays["held_out"], softmax(logits)
+    of, held_out = {record.metric: record for record in records}, arrays["held_out"]
     assert held_out.sum() == 301
     t = fit_temperature(logits[~held_out], labels[~held_out])
     assert of["temperature"].value == pytest.approx(t)
     assert of["temperature"].n == 300
-    assert of["nll_unscaled"].value == pytest.approx(nll(p[held_out], labels[held_out]))
-    scaled = softmax(logits[held_out] / t)
-    for name, measure in (("nll", nll), ("ece", calibration_error), ("brier", brier), ("signed_gap", signed_gap)):
+    assert of["nll_unscaled"].value == pytest.approx(calibration_metrics(logits[held_out], labels[held_out])["nll"])
+    scaled = calibration_metrics(logits[held_out] / t, labels[held_out])
+    for name in ("nll", "ece", "brier", "signed_gap"):
         record = of[f"{name}_scaled"]
-        assert record.value == pytest.approx(measure(scaled, labels[held_out]))
+        assert record.value == pytest.approx(scaled[name])
         assert (record.n, record.of) == (301, "held-out half")
-        assert record.note.startswith("fitted on a random half of the images, 300, and measured on the other 301")
+        assert record.note.startswith("fitted on a random half of the images, 300, and evaluated on the other 301")
     assert of["nll_scaled"].value < of["nll_unscaled"].value
     worse = labels.copy()  # what is wrong with the half that was fitted does not reach the other's unscaled errors
     worse[~held_out] = (worse[~held_out] + 1) % 7
@@ -204,7 +204,7 @@ def test_one_image_has_no_half() -> None:
 
 
 def test_a_calibrated_classifiers_error_at_n_is_in_its_interval() -> None:
-    # the interval is that of the measure at this n: it has to hold the mean ECE of such samples
+    # the interval is that of the metric at this n: it has to contain the mean ECE of such samples
     errors = [calibration_error(softmax(x), y) for x, y in (draw(300, scale=1, seed=s) for s in range(100, 200))]
     inside = 0
     for seed in range(30):
@@ -219,18 +219,17 @@ def test_a_calibrated_classifiers_error_at_n_is_in_its_interval() -> None:
     [
         (np.zeros((0, 3)), [], r"the probabilities have the shape \(0, 3\)"),
         ([[1.0], [1.0]], [0, 0], "two classes or more"),
-        ([[3.0, -1.0]], [0], "the values go from -1 to 3, and are no probabilities"),
+        ([[3.0, -1.0]], [0], "the values range from -1 to 3; expected probabilities"),
         ([[0.5, math.nan]], [0], "1 of the probabilities are NaN or infinite"),
-        ([[0.5, 0.5]], [2], "labels go from 2 to 2, but there are 2 classes"),
+        ([[0.5, 0.5]], [2], "labels range from 2 to 2; expected 0 to 1"),
         ([[0.5, 0.5]], [0.0], "the labels are float64"),
     ],
 )
 def test_wrong_input_is_one_sentence(values: list, labels: list, message: str) -> None:
-    for measure in (calibration_error, max_calibration_error, debiased_calibration_error, nll, brier, signed_gap):
-        with pytest.raises(InputError, match=message):
-            measure(np.array(values), np.array(labels))
+    with pytest.raises(InputError, match=message):
+        calibration_error(np.array(values), np.array(labels))
 
 
 def test_temperature_refuses_probabilities() -> None:
-    with pytest.raises(InputError, match="probabilities were given where logits are meant"):
+    with pytest.raises(InputError, match="probabilities were given; expected logits"):
         fit_temperature([[0.25, 0.75]], [1])

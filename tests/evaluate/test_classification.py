@@ -84,7 +84,7 @@ def test_intervals_of_the_papers_numbers(per_cent: float, n: int, low: float, hi
 def test_a_label_without_a_logit_is_refused(label: int) -> None:
     logits, labels = random_predictions()
     labels[7] = label
-    with pytest.raises(InputError, match=r"labels go from -?\d+ to \d+, but there are 12 logits"):
+    with pytest.raises(InputError, match=r"labels range from -?\d+ to \d+; expected 0 to 11"):
         classification_error(Predictions(logits, labels))
 
 

@@ -1,4 +1,4 @@
-"""What the suites measure: the same logits as a test, from pixels, in either arithmetic; photographs decoded once."""
+"""The input of the suites: logits from pixels, the same as in a test, in either precision; image files decoded once."""
 
 import contextlib
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import cutmix.data
 from cutmix.data import normalize, open_data
@@ -55,12 +56,36 @@ def test_images_are_changed_as_pixels_before_the_network() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_logits_that_are_not_finite_are_no_classes(value: float) -> None:
+def test_logits_that_are_not_finite_are_refused_after_the_last_batch(value: float) -> None:
     it = classifier()
     with torch.no_grad():
         it.network.get_parameter("fc.bias")[2] = value
-    with pytest.raises(InputError, match="4 of the logits of a batch are NaN or infinite, so nothing can be measured"):
+    with pytest.raises(InputError, match="11 of the logits are NaN or infinite; expected finite numbers"):
         it.predict()
+
+
+def test_no_batch_waits_for_a_gpu() -> None:
+    """With fake CUDA tensors, reading a value raises: the logits read none, only the check after all batches does."""
+    with FakeTensorMode():
+        conv, linear = nn.Conv2d(3, 4, 3, device="cuda"), nn.Linear(4 * 36, 5, device="cuda")
+        network, images = nn.Sequential(conv, nn.Flatten(), linear).eval(), torch.zeros(10, 3, 8, 8, dtype=torch.uint8)
+        it = Classifier(
+            network, MEAN, STD, images, torch.zeros(10, dtype=torch.int64), tuple("abcde"), "fake",
+            contextlib.nullcontext(), 4,
+        )  # fmt: skip
+        for part in (slice(0, 4), slice(4, 8)):
+            assert it.logits(it.pixels(part)).device.type == "cuda"
+        with pytest.raises(DataDependentOutputException):
+            it.check()
+
+
+def test_a_check_starts_anew() -> None:
+    it = classifier()
+    it.logits(it.pixels(slice(3)) * float("nan"))
+    with pytest.raises(InputError, match="21 of the logits are NaN or infinite"):
+        it.check()
+    it.check()
+    it.predict()
 
 
 def test_exact_is_float32_and_differentiable_where_the_run_is_bfloat16() -> None:
@@ -90,7 +115,7 @@ def test_the_memory_format_is_the_networks() -> None:
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_photographs_are_decoded_as_the_loader_shows_them(tmp_path: Path) -> None:
+def test_image_files_are_decoded_as_by_the_loader(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from cutmix.data import open_data, open_splits
 from cutmix.errors import InputError
 from cutmix.evaluate.classification import Predictions
 from cutmix.evaluate.command import run_evaluate
+from cutmix.evaluate.ood import ood_metrics
 from cutmix.models import create_model
 from cutmix.runs.folder import read_arrays
 from cutmix.runs.record import read_records
@@ -184,7 +186,7 @@ def test_more_images_than_there_are_is_all(run: Path) -> None:
         options(run, images=1)
 
 
-def test_the_time_is_said_before(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_expected_duration_is_printed_first(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_evaluate(options(run, suite="robustness", images=10))
     said = capsys.readouterr().out
     assert "robustness of 10 images: about " in said
@@ -196,18 +198,18 @@ def test_the_time_is_said_before(run: Path, capsys: pytest.CaptureFixture[str]) 
 KILLED = """
 import os, resource, signal, sys
 import numpy as np
-import cutmix.evaluate.command as command, cutmix.evaluate.command as target
+import cutmix.evaluate.command as command
 from cutmix.cli import main
 from cutmix.data import open_data
-from cutmix.evaluate.classifier import Suite
+from cutmix.evaluate.classifier import SuiteResult
 from cutmix.runs.record import Record
 from cutmix.runtime.files import to_json
 
 open_data("digits", "test")  # what it imports, it imports once for all
 found = [Record(metric=f"m{i}", value=1.0, n=1, suite="robustness") for i in range(60)]
-command.robustness_suite = lambda *_, **__: Suite(found, {"right": np.arange(1000)})
+command.robustness_suite = lambda *_, **__: SuiteResult(found, {"right": np.arange(1000)})
 words = ["evaluate", sys.argv[1], "--suite", "classification,robustness", "--images", "20", "--device", "cpu"]
-replace, append = os.replace, target.append_records
+replace, append = os.replace, command.append_records
 sys.stdout = open(os.devnull, "w")
 
 def die(*_):
@@ -232,9 +234,9 @@ def full(path, records):
 
 for ending, patch in (
     (-9, lambda: setattr(os, "replace", at(2, replace, die))),  # the arrays of robustness are not in place yet
-    (-9, lambda: setattr(target, "append_records", at(2, append, die))),  # they are, its lines are not
-    (-9, lambda: setattr(target, "append_records", at(2, append, half))),
-    (2, lambda: setattr(target, "append_records", at(2, append, full))),
+    (-9, lambda: setattr(command, "append_records", at(2, append, die))),  # they are, its lines are not
+    (-9, lambda: setattr(command, "append_records", at(2, append, half))),
+    (2, lambda: setattr(command, "append_records", at(2, append, full))),
 ):
     if not (child := os.fork()):
         patch()
@@ -263,7 +265,7 @@ def test_killed_at_any_point_nothing_finished_is_lost(run: Path) -> None:
     assert not [path for path in (run / "predictions").iterdir() if path.suffix == ".tmp"]
 
 
-def test_ctrl_c_says_what_was_finished(
+def test_ctrl_c_names_the_finished_suites(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stop(*_: object, **__: object) -> None:
@@ -279,7 +281,7 @@ def test_ctrl_c_says_what_was_finished(
     assert len(read_records(run / "results.jsonl")) == before + 2
 
 
-def test_what_cannot_be_written_is_shown(
+def test_results_that_cannot_be_saved_are_printed(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*_: object) -> None:
@@ -289,3 +291,79 @@ def test_what_cannot_be_written_is_shown(
     with pytest.raises(InputError, match="the disk is full"):
         run_evaluate(options(run))
     assert "top1_err" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("device", "code"), [("pipe", 141), ("/dev/full", 2)])
+def test_results_are_saved_before_they_are_printed(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], device: str, code: int
+) -> None:
+    if device == "pipe":
+        reader, writer = os.pipe()
+        os.close(reader)
+        stdout = os.fdopen(writer, "w")
+    elif Path(device).exists():
+        stdout = open(device, "w")  # noqa: SIM115
+    else:
+        pytest.skip(f"no {device} here")
+    before = len(read_records(run / "results.jsonl"))
+    with stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        with pytest.raises(SystemExit) as ended:
+            main(["evaluate", str(run), "--device", "cpu", "--workers", "0", "--images", "50"])
+        monkeypatch.undo()
+    assert ended.value.code == code
+    assert [r.metric for r in read_records(run / "results.jsonl")[before:]] == ["top1_err", "top5_err"]
+    assert read_arrays(run / "predictions/evaluated-last.npz")["labels"].shape == (50,)
+    assert ("No space left on device" in capsys.readouterr().err) == (code == 2)
+
+
+# ---- what the flags of a suite do ----
+
+
+def test_further_conventions_are_recorded(run: Path) -> None:
+    words = {"suite": "ood", "outliers": ("uniform",), "images": 40}
+    plain = run_evaluate(options(run, **words))
+    more = run_evaluate(options(run, **words, convention=("odin", "openood", "mahalanobis")))
+    by = {(r.metric, r.score, r.convention): r.value for r in more}
+    of = {convention: {metric for metric, _, c in by if c == convention} for _, _, convention in by}
+    five = {"ood_tnr95", "ood_auroc", "ood_detection_acc", "ood_aupr_in", "ood_aupr_out"}
+    assert of == {"exact": five | {"ood_ties"}, "odin": five, "openood": five, "mahalanobis": five}
+    assert all(by[r.metric, r.score, r.convention] == pytest.approx(r.value) for r in plain)
+    arrays = read_arrays(run / "predictions/ood-last.npz")
+    scores = [arrays[f"max-softmax/{side}"].exp() for side in ("id", "uniform")]
+    for name in ("odin", "openood"):
+        expected = ood_metrics(*scores, name, num_classes=10)
+        assert by["ood_auroc", "max-softmax", name] == pytest.approx(expected.auroc)
+        assert by["ood_detection_acc", "max-softmax", name] == pytest.approx(expected.detection_acc)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"crop_fraction": 0.0}, "--crop-fraction is 0.0; expected a share above 0, at most 1"),
+        ({"crop_fraction": float("nan")}, "--crop-fraction is nan"),
+        ({"workers": 10**9}, "--workers is 1000000000; expected 0 to 1,024"),
+        ({"suite": "calibration,rubbish"}, '--suite is "rubbish"; expected classification, calibration'),
+    ],
+)
+def test_flags_out_of_their_range_are_refused(run: Path, flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        options(run, **flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"image_size": 100_000, "suite": "calibration"}, r"takes [\d,.]+ GiB; expected at most this machine's"),
+        ({"batch_size": 10**9}, r"takes [\d,.]+ GiB; expected at most this machine's"),
+        ({"image_size": 100_000}, r"takes [\d,.]+ GiB; expected at most this machine's"),
+        ({"pairs": 10**13, "suite": "robustness"}, r"--pairs is 10000000000000: .* takes [\d,.]+ GiB"),
+    ],
+)
+def test_sizes_beyond_the_memory_are_refused_before_anything_is_allocated(
+    run: Path, flags: dict[str, Any], message: str
+) -> None:
+    before = len(read_records(run / "results.jsonl"))
+    with pytest.raises(InputError, match=message):
+        run_evaluate(options(run, **flags))
+    assert len(read_records(run / "results.jsonl")) == before

@@ -17,7 +17,6 @@ from cutmix.evaluate.corruptions import (
     ALEXNET_ERR,
     CORRUPTIONS,
     corruption_error,
-    mean_corruption_error,
     open_corrupted,
 )
 
@@ -82,11 +81,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_alexnets_own_errors_have_an_mce_of_100() -> None:
-    assert mean_corruption_error(ALEXNET_ERR) == pytest.approx(100)
-    assert mean_corruption_error({name: error / 2 for name, error in ALEXNET_ERR.items()}) == pytest.approx(50)
-
-
 def test_alexnets_errors_are_the_published_ones() -> None:
     published = [
         0.886,
@@ -108,20 +102,6 @@ def test_alexnets_errors_are_the_published_ones() -> None:
     assert [error / 100 for error in ALEXNET_ERR.values()] == pytest.approx(published, abs=6e-4)
 
 
-def test_mce_of_resnet_50_is_the_published_one() -> None:
-    """Table 1 of Hendrycks and Dietterich: CE of ResNet-50 by corruption, and mCE 76.7."""
-    relative = [80, 82, 83, 75, 89, 78, 80, 78, 75, 66, 57, 71, 85, 77, 77]
-    errors = {name: ce / 100 * ALEXNET_ERR[name] for name, ce in zip(CORRUPTIONS, relative, strict=True)}
-    assert mean_corruption_error(errors) == pytest.approx(76.7, abs=0.5)  # the CE are rounded
-
-
-@pytest.mark.parametrize("change", [{"fog": None}, {"rain": 10.0}])
-def test_mce_needs_all_15_and_no_other(change: dict[str, float | None]) -> None:
-    errors = {name: error for name, error in (ALEXNET_ERR | change).items() if error is not None}
-    with pytest.raises(InputError, match=f"'{next(iter(change))}' is missing or unknown"):
-        mean_corruption_error(errors)
-
-
 @pytest.mark.parametrize("layout", ["arrays", "pictures"])
 def test_errors_are_those_that_were_made(layout: str, classifier: Classifier, request: pytest.FixtureRequest) -> None:
     suite = corruption_error(classifier, open_corrupted(classifier, request.getfixturevalue(layout)))
@@ -136,7 +116,9 @@ def test_errors_are_those_that_were_made(layout: str, classifier: Classifier, re
     assert by["mean_corruption_err", None, None].value == pytest.approx(EXPECTED.mean())
     errors = {name: EXPECTED[c].mean() for c, name in enumerate(CORRUPTIONS)}
     if layout == "pictures":
-        assert by["mean_corruption_ce", None, None].value == pytest.approx(mean_corruption_error(errors))
+        assert by["mean_corruption_ce", None, None].value == pytest.approx(
+            np.mean([100 * error / ALEXNET_ERR[name] for name, error in errors.items()])
+        )
         for name, error in errors.items():
             assert by["corruption_ce", name, None].value == pytest.approx(100 * error / ALEXNET_ERR[name])
     else:
@@ -174,18 +156,21 @@ def rewrite(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "fog.npy").unlink(), r"fog\.npy cannot be read as an array: it is not there"),
+        (lambda folder: (folder / "fog.npy").unlink(), r"fog\.npy cannot be read as an array: no such file"),
         (lambda folder: (folder / "fog.npy").write_bytes(b"no array"), r"fog\.npy cannot be read as an array: "),
         (lambda folder: (folder / "fog.npy").write_bytes(b""), r"fog\.npy cannot be read as an array: "),
-        (lambda folder: (folder / "labels.npy").unlink(), r"holds neither labels\.npy .* nor gaussian_noise/"),
-        (rewrite("fog.npy", lambda x: x / 255), r"fog\.npy is \(60, 16, 16, 3\) float64: expected .* uint8"),
-        (rewrite("fog.npy", lambda x: x[:12]), r"fog\.npy is \(12, 16, 16, 3\) uint8: expected \(60, 16, 16, 3\)"),
-        (rewrite("snow.npy", lambda x: x.transpose(0, 3, 1, 2)), r"snow\.npy is \(60, 3, 16, 16\) uint8: expected"),
-        (rewrite("labels.npy", lambda x: x[:59]), r"labels\.npy is \(59,\) uint8: expected one class id for each"),
-        (rewrite("labels.npy", lambda x: x * 1.0), r"labels\.npy is \(60,\) float64: expected one class id"),
-        (rewrite("labels.npy", np.sort), r"other labels for other severities"),
-        (rewrite("labels.npy", lambda x: x + 6), r"classes 6 to 9, but the network knows 4"),
-        (rewrite("labels.npy", lambda x: x // 2), r"classes 0 to 1, but the network knows 4"),
+        (
+            lambda folder: (folder / "labels.npy").unlink(),
+            r"holds neither labels\.npy nor gaussian_noise/; expected CIFAR-C",
+        ),
+        (rewrite("fog.npy", lambda x: x / 255), r"fog\.npy is \(60, 16, 16, 3\) float64; expected .* uint8"),
+        (rewrite("fog.npy", lambda x: x[:12]), r"fog\.npy is \(12, 16, 16, 3\) uint8; expected \(60, 16, 16, 3\)"),
+        (rewrite("snow.npy", lambda x: x.transpose(0, 3, 1, 2)), r"snow\.npy is \(60, 3, 16, 16\) uint8; expected"),
+        (rewrite("labels.npy", lambda x: x[:59]), r"labels\.npy is \(59,\) uint8; expected one class id for each"),
+        (rewrite("labels.npy", lambda x: x * 1.0), r"labels\.npy is \(60,\) float64; expected one class id"),
+        (rewrite("labels.npy", np.sort), r"different labels for different severities"),
+        (rewrite("labels.npy", lambda x: x + 6), r"classes 6 to 9; expected the model's, 0 to 3"),
+        (rewrite("labels.npy", lambda x: x // 2), r"classes 0 to 1; expected the model's, 0 to 3"),
     ],
 )
 def test_damaged_arrays_are_refused(
@@ -213,10 +198,13 @@ def add_class(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: shutil.rmtree(folder / "fog" / "4"), r"fog.4 is not there: expected 15 corruptions"),
-        (lambda folder: next((folder / "fog" / "2").rglob("*.JPEG")).unlink(), r"fog.2 holds other images than"),
-        (remove_class, "differ in class 'n03': expected the same classes"),
-        (add_class, "differ in class 'n99': expected the same classes"),
+        (lambda folder: shutil.rmtree(folder / "fog" / "4"), r"fog.4 does not exist; expected 15 corruptions"),
+        (
+            lambda folder: next((folder / "fog" / "2").rglob("*.JPEG")).unlink(),
+            r"and .*gaussian_noise.1 hold different images",
+        ),
+        (remove_class, "differ in class 'n03'; expected the same classes"),
+        (add_class, "differ in class 'n99'; expected the same classes"),
     ],
 )
 def test_damaged_folders_are_refused(

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from cutmix.evaluate import attacks, robustness
-from cutmix.evaluate.classifier import Classifier, Work, expected_duration, expected_seconds, time_passes
-from cutmix.evaluate.robustness import robustness_suite
+from cutmix.evaluate.classifier import Classifier
+from cutmix.evaluate.robustness import Work, expected_duration, robustness_suite, time_passes
 
 
 def make_classifier(n: int, height: int = 9, width: int = 8) -> Classifier:
@@ -46,25 +46,38 @@ def test_the_passes_are_those_that_are_made(monkeypatch: pytest.MonkeyPatch, opt
     monkeypatch.setattr(Classifier, "logits", counted_logits)
     for module in (attacks, robustness):
         monkeypatch.setattr(module, "loss_gradient", counted_gradient)
+    monkeypatch.setattr(robustness, "_check_classifier", lambda _: None)  # one more batch, whatever the images
     monkeypatch.setattr(robustness, "expected_duration", begin)
-    robustness_suite(classifier, say=lambda text: None, **options)
+    robustness_suite(classifier, log=lambda text: None, **options)
     assert [part.part for part in work] == ["attacks", "occlusion", "in between"]
     blanks = 2 * 1  # of 9×8 pixels the largest square is not everything; the smallest is nothing, black and mean
     assert counts["passes"] == sum(part.passes for part in work) + blanks
     assert counts["gradients"] == sum(part.gradients for part in work)
 
 
-def test_seconds_are_passes_times_what_one_takes() -> None:
-    assert expected_seconds([Work("a", 100, 10), Work("b", 50)], 0.5, 2.0) == [70.0, 25.0]
+def test_seconds_are_passes_times_those_of_one() -> None:
+    assert [work.seconds(0.5, 2.0) for work in (Work("a", 100, 10), Work("b", 50))] == [70.0, 25.0]
 
 
-def test_time_is_for_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = iter([0.0, 16.0, 20.0, 60.0])
-    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
-    assert time_passes(make_classifier(20)) == (2.0, 5.0)
+def test_five_batches_are_timed_after_a_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = iter([16.0, 8.0, 800.0, 24.0, 16.0, 40.0, 80.0, 48.0, 40.0, 4000.0])  # seconds of 8 images
+    clock = {"now": 0.0, "calls": 0}
+
+    def perf_counter() -> float:
+        clock["calls"] += 1
+        clock["now"] += next(taken) if clock["calls"] % 2 == 0 else 0.0
+        return clock["now"]
+
+    passes: list[int] = []
+    logits = Classifier.logits
+    monkeypatch.setattr(Classifier, "logits", lambda self, x: passes.append(len(x)) or logits(self, x))
+    monkeypatch.setattr("time.perf_counter", perf_counter)
+    assert time_passes(make_classifier(20)) == [(1.0, 5.0), (2.0, 6.0), (100.0, 500.0)]
+    assert passes == [8] * 6
 
 
-def test_the_sentence_names_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutmix.evaluate.classifier.time_passes", lambda _: (0.5, 2.0))
-    said = expected_duration(make_classifier(20), [Work("attacks", 1200, 600), Work("occlusion", 100)])
-    assert said == "20 images: about 31 min (attacks 30 min, occlusion 50 s)"
+def test_the_sentence_has_a_range_and_names_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = [(0.4, 1.5), (0.5, 2.0), (1.0, 4.0)]
+    monkeypatch.setattr("cutmix.evaluate.robustness.time_passes", lambda _: times)
+    sentence = expected_duration(make_classifier(20), [Work("attacks", 1200, 600), Work("occlusion", 100)])
+    assert sentence == "20 images: about 31 min, 24 min to 62 min (attacks 30 min, occlusion 50 s)"

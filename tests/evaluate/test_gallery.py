@@ -64,11 +64,11 @@ def test_grey_images_are_drawn_too() -> None:
 
 def test_wrong_input_is_one_sentence(drawn: Classifier) -> None:
     boxes = [np.array([[2, 3, 9, 12]])] * 8
-    with pytest.raises(InputError, match="there are 8 images, but boxes of 7 images"):
+    with pytest.raises(InputError, match="there are 8 images and boxes of 7 images"):
         box_gallery(drawn, boxes[1:])
     with pytest.raises(InputError, match="count is 0; expected at least one image"):
         box_gallery(drawn, boxes, count=0)
-    with pytest.raises(InputError, match="there is no image 8; expected 0 to 7"):
+    with pytest.raises(InputError, match="the image is 8; expected 0 to 7"):
         mixed_maps(drawn, 0, 8)
     with pytest.raises(InputError, match="images 0 and 3 are both of a cat; expected two classes"):
         mixed_maps(drawn, 0, 3)

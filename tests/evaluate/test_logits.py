@@ -1,4 +1,4 @@
-"""What is taken for logits, for probabilities, for labels, and what is refused."""
+"""Logits, probabilities and labels: what is accepted, and what is refused."""
 
 import math
 
@@ -7,17 +7,16 @@ import pytest
 import torch
 
 from cutmix.errors import InputError
-from cutmix.evaluate.logits import as_logits, as_numpy, as_probabilities, class_ids, real_numbers, softmax
+from cutmix.evaluate.logits import as_logits, as_numpy, as_probabilities, class_ids, real_numbers
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-def test_softmax_is_torchs_in_float64(dtype: torch.dtype) -> None:
+def test_logits_and_probabilities_become_float64(dtype: torch.dtype) -> None:
     logits = (torch.randn(9, 7, generator=torch.Generator().manual_seed(0)) * 5).to(dtype)
-    p = softmax(logits)
-    assert p.dtype == np.float64
-    np.testing.assert_allclose(p, logits.double().softmax(1).numpy(), rtol=1e-12)
-    np.testing.assert_allclose(as_probabilities(p), p)
+    p = logits.softmax(1)
+    assert as_logits(logits).dtype == as_probabilities(p).dtype == np.float64
     np.testing.assert_array_equal(as_logits(logits), logits.double().numpy())
+    np.testing.assert_array_equal(as_probabilities(p), p.double().numpy())
 
 
 def test_lists_and_arrays_are_taken_too() -> None:
@@ -32,7 +31,7 @@ def test_rounded_probabilities_are_still_probabilities(dtype: torch.dtype, class
     logits = 3 * torch.randn(100, classes, generator=torch.Generator().manual_seed(0))
     for p in (logits.to(dtype).softmax(1), logits.softmax(1).to(dtype)):
         assert as_probabilities(p).shape == (100, classes)
-        with pytest.raises(InputError, match="probabilities were given where logits are meant"):
+        with pytest.raises(InputError, match="probabilities were given; expected logits"):
             as_logits(p)
 
 
@@ -41,18 +40,18 @@ def test_how_near_to_1_a_sum_is_depends_on_the_dtype() -> None:
     assert as_probabilities(torch.tensor(p).bfloat16()).shape == (2, 2)
     assert as_logits(p.astype(np.float32)).shape == (2, 2)
     for exact in (p, p.astype(np.float32), p.astype(np.float16), torch.tensor(p), p.tolist()):
-        with pytest.raises(InputError, match="no probabilities"):
+        with pytest.raises(InputError, match="expected probabilities"):
             as_probabilities(exact)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (["a"], "the scores are <U1: expected real numbers"),
-        ([1j], "the scores are complex128: expected real numbers"),
-        (torch.tensor([1j]), "the scores are complex64: expected real numbers"),
-        (None, "the scores are object: expected real numbers"),
-        ([[1, 2], [3]], "the scores have rows of different lengths: expected an array"),
+        (["a"], "the scores are <U1; expected real numbers"),
+        ([1j], "the scores are complex128; expected real numbers"),
+        (torch.tensor([1j]), "the scores are complex64; expected real numbers"),
+        (None, "the scores are object; expected real numbers"),
+        ([[1, 2], [3]], "the scores have rows of different lengths; expected an array"),
     ],
 )
 def test_what_are_no_numbers_is_refused(values: object, message: str) -> None:
@@ -63,7 +62,7 @@ def test_what_are_no_numbers_is_refused(values: object, message: str) -> None:
 @pytest.mark.parametrize("bad", [np.zeros((0, 3)), np.zeros((4, 1)), np.zeros(4), np.zeros((2, 2, 2))])
 def test_shapes_are_refused(bad: np.ndarray) -> None:
     for check, what in ((as_logits, "logits"), (as_probabilities, "probabilities")):
-        with pytest.raises(InputError, match=rf"the {what} have the shape \(.*\): expected \(images, classes\), two"):
+        with pytest.raises(InputError, match=rf"the {what} have the shape \(.*\); expected \(images, classes\), two"):
             check(bad)
 
 
@@ -77,23 +76,25 @@ def test_values_that_are_not_finite_are_counted(bad: float) -> None:
 
 def test_probabilities_are_no_logits_and_logits_no_probabilities() -> None:
     logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(InputError, match="probabilities were given where logits are meant"):
+    with pytest.raises(InputError, match="probabilities were given; expected logits"):
         as_logits(logits.softmax(1))
-    with pytest.raises(InputError, match=r"the values go from -.* are no probabilities .* take the softmax first"):
+    with pytest.raises(
+        InputError, match=r"the values range from -.*; expected probabilities, .* apply the softmax to logits first"
+    ):
         as_probabilities(logits)
-    with pytest.raises(InputError, match="no probabilities"):
+    with pytest.raises(InputError, match="expected probabilities"):
         as_probabilities(logits.abs())  # not negative, but with another sum
-    with pytest.raises(InputError, match="no probabilities"):
+    with pytest.raises(InputError, match="expected probabilities"):
         as_probabilities(100 * logits.softmax(1))
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0, 1], r"shape \(2,\): expected 3 class ids"),
+        ([0, 1], r"shape \(2,\); expected 3 class ids"),
         ([0.0, 1.0, 2.0], "the labels are float64"),
-        ([0, -1, 2], "labels go from -1 to 2, but there are 4 classes"),
-        ([0, 4, 2], "labels go from 0 to 4, but there are 4 classes"),
+        ([0, -1, 2], "labels range from -1 to 2; expected 0 to 3"),
+        ([0, 4, 2], "labels range from 0 to 4; expected 0 to 3"),
     ],
 )
 def test_labels_have_to_fit(labels: list[float], message: str) -> None:

@@ -109,7 +109,7 @@ def test_grid_has_both_ends(side: int, steps: int, expected: list[int]) -> None:
 
 @pytest.mark.parametrize("side", [-1, 7])
 def test_a_hole_larger_than_the_images_is_refused(side: int) -> None:
-    message = rf"the hole's side is {side} pixels, but the images are 6×8: expected 0 to 6"
+    message = rf"side is {side} pixels; expected 0 to 6 in images of 6×8"
     with pytest.raises(InputError, match=message):
         centred_square(6, 8, side)
     classifier = make_classifier(side=6, width=8)
@@ -118,5 +118,5 @@ def test_a_hole_larger_than_the_images_is_refused(side: int) -> None:
 
 
 def test_a_fill_of_other_channels_is_refused() -> None:
-    with pytest.raises(InputError, match="the fill has 1 values, but the images have 3 channels"):
+    with pytest.raises(InputError, match="fill has 1 values; expected 3"):
         occlude(torch.zeros(1, 3, 4, 4), 2, (0.0,))

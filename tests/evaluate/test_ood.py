@@ -1,4 +1,4 @@
-"""Scores in float64, intervals, and the suite on classifiers whose confidence is known."""
+"""Scores in float64, intervals, and the suite on classifiers with known confidence."""
 
 import contextlib
 import decimal
@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from cutmix.data.outliers import SEVEN, open_outliers
 from cutmix.errors import InputError
-from cutmix.evaluate.classifier import Classifier, Suite
+from cutmix.evaluate.classifier import Classifier, SuiteResult
 from cutmix.evaluate.ood import (
-    bootstrap_ood,
     energy,
     log_max_softmax,
     max_softmax,
@@ -25,6 +24,20 @@ from cutmix.evaluate.ood import (
     ood_metrics,
     ood_suite,
 )
+from cutmix.evaluate.ood_conventions import OodMetrics, Sides, statistic_of
+from cutmix.statistics import bootstrap_interval
+
+
+def intervals(
+    id_scores: np.ndarray, ood_scores: np.ndarray, convention: str = "exact", *, draws: int = 1000,
+    confidence: float = 0.95, seed: int = 0,
+) -> tuple[OodMetrics, OodMetrics]:  # fmt: skip
+    """Return the ends of the intervals of all metrics, as the suite computes them."""
+    sides, statistic = Sides(id_scores, ood_scores), statistic_of(convention, 10)
+    drawn = sides.resampled(statistic, draws, seed, "out")
+    ends = [bootstrap_interval(*pair, confidence) for pair in zip(statistic(sides.counts()), drawn.T, strict=True)]
+    return OodMetrics(*(low for low, _ in ends)), OodMetrics(*(high for _, high in ends))
+
 
 # ---- scores ----
 
@@ -57,14 +70,14 @@ def test_two_classes_with_the_same_logit_are_even() -> None:
 @pytest.mark.parametrize("score", [max_softmax, log_max_softmax, energy, odin_temperature])
 def test_scores_refuse_what_are_no_logits(score) -> None:
     for bad, message in (
-        ([[0.25, 0.75]], "probabilities were given where logits are meant"),
+        ([[0.25, 0.75]], "probabilities were given; expected logits"),
         ([[math.nan, 0.75]], "1 of the logits are NaN or infinite"),
         ([[1.0], [2.0]], "two classes or more"),
         (np.zeros((0, 3)), r"the logits have the shape \(0, 3\)"),
     ):
         with pytest.raises(InputError, match=message):
             score(bad)
-    with pytest.raises(InputError, match="temperature is 0: expected a number above 0"):
+    with pytest.raises(InputError, match="temperature is 0; expected a number above 0"):
         odin_temperature([[1.0, 2.0]], 0)
 
 
@@ -79,7 +92,7 @@ def test_tensors_and_half_precision_are_taken() -> None:
 def test_interval_is_that_of_resampled_scores() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(1, 1, 300).round(1), rng.normal(0, 1, 200).round(1)
-    low, high = bootstrap_ood(x, y, draws=2000)
+    low, high = intervals(x, y, draws=2000)
     value, drawn = ood_metrics(x, y), []
     for _ in range(300):
         i, j = rng.integers(300, size=300), rng.integers(200, size=200)
@@ -97,11 +110,11 @@ def test_interval_depends_on_the_seed_alone_and_has_every_convention() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.beta(6, 2, 80), rng.beta(4, 3, 60)
     for name in ("exact", "odin", "confident", "mahalanobis", "openood"):
-        ends = bootstrap_ood(x, y, name, num_classes=10, draws=5)
-        assert np.array_equal(ends, bootstrap_ood(x, y, name, num_classes=10, draws=5), equal_nan=True)
+        ends = intervals(x, y, name, draws=5)
+        assert np.array_equal(ends, intervals(x, y, name, draws=5), equal_nan=True)
         assert ends[0].auroc <= ood_metrics(x, y, name, num_classes=10).auroc <= ends[1].auroc
-    assert bootstrap_ood(x, y, draws=5, seed=1) != bootstrap_ood(x, y, draws=5)
-    wide, narrow = bootstrap_ood(x, y, draws=200), bootstrap_ood(x, y, draws=200, confidence=0.5)
+    assert intervals(x, y, draws=5, seed=1) != intervals(x, y, draws=5)
+    wide, narrow = intervals(x, y, draws=200), intervals(x, y, draws=200, confidence=0.5)
     assert wide[0].auroc < narrow[0].auroc < narrow[1].auroc < wide[1].auroc
 
 
@@ -109,7 +122,7 @@ def test_interval_depends_on_the_seed_alone_and_has_every_convention() -> None:
 
 
 class Brightness(nn.Module):
-    """Surer of dark images: logits (1 − mean) · scale and 0."""
+    """More confident for dark images: logits (1 − mean) · scale and 0."""
 
     def __init__(self, scale: float = 5.0) -> None:
         super().__init__()
@@ -137,7 +150,7 @@ def nothing_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("nothing_at_hand")
-def test_suite_measures_what_is_at_hand_and_says_what_is_not() -> None:
+def test_suite_evaluates_the_data_sets_that_are_found_and_records_the_others() -> None:
     subject = classifier()
     records, arrays, *_ = ood_suite(subject, draws=50)
     json.dumps([record.to_json() for record in records], allow_nan=False)
@@ -191,7 +204,7 @@ def test_named_sets_are_a_folder_and_a_data_set(nothing_at_hand: Path) -> None:
     auroc = {r.of: r for r in records if (r.metric, r.score, r.convention) == (
         "ood_auroc", "max-softmax", "exact")}  # fmt: skip
     assert set(auroc) == {"white", "digits", "mean of 2 sets"}
-    assert auroc["white"].value == 100  # the least sure of all
+    assert auroc["white"].value == 100  # the lowest confidence of all
     assert auroc["white"].n == 65
     assert len(arrays["energy/white"]) == 5
     assert len(arrays["energy/digits"]) == 60
@@ -201,24 +214,24 @@ def test_named_sets_are_a_folder_and_a_data_set(nothing_at_hand: Path) -> None:
 def test_a_set_that_was_named_has_to_be_there() -> None:
     with pytest.raises(InputError, match="lsun-crop was not found in"):
         ood_suite(classifier(), ["lsun-crop"], draws=5)
-    with pytest.raises(InputError, match="no set of outliers is named"):
+    with pytest.raises(InputError, match="outliers is empty; expected"):
         ood_suite(classifier(), [], draws=5)
 
 
 @pytest.mark.usefixtures("nothing_at_hand")
 @pytest.mark.parametrize("data", ["tiny-imagenet-200", "imagenet", "imagenet-sample-256"])
-def test_what_the_classifier_knows_is_no_outlier(data: str) -> None:
+def test_in_distribution_data_is_not_an_outlier(data: str) -> None:
     records = ood_suite(classifier(data), draws=5).records
     notes = {r.of: r.note for r in records if r.value is None}
     for name in ("tiny-imagenet-crop", "tiny-imagenet-resize"):
-        assert notes[name] == f"not run: {name} is what the classifier knows ({data})"
+        assert notes[name] == f"not run: {name} is in-distribution for this classifier ({data})"
 
 
 @pytest.mark.usefixtures("nothing_at_hand")
 def test_grey_classifiers_and_their_own_logits() -> None:
     subject = classifier("digits", shape=(1, 8, 8))
 
-    def run(**options: object) -> Suite:
+    def run(**options: object) -> SuiteResult:
         return ood_suite(subject, ["uniform", "digits"], count=30, draws=5, **options)
 
     records, arrays, *_ = run(logits=subject.predict())

@@ -180,15 +180,15 @@ def test_a_resample_of_counts_is_a_resample_of_scores() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([], [0.1]), r"the in-distribution scores have the shape \(0,\): expected one score for each image"),
+        (([], [0.1]), r"the in-distribution scores have the shape \(0,\); expected \(N,\), one for each image"),
         (([0.1], [[0.1]]), r"the out-of-distribution scores have the shape \(1, 1\)"),
         (([0.1, math.nan], [0.1]), "1 of the in-distribution scores are NaN or infinite"),
         (([0.1], [math.inf]), "1 of the out-of-distribution scores are NaN or infinite"),
-        ((["a"], [0.1]), "the in-distribution scores are <U1: expected real numbers"),
-        (([0.1], [1j]), "the out-of-distribution scores are complex128: expected real numbers"),
-        (([0.1], [0.2], "ours"), "the convention is 'ours': expected one of exact, odin, confident"),
-        (([0.1], [0.2], "odin"), "num_classes is None: ODIN's thresholds run from 1/K to 1"),
-        (([0.1], [0.1], "confident"), "every score is the same: the convention 'confident' has no thresholds"),
+        ((["a"], [0.1]), "the in-distribution scores are <U1; expected real numbers"),
+        (([0.1], [1j]), "the out-of-distribution scores are complex128; expected real numbers"),
+        (([0.1], [0.2], "ours"), "the convention is 'ours'; expected one of exact, odin, confident"),
+        (([0.1], [0.2], "odin"), "num_classes is None; expected at least 2, as ODIN's thresholds are 1/K to 1"),
+        (([0.1], [0.1], "confident"), "all scores are equal; the convention 'confident' expects"),
     ],
 )
 def test_wrong_input_is_one_sentence(arguments: tuple, message: str) -> None:
@@ -197,5 +197,5 @@ def test_wrong_input_is_one_sentence(arguments: tuple, message: str) -> None:
 
 
 def test_odin_refuses_what_are_no_probabilities() -> None:
-    with pytest.raises(InputError, match="the scores go from -3 to 12: the convention 'odin' is for probabilities"):
+    with pytest.raises(InputError, match="the scores range from -3 to 12; the convention 'odin' expects probabilities"):
         ood_metrics([12.0], [-3.0], "odin", num_classes=10)

@@ -1,6 +1,7 @@
 """The suite against the plain functions, image by image, and a planted failure for each of its checks."""
 
 import contextlib
+import dataclasses
 import math
 import sys
 from collections.abc import Callable
@@ -11,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cutmix.errors import InputError
 from cutmix.evaluate import robustness
-from cutmix.evaluate.classifier import Classifier, Suite
+from cutmix.evaluate.attacks import fgsm
+from cutmix.evaluate.classifier import Classifier, SuiteResult
 from cutmix.evaluate.occlusion import side_grid
-from cutmix.evaluate.robustness import fgsm, robustness_suite
+from cutmix.evaluate.robustness import robustness_suite
 
 EPS = 8 / 255
 SWEEP = (0.0, 2 / 255, EPS)
@@ -65,12 +68,12 @@ def attacked(classifier: Classifier, **options: Any) -> dict[str, dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def found() -> tuple[Classifier, Suite]:
+def found() -> tuple[Classifier, SuiteResult]:
     classifier = make_classifier()
     return classifier, robustness_suite(classifier, sweep=SWEEP, pgd_images=10, pairs=60)
 
 
-def test_records_say_all_that_a_record_must(found: tuple[Classifier, Suite]) -> None:
+def test_records_say_all_that_a_record_must(found: tuple[Classifier, SuiteResult]) -> None:
     records = found[1].records
     for record in records:
         assert (record.steps is not None) == (record.metric in ("pgd_err", "pgd_unbounded_err"))
@@ -90,7 +93,7 @@ def test_records_say_all_that_a_record_must(found: tuple[Classifier, Suite]) -> 
     }  # fmt: skip
 
 
-def test_fgsm_errors_are_those_of_the_plain_function(found: tuple[Classifier, Suite]) -> None:
+def test_fgsm_errors_are_those_of_the_plain_function(found: tuple[Classifier, SuiteResult]) -> None:
     classifier, suite = found
     model = classifier.exact().eval()
     pixels, labels = classifier.pixels(slice(None)), classifier.labels
@@ -100,12 +103,12 @@ def test_fgsm_errors_are_those_of_the_plain_function(found: tuple[Classifier, Su
         right = model(fgsm(model, pixels, labels, eps)).argmax(1) == labels
         assert np.array_equal(suite.arrays["fgsm_sweep_right"][i], right.numpy())
         assert curve[eps].value == pytest.approx(100 * float((~right).double().mean()))
-    assert "no claim of robustness" in curve[EPS].note
+    assert "does not show robustness" in curve[EPS].note
     assert curve[0.0].value == 100 * 5 / 40 == suite.records[0].value
     assert curve[EPS].value > 50
 
 
-def test_every_rate_can_be_computed_again_from_the_arrays(found: tuple[Classifier, Suite]) -> None:
+def test_every_rate_can_be_computed_again_from_the_arrays(found: tuple[Classifier, SuiteResult]) -> None:
     classifier, records, arrays = found[0], found[1].records, found[1].arrays
     by = {(r.metric, r.at, r.of): r.value for r in records}
     for name in ("fgsm", "noise", "pgd"):
@@ -137,7 +140,7 @@ def test_the_defaults_do_not_grow_with_the_images() -> None:
         assert {r.steps for r in suite.records if r.metric in ("pgd_err", "pgd_unbounded_err")} == {10}
 
 
-def test_curves_begin_and_end_where_they_must(found: tuple[Classifier, Suite]) -> None:
+def test_curves_begin_and_end_where_they_must(found: tuple[Classifier, SuiteResult]) -> None:
     records, arrays = found[1].records, found[1].arrays
     by = {(r.metric, r.at, r.of): r.value for r in records}
     clean = by["clean_err", None, None]
@@ -151,7 +154,7 @@ def test_curves_begin_and_end_where_they_must(found: tuple[Classifier, Suite]) -
     assert by["between_mixup_err", 0.0, None] == by["between_cutmix_err", 8.0, None] == pytest.approx(second)
 
 
-def test_the_same_seed_gives_the_same_suite_and_another_other_draws(found: tuple[Classifier, Suite]) -> None:
+def test_the_same_seed_gives_the_same_suite_and_another_other_draws(found: tuple[Classifier, SuiteResult]) -> None:
     classifier, suite = found
     state = torch.get_rng_state()
     again = robustness_suite(classifier, sweep=SWEEP, pgd_images=10, pairs=60)
@@ -180,6 +183,26 @@ def test_the_runs_own_precision_is_used_for_all_but_the_gradient() -> None:
     assert next(r.value for r in suite.records if r.metric == "fgsm_zero_gradients") == 0
 
 
+class Reads(TorchDispatchMode):
+    """Counts the values that Python reads, each of which would wait for a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **kwargs or {})
+
+
+def test_the_values_that_are_read_do_not_grow_with_the_batches() -> None:
+    counts = []
+    for batch_size in (4, 8, 16):
+        classifier = dataclasses.replace(make_classifier(16), batch_size=batch_size)
+        with Reads() as reads:
+            robustness_suite(classifier, sweep=SWEEP, pgd_images=16, pgd_steps=2, pairs=16)
+        counts.append(reads.count)
+    assert counts[0] == counts[1] == counts[2]
+
+
 # ---- a healthy network passes the checks; each planted failure is found ----
 
 CHECKS = ("pgd_not_weaker_than_fgsm", "fgsm_sweep_monotone", "unbounded_attack_fools_all", "same_classes_twice")
@@ -205,10 +228,10 @@ def test_saturated_logits_have_no_gradient() -> None:
     assert records["fgsm_zero_gradients"].value == 0  # e⁻³¹ is small, and still a gradient
     records = attacked(toy_classifier(lambda d: 10_000 * (EPS / 2 - d)))
     assert records["fgsm_zero_gradients"].value == 100
-    assert "no sign of robustness" in records["fgsm_zero_gradients"].note
+    assert "does not show robustness" in records["fgsm_zero_gradients"].note
     assert records["fgsm_err"].value == 0  # it only looks robust
     assert records["noise_err"].value > 0
-    assert "random noise fools the network more often than FGSM" in records["noise_err"].note
+    assert "random noise fools the model more often than FGSM" in records["noise_err"].note
 
 
 def test_one_step_is_masked_where_many_are_not() -> None:
@@ -241,7 +264,7 @@ def test_an_attack_beyond_epsilon_is_found(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(robustness, "step", lambda images, gradient, eps: images + 2 * eps * gradient.sign())
     records = attacked(toy_classifier(lambda d: EPS / 2 - d))
     assert records["fgsm_max_perturbation"].value == pytest.approx(2 * EPS)
-    assert "beyond ε: its error is void" in records["fgsm_max_perturbation"].note
+    assert "exceeds ε: its error is invalid" in records["fgsm_max_perturbation"].note
     assert records["pgd_max_perturbation"].note is None
 
 
@@ -249,7 +272,7 @@ def test_a_network_that_draws_is_found() -> None:
     torch.manual_seed(0)
     records = attacked(toy_classifier(lambda d: torch.rand_like(d) - 0.5 - d))
     assert records["same_classes_twice"].value == 0
-    assert "another class when it is asked again" in records["same_classes_twice"].note
+    assert "other classes for the same images" in records["same_classes_twice"].note
 
 
 def test_apgd_is_reported_beside_pgd() -> None:
@@ -267,12 +290,12 @@ def test_without_apgds_package_nothing_is_begun(monkeypatch: pytest.MonkeyPatch)
     for name in ("pyautoattack", "pyautoattack.autopgd_base"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(robustness, "_fgsm_sweep", lambda *_: pytest.fail("begun"))
-    with pytest.raises(InputError, match="pyautoattack, which is not installed"):
+    with pytest.raises(InputError, match="APGD needs pyautoattack"):
         attacked(make_classifier(), apgd=True)
 
 
 def test_a_corrupted_set_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    part = Suite([{"metric": "mean_corruption_err"}], {"corruption_right": np.ones(3, dtype=bool)})
+    part = SuiteResult([{"metric": "mean_corruption_err"}], {"corruption_right": np.ones(3, dtype=bool)})
     monkeypatch.setattr(robustness, "open_corrupted", lambda classifier, folder: folder)
     monkeypatch.setattr(robustness, "corruption_error", lambda classifier, opened: part)
     suite = robustness_suite(make_classifier(), sweep=SWEEP, pgd_images=4, pairs=5, corruptions=Path("there"))
@@ -284,20 +307,20 @@ def test_a_folder_without_a_corrupted_set_is_refused_before_any_pass(monkeypatch
     classifier = make_classifier()
     monkeypatch.setattr(Classifier, "logits", lambda *_: pytest.fail("begun"))
     with pytest.raises(InputError, match=r"nowhere holds neither labels\.npy"):
-        attacked(classifier, corruptions=Path("nowhere"), say=lambda _: pytest.fail("said"))
+        attacked(classifier, corruptions=Path("nowhere"), log=lambda _: pytest.fail("logged"))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"eps": math.nan}, "ε is nan: expected 0 to 1"),
-        ({"eps": 8}, "ε is 8: expected 0 to 1"),
-        ({"sweep": (0, -0.1)}, "ε is -0.1: expected 0 to 1"),
-        ({"pgd_images": 0}, "0 images are to be attacked by PGD: expected at least 1"),
+        ({"eps": math.nan}, "ε is nan; expected 0 to 1"),
+        ({"eps": 8}, "ε is 8; expected 0 to 1"),
+        ({"sweep": (0, -0.1)}, "ε is -0.1; expected 0 to 1"),
+        ({"pgd_images": 0}, "pgd_images is 0; expected at least 1"),
         ({"pgd_steps": 0}, "PGD has 0 steps"),
-        ({"occlusion_sides": [9]}, "the hole's side is 9 pixels, but the images are 8×8"),
-        ({"between_sides": [9]}, "the hole's side is 9 pixels, but the images are 8×8"),
-        ({"lams": [2.0]}, r"λ is 2\.0: expected a share from 0 to 1"),
+        ({"occlusion_sides": [9]}, "side is 9 pixels; expected 0 to 8 in images of 8×8"),
+        ({"between_sides": [9]}, "side is 9 pixels; expected 0 to 8 in images of 8×8"),
+        ({"lams": [2.0]}, r"λ is 2\.0; expected a share from 0 to 1"),
         ({"pairs": 0}, "0 pairs of 40 images cannot be drawn"),
     ],
 )
@@ -307,12 +330,12 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
 
 
 def test_logits_that_are_not_finite_are_refused() -> None:
-    with pytest.raises(InputError, match="32 of the logits of a batch are NaN or infinite"):
+    with pytest.raises(InputError, match="80 of the logits are NaN or infinite"):
         attacked(toy_classifier(lambda d: d / 0))
 
 
 def test_a_label_without_a_logit_is_refused() -> None:
     classifier = make_classifier()
     classifier.labels[7] = 4
-    with pytest.raises(InputError, match="labels go from 0 to 4, but there are 4 classes"):
+    with pytest.raises(InputError, match="labels range from 0 to 4; expected 0 to 3"):
         attacked(classifier)

@@ -1,11 +1,13 @@
 """The table of measures: it has every one that the suites record, and says what each is."""
 
 from contextlib import nullcontext
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
+from cutmix.config.options import Convention
 from cutmix.evaluate.calibration import calibration_suite
 from cutmix.evaluate.classifier import Classifier
 from cutmix.evaluate.ood import ood_suite
@@ -35,7 +37,7 @@ def test_every_measure_of_the_suites_is_defined_and_no_other() -> None:
     suites = {
         "calibration": calibration_suite(classifier, draws=4),
         "robustness": robustness_suite(classifier, pairs=20, pgd_images=8, pgd_steps=2),
-        "ood": ood_suite(classifier, ("uniform", "gaussian"), draws=4),
+        "ood": ood_suite(classifier, ("uniform", "gaussian"), conventions=get_args(Convention), draws=4),
     }
     for suite in (*suites, "localization"):
         recorded = {name_of(record) for record in suites[suite].records} if suite in suites else set()

@@ -10,12 +10,12 @@ import pytest
 from markupsafe import Markup
 
 from cutmix.errors import InputError
-from cutmix.report.suites import calibration, definitions, localization, robustness, unknown
+from cutmix.report.suites import calibration, definitions, localization, out_of_distribution, robustness
 from cutmix.report.summary import write_report
 from cutmix.runs.read import read_runs
 from cutmix.runs.record import Record, append_records, read_records
 
-SECTIONS = (calibration, robustness, unknown, localization)
+SECTIONS = (calibration, robustness, out_of_distribution, localization)
 N = 300
 VOID = {"meta", "img", "br", "path", "use"}
 
@@ -133,11 +133,11 @@ def test_no_section_without_its_records(tmp_path) -> None:
     assert [section(runs) is None for section in SECTIONS] == [
         True, True, False, True
     ]  # fmt: skip
-    assert [title for title, _ in definitions(runs)] == ["The unknown"]
+    assert [title for title, _ in definitions(runs)] == ["Out-of-distribution detection"]
 
 
 def test_differences_name_the_baseline_and_the_method(pair, bodies) -> None:
-    ways = {"calibration": "ece", "robustness": "rates", "the-unknown": "auroc", "localization": "rates"}
+    ways = {"calibration": "ece", "robustness": "rates", "ood": "auroc", "localization": "rates"}
     for anchor, way in ways.items():
         assert "Difference to none on the same images" in bodies[anchor]
         assert f'href="#paired-{way}"' in bodies[anchor]
@@ -146,7 +146,12 @@ def test_differences_name_the_baseline_and_the_method(pair, bodies) -> None:
     assert {entry.anchor for entry in found[-1][1]} == {"paired-ece", "paired-rates", "paired-auroc"}
     alone = read_runs(pair[:1])
     assert "Difference to" not in calibration(alone).body
-    assert [title for title, _ in definitions(alone)] == ["Calibration", "Robustness", "The unknown", "Localization"]
+    assert [title for title, _ in definitions(alone)] == [
+        "Calibration",
+        "Robustness",
+        "Out-of-distribution detection",
+        "Localization",
+    ]
 
 
 def test_a_difference_that_is_not_significant_is_called_so(tmp_path) -> None:
@@ -167,19 +172,19 @@ def test_sweeps_are_plots_and_the_attack_is_a_row_too(bodies) -> None:
 
 
 def test_what_was_not_run_and_what_was_chosen_is_said(bodies) -> None:
-    body, _, beside = bodies["the-unknown"].partition("Tables 12 and A3")
+    body, _, beside = bodies["ood"].partition("Tables 12 and A3")
     assert body.count('<td class="absent">not run</td>') == 2
     assert beside.count('<td class="absent">not run</td>') == 8 * 4  # none of the paper's networks
     assert "isun: not run: no archive." in body.striptags()
     assert body.count("flatters") == 1
     assert (
-        "Detection accuracy of the largest softmax probability, known against unknown images (higher is better); "
+        "Detection accuracy of the largest softmax probability, test images against other images (higher is better); "
         in body
     )
 
 
 def test_the_papers_numbers_stand_above_what_was_run_by_its_protocol(bodies) -> None:
-    printed = {"robustness": "31.0", "the-unknown": "69.0; 94.4; 89.1", "localization": "54.81"}
+    printed = {"robustness": "31.0", "ood": "69.0; 94.4; 89.1", "localization": "54.81"}
     for (anchor, number), title in zip(printed.items(), ("Table 11", "Tables 12 and A3", "Table 9"), strict=True):
         table = bodies[anchor].rpartition(f"<span>{title}:")[2].partition("</table>")[0]
         rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr")[2:]]
@@ -192,7 +197,7 @@ def test_a_classifier_from_elsewhere_has_a_page(tmp_path) -> None:
     out = write_report([run], tmp_path / "page.html")
     page, text = Tags(out), out.read_text(encoding="utf-8")
     assert "error-curves" not in page.ids
-    assert {"calibration", "robustness", "the-unknown", "localization"} <= set(page.ids)
+    assert {"calibration", "robustness", "ood", "localization"} <= set(page.ids)
     assert "weights are those of the file <code>weights/resnet50.pth</code>" in text
     assert "How they were trained is not known" in text
     assert "Best epoch: chosen" not in text

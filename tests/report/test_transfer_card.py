@@ -155,7 +155,7 @@ def test_detectors_are_compared_in_pairs_where_both_keep_verdicts(tmp_path: Path
     assert cell.startswith("+")
     assert cell.endswith("p < 0.001")
     assert "a. Under Detection they are compared in pairs, if both keep what that takes." in page.text
-    assert "resamples of the test pictures, drawn in pairs" in page.text
+    assert "resamples of the test images, 2,000 for detectors" in page.text
     arrays = dict(np.load(second / "predictions" / "last.npz"))
     np.savez(second / "predictions" / "last.npz", **(arrays | {"object_labels": 1 - arrays["object_labels"]}))
     assert "Difference to a" not in Page(tmp_path, first, second).text  # other objects
