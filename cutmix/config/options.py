@@ -68,8 +68,6 @@ class EvaluateOptions:
     suite: Annotated[str, tyro.conf.arg(help=_SUITE_HELP)] = "classification"
     model: str | None = None
     """Name of the model, for a file that does not name it."""
-    classes: Path | None = None
-    """Text file with the classes of the weights, one a line in the order of the logits, for a file without them."""
     which: Literal["last", "best"] = "last"
     """Epoch of a run."""
     image_size: int | None = None
