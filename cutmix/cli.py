@@ -4,7 +4,7 @@ import contextlib
 import io
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
@@ -24,9 +24,14 @@ HELP = """cutmix: train image classifiers with CutMix, and evaluate what it boug
   cutmix preview --data photos/  draw what Cutout, Mixup and CutMix do to your images
   cutmix train --data photos/    fine-tune a pretrained model on a folder that holds one folder per class
   cutmix train RECIPE            train a recipe; every field of it is a flag
+  cutmix compare --data photos/  train several mixing methods and seeds: does mixing help on your images?
   cutmix recipes                 list the recipes
   cutmix transfer detection      train a detector on a backbone; cutmix transfer captioning: a captioner
   cutmix evaluate RUN            evaluate a run, or a file of weights, on its own or on other data
+  cutmix predict RUN photos/     print classes and probabilities of images, as CSV or JSON lines
+  cutmix explain RUN photo.jpg   draw the heat map of a prediction, beside the nearest training images
+  cutmix export RUN              export the classifier for onnxruntime or torch.export, preprocessing inside
+  cutmix push RUN USER/NAME      publish the classifier on the Hugging Face Hub, in timm's layout
   cutmix report RUN RUN          write one page that compares runs
   cutmix paper [TABLE]           print the paper's tables beside the results here
   cutmix reproduce TABLE         train the rows of a table; --scale smoke only tries them
@@ -44,6 +49,11 @@ TRANSFER = """Train a detector or a captioner on a backbone, and evaluate it.
 
 --backbone takes the folder of a run, a file of weights, pretrained (timm's weights) or none. The defaults are the
 paper's; --small has defaults for a few hundred images and a CPU."""
+
+COMPARE = """Train several mixing methods with equal budget, splits and seeds, and say whether they differ.
+
+Every flag of cutmix train applies to all runs: cutmix compare --data photos/ --mix none cutmix mixup --seeds 3
+--epochs 20. First it prints how long that will take. Started again it resumes; finished runs are not run again."""
 
 REPRODUCE = """Train the rows of a table of the paper, and print it with the results here.
 
@@ -224,6 +234,35 @@ def recipes(words: list[str]) -> None:
         print(f"{name:<{width}}  {recipe.model} on {data}, mix {recipe.mix}, {recipe.epochs} epochs")
 
 
+def compare(words: list[str]) -> None:
+    """Train several mixing methods, and say whether they differ."""
+    from cutmix.config.options import CompareOptions
+
+    if asks_for_help(words):
+        parse(CompareOptions, words, "compare", COMPARE)
+    own, rest = _split_flags(words, CompareOptions)
+    options = parse(CompareOptions, own, "compare", COMPARE)
+    recipe, _ = parse_train(rest)
+    from cutmix.comparison.command import run_compare
+    from cutmix.runtime.device import keep_freed_memory
+
+    keep_freed_memory()
+    run_compare(recipe, options, words)
+
+
+def _split_flags(words: list[str], options: type) -> tuple[list[str], list[str]]:
+    """Divide words into those of an options class, with their values, and the others."""
+    names = {f"--{field.name.replace('_', '-')}" for field in fields(options)}
+    own: list[str] = []
+    rest: list[str] = []
+    target = rest
+    for word in words:
+        if word.startswith("--"):
+            target = own if word.partition("=")[0] in names else rest
+        target.append(word)
+    return own, rest
+
+
 def evaluate(words: list[str]) -> None:
     """Evaluate a run or a file of weights."""
     from cutmix.config.options import EvaluateOptions
@@ -236,6 +275,47 @@ def evaluate(words: list[str]) -> None:
 
     keep_freed_memory()
     run_evaluate(options)
+
+
+def predict(words: list[str]) -> None:
+    """Classify images."""
+    from cutmix.config.options import PredictOptions
+
+    options = parse(PredictOptions, words, "predict", "Print classes and probabilities of images, in the order given.")
+    from cutmix.inference.command import run_predict
+
+    raise SystemExit(run_predict(options))
+
+
+def explain(words: list[str]) -> None:
+    """Draw what a prediction rests on."""
+    from cutmix.config.options import ExplainOptions
+
+    said = "Draw images with the heat map of the predicted class, beside the nearest training images."
+    options = parse(ExplainOptions, words, "explain", said)
+    from cutmix.inference.explain import run_explain
+
+    run_explain(options)
+
+
+def export(words: list[str]) -> None:
+    """Export a classifier to another runtime."""
+    from cutmix.config.options import ExportOptions
+
+    options = parse(ExportOptions, words, "export", "Export a classifier with its preprocessing, and check the result.")
+    from cutmix.inference.export import run_export
+
+    run_export(options)
+
+
+def push(words: list[str]) -> None:
+    """Publish a classifier."""
+    from cutmix.config.options import PushOptions
+
+    options = parse(PushOptions, words, "push", "Publish a classifier with a model card, in timm's layout.")
+    from cutmix.inference.push import run_push
+
+    run_push(options)
 
 
 def preview(words: list[str]) -> None:
@@ -285,7 +365,12 @@ COMMANDS = {
     "data": data,
     "train": train,
     "transfer": transfer,
+    "compare": compare,
     "evaluate": evaluate,
+    "predict": predict,
+    "explain": explain,
+    "export": export,
+    "push": push,
     "preview": preview,
     "report": report,
     "recipes": recipes,

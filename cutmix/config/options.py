@@ -139,6 +139,98 @@ class DataOptions:
 
 
 @dataclass(frozen=True)
+class PredictOptions:
+    """What ``cutmix predict`` classifies."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run, or a file of weights that cutmix train wrote."""
+    images: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Image files, folders of images, or - for file names from standard input, a line each."""
+    top: int = 1
+    """Number of classes of each prediction."""
+    format: Literal["csv", "jsonl"] = "csv"
+    """Comma-separated values, or one JSON object a line."""
+    out: Path | None = None
+    """Write to this file; by default to standard output."""
+    temperature: float | None = None
+    """Divides the logits before the softmax; by default that of the run's calibration on held-out images."""
+    tta: Literal["none", "flip"] = "none"
+    """flip: average with the prediction of the mirrored image."""
+    threshold: float = 0.0
+    """Predictions below this probability are marked as not sure; 0 marks none."""
+    which: Literal["last", "best"] = "last"
+    """Epoch of a run."""
+    batch_size: int = 64
+    """Images at a time."""
+    workers: int = WORKERS
+    """Threads that decode."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps, xpu."""
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise InputError("no image was given; expected files, folders, or - for names from standard input")
+        if "-" in self.images and len(self.images) > 1:
+            raise InputError("- reads file names from standard input; give it alone")
+
+
+@dataclass(frozen=True)
+class ExplainOptions:
+    """What ``cutmix explain`` draws."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run, or a file of weights that cutmix train wrote."""
+    images: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Image files, or folders of images."""
+    class_name: Annotated[str | None, tyro.conf.arg(name="class")] = None
+    """Draw the heat map of this class too, beside that of the predicted one."""
+    neighbours: int = 4
+    """Training images that are nearest in feature space; 0 draws none."""
+    out: Path = Path("explanations")
+    """Folder of the images."""
+    which: Literal["last", "best"] = "last"
+    """Epoch of a run."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps, xpu."""
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise InputError("no image was given; expected image files, or folders of them")
+        if not 0 <= self.neighbours <= 20:
+            raise InputError(f"--neighbours is {self.neighbours}; expected 0 to 20")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What ``cutmix export`` writes."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run, or a file of weights that cutmix train wrote."""
+    format: Literal["onnx", "torch", "safetensors"] = "onnx"
+    """ONNX, a torch.export program, or the weights alone; the first two hold preprocessing and calibration."""
+    out: Path | None = None
+    """Folder to write; by default the run's name with the format."""
+    which: Literal["last", "best"] = "last"
+    """Epoch of a run."""
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """What ``cutmix push`` publishes."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run, or a file of weights that cutmix train wrote."""
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    """Repository on the Hugging Face Hub, USER/NAME."""
+    to: Path | None = None
+    """Write the files to this folder instead, without a network."""
+    which: Literal["last", "best"] = "last"
+    """Epoch of a run."""
+    private: bool = False
+    """Make a new repository private."""
+
+
+@dataclass(frozen=True)
 class PreviewOptions:
     """What ``cutmix preview`` draws."""
 
@@ -189,10 +281,26 @@ class PaperOptions:
 
 
 @dataclass(frozen=True)
-class ReproduceOptions:
+class CampaignOptions:
+    """How many runs are run in one folder."""
+
+    out: Path = Path("runs")
+    """Folder that holds a folder for each run; runs that were begun in it are resumed."""
+    shard: str = "1/1"
+    """i/n runs every n-th run from the i-th on, to share the runs among machines that see the same folder."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, xpu, mps."""
+    workers: int = WORKERS
+    """Image files: processes that decode."""
+    download: bool = False
+    """Download a known data set that is not there."""
+
+
+@dataclass(frozen=True)
+class ReproduceOptions(CampaignOptions):
     """What ``cutmix reproduce`` runs."""
 
-    table: Annotated[str, tyro.conf.Positional]
+    table: Annotated[str, tyro.conf.Positional] = tyro.MISSING
     """table1, table3 to table8, figure2, figure3, talk, smmix, or all."""
     rows: tuple[str, ...] = ()
     """Labels or recipes of rows; by default every row that a recipe runs."""
@@ -201,23 +309,44 @@ class ReproduceOptions:
     scale: Literal["full", "short", "smoke"] = "full"
     """The paper's protocol, the same with fewer epochs, or a few steps to see that it works."""
     model: str | None = None
-    """Another network than the rows', such as resnet20 on a CPU."""
+    """Another model than the rows', such as resnet20 on a CPU."""
     lr: float | None = None
-    """Another learning rate than the rows', for another network."""
+    """Another learning rate than the rows', for another model."""
     epochs: int | None = None
     """Epochs at short scale; by default 10."""
     data: str | None = None
-    """Where the data lie, if not under $CUTMIX_DATA or ./data."""
+    """Where the data are, if not under $CUTMIX_DATA or ./data."""
     out: Path = Path("runs/reproduce")
-    """Folder that holds a folder for each run; runs in it that were begun are gone on with."""
-    shard: str = "1/1"
-    """i/n runs every n-th run from the i-th on, to share a table among machines."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1."""
-    workers: int = WORKERS
-    """Photographs: processes that decode."""
-    download: bool = False
-    """Fetch a known data set that is not there."""
+    """Folder that holds a folder for each run; runs that were begun in it are resumed."""
+
+
+@dataclass(frozen=True)
+class CompareOptions(CampaignOptions):
+    """What ``cutmix compare`` trains and compares; every other flag of ``cutmix train`` applies to all runs."""
+
+    mix: tuple[str, ...] = ("none", "cutmix")
+    """Mixing methods; the first is the baseline."""
+    seeds: int = 3
+    """Runs of each method, with seeds from 0."""
+    train_per_class: tuple[int, ...] = ()
+    """Numbers of training images of each class, for a curve over subsets that contain one another; by default all."""
+    out: Path = Path("runs/compare")
+    """Folder that holds a folder for each run, the page and comparison.json; runs that were begun in it are resumed."""
+    jobs: int = 1
+    """Runs at a time, each with its share of the cores."""
+    json: bool = False
+    """Print the comparison as JSON instead of text."""
+
+    def __post_init__(self) -> None:
+        if len(self.mix) < 2 or len(set(self.mix)) < len(self.mix):
+            raise InputError(f"--mix is {' '.join(self.mix) or 'empty'}; expected two or more different methods")
+        for name in ("seeds", "jobs"):
+            if not 1 <= getattr(self, name) <= 1000:
+                raise InputError(f"--{name} is {getattr(self, name)}; expected 1 to 1000")
+        if any(count < 1 for count in self.train_per_class):
+            raise InputError(f"--train-per-class is {self.train_per_class}; expected numbers of at least 1")
+        if self.jobs > 1 and self.shard != "1/1":
+            raise InputError("--jobs and --shard are both given; --jobs makes shards by itself")
 
 
 @dataclass(frozen=True)

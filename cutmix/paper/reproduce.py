@@ -5,71 +5,22 @@ short   the same with fewer epochs; milestones and warm-up are shares of them, s
 smoke   a few steps on a few images: it shows that a row works, and measures nothing
 """
 
-import os
-import re
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 
-from rich.table import Table as Grid
-from rich.text import Text
-
-from cutmix.config.options import ReproduceOptions, TrainOptions
-from cutmix.config.recipe import Recipe, flag
+from cutmix.config.options import ReproduceOptions
+from cutmix.config.recipe import Recipe
 from cutmix.config.recipes import find_recipe
 from cutmix.data import ArraySet, open_data
-from cutmix.data.loaders import Batch, Loader
 from cutmix.errors import InputError
-from cutmix.evaluate.classification import predict
 from cutmix.models import create_model
 from cutmix.paper.command import find_runnable, show
 from cutmix.paper.compare import find_results
-from cutmix.paper.tables import DATA, Row, Table, find_rows
-from cutmix.runs.folder import has_results, hold, saved_recipe
-from cutmix.runs.read import read_run
-from cutmix.runtime.distributed import any_process, processes
-from cutmix.runtime.progress import duration
-from cutmix.runtime.terminal import Console
-from cutmix.training.loop import run_to_end, run_training, train_step
-from cutmix.training.setup import prepare
+from cutmix.paper.tables import DATA, Table, find_rows
+from cutmix.training.campaign import Job, is_first, open_campaign, parse_shard, print_plan, run_jobs
 
 SHORT_EPOCHS = 10
-SMOKE_STEPS, SMOKE_BATCH = 3, 16
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run: a row with a seed.
-
-    Attributes:
-        row: The row.
-        recipe: What is run, scaled.
-        path: Its folder.
-        done: Share of its epochs that were done before; 1 is a finished run.
-    """
-
-    row: Row
-    recipe: Recipe
-    path: Path
-    done: float
-
-
-class First:
-    """The first batches of a loader, as a loader.
-
-    Args:
-        loader: All of them.
-        steps: How many are left of an epoch at most.
-    """
-
-    def __init__(self, loader: Loader, steps: int) -> None:
-        self.loader, self.steps = loader, min(steps, loader.steps)
-
-    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """Yield the first batches from one on."""
-        return islice(self.loader.epoch(epoch, start), max(self.steps - start, 0))
+SMOKE_BATCH = 16
 
 
 def run_reproduce(options: ReproduceOptions) -> None:
@@ -80,42 +31,22 @@ def run_reproduce(options: ReproduceOptions) -> None:
             run nevertheless.
         SystemExit: After SIGTERM or Ctrl-C; the same command goes on from there.
     """
-    first = os.environ.get("RANK", "0") == "0"  # torchrun's: one process of a run speaks and holds the folder
-    console = Console(quiet=not first)
     tables = find_runnable(options.table)
-    shard, shards = parse_shard(options.shard)
-    chosen = plan(tables, options)[shard - 1 :: shards]
-    if first:
-        check_data(chosen, options)
+    brief, planned = options.scale == "smoke", plan(tables, options)
+    parse_shard(options.shard)
+    if is_first():
+        check_data(planned, options)
         if options.model:
             create_model(options.model, 10)  # one sentence now, and not one for each row
-    lock = hold(_made(options.out), f".reproduce-{shard}-of-{shards}.lock") if first else None
-    try:
-        jobs = [replace(job, done=share_done(job)) for job in chosen]
-        left = [job for job in jobs if job.done < 1]
-        print_plan(jobs, options, console)
-        failures = []
-        for number, job in enumerate(left, start=1):
-            console.print(Text(f"\nrun {number} of {len(left)}: {job.row.label}, seed {job.recipe.seed}", style="bold"))
-            started = time.perf_counter()
-            try:
-                (train_briefly if options.scale == "smoke" else run_training)(job.recipe, train_options(job, options))
-            except InputError as error:  # such as a loss that is not finite: no reason not to run the others
-                console.print(Text(f"failed: {error}"))
-                failures.append(f"{job.recipe.name}, seed {job.recipe.seed}: {error}")
-            except SystemExit:
-                console.print("the same cutmix reproduce command goes on from there")
-                raise
-            if options.scale == "smoke" and number == 1 < len(left):
-                others = duration((time.perf_counter() - started) * (len(left) - 1))
-                console.print(f"about {others} more, if the others take as long")
-        if first:
+    with open_campaign(planned, options, "reproduce") as (jobs, console):
+        print_plan(jobs, options, console, brief=brief)
+        failures = run_jobs(jobs, options, console, brief=brief)
+        if not console.quiet:
             show(tables, find_results([options.out], []))
         if failures:
-            raise InputError(f"{len(failures)} of {len(left)} runs failed, the first being {failures[0]}")
-    finally:
-        if lock is not None:
-            lock.close()
+            raise InputError(
+                f"{len(failures)} of {sum(job.done < 1 for job in jobs)} runs failed, the first being {failures[0]}"
+            )
 
 
 def plan(tables: Sequence[Table], options: ReproduceOptions) -> list[Job]:
@@ -133,7 +64,7 @@ def plan(tables: Sequence[Table], options: ReproduceOptions) -> list[Job]:
     for seed in range(seeds):
         for name, row in rows.items():
             recipe = scaled(find_recipe(str(name)), options, seed)
-            jobs.append(Job(row, recipe, options.out / f"{recipe.name}-seed{seed}", 0.0))
+            jobs.append(Job(row.label, recipe, options.out / f"{recipe.name}-seed{seed}"))
     return jobs
 
 
@@ -154,25 +85,13 @@ def scaled(recipe: Recipe, options: ReproduceOptions, seed: int) -> Recipe:
     return replace(recipe, epochs=epochs, batch_size=batch_size, warmup_epochs=warmup_epochs)
 
 
-def parse_shard(text: str) -> tuple[int, int]:
-    """Return i and n of "i/n".
-
-    Raises:
-        InputError: If it is something else, or i is not from 1 to n.
-    """
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise InputError(f"--shard is {text}; expected i/n with i from 1 to n, such as 2/8")
-    return int(match[1]), int(match[2])
-
-
 def check_data(jobs: Sequence[Job], options: ReproduceOptions) -> None:
     """See that the data are those of the rows, by the number of classes and the size of the images.
 
     Raises:
         InputError: If they are not there, or others.
     """
-    for name, data in sorted({(find_recipe(str(job.row.recipe)).data, job.recipe.data) for job in jobs}):
+    for name, data in sorted({(find_recipe(job.recipe.name.partition("+")[0]).data, job.recipe.data) for job in jobs}):
         found, facts = open_data(data, "test", download=options.download), DATA[name]
         side = found.images.shape[-1] if isinstance(found, ArraySet) else None
         if (found.num_classes, side) != (facts.classes, facts.side):
@@ -183,90 +102,3 @@ def check_data(jobs: Sequence[Job], options: ReproduceOptions) -> None:
             raise InputError(
                 f"{data} holds {given}, but {options.table} is about {name}: {wanted}; give that with --data"
             )
-
-
-def share_done(job: Job) -> float:
-    """Return the share of a run's epochs that its folder holds already; 1 only if its results are there too.
-
-    Raises:
-        InputError: If the folder holds another run.
-    """
-    if not (job.path / "config.json").is_file():
-        return 0.0
-    saved = saved_recipe(job.path)
-    resolved = replace(job.recipe, **{name: getattr(saved, name) for name in ("image_size", "precision")})
-    ours, theirs = resolved.to_dict(), saved.to_dict()
-    different = [f"{flag(name)} {theirs[name]} instead of {ours[name]}" for name in ours if ours[name] != theirs[name]]
-    if different:
-        raise InputError(f"{job.path} holds another run, with {', '.join(different)}; give another folder with --out")
-    if has_results(job.path):
-        return 1.0
-    logged = read_run(job.path).epochs
-    return logged[-1]["epoch"] / (job.recipe.epochs + 1) if logged else 0.0
-
-
-def print_plan(jobs: Sequence[Job], options: ReproduceOptions, console: Console) -> None:
-    """Say what will be run, and how long it will take: each row is timed on a few steps, which is all that smoke runs.
-
-    At smoke scale the first row is what is timed, and the time is said after it.
-    """
-    seconds: dict[str, float] = {}
-    grid = Grid("Row", "Network", "Epochs", "Runs left", "A run takes", "Together")
-    for name in dict.fromkeys(job.recipe.name for job in jobs):
-        its = [job for job in jobs if job.recipe.name == name]
-        left = [job for job in its if job.done < 1]
-        if left and options.scale != "smoke":
-            each = time_run(left[0], options)
-            seconds[name] = each * sum(1 - job.done for job in left)
-            takes = [duration(each), duration(seconds[name])]
-        else:
-            takes = [f"{SMOKE_STEPS} steps" if left else "finished", ""]
-        recipe = its[0].recipe
-        cells = [its[0].row.label, recipe.model, recipe.epochs, f"{len(left)} of {len(its)}", *takes]
-        grid.add_row(*(Text(str(cell)) for cell in cells))
-    console.print(grid)
-    if seconds:
-        console.print(f"about {duration(sum(seconds.values()))} in all, measured on a few steps of each row")
-
-
-def time_run(job: Job, options: ReproduceOptions) -> float:
-    """Return about how many seconds a run takes, training and measuring, from a few steps of each."""
-    with processes(options.device) as world:
-        run = prepare(job.recipe, train_options(job, options), world)
-        clock = time.perf_counter()
-        predict(run.state.exported, First(run.task.test_batches, 1).epoch(), world, autocast=run.autocast)
-        testing = time.perf_counter() - clock
-        run.network.train()
-        started, taken = time.perf_counter(), []
-        for images, labels in First(run.batches, 4).epoch():
-            float(train_step(run, images, labels))  # waits for a GPU
-            taken.append(time.perf_counter() - started)
-            if any_process(taken[-1] > 5, world):
-                break
-        warm = len(taken) > 1  # then the first step, which sets up and compiles, does not count
-        step = (taken[-1] - taken[0]) / (len(taken) - 1) if warm else taken[0]
-        tests = -(-job.recipe.epochs // job.recipe.eval_every)
-        return job.recipe.epochs * run.batches.steps * step + tests * run.task.test_batches.steps * min(testing, step)
-
-
-def train_options(job: Job, options: ReproduceOptions) -> TrainOptions:
-    """Return how a run is run: what is there is gone on with."""
-    return TrainOptions(
-        out=job.path, resume=True, device=options.device, workers=options.workers, download=options.download
-    )
-
-
-def train_briefly(recipe: Recipe, options: TrainOptions) -> Path:
-    """Do what ``run_training`` does on the first batches of one epoch and of the test set."""
-    with processes(options.device) as world:
-        run = prepare(recipe, options, world)
-        run.batches, run.task.test_batches = First(run.batches, SMOKE_STEPS), First(run.task.test_batches, 2)
-        return run_to_end(run)
-
-
-def _made(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} could not be made: {error.strerror}") from None
-    return folder

@@ -50,7 +50,7 @@ def processes(device: str = "auto") -> Iterator[World]:
         InputError: If the device is not there.
     """
     size, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
-    chosen = _device(device, local_rank if size > 1 else None)
+    chosen = find_device(device, local_rank if size > 1 else None)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if size == 1:
@@ -63,21 +63,32 @@ def processes(device: str = "auto") -> Iterator[World]:
     yield World(dist.get_rank(), size, chosen)
 
 
-def _device(name: str, local_rank: int | None) -> torch.device:
+def find_device(name: str, local_rank: int | None = None) -> torch.device:
+    """Return the device of a name.
+
+    Args:
+        name: "auto" (the CUDA GPU where there is one, else the CPU), "cpu", "cuda", "cuda:1", "xpu", "mps".
+        local_rank: Number of this process on its machine, which chooses among several devices; None without.
+
+    Raises:
+        InputError: If there is no such device.
+    """
+    available = {"cpu": 1, "cuda": torch.cuda.device_count(), "xpu": torch.xpu.device_count()}
+    available["mps"] = int(torch.backends.mps.is_available())
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if available["cuda"] else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise InputError(f'there is no device "{name}"; expected auto, cpu, cuda or cuda:N')
-    if device.type == "cuda":
-        index = device.index if device.index is not None else local_rank or 0
-        if index >= torch.cuda.device_count():
-            raise InputError(f"device cuda:{index} is not there; this machine has {torch.cuda.device_count()} of them")
-        return torch.device("cuda", index)
-    return device
+    if device is None or device.type not in available:
+        raise InputError(f'the device is "{name}"; expected auto, cpu, cuda, cuda:N, xpu or mps')
+    if device.type == "cpu":
+        return device
+    index = device.index if device.index is not None else local_rank or 0
+    if index >= available[device.type]:
+        raise InputError(f"device {device.type}:{index} does not exist; this machine has {available[device.type]}")
+    return torch.device(device.type, index)
 
 
 def parallel(model: nn.Module, world: World) -> nn.Module:

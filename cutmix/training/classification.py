@@ -172,8 +172,8 @@ class Classification:
         recipe, data = self.recipe, self.train_set
         about: dict[str, Any] = {
             "model": recipe.model, "num_classes": data.num_classes, "in_chans": data.in_chans, "classes": data.classes,
-            "mean": data.mean, "std": data.std, "recipe": recipe.to_dict(), "epoch": epoch,
-            "image_size": self._image_size(),
+            "mean": data.mean, "std": data.std, "small": isinstance(data, ArraySet),
+            "recipe": recipe.to_dict(), "epoch": epoch, "image_size": self._image_size(),
         }  # fmt: skip
         return {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
 

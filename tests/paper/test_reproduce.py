@@ -11,12 +11,13 @@ from cutmix.cli import main
 from cutmix.config.options import ReproduceOptions
 from cutmix.config.recipes import RECIPES
 from cutmix.errors import InputError
-from cutmix.paper import reproduce
-from cutmix.paper.reproduce import parse_shard, plan, run_reproduce, scaled
+from cutmix.paper.reproduce import plan, run_reproduce, scaled
 from cutmix.paper.tables import find_tables
 from cutmix.runs.folder import hold, saved_recipe
 from cutmix.runs.record import read_records
 from cutmix.runtime.files import read_lines
+from cutmix.training import campaign
+from cutmix.training.campaign import parse_shard
 from cutmix.training.optim import learning_rate
 
 SMALL = ("--model", "resnet20", "--device", "cpu")
@@ -70,21 +71,21 @@ def test_short_is_timed_first_and_goes_on_where_it_was_stopped(
     words = ("--scale", "short", "--epochs", "2", "--seeds", "1")
     run(data, tmp_path / "whole", *words)
     said = capsys.readouterr().out
-    assert said.index("in all, measured on a few steps") < said.index("run 1 of 2")
+    assert said.index("in all, timed on a few steps") < said.index("run 1 of 2")
     assert "network resnet20, 2 of 300 epochs" in " ".join(said.split())
 
-    really = reproduce.run_training
+    really = campaign.run_training
 
     def killed(recipe, options):  # the second row is stopped as by a signal, before its first step
         if recipe.mix == "cutmix":
             raise SystemExit(143)
         return really(recipe, options)
 
-    monkeypatch.setattr(reproduce, "run_training", killed)
+    monkeypatch.setattr(campaign, "run_training", killed)
     with pytest.raises(SystemExit) as stopped:
         run(data, tmp_path / "parts", *words)
     assert stopped.value.code == 143
-    assert "goes on from there" in capsys.readouterr().out
+    assert "the same command resumes" in capsys.readouterr().out
     monkeypatch.undo()
     run(data, tmp_path / "parts", *words)
     said = capsys.readouterr().out
@@ -100,14 +101,14 @@ def test_short_is_timed_first_and_goes_on_where_it_was_stopped(
 def test_a_row_that_fails_does_not_keep_the_others_from_running(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    really = reproduce.train_briefly
+    really = campaign.train_briefly
 
     def failing(recipe, options):
         if recipe.mix == "none":
             raise InputError("the loss is nan")
         return really(recipe, options)
 
-    monkeypatch.setattr(reproduce, "train_briefly", failing)
+    monkeypatch.setattr(campaign, "train_briefly", failing)
     with pytest.raises(SystemExit) as stopped:
         run(data, tmp_path, "--scale", "smoke")
     assert stopped.value.code == 2
@@ -118,7 +119,9 @@ def test_a_row_that_fails_does_not_keep_the_others_from_running(
 
 
 def test_a_second_one_at_the_same_time_is_refused(data: Path, tmp_path: Path) -> None:
-    options = ReproduceOptions("table5", scale="smoke", model="resnet20", data=str(data), out=tmp_path, device="cpu")
+    options = ReproduceOptions(
+        table="table5", scale="smoke", model="resnet20", data=str(data), out=tmp_path, device="cpu"
+    )
     lock = hold(tmp_path, ".reproduce-1-of-1.lock")
     with pytest.raises(InputError, match="is being written by another process"):
         run_reproduce(options)
@@ -196,7 +199,7 @@ def test_full_is_the_recipe_itself() -> None:
 
 def test_short_shrinks_the_schedule_with_the_epochs() -> None:
     recipe = RECIPES["cifar100-pyramidnet200-cutmix"]
-    short = scaled(recipe, ReproduceOptions("table5", scale="short", model="resnet20", epochs=20), 2)
+    short = scaled(recipe, ReproduceOptions(table="table5", scale="short", model="resnet20", epochs=20), 2)
     assert (short.name, short.epochs, short.seed, short.model) == (f"{recipe.name}+resnet20+short", 20, 2, "resnet20")
     rates = [learning_rate(short, 30 * step, 300) for step in range(200)]  # a tenth of an epoch apart
     assert rates == [learning_rate(recipe, 15 * 30 * step, 300) for step in range(200)]
@@ -205,10 +208,10 @@ def test_short_shrinks_the_schedule_with_the_epochs() -> None:
 
 def test_another_network_may_have_another_learning_rate() -> None:
     recipe = RECIPES["cifar100-pyramidnet200-shakedrop"]
-    other = scaled(recipe, ReproduceOptions("table5", scale="short", model="resnet20", lr=0.1), 0)
+    other = scaled(recipe, ReproduceOptions(table="table5", scale="short", model="resnet20", lr=0.1), 0)
     assert (other.name, other.lr) == (f"{recipe.name}+resnet20+lr0.1+short", 0.1)
     with pytest.raises(InputError, match="--lr is for another network"):
-        plan(find_tables("table5"), ReproduceOptions("table5", scale="short", lr=0.1))
+        plan(find_tables("table5"), ReproduceOptions(table="table5", scale="short", lr=0.1))
 
 
 def test_help_shows_the_slurm_line(capsys: pytest.CaptureFixture[str]) -> None:

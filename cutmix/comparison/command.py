@@ -1,0 +1,126 @@
+"""``cutmix compare``: does mixing help on these images? Trains every method and seed, then says so in words."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cutmix.comparison.verdict import Comparison, compare_runs, in_words, tables
+from cutmix.config.options import WORKERS, CompareOptions
+from cutmix.config.recipe import Recipe
+from cutmix.errors import InputError
+from cutmix.report.summary import write_report
+from cutmix.runs.folder import write_json
+from cutmix.runtime.terminal import Console
+from cutmix.training.campaign import Job, is_first, open_campaign, print_plan, run_jobs
+from cutmix.training.mixes import make_mix
+
+
+def run_compare(recipe: Recipe, options: CompareOptions, words: Sequence[str] = ()) -> list[Comparison]:
+    """Run what is not finished of each method, seed and subset, and return a comparison with the baseline each.
+
+    Args:
+        recipe: What all runs share; its mix, seed and subset are those of the options.
+        options: Methods, seeds and subsets.
+        words: The command line, which ``--jobs`` starts again for each shard.
+
+    Raises:
+        InputError: If recipe, data or folder do not fit, or runs failed; the others were run nevertheless.
+        SystemExit: After SIGTERM or Ctrl-C; the same command resumes.
+    """
+    jobs = plan(recipe, options)
+    for job in jobs:
+        make_mix(job.recipe)  # refuses a method that does not exist
+    if options.jobs > 1:
+        _run_shards(words, options)
+    with open_campaign(jobs, options, "compare") as (own, console):
+        left = sum(job.done < 1 for job in own)
+        if left:
+            print_plan(own, options, console)
+        failures = run_jobs(own, options, console)
+        if failures:
+            raise InputError(f"{len(failures)} of {left} runs failed, the first being {failures[0]}")
+    missing = [job.path for job in jobs if not (job.path / "results.jsonl").is_file()]
+    if missing or not is_first():
+        console.print(f"{len(missing)} of {len(jobs)} runs are left to other shards")
+        return []
+    found = compare_runs(jobs, options.mix[0])
+    write_json(options.out / "comparison.json", [one.to_json() for one in found])
+    page = write_report([job.path for job in jobs], options.out / "report.html")
+    show(found, page, options)
+    return found
+
+
+def plan(recipe: Recipe, options: CompareOptions) -> list[Job]:
+    """Return every run, each once; the seed changes slowest, so that each method is soon seen."""
+    jobs = []
+    stem = recipe.name.removesuffix(f"-{recipe.mix}")
+    for seed in range(options.seeds):
+        for count in options.train_per_class or (recipe.train_per_class,):
+            for mix in options.mix:
+                name = f"{stem}-{mix}" if count is None else f"{stem}-{mix}-{count}-per-class"
+                one = replace(recipe, mix=mix, seed=seed, train_per_class=count, name=name)
+                jobs.append(
+                    Job(mix if count is None else f"{mix}, {count} a class", one, options.out / f"{name}-seed{seed}")
+                )
+    return jobs
+
+
+def show(found: Sequence[Comparison], page: Path, options: CompareOptions) -> None:
+    """Print the answer first, then the tables."""
+    if options.json:
+        print(json.dumps([one.to_json() for one in found], indent=1, ensure_ascii=False))
+        return
+    console = Console()
+    for one in found:
+        console.print(in_words(one), highlight=False, markup=False, soft_wrap=True)
+    for table in tables(found):
+        console.print(table)
+    console.print(f"the page with curves and samples: {page}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _run_shards(words: Sequence[str], options: CompareOptions) -> None:
+    """Run shards in processes of their own, each with its share of the cores; their output goes to files."""
+    kept = _without(words, "--jobs")
+    threads = max(WORKERS // options.jobs, 1)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    options.out.mkdir(parents=True, exist_ok=True)
+    running = []
+    for shard in range(1, options.jobs + 1):
+        log = open(options.out / f"shard-{shard}.txt", "w", encoding="utf-8")  # noqa: SIM115
+        command = [sys.executable, "-m", "cutmix", "compare", *kept, "--shard", f"{shard}/{options.jobs}"]
+        running.append((subprocess.Popen(command, stdout=log, stderr=log, env=environment), log))
+    print(
+        f"{options.jobs} runs at a time, {threads} threads each; their output is in {options.out}/shard-N.txt",
+        flush=True,
+    )
+    try:
+        codes = [process.wait() for process, _ in running]
+    except BaseException:  # Ctrl-C or a signal: the runs save and stop
+        for process, _ in running:
+            process.terminate()
+        for process, _ in running:
+            process.wait()
+        raise
+    finally:
+        for _, log in running:
+            log.close()
+    if any(codes):
+        last = (options.out / f"shard-{codes.index(next(filter(None, codes))) + 1}.txt").read_text(encoding="utf-8")
+        raise InputError(f"a shard failed: {(last.strip().splitlines() or ['no output'])[-1]}")
+
+
+def _without(words: Sequence[str], flag: str) -> list[str]:
+    """Return the words without a flag and its value."""
+    kept, skip = [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif word == flag:
+            skip = True
+        elif not word.startswith(f"{flag}="):
+            kept.append(word)
+    return kept

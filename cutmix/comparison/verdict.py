@@ -1,0 +1,224 @@
+"""Finished runs of several methods compared with a baseline: numbers, words and tables."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from cutmix.comparison.difference import CrossedDifference, crossed_difference
+from cutmix.errors import InputError
+from cutmix.runs.read import read_run
+from cutmix.runtime.weights import read_weights
+from cutmix.statistics import holm, read_outcome
+from cutmix.training.campaign import Job
+
+
+@dataclass(frozen=True)
+class ClassDifference:
+    """The difference of a class.
+
+    Attributes:
+        name: The class.
+        value: Error of the method less that of the baseline on the images of the class, mean over seeds, in points.
+        images: Test images of the class.
+        p: P-value over seeds and images, adjusted by Holm's method for all classes of the comparison.
+    """
+
+    name: str
+    value: float
+    images: int
+    p: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method beside the baseline, with equal data, budget and seeds.
+
+    Attributes:
+        method: The method.
+        baseline: The baseline.
+        data: Name of the data.
+        split: Split of the test images.
+        per_class: Training images of each class; None for all.
+        error: Mean error over seeds of the method, in per cent.
+        baseline_error: The same for the baseline.
+        difference: Their difference over seeds and images.
+        p: P-value, adjusted by Holm's method for all comparisons that were made together.
+        seconds: Mean training time of the method.
+        baseline_seconds: The same for the baseline.
+        classes: The difference of each class.
+    """
+
+    method: str
+    baseline: str
+    data: str
+    split: str
+    per_class: int | None
+    error: float
+    baseline_error: float
+    difference: CrossedDifference
+    p: float
+    seconds: float
+    baseline_seconds: float
+    classes: tuple[ClassDifference, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON can hold them."""
+        return asdict(self)
+
+    @property
+    def settled(self) -> bool:
+        """Whether chance is excluded at 5 %, after adjustment."""
+        return self.p < 0.05
+
+
+def compare_runs(jobs: Sequence[Job], baseline: str) -> list[Comparison]:
+    """Compare each method with the baseline, subset by subset.
+
+    Args:
+        jobs: Finished runs.
+        baseline: The mix of the baseline.
+    """
+    groups: dict[tuple[int | None, str], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault((job.recipe.train_per_class, job.recipe.mix), []).append(job)
+    made = [_compare(members, groups[count, baseline]) for (count, mix), members in groups.items() if mix != baseline]
+    adjusted = holm([one.p for one in made])
+    return [Comparison(**{**vars(one), "p": p}) for one, p in zip(made, adjusted, strict=True)]
+
+
+def _compare(method: Sequence[Job], baseline: Sequence[Job]) -> Comparison:
+    wrong, errors, seconds = {}, {}, {}
+    labels = read_outcome(baseline[0].path / "predictions/last.npz").labels
+    for name, members in (("method", method), ("baseline", baseline)):
+        ordered = sorted(members, key=lambda job: job.recipe.seed)
+        outcomes = [read_outcome(job.path / "predictions/last.npz") for job in ordered]
+        if any(not np.array_equal(one.labels, labels) for one in outcomes):
+            raise InputError(f"the runs of {ordered[0].label} were not evaluated on the same images as the baseline's")
+        wrong[name] = np.stack([~one.right for one in outcomes])
+        errors[name] = 100 * float(wrong[name].mean())
+        seconds[name] = fmean(_seconds(job) for job in ordered)
+    found = crossed_difference(wrong["method"], wrong["baseline"])
+    line = _line(method[0])
+    first, second = method[0].recipe, baseline[0].recipe
+    return Comparison(
+        first.mix, second.mix, line.data, line.split, first.train_per_class, errors["method"], errors["baseline"],
+        found, found.p, seconds["method"], seconds["baseline"],
+        _by_class(wrong["method"], wrong["baseline"], labels, _classes(method[0])),
+    )  # fmt: skip
+
+
+def _line(job: Job) -> Any:
+    """Return the record of the error after the last epoch that the training wrote."""
+    found = read_run(job.path).result("top1_err", "last")
+    assert found is not None, job.path
+    return found
+
+
+def _seconds(job: Job) -> float:
+    return float(_line(job).seconds or 0.0)
+
+
+def _classes(job: Job) -> list[str]:
+    """Return the class names from the run's weights."""
+    return list(json.loads(read_weights(job.path / "model.safetensors").header["classes"]))
+
+
+def _by_class(
+    method: np.ndarray, baseline: np.ndarray, labels: np.ndarray, names: Sequence[str]
+) -> tuple[ClassDifference, ...]:
+    """Return the differences by class, the most helped first."""
+    found = []
+    for index, name in enumerate(names):
+        its = labels == index
+        if its.sum() > 1:
+            found.append((name, int(its.sum()), crossed_difference(method[:, its], baseline[:, its])))
+    adjusted = holm([one.p for *_, one in found])
+    made = [ClassDifference(name, one.value, n, p) for (name, n, one), p in zip(found, adjusted, strict=True)]
+    return tuple(sorted(made, key=lambda one: one.value))
+
+
+# ---- words ----
+
+
+def in_words(one: Comparison) -> str:
+    """Return the answer in a few sentences: by how much, whether chance is excluded, and what would settle it."""
+    d = one.difference
+    points, better = abs(d.value), "better" if d.value < 0 else "worse"
+    where = "" if one.per_class is None else f" with {one.per_class} training images a class"
+    right, before = 100 - one.error, 100 - one.baseline_error
+    text = f"{one.method}{where}: {right:.1f} of 100 images right, {before:.1f} with {one.baseline}"
+    text += f" – {points:.1f} points {better} [{-d.high:+.1f}, {-d.low:+.1f}].".replace("-", "−")
+    over = f"{d.seeds} seeds and {d.images:,} test images" if d.seeds > 1 else f"{d.images:,} test images and one seed"
+    if one.settled:
+        text += f" This is more than chance (p = {_p(one.p)}, over {over})."
+    else:
+        text += f" Chance is not excluded (p = {_p(one.p)}, over {over}); {_what_would_settle(one)}"
+    if d.seeds == 1:
+        text += " One seed says nothing about another: give --seeds 3 or more."
+    return text + f" {_classes_in_words(one)}{_time(one)}"
+
+
+def _p(p: float) -> str:
+    return "below 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _what_would_settle(one: Comparison) -> str:
+    d = one.difference
+    found = f"these runs would have found a difference of {d.detectable:.1f} points in 80 % of the cases."
+    needed = d.seeds_needed()
+    if d.seeds == 1:
+        return found
+    if needed is None:
+        return f"{found} More seeds would not settle a difference of this size on {d.images:,} test images: more would."
+    if needed == d.seeds:
+        return found
+    return f"{found} If the difference is as large as it looks, {needed} seeds would settle it."
+
+
+def _classes_in_words(one: Comparison) -> str:
+    helped = [each for each in one.classes if each.p < 0.05 and each.value < 0]
+    hurt = [each for each in reversed(one.classes) if each.p < 0.05 and each.value > 0]
+    if not helped and not hurt:
+        return "No class alone differs by more than chance."
+    return " ".join(
+        f"{word} most on {', '.join(f'{each.name} ({each.value:+.0f} points of error)' for each in some[:3])}."
+        for word, some in (("Helps", helped), ("Hurts", hurt))
+        if some
+    ).replace("-", "−")
+
+
+def _time(one: Comparison) -> str:
+    if not one.baseline_seconds or not one.seconds:
+        return ""
+    return f" Training takes {one.seconds / one.baseline_seconds:.2f} times as long."
+
+
+def tables(found: Sequence[Comparison]) -> Iterable[Table]:
+    """Yield a table of the comparisons, and of the classes that differ most."""
+    grid = Table(
+        "method", "training images a class", "error (%)", "baseline (%)", "difference [95 %]", "p (Holm)", "time"
+    )
+    for one in found:
+        d = one.difference
+        ratio = f"{one.seconds / one.baseline_seconds:.2f} ×" if one.baseline_seconds else "–"
+        grid.add_row(
+            one.method, "all" if one.per_class is None else f"{one.per_class:,}", f"{one.error:.2f}",
+            f"{one.baseline_error:.2f} ({one.baseline})", f"{d.value:+.2f} [{d.low:+.2f}, {d.high:+.2f}]", _p(one.p),
+            ratio,
+        )  # fmt: skip
+    yield grid
+    for one in found:
+        if len(one.classes) > 2:
+            where = "" if one.per_class is None else f", {one.per_class} a class"
+            by_class = Table(
+                "class", "difference (points)", "test images", "p (Holm)", title=f"{one.method}{where}: classes"
+            )
+            chosen = one.classes if len(one.classes) <= 10 else (*one.classes[:5], *one.classes[-5:])
+            for each in chosen:
+                by_class.add_row(each.name, f"{each.value:+.1f}", f"{each.images:,}", _p(each.p))
+            yield by_class

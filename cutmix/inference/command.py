@@ -1,0 +1,95 @@
+"""``cutmix predict``: classes and probabilities of images, as CSV or JSON lines, in the order given."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any, TextIO
+
+from cutmix.config.options import PredictOptions
+from cutmix.data.folder import EXTENSIONS
+from cutmix.errors import InputError
+from cutmix.inference.model import Model, Prediction, load
+
+
+def run_predict(options: PredictOptions) -> int:
+    """Write a line for each image and return the exit code: 2 if a file could not be read, else 0.
+
+    Raises:
+        InputError: If the model, a path or an option cannot be used.
+    """
+    model = load(options.source, which=options.which, device=options.device)
+    files = [*chain.from_iterable(find_images(name) for name in options.images)] if options.images != ("-",) else None
+    predictions = model.predict(
+        files if files is not None else (line.rstrip("\n") for line in sys.stdin),
+        top=options.top, temperature=options.temperature, flip=options.tta == "flip",
+        threshold=options.threshold, batch_size=options.batch_size, workers=max(options.workers, 1),
+    )  # fmt: skip
+    print(opening(model, options, files), file=sys.stderr)
+    if options.out is None:
+        return write(predictions, sys.stdout, options)
+    try:
+        with open(options.out, "w", encoding="utf-8", newline="") as file:
+            return write(predictions, file, options)
+    except OSError as error:
+        raise InputError(f"{options.out} cannot be written: {error.strerror}") from None
+
+
+def find_images(name: str) -> list[Path]:
+    """Return an image file, or all images of a folder and its folders, sorted by path.
+
+    Raises:
+        InputError: If there is no such path, or the folder holds no image.
+    """
+    path = Path(name)
+    if not path.is_dir():
+        return [path]  # a missing file becomes a line of the output
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+    if not found:
+        raise InputError(f"{path} holds no images; expected image files, or a folder of them")
+    return found
+
+
+def opening(model: Model, options: PredictOptions, files: list[Path] | None) -> str:
+    """Return what is about to be done, in one line."""
+    images = "images from standard input" if files is None else f"{len(files):,} images"
+    if options.temperature is not None:
+        said = f"temperature {options.temperature:g}, as given"
+    elif model.calibrated:
+        said = f"temperature {model.temperature:.3g}, fitted on held-out images"
+    else:
+        said = "no temperature (cutmix evaluate RUN --suite calibration fits one)"
+    return f"{model.source}: {model.recipe.model}, {len(model.classes)} classes; {images}; {said}"
+
+
+def write(predictions: Iterable[Prediction], file: TextIO, options: PredictOptions) -> int:
+    """Write each prediction as soon as it is made, and return the exit code."""
+    lines = _json_lines(predictions, file) if options.format == "jsonl" else _csv_lines(predictions, file, options.top)
+    failed = sum(prediction.error is not None for prediction in lines)
+    if failed:
+        print(f"{failed:,} of the files could not be read", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def _json_lines(predictions: Iterable[Prediction], file: TextIO) -> Iterator[Prediction]:
+    for each in predictions:
+        line: dict[str, Any] = {"file": each.source, "error": each.error}
+        if each.error is None:
+            ranked = [{"class": c, "probability": round(p, 6)} for c, p in zip(*each[1:3], strict=True)]
+            line = {"file": each.source, "sure": each.sure, "predictions": ranked}
+        print(json.dumps(line, ensure_ascii=False), file=file, flush=True)
+        yield each
+
+
+def _csv_lines(predictions: Iterable[Prediction], file: TextIO, top: int) -> Iterator[Prediction]:
+    writer = csv.writer(file)
+    ranks = range(1, top + 1)
+    writer.writerow(["file", *(f"{field}_{i}" for i in ranks for field in ("class", "probability")), "sure", "error"])
+    for each in predictions:
+        ranked = [cell for c, p in zip(*each[1:3], strict=True) for cell in (c, f"{p:.6f}")]
+        ranked += [""] * (2 * top - len(ranked))
+        writer.writerow([each.source, *ranked, "" if each.error else str(each.sure).lower(), each.error or ""])
+        file.flush()
+        yield each

@@ -1,0 +1,269 @@
+"""``cutmix explain``: the image, the heat map of a class, and the training images that are nearest in feature space."""
+
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from cutmix.config.options import ExplainOptions
+from cutmix.data import ArraySet, ImageSet, open_data
+from cutmix.data.decode import read_image
+from cutmix.data.sets import take
+from cutmix.errors import InputError, missing_extra
+from cutmix.evaluate.localization import class_activation_map, normalize_maps, resize_maps
+from cutmix.inference.command import find_images
+from cutmix.inference.model import Model, load
+from cutmix.models.attention import find_attention, token_grid
+from cutmix.models.localization import find_head
+from cutmix.runtime.checkpoint import write_atomic
+from cutmix.runtime.seeding import derive_seed
+
+_MOST_TRAINING_IMAGES = 5000
+
+
+class Neighbours(NamedTuple):
+    """Training images with their features.
+
+    Attributes:
+        inputs: Normalised images, (N, C, H, W) float32.
+        labels: Class ids, (N,) int64.
+        features: Inputs of the linear classifier, of length 1, (N, D) float32.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    features: Tensor
+
+
+def run_explain(options: ExplainOptions) -> list[Path]:
+    """Write a PNG for each image, and return their paths.
+
+    Raises:
+        InputError: If the model, an image or a class cannot be used.
+    """
+    model = load(options.source, which=options.which, device=options.device)
+    class_id = _class_id(model, options.class_name)
+    files = [file for name in options.images for file in find_images(name)]
+    explainer = heat_maps(model)
+    known, why = training_images(model, options.neighbours)
+    print(f"{model.source}: {explainer.name}; " + (why or f"nearest of {len(known.labels):,} training images"))  # type: ignore[union-attr]
+    written = []
+    for number, file in enumerate(files, 1):
+        inputs = model.preprocessing(read_image(file))[None]
+        probabilities = model.probabilities(inputs)[0]
+        chosen = [int(probabilities.argmax())] + ([class_id] if class_id is not None else [])
+        maps = torch.cat([explainer(inputs, torch.tensor([each])) for each in chosen])
+        nearest = find_nearest(model, inputs, known, options.neighbours) if known else []
+        out = options.out / f"{number:03d}-{file.stem}.png"
+        draw(model, inputs[0], probabilities, chosen, maps, known, nearest, out)
+        written.append(out)
+    print(f"wrote {len(written)} images to {options.out}")
+    return written
+
+
+class HeatMaps:
+    """Class activation maps where the logits are their mean; otherwise Grad-CAM.
+
+    Attributes:
+        name: The method.
+
+    Raises:
+        InputError: If the network has no class activation maps and the grad-cam library is not installed.
+    """
+
+    def __init__(self, network: nn.Module, input_shape: Sequence[int]) -> None:
+        self.network = network
+        try:
+            find_head(network, input_shape)
+            self.name = "class activation map"
+        except InputError:
+            self.name = "Grad-CAM"
+            self._cam = _grad_cam(network, input_shape)
+
+    def __call__(self, inputs: Tensor, class_ids: Tensor) -> Tensor:
+        """Return the maps of inputs (N, C, H, W) for classes (N,), in [0, 1], (N, H, W) float32 on the CPU."""
+        device = next(self.network.parameters()).device
+        if self.name == "Grad-CAM":
+            from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+            targets = [ClassifierOutputTarget(int(each)) for each in class_ids]
+            with torch.enable_grad():
+                return torch.from_numpy(self._cam(inputs.to(device), targets))
+        network: Any = self.network
+        with torch.no_grad():
+            features = network.forward_features(inputs.to(device)).float()
+        weight = network.get_classifier().weight.detach().float()
+        maps = class_activation_map(features, weight, class_ids.to(device))
+        return normalize_maps(resize_maps(maps, (inputs.shape[-2], inputs.shape[-1]))).cpu()
+
+
+def heat_maps(model: Model) -> HeatMaps:
+    """Return what makes heat maps for a model."""
+    p = model.preprocessing
+    return HeatMaps(model.network, (p.in_chans, p.image_size, p.image_size))
+
+
+def _grad_cam(network: nn.Module, input_shape: Sequence[int]) -> Any:
+    """Return the library's Grad-CAM on the last spatial features of a network."""
+    try:
+        from pytorch_grad_cam import GradCAM
+    except ImportError:
+        raise missing_extra(f"Grad-CAM, as {type(network).__name__} has no class activation maps,", "explain") from None
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)  # the library asks for gradients of activations
+    try:
+        find_attention(network)
+    except InputError:
+        return GradCAM(network, [_last_map(network, input_shape)], reshape_transform=_channels_first)
+    vit: Any = network
+    grid = token_grid(vit, torch.zeros(1, *input_shape))
+    # what enters the last block that the patches still influence: behind it only the class token counts
+    names = [name for name, _ in network.named_modules() if name.endswith(".norm1") and "token_only" not in name]
+    layer = network.get_submodule(names[-1])
+
+    def to_map(tokens: Tensor) -> Tensor:
+        return tokens[:, -grid[0] * grid[1] :].unflatten(1, grid).permute(0, 3, 1, 2)
+
+    return GradCAM(network, [layer], reshape_transform=to_map)
+
+
+def _last_map(network: nn.Module, input_shape: Sequence[int]) -> nn.Module:
+    """Return the last module that gives a map with more than one position."""
+    found: list[nn.Module] = []
+
+    def look(module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4 and min(sorted(output.shape[1:])[:2]) > 1:
+            found.append(module)
+
+    leaves = [module for module in network.modules() if not any(module.children())]
+    hooks = [module.register_forward_hook(look) for module in leaves]
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, *input_shape, device=next(network.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found:
+        raise InputError(f"{type(network).__name__} has no maps of features to draw")
+    return found[-1]
+
+
+def _channels_first(maps: Tensor) -> Tensor:
+    """Return maps (N, C, h, w); timm's Swin has (N, h, w, C)."""
+    return maps.permute(0, 3, 1, 2) if maps.shape[1] == maps.shape[2] != maps.shape[3] else maps
+
+
+@contextmanager
+def _seeing_features(network: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect what enters the linear classifier."""
+    classifier: Any = getattr(network, "get_classifier", lambda: None)()
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    layer = classifier if isinstance(classifier, nn.Module) else layers[-1]
+    seen: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().flatten(1).float().cpu()))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def features_of(model: Model, inputs: Tensor) -> Tensor:
+    """Return the inputs of the linear classifier, each of length 1, (N, D) float32 on the CPU."""
+    with _seeing_features(model.network) as seen:
+        model.probabilities(inputs)
+    return nn.functional.normalize(seen[-1], dim=1)
+
+
+def training_images(model: Model, count: int) -> tuple[Neighbours | None, str]:
+    """Return training images with their features, at most 5,000 drawn at random; or None, and why."""
+    if not count:
+        return None, "no neighbours asked for"
+    recipe = model.recipe
+    try:
+        data = open_data(recipe.data, "train", val_fraction=recipe.val_fraction, seed=recipe.seed)
+    except InputError as error:
+        return None, f"no neighbours: {error}"
+    if len(data) > _MOST_TRAINING_IMAGES:
+        generator = torch.Generator().manual_seed(derive_seed(0, "neighbours"))
+        data = take(data, torch.randperm(len(data), generator=generator)[:_MOST_TRAINING_IMAGES])
+    parts = [(chunk, features_of(model, chunk)) for chunk in _inputs(model, data)]
+    inputs, features = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Neighbours(inputs, data.labels, features), ""
+
+
+def _inputs(model: Model, data: ImageSet, size: int = 64) -> Iterator[Tensor]:
+    """Yield the inputs of a set in batches."""
+    for start in range(0, len(data), size):
+        part = range(start, min(start + size, len(data)))
+        if isinstance(data, ArraySet):
+            from PIL import Image
+
+            arrays = (data.images[i].permute(1, 2, 0).squeeze(2).numpy() for i in part)
+            yield torch.stack([model.preprocessing(Image.fromarray(array).convert("RGB")) for array in arrays])
+        else:
+            yield torch.stack([model.preprocessing(read_image(data.paths[i])) for i in part])
+
+
+def find_nearest(model: Model, inputs: Tensor, known: Neighbours, count: int) -> list[int]:
+    """Return the indices of the training images with the largest cosine similarity to an image, (1, C, H, W)."""
+    similarity = (known.features @ features_of(model, inputs).T)[:, 0]
+    return similarity.topk(min(count, len(similarity))).indices.tolist()
+
+
+def draw(
+    model: Model, image: Tensor, probabilities: Tensor, chosen: Sequence[int], maps: Tensor,
+    known: Neighbours | None, nearest: Sequence[int], out: Path,
+) -> None:  # fmt: skip
+    """Write the image, its heat maps and its neighbours side by side."""
+    count = 1 + len(chosen) + len(nearest)
+    figure = Figure(figsize=(2.1 * count, 2.7), dpi=120, layout="constrained")
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    pixels = _pixels(model, image)
+    top = probabilities.topk(min(3, len(probabilities)))
+    said = "\n".join(f"{p:.2f} {model.classes[i][:24]}" for p, i in zip(*map(Tensor.tolist, top), strict=True))
+    axes[0].imshow(pixels)
+    axes[0].set_title("image", fontsize=8)
+    axes[0].set_xlabel(said, fontsize=8, parse_math=False)
+    for axis, class_id, heat in zip(axes[1:], chosen, maps, strict=False):
+        axis.imshow(pixels @ np.array([0.299, 0.587, 0.114]), cmap="gray", vmin=0, vmax=1)
+        axis.imshow(heat.numpy(), cmap="inferno", vmin=0, vmax=1, alpha=0.65 * heat.clamp(0, 1).sqrt().numpy())
+        axis.set_title("heat map", fontsize=8)
+        name = f"{probabilities[class_id]:.2f} {model.classes[class_id][:24]}"
+        axis.set_xlabel(name, fontsize=8, parse_math=False)
+    for axis, index in zip(axes[1 + len(chosen) :], nearest, strict=True):
+        assert known is not None
+        axis.imshow(_pixels(model, known.inputs[index]))
+        axis.set_title("near in training", fontsize=8)
+        axis.set_xlabel(model.classes[int(known.labels[index])][:24], fontsize=8, parse_math=False)
+    for axis in axes:
+        axis.set(xticks=[], yticks=[])
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+")  # a class name in a script that the font lacks
+        figure.savefig(file, format="png")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(out, lambda written: written.write(file.getvalue()))
+
+
+def _pixels(model: Model, image: Tensor) -> np.ndarray:
+    """Return a normalised image as (H, W, 3) in [0, 1]."""
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (model.preprocessing.mean, model.preprocessing.std))
+    return (image * std + mean).clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0).numpy()
+
+
+def _class_id(model: Model, name: str | None) -> int | None:
+    if name is None:
+        return None
+    if name not in model.classes:
+        from difflib import get_close_matches
+
+        close = get_close_matches(name, model.classes, n=3) or list(model.classes[:3])
+        raise InputError(f'--class is "{name}"; expected a class of the model, such as {", ".join(close)}')
+    return model.classes.index(name)

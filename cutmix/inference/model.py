@@ -1,0 +1,266 @@
+"""A trained classifier with its preprocessing, classes and temperature: ``load`` a run or a file, then ``predict``."""
+
+import json
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from cutmix.config.options import WORKERS
+from cutmix.config.recipe import Recipe
+from cutmix.data.decode import read_image
+from cutmix.data.transforms import Interpolation, ResizeAndCrop, normalize, resize
+from cutmix.errors import InputError
+from cutmix.models import create_model
+from cutmix.models.regularizers import regularize
+from cutmix.runs.read import read_run
+from cutmix.runtime.distributed import find_device
+from cutmix.runtime.weights import load_weights, read_weights
+
+Source = Path | str | Image.Image | np.ndarray
+
+
+class Prediction(NamedTuple):
+    """The most probable classes of one image.
+
+    Attributes:
+        source: The file, or the position of the image in the input where it is no file.
+        classes: Class names, the most probable first; empty for an unreadable file.
+        probabilities: Of these classes, in [0, 1].
+        sure: Whether the largest probability reaches the threshold.
+        error: Why the file cannot be read; None for an image.
+    """
+
+    source: str
+    classes: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    sure: bool = True
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the input of a classifier.
+
+    Attributes:
+        image_size: Side of the input in pixels.
+        in_chans: 1 (grey) or 3 (RGB).
+        mean, std: Of each channel, pixels taken as 0 to 1.
+        small: Resize the whole image, as for data sets of small images, instead of a resized centre crop.
+        crop_fraction: Share of the resized short side that the centre crop takes.
+        squash: Resize both sides alike, whatever the shape.
+        interpolation: How the image is resized.
+    """
+
+    image_size: int
+    in_chans: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    small: bool
+    crop_fraction: float = 0.875
+    squash: bool = False
+    interpolation: Interpolation = "bilinear"
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return an RGB image as the normalised input, (in_chans, image_size, image_size) float32.
+
+        The result equals that of ``cutmix.data.test_loader``.
+        """
+        if not self.small:
+            transform = ResizeAndCrop(self.image_size, self.crop_fraction, self.squash, self.interpolation)
+            return normalize(transform(image)[None], self.mean, self.std)[0]
+        pixels = np.array(image.convert("L") if self.in_chans == 1 else image)
+        tensor = torch.from_numpy(pixels).view(*pixels.shape[:2], self.in_chans).permute(2, 0, 1)
+        return resize(normalize(tensor[None], self.mean, self.std), self.image_size)[0]
+
+
+class Model:
+    """A classifier that takes images as they are.
+
+    Attributes:
+        network: Maps normalised images (N, C, H, W) to logits (N, K); in eval mode.
+        classes: The K class names, in the order of the logits.
+        preprocessing: How an image becomes the input.
+        temperature: Divides the logits before the softmax.
+        calibrated: Whether the temperature was fitted on held-out images.
+        source: The file of weights.
+        recipe: What the model was trained by.
+    """
+
+    def __init__(
+        self, network: nn.Module, classes: tuple[str, ...], preprocessing: Preprocessing, *, temperature: float = 1.0,
+        calibrated: bool = False, source: Path, recipe: Recipe,
+    ) -> None:  # fmt: skip
+        self.network = network.eval().requires_grad_(False)
+        self.classes, self.preprocessing, self.source, self.recipe = classes, preprocessing, source, recipe
+        self.temperature, self.calibrated = temperature, calibrated
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    def probabilities(self, inputs: Tensor, *, temperature: float | None = None, flip: bool = False) -> Tensor:
+        """Return the calibrated class probabilities of a batch.
+
+        Args:
+            inputs: Normalised images, (N, C, H, W) float32, on any device.
+            temperature: Divides the logits; by default the model's own.
+            flip: Average the probabilities with those of the mirrored images.
+
+        Returns:
+            (N, K) float32 on the CPU, each row with sum 1.
+        """
+        views = [inputs, inputs.flip(-1)] if flip else [inputs]
+        with torch.inference_mode():
+            logits = [self.network(view.to(self.device)).float() for view in views]
+        probabilities = torch.stack([z.div(temperature or self.temperature).softmax(1) for z in logits])
+        return probabilities.mean(0).cpu()
+
+    def predict(
+        self,
+        images: Iterable[Source] | Source,
+        *,
+        top: int = 1,
+        temperature: float | None = None,
+        flip: bool = False,
+        threshold: float = 0.0,
+        batch_size: int = 64,
+        workers: int = WORKERS,
+    ) -> Iterator[Prediction]:
+        """Classify images, in their order, one batch at a time.
+
+        Args:
+            images: Files, PIL images, or uint8 arrays (H, W), (H, W, 1) or (H, W, 3); one or many.
+            top: Number of classes of each prediction, at least 1.
+            temperature: Divides the logits; by default the model's own.
+            flip: Average with the prediction of the mirrored image.
+            threshold: Smallest largest probability, in [0, 1], of a prediction that is ``sure``.
+            batch_size: Images at a time.
+            workers: Threads that decode.
+
+        Yields:
+            A prediction for each image; for a file that cannot be read, one with its ``error``.
+
+        Raises:
+            InputError: If an argument is out of its range.
+        """
+        _check_range(top=top, batch_size=batch_size, workers=workers)
+        if not 0 <= threshold <= 1:
+            raise InputError(f"threshold is {threshold}; expected a probability in [0, 1]")
+        if temperature is not None and not 0 < temperature < float("inf"):
+            raise InputError(f"temperature is {temperature}; expected a number above 0")
+        sources = enumerate([images] if isinstance(images, Source) else images)
+        return self._predict(sources, top, temperature, flip, threshold, batch_size, workers)
+
+    def _predict(
+        self, sources: Iterator[tuple[int, Source]], top: int, temperature: float | None, flip: bool,
+        threshold: float, batch_size: int, workers: int,
+    ) -> Iterator[Prediction]:  # fmt: skip
+        with ThreadPoolExecutor(workers) as threads:
+            following = [threads.submit(self._read, *each) for each in islice(sources, batch_size)]
+            while following:
+                # the next batch is decoded while this one is classified
+                batch, following = following, [threads.submit(self._read, *s) for s in islice(sources, batch_size)]
+                read = [future.result() for future in batch]
+                inputs = [tensor for _, tensor in read if isinstance(tensor, Tensor)]
+                rows = iter(
+                    self.probabilities(torch.stack(inputs), temperature=temperature, flip=flip) if inputs else ()
+                )
+                for name, found in read:
+                    if not isinstance(found, Tensor):
+                        yield Prediction(name, sure=False, error=found)
+                        continue
+                    values, index = next(rows).topk(min(top, len(self.classes)))
+                    names = tuple(self.classes[i] for i in index.tolist())
+                    yield Prediction(name, names, tuple(values.tolist()), values[0].item() >= threshold)
+
+    def _read(self, position: int, source: Source) -> tuple[str, Tensor | str]:
+        """Return the name and the input of an image, or why it cannot be read."""
+        if isinstance(source, str | Path):
+            try:
+                return str(source), self.preprocessing(read_image(Path(source)))
+            except InputError as error:
+                return str(source), str(error)
+        if isinstance(source, np.ndarray):
+            if source.dtype != np.uint8 or source.ndim not in (2, 3) or source.shape[2:] not in ((), (1,), (3,)):
+                raise InputError(
+                    f"image {position} is an array of shape {source.shape} and dtype {source.dtype}; expected uint8 of "
+                    "shape (height, width) or (height, width, 3)"
+                )
+            source = Image.fromarray(source.squeeze(2) if source.shape[2:] == (1,) else source)
+        return str(position), self.preprocessing(source.convert("RGB"))
+
+
+def load(source: str | Path, *, which: str = "last", device: str = "auto") -> Model:
+    """Load a classifier that ``cutmix train`` wrote.
+
+    Args:
+        source: Folder of a run, or one of its files of weights, wherever it was copied to.
+        which: Of a run: "last" or "best" epoch.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+
+    Returns:
+        The model. Its temperature is the one that ``cutmix evaluate --suite calibration`` fitted on held-out images of
+        the run; 1 where there is none.
+
+    Raises:
+        InputError: If there is no such file, or it does not say how to use it.
+    """
+    path, temperature = Path(source), None
+    if path.is_dir():
+        temperature = _fitted_temperature(path, which)
+        path = path / ("model.safetensors" if which == "last" else "best.safetensors")
+        if not path.exists():
+            raise InputError(f"{path} does not exist: the run is not finished; continue it with --resume")
+    elif not path.exists():
+        raise InputError(f"{path} does not exist; expected the folder of a run, or a file of weights")
+    about = _read_about(path)
+    recipe = Recipe.from_dict(about["recipe"])
+    preprocessing = Preprocessing(
+        about["image_size"], about["in_chans"], tuple(about["mean"]), tuple(about["std"]), about["small"],
+        recipe.crop_fraction, recipe.squash, recipe.interpolation,
+    )  # fmt: skip
+    network = create_model(recipe.model, len(about["classes"]), in_chans=about["in_chans"])
+    load_weights(network, path)
+    regularize(network, shake_drop=recipe.shake_drop, decay=recipe.depth_decay)
+    return Model(
+        network.to(find_device(device)), tuple(about["classes"]), preprocessing, temperature=temperature or 1.0,
+        calibrated=temperature is not None, source=path, recipe=recipe,
+    )  # fmt: skip
+
+
+_ABOUT = ("recipe", "classes", "in_chans", "image_size", "mean", "std", "small")
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    """Return what a file of weights says about itself."""
+    text = read_weights(path).header
+    missing = [name for name in _ABOUT if name not in text]
+    if missing:
+        raise InputError(
+            f"{path} does not say its {', '.join(missing)}; expected weights that cutmix train wrote "
+            "(evaluate other weights with cutmix evaluate --model)"
+        )
+    return {name: json.loads(text[name]) for name in _ABOUT}
+
+
+def _fitted_temperature(run: Path, which: str) -> float | None:
+    """Return the temperature that a calibration of the run's own test images found, or None."""
+    found = [
+        line for line in read_run(run).suite("calibration") if line.metric == "temperature" and line.which == which
+    ]
+    return found[-1].value if found else None
+
+
+def _check_range(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise InputError(f"{name} is {count}; expected at least 1")

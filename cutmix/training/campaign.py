@@ -1,0 +1,223 @@
+"""Many training runs in one folder: timed before they start, resumed, shared among machines, failures kept apart."""
+
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from rich.table import Table as Grid
+from rich.text import Text
+
+from cutmix.config.options import CampaignOptions, TrainOptions
+from cutmix.config.recipe import Recipe, flag
+from cutmix.data.loaders import Batch, Loader
+from cutmix.errors import InputError
+from cutmix.evaluate.classification import predict
+from cutmix.runs.folder import has_results, hold, saved_recipe
+from cutmix.runs.read import read_run
+from cutmix.runtime.distributed import any_process, processes
+from cutmix.runtime.progress import duration
+from cutmix.runtime.terminal import Console
+from cutmix.training.loop import run_to_end, run_training, train_step
+from cutmix.training.setup import prepare
+
+BRIEF_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Attributes:
+        label: What the recipe is called in tables.
+        recipe: What is run, with its seed.
+        path: Its folder.
+        done: Share of its epochs that are done; 1 is a finished run.
+    """
+
+    label: str
+    recipe: Recipe
+    path: Path
+    done: float = 0.0
+
+
+class First:
+    """The first batches of a loader, as a loader.
+
+    Args:
+        loader: All of them.
+        steps: Largest number of batches of an epoch.
+    """
+
+    def __init__(self, loader: Loader, steps: int) -> None:
+        self.loader, self.steps = loader, min(steps, loader.steps)
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """Yield the first batches from number ``start`` on."""
+        return islice(self.loader.epoch(epoch, start), max(self.steps - start, 0))
+
+
+def is_first() -> bool:
+    """Return whether this process prints and holds the folder: of torchrun's, the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def open_campaign(jobs: Sequence[Job], options: CampaignOptions, name: str) -> Iterator[tuple[list[Job], Console]]:
+    """Hold the folder for this shard, and yield its jobs with the share that is done, and where to print.
+
+    Args:
+        jobs: Every run of the campaign, in the order in which they are to run.
+        options: Folder, shard and device.
+        name: Command, of which the lock is named.
+
+    Raises:
+        InputError: If a folder holds another run, or another process is at the same shard.
+    """
+    first = is_first()
+    shard, shards = parse_shard(options.shard)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{options.out} could not be made: {error.strerror}") from None
+    lock = hold(options.out, f".{name}-{shard}-of-{shards}.lock") if first else None
+    try:
+        yield [replace(job, done=share_done(job)) for job in jobs[shard - 1 :: shards]], Console(quiet=not first)
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def run_jobs(jobs: Sequence[Job], options: CampaignOptions, console: Console, *, brief: bool = False) -> list[str]:
+    """Run each job that is not finished, resuming those that were begun, and return why some failed.
+
+    A run that fails, for example because its loss is not finite, does not stop the others.
+
+    Args:
+        jobs: The runs.
+        options: How they are run.
+        console: Where each is announced.
+        brief: Take a few steps only: the run shows that a recipe works, and its results mean nothing.
+
+    Raises:
+        SystemExit: After SIGTERM or Ctrl-C; the same command resumes.
+    """
+    left = [job for job in jobs if job.done < 1]
+    failures = []
+    for number, job in enumerate(left, start=1):
+        console.print(Text(f"\nrun {number} of {len(left)}: {job.label}, seed {job.recipe.seed}", style="bold"))
+        started = time.perf_counter()
+        try:
+            (train_briefly if brief else run_training)(job.recipe, train_options(job, options))
+        except InputError as error:
+            console.print(Text(f"failed: {error}"))
+            failures.append(f"{job.recipe.name}, seed {job.recipe.seed}: {error}")
+        except SystemExit:
+            console.print("the same command resumes")
+            raise
+        if brief and number == 1 < len(left):
+            others = duration((time.perf_counter() - started) * (len(left) - 1))
+            console.print(f"about {others} more, if the others take as long")
+    return failures
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Return i and n of "i/n".
+
+    Raises:
+        InputError: If it is something else, or i is not from 1 to n.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise InputError(f"--shard is {text}; expected i/n with i from 1 to n, such as 2/8")
+    return int(match[1]), int(match[2])
+
+
+def share_done(job: Job) -> float:
+    """Return the share of a run's epochs that its folder holds; 1 only if its results are there too.
+
+    Raises:
+        InputError: If the folder holds another run.
+    """
+    if not (job.path / "config.json").is_file():
+        return 0.0
+    saved = saved_recipe(job.path)
+    resolved = replace(job.recipe, **{name: getattr(saved, name) for name in RESOLVED})
+    ours, theirs = resolved.to_dict(), saved.to_dict()
+    different = [
+        f"--{flag(name)} {theirs[name]} instead of {ours[name]}" for name in ours if ours[name] != theirs[name]
+    ]
+    if different:
+        raise InputError(f"{job.path} holds another run, with {', '.join(different)}; give another folder with --out")
+    if has_results(job.path):
+        return 1.0
+    logged = read_run(job.path).epochs
+    return logged[-1]["epoch"] / (job.recipe.epochs + 1) if logged else 0.0
+
+
+RESOLVED = ("image_size", "precision")  # fields that a run resolves from its data and its device
+
+
+def print_plan(jobs: Sequence[Job], options: CampaignOptions, console: Console, *, brief: bool = False) -> float:
+    """Print what will be run and for how long, timed on a few steps of each recipe; return the seconds.
+
+    Brief runs are not timed before: the first of them is, and says how long the others take.
+    """
+    total = 0.0
+    grid = Grid("Recipe", "Model", "Epochs", "Runs left", "A run takes", "Together")
+    for name in dict.fromkeys(job.recipe.name for job in jobs):
+        same = [job for job in jobs if job.recipe.name == name]
+        left = [job for job in same if job.done < 1]
+        if left and not brief:
+            each = time_run(left[0], options)
+            together = each * sum(1 - job.done for job in left)
+            total += together
+            takes = [duration(each), duration(together)]
+        else:
+            takes = [f"{BRIEF_STEPS} steps" if left else "finished", ""]
+        recipe = same[0].recipe
+        cells = [same[0].label, recipe.model, recipe.epochs, f"{len(left)} of {len(same)}", *takes]
+        grid.add_row(*(Text(str(cell)) for cell in cells))
+    console.print(grid)
+    if total:
+        console.print(f"about {duration(total)} in all, timed on a few steps of each recipe")
+    return total
+
+
+def time_run(job: Job, options: CampaignOptions) -> float:
+    """Return about how many seconds a run takes, training and evaluation, from a few steps of each."""
+    with processes(options.device) as world:
+        run = prepare(job.recipe, train_options(job, options), world)
+        clock = time.perf_counter()
+        predict(run.state.exported, First(run.task.test_batches, 1).epoch(), world, autocast=run.autocast)
+        testing = time.perf_counter() - clock
+        run.network.train()
+        started, taken = time.perf_counter(), []
+        for images, labels in First(run.batches, 4).epoch():
+            float(train_step(run, images, labels))  # waits for a GPU
+            taken.append(time.perf_counter() - started)
+            if any_process(taken[-1] > 5, world):
+                break
+        warm = len(taken) > 1  # then the first step, which sets up and compiles, does not count
+        step = (taken[-1] - taken[0]) / (len(taken) - 1) if warm else taken[0]
+        tests = -(-run.recipe.epochs // run.recipe.eval_every)
+        return run.recipe.epochs * run.batches.steps * step + tests * run.task.test_batches.steps * min(testing, step)
+
+
+def train_options(job: Job, options: CampaignOptions) -> TrainOptions:
+    """Return the options of a run, which resumes what its folder holds."""
+    return TrainOptions(
+        out=job.path, resume=True, device=options.device, workers=options.workers, download=options.download
+    )
+
+
+def train_briefly(recipe: Recipe, options: TrainOptions) -> Path:
+    """Do what ``run_training`` does on the first batches of one epoch and of the test set."""
+    with processes(options.device) as world:
+        run = prepare(recipe, options, world)
+        run.batches, run.task.test_batches = First(run.batches, BRIEF_STEPS), First(run.task.test_batches, 2)
+        return run_to_end(run)

@@ -1,0 +1,105 @@
+"""The answer of ``cutmix compare`` is that of the runs' own predictions, and a finished run is not run again."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cutmix.cli import main
+from cutmix.comparison.difference import crossed_difference
+from cutmix.comparison.verdict import ClassDifference, Comparison, in_words
+
+WORDS = ["compare", "digits-resnet20", "--mix", "none", "cutmix", "--seeds", "2", "--epochs", "1", "--device", "cpu",
+         "--precision", "float32"]  # fmt: skip
+
+
+def wrong(run: Path) -> np.ndarray:
+    with np.load(run / "predictions/last.npz") as arrays:
+        return arrays["logits"].argmax(1) != arrays["labels"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("compare")
+    main([*WORDS, "--out", str(out)])
+    return out
+
+
+def test_the_difference_is_that_of_the_predictions(finished: Path) -> None:
+    (found,) = json.loads((finished / "comparison.json").read_text())
+    errors = {
+        mix: np.stack([wrong(finished / f"digits-resnet20-{mix}-seed{seed}") for seed in (0, 1)])
+        for mix in ("none", "cutmix")
+    }
+    expected = crossed_difference(errors["cutmix"], errors["none"])
+    assert found["difference"]["value"] == pytest.approx(expected.value)
+    assert found["difference"]["low"] == pytest.approx(expected.low)
+    assert found["error"] == pytest.approx(100 * errors["cutmix"].mean())
+    assert sum(each["images"] for each in found["classes"]) == errors["none"].shape[1]
+    assert (finished / "report.html").stat().st_size > 10_000
+
+
+def test_finished_runs_are_not_run_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("*/checkpoint.pt")}
+    main([*WORDS, "--out", str(finished), "--json"])
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert json.loads(capsys.readouterr().out)[0]["method"] == "cutmix"
+
+
+def test_other_runs_in_the_folder_are_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*WORDS, "--lr", "0.01", "--out", str(finished)])
+    assert "holds another run, with --lr 0.05 instead of 0.01" in capsys.readouterr().err
+
+
+def test_shards_and_subsets_together_are_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*WORDS, "--seeds", "1", "--train-per-class", "5", "20", "--out", str(tmp_path)]
+    main([*words, "--shard", "1/2"])
+    assert "2 of 4 runs are left to other shards" in capsys.readouterr().out
+    main([*words, "--shard", "2/2"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "with 5 training images a class" in said
+    assert "One seed says nothing about another" in said
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    assert [one["per_class"] for one in found] == [5, 20]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--mix", "none"], "expected two or more different methods"),
+        (["--mix", "none", "none"], "expected two or more different methods"),
+        (["--mix", "none", "cutmx"], "cutmx"),
+        (["--seeds", "0"], "--seeds is 0; expected 1 to 1000"),
+        (["--jobs", "2", "--shard", "1/2"], "--jobs makes shards by itself"),
+    ],
+)
+def test_bad_options_are_one_sentence(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["compare", "--data", "digits", *words, "--out", str(tmp_path / "out")])
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def comparison(value: float, low: float, high: float, p: float, seeds: int = 3) -> Comparison:
+    rng = np.random.default_rng(0)
+    base = crossed_difference(rng.random((seeds, 500)) < 0.3, rng.random((seeds, 500)) < 0.3)
+    found = type(base)(**{**vars(base), "value": value, "low": low, "high": high, "p": p})
+    classes = (ClassDifference("cat", value * 2, 100, p),)
+    return Comparison("cutmix", "none", "photos", "test", None, 20 + value, 20, found, p, 60, 50, classes)
+
+
+def test_the_words_say_direction_chance_and_classes() -> None:
+    better = in_words(comparison(-5, -7, -3, 0.0001))
+    assert "85.0 of 100 images right, 80.0 with none – 5.0 points better [+3.0, +7.0]" in better
+    assert "more than chance (p = below 0.001" in better
+    assert "Helps most on cat (−10 points of error)" in better
+    assert "1.20 times as long" in better
+    worse = in_words(comparison(1, -2, 4, 0.4))
+    assert "1.0 points worse [−4.0, +2.0]" in worse
+    assert "Chance is not excluded (p = 0.400" in worse
+    assert "No class alone differs" in worse

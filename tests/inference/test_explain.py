@@ -1,0 +1,62 @@
+"""Heat maps are those of the localization suite or of grad-cam, and an image is its own nearest neighbour."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cutmix.cli import COMMANDS
+from cutmix.errors import InputError
+from cutmix.inference.explain import HeatMaps, find_nearest, heat_maps, training_images
+from cutmix.inference.model import load
+from cutmix.models import create_model
+
+
+def test_the_map_is_the_class_activation_map(run: Path, photos: Path) -> None:
+    """The mean of the unscaled map and the bias are the logit; the scaled one has the same order of positions."""
+    model = load(run, device="cpu")
+    inputs = model.preprocessing(Image.open(photos / "val/fish/0.png").convert("RGB"))[None]
+    maps = heat_maps(model)
+    assert maps.name == "class activation map"
+    with torch.no_grad():
+        features = model.network.forward_features(inputs)  # type: ignore[operator]
+    weight = model.network.get_classifier().weight[2]  # type: ignore[operator]
+    raw = torch.einsum("nchw,c->nhw", features, weight)
+    large = torch.nn.functional.interpolate(raw[:, None], (32, 32), mode="bicubic", align_corners=False)[:, 0]
+    scaled = (large - large.min()) / (large.max() - large.min())
+    torch.testing.assert_close(maps(inputs, torch.tensor([2])), scaled.detach())
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("deit_tiny_patch8_64", 64), ("pvt_tiny_patch1_32", 32), ("convnext_atto", 64)]
+)
+def test_grad_cam_of_other_networks(name: str, size: int) -> None:
+    pytest.importorskip("pytorch_grad_cam")
+    torch.manual_seed(0)
+    maps = HeatMaps(create_model(name, 5).eval(), (3, size, size))
+    assert maps.name == "Grad-CAM"
+    found = maps(torch.randn(2, 3, size, size), torch.tensor([1, 4]))
+    assert found.shape == (2, size, size)
+    assert 0 <= float(found.min()) < float(found.max()) <= 1
+
+
+def test_a_training_image_is_its_own_nearest(run: Path, photos: Path) -> None:
+    model = load(run, device="cpu")
+    known, why = training_images(model, 3)
+    assert known is not None, why
+    assert len(known.labels) == 18
+    inputs = model.preprocessing(Image.open(photos / "train/fish/4.png").convert("RGB"))[None]
+    nearest = find_nearest(model, inputs, known, 3)
+    torch.testing.assert_close(known.inputs[nearest[0]], inputs[0])
+
+
+def test_the_command_writes_an_image_each(run: Path, photos: Path, tmp_path: Path) -> None:
+    words = [str(run), str(photos / "val/fish"), "--class", "fish", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    COMMANDS["explain"](words)
+    files = sorted((tmp_path / "out").iterdir())
+    assert [file.name for file in files] == ["001-0.png", "002-1.png", "003-2.png"]
+    assert np.asarray(Image.open(files[0])).std() > 10
+    with pytest.raises(InputError, match='--class is "fisch"; expected a class of the model, such as fish'):
+        COMMANDS["explain"]([*words[:2], "--class", "fisch"])

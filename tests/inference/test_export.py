@@ -1,0 +1,93 @@
+"""Exported models give the probabilities of the run's own evaluation, in the runtime that they are for."""
+
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from cutmix.cli import COMMANDS, main
+from cutmix.errors import InputError
+from cutmix.inference.model import load
+
+
+@pytest.fixture
+def photo(photos: Path) -> Path:
+    return photos / "val" / "fish" / "2.png"
+
+
+def expected(run: Path, photo: Path) -> tuple[str, float]:
+    (found,) = load(run, device="cpu").predict(photo)
+    return found.classes[0], found.probabilities[0]
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_the_lines_of_the_readme_give_the_prediction_of_the_model(
+    kind: str,
+    run: Path,
+    photo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("onnxruntime")
+    main(["export", str(run), "--format", kind, "--out", str(tmp_path / "out")])
+    assert "largest difference" in capsys.readouterr().out
+    text = (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    lines = text.split("```python\n")[1].split("```")[0].replace("photo.jpg", str(photo))
+    (tmp_path / "out/use.py").write_text(lines, encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "out")
+    runpy.run_path("use.py")
+    name, probability = capsys.readouterr().out.strip().rsplit(" ", 1)
+    assert name == expected(run, photo)[0]
+    assert float(probability) == pytest.approx(expected(run, photo)[1], abs=1e-5)
+
+
+def test_small_grey_images(digits_run: Path, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    main(["export", str(digits_run), "--out", str(tmp_path / "out")])
+    session = onnxruntime.InferenceSession(tmp_path / "out/model.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
+    (found,) = session.run(None, {"images": images})
+    model = load(digits_run, device="cpu")
+    rows = [dict(zip(p.classes, p.probabilities, strict=True)) for p in model.predict(list(images[:, 0]), top=10)]
+    np.testing.assert_allclose(found, [[row[c] for c in model.classes] for row in rows], atol=1e-5)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(model.classes)
+
+
+def test_the_weights_alone_load_again(run: Path, photo: Path, tmp_path: Path) -> None:
+    main(["export", str(run), "--format", "safetensors", "--out", str(tmp_path / "out")])
+    (found,) = load(tmp_path / "out/model.safetensors", device="cpu").predict(photo)
+    assert (found.classes[0], found.probabilities[0]) == expected(run, photo)
+
+
+def test_timm_loads_what_is_pushed_to_a_folder(run: Path, photo: Path, tmp_path: Path) -> None:
+    """Logits and preprocessing are the run's, not those of timm's pretrained weights of the name."""
+    main(["push", str(run), "--to", str(tmp_path / "hub")])
+    theirs, ours = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True).eval(), load(run, device="cpu")
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))
+    image = Image.open(photo).convert("RGB")
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(transform(image)[None]), ours.network(ours.preprocessing(image)[None]))
+    assert theirs.pretrained_cfg["label_names"] == list(ours.classes)
+    card = (tmp_path / "hub/README.md").read_text(encoding="utf-8")
+    assert "top1_err" in card
+    assert "Not run." in card
+
+
+def test_models_that_timm_does_not_know_are_not_pushed(digits_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not one of timm's models"):
+        COMMANDS["push"]([str(digits_run), "--to", str(tmp_path / "hub")])
+    assert not (tmp_path / "hub").exists()
+
+
+@pytest.mark.parametrize("words", [["export", "--out"], ["push", "--to"]])
+def test_a_folder_in_use_is_left_alone(words: list[str], run: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="is not empty"):
+        COMMANDS[words[0]]([str(run), words[1], str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -1,0 +1,144 @@
+"""Predictions equal those of the run's own evaluation, whatever the input is, and errors lose nothing."""
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cutmix.cli import main
+from cutmix.config.recipe import Recipe
+from cutmix.data import open_data
+from cutmix.errors import InputError
+from cutmix.inference.model import Model, Prediction, Preprocessing, load
+from cutmix.runs.record import read_records
+
+
+def own_probabilities(run: Path) -> torch.Tensor:
+    """Return what the training's own evaluation of the test images gives."""
+    with np.load(run / "predictions/last.npz") as arrays:
+        return torch.from_numpy(arrays["logits"]).softmax(1)
+
+
+def as_table(model: Model, predictions: list[Prediction]) -> torch.Tensor:
+    rows = [dict(zip(each.classes, each.probabilities, strict=True)) for each in predictions]
+    return torch.tensor([[row[name] for name in model.classes] for row in rows])
+
+
+def command(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main(["predict", *words])
+    out, err = capsys.readouterr()
+    return int(end.value.code or 0), out, err
+
+
+def test_files_get_the_probabilities_of_the_run(run: Path, photos: Path) -> None:
+    model = load(run, device="cpu")
+    files = sorted((photos / "val").rglob("*.png"))
+    found = list(model.predict(files, top=3, batch_size=4))
+    torch.testing.assert_close(as_table(model, found), own_probabilities(run))
+    assert [each.source for each in found] == [str(file) for file in files]
+    arrays = [np.asarray(Image.open(file)) for file in files]
+    assert [each[1:] for each in model.predict(arrays, top=3, batch_size=4)] == [each[1:] for each in found]
+
+
+def test_small_images_get_the_probabilities_of_the_run(digits_run: Path) -> None:
+    model = load(digits_run / "model.safetensors", device="cpu")
+    images = open_data("digits", "test").images[:, 0].numpy()
+    torch.testing.assert_close(
+        as_table(model, list(model.predict(list(images), top=10))), own_probabilities(digits_run)
+    )
+
+
+def test_flip_averages_and_temperature_divides(run: Path) -> None:
+    model = load(run, device="cpu")
+    inputs = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        one, other = model.network(inputs), model.network(inputs.flip(-1))
+    expected = ((one / 2).softmax(1) + (other / 2).softmax(1)) / 2
+    torch.testing.assert_close(model.probabilities(inputs, temperature=2.0, flip=True), expected)
+
+
+def test_the_command_writes_csv_in_order_and_says_what_it_cannot_read(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    good = photos / "val" / "fish" / "0.png"
+    code, out, err = command(capsys, str(run), str(good), str(broken), str(photos / "val"), "--top", "2")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert code == 2
+    assert len(rows) == 11
+    assert rows[0]["file"] == str(good)
+    assert rows[1]["error"].startswith(str(broken))
+    assert rows[1]["class_1"] == ""
+    assert {"class_1", "class_2", "probability_2"} <= set(rows[0])
+    assert "1 of the files could not be read" in err
+    assert "no temperature" in err
+
+
+def test_json_lines_from_standard_input(
+    run: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted((photos / "val").rglob("*.png"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{file}\n" for file in files)))
+    code, out, _ = command(capsys, str(run), "-", "--format", "jsonl", "--threshold", "1")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [line["file"] for line in lines] == [str(file) for file in files]
+    assert not any(line["sure"] for line in lines)
+
+
+def test_the_temperature_of_a_calibration_is_taken_and_said(
+    digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["evaluate", str(digits_run), "--suite", "calibration", "--device", "cpu"])
+    (fitted,) = (r.value for r in read_records(digits_run / "results.jsonl") if r.metric == "temperature")
+    model = load(digits_run, device="cpu")
+    assert model.calibrated
+    assert model.temperature == fitted
+    image = tmp_path / "digit.png"
+    Image.fromarray(open_data("digits", "test").images[0, 0].numpy()).save(image)
+    _, _, err = command(capsys, str(digits_run), str(image))
+    assert "fitted on held-out images" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"top": 0}, "top is 0; expected at least 1"),
+        ({"threshold": 1.5}, r"threshold is 1.5; expected a probability in \[0, 1\]"),
+        ({"temperature": 0.0}, "temperature is 0.0; expected a number above 0"),
+    ],
+)
+def test_arguments_out_of_range(arguments: dict[str, float], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        linear_model().predict([], **arguments)  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist; expected the folder of a run"):
+        load(tmp_path / "nothing")
+    with pytest.raises(InputError, match="uint8 of shape"):
+        list(linear_model().predict(np.zeros((4, 4, 3))))
+
+
+def linear_model() -> Model:
+    preprocessing = Preprocessing(4, 3, (0.5,) * 3, (0.5,) * 3, small=True)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
+    return Model(network, ("a", "b"), preprocessing, source=Path("weights"), recipe=Recipe())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names on Windows are Unicode")
+def test_a_name_that_is_not_utf8_is_a_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    Image.new("RGB", (40, 40)).save(tmp_path / name)
+    code, out, _ = command(capsys, str(run), str(tmp_path / name), "--format", "jsonl")
+    assert code == 0
+    assert json.loads(out)["predictions"]
