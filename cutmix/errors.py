@@ -2,7 +2,8 @@
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from zipfile import BadZipFile
 
 # What NumPy raises of a file of arrays that is not there or is damaged, whichever byte of it.
@@ -30,6 +31,12 @@ class InputError(ValueError):
 def printable(text: str) -> str:
     """Escape the control characters that the name of a file may hold and a terminal must not get."""
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """Return a hint at the known names that are close to a name, or ``otherwise`` if none is."""
+    close = [f"'{each}'" for each in get_close_matches(name, list(known), n=3)]
+    return f"did you mean {' or '.join(close)}?" if close else otherwise
 
 
 def missing_extra(what: str, extra: str) -> InputError:

@@ -68,6 +68,10 @@ class EvaluateOptions:
     suite: Annotated[str, tyro.conf.arg(help=_SUITE_HELP)] = "classification"
     model: str | None = None
     """Name of the model, for a file that does not name it."""
+    classes: Path | None = None
+    """Names of the outputs in their order, for a file that does not hold them: a name in each line, or JSON."""
+    weights_ema: bool = False
+    """Evaluate the moving average in a file that holds the weights and their average."""
     which: Literal["last", "best"] = "last"
     """Epoch of a run."""
     image_size: int | None = None

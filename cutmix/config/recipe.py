@@ -158,6 +158,8 @@ class Recipe(Training):
     """Start from timm's pretrained weights."""
     weights: str | None = None
     """Start from a file of weights; a head for other classes is replaced."""
+    weights_ema: bool = False
+    """Start from the moving average in a file that holds the weights and their average."""
     new_head: bool = False
     """Start with a random head, whatever the weights hold."""
     head_lr_factor: float = 1.0

@@ -241,7 +241,7 @@ def shared_fields(evaluation: Evaluation) -> dict[str, Any]:
         "model": options.model or (recipe.model if recipe else None),
         "parameters": sum(p.numel() for p in evaluation.model.parameters()), "mix": recipe.mix if recipe else None,
         "epochs": recipe.epochs if recipe else None, "seed": recipe.seed if recipe else None,
-        "which": subject.which, "epoch": subject.about.get("epoch"),
+        "which": subject.which, "epoch": subject.header.epoch,
         "weights": "ema" if recipe and recipe.ema_decay else "model",
         "file": str(subject.weights), "precision": evaluation.precision, "skipped": len(data.skipped),
         "drawn": None if evaluation.index is None else len(evaluation.index), "draw_seed": options.seed,

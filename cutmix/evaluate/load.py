@@ -1,6 +1,10 @@
-"""The subject of an evaluation: weights of a run or of a file, the network that they are for, the data it is shown."""
+"""Load what is evaluated: the weights of a run or of a file, their model, and the images with its classes."""
 
 import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,37 +15,40 @@ from torch import Tensor, nn
 from cutmix.config.options import EvaluateOptions
 from cutmix.config.recipe import Recipe
 from cutmix.data import FileSet, ImageSet, open_data, open_splits
+from cutmix.data.sets import keep_per_class
 from cutmix.data.transforms import Interpolation
-from cutmix.errors import InputError
-from cutmix.models import create_model, pretrained_normalization
+from cutmix.errors import InputError, did_you_mean
+from cutmix.models import create_model, weights_normalization
 from cutmix.models.regularizers import regularize
 from cutmix.runs.folder import saved_recipe
+from cutmix.runtime.header import Header, read_header
 from cutmix.runtime.seeding import derive_seed
-from cutmix.runtime.weights import load_weights, read_weights
+from cutmix.runtime.weights import Weights, count_classes, load_weights, read_weights
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: weights, and what they were trained as, as far as that is known.
+    """The weights to evaluate, and what is known of their training.
 
     Attributes:
         weights: The file.
-        recipe: What they were trained by, or None.
+        content: Its tensors.
+        header: Its header; empty for a file of another program.
+        classes: Names of the outputs in their order, or None if they are not known.
+        recipe: The recipe that trained the weights, or None.
         run: The folder of the run, or None.
-        about: What the file says of itself.
-        which: Epoch of a run, or "file".
+        which: "last" or "best" epoch of a run, or "file".
     """
 
     weights: Path
+    content: Weights
+    header: Header
+    classes: tuple[str, ...] | None
     recipe: Recipe | None
     run: Path | None
-    about: dict[str, Any]
     which: str
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """The classes that were learnt, in order."""
-        return tuple(self.about["classes"]) if "classes" in self.about else None
 
     @property
     def channels_last(self) -> bool:
@@ -50,13 +57,13 @@ class Subject:
 
 
 class View(NamedTuple):
-    """How images are shown to the network.
+    """The preprocessing of images.
 
     Attributes:
-        image_size: Side of its input in pixels; None is that of small images as they are.
-        crop_fraction: Of photographs, the share of the resized short side that the crop has.
-        squash: Whether their sides are resized alike, whatever the shape.
-        interpolation: How they are resized.
+        image_size: Side of the model's input in pixels; None keeps small images as they are.
+        crop_fraction: For files of images, the share of the resized short side that the crop covers.
+        squash: Whether both sides are resized to the same length, whatever the shape.
+        interpolation: How images are resized.
     """
 
     image_size: int | None
@@ -66,57 +73,216 @@ class View(NamedTuple):
 
 
 def find_view(options: EvaluateOptions, subject: Subject, data: ImageSet) -> View:
-    """Return how images are shown: as the recipe tests, or as the options say where there is none."""
-    size = options.image_size or subject.about.get("image_size") or (224 if isinstance(data, FileSet) else None)
+    """Return the preprocessing: that of the recipe's test images, or that of the options where there is no recipe."""
+    size = options.image_size or subject.header.image_size or (224 if isinstance(data, FileSet) else None)
     if subject.recipe is None:
         return View(size, options.crop_fraction, False, "bilinear")
     return View(size, subject.recipe.crop_fraction, subject.recipe.squash, subject.recipe.interpolation)
 
 
 def find_subject(options: EvaluateOptions) -> Subject:
-    """Find the weights and what is known of them."""
-    source = options.source
-    if source.is_dir():
-        name = "model.safetensors" if options.which == "last" else "best.safetensors"
-        recipe: Recipe | None = saved_recipe(source)
-        if not (source / name).exists():
-            raise InputError(f"{source / name} is not there: the run is not finished; go on with it with --resume")
-        about = read_weights(source / name)[1]
-        return Subject(source / name, recipe, source, _read(about), options.which)
-    if not source.exists():
-        raise InputError(f"{source} is not there; expected the folder of a run, or a file of weights")
-    about = read_weights(source)[1]
-    recipe = Recipe.from_dict(json.loads(about["recipe"])) if "recipe" in about else None
-    return Subject(source, recipe, None, _read(about), "file")
+    """Find the weights and what is known of them.
+
+    Raises:
+        InputError: The run is not finished, or the file is missing, damaged or holds no weights.
+    """
+    path, run, which = options.source, None, "file"
+    recipe: Recipe | None = None
+    if path.is_dir():
+        run, which, recipe = path, options.which, saved_recipe(path)
+        path = path / ("model.safetensors" if which == "last" else "best.safetensors")
+        if not path.exists():
+            raise InputError(f"{path} is not there: the run is not finished; go on with it with --resume")
+    elif not path.exists():
+        raise InputError(f"{path} is not there; expected the folder of a run, or a file of weights")
+    header = read_header(path)
+    if recipe is None and header.recipe is not None:
+        recipe = Recipe.from_dict(header.recipe)
+    classes = read_classes(options.classes) if options.classes else header.classes
+    content = read_weights(path, use_ema=options.weights_ema)
+    if classes and header.num_classes not in (None, len(classes)):
+        raise InputError(f"{options.classes} has {len(classes)} names, but {path} has {header.num_classes} classes")
+    return Subject(path, content, header, classes, recipe, run, which)
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Read the names of a model's classes, in the order of its outputs.
+
+    Args:
+        path: A text file with a name in each line; or JSON: a list of names, or a dictionary from the number of an
+            output to its name, or to a list that begins with the name (ImageNet's ``imagenet_class_index.json``).
+
+    Raises:
+        InputError: The file cannot be read or is empty, or a name is there twice.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+    except OSError as error:
+        raise InputError(f"{path} could not be read: {error.strerror}") from None
+    names: Any = text.rstrip().splitlines()
+    if text.lstrip()[:1] in ("[", "{"):
+        try:
+            names = json.loads(text)
+            if isinstance(names, dict):
+                names = [names[str(number)] for number in range(len(names))]
+            names = [name[0] if isinstance(name, list) else name for name in names]
+        except (ValueError, KeyError, IndexError, RecursionError):
+            names = [None]
+    if not all(isinstance(name, str) and name.strip() for name in names) or not names:
+        raise InputError(f"{path} has no list of classes; expected a name in each line, or JSON")
+    names = tuple(name.strip() for name in names)
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(f"{path} has the class '{twice[0]}' twice; expected each name once")
+    return names
 
 
 def open_test_set(options: EvaluateOptions, subject: Subject) -> ImageSet:
-    """Open what is to be measured on, and see that its classes are the ones that were learnt."""
+    """Open the images to evaluate on, with labels in the classes of the model and its normalisation.
+
+    Of a run's own data, the test split is opened, or the validation split if there is none; of other data, every image
+    of one folder of class folders, or the test images of anything else.
+
+    Raises:
+        InputError: There are no such data, or their classes are not among those of the model.
+    """
     name = options.data or (subject.recipe.data if subject.recipe else None)
     if not name:
         raise InputError(f"{subject.weights} does not say what it was trained on; give --data")
-    if subject.recipe:
-        division = {"val_fraction": subject.recipe.val_fraction, "seed": subject.recipe.seed}
-        splits = open_splits(name, skip_unreadable=options.skip_unreadable, **division)  # type: ignore[arg-type]
+    reading: dict[str, Any] = {"skip_unreadable": options.skip_unreadable}
+    if _is_own(options, subject):
+        splits = open_splits(name, **reading, **_division_of(subject))
         data = splits.test or splits.val or splits.train
-    else:  # images that the weights were not trained on: every one of them
-        data = open_data(name, "all", skip_unreadable=options.skip_unreadable)
-    if subject.classes and len(subject.classes) != data.num_classes:
+    else:
+        data = open_data(name, "all", **reading)
+    if subject.header.in_chans not in (None, data.in_chans):
         raise InputError(
-            f"{subject.weights} knows {len(subject.classes)} classes, but {data.name} has {data.num_classes}"
+            f"{subject.weights} takes images of {subject.header.in_chans} channels; those of {data.name} have "
+            f"{data.in_chans}"
         )
-    if subject.classes and subject.classes != data.classes:
-        ours, theirs = next(pair for pair in zip(subject.classes, data.classes, strict=True) if pair[0] != pair[1])
-        raise InputError(f'{subject.weights} was trained with class "{ours}" where {data.name} has "{theirs}"')
-    if "mean" in subject.about:  # the normalisation goes with the weights, not with the images
-        return replace(data, mean=tuple(subject.about["mean"]), std=tuple(subject.about["std"]))
-    if options.model and data.in_chans == 3 and (normalization := pretrained_normalization(options.model)):
-        return replace(data, mean=normalization[0], std=normalization[1])
+    if subject.classes:
+        data = match_classes(data, subject.classes, subject.weights)
+    else:
+        data = _guess_classes(options, subject, data)
+    model = options.model or (subject.recipe.model if subject.recipe else None)
+    if normalization := weights_normalization(model, subject.header, data.in_chans):
+        data = replace(data, mean=normalization[0], std=normalization[1])
     return data
 
 
+def _division_of(subject: Subject) -> dict[str, Any]:
+    """Return how the run divided its own data."""
+    return {"val_fraction": subject.recipe.val_fraction, "seed": subject.recipe.seed} if subject.recipe else {}
+
+
+def _is_own(options: EvaluateOptions, subject: Subject) -> bool:
+    """Return whether the data are those that the weights were trained on, under the same or another name."""
+    recipe = subject.recipe
+    if recipe is None or not options.data:
+        return recipe is not None
+    if options.data == recipe.data or os.path.realpath(options.data) == os.path.realpath(recipe.data):
+        return True
+    if subject.header.data is None:
+        return False
+    try:
+        train_set = open_data(options.data, "train", **_division_of(subject))
+        if recipe.train_per_class is not None:
+            train_set = keep_per_class(train_set, recipe.train_per_class)
+    except InputError:
+        return False
+    return train_set.fingerprint() == subject.header.data
+
+
+def match_classes(data: ImageSet, classes: tuple[str, ...], weights: Path) -> ImageSet:
+    """Return a set with the classes of a model, each label being the output of the same name.
+
+    Args:
+        data: A set whose classes are all or some of the model's, in any order.
+        classes: The model's, in the order of its outputs.
+        weights: The file of the model, for messages.
+
+    Raises:
+        InputError: A class of the set is none of the model's.
+    """
+    if data.classes == classes:
+        return data
+    output = {name: number for number, name in enumerate(classes)}
+    unknown = [name for name in data.classes if name not in output]
+    if unknown:
+        hint = did_you_mean(unknown[0], classes, "expected classes that it was trained on")
+        raise InputError(
+            f"{data.name} has the class '{unknown[0]}', which {weights} does not have among its {len(classes)}; {hint}"
+        )
+    if len(data.classes) < len(classes):
+        _log.info(
+            "%s: %d of the %d classes of the model; labels are matched by name, predictions are among all classes",
+            data.name, len(data.classes), len(classes),
+        )  # fmt: skip
+    return replace(data, classes=classes, labels=torch.tensor([output[name] for name in data.classes])[data.labels])
+
+
+def _guess_classes(options: EvaluateOptions, subject: Subject, data: ImageSet) -> ImageSet:
+    """Return a set for weights that do not name their classes: ImageNet's by name, others in the order of folders.
+
+    Raises:
+        InputError: The number of classes differs, and ImageNet's names do not help.
+    """
+    model = create_model(_model_name(options, subject), data.num_classes, in_chans=data.in_chans)
+    count = count_classes(model, subject.content)
+    if count is None:
+        return data
+    if names := imagenet_classes(count, data.classes):
+        return match_classes(data, names, subject.weights)
+    if count != data.num_classes:
+        raise InputError(
+            f"{subject.weights} has {count} classes and does not name them, {data.name} has {data.num_classes}; give "
+            "the names of its classes with --classes FILE"
+        )
+    if all(name.isdecimal() for name in data.classes) and list(data.classes) != sorted(data.classes, key=int):
+        _log.info(
+            "%s: the class folders are numbers and %s does not name its classes; they are sorted as text (%s, …) like "
+            "torchvision's, where timm sorts numbers; give --classes FILE if the outputs are in another order",
+            data.name, subject.weights, ", ".join(data.classes[:3]),
+        )  # fmt: skip
+    return data
+
+
+def imagenet_classes(count: int, folders: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the names of the outputs of an ImageNet model, those of some class folders as the folders have them.
+
+    Args:
+        count: Number of outputs; 1,000, or that of one of ImageNet-21k's variants.
+        folders: Names of class folders: WordNet ids (n01440764), or the words for them (tench, great_white_shark).
+
+    Returns:
+        ``count`` names, or None if there is no such variant or a folder is none of its classes, or more than one.
+    """
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset({"num_classes": count})
+    if not subset:
+        return None
+    info = ImageNetInfo(subset)
+    names = list(info.label_names())
+    if set(folders) <= set(names):
+        return tuple(names)
+    by_word: dict[str, list[int]] = {}
+    for number, words in enumerate(info.label_descriptions()):
+        for word in {_plain(word) for word in words.split(",")}:
+            by_word.setdefault(word, []).append(number)
+    found = [by_word.get(_plain(folder), []) for folder in folders]
+    if any(len(numbers) != 1 for numbers in found) or len({numbers[0] for numbers in found}) < len(found):
+        return None
+    for folder, (number,) in zip(folders, found, strict=True):
+        names[number] = folder
+    return tuple(names)
+
+
+def _plain(words: str) -> str:
+    return words.strip().lower().replace("_", " ").replace("-", " ")
+
+
 def draw_images(n: int, count: int | None, seed: int) -> Tensor | None:
-    """Return the indices of the images to measure on, rising; None is all n. Of a larger count a smaller is a part."""
+    """Return rising indices of the images to evaluate on, None for all n; a smaller count is part of a larger one."""
     if count is None or count >= n:
         return None
     generator = torch.Generator().manual_seed(derive_seed(seed, "evaluate", "images"))
@@ -124,18 +290,21 @@ def draw_images(n: int, count: int | None, seed: int) -> Tensor | None:
 
 
 def load_model(options: EvaluateOptions, subject: Subject, data: ImageSet) -> nn.Module:
-    """Make the network and load its weights."""
-    name = options.model or (subject.recipe.model if subject.recipe else None)
-    if not name:
-        raise InputError(f"{subject.weights} does not say which network it is; give --model")
-    model = create_model(name, data.num_classes, in_chans=data.in_chans)
-    load_weights(model, subject.weights)
-    if subject.recipe:  # the one regularizer that is not the identity in evaluation
-        regularize(model, shake_drop=subject.recipe.shake_drop, decay=subject.recipe.depth_decay)
+    """Create the model and load its weights.
+
+    Raises:
+        InputError: The name of the model is not known, or the weights are of another model.
+    """
+    recipe = subject.recipe
+    model = create_model(_model_name(options, subject), data.num_classes, in_chans=data.in_chans)
+    load_weights(model, subject.content)
+    if recipe:  # the one regularizer that is not the identity in evaluation
+        regularize(model, shake_drop=recipe.shake_drop, decay=recipe.depth_decay)
     return model.to(memory_format=torch.channels_last) if subject.channels_last else model
 
 
-def _read(about: dict[str, str]) -> dict[str, Any]:
-    """Return what a file of weights of ours says of itself; nothing of another's."""
-    names = ("classes", "epoch", "mean", "std", "image_size")
-    return {name: json.loads(about[name]) for name in names if name in about}
+def _model_name(options: EvaluateOptions, subject: Subject) -> str:
+    name = options.model or (subject.recipe.model if subject.recipe else None)
+    if not name:
+        raise InputError(f"{subject.weights} does not say which model it is; give --model")
+    return name

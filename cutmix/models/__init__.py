@@ -1,8 +1,8 @@
-"""Networks: the paper's for CIFAR here, everything else timm's."""
+"""Models: those of the paper that timm does not have, and timm's by their names."""
 
 from cutmix.models.attention import WithTokenHead, predict_and_attend
 from cutmix.models.cifar import CifarResNet, PyramidNet
-from cutmix.models.create import create_model, pretrained_normalization
+from cutmix.models.create import create_model, pretrained_normalization, weights_normalization
 
 __all__ = [
     "CifarResNet",
@@ -11,4 +11,5 @@ __all__ = [
     "create_model",
     "predict_and_attend",
     "pretrained_normalization",
+    "weights_normalization",
 ]

@@ -3,17 +3,20 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from cutmix.errors import InputError
+from cutmix.errors import InputError, did_you_mean
 from cutmix.models.cifar import BasicBlock, Bottleneck, CifarResNet, PyramidNet
 from cutmix.models.localization import VggGap, widen_last_stage
-from cutmix.runtime.weights import find_prefix, load_weights, read_weights
+from cutmix.runtime.header import Header
+from cutmix.runtime.weights import Weights, find_prefix, load_weights, read_weights
+
+Pretrained = bool | str | Path | Weights
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
 # Called with num_classes and in_chans. ResNet-110 is the paper's (bottleneck, 9 · 12 + 2), not the classic basic-block
 # one; PyramidNets are additive with bottlenecks (9n + 2), of 64 and 240 for α̃.
@@ -37,7 +40,7 @@ _FOR_LOCALIZATION = ("resnet50_wsol", "vgg16_gap")
 _GATHER_EXCITE = {"geresnet50": "resnet50", "geresnet101": "resnet101"}
 
 
-def create_model(name: str, num_classes: int, *, in_chans: int = 3, pretrained: bool | str | Path = False) -> nn.Module:
+def create_model(name: str, num_classes: int, *, in_chans: int = 3, pretrained: Pretrained = False) -> nn.Module:
     """Make a network that maps images (N, in_chans, H, W) to logits (N, num_classes).
 
     Args:
@@ -50,8 +53,9 @@ def create_model(name: str, num_classes: int, *, in_chans: int = 3, pretrained: 
             so on; or any name of timm (``seresnet50``, ...).
         num_classes: Outputs, at least 1.
         in_chans: Channels of the images, at least 1.
-        pretrained: False: random weights. True: timm's weights for this name, downloaded. A path: a file of weights
-            for this network; a classifier of another class count in it is left out, and the model's starts at zero.
+        pretrained: False: random weights. True: timm's weights for this name, downloaded. A path, or what
+            ``read_weights`` returns of it: a file of weights for this model; a classifier of another class count in it
+            is left out, and the model's starts at zero.
 
     Raises:
         InputError: The name is unknown, a count is below 1, or the weights do not exist, do not fit or cannot be had.
@@ -85,7 +89,7 @@ def create_model(name: str, num_classes: int, *, in_chans: int = 3, pretrained: 
             model.load_backbone(_timm_model("vgg16", num_classes, in_chans, download=True).state_dict())
             start_new_head(model)
         elif pretrained:
-            weights = read_weights(pretrained)
+            weights = pretrained if isinstance(pretrained, Weights) else read_weights(pretrained)
             prefix = find_prefix(weights, model.state_dict())
             if f"{prefix}conv6.weight" not in weights.tensors:
                 model.load_backbone({name.removeprefix(prefix): tensor for name, tensor in weights.tensors.items()})
@@ -166,7 +170,7 @@ class GatherExcite(nn.Module):
         return x * self.fc2(context).sigmoid()
 
 
-def _refuse_download(name: str, pretrained: bool | str | Path) -> None:
+def _refuse_download(name: str, pretrained: Pretrained) -> None:
     if pretrained is True:
         raise InputError(f"no pretrained weights are published for {name!r}: train it from scratch or give a file")
 
@@ -215,17 +219,32 @@ def _unknown(name: str) -> InputError:
     import timm
 
     own = [*_CIFAR_NETWORKS, *(f"resnet{n}_cifar" for n in (18, 34, 50)), *_GATHER_EXCITE, *_FOR_LOCALIZATION]
-    close = get_close_matches(name, [*own, *timm.list_models()], n=5)
-    hint = f"the closest are {', '.join(close)}" if close else f"known are {', '.join(own)} and timm's models"
-    return InputError(f"no model is called {name!r}; {hint}")
+    known = f"expected {', '.join(own)} or a model of timm"
+    return InputError(f"there is no model {name!r}; {did_you_mean(name, [*own, *timm.list_models()], known)}")
 
 
-def pretrained_normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+def pretrained_normalization(name: str) -> Normalization | None:
     """Return the mean and std, for pixels in [0, 1], of timm's weights of this name; None if it has none."""
     import timm
 
     settings = timm.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
     return (tuple(settings.mean), tuple(settings.std)) if settings and len(settings.mean) == 3 else None
+
+
+def weights_normalization(name: str | None, header: Header, in_chans: int) -> Normalization | None:
+    """Return the mean and std of the images that weights were trained on: the file's, else those of timm's weights.
+
+    Args:
+        name: Name of the model.
+        header: Header of the file of weights; empty for timm's own and for another program's.
+        in_chans: Channels of the images.
+
+    Returns:
+        Mean and std of each channel, for pixels in [0, 1]; None if neither the file nor timm knows them.
+    """
+    if header.mean and header.std and len(header.mean) == in_chans:
+        return header.mean, header.std
+    return pretrained_normalization(name) if name and in_chans == 3 else None
 
 
 @contextmanager

@@ -35,12 +35,14 @@ class Weights(NamedTuple):
         header: The strings that a safetensors file holds beside its tensors; empty for other files.
         path: The file.
         held_in: The name of the container of each tensor, "" for the file itself.
+        use_ema: Whether the moving average is wanted where the file holds the weights and their average.
     """
 
     tensors: dict[str, Tensor]
     header: dict[str, str]
     path: Path
     held_in: dict[str, str]
+    use_ema: bool = False
 
 
 def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
@@ -79,12 +81,16 @@ def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], header: Map
     write_atomic(path, write)
 
 
-def read_weights(path: str | Path) -> Weights:
+def read_weights(path: str | Path, *, use_ema: bool = False) -> Weights:
     """Read every tensor in a file, without running code from it.
 
     Accepted are safetensors (mapped into memory, not copied) and what ``torch.save`` writes: a state dict, or
     dictionaries that hold one or several beside other plain data, as the checkpoints of timm, torchvision's references,
     Lightning, Accelerate, SMMix and this package do. ``load_weights`` finds those of a model among them.
+
+    Args:
+        path: The file.
+        use_ema: Whether to load the moving average where the file holds the weights and their average.
 
     Raises:
         InputError: The file is missing, damaged, of another kind, or holds code or no tensors.
@@ -102,24 +108,21 @@ def read_weights(path: str | Path) -> Weights:
     if not any(tensor.is_floating_point() and tensor.ndim for tensor in tensors.values()):
         names = ", ".join(repr(key) for key in list(content)[:5]) or "nothing"
         raise InputError(f"{path} holds no weights: expected tensors by name, found {names}")
-    return Weights(tensors, header, path, held_in)
+    return Weights(tensors, header, path, held_in, use_ema)
 
 
-def load_weights(
-    model: nn.Module, source: str | Path | Weights, *, new_head: bool = False, use_ema: bool = False
-) -> None:
+def load_weights(model: nn.Module, source: str | Path | Weights, *, new_head: bool = False) -> None:
     """Load the weights of a file into a model; nothing is loaded unless all of the model's tensors are found.
 
     The names may have any common prefix (``module.``, ``network.``, ``state_dict.model.``, …). If several prefixes fit,
-    the one that is not a moving average is taken, or the one that is, with ``use_ema``. What was taken and what was
-    left out is logged.
+    the one that is not a moving average is taken; with ``read_weights(..., use_ema=True)``, the one that is. What was
+    loaded and what was left out is logged.
 
     Args:
         model: The model; its classifier is what ``get_classifier()`` returns (timm), else its last linear layer.
         source: A file, or what ``read_weights`` returned of it.
         new_head: Whether a classifier that is absent or for another number of classes is left out, so that the model
             keeps its own.
-        use_ema: Whether to take the moving average of the weights.
 
     Raises:
         InputError: The file cannot be read, is of another model, is of another class count without ``new_head``, or
@@ -127,7 +130,7 @@ def load_weights(
     """
     weights = source if isinstance(source, Weights) else read_weights(source)
     own = model.state_dict()
-    prefix = find_prefix(weights, own, use_ema=use_ema)
+    prefix = find_prefix(weights, own)
     found = {name: weights.tensors[prefix + name] for name in own if prefix + name in weights.tensors}
     holders = {weights.held_in[prefix + name] for name in found}
     beside = [name.removeprefix(prefix) for name, holder in weights.held_in.items()
@@ -155,13 +158,12 @@ def load_weights(
     _report(weights, prefix, found, bool(head))
 
 
-def find_prefix(weights: Weights, own: Mapping[str, Tensor], *, use_ema: bool = False) -> str:
+def find_prefix(weights: Weights, own: Mapping[str, Tensor]) -> str:
     """Return what stands before the names of a model's tensors in a file, such as "", ``module.``, ``state_dict.``.
 
     Args:
         weights: The content of the file.
         own: The model's tensors by name.
-        use_ema: Whether to take the moving average of the weights.
 
     Raises:
         InputError: Several prefixes fit equally, or there is no moving average.
@@ -174,10 +176,10 @@ def find_prefix(weights: Weights, own: Mapping[str, Tensor], *, use_ema: bool = 
                 counts[".".join([*parts[:start], ""]) if start else ""] += 1
     average = {prefix: count for prefix, count in counts.items() if _AVERAGE.search(prefix)}
     plain = {prefix: count for prefix, count in counts.items() if prefix not in average}
-    if use_ema and 2 * max(average.values(), default=0) < max(counts.values(), default=1):
-        raise InputError(f"{weights.path} holds no moving average of this model's weights; leave out --use-ema")
+    if weights.use_ema and 2 * max(average.values(), default=0) < max(counts.values(), default=1):
+        raise InputError(f"{weights.path} holds no moving average of this model's weights; leave out --weights-ema")
     only_average = 2 * max(plain.values(), default=0) < max(average.values(), default=0)
-    fitting = average if use_ema or only_average else plain
+    fitting = average if weights.use_ema or only_average else plain
     best = [prefix for prefix, count in fitting.items() if count == max(fitting.values())] or [""]
     usual = [prefix for prefix in ("", *_USUAL) if prefix in best]
     if len(best) > 1 and not usual and 2 * counts[best[0]] > len(own):
@@ -186,10 +188,10 @@ def find_prefix(weights: Weights, own: Mapping[str, Tensor], *, use_ema: bool = 
     return [*usual, *best][0]
 
 
-def count_classes(model: nn.Module, weights: Weights, *, use_ema: bool = False) -> int | None:
+def count_classes(model: nn.Module, weights: Weights) -> int | None:
     """Return how many classes the classifier in a file is for, whatever the model's number; None if it has none."""
     own = model.state_dict()
-    prefix = find_prefix(weights, own, use_ema=use_ema)
+    prefix = find_prefix(weights, own)
     head = [prefix + name for name in own if name.startswith(_classifier_prefixes(model))]
     return next((len(weights.tensors[name]) for name in head if name in weights.tensors), None)
 
@@ -237,7 +239,7 @@ def _report(weights: Weights, prefix: str, found: dict[str, Tensor], new_head: b
     rest = Counter(name.removeprefix(prefix).split(".")[0] for name in weights.tensors if name not in used)
     left = [f"{name} ({count} tensors)" if count > 1 else name for name, count in rest.most_common(5)]
     left += ["…"] if len(rest) > 5 else []
-    left += ["a moving average, which --use-ema loads"] if any(_AVERAGE.search(name) for name in rest) else []
+    left += ["a moving average, which --weights-ema loads"] if any(_AVERAGE.search(name) for name in rest) else []
     texts = [f"weights named {prefix}* are loaded" if prefix else ""]
     texts += [f"left out: {', '.join(left)}" if left else "", "the classifier is new" if new_head else ""]
     if any(texts):

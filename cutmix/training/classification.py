@@ -173,7 +173,8 @@ class Classification:
         about: dict[str, Any] = {
             "model": recipe.model, "num_classes": data.num_classes, "in_chans": data.in_chans, "classes": data.classes,
             "mean": data.mean, "std": data.std, "small": isinstance(data, ArraySet),
-            "recipe": recipe.to_dict(), "epoch": epoch, "image_size": self._image_size(),
+            "recipe": recipe.to_dict(), "epoch": epoch, "data": data.fingerprint(),
+            "image_size": self._image_size(),
         }  # fmt: skip
         return {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
 

@@ -14,10 +14,11 @@ from cutmix.data import Augment, FileSet, ImageSet, Splits, open_splits, test_lo
 from cutmix.data.loaders import Loader
 from cutmix.data.sets import keep_per_class
 from cutmix.errors import InputError, missing_extra
-from cutmix.models import pretrained_normalization
+from cutmix.models import weights_normalization
 from cutmix.runs.folder import RunFolder, environment, today
 from cutmix.runtime.device import autocast, resolve_precision
 from cutmix.runtime.distributed import World, barrier, parallel
+from cutmix.runtime.header import Header, read_header
 from cutmix.runtime.progress import Progress
 from cutmix.training.classification import Classification, Task
 from cutmix.training.state import State, start_state
@@ -54,8 +55,8 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     if options.tensorboard:
         summary_writer()
     train_set, test_set = open_sets(recipe, options, world)
-    if recipe.pretrained and train_set.in_chans == 3 and (normalization := pretrained_normalization(recipe.model)):
-        mean, std = normalization  # what the weights were trained with
+    if normalization := starting_normalization(recipe, train_set.in_chans):
+        mean, std = normalization
         train_set, test_set = (replace(part, mean=mean, std=std) for part in (train_set, test_set))
     recipe = resolve(recipe, train_set, world.device)
     shared: dict[str, Any] = {
@@ -78,7 +79,18 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
         train_batches=test_loader(train_set, **shared) if recipe.train_error else None,
     )  # fmt: skip
     skipped = len(train_set.skipped) + len(test_set.skipped)
-    return assemble(recipe, options, world, train_set.name, state, task, batches, skipped=skipped)
+    return assemble(
+        recipe,
+        options,
+        world,
+        train_set.name,
+        state,
+        task,
+        batches,
+        skipped=skipped,
+        mean=train_set.mean,
+        std=train_set.std,
+    )
 
 
 def assemble(
@@ -139,6 +151,13 @@ def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> tuple[Imag
     if recipe.train_per_class is not None:
         train_set = keep_per_class(train_set, recipe.train_per_class)
     return train_set, test_set
+
+
+def starting_normalization(recipe: Recipe, in_chans: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return the mean and std of the weights that training starts from; None for those of the data set."""
+    if not (recipe.pretrained or recipe.weights):
+        return None
+    return weights_normalization(recipe.model, read_header(recipe.weights) if recipe.weights else Header(), in_chans)
 
 
 def resolve(recipe: Recipe, data: ImageSet, device: torch.device) -> Recipe:

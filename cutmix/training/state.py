@@ -15,6 +15,7 @@ from cutmix.models.create import start_new_head, trying_images
 from cutmix.models.regularizers import DropBlock, regularize
 from cutmix.runtime.distributed import World, gather
 from cutmix.runtime.seeding import derive_seed
+from cutmix.runtime.weights import read_weights
 from cutmix.training.mixes import make_cutout, make_mix
 from cutmix.training.optim import WeightAverage, make_average, make_optimizer
 
@@ -78,7 +79,7 @@ _OF_A_PROCESS = ("loss_sum", "seen", "recent_sum", "recent_seen")
 def start_state(recipe: Recipe, data: ImageSet, world: World) -> State:
     """Make the network and all that moves it, the same in every process; random numbers drawn later differ."""
     torch.manual_seed(derive_seed(recipe.seed, "model"))
-    pretrained = recipe.weights or recipe.pretrained
+    pretrained = read_weights(recipe.weights, use_ema=recipe.weights_ema) if recipe.weights else recipe.pretrained
     model = create_model(recipe.model, data.num_classes, in_chans=data.in_chans, pretrained=pretrained)
     if not (recipe.zero_init or pretrained):
         start_branches_at_one(model)

@@ -156,10 +156,10 @@ def test_the_moving_average_is_chosen_by_a_flag(tmp_path, kind, said):
     content = CONTAINERS[kind](model, average)
     torch.save(content, tmp_path / "w.pth")
     if not any(word in str(content.keys()) + str(content.get("state_dict", {}).keys()) for word in ("ema", "average")):
-        with pytest.raises(InputError, match="holds no moving average of this model's weights; leave out --use-ema"):
-            load_weights(found, tmp_path / "w.pth", use_ema=True)
+        with pytest.raises(InputError, match="holds no moving average of this model's weights"):
+            load_weights(found, read_weights(tmp_path / "w.pth", use_ema=True))
         return
-    load_weights(found, tmp_path / "w.pth", use_ema=True)
+    load_weights(found, read_weights(tmp_path / "w.pth", use_ema=True))
     assert same(found.state_dict(), average.state_dict())
     assert "are loaded" in said()
 
@@ -171,7 +171,7 @@ def test_what_was_done_is_said(tmp_path, said):
     first, second, third = (line.partition(": ")[2] for line in said().splitlines())
     assert first == (
         "weights named state_dict.* are loaded; left out: state_dict_ema (15 tensors), "
-        "a moving average, which --use-ema loads"
+        "a moving average, which --weights-ema loads"
     )
     assert second == "weights named model.* are loaded; left out: token_head (2 tensors)"
     assert third == "weights named backbone.* are loaded"
@@ -196,7 +196,7 @@ def test_timms_own_saver(tmp_path):
     )
     saver.save_checkpoint(1, 0.5)
     for use_ema, expected in ((False, model), (True, average.module)):
-        load_weights(found, tmp_path / "last.pth.tar", use_ema=use_ema)
+        load_weights(found, read_weights(tmp_path / "last.pth.tar", use_ema=use_ema))
         assert same(found.state_dict(), expected.state_dict())
 
 

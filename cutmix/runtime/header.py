@@ -1,0 +1,99 @@
+"""The header of a file of weights: what the model is, what it was trained on, how its images are prepared."""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from cutmix.errors import InputError
+from cutmix.runtime.checkpoint import first_bytes
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of a file of weights of this package; a field is None where the file does not give it.
+
+    Attributes:
+        model: Name of the model, as ``create_model`` takes it.
+        classes: Names of the classes, in the order of the outputs.
+        num_classes: Number of outputs.
+        in_chans: Channels of the images.
+        image_size: Side of the images in pixels.
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel, for pixels in [0, 1].
+        epoch: Epoch after which the weights were saved.
+        recipe: The fields of the recipe that trained the weights.
+        data: Fingerprint of the training set.
+    """
+
+    model: str | None = None
+    classes: tuple[str, ...] | None = None
+    num_classes: int | None = None
+    in_chans: int | None = None
+    image_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    epoch: int | None = None
+    recipe: dict[str, Any] | None = None
+    data: str | None = None
+
+
+def read_header(path: str | Path) -> Header:
+    """Read the header of a file of weights, without its tensors; the header of another program's file is empty.
+
+    Raises:
+        InputError: The file is missing or damaged, or a field has another type or is out of its range.
+    """
+    path = Path(path)
+    if first_bytes(path)[8:9] != b"{":
+        return Header()
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            strings = file.metadata() or {}
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged or incomplete ({error})") from error
+    if "digest" not in strings:
+        return Header()
+    values: dict[str, Any] = {}
+    for name in {field.name for field in fields(Header)} & strings.keys():
+        value, (fits, expected) = strings[name], _HEADER[name]
+        with suppress(ValueError, RecursionError):
+            value = value if name in ("model", "data") else json.loads(value)
+        if not fits(value):
+            raise InputError(f"{path} has {name} {str(value)[:80]} in its header; expected {expected}")
+        values[name] = tuple(value) if isinstance(value, list) else value
+    header = Header(**values)
+    channels = {len(numbers) for numbers in (header.mean, header.std) if numbers} | ({header.in_chans} - {None})
+    outputs = {len(header.classes or ())} - {0} | ({header.num_classes} - {None})
+    if len(channels) > 1 or len(outputs) > 1:
+        raise InputError(f"{path} has a header that contradicts itself: numbers of classes or of channels differ")
+    return header
+
+
+def _whole(low: int, high: int) -> tuple[Callable[[Any], bool], str]:
+    return lambda v: type(v) is int and low <= v <= high, f"a whole number from {low} to {high}"
+
+
+def _numbers(low: float) -> tuple[Callable[[Any], bool], str]:
+    def fits(value: Any) -> bool:
+        return isinstance(value, list) and all(type(v) in (int, float) and low < v < 1e6 for v in value) and bool(value)
+
+    return fits, f"a number above {low:g} for each channel"
+
+
+# For each field of the header: whether a value fits, and what is expected.
+_HEADER: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model": (lambda v: 0 < len(v) < 200, "the name of a model"),
+    "classes": (
+        lambda v: isinstance(v, list) and bool(v) and all(isinstance(name, str) for name in v),
+        "a list of names",
+    ),
+    "num_classes": _whole(1, 10_000_000), "in_chans": _whole(1, 10_000), "image_size": _whole(1, 16_384),
+    "epoch": _whole(0, 1 << 40), "mean": _numbers(-1e6), "std": _numbers(0),
+    "recipe": (lambda v: isinstance(v, dict), "the fields of a recipe"),
+    "data": (lambda v: len(v) < 200, "a fingerprint"),
+}  # fmt: skip
