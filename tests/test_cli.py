@@ -206,7 +206,7 @@ def test_an_unreadable_file_stops_or_is_counted(
         (("train", "--data", "digist"), "did you mean 'digits'"),
         (("train", "--data", "/nowhere/at all"), "neither a folder that exists nor a known data set"),
         (("train", "photos"), "there is no data to train on"),
-        ((*DIGITS, "--model", "resnet999"), "no model is called 'resnet999'; the closest are"),
+        ((*DIGITS, "--model", "resnet999"), "there is no model 'resnet999'; did you mean"),
         ((*DIGITS, "--device", "quantum"), 'no device "quantum"; expected auto, cpu, cuda or cuda:N'),
         ((*DIGITS, "--lr", "-1"), "--lr is -1.0; expected a number above 0"),
         ((*DIGITS, "--lr", "nan"), "--lr is nan"),
@@ -306,7 +306,7 @@ def test_nothing_is_overwritten_for_a_run_that_cannot_start(
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert 'pip install "tensorboard>=' in refused(*DIGITS, "--overwrite", "--tensorboard", "--out", run)
-    assert "no model is called" in refused(*DIGITS, "--overwrite", "--model", "nonsense", "--out", run)
+    assert "there is no model" in refused(*DIGITS, "--overwrite", "--model", "nonsense", "--out", run)
     assert "takes no images" in refused(*DIGITS, "--overwrite", "--model", "test_vit", "--out", run)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 

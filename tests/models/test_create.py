@@ -183,15 +183,15 @@ def test_counts_below_one_are_refused(classes, channels, message):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet_20", r"no model is called 'resnet_20'; the closest are .*resnet20"),
-        ("ResNet18", r"closest are .*resnet18"),
-        ("resnet18_cfar", r"closest are .*resnet18_cifar"),
-        ("zzzzzz", r"known are resnet20, .*timm's models"),
-        ("", r"known are resnet20"),
-        ("zzzzzz_cifar", r"known are resnet20"),
+        ("resnet_20", r"there is no model 'resnet_20'; did you mean .*'resnet20'"),
+        ("ResNet18", r"did you mean .*resnet18"),
+        ("resnet18_cfar", r"did you mean .*resnet18_cifar"),
+        ("zzzzzz", r"expected resnet20, .* or a model of timm"),
+        ("", r"expected resnet20"),
+        ("zzzzzz_cifar", r"expected resnet20"),
         ("resnet50d_cifar", r"plain 7×7 stem"),
         ("vit_tiny_patch16_224_cifar", r"plain 7×7 stem"),
-        ("pyramidnet272", r"closest are .*pyramidnet200"),
+        ("pyramidnet272", r"did you mean .*pyramidnet200"),
         ("resnet10t.nothing", r"'resnet10t' has no weights 'nothing'; known are c3_in1k"),
     ],
 )

@@ -152,7 +152,7 @@ def test_a_folder_of_another_run_is_refused(data: Path, tmp_path: Path, capsys: 
         (("table5", "--shard", "3/2"), "--shard is 3/2; expected i/n"),
         (("table5", "--shard", "half"), "--shard is half"),
         (("table5", "--out", "/dev/null/x"), "/dev/null/x could not be made"),
-        (("table5", "--model", "resnet999"), "no model is called"),
+        (("table5", "--model", "resnet999"), "there is no model"),
     ],
 )
 def test_a_mistake_is_one_sentence_before_anything_is_trained(

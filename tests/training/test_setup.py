@@ -38,7 +38,7 @@ def test_everything_automatic_is_resolved(tmp_path: Path) -> None:
     [
         (replace(DIGITS, data=""), "there is no data"),
         (replace(DIGITS, data="digit"), "did you mean 'digits'"),
-        (replace(DIGITS, model="resnet21"), "no model is called"),
+        (replace(DIGITS, model="resnet21"), "there is no model"),
         (replace(DIGITS, drop_block=0.1), "larger than the feature map"),
         (replace(DIGITS, padding_mode="reflect", crop_padding=8), "padding_mode 'reflect'"),
     ],

@@ -260,7 +260,7 @@ def test_wrong_data_is_one_sentence_with_the_files_name(
         ("faster-rcnn", {"backbone": "gone.pth"}, r"gone\.pth is not there"),
         ("captioning", {"data": "nowhere"}, "nowhere is not a folder"),
         ("captioning", {"model": "geresnet50"}, "of random weights cannot be the encoder of pictures of 32×32 pixels"),
-        ("captioning", {"model": "resnet2000"}, "no model is called 'resnet2000'"),
+        ("captioning", {"model": "resnet2000"}, "there is no model 'resnet2000'"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_before_anything_is_written(
