@@ -129,12 +129,12 @@ def test_another_count_of_classes_is_refused(run: Path, monkeypatch: pytest.Monk
 
 
 def test_classes_in_another_order_are_matched_by_name(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = run_evaluate(options(run))[0]["value"]
+    expected = run_evaluate(options(run))[0].value
     digits = open_data("digits", "test")
     turned = replace(digits, name="turned", classes=digits.classes[::-1], labels=9 - digits.labels)
     splits = replace(open_splits("digits"), test=turned)
     monkeypatch.setattr(cutmix.evaluate.load, "open_splits", lambda *_, **__: splits)
-    assert run_evaluate(options(run))[0]["value"] == expected
+    assert run_evaluate(options(run))[0].value == expected
 
 
 def test_an_unfinished_run_says_so(run: Path) -> None:
