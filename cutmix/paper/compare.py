@@ -312,7 +312,7 @@ def identity(line: Record) -> str:
 
 
 # ---- other tables ----
-# What was measured here beside the paper's numbers of localization, transfer, robustness and the unknown. No torch.
+# Results beside the paper's numbers of localization, transfer, robustness and out-of-distribution detection.
 
 
 class Cell(NamedTuple):

@@ -321,7 +321,7 @@ class PaperRow(NamedTuple):
         numbers: For each of ``METHODS`` its numbers, in per cent.
         measures: The measures here that they are, as a results file names them.
         recipes: For each of ``METHODS`` the recipe of the classifier, or of the backbone; none where there is none.
-        test_images: How many they are of; of the unknown, both the network's own and the others.
+        test_images: Number of test images; in out-of-distribution detection, the model's own and the others.
         of: The other data, of a measure that has some.
         at: Where, such as ε.
         arch: Of a detector or a captioner.
@@ -505,7 +505,7 @@ FGSM = PaperTable(
 )
 
 
-# ---- Tables 12 and A3: the unknown ----
+# ---- Tables 12 and A3: out-of-distribution detection ----
 
 _OOD = ("ood_tnr95", "ood_auroc", "ood_detection_acc")
 

@@ -1,4 +1,4 @@
-"""The paper's numbers of localization, robustness and the unknown: sums, and the means that it prints itself."""
+"""The paper's numbers beside its main tables: sums, and the means that it prints itself."""
 
 import numpy as np
 import pytest
