@@ -16,10 +16,10 @@ from cutmix.errors import InputError
 from cutmix.transfer.average_precision import (
     Detections,
     Objects,
-    coco_average_precision,
     voc_average_precision,
     voc_interval,
 )
+from cutmix.transfer.coco_precision import coco_metrics
 from measuring import Row, arguments, in_turns, medians, report, versions
 
 IMAGES, CLASSES, OBJECTS = 5000, 20, 12_500
@@ -45,7 +45,7 @@ def rows(count: int, rounds: int) -> Iterator[Row]:
     yield Row("all-point", "ms", ms["all-point"], "11-point", ms["11-point"], at=at)
     once: dict[str, Callable[[], object]] = {
         "interval of 1,000 resamples": partial(voc_interval, found, truth, CLASSES, IMAGES),
-        "COCO's program": partial(coco_average_precision, found, truth, CLASSES, IMAGES),
+        "COCO's program": partial(coco_metrics, found, truth, CLASSES, IMAGES),
     }
     for what, call in once.items():
         try:

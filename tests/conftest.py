@@ -1,7 +1,7 @@
 """Fixtures that several files use."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
+
+from cutmix.transfer.detection_data import BoxedImage
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -40,7 +42,7 @@ def no_recompilation() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def voc_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder in Pascal VOC's layout: 12 pictures with a red dog or a blue cat, rectangles of several sizes."""
+    """Return a folder in Pascal VOC's layout: 12 images with a red dog or a blue cat, rectangles of several sizes."""
     folder = tmp_path_factory.mktemp("voc")
     for name in ("JPEGImages", "Annotations"):
         (folder / name).mkdir()
@@ -65,9 +67,28 @@ def voc_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def boxed() -> Callable[..., BoxedImage]:
+    """Return a maker of images with boxes, none of them difficult unless it is said."""
+
+    def make(
+        path: Path,
+        size: tuple[int, int],
+        boxes: Sequence[Sequence[float]],
+        labels: Sequence[int],
+        difficult: Sequence[bool] | None = None,
+    ) -> BoxedImage:
+        corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+        marks = torch.tensor(difficult or [False] * len(boxes), dtype=torch.bool)
+        areas = (corners[:, 2:] - corners[:, :2]).prod(1).double()
+        return BoxedImage(path, size, corners, torch.tensor(labels, dtype=torch.int64), marks, areas)
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def caption_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder in Flickr8k's layout: 12 pictures of one colour with two captions each."""
+    """Return a folder in Flickr8k's layout: 12 images of one color with two captions each."""
     folder = tmp_path_factory.mktemp("captions")
     (folder / "images").mkdir()
     lines = ["image,caption"]

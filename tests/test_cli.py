@@ -430,9 +430,9 @@ def test_a_resumed_transfer_has_the_recipe_of_its_folder(tmp_path: Path, refused
         ((), "cutmix transfer needs a task; expected detection or captioning"),
         (("--data", "x"), "cutmix transfer needs a task"),
         (("segmentation",), 'there is no task "segmentation"; expected detection or captioning'),
-        (("detection",), "there is no data to train on"),
+        (("detection",), "--data is missing; expected the folder of a detection"),
         (("captioning", "--data", "nowhere"), "nowhere is not a folder"),
-        (("detection", "--data", "nowhere", "--model", "resnet18"), "nowhere is no folder"),
+        (("detection", "--data", "nowhere", "--model", "resnet18"), "nowhere is not a folder"),
         (("captioning", "--beam", "0"), "--beam is 0; expected a number of at least 1"),
     ],
 )

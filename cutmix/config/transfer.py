@@ -1,7 +1,7 @@
-"""The paper's transfer runs as values (Table 10, A2), and small ones for a CPU. No torch here.
+"""Recipes of the paper's transfer runs (Tables 10 and A2), and small ones for a CPU. No torch here.
 
-Source: Yun et al. 2019, appendices C and D; what the paper does not say is from the code bases that it names, marked
-below: amdegroot/ssd.pytorch, jwyang/faster-rcnn.pytorch, stevehuanghe/image_captioning.
+Source: Yun et al. 2019, appendices C and D. Settings that the paper does not give are from the code that it names:
+amdegroot/ssd.pytorch, jwyang/faster-rcnn.pytorch, stevehuanghe/image_captioning.
 """
 
 from collections.abc import Mapping
@@ -17,61 +17,64 @@ from cutmix.errors import InputError
 
 @dataclass(frozen=True)
 class Transfer(Training):
-    """What the two transfer tasks share.
+    """The fields that both transfer tasks have.
 
     Raises:
         InputError: If a field is out of its range.
     """
 
     data: str = ""
-    """Folder of the data."""
+    """Folder of the data set."""
     model: str = "resnet50"
-    """Network of the backbone: a ResNet of timm; a run or a file that says its network decides by itself."""
+    """Model of the backbone: one of timm's ResNets; a run, or a file that names its model, overrides it."""
     backbone: str = "none"
-    """Weights of the backbone: a run's folder, a file, pretrained (timm's, fetched), or none for random ones."""
+    """Weights of the backbone: the folder of a run, a file, pretrained (timm's, fetched), or none: random."""
     val_fraction: float = 0.2
-    """Share of the pictures that is kept for testing where the data have no splits of their own."""
+    """Share of the images used for testing, for data without splits of their own."""
     nesterov: bool = False
-    """Nesterov's form of momentum."""
+    """Use Nesterov momentum."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
-    """Arithmetic of the forward pass; the code bases' is float32."""
+    """Precision of the forward pass; auto takes bfloat16 where the device has it in hardware."""
     channels_last: bool = False
-    """Memory layout that convolutions are faster in."""
+    """Use the channels_last memory format, in which convolutions can be faster."""
     compile: Annotated[bool, tyro.conf.Suppress] = False
-    """Not for transfer."""
+    """Not available for transfer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_range("val_fraction", high=1, above=True)
+        if not 0 < self.val_fraction < 1:
+            raise InputError(f"--val-fraction is {self.val_fraction}; expected a number above 0 and below 1")
         if self.compile:
-            raise InputError("--compile is not for transfer: sizes and counts change from picture to picture")
+            raise InputError("--compile is not available for transfer, where sizes and counts differ between images")
 
 
 @dataclass(frozen=True)
 class Detection(Transfer):
-    """A detector on a backbone.
+    """Training of a detector on a backbone.
 
     Raises:
         InputError: If a field is out of its range.
     """
 
     arch: Literal["ssd300", "faster-rcnn"] = "ssd300"
-    """SSD300, or Faster R-CNN with the C4 head."""
+    """Detector: SSD300, or Faster R-CNN with the C4 head."""
+    classes: tuple[str, ...] = ()
+    """Class names in the order of their labels, or a file with one on each line; by default those of the data."""
     image_size: int = 300
-    """ssd300: side of the network's input in pixels."""
+    """ssd300: side of the model's input in pixels."""
     min_size: int = 600
-    """faster-rcnn: pixels of the resized picture's shorter side."""
+    """faster-rcnn: shorter side of a resized image in pixels."""
     max_size: int = 1000
-    """faster-rcnn: most pixels of its longer side."""
+    """faster-rcnn: maximum of its longer side in pixels."""
     freeze: bool = True
-    """faster-rcnn: keep stem, first stage and every normalisation of trained weights; random ones are never kept."""
+    """faster-rcnn: freeze stem, first stage and every normalization; a random backbone is never frozen."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_range("image_size", "min_size", "max_size", low=32)
 
     def without_unread(self) -> "Detection":
-        """Return the recipe with the defaults of what its detector does not read, in which two runs cannot differ."""
+        """Return the recipe with defaults in the fields that its detector does not use, so that recipes compare."""
         own = Detection()
         if self.arch == "faster-rcnn":
             return replace(self, image_size=own.image_size)
@@ -80,67 +83,67 @@ class Detection(Transfer):
 
 @dataclass(frozen=True)
 class Captioning(Transfer):
-    """Show and Tell on a backbone.
+    """Training of Show and Tell on a backbone.
 
     Raises:
         InputError: If a field is out of its range.
     """
 
     tune_encoder: bool = False
-    """Train the backbone too; the paper's code keeps it frozen."""
+    """Train the backbone too; the paper's code freezes it."""
     embed: int = 100
-    """Size of the embeddings."""
+    """Dimensions of the embeddings."""
     hidden: int = 300
-    """Size of the LSTM's state."""
+    """Dimensions of the LSTM state."""
     layers: int = 1
-    """Layers of the LSTM."""
+    """Number of LSTM layers."""
     dropout: float = 0.1
-    """Dropout of the LSTM's output."""
+    """Dropout rate of the LSTM output."""
     min_count: int = 4
-    """Training captions in which a word has to occur to be in the vocabulary, times."""
-    picture_size: int = 256
-    """Side that pictures are resized to."""
+    """Minimum number of occurrences in the training captions for a word of the vocabulary."""
+    image_size: int = 256
+    """Side in pixels to which images are resized before the crop."""
     crop: int = 224
-    """Side of the random crop of it, or of its centre in a test."""
+    """Side of the random crop in pixels; test images are cropped at the center."""
     beam: int = 20
-    """Beams of the search; 1 is greedy."""
+    """Number of beams of the search; 1 is greedy."""
     max_length: int = 20
-    """Most words of a caption."""
+    """Maximum number of words of a caption."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_range("embed", "hidden", "layers", "min_count", "beam", "max_length", "picture_size", "crop", low=1)
+        self._check_range("embed", "hidden", "layers", "min_count", "beam", "max_length", "image_size", "crop", low=1)
         self._check_range("dropout", high=1)
-        if self.crop > self.picture_size:
-            raise InputError(f"--crop is {self.crop}; expected at most --picture-size, {self.picture_size}")
+        if self.crop > self.image_size:
+            raise InputError(f"--crop is {self.crop}; expected at most --image-size, {self.image_size}")
 
 
 SSD300 = Detection(
     name="ssd300", arch="ssd300", epochs=232, batch_size=32, lr=1e-3, momentum=0.9, weight_decay=5e-4, schedule="step",
     milestones=(80 / 120, 100 / 120), eval_every=8,
 )  # fmt: skip
-"""Batch, learning rate, 120,000 iterations (232 epochs of 16,551 pictures) and decays at 80,000 and 100,000 are the
-paper's; momentum, weight decay and augmentation are its code base's."""
+"""From the paper: batch size, learning rate, 120,000 iterations (232 epochs of 16,551 images), decays at 80,000 and
+100,000. From its code base: momentum, weight decay, augmentation."""
 
 FASTER_RCNN = Detection(
     name="faster-rcnn", arch="faster-rcnn", epochs=58, batch_size=8, lr=0.01, momentum=0.9, weight_decay=1e-4,
     decay_all=False, schedule="step", milestones=(100 / 120,), eval_every=2,
 )  # fmt: skip
-"""Batch, learning rate, 120,000 iterations (58 epochs) and the decay at 100,000 are the paper's; sizes, weight decay
-(none of biases) and what is frozen are its code base's."""
+"""From the paper: batch size, learning rate, 120,000 iterations (58 epochs), the decay at 100,000. From its code base:
+sizes, weight decay (none for biases), frozen layers."""
 
 CAPTIONING = Captioning(
     name="captioning", epochs=100, batch_size=20, lr=1e-3, optimizer="adamw", weight_decay=0.0, schedule="constant",
     eval_every=5,
 )  # fmt: skip
-"""Batch, learning rate, epochs and beam are the paper's; the rest its code base's. Its Adam is AdamW without decay."""
+"""The paper's: batch size, learning rate, epochs, beam. From its code base: the rest (Adam as AdamW without decay)."""
 
 TASKS: dict[str, tuple[Transfer, ...]] = {"detection": (SSD300, FASTER_RCNN), "captioning": (CAPTIONING,)}
-"""The recipes of each task; the first one is what is meant where none is named."""
+"""The recipes of each task; the first one is the default."""
 
 
 def find_transfer(task: str, arch: str = "") -> Transfer:
-    """Return a task's recipe: that of an architecture, or its first one.
+    """Return the recipe of a task for an architecture, by default the task's first one.
 
     Raises:
         InputError: If there is no such task.
@@ -152,16 +155,16 @@ def find_transfer(task: str, arch: str = "") -> Transfer:
 
 
 def task_of(recipe: Mapping[str, Any]) -> str:
-    """Return what a run learns, by the recipe of its configuration: classification, detection or captioning."""
+    """Return the task of a recipe, given as in a run's configuration: classification, detection or captioning."""
     if "backbone" not in recipe:
         return "classification"
     return "detection" if "arch" in recipe else "captioning"
 
 
 def small(recipe: Transfer) -> Transfer:
-    """Return a recipe for some hundred pictures and a CPU: a small network, small pictures, few epochs, AdamW."""
+    """Return a recipe for a few hundred images and a CPU: small model, small images, few epochs, AdamW."""
     if isinstance(recipe, Captioning):
-        return replace(recipe, name="captioning-small", model="resnet20", epochs=15, picture_size=72, crop=64)
+        return replace(recipe, name="captioning-small", model="resnet20", epochs=15, image_size=72, crop=64)
     assert isinstance(recipe, Detection)
     return replace(
         recipe, name=f"{recipe.arch}-small", model="resnet10t", epochs=40, batch_size=8, optimizer="adamw", lr=1e-3,
@@ -170,20 +173,20 @@ def small(recipe: Transfer) -> Transfer:
 
 
 def backbone_name(backbone: str) -> str:
-    """Return what a backbone's weights are called: a run by its folder, also where its file is named."""
+    """Return the name of a backbone's weights; a run is named by its folder, even if its file is given."""
     path = Path(backbone).resolve()
     names = {"model.safetensors": path.parent.name, "best.safetensors": f"{path.parent.name}-best"}
     return names.get(path.name, path.name)
 
 
 def backbone_in_words(backbone: str) -> str:
-    """Return a backbone's weights as a table names them."""
+    """Return the name of a backbone's weights for a table."""
     name = backbone_name(backbone)
     return {"none": "random weights", "pretrained": "timm’s weights"}.get(name, name)
 
 
 def recipe_of_arch(arch: str) -> Transfer:
-    """Return the paper's recipe of a detector, or of the captioner, as a result names it."""
+    """Return the paper's recipe of a detector or of the captioner, by the ``arch`` of a result."""
     return {"ssd300": SSD300, "faster-rcnn": FASTER_RCNN, "show-and-tell": CAPTIONING}[arch]
 
 

@@ -80,7 +80,7 @@ def box_gallery(
         Rectangle((0, 0), 1, 1, fill=False, edgecolor="lime", linewidth=2, linestyle=(0, (3, 2)), label="from the map"),
     ]
     figure.legend(handles=keys, loc="outside upper center", ncols=2, fontsize=8, facecolor="0.6", handlelength=3)
-    return _png(figure)
+    return png_of(figure)
 
 
 def mixed_maps(classifier: Classifier, first: int, second: int) -> bytes:
@@ -130,7 +130,7 @@ def mixed_maps(classifier: Classifier, first: int, second: int) -> bytes:
     axes[0, 0].set_ylabel("input", fontsize=9)
     for row, label in enumerate(labels, 1):
         axes[row, 0].set_ylabel(f"map of\n{_short(classifier.classes[label])}", fontsize=9, parse_math=False)
-    return _png(figure)
+    return png_of(figure)
 
 
 def _mixed(classifier: Classifier, pair: Tensor) -> dict[str, Tensor]:
@@ -176,9 +176,10 @@ def _short(name: str, length: int = 20) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
-def _png(figure: Figure) -> bytes:
+def png_of(figure: Figure) -> bytes:
+    """Return a figure as a PNG file."""
     file = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+")  # a class name in a script that the font lacks
+        warnings.filterwarnings("ignore", r"Glyph \d+")  # a text in a script that the font lacks
         figure.savefig(file, format="png")
     return file.getvalue()

@@ -1,8 +1,5 @@
 """A picture of what SMMix does: images, where a network looks, the squares given and overwritten, the mixed batch."""
 
-import io
-import warnings
-
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,6 +8,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
 from torch import Tensor, nn
 
+from cutmix.evaluate.gallery import png_of
 from cutmix.mixing.smmix import AttentionDraw, SMMix
 from cutmix.models.attention import predict_and_attend
 from cutmix.preview.drawing import caption
@@ -77,11 +75,7 @@ def attention_picture(
     lines = [Line2D([], [], color=color, linewidth=3) for color in (_MOST, _LEAST)]
     meanings = ("most attention: given to another", "least attention: overwritten")
     figure.legend(lines, meanings, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+")  # a class name in a script that the font lacks
-        figure.savefig(file, format="png")
-    return file.getvalue()
+    return png_of(figure)
 
 
 def _outline(axis: Axes, draw: AttentionDraw, corner: Tensor, images: Tensor, color: str) -> None:

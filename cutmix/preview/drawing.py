@@ -1,7 +1,5 @@
 """Grids of samples, mixed and unmixed, with their labels in words."""
 
-import io
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -10,6 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cutmix.data import ArraySet, ImageSet, test_loader
+from cutmix.evaluate.gallery import png_of
 from cutmix.mixing.targets import Targets
 from cutmix.runtime.seeding import derive_seed
 
@@ -49,11 +48,7 @@ def preview_grid(
             axis.set(xticks=[], yticks=[])
             axis.set_xlabel(caption(targets, i, data.classes), fontsize=8, parse_math=False)
         row[0].set_ylabel(name, fontsize=10)
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+")  # a class name in a script that the font lacks
-        figure.savefig(file, format="png")
-    return file.getvalue()
+    return png_of(figure)
 
 
 def caption(targets: Targets, i: int, classes: tuple[str, ...]) -> str:

@@ -119,6 +119,22 @@ def _detection(label: str, definition: str) -> Measure:
     return Measure("detection", label, definition, digits=2, better="higher")
 
 
+def _coco_metrics() -> dict[str, Measure]:
+    """Return COCO's metrics beside its mAP: at one overlap, of objects of one size, and recalls."""
+    sizes = {"small": "at most 32²", "medium": "32² to 96²", "large": "at least 96²"}
+    recall = "The mean over overlaps and classes, as in mAP, COCO, of the highest recall with at most {} of an image."
+    return {
+        **{f"coco_map_{at}": _detection(f"mAP at 0.{at}, COCO", f"As mAP, COCO, at an overlap of 0.{at} alone.")
+           for at in (50, 75)},
+        **{f"coco_map_{size}": _detection(f"mAP, {size}, COCO", f"As mAP, COCO, of objects of {area} pixels.")
+           for size, area in sizes.items()},
+        **{f"coco_ar_{most}": _detection(f"AR, {most}, COCO", recall.format(f"{most} detections"))
+           for most in (1, 10, 100)},
+        **{f"coco_ar_{size}": _detection(f"AR, {size}, COCO", f"As AR, 100, COCO, of objects of {area} pixels.")
+           for size, area in sizes.items()},
+    }  # fmt: skip
+
+
 def _captioning(label: str, definition: str) -> Measure:
     return Measure("captioning", label, definition, unit="×\u00a0100", digits=2, better="higher")
 
@@ -439,6 +455,7 @@ MEASURES = {
         "The mean over overlaps of 0.50, 0.55, …, 0.95 and over classes of the average precision at 101 recalls, by "
         "COCO’s own program. Source: Lin et al. 2014.",
     ),
+    **_coco_metrics(),
     "ap": _detection(
         "Average precision",
         "The average precision of one class at 11 recalls, of which mAP is the mean over the classes with objects. "

@@ -24,7 +24,7 @@ from cutmix.statistics import (
     rate_difference,
 )
 from cutmix.transfer.average_precision import Judged, precision_of, tally
-from cutmix.transfer.caption_scores import SCORES, PictureScores, corpus_bleu
+from cutmix.transfer.caption_scores import SCORES, ImageScores, corpus_bleu
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -205,7 +205,7 @@ def _detection(run: Run, arrays: Arrays) -> Iterator[_Sample]:
 
 def _captioning(run: Run, arrays: Arrays) -> Iterator[_Sample]:
     if "bleu" in arrays:
-        scores = PictureScores((), arrays["bleu"], arrays["rouge_l"], arrays["cider_d"])
+        scores = ImageScores((), arrays["bleu"], arrays["rouge_l"], arrays["cider_d"])
         for name in SCORES:
             line, compare = _last(run, "captioning", name), partial(caption_difference, score=name)
             yield _Sample(name, "", None, line, scores, compare, (arrays["references"],))
@@ -263,7 +263,7 @@ def precision_difference(
 
 
 def caption_difference(
-    first: PictureScores, second: PictureScores, score: str, draws: int = _DRAWS["captioning"], seed: int = 0
+    first: ImageScores, second: ImageScores, score: str, draws: int = _DRAWS["captioning"], seed: int = 0
 ) -> Difference:
     """Compare a score of two sets of captions, times 100, the second run's less the first's.
 

@@ -76,6 +76,9 @@ class Task(Protocol):
     def opening(self) -> str:
         """Return what is said of method and data before the first step."""
 
+    def notes(self) -> Sequence[str]:
+        """Return what was left out or assumed when the data were read, one sentence each."""
+
     def circumstances(self) -> dict[str, Any]:
         """Return the fields of a record that depend on the task."""
 
@@ -158,6 +161,10 @@ class Classification:
             f"mix {self.recipe.mix}; {data.name}{other}: {len(data):,} images to train on, {len(self.test_set):,} to "
             f"test, {data.num_classes} classes" + (f", {skipped} unreadable ones left out" if skipped else "")
         )
+
+    def notes(self) -> Sequence[str]:
+        """Return nothing."""
+        return ()
 
     def circumstances(self) -> dict[str, Any]:
         """Return the mix and the size of the images."""

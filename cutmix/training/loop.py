@@ -281,6 +281,8 @@ def begin(run: Run) -> bool:
         f"{recipe.name}: {recipe.model}, {run.task.opening()}; {run.world.device.type}, "
         f"{describe_precision(recipe.precision, run.world.device)}"
     )
+    for note in run.task.notes():
+        run.progress.say(f"note: {note}")
     if run.checkpoint.exists():
         snapshot = load_checkpoint(run.checkpoint)
         if snapshot.get("data", run.task.fingerprint()) != run.task.fingerprint():

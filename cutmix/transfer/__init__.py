@@ -1,1 +1,1 @@
-"""What a trained network is worth to other tasks: object detection and captioning."""
+"""Transfer of a trained backbone to object detection and image captioning."""

@@ -1,28 +1,26 @@
-"""Pascal VOC's average precision of detections, with all that the programs which compute it differ in.
+"""Pascal VOC's average precision of detections and its interval, in every variant that programs differ in.
 
-Source: Everingham et al. 2010; the paper's code bases report the 11-point precision of VOC 2007 at an IoU above 0.5.
-Checked bit for bit against the ``voc_eval`` that both of them carry.
+Source: Everingham et al. 2010. The paper's code bases report the 11-point precision of VOC 2007 at an IoU above 0.5;
+the results equal those of their ``voc_eval`` bit for bit.
 """
 
-import contextlib
-import io
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 
-from cutmix.errors import InputError, missing_extra
+from cutmix.errors import InputError
 
 RIGHT, WRONG, LEFT_OUT = 1, 0, -1
 
 
 class Detections(NamedTuple):
-    """What was found in a whole set, one row a detection, in any order.
+    """The detections in a whole set, one row for each, in any order.
 
     Attributes:
-        images: Which picture, (N,) integers from 0.
-        labels: Which class, (N,) integers from 0.
-        scores: (N,) finite.
-        boxes: (N, 4): left, top, right, bottom in pixels of the picture as it lies on the disk.
+        images: Index of the image, (N,) integers from 0.
+        labels: Class id, (N,) integers from 0.
+        scores: (N,) finite numbers.
+        boxes: (N, 4): left, top, right, bottom in pixels of the stored image.
     """
 
     images: np.ndarray
@@ -32,13 +30,13 @@ class Detections(NamedTuple):
 
 
 class Objects(NamedTuple):
-    """What is there in a whole set, one row an object.
+    """The annotated objects in a whole set, one row for each.
 
     Attributes:
-        images: Which picture, (M,) integers from 0.
-        labels: Which class, (M,) integers from 0.
+        images: Index of the image, (M,) integers from 0.
+        labels: Class id, (M,) integers from 0.
         boxes: (M, 4): left, top, right, bottom in pixels.
-        difficult: (M,) bool: an object that is neither asked for nor held against who finds it.
+        difficult: (M,) bool: neither the object nor a detection of it is counted.
     """
 
     images: np.ndarray
@@ -48,15 +46,15 @@ class Objects(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """Detections with their verdicts, and the objects that are asked for: all that a precision is made of.
+    """Detections with their verdicts, and the objects that are counted: all that a precision is computed from.
 
     Attributes:
-        images: Which picture, (N,) integers from 0, in any order.
-        labels: Which class, (N,).
-        scores: (N,).
-        verdicts: (N,) int8: ``RIGHT``, ``WRONG`` or ``LEFT_OUT``.
-        object_images: Which picture, (M,).
-        object_labels: Which class, (M,).
+        images: Index of the image of each detection, (N,) integers from 0, in any order.
+        labels: Its class id, (N,).
+        scores: Its score, (N,).
+        verdicts: ``RIGHT``, ``WRONG`` or ``LEFT_OUT``, (N,) int8.
+        object_images: Index of the image of each object that is not difficult, (M,).
+        object_labels: Its class id, (M,).
     """
 
     images: np.ndarray
@@ -71,12 +69,12 @@ _Boxed = TypeVar("_Boxed", Detections, Objects)
 
 
 def inclusive(boxed: _Boxed) -> _Boxed:
-    """Return the same boxes with the last pixel inside instead of the edge after it, as VOC's files have them."""
+    """Return boxes that end with their last pixel, as in VOC's files, from boxes that end with the edge after it."""
     return boxed._replace(boxes=np.asarray(boxed.boxes, dtype=np.float64) - (0, 0, 1, 1))
 
 
 def judge(found: Detections, objects: Objects, *, iou: float = 0.5, plus_one: bool = True) -> Judged:
-    """Say of each detection whether it is right; takes what ``voc_average_precision`` takes, and checks nothing."""
+    """Return the verdict on each detection; the arguments are those of ``voc_average_precision``, unchecked."""
     order = by_class_and_score(found.labels, found.scores)
     overlap, taken = _best_overlap(Detections(*(column[order] for column in found)), objects, plus_one)
     hit = overlap > iou
@@ -86,21 +84,21 @@ def judge(found: Detections, objects: Objects, *, iou: float = 0.5, plus_one: bo
     sorted_verdicts[claims[np.unique(taken[claims], return_index=True)[1]]] = RIGHT  # the first claim of each object
     verdicts = np.empty_like(sorted_verdicts)
     verdicts[order] = sorted_verdicts
-    asked = ~objects.difficult
-    return Judged(found.images, found.labels, found.scores, verdicts, objects.images[asked], objects.labels[asked])
+    counted = ~objects.difficult
+    return Judged(found.images, found.labels, found.scores, verdicts, objects.images[counted], objects.labels[counted])
 
 
 def by_class_and_score(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Return the order of the classes and, within each, of falling score; equal scores keep their order."""
+    """Return the order by class and, within a class, by falling score; equal scores keep their order."""
     return np.lexsort((-scores.astype(np.float64), labels))
 
 
 def _best_overlap(found: Detections, objects: Objects, plus_one: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return each detection's highest IoU with an object of its class and picture, and the first such object."""
-    pictures = 1 + max(found.images.max(initial=0), objects.images.max(initial=0))
-    group = objects.labels.astype(np.int64) * pictures + objects.images
+    """Return each detection's highest IoU with an object of its class and image, and the first such object."""
+    images = 1 + max(found.images.max(initial=0), objects.images.max(initial=0))
+    group = objects.labels.astype(np.int64) * images + objects.images
     order = np.argsort(group, kind="stable")
-    wanted = found.labels.astype(np.int64) * pictures + found.images
+    wanted = found.labels.astype(np.int64) * images + found.images
     first, last = (np.searchsorted(group[order], wanted, side) for side in ("left", "right"))
     count = last - first
     detection = np.repeat(np.arange(len(wanted)), count)  # one row for each pair of detection and object
@@ -118,7 +116,7 @@ def _best_overlap(found: Detections, objects: Objects, plus_one: bool) -> tuple[
 
 
 def _pair_iou(a: np.ndarray, b: np.ndarray, plus_one: bool) -> np.ndarray:
-    """Return the overlap of each row of a with the same row of b, rounded as the reference rounds it."""
+    """Return the IoU of each row of a with the same row of b, rounded as the reference rounds it."""
     a, b, one = a.astype(np.float64), b.astype(np.float64), float(plus_one)
     width = np.maximum(np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0]) + one, 0.0)
     height = np.maximum(np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1]) + one, 0.0)
@@ -127,9 +125,9 @@ def _pair_iou(a: np.ndarray, b: np.ndarray, plus_one: bool) -> np.ndarray:
 
 
 def checked(found: Detections, objects: Objects, num_classes: int, plus_one: bool) -> tuple[Detections, Objects]:
-    """Return both as arrays of the types that they are measured in; raises as ``voc_average_precision``.
+    """Return both as checked arrays; raises as ``voc_average_precision``.
 
-    Columns may be whatever NumPy makes arrays of: lists, tensors on the CPU, whole numbers as floats, 0 and 1 as flags.
+    Columns may be anything that NumPy converts: lists, tensors on the CPU, whole numbers as floats, 0 and 1 as flags.
     """
     found = Detections(
         _whole(found.images, "images of the detections"), _whole(found.labels, "labels of the detections"),
@@ -147,7 +145,7 @@ def _numbers(column: Any, what: str) -> np.ndarray:
     try:
         return np.asarray(column, dtype=np.float64)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"the {what} are no array of numbers ({error})") from None
+        raise InputError(f"the {what} cannot be converted to an array ({error}); expected numbers") from None
 
 
 def _boxes(column: Any, what: str) -> np.ndarray:
@@ -158,14 +156,14 @@ def _boxes(column: Any, what: str) -> np.ndarray:
 def _whole(column: Any, what: str) -> np.ndarray:
     numbers = _numbers(column, what)
     if not (np.abs(numbers) < 2**53).all() or (numbers % 1).any():
-        raise InputError(f"the {what} are not all whole numbers: expected integers")
+        raise InputError(f"the {what} are not all whole numbers; expected integers")
     return numbers.astype(np.int64)
 
 
 def _flags(column: Any, what: str) -> np.ndarray:
     flags = _numbers(column, what)
     if not np.isin(flags, (0, 1)).all():
-        raise InputError(f"the {what} are not all true or false, 1 or 0")
+        raise InputError(f"the {what} are not all 0 or 1; expected flags")
     return flags.astype(np.bool_)
 
 
@@ -174,20 +172,22 @@ def _check_values(found: Detections, objects: Objects, num_classes: int, plus_on
         n, labels = len(part.images), part.labels
         if part.boxes.shape != (n, 4) or any(column.shape != (n,) for column in (part.images, labels, values)):
             shapes = ", ".join(f"{name} {column.shape}" for name, column in part._asdict().items())
-            raise InputError(f"the {what} have columns of shapes {shapes}: expected (n, 4) for boxes, (n,) else")
+            raise InputError(
+                f"the {what} have columns of shapes {shapes}; expected (n, 4) for boxes and (n,) for the others"
+            )
         if not (np.isfinite(part.boxes).all() and np.isfinite(values).all()):
-            raise InputError(f"the {what} have values that are not finite, so nothing can be measured")
+            raise InputError(f"the {what} have values that are not finite; expected finite numbers")
         if n and not (labels.min() >= 0 and labels.max() < num_classes and part.images.min() >= 0):
             raise InputError(
-                f"the labels of the {what} run from {labels.min()} to {labels.max()}, their pictures from "
-                f"{part.images.min()}: expected labels from 0 to {num_classes - 1} and pictures from 0"
+                f"the labels of the {what} go from {labels.min()} to {labels.max()}, their images from "
+                f"{part.images.min()}; expected labels from 0 to {num_classes - 1} and images from 0"
             )
     if (found.boxes[:, 2:] + plus_one < found.boxes[:, :2]).any():
-        raise InputError("a detected box ends before it begins: expected left ≤ right and top ≤ bottom")
+        raise InputError("a detected box ends before it begins; expected left ≤ right and top ≤ bottom")
     if (objects.boxes[:, 2:] + plus_one <= objects.boxes[:, :2]).any():
-        raise InputError("an object's box has no area: expected left < right and top < bottom")
+        raise InputError("an object's box has no area; expected left < right and top < bottom")
     if not (~objects.difficult).any():
-        raise InputError("no object is asked for, so there is no precision to average")
+        raise InputError("every object is difficult, or there is none; expected one or more to detect")
 
 
 Interpolation = Literal["11-point", "exact 11-point", "all-point"]
@@ -197,10 +197,10 @@ class AveragePrecision(NamedTuple):
     """Average precision of each class, 0 to 1.
 
     Attributes:
-        per_class: (C,) float64; NaN where no object of the class is asked for.
-        recall: (C,) float64: the share of its objects that were found at any score; NaN likewise.
-        objects: (C,) int64: objects that are asked for.
-        detections: (C,) int64.
+        per_class: (C,) float64; NaN where no object of the class is counted.
+        recall: (C,) float64: the share of its objects that were detected at any score; NaN likewise.
+        objects: (C,) int64: number of objects that are counted.
+        detections: (C,) int64: number of detections.
     """
 
     per_class: np.ndarray
@@ -210,7 +210,7 @@ class AveragePrecision(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """The mean over the classes that have objects (the reference would count the others as 0); NaN without any."""
+        """The mean over the classes with objects (the reference counts the others as 0); NaN without any."""
         return float(np.nanmean(self.per_class)) if self.objects.any() else float("nan")
 
 
@@ -225,30 +225,30 @@ def voc_average_precision(
 ) -> AveragePrecision:
     """Return Pascal VOC's average precision of each class.
 
-    By falling score, each detection takes the object of its class and picture that it overlaps most, also one that is
-    taken already. It is right if the overlap is above ``iou`` and the object not yet taken, left out if the object is
+    By falling score, each detection takes the object of its class and image that it overlaps most, even if that is
+    taken already. It is right if the IoU is above ``iou`` and the object is not yet taken, left out if the object is
     difficult, and wrong otherwise. With recall r = right / objects and precision p = right / (right + wrong) down to
     each detection, AP = 1/11 Σ_t max{p : r ≥ t} over t = 0, 0.1, …, 1, or the area below max{p : r ≥ ·}.
 
     Args:
-        found: What was found; equal scores keep their order. Lists and tensors on the CPU will do for arrays.
-        objects: What is there, likewise.
+        found: The detections; equal scores keep their order. Columns may be lists or tensors on the CPU.
+        objects: The objects, likewise.
         num_classes: C; labels are 0 to C - 1.
-        iou: What the overlap has to exceed, in [0, 1).
+        iou: The IoU that a right detection exceeds, in [0, 1).
         interpolation: "11-point" takes the reference's recalls, of which the 4th, 7th and 8th are a rounding error
-            above 0.3, 0.6 and 0.7: 3 of 10 objects found and nothing else, and AP is 27.27 %. "exact 11-point" takes
-            i / 10: 36.36 %. "all-point" is VOC's from 2010 on.
-        plus_one: A box includes the pixels of its right and lower edge, as in VOC's files: width = right - left + 1.
-            Without it width = right - left. ``inclusive`` makes such boxes of those that detectors work with.
+            above 0.3, 0.6 and 0.7: with 3 of 10 objects detected and no wrong detection, AP is 27.27 %. "exact
+            11-point" takes i / 10: 36.36 %. "all-point" is VOC's definition from 2010 on.
+        plus_one: Boxes include the pixels of their right and lower edge, as in VOC's files: width = right - left + 1.
+            Otherwise width = right - left. ``inclusive`` converts the boxes of detectors.
 
     Raises:
-        InputError: Arrays do not fit each other, a value is not finite, a label is no class, a box is inside out, or no
-            object is asked for.
+        InputError: If arrays do not fit each other, a value is not finite, a label is not a class, a box ends before it
+            begins, or no object is counted.
     """
     found, objects = checked(found, objects, num_classes, plus_one)
     if interpolation not in get_args(Interpolation) or not 0 <= iou < 1:
         raise InputError(
-            f"interpolation is '{interpolation}' and iou {iou}: expected one of {', '.join(get_args(Interpolation))}, "
+            f"interpolation is '{interpolation}' and iou {iou}; expected one of {', '.join(get_args(Interpolation))}, "
             "and 0 ≤ iou < 1"
         )
     judged = judge(found, objects, iou=iou, plus_one=plus_one)
@@ -268,20 +268,20 @@ def voc_interval(
     interpolation: Interpolation = "11-point",
     plus_one: bool = True,
 ) -> tuple[float, float]:
-    """Return the bootstrap interval of the mean average precision: pictures drawn again with replacement.
+    """Return the percentile bootstrap interval of the mean average precision over the test images.
 
-    A picture's detections are judged once, as judging looks at one picture only; a drawn picture then counts as often
-    as it was drawn. The interval is that of the percentiles; it says how much the test pictures matter, not the seed.
+    Detections are judged once, since a verdict depends on one image only; an image then counts as often as it is drawn.
+    The interval reflects the choice of test images, not the seed of training.
 
     Args:
-        found: What was found.
-        objects: What is there.
+        found: The detections.
+        objects: The objects.
         num_classes: C; labels are 0 to C - 1.
-        images: Pictures in the set, those without objects among them.
+        images: Number of images in the set, with and without objects.
         confidence: In (0, 1).
-        resamples: Draws.
-        seed: Of the draws.
-        iou: As ``voc_average_precision`` has it.
+        resamples: Number of resamples.
+        seed: Seed of the resamples.
+        iou: As in ``voc_average_precision``.
         interpolation: Likewise.
         plus_one: Likewise.
 
@@ -289,11 +289,11 @@ def voc_interval(
         Lower and upper bound, 0 to 1.
 
     Raises:
-        InputError: As ``voc_average_precision``, or a picture's number is not below ``images``.
+        InputError: As ``voc_average_precision``, or if the index of an image is not below ``images``.
     """
     found, objects = checked(found, objects, num_classes, plus_one)
     if max(found.images.max(initial=-1), objects.images.max(initial=-1)) >= images:
-        raise InputError(f"images is {images}: expected more than the highest number of a picture, from 0")
+        raise InputError(f"images is {images}; expected more than the highest index of an image")
     from cutmix.statistics import resamples as draw  # torch, which a page does without
 
     counted = tally(judge(found, objects, iou=iou, plus_one=plus_one), num_classes)
@@ -307,19 +307,19 @@ def voc_interval(
 
 
 class Tally(NamedTuple):
-    """What a precision needs of judged detections, by class and falling score.
+    """Judged detections sorted by class and falling score, as a precision needs them.
 
-    Precision falls from each wrong detection to the next, so that only what it is at the right ones counts.
+    Only the precision at right detections is needed, since each wrong one lowers it.
 
     Attributes:
-        images: Picture of each right detection, (R,).
-        bounds: Of each class among them, (C + 1,).
-        wrong_images: Picture of each wrong detection, (W,).
-        wrong_before: How many wrong ones come before each right one, (R,), those of the classes before among them.
-        wrong_first: How many wrong ones the classes before have, (C,).
-        object_images: Picture of each object that is asked for, (M,).
-        object_labels: Its class, (M,).
-        detections: Of each class, (C,).
+        images: Index of the image of each right detection, (R,).
+        bounds: Where each class begins and ends among them, (C + 1,).
+        wrong_images: Index of the image of each wrong detection, (W,).
+        wrong_before: Number of wrong detections before each right one, of all classes, (R,).
+        wrong_first: Number of wrong detections of the classes before each class, (C,).
+        object_images: Index of the image of each object that is counted, (M,).
+        object_labels: Its class id, (M,).
+        detections: Number of detections of each class, (C,).
     """
 
     images: np.ndarray
@@ -333,7 +333,7 @@ class Tally(NamedTuple):
 
 
 def tally(judged: Judged, num_classes: int) -> Tally:
-    """Sort judged detections once, for any number of counts of pictures."""
+    """Sort judged detections, once for any number of resamples."""
     order = by_class_and_score(judged.labels, judged.scores)
     images, verdicts = judged.images[order], judged.verdicts[order]
     right, wrong = np.flatnonzero(verdicts == RIGHT), np.flatnonzero(verdicts == WRONG)
@@ -350,13 +350,13 @@ def precision_of(
     """Return each class's average precision.
 
     Args:
-        counted: The detections.
-        interpolation: As ``voc_average_precision`` has it.
-        counts: How often each picture counts, (pictures,) integers from 0; once without.
+        counted: The judged detections, sorted.
+        interpolation: As in ``voc_average_precision``.
+        counts: How often each image counts, (images,) integers from 0; by default once.
     """
     if counts is None:
-        pictures = (counted.images, counted.wrong_images, counted.object_images)
-        counts = np.ones(1 + max(column.max(initial=-1) for column in pictures), dtype=np.int64)
+        indices = (counted.images, counted.wrong_images, counted.object_images)
+        counts = np.ones(1 + max(column.max(initial=-1) for column in indices), dtype=np.int64)
     classes = len(counted.wrong_first)
     objects = np.bincount(counted.object_labels, counts[counted.object_images], minlength=classes).astype(np.int64)
     right, wrong = counts[counted.images], np.append(0, np.cumsum(counts[counted.wrong_images]))
@@ -372,12 +372,12 @@ def precision_of(
     return AveragePrecision(precision, recall, objects, counted.detections)
 
 
-_REFERENCE_RECALLS = np.arange(0.0, 1.1, 0.1)  # three of them are not i / 10, and deliberately so
+_REFERENCE_RECALLS = np.arange(0.0, 1.1, 0.1)  # three of them are not i / 10, as in the reference
 _EXACT_RECALLS = np.arange(11) / 10
 
 
 def _area(recall: np.ndarray, precision: np.ndarray, interpolation: Interpolation) -> float:
-    """Return the average precision of one class from its curve, by falling score."""
+    """Return the average precision of one class from its curve."""
     envelope = np.maximum.accumulate(precision[::-1])[::-1]  # max{p : r ≥ ·}, as recall does not fall
     if interpolation == "all-point":
         steps = np.concatenate(([0.0], recall, [1.0]))
@@ -389,102 +389,3 @@ def _area(recall: np.ndarray, precision: np.ndarray, interpolation: Interpolatio
     for height in np.append(envelope, 0.0)[np.searchsorted(recall, grid)]:
         total += float(height) / 11.0  # one by one, as the reference adds them
     return total
-
-
-# ---- coco precision ----
-# COCO's average precision of detections, computed by COCO's own program, which is imported only when asked for.
-
-
-class CocoPrecision(NamedTuple):
-    """COCO's average precision, 0 to 1.
-
-    Attributes:
-        mean: Over ten IoU thresholds 0.50, 0.55, …, 0.95, and over the classes with objects.
-        at_50: At 0.50.
-        at_75: At 0.75.
-        per_class: (C,) float64, over the ten thresholds; NaN where no object of the class is asked for.
-    """
-
-    mean: float
-    at_50: float
-    at_75: float
-    per_class: np.ndarray
-
-
-def coco_average_precision(found: Detections, objects: Objects, num_classes: int, images: int) -> CocoPrecision:
-    """Return COCO's average precision, computed by faster-coco-eval or, where that is not installed, pycocotools.
-
-    Each detection takes the best object that is still free, precision is read at 101 recalls, and at most 100
-    detections of a picture and class count. ``difficult`` is COCO's crowd: whatever lies in it counts neither way.
-
-    Args:
-        found: What was found; width = right - left.
-        objects: What is there, likewise.
-        num_classes: C; labels are 0 to C - 1.
-        images: Pictures in the set.
-
-    Raises:
-        InputError: As ``voc_average_precision``, or neither package is installed.
-
-    Source: Lin et al. 2014, the data set's evaluation.
-    """
-    found, objects = checked(found, objects, num_classes, plus_one=False)
-    coco_class, eval_class = _coco_program()
-    truth, answers = _coco_records(found, objects, num_classes, images)
-    with contextlib.redirect_stdout(io.StringIO()):  # both packages print as they go
-        coco = coco_class()
-        coco.dataset = truth
-        coco.createIndex()
-        evaluation = eval_class(coco, coco.loadRes(answers) if answers else _nothing_found(coco_class, truth), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-    table = evaluation.eval["precision"][..., 0, -1]  # IoU × recall × class, objects of every size, 100 a picture
-    table = np.where(table < 0, np.nan, table)  # the program's -1: no object of the class
-    present = ~np.isnan(table).all((0, 1))
-    per_class = np.full(num_classes, np.nan)
-    per_class[present] = table[..., present].mean((0, 1))
-    mean, at_50, at_75 = (float(np.nanmean(part)) for part in (table, table[0], table[5]))
-    return CocoPrecision(mean, at_50, at_75, per_class)
-
-
-def _coco_program() -> tuple[Any, Any]:
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-
-        return COCO, COCOeval_faster
-    except ImportError:
-        pass
-    try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ImportError:
-        raise missing_extra("COCO's average precision", "coco") from None
-    return COCO, COCOeval
-
-
-def _coco_records(
-    found: Detections, objects: Objects, num_classes: int, images: int
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return truth and answers as in COCO's files: numbers from 1; areas, which sort objects by size, are not read."""
-    sides = [np.hstack((x.boxes[:, :2], x.boxes[:, 2:] - x.boxes[:, :2])).astype(np.float64) for x in (objects, found)]
-    columns = objects.images.tolist(), objects.labels.tolist(), objects.difficult.tolist(), sides[0].tolist()
-    truth = {
-        "info": {},
-        "images": [{"id": i} for i in range(images)],
-        "categories": [{"id": label + 1, "name": str(label)} for label in range(num_classes)],
-        "annotations": [
-            {"id": i, "image_id": image, "category_id": label + 1, "iscrowd": int(crowd), "bbox": box, "area": 1.0}
-            for i, (image, label, crowd, box) in enumerate(zip(*columns, strict=True), 1)
-        ],
-    }  # fmt: skip
-    rows = zip(found.images.tolist(), found.labels.tolist(), found.scores.tolist(), sides[1].tolist(), strict=True)
-    return truth, [
-        {"image_id": image, "category_id": label + 1, "score": score, "bbox": box} for image, label, score, box in rows
-    ]
-
-
-def _nothing_found(coco_class: Any, truth: dict[str, Any]) -> Any:
-    coco = coco_class()
-    coco.dataset = truth | {"annotations": []}
-    coco.createIndex()
-    return coco

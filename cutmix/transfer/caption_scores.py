@@ -1,11 +1,9 @@
 """BLEU, ROUGE-L and CIDEr-D of captions, as the COCO caption evaluation defines them, without Java.
 
-METEOR is a program in Java: it is either run as it is, or the answer is "needs Java". No other metric has its name.
+METEOR is computed by its program in Java where that can run, and not at all otherwise.
 """
 
-import functools
 import math
-import re
 import shutil
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -16,6 +14,7 @@ import numpy as np
 
 from cutmix.errors import InputError, missing_extra
 from cutmix.runs.record import Record
+from cutmix.transfer.words import tokenize
 
 Tokens = list[str]
 Gram = tuple[str, ...]
@@ -27,57 +26,57 @@ _SIGMA = 6.0  # of CIDEr-D's penalty of another length, in words
 
 
 @dataclass(frozen=True, eq=False)
-class PictureScores:
-    """What the scores of N pictures are made of, so that they can be computed again for any choice of pictures.
+class ImageScores:
+    """The parts of the scores of N images, from which the scores of any subset can be computed.
 
     Attributes:
-        pictures: The N names, sorted.
-        bleu: (N, 10) int64: words of the candidate and of the reference closest in length, the candidate's 1- to
-            4-grams, and how many of them the references have.
+        images: The N names, sorted.
+        bleu: (N, 10) int64: words of the candidate, words of the reference closest in length, numbers of the
+            candidate's 1- to 4-grams, and how many of them are in the references.
         rouge_l: (N,) float64, each in [0, 1].
         cider_d: (N,) float64, each in [0, 10].
     """
 
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
     bleu: np.ndarray
     rouge_l: np.ndarray
     cider_d: np.ndarray
 
     def corpus(self, chosen: np.ndarray | slice = slice(None)) -> dict[str, float]:
-        """Return the scores of :func:`score_captions` for a choice of pictures, by default all of them."""
+        """Return the scores of :func:`score_captions` for a subset of the images, by default all of them."""
         means = float(self.rouge_l[chosen].mean()), float(self.cider_d[chosen].mean())
         return dict(zip(SCORES, (*corpus_bleu(self.bleu[chosen].sum(0)), *means), strict=True))
 
 
 def score_captions(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """Score one caption of each picture against the references of the same pictures.
+    """Return the scores of one caption for each image against its references.
 
     Args:
-        candidates: A caption by the picture's name; one without a word scores 0.
-        references: One or more captions by the same names.
+        candidates: The caption of each image, by the image's name; a caption without words scores 0.
+        references: One or more captions of each image, by the same names.
 
     Returns:
         ``bleu_1``, ``bleu_2``, ``bleu_3``, ``bleu_4`` and ``rouge_l`` in [0, 1], ``cider_d`` in [0, 10]; the paper
-        prints them times 100. CIDEr-D of a single picture is 0, as no n-gram tells pictures apart.
+        prints them times 100. CIDEr-D of a single image is 0, since its n-grams are in every image.
 
     Raises:
-        InputError: The two name different pictures, there is none, a candidate is no text, or references are no list of
+        InputError: If the two have different names or none, a candidate is not a text, or references are not a list of
             texts with words.
 
     Source: Papineni et al. 2002 (BLEU over the corpus, closest reference length), Lin 2004 (ROUGE-L), Vedantam et al.
     2015 (CIDEr-D) with the constants of pycocoevalcap 1.2, which gives the same numbers for the same tokens.
     """
-    return picture_scores(candidates, references).corpus()
+    return image_scores(candidates, references).corpus()
 
 
-def picture_scores(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> PictureScores:
-    """Return the parts of :func:`score_captions` picture by picture; takes and raises the same."""
-    pictures, words, truth = _tokens(candidates, references)
+def image_scores(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> ImageScores:
+    """Return the parts of :func:`score_captions` for each image; takes and raises the same."""
+    images, words, truth = _tokens(candidates, references)
     grams = [_grams(candidate) for candidate in words]
-    truth_grams = [[_grams(one) for one in several] for several in truth]
+    truth_grams = [[_grams(reference) for reference in several] for several in truth]
     cases = list(zip(words, truth, grams, truth_grams, strict=True))
-    return PictureScores(
-        tuple(pictures),
+    return ImageScores(
+        tuple(images),
         np.array([_bleu_counts(*case) for case in cases]),
         np.array([rouge_l(candidate, several) for candidate, several in zip(words, truth, strict=True)]),
         cider_d(grams, truth_grams),
@@ -94,20 +93,20 @@ def caption_records(
 ) -> list[Record]:
     """Return the scores with their intervals, in the paper's unit.
 
-    The interval is the percentile bootstrap over pictures; CIDEr-D's weights of n-grams stay those of the whole set.
-    METEOR's record has no interval, and no value where its program cannot run: its ``note`` then says what it needs.
+    The interval is the percentile bootstrap over images; CIDEr-D's weights of n-grams stay those of the whole set.
+    METEOR has no interval, and no value where its program cannot run; the ``note`` then gives the reason.
 
     Args:
         candidates: As for :func:`score_captions`.
         references: As for :func:`score_captions`.
         confidence: In (0, 1).
-        resamples: Number of draws of N pictures out of N.
-        seed: Of these draws.
+        resamples: Number of resamples.
+        seed: Seed of the resamples.
     """
     from cutmix.statistics import resamples as draw  # torch, which a page does without
 
-    scores = picture_scores(candidates, references)
-    n = len(scores.pictures)
+    scores = image_scores(candidates, references)
+    n = len(scores.images)
     drawn = [scores.corpus(chosen) for chosen in draw(n, resamples, seed, "bootstrap")]
     records: list[Record] = []
     shared: dict[str, Any] = {"suite": "captioning", "confidence": confidence, "n": n}
@@ -126,54 +125,54 @@ def meteor(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]
     """Return METEOR 1.5 of pycocoevalcap's program in Java, in [0, 1]; takes and raises as :func:`score_captions`.
 
     Raises:
-        InputError: Java or pycocoevalcap is missing too.
+        InputError: Also if Java or pycocoevalcap is missing.
     """
-    pictures, words, truth = _tokens(candidates, references)
+    images, words, truth = _tokens(candidates, references)
     try:
         from pycocoevalcap.meteor.meteor import Meteor
     except ImportError:
         raise missing_extra("METEOR", "captions-java") from None
     if shutil.which("java") is None:
         raise InputError("METEOR needs Java; no program java is on the path")
-    texts = {picture: [" ".join(caption)] for picture, caption in zip(pictures, words, strict=True)}
-    known = {picture: [" ".join(one) for one in several] for picture, several in zip(pictures, truth, strict=True)}
+    texts = {image: [" ".join(caption)] for image, caption in zip(images, words, strict=True)}
+    known = {image: [" ".join(one) for one in several] for image, several in zip(images, truth, strict=True)}
     return float(Meteor().compute_score(known, texts)[0])
 
 
 def _tokens(
     candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
 ) -> tuple[list[str], list[Tokens], list[list[Tokens]]]:
-    """Return the names, the words of the candidates and those of the references, or say what does not fit."""
+    """Return the names, the words of the candidates and those of the references, all checked."""
     try:
-        pictures, differing = sorted(candidates), sorted(candidates.keys() ^ references.keys())
+        images, differing = sorted(candidates), sorted(candidates.keys() ^ references.keys())
     except TypeError:
-        raise InputError("the pictures are named by values of several types: expected texts") from None
+        raise InputError("the names of the images are of several types; expected texts") from None
     if differing:
         has, lacks = ("candidates", "references") if differing[0] in candidates else ("references", "candidates")
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         raise InputError(
-            f"the {has} have the picture '{differing[0]}'{more}, which the {lacks} have not: expected the same pictures"
+            f"the {has} have the image '{differing[0]}'{more}, which the {lacks} do not have; expected the same images"
         )
     if not candidates:
-        raise InputError("there are no captions to score: expected one or more pictures")
-    for picture in pictures:
-        candidate, given = candidates[picture], references[picture]
+        raise InputError("there are no captions; expected those of one or more images")
+    for image in images:
+        candidate, given = candidates[image], references[image]
         if not isinstance(candidate, str):
             kind = type(candidate).__name__
-            raise InputError(f"the candidate of the picture '{picture}' is a {kind}: expected one caption as text")
+            raise InputError(f"the candidate of the image '{image}' is a {kind}; expected one caption as text")
         listed = isinstance(given, Collection) and not isinstance(given, str | Mapping)
-        if not (listed and all(isinstance(one, str) for one in given)):
-            raise InputError(f"the references of the picture '{picture}' are no list of texts: expected ['…', '…']")
-    truth = [[tokenize(caption) for caption in references[picture]] for picture in pictures]
-    for picture, several in zip(pictures, truth, strict=True):
+        if not (listed and all(isinstance(text, str) for text in given)):
+            raise InputError(f"the references of the image '{image}' are not a list of texts; expected ['…', '…']")
+    truth = [[tokenize(caption) for caption in references[image]] for image in images]
+    for image, several in zip(images, truth, strict=True):
         if not several or not all(several):
             what = "an empty reference" if several else "no reference"
-            raise InputError(f"the picture '{picture}' has {what}: expected one or more captions with words")
-    return pictures, [tokenize(candidates[picture]) for picture in pictures], truth
+            raise InputError(f"the image '{image}' has {what}; expected one or more captions with words")
+    return images, [tokenize(candidates[image]) for image in images], truth
 
 
 def _grams(words: Tokens) -> Counter[Gram]:
-    """Count the 1- to 4-grams."""
+    """Return the counts of the 1- to 4-grams."""
     return Counter(tuple(words[i : i + n]) for n in _ORDERS for i in range(len(words) - n + 1))
 
 
@@ -182,10 +181,10 @@ def _grams(words: Tokens) -> Counter[Gram]:
 
 def _bleu_counts(words: Tokens, truth: list[Tokens], grams: Counter[Gram], truth_grams: list[Counter[Gram]]) -> list:
     length = len(words)
-    closest = min((abs(len(one) - length), len(one)) for one in truth)[1]  # the shorter one of two as close
+    closest = min((abs(len(own) - length), len(own)) for own in truth)[1]  # of two equally close ones the shorter
     found = [0, 0, 0, 0]
     for gram, count in grams.items():
-        found[len(gram) - 1] += min(count, max(one[gram] for one in truth_grams))
+        found[len(gram) - 1] += min(count, max(own[gram] for own in truth_grams))
     return [length, closest, *(max(0, length - n + 1) for n in _ORDERS), *found]
 
 
@@ -198,7 +197,7 @@ def corpus_bleu(counts: np.ndarray) -> list[float]:
     Returns:
         Four numbers in [0, 1].
     """
-    small, tiny = 1e-9, 1e-15  # pycocoevalcap's: nothing of nothing is 0
+    small, tiny = 1e-9, 1e-15  # pycocoevalcap's; 0 of 0 is 0
     precision = ((counts[6:] + tiny) / (counts[2:6] + small)).cumprod() ** (1 / np.array(_ORDERS))
     ratio = (counts[0] + tiny) / (counts[1] + small)
     return (precision * np.exp(min(0.0, 1 - 1 / ratio))).tolist()
@@ -210,11 +209,11 @@ def corpus_bleu(counts: np.ndarray) -> list[float]:
 def rouge_l(candidate: Tokens, references: list[Tokens]) -> float:
     """Return (1 + β²) P R / (R + β² P), β = 1.2, of the longest common subsequences.
 
-    P and R are each the best over the references, which may be two different ones.
+    P and R are each the maximum over the references, which may be two different ones.
 
     Args:
-        candidate: Words.
-        references: One or more lists of words, none empty.
+        candidate: The words of the caption.
+        references: The words of one or more references, none empty.
     """
     common = [_common_length(candidate, reference) for reference in references]
     if not max(common):
@@ -225,7 +224,7 @@ def rouge_l(candidate: Tokens, references: list[Tokens]) -> float:
 
 
 def _common_length(a: Tokens, b: Tokens) -> int:
-    """Return the length of the longest common subsequence, a whole row of its table in the bits of one number."""
+    """Return the length of the longest common subsequence; a row of its table is held in the bits of one integer."""
     places: dict[str, int] = {}
     for i, word in enumerate(a):
         places[word] = places.get(word, 0) | 1 << i
@@ -241,22 +240,22 @@ def _common_length(a: Tokens, b: Tokens) -> int:
 
 
 def cider_d(candidates: Sequence[Counter[Gram]], references: Sequence[Sequence[Counter[Gram]]]) -> np.ndarray:
-    """Return CIDEr-D of each picture.
+    """Return CIDEr-D of each image.
 
     10 times the mean, over n = 1 to 4 and over the references, of e^(−(l − l′)² / 2σ²) min(g, g′)·g′ / (|g| |g′|). Here
-    g and g′ are the counts of n-grams, each times log(pictures / pictures whose references have it), σ = 6, and l and
-    l′ are the lengths (counted in 2-grams, which differ as the words do).
+    g and g′ are the counts of n-grams, each times log(images / images whose references have it), σ = 6, and l and l′
+    are the lengths (in 2-grams, whose numbers differ as those of the words do).
 
     Args:
-        candidates: The n-grams of each picture's candidate.
-        references: Of each picture, those of its references.
+        candidates: The n-grams of the candidate of each image.
+        references: The n-grams of each reference, for each image.
 
     Returns:
         (N,) float64.
     """
-    pictures = Counter(gram for several in references for gram in set().union(*several))
+    images = Counter(gram for several in references for gram in set().union(*several))
     log_n = math.log(len(references))
-    rarity = {gram: log_n - math.log(count) for gram, count in pictures.items()}
+    rarity = {gram: log_n - math.log(count) for gram, count in images.items()}
 
     def vector(grams: Counter[Gram]) -> tuple[dict[Gram, float], list[float], int]:
         weights = {gram: count * rarity.get(gram, log_n) for gram, count in grams.items()}
@@ -278,52 +277,3 @@ def cider_d(candidates: Sequence[Counter[Gram]], references: Sequence[Sequence[C
             total += cosine * math.exp(-((own_length - length) ** 2) / (2 * _SIGMA**2))
         scores.append(10 * total / (4 * len(several)))
     return np.array(scores)
-
-
-# ---- tokens ----
-# The words of a caption: Penn Treebank tokens in lower case, without punctuation and without Java.
-
-# What the COCO evaluation drops. It compares after lower-casing, so its "-LRB-" never matches and brackets stay.
-_PUNCTUATION = frozenset(("''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"))
-_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-_TYPOGRAPHIC = str.maketrans({"“": '"', "”": '"', "’": "'", "…": " ... ", "–": " -- ", "—": " -- "})
-_SENTENCE_END = re.compile(r"[^.]{2,}\.")
-_ABBREVIATIONS = frozenset(
-    f"{word}."
-    for words in ("dr mr mrs ms st vs jr sr inc co corp ltd etc no mt ave blvd rd dept est prof gen capt lt sgt rev",
-                  "hon sen rep gov pres jan feb mar aug sept oct nov dec mon tue fri ft")
-    for word in words.split()
-)  # fmt: skip
-
-
-def tokenize(caption: str) -> list[str]:
-    """Split a caption into words.
-
-    Line breaks count as spaces, clitics are words of their own ("is n't", "dog 's"), and brackets become "-lrb-" and
-    so on. A full stop inside the caption is cut off unless it ends an abbreviation.
-
-    Args:
-        caption: Any text; one without a word gives an empty list.
-
-    Returns:
-        Words in lower case. Joined by spaces and split again they are the same.
-
-    Raises:
-        InputError: nltk is not installed.
-
-    Source: Stanford's PTBTokenizer 3.4.1 with ``-preserveLines -lowerCase`` and the filter after it, as pycocoevalcap
-    runs them; made of nltk's TreebankWordTokenizer. The same words for 4,999 of 5,000 captions of Flickr8k. They differ
-    for words in single quotes, e-mail and web addresses, hyphens at a word's edge, and an abbreviation as last word.
-    """
-    words = [_BRACKETS.get(word, word) for word in _treebank().tokenize(caption.translate(_TYPOGRAPHIC).lower())]
-    words = [word[:-1] if _SENTENCE_END.fullmatch(word) and word not in _ABBREVIATIONS else word for word in words]
-    return [word for word in words if word not in _PUNCTUATION]
-
-
-@functools.cache
-def _treebank() -> Any:
-    try:
-        from nltk.tokenize.treebank import TreebankWordTokenizer  # slow to import
-    except ImportError:
-        raise missing_extra("captioning", "captions") from None
-    return TreebankWordTokenizer()

@@ -1,4 +1,4 @@
-"""Captioning as the loop asks for it."""
+"""Captioning as a task of the training loop."""
 
 import contextlib
 import json
@@ -17,24 +17,25 @@ from cutmix.runtime.distributed import World, send_buffers
 from cutmix.training.classification import Evaluation
 from cutmix.training.state import State
 from cutmix.transfer.backbone import Backbone
-from cutmix.transfer.caption_data import CaptionSet, Vocabulary
-from cutmix.transfer.caption_scores import caption_records, picture_scores
+from cutmix.transfer.caption_data import CaptionSet
+from cutmix.transfer.caption_scores import caption_records, image_scores
 from cutmix.transfer.captioning import ShowAndTell, generate_captions, has_bfloat16_lstm
 from cutmix.transfer.galleries import gallery_of_captions
+from cutmix.transfer.words import Vocabulary
 
 
 @dataclass
 class CaptioningTask:
-    """Captions of pictures, judged by CIDEr-D against those of people.
+    """Captioning, evaluated by CIDEr-D against the reference captions.
 
     Attributes:
-        recipe: What is run.
-        state: The network.
-        world: This process among all.
-        train_set: Pictures to train on.
-        test_set: Pictures to measure on.
-        test_batches: Of this process.
-        vocabulary: Of the training captions.
+        recipe: The recipe of the run.
+        state: The captioner and its optimizer.
+        world: The processes.
+        train_set: The training split.
+        test_set: The test split.
+        test_batches: Test batches of this process.
+        vocabulary: The vocabulary of the training captions.
         autocast: Context of the forward pass.
         backbone: The encoder.
     """
@@ -56,16 +57,16 @@ class CaptioningTask:
     command: ClassVar[str] = "cutmix transfer captioning"
 
     def split(self, images: Tensor, tokens: Tensor, progress: float) -> Sequence[tuple[Any, Any]]:
-        """Divide a batch; a part's loss is the mean over its words, so that its words weigh as its captions do."""
+        """Split a batch; the loss of a part is the mean over its words, weighted by its number of captions."""
         return list(zip(images.chunk(self.recipe.accumulate), tokens.chunk(self.recipe.accumulate), strict=True))
 
     def loss(self, network: nn.Module, images: Any, targets: Any) -> Tensor:
-        """Return the cross entropy of the words."""
+        """Return the cross-entropy of the words."""
         with self.autocast:
             return network(images, targets)
 
     def evaluate(self, model: nn.Module) -> Evaluation:
-        """Return the scores times 100, every caption, and what its scores are made of."""
+        """Return the scores times 100, every caption, and the parts of its scores."""
         assert isinstance(model, ShowAndTell)
         send_buffers(model, self.world)
         training = model.training
@@ -76,36 +77,40 @@ class CaptioningTask:
                 beam=self.recipe.beam, max_length=self.recipe.max_length,
             )  # fmt: skip
         model.train(training)
-        scores = picture_scores(self._by_name(captions), self.test_set.references)
+        scores = image_scores(self._by_name(captions), self.test_set.references)
         figures = {name: 100 * value for name, value in scores.corpus().items()}
         texts = {"captions": "\n".join(captions), "references": self.test_set.fingerprint()}
         arrays = {name: np.frombuffer(text.encode(), np.uint8).copy() for name, text in texts.items()}
         return Evaluation(figures, arrays | {name: getattr(scores, name) for name in ("bleu", "rouge_l", "cider_d")})
 
     def records(self, arrays: dict[str, Tensor]) -> list[Record]:
-        """Return the scores with their intervals; METEOR where its program can run."""
+        """Return the scores with their intervals, and METEOR where its program can run."""
         return caption_records(self._by_name(_captions(arrays)), self.test_set.references)
 
     def _by_name(self, captions: Sequence[str]) -> dict[str, str]:
-        return {path.name: caption for path, caption in zip(self.test_set.paths, captions, strict=True)}
+        return dict(zip(self.test_set.names, captions, strict=True))
 
     def opening(self) -> str:
-        """Return the encoder and the data."""
+        """Return the encoder and the data in words."""
         return (
             f"encoder {self.backbone.title}, {'tuned' if self.recipe.tune_encoder else 'frozen'}; "
-            f"{self.train_set.name}: {len(self.train_set):,} pictures to train on, {len(self.test_set):,} to test, "
+            f"{self.train_set.name}: {len(self.train_set):,} training images, {len(self.test_set):,} test images, "
             f"{len(self.vocabulary):,} words{self._exception()}"
         )
 
     def _exception(self) -> str:
-        """Say where the LSTM is not computed in the run's precision."""
+        """Return whether the LSTM is computed in another precision than the run's, in words."""
         bfloat16_on_cpu = self.recipe.precision == "bfloat16" and self.world.device.type == "cpu"
         return (
             "; LSTM in float32 (this CPU has no bfloat16 LSTM)" if bfloat16_on_cpu and not has_bfloat16_lstm() else ""
         )
 
+    def notes(self) -> list[str]:
+        """Return what was left out or assumed when the data were read."""
+        return [*self.train_set.notes, *self.test_set.notes]
+
     def circumstances(self) -> dict[str, Any]:
-        """Return where the encoder comes from and the beam."""
+        """Return the source of the encoder and the beam."""
         return {
             "task": "captioning", "arch": "show-and-tell", "backbone": self.backbone.source,
             "backbone_recipe": self.backbone.recipe,
@@ -113,20 +118,20 @@ class CaptioningTask:
         }  # fmt: skip
 
     def fingerprint(self) -> str:
-        """Return the training set's."""
+        """Return the fingerprint of the training split."""
         return self.train_set.fingerprint()
 
     def about(self, epoch: int) -> dict[str, str]:
-        """Return enough to use the weights."""
+        """Return what is needed to use the weights."""
         about = {"recipe": self.recipe.to_dict(), "words": self.vocabulary.words, "epoch": epoch,
                  "mean": self.backbone.mean, "std": self.backbone.std}  # fmt: skip
         return {"model": self.backbone.model} | {name: json.dumps(value) for name, value in about.items()}
 
     def samples(self) -> None:
-        """Return nothing: pictures are drawn with their captions."""
+        """Return no figure: images are drawn with their captions after training."""
 
     def pictures(self, arrays: dict[str, Tensor]) -> dict[str, bytes]:
-        """Return test pictures with the network's captions and people's."""
+        """Return test images with the generated captions and the references."""
         return {"captions": gallery_of_captions(self.test_set, self._by_name(_captions(arrays)))}
 
 

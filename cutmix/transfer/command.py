@@ -1,4 +1,4 @@
-"""``cutmix transfer``: what a backbone is worth to a detector or a captioner; the loop is that of ``cutmix train``."""
+"""``cutmix transfer``: train a detector or a captioner on a backbone, in the loop of ``cutmix train``."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,27 +22,29 @@ from cutmix.training.optim import make_average, make_optimizer
 from cutmix.training.setup import Run, assemble, summary_writer
 from cutmix.training.state import State
 from cutmix.transfer.backbone import Backbone, load_backbone
-from cutmix.transfer.caption_data import CaptionBatches, PictureBatches, Vocabulary, open_captions
+from cutmix.transfer.caption_data import CaptionBatches, ImageBatches
+from cutmix.transfer.caption_layouts import open_captions
 from cutmix.transfer.captioning import ShowAndTell
 from cutmix.transfer.captioning_task import CaptioningTask
-from cutmix.transfer.detection_data import open_detection
+from cutmix.transfer.detection_layouts import open_detection, read_classes
 from cutmix.transfer.detection_task import DetectionTask, make_batches, make_detector
+from cutmix.transfer.words import Vocabulary
 
 
 def transfer(recipe: Transfer, options: RunOptions | None = None) -> Path:
-    """Train a detector or a captioner, measure it, and return the folder of the run; raises as ``run_training``."""
+    """Train and evaluate a detector or a captioner, and return the folder of the run; raises as ``run_training``."""
     options = options or RunOptions()
     if not recipe.data:
-        raise InputError("there is no data to train on; give the folder of a detection or captioning set with --data")
+        raise InputError("--data is missing; expected the folder of a detection or captioning data set")
     with processes(options.device) as world:
         return run_to_end(prepare_transfer(recipe, options, world))
 
 
 def prepare_transfer(recipe: Transfer, options: RunOptions, world: World) -> Run:
-    """Make everything that the loop works with, and find what is wrong before anything is written."""
+    """Return the run of a recipe, and find every error before anything is written."""
     for name in ("download", "skip_unreadable"):
-        if getattr(options, name, False):  # those of a classifier, from Python
-            raise InputError(f"--{flag(name)} is not for transfer; expected a complete set of pictures on the disk")
+        if getattr(options, name, False):  # options of a classifier, from Python
+            raise InputError(f"--{flag(name)} is not available for transfer; expected a complete data set on the disk")
     if options.tensorboard:
         summary_writer()
     recipe = replace(recipe, precision=resolve_precision(recipe.precision, world.device))
@@ -52,20 +54,19 @@ def prepare_transfer(recipe: Transfer, options: RunOptions, world: World) -> Run
     if isinstance(recipe, Detection):
         if recipe.backbone == "none":
             recipe = replace(recipe, freeze=False)
-        recipe = recipe.without_unread()
+        recipe = replace(recipe.without_unread(), classes=read_classes(recipe.classes))
         state, task, batches = _detection(recipe, backbone, options, world)
     elif isinstance(recipe, Captioning):
         state, task, batches = _captioning(recipe, backbone, world)
     else:
-        raise InputError(f"{type(recipe).__name__} is no transfer task; expected Detection or Captioning")
+        raise InputError(f"the recipe is a {type(recipe).__name__}; expected a Detection or Captioning")
     torch.manual_seed(derive_seed(recipe.seed, "training", world.rank))
     return assemble(recipe, options, world, Path(recipe.data).resolve().name, state, task, batches)
 
 
 def _detection(recipe: Detection, backbone: Backbone, options: RunOptions, world: World) -> tuple[State, Task, Loader]:
-    train_set, test_set = (
-        open_detection(recipe.data, split, test_fraction=recipe.val_fraction, seed=recipe.seed)
-        for split in ("train", "test")
+    train_set, test_set = open_detection(
+        recipe.data, classes=recipe.classes, test_fraction=recipe.val_fraction, seed=recipe.seed
     )
     state = _state(recipe, make_detector(recipe, backbone, train_set.num_classes), world)
     batches, test_batches = make_batches(recipe, train_set, test_set, backbone.mean, world, options.workers)
@@ -76,27 +77,24 @@ def _detection(recipe: Detection, backbone: Backbone, options: RunOptions, world
 
 def _captioning(recipe: Captioning, backbone: Backbone, world: World) -> tuple[State, Task, Loader]:
     train_set, test_set = (
-        replace(
-            open_captions(recipe.data, split, val_fraction=recipe.val_fraction, seed=recipe.seed),
-            mean=backbone.mean, std=backbone.std,
-        )
-        for split in ("train", "test")
-    )  # fmt: skip
+        replace(data, mean=backbone.mean, std=backbone.std)
+        for data in open_captions(recipe.data, test_fraction=recipe.val_fraction, seed=recipe.seed)
+    )
     vocabulary = Vocabulary.from_captions((c for several in train_set.captions for c in several), recipe.min_count)
     state = _state(recipe, _captioner(recipe, backbone, len(vocabulary)), world)
     shared: dict[str, Any] = {
-        "batch_size": recipe.batch_size, "device": world.device, "size": recipe.picture_size, "crop": recipe.crop,
+        "batch_size": recipe.batch_size, "device": world.device, "size": recipe.image_size, "crop": recipe.crop,
         "channels_last": recipe.channels_last, "rank": world.rank, "world_size": world.size,
     }  # fmt: skip
     batches = CaptionBatches(train_set, vocabulary, seed=recipe.seed, **shared)
-    test_batches = PictureBatches(test_set, **shared)
+    test_batches = ImageBatches(test_set, **shared)
     cast = autocast(recipe.precision, world.device)
     task = CaptioningTask(recipe, state, world, train_set, test_set, test_batches, vocabulary, cast, backbone)
     return state, task, batches
 
 
 def _captioner(recipe: Captioning, backbone: Backbone, words: int) -> ShowAndTell:
-    """Make the network, and see that its encoder takes pictures of this size, before a folder is made for the run."""
+    """Return the captioner, and check that its encoder takes images of this size."""
     try:
         network = ShowAndTell(
             backbone.network, words, embed=recipe.embed, hidden=recipe.hidden, layers=recipe.layers,
@@ -107,7 +105,7 @@ def _captioner(recipe: Captioning, backbone: Backbone, words: int) -> ShowAndTel
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
-            f"{backbone.title} cannot be the encoder of pictures of {recipe.crop}×{recipe.crop} pixels ({reason})"
+            f"--crop is {recipe.crop} ({reason}); expected a size that {backbone.title} can encode"
         ) from None
     return network.train()
 

@@ -1,9 +1,9 @@
 """SSD300 and Faster R-CNN C4 on any of timm's ResNets, assembled from torchvision's parts.
 
-Source: Yun et al. 2019, table 10. The paper puts SSD's first tap on the output of layer2 and takes the rest from its
-code bases; what they do is written at each place. The backbone's weights keep their preprocessing: RGB in [0, 1],
-normalised within the network by the mean and standard deviation that the weights were trained with. (The paper's code
-base for Faster R-CNN is made for weights of another kind, BGR from 0 to 255; how that was reconciled is not said.)
+Source: Yun et al. 2019, table 10. The paper puts SSD's first feature map at the output of layer2 and takes the rest
+from its code bases; each setting of theirs is noted where it is used. The backbone keeps the preprocessing of its
+weights: RGB in [0, 1], normalized within the model by the mean and standard deviation that they were trained with. (The
+paper's code base for Faster R-CNN expects weights for BGR from 0 to 255; the paper does not say how it adapted them.)
 """
 
 import math
@@ -18,32 +18,31 @@ from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredict
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import MultiScaleRoIAlign
 
+from cutmix.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cutmix.errors import InputError
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 _STEM = ("conv1", "bn1", "act1", "maxpool")
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 class Detector(nn.Module):
-    """One of torchvision's detectors with this package's labels, which begin at 0 with no class for the background.
+    """One of torchvision's detectors with labels from 0, without a class for the background.
 
     Args:
-        network: SSD or FasterRCNN of num_classes + 1 classes.
-        frozen: Modules that never learn: their parameters keep still, and their statistics too, in every mode.
+        network: SSD or FasterRCNN with num_classes + 1 classes.
+        frozen: Modules that are never trained; neither their parameters nor their statistics change.
     """
 
     def __init__(self, network: nn.Module, frozen: Sequence[nn.Module] = ()) -> None:
         super().__init__()
         self.network = network
-        self._frozen = tuple(frozen)  # a tuple, as they are registered within the network already
+        self._frozen = tuple(frozen)  # in a tuple, since the network registers them already
         for module in self._frozen:
             module.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Detector":
-        """Set the mode of all but what is frozen, which stays in evaluation mode."""
+        """Set training or eval mode, except for frozen modules, which stay in eval mode."""
         super().train(mode)
         for module in self._frozen:
             module.eval()
@@ -55,17 +54,20 @@ class Detector(nn.Module):
         """Return the losses in training mode and the detections otherwise.
 
         Args:
-            images: Each (3, H, W) of its own size, RGB: uint8, or floating point in [0, 1].
-            targets: Of each image in training mode ``boxes`` (n, 4), in its pixels, and ``labels`` (n,) int64.
+            images: RGB images (3, H, W), each of its own size: uint8, or floating point in [0, 1].
+            targets: In training mode, for each image ``boxes`` (n, 4), in its pixels, and ``labels`` (n,) int64.
 
         Returns:
-            The losses by name, whose sum is to be minimised; or of each image ``boxes`` (m, 4), in its pixels,
-            ``scores`` (m,) and ``labels`` (m,), by falling score.
+            The losses by name, whose sum is minimized; or for each image ``boxes`` (m, 4), in its pixels, ``scores``
+            (m,) and ``labels`` (m,), by falling score.
+
+        Raises:
+            InputError: If there are no targets in training mode.
         """
         pixels = [image if image.is_floating_point() else image.float() / 255 for image in images]
         if self.training:
             if targets is None:
-                raise InputError("a detector in training mode needs the targets of its images")
+                raise InputError("targets is None; expected the boxes and labels of the images in training mode")
             shifted = [{"boxes": target["boxes"], "labels": target["labels"] + 1} for target in targets]
             return self.network(pixels, shifted)
         return [found | {"labels": found["labels"] - 1} for found in self.network(pixels)]
@@ -79,32 +81,32 @@ def ssd300(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Detector:
-    """Put SSD300 on a ResNet: taps at layer2, layer3, layer4 and three more maps, 8,732 default boxes.
+    """Return SSD300 on a ResNet: feature maps of layer2, layer3, layer4 and three more, 8,732 default boxes.
 
-    A smaller image makes fewer maps, and they have the last of SSD300's box sizes; a CIFAR stem, which does not stride,
-    has SSD300's six maps for an image of 75 pixels. Nothing is frozen.
+    A smaller image gives fewer maps, which have the last of SSD300's box sizes; with a CIFAR stem, which has no stride,
+    an image of 75 pixels gives SSD300's six maps. Nothing is frozen.
 
     Args:
-        backbone: One of timm's ResNets; it is taken over, not copied, and its classifier is left out.
-        num_classes: Classes, without the background.
-        image_size: Side in pixels to which each image is resized, whatever its shape.
-        mean: Of the backbone's weights, for pixels in [0, 1].
-        std: Likewise.
+        backbone: One of timm's ResNets; the detector uses its layers, not copies, without the classifier.
+        num_classes: Number of classes, without the background.
+        image_size: Side in pixels to which each image is resized; its aspect ratio is not kept.
+        mean: Mean that the backbone's weights were trained with, for pixels in [0, 1].
+        std: Standard deviation, likewise.
 
     Raises:
-        InputError: The backbone is no such network, or makes fewer than four or more than six maps of this image size.
+        InputError: If the backbone is another network, or gives fewer than four or more than six maps at this size.
 
-    Source: Liu et al. 2016; box sizes, thresholds and the scaled tap are those of the paper's code base for VOC.
+    Source: Liu et al. 2016; box sizes, thresholds and the scale of the first map follow the paper's code base for VOC.
     """
     _check_backbone(backbone, num_classes)
     if image_size < 1:
-        raise InputError(f"image_size is {image_size}: expected a side of 1 or more pixels")
+        raise InputError(f"image_size is {image_size}; expected 1 or more pixels")
     features = _SSDFeatures(backbone, image_size)
     maps = len(features.sides)
     boxes = DefaultBoxGenerator(
         [[2], [2, 3], [2, 3], [2, 3], [2], [2]][-maps:],
         scales=[0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05][-maps - 1 :],
-        # a map of stride s has its boxes s pixels apart, 38 · 8 = 304 though the image is 300; the last ones fill it
+        # boxes are one stride apart, 38 · 8 = 304 though the image has 300 pixels; the last maps span the image
         steps=[image_size / side if side <= 3 else stride for side, stride in features.sides],
     )
     network = SSD(
@@ -125,32 +127,33 @@ def faster_rcnn_c4(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Detector:
-    """Put Faster R-CNN on a ResNet: proposals on the output of layer3, layer4 without its stride on each 7×7 region.
+    """Return Faster R-CNN on a ResNet: proposals from layer3, layer4 without its stride on each 7×7 region.
 
-    Anchors are 128, 256 and 512 pixels for images of 600 and shrink with ``min_size``. Where torchvision's parts differ
-    from the paper's code base they stay: RoIAlign takes the mean of sampled pixels and not their maximum, the
-    convolution of the proposals is as wide as its input and not 512, both losses of boxes turn linear at 1/9 (there:
-    1/9 and 1), and proposals of any size are kept (there: of 8 pixels, in tests of 16).
+    Anchors have 128, 256 and 512 pixels for images of 600 and scale with ``min_size``. Where torchvision's parts differ
+    from the paper's code base, torchvision's are used: RoIAlign averages sampled pixels (there: maximum), the
+    convolution of the proposals is as wide as its input (there: 512), both box losses become linear at 1/9 (there: 1/9
+    and 1), and proposals of any size are kept (there: from 8 pixels, in tests from 16).
 
     Args:
-        backbone: One of timm's ResNets; it is taken over, not copied, and its classifier is left out.
-        num_classes: Classes, without the background.
-        min_size: Pixels to which the shorter side of an image is resized.
-        max_size: Pixels that the longer side does not exceed.
-        rois_per_image: Regions of an image to learn from.
-        freeze: Keep conv1, bn1, layer1 and every batch normalization as they are, which is the paper's code base and
-            makes sense for trained weights. A random backbone has to learn them.
-        mean: Of the backbone's weights, for pixels in [0, 1].
-        std: Likewise.
+        backbone: One of timm's ResNets; the detector uses its layers, not copies, without the classifier.
+        num_classes: Number of classes, without the background.
+        min_size: Pixels of the shorter side of a resized image.
+        max_size: Maximum pixels of its longer side.
+        rois_per_image: Number of regions of an image that the head is trained on.
+        freeze: Freeze conv1, bn1, layer1 and every batch normalization, as the paper's code base does for trained
+            weights. A random backbone has to be trained.
+        mean: Mean that the backbone's weights were trained with, for pixels in [0, 1].
+        std: Standard deviation, likewise.
 
     Raises:
-        InputError: The backbone is no such network, its layer4 cannot do without its stride, or a size is wrong.
+        InputError: If the backbone is another network, its layer4 cannot work without its stride, or a size is out of
+            range.
 
     Source: Ren et al. 2015 with the settings of the paper's code base for ResNets.
     """
     _check_backbone(backbone, num_classes)
     if not 32 <= min_size <= max_size:
-        raise InputError(f"min_size is {min_size} and max_size {max_size}: expected 32 ≤ min_size ≤ max_size")
+        raise InputError(f"min_size is {min_size} and max_size {max_size}; expected 32 ≤ min_size ≤ max_size")
     features = _C4Features(backbone)
     head = _C4Head(backbone, features.out_channels)
     sides = tuple(round(side * min_size / 600) for side in (128, 256, 512))
@@ -174,10 +177,10 @@ def faster_rcnn_c4(
 
 
 class _SSDFeatures(nn.Module):
-    """The maps from layer2 on, and convolutions that go on until a map is one pixel.
+    """The maps from layer2 on, and further convolutions until a map is one pixel.
 
     Attributes:
-        out_channels: Of each map.
+        out_channels: Channels of each map.
         sides: Side and stride of each map.
     """
 
@@ -199,12 +202,12 @@ class _SSDFeatures(nn.Module):
             sides.append(1 if sides[-1] == 3 else (sides[-1] + 1) // 2)
         if sides[-1] > 1 or not 4 <= len(sides) <= 6:
             raise InputError(
-                f"an image of {image_size}×{image_size} makes maps of {', '.join(map(str, sides))} pixels with this "
-                "backbone: SSD is for four to six maps, the first of 38 pixels or fewer; give another image size"
+                f"image_size is {image_size}, which gives maps of {', '.join(map(str, sides))} pixels with this "
+                "backbone; expected a size with four to six maps, the first of 38 pixels or fewer"
             )
         stride = 2 ** round(math.log2(image_size / sides[0]))
         self.sides = [(side, stride * 2**i) for i, side in enumerate(sides)]
-        self.scale = nn.Parameter(torch.full((self.out_channels[0],), 20.0))  # the code base's start
+        self.scale = nn.Parameter(torch.full((self.out_channels[0],), 20.0))  # initial value of the code base
         for module in self.extras.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
@@ -213,12 +216,12 @@ class _SSDFeatures(nn.Module):
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         x = self.stem(x)
         maps = [x := layer(x) for layer in (*self.stages, *self.extras)]
-        maps[0] = F.normalize(maps[0]) * self.scale.view(-1, 1, 1)  # SSD's own for its first tap
-        return OrderedDict((str(i), one) for i, one in enumerate(maps))
+        maps[0] = F.normalize(maps[0]) * self.scale.view(-1, 1, 1)  # as SSD does for its first map
+        return OrderedDict((str(i), features) for i, features in enumerate(maps))
 
 
 class _C4Features(nn.Sequential):
-    """conv1 to layer3."""
+    """The layers from conv1 to layer3."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__(*(backbone.get_submodule(name) for name in (*_STEM, *_STAGES[:3])))
@@ -226,7 +229,7 @@ class _C4Features(nn.Sequential):
 
 
 class _C4Head(nn.Module):
-    """layer4 without its stride, and the mean: from regions (n, C, 7, 7) to (n, C')."""
+    """layer4 without its stride and an average pooling: regions (n, C, 7, 7) -> (n, C')."""
 
     def __init__(self, backbone: nn.Module, in_channels: int) -> None:
         super().__init__()
@@ -234,13 +237,13 @@ class _C4Head(nn.Module):
         for module in self.layer4.modules():
             if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
                 module.stride = (1, 1)
-            elif isinstance(module, nn.AvgPool2d):  # before the projection of a ResNet-D's shortcut
+            elif isinstance(module, nn.AvgPool2d):  # in the shortcut of a ResNet-D
                 module.kernel_size = module.stride = 1
         shape = _shapes([self.layer4], (in_channels, 7, 7))[0]
         if shape[1:] != (7, 7):
             raise InputError(
-                f"layer4 of this backbone makes {shape[1]}×{shape[2]} of a 7×7 region: expected a ResNet whose layer4 "
-                "strides in a convolution or a mean"
+                f"layer4 of this backbone gives {shape[1]}×{shape[2]} for a 7×7 region; expected a ResNet whose layer4 "
+                "has its stride in a convolution or an average pooling"
             )
         self.out_channels = shape[0]
 
@@ -252,21 +255,21 @@ def _check_backbone(backbone: nn.Module, num_classes: int) -> None:
     missing = [name for name in (*_STEM, *_STAGES) if not isinstance(getattr(backbone, name, None), nn.Module)]
     if missing:
         raise InputError(
-            f"the backbone is a {type(backbone).__name__} without {', '.join(missing)}: expected one of timm's "
+            f"the backbone is a {type(backbone).__name__} without {', '.join(missing)}; expected one of timm's "
             "ResNets, with conv1, bn1, act1, maxpool and layer1 to layer4"
         )
     first = next(module for module in backbone.get_submodule("conv1").modules() if isinstance(module, nn.Conv2d))
     if first.in_channels != 3:
-        raise InputError(f"the backbone takes images of {first.in_channels} channels: expected 3, red, green and blue")
+        raise InputError(f"the backbone takes images of {first.in_channels} channels; expected 3, for RGB")
     if num_classes < 1:
-        raise InputError(f"num_classes is {num_classes}: expected 1 or more, without the background")
+        raise InputError(f"num_classes is {num_classes}; expected 1 or more, without the background")
 
 
 def _shapes(layers: Iterable[nn.Module], shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
-    """Return the shape after each of the layers, without the batch, for an input of a shape."""
+    """Return the output shape of each layer in turn, without the batch, for an input shape."""
     shapes, network = [], nn.Sequential(*layers)
     training = network.training
-    network.eval()  # or batch normalization would take the zeros for data
+    network.eval()  # so that batch normalization does not take the zeros into its statistics
     x = torch.zeros(1, *shape, device=next(network.parameters()).device)
     try:
         with torch.no_grad():
@@ -276,7 +279,7 @@ def _shapes(layers: Iterable[nn.Module], shape: tuple[int, int, int]) -> list[tu
     except RuntimeError as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(
-            f"the layers of the backbone do not fit an input of {shape[1]}×{shape[2]} ({reason})"
+            f"the input of the backbone is {shape[1]}×{shape[2]} ({reason}); expected a size that its layers take"
         ) from None
     finally:
         network.train(training)

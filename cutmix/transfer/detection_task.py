@@ -1,7 +1,8 @@
-"""Detection as the loop asks for it."""
+"""Detection as a task of the training loop."""
 
 import contextlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,7 +22,7 @@ from cutmix.transfer.average_precision import (
     Detections,
     Interpolation,
     Judged,
-    coco_average_precision,
+    Objects,
     inclusive,
     judge,
     precision_of,
@@ -30,26 +31,31 @@ from cutmix.transfer.average_precision import (
     voc_interval,
 )
 from cutmix.transfer.backbone import Backbone
+from cutmix.transfer.coco_precision import coco_metrics
 from cutmix.transfer.detection import faster_rcnn_c4, ssd300
 from cutmix.transfer.detection_data import DetectionSamples, DetectionSet, collate, faster_rcnn_transform, ssd_transform
 from cutmix.transfer.galleries import gallery_of_detections
 
+COCO_METRICS = (
+    "coco_map", "coco_map_50", "coco_map_75", "coco_map_small", "coco_map_medium", "coco_map_large",
+    "coco_ar_1", "coco_ar_10", "coco_ar_100", "coco_ar_small", "coco_ar_medium", "coco_ar_large",
+)  # fmt: skip
 _INTERPOLATIONS: dict[str, Interpolation] = {"map": "11-point", "map_all_point": "all-point"}
 
 
 @dataclass
 class DetectionTask:
-    """Boxes and their classes, judged by Pascal VOC's mean average precision.
+    """Detection, evaluated by Pascal VOC's mean average precision.
 
     Attributes:
-        recipe: What is run.
-        state: The detector.
-        world: This process among all.
-        train_set: Pictures to train on.
-        test_set: Pictures to measure on.
-        test_batches: Of this process.
+        recipe: The recipe of the run.
+        state: The detector and its optimizer.
+        world: The processes.
+        train_set: The training split.
+        test_set: The test split.
+        test_batches: Test batches of this process.
         autocast: Context of the forward pass.
-        backbone: What the detector was put on.
+        backbone: The backbone of the detector.
     """
 
     recipe: Detection
@@ -68,7 +74,7 @@ class DetectionTask:
     command: ClassVar[str] = "cutmix transfer detection"
 
     def split(self, images: list[Tensor], targets: list[Any], progress: float) -> Sequence[tuple[Any, Any]]:
-        """Divide a batch; a detector's losses are of the objects in a part, so that parts weigh them a little apart."""
+        """Split a batch; a loss is a mean over the objects of a part, so it differs a little from that of the batch."""
         size = -(-len(images) // self.recipe.accumulate)
         return [(images[i : i + size], targets[i : i + size]) for i in range(0, len(images), size)]
 
@@ -78,7 +84,7 @@ class DetectionTask:
             return torch.stack(list(network(images, targets).values())).sum()
 
     def evaluate(self, model: nn.Module) -> Evaluation:
-        """Return the mean average precision in per cent, and every detection."""
+        """Return the mean average precision in percent, and every detection with its verdict."""
         send_buffers(model, self.world)
         training, own = model.training, []
         model.eval()
@@ -97,7 +103,7 @@ class DetectionTask:
         return Evaluation({"map": 100 * precision.mean}, arrays | judged._asdict())
 
     def records(self, arrays: dict[str, Tensor]) -> list[Record]:
-        """Return VOC's mean average precision with its interval, each class's, and COCO's where it can be computed."""
+        """Return VOC's mean average precision with its interval, that of each class, and COCO's metrics."""
         found = _detections({name: column.numpy() for name, column in arrays.items()})
         objects, classes, n = self.test_set.objects(), self.test_set.classes, len(self.test_set)
         scene, records = (inclusive(found), inclusive(objects), len(classes)), []
@@ -109,27 +115,43 @@ class DetectionTask:
         for name, value, count in zip(classes, precision.per_class.tolist(), precision.objects.tolist(), strict=True):
             if count:
                 records.append(Record(metric="ap", of=name, value=100 * value, n=count, suite="detection"))
+        return [*records, *self._coco_records(found, objects)]
+
+    def _coco_records(self, found: Detections, objects: Objects) -> list[Record]:
+        """Return COCO's twelve metrics, without values where its program is not installed."""
+        n = len(self.test_set)
         try:
-            coco = coco_average_precision(found, objects, len(classes), n)
+            coco = coco_metrics(found, objects, self.test_set.num_classes, n, self.test_set.areas())
         except InputError as error:
             note = f"not run: {error}"
-            return [*records, Record(metric="coco_map", value=None, n=n, suite="detection", note=note)]
-        return [*records, Record(metric="coco_map", value=100 * coco.mean, n=n, suite="detection")]
+            return [Record(metric="coco_map", value=None, n=n, suite="detection", note=note)]
+        values: dict[str, Any] = dict(zip(COCO_METRICS, coco[: len(COCO_METRICS)], strict=True))
+        none = "not run: the test images have no object of this size"
+        return [
+            Record(metric=name, value=None, n=n, suite="detection", note=none)
+            if math.isnan(value)
+            else Record(metric=name, value=100 * value, n=n, suite="detection")
+            for name, value in values.items()
+        ]
 
     def _judge(self, found: Detections) -> Judged:
-        # SSD's code base leaves out VOC's + 1: the same areas, as it works with the edges of boxes
+        # SSD's code base has boxes that end with their edge and no VOC's + 1: the same areas
         return judge(inclusive(found), inclusive(self.test_set.objects()))
 
     def opening(self) -> str:
         """Return the detector, its backbone and the data."""
         return (
             f"{self.recipe.arch} on {self.backbone.title}; {self.train_set.name}: "
-            f"{len(self.train_set):,} pictures to train on, {len(self.test_set):,} to test, "
+            f"{len(self.train_set):,} training images, {len(self.test_set):,} test images, "
             f"{self.train_set.num_classes} classes"
         )
 
+    def notes(self) -> list[str]:
+        """Return what was left out or assumed when the data were read."""
+        return [*self.train_set.notes, *self.test_set.notes]
+
     def circumstances(self) -> dict[str, Any]:
-        """Return the detector and where its backbone comes from."""
+        """Return the detector and the source of its backbone."""
         return {
             "task": "detection", "arch": self.recipe.arch, "backbone": self.backbone.source,
             "backbone_recipe": self.backbone.recipe,
@@ -137,20 +159,20 @@ class DetectionTask:
         }  # fmt: skip
 
     def fingerprint(self) -> str:
-        """Return the training set's."""
+        """Return the fingerprint of the training split."""
         return self.train_set.fingerprint()
 
     def about(self, epoch: int) -> dict[str, str]:
-        """Return enough to use the weights."""
+        """Return what is needed to use the weights."""
         about = {"recipe": self.recipe.to_dict(), "classes": self.train_set.classes, "epoch": epoch,
                  "mean": self.backbone.mean, "std": self.backbone.std}  # fmt: skip
         return {"model": self.backbone.model} | {name: json.dumps(value) for name, value in about.items()}
 
     def samples(self) -> None:
-        """Return nothing: pictures are drawn with what was found in them."""
+        """Return no figure: images are drawn with their detections after training."""
 
     def pictures(self, arrays: dict[str, Tensor]) -> dict[str, bytes]:
-        """Return test pictures with their true boxes and what was found."""
+        """Return test images with their true boxes and their detections."""
         found = _detections({name: column.numpy() for name, column in arrays.items()})
         return {"detections": gallery_of_detections(self.test_set, found)}
 
@@ -159,7 +181,7 @@ def make_detector(recipe: Detection, backbone: Backbone, num_classes: int) -> nn
     """Return the recipe's detector on a backbone.
 
     Raises:
-        InputError: If the layers or the sizes do not fit.
+        InputError: If the backbone's layers or the image size do not fit the detector.
     """
     mean, std, network = backbone.mean, backbone.std, backbone.network
     try:
@@ -170,7 +192,7 @@ def make_detector(recipe: Detection, backbone: Backbone, num_classes: int) -> nn
             std=std,
         )  # fmt: skip
     except InputError as error:
-        raise InputError(f"{recipe.arch} cannot be put on {backbone.title}: {error}") from None
+        raise InputError(f"{recipe.arch} does not fit {backbone.title}: {error}") from None
 
 
 def make_batches(
@@ -181,17 +203,19 @@ def make_batches(
     world: World,
     workers: int,
 ) -> tuple[Loader, Loader]:
-    """Return the batches to train on, augmented as the recipe's code base does, and those to measure on.
+    """Return the training batches, augmented as in the recipe's code base, and the test batches.
 
     Raises:
-        InputError: If the processes cannot share a batch, or no object of the test pictures is asked for.
+        InputError: If the batch size is not a multiple of the processes, or no object of the test split is counted.
     """
     if recipe.batch_size % world.size:
         raise InputError(
             f"--batch-size is {recipe.batch_size}; expected a positive multiple of the {world.size} processes"
         )
     if test_set.objects().difficult.all():
-        raise InputError(f"the {len(test_set)} test pictures of {test_set.name} have no object that is asked for")
+        raise InputError(
+            f"every object of the {len(test_set)} test images of {test_set.name} is difficult; expected one that counts"
+        )
     ssd = recipe.arch == "ssd300"
     transform = ssd_transform(recipe.image_size, fill=mean) if ssd else faster_rcnn_transform()
     keep = not ssd and not train_set.crowds
@@ -204,7 +228,7 @@ def make_batches(
         moved = [{name: column.to(world.device) for name, column in target.items()} for target in targets]
         return [image.to(world.device, non_blocking=True) for image in images], moved
 
-    # in a batch of Faster R-CNN the smaller pictures get a border, and what is found depends on it
+    # Faster R-CNN pads the smaller images of a batch, which changes their detections
     order = TestOrder(len(test_set), recipe.batch_size if ssd else world.size, world.rank, world.size)
     return (
         FileLoader(training, TrainOrder(len(train_set), *shape), finish, workers, **shared),

@@ -26,7 +26,7 @@ UNREAD: dict[str, dict[str, Any]] = {
     "ssd300": {"min_size": 200, "max_size": 300, "freeze": False},
     "faster-rcnn": {"image_size": 96},
 }
-VOC = 16_551  # pictures of VOC2007 and VOC2012 trainval
+VOC = 16_551  # images of VOC2007 and VOC2012 trainval
 
 
 @pytest.mark.parametrize(("recipe", "decays"), [(SSD300, (80_000, 100_000)), (FASTER_RCNN, (100_000,))])
@@ -102,10 +102,11 @@ def test_the_small_recipes_are_small() -> None:
 @pytest.mark.parametrize(
     ("kind", "fields", "message"),
     [
-        (Detection, {"compile": True}, "--compile is not for transfer"),
+        (Detection, {"compile": True}, "--compile is not available for transfer"),
         (Detection, {"image_size": 16}, "--image-size is 16; expected a number of at least 32"),
-        (Detection, {"val_fraction": 0.0}, "--val-fraction is 0.0; expected a number above 0 and at most 1"),
-        (Captioning, {"crop": 300}, "--crop is 300; expected at most --picture-size, 256"),
+        (Detection, {"val_fraction": 0.0}, "--val-fraction is 0.0; expected a number above 0 and below 1"),
+        (Detection, {"val_fraction": 1.0}, "--val-fraction is 1.0; expected a number above 0 and below 1"),
+        (Captioning, {"crop": 300}, "--crop is 300; expected at most --image-size, 256"),
         (Captioning, {"beam": 0}, "--beam is 0; expected a number of at least 1"),
         (Captioning, {"dropout": 1.5}, "--dropout is 1.5"),
         (Captioning, {"epochs": 0}, "--epochs is 0"),

@@ -7,7 +7,7 @@ from scipy import stats
 from cutmix.errors import InputError
 from cutmix.report.paired import caption_difference, precision_difference
 from cutmix.transfer.average_precision import RIGHT, WRONG, Detections, Judged, Objects, judge, voc_average_precision
-from cutmix.transfer.caption_scores import PictureScores, picture_scores, score_captions
+from cutmix.transfer.caption_scores import ImageScores, image_scores, score_captions
 
 PICTURES = 60
 
@@ -99,7 +99,7 @@ def pair() -> tuple[dict[str, str], dict[str, str], dict[str, list[str]]]:
 @pytest.mark.parametrize("score", ["bleu_1", "bleu_4", "rouge_l", "cider_d"])
 def test_the_value_is_the_difference_of_the_scores(pair: tuple, score: str) -> None:
     first, second, references = pair
-    one, other = (picture_scores(candidates, references) for candidates in (first, second))
+    one, other = (image_scores(candidates, references) for candidates in (first, second))
     found = caption_difference(one, other, score)
     expected = score_captions(second, references)[score] - score_captions(first, references)[score]
     assert found.value == pytest.approx(100 * expected)
@@ -108,7 +108,7 @@ def test_the_value_is_the_difference_of_the_scores(pair: tuple, score: str) -> N
 
 def test_of_a_mean_the_interval_is_students(pair: tuple) -> None:
     first, second, references = pair
-    one, other = (picture_scores(candidates, references) for candidates in (first, second))
+    one, other = (image_scores(candidates, references) for candidates in (first, second))
     interval = stats.ttest_rel(other.rouge_l, one.rouge_l).confidence_interval()
     found = caption_difference(one, other, "rouge_l", draws=4000)
     assert (found.low, found.high) == pytest.approx((100 * interval.low, 100 * interval.high), rel=0.05)
@@ -119,7 +119,7 @@ def test_other_pictures_are_refused() -> None:
     judged = judge(found, objects)
     with pytest.raises(InputError, match="different objects"):
         precision_difference(judged, judged._replace(object_labels=judged.object_labels[::-1]), PICTURES)
-    scores = PictureScores((), np.ones((3, 10), int), np.ones(3), np.ones(3))
-    for first, second in ((scores, PictureScores((), np.ones((2, 10), int), np.ones(2), np.ones(2))),):
+    scores = ImageScores((), np.ones((3, 10), int), np.ones(3), np.ones(3))
+    for first, second in ((scores, ImageScores((), np.ones((2, 10), int), np.ones(2), np.ones(2))),):
         with pytest.raises(InputError, match="3 and 2 pictures"):
             caption_difference(first, second, "rouge_l")

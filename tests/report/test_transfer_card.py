@@ -18,7 +18,7 @@ from cutmix.report.summary import write_report
 from cutmix.runs.read import read_runs
 from cutmix.runs.record import Record, append_records
 from cutmix.transfer.average_precision import RIGHT, WRONG, Judged
-from cutmix.transfer.caption_scores import caption_records, picture_scores
+from cutmix.transfer.caption_scores import caption_records, image_scores
 
 PICTURES = 30
 CLASSES = ("cat", "dog")
@@ -84,7 +84,7 @@ def make_captioner(folder: Path, good: int, **changes: Any) -> tuple[Path, list[
         for i, (name, several) in enumerate(references.items())
     }
     lines = caption_records(captions, references, resamples=50)
-    scores = picture_scores(captions, references)
+    scores = image_scores(captions, references)
     arrays = {"bleu": scores.bleu, "rouge_l": scores.rouge_l, "cider_d": scores.cider_d,
               "references": np.frombuffer(b"the same", np.uint8)}  # fmt: skip
     return make_transfer(folder, "captioning", lines, arrays, **changes), lines

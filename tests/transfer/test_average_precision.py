@@ -276,17 +276,23 @@ def test_a_resample_is_the_set_with_pictures_repeated() -> None:
     [
         (lambda f, t: (f._replace(scores=f.scores[1:]), t), "detections have columns of shapes"),
         (lambda f, t: (f._replace(scores=f.scores * math.nan), t), "detections have values that are not finite"),
-        (lambda f, t: (f._replace(labels=f.labels + 5), t), "labels of the detections run from 5 to 9"),
-        (lambda f, t: (f, t._replace(labels=t.labels - 1)), "labels of the objects run from -1 to 3"),
+        (lambda f, t: (f._replace(labels=f.labels + 5), t), "labels of the detections go from 5 to 9"),
+        (lambda f, t: (f, t._replace(labels=t.labels - 1)), "labels of the objects go from -1 to 3"),
         (lambda f, t: (f._replace(boxes=f.boxes[:, [2, 3, 0, 1]]), t), "a detected box ends before it begins"),
         (lambda f, t: (f, t._replace(boxes=t.boxes[:, [2, 3, 0, 1]])), "an object's box has no area"),
-        (lambda f, t: (f, t._replace(difficult=np.ones_like(t.difficult))), "no object is asked for"),
-        (lambda f, t: (f, t._replace(difficult=t.difficult + 0.5)), "the difficult flags are not all true or false"),
-        (lambda f, t: (f, t._replace(difficult=[None] * len(t.labels))), "the difficult flags are not all true or fal"),
+        (
+            lambda f, t: (f, t._replace(difficult=np.ones_like(t.difficult))),
+            "every object is difficult",
+        ),
+        (lambda f, t: (f, t._replace(difficult=t.difficult + 0.5)), "the difficult flags are not all 0 or 1"),
+        (lambda f, t: (f, t._replace(difficult=[None] * len(t.labels))), "the difficult flags are not all 0 or 1"),
         (lambda f, t: (f._replace(images=f.images + 0.5), t), "images of the detections are not all whole numbers"),
         (lambda f, t: (f, t._replace(labels=t.labels * math.nan)), "labels of the objects are not all whole numbers"),
-        (lambda f, t: (f._replace(scores=["x"] * len(f.scores)), t), r"the scores are no array of numbers \(could not"),
-        (lambda f, t: (f._replace(boxes=[[1, 2, 3, 4], [5]]), t), "boxes of the detections are no array of numbers"),
+        (
+            lambda f, t: (f._replace(scores=["x"] * len(f.scores)), t),
+            r"scores cannot be converted to an array \(could",
+        ),
+        (lambda f, t: (f._replace(boxes=[[1, 2, 3, 4], [5]]), t), "boxes of the detections cannot be converted to an"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(change: Any, message: str) -> None:

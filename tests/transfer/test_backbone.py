@@ -37,7 +37,7 @@ def run(tmp_path: Path) -> Path:
 def test_a_run_brings_its_network_and_its_normalisation(run: Path, source: str) -> None:
     found = load_backbone(Detection(backbone=str(run / source), model="resnet50"))
     assert (found.model, found.mean, found.std) == ("resnet20", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert found.title == f"resnet20 of {run / 'model.safetensors'}"
+    assert found.title == f"resnet20 with the weights of {run / 'model.safetensors'}"
     other = create_model("resnet20", 7, pretrained=run / "model.safetensors").eval()
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(found.network.eval()(images), other(images))
@@ -59,7 +59,7 @@ def test_no_weights_are_random_ones_that_do_something_in_every_block() -> None:
     assert all(bool(scale.all()) for scale in scales)
     zeroed = [m.weight for m in timm.create_model(SMALL).modules() if isinstance(m, nn.BatchNorm2d)]
     assert not all(bool(scale.all()) for scale in zeroed)  # which is timm's own start
-    assert found.title == f"{SMALL} of random weights"
+    assert found.title == f"{SMALL} with random weights"
     assert found.mean == (0.485, 0.456, 0.406)
 
 
@@ -72,14 +72,16 @@ def test_a_file_of_another_network_is_refused_by_its_name(tmp_path: Path) -> Non
 def test_grey_images_are_refused(tmp_path: Path) -> None:
     network = create_model("resnet20", 10, in_chans=1)
     path = write(tmp_path / "grey.safetensors", network, model="resnet20", num_classes=10, in_chans=1)
-    with pytest.raises(InputError, match=r"grey\.safetensors is for images of 1 channels; a backbone takes RGB"):
+    with pytest.raises(InputError, match=r"grey\.safetensors is for images of 1 channels; expected 3, for RGB"):
         load_backbone(Detection(backbone=str(path)))
 
 
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere is not there; expected none, pretrained, the folder of a finished"):
+    with pytest.raises(
+        InputError, match=r"nowhere does not exist; expected none, pretrained, the folder of a finished"
+    ):
         load_backbone(Detection(backbone=str(tmp_path / "nowhere")))
-    with pytest.raises(InputError, match=r"model\.safetensors is not there"):  # a run that is not finished
+    with pytest.raises(InputError, match=r"model\.safetensors does not exist"):  # a run that is not finished
         load_backbone(Detection(backbone=str(tmp_path)))
     (tmp_path / "broken.pth").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(InputError, match=r"broken\.pth is damaged"):

@@ -1,7 +1,7 @@
 """Scores beside cases worked out by hand, other libraries, and pycocoevalcap where it is installed.
 
-The oracle was also run by hand on 800 pictures of Flickr8k with 4 references each: every score was the same to 1e-16,
-ROUGE-L and CIDEr-D of each single picture to 2e-15.
+The oracle was also run by hand on 800 images of Flickr8k with 4 references each: every score was the same to 1e-16,
+ROUGE-L and CIDEr-D of each single image to 2e-15.
 """
 
 import math
@@ -15,7 +15,8 @@ from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu
 
 from cutmix.errors import InputError
 from cutmix.transfer import caption_scores as module
-from cutmix.transfer.caption_scores import caption_records, meteor, picture_scores, rouge_l, score_captions, tokenize
+from cutmix.transfer.caption_scores import caption_records, image_scores, meteor, rouge_l, score_captions
+from cutmix.transfer.words import tokenize
 
 WORDS = "a the dog cat man runs sits red ball on in grass".split()  # noqa: SIM905
 
@@ -48,7 +49,7 @@ def test_bleu_by_hand() -> None:
     assert scores["bleu_2"] == pytest.approx(math.sqrt(5 / 6 * 3 / 5))
     assert scores["bleu_3"] == pytest.approx((5 / 6 * 3 / 5 * 1 / 4) ** (1 / 3))
     assert scores["bleu_4"] == pytest.approx((5 / 6 * 3 / 5 * 1 / 4 * 1e-15 / 3) ** (1 / 4))
-    assert scores["cider_d"] == 0  # of one picture
+    assert scores["cider_d"] == 0  # of one image
 
 
 def test_bleu_penalty_by_hand() -> None:
@@ -91,13 +92,13 @@ def test_common_subsequences_are_those_of_the_whole_table() -> None:
 
 
 def test_cider_d_by_hand() -> None:
-    # Two pictures, one reference each: log(2/1) = ln 2 for each n-gram of one picture, 0 for "a", which both have.
+    # Two images, one reference each: log(2/1) = ln 2 for each n-gram of one image, 0 for "a", which both have.
     # x: candidate "a dog", reference "a dog": 1-grams: a counts 0, dog/dog: cosine 1. 2-grams: a dog: 1. There are no
     # 3- and 4-grams: 0. Mean over n: 1/2, times 10: 5.
     # y: candidate "cat cat cat", reference "a cat": 1-grams: (3 ln 2) and (ln 2): min(3, 1) / 3 = 1/3, clipped.
     # 2-grams: cat cat / a cat: 0. Lengths in 2-grams 2 and 1: e^(−1/72). 10 · e^(−1/72) / 3 / 4.
-    scores = picture_scores({"x": "a dog", "y": "cat cat cat"}, {"x": ["a dog"], "y": ["a cat"]})
-    assert scores.pictures == ("x", "y")
+    scores = image_scores({"x": "a dog", "y": "cat cat cat"}, {"x": ["a dog"], "y": ["a cat"]})
+    assert scores.images == ("x", "y")
     assert scores.cider_d.tolist() == pytest.approx([5, 10 * math.exp(-1 / 72) / 12])
     assert scores.corpus()["cider_d"] == pytest.approx((5 + 10 * math.exp(-1 / 72) / 12) / 2)
 
@@ -113,7 +114,7 @@ def test_end_points() -> None:
     assert set(score_captions(dict.fromkeys(references, ""), references).values()) == {0.0}
 
 
-def test_the_order_of_pictures_and_spelling_of_tokens_changes_nothing() -> None:
+def test_the_order_of_images_and_spelling_of_tokens_changes_nothing() -> None:
     candidates, references = some_captions()
     scores = score_captions(candidates, references)
     shuffled = dict(reversed(candidates.items()))
@@ -150,7 +151,7 @@ def test_records_have_intervals_of_the_bootstrap() -> None:
         assert record.low < record.value < record.high
         assert (record.confidence, record.n) == (0.95, 200)
     # ROUGE-L is a mean: its interval is about that of the normal distribution
-    parts = 100 * picture_scores(candidates, references).rouge_l
+    parts = 100 * image_scores(candidates, references).rouge_l
     half = 1.96 * parts.std() / math.sqrt(200)
     rouge = records[4]
     assert rouge.high - rouge.low == pytest.approx(2 * half, rel=0.15)
@@ -187,23 +188,23 @@ def test_meteor_is_the_program_in_java() -> None:
         (
             {"a.jpg": "x", "b.jpg": "x"},
             {"b.jpg": ["x"]},
-            r"the candidates have the picture 'a.jpg', which the references",
+            r"the candidates have the image 'a.jpg', which the references",
         ),
         (
             {"b.jpg": "x"},
             {"a.jpg": ["x"], "b.jpg": ["x"], "c.jpg": ["x"]},
             r"references have .* 'a.jpg' and 1 more, which",
         ),
-        ({"a.jpg": "x"}, {"a.jpg": ["a dog", " ."]}, r"the picture 'a.jpg' has an empty reference: expected"),
-        ({"a.jpg": "x"}, {"a.jpg": []}, r"the picture 'a.jpg' has no reference: expected"),
-        ({}, {}, r"there are no captions to score"),
-        ({"a": "dog"}, {"a": "dog"}, r"the references of the picture 'a' are no list of texts: expected \["),
-        ({"a": "dog"}, {"a": "a dog"}, r"the references of the picture 'a' are no list of texts"),
-        ({"a": "dog"}, {"a": ["dog", None]}, r"the references of the picture 'a' are no list of texts"),
-        ({"a": "dog"}, {"a": None}, r"the references of the picture 'a' are no list of texts"),
-        ({"a": ["dog"]}, {"a": ["dog"]}, r"the candidate of the picture 'a' is a list: expected one caption as text"),
-        ({"a": "dog", 1: "cat"}, {"a": ["dog"], 1: ["cat"]}, r"the pictures are named by values of several types"),
-        ({"1": "dog"}, {1: ["dog"]}, r"the pictures are named by values of several types"),
+        ({"a.jpg": "x"}, {"a.jpg": ["a dog", " ."]}, r"the image 'a.jpg' has an empty reference; expected"),
+        ({"a.jpg": "x"}, {"a.jpg": []}, r"the image 'a.jpg' has no reference; expected"),
+        ({}, {}, r"there are no captions; expected those of"),
+        ({"a": "dog"}, {"a": "dog"}, r"the references of the image 'a' are not a list of texts; expected \["),
+        ({"a": "dog"}, {"a": "a dog"}, r"the references of the image 'a' are not a list of texts"),
+        ({"a": "dog"}, {"a": ["dog", None]}, r"the references of the image 'a' are not a list of texts"),
+        ({"a": "dog"}, {"a": None}, r"the references of the image 'a' are not a list of texts"),
+        ({"a": ["dog"]}, {"a": ["dog"]}, r"the candidate of the image 'a' is a list; expected one caption as text"),
+        ({"a": "dog", 1: "cat"}, {"a": ["dog"], 1: ["cat"]}, r"the names of the images are of several types; expected"),
+        ({"1": "dog"}, {1: ["dog"]}, r"the names of the images are of several types; expected"),
     ],
 )
 def test_what_does_not_fit_is_refused(candidates: Any, references: Any, message: str) -> None:
@@ -211,12 +212,12 @@ def test_what_does_not_fit_is_refused(candidates: Any, references: Any, message:
         score_captions(candidates, references)
 
 
-def test_parts_are_kept_by_picture() -> None:
+def test_parts_are_kept_by_image() -> None:
     candidates, references = some_captions(50)
-    whole = picture_scores(candidates, references)
+    whole = image_scores(candidates, references)
     assert whole.bleu.shape == (50, 10)
     half = np.arange(0, 50, 2)
-    chosen = [whole.pictures[i] for i in half]
+    chosen = [whole.images[i] for i in half]
     part = score_captions({n: candidates[n] for n in chosen}, {n: references[n] for n in chosen})
     ours = whole.corpus(half)
     for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l"):  # CIDEr-D's weights are of the whole set

@@ -15,19 +15,10 @@ from torch import Tensor, nn
 from cutmix.errors import InputError
 from cutmix.models import create_model
 from cutmix.runtime.distributed import World
-from cutmix.transfer.caption_data import (
-    END,
-    PAD,
-    START,
-    UNKNOWN,
-    CaptionBatches,
-    CaptionSet,
-    PictureBatches,
-    Vocabulary,
-    open_captions,
-)
-from cutmix.transfer.caption_scores import tokenize
+from cutmix.transfer.caption_data import CaptionBatches, CaptionSet, ImageBatches
+from cutmix.transfer.caption_layouts import open_captions
 from cutmix.transfer.captioning import ShowAndTell, generate_captions, has_bfloat16_lstm
+from cutmix.transfer.words import END, PAD, START, UNKNOWN, Vocabulary, tokenize
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -313,8 +304,8 @@ def test_sixteen_pictures_are_learnt_by_heart() -> None:
     root = Path(os.environ.get("CUTMIX_DATA", ""), "flickr8k-1000")
     if not os.environ.get("CUTMIX_DATA") or not root.is_dir():
         pytest.skip("needs $CUTMIX_DATA/flickr8k-1000")
-    whole = open_captions(root, "train")
-    few = CaptionSet(whole.name, "train", whole.paths[:16], whole.captions[:16])
+    whole = open_captions(root)[0]
+    few = CaptionSet(whole.name, "train", whole.paths[:16], whole.names[:16], whole.captions[:16])
     vocabulary = Vocabulary.from_captions((text for texts in few.captions for text in texts), min_count=1)
     epochs = 80
     with torch.random.fork_rng():
@@ -330,7 +321,7 @@ def test_sixteen_pictures_are_learnt_by_heart() -> None:
                 optimizer.step()
                 schedule.step()
     found = generate_captions(
-        model, PictureBatches(few, size=32, crop=32).epoch(), vocabulary, ALONE, beam=1, max_length=40
+        model, ImageBatches(few, size=32, crop=32).epoch(), vocabulary, ALONE, beam=1, max_length=40
     )
     known = [{" ".join(tokenize(text)) for text in texts} for texts in few.captions]
     assert sum(caption in texts for caption, texts in zip(found, known, strict=True)) >= 14

@@ -10,14 +10,14 @@ from cutmix.config.options import RunOptions
 from cutmix.config.transfer import Captioning
 from cutmix.report.metrics import MEASURES
 from cutmix.runtime.distributed import World
-from cutmix.transfer.caption_scores import PictureScores, score_captions
+from cutmix.transfer.caption_scores import ImageScores, score_captions
 from cutmix.transfer.captioning import ShowAndTell, has_bfloat16_lstm
 from cutmix.transfer.captioning_task import CaptioningTask
 from cutmix.transfer.command import prepare_transfer
 
 WORLD = World(0, 1, torch.device("cpu"))
 SMALL = Captioning(
-    model="resnet20", batch_size=6, picture_size=36, crop=32, embed=8, hidden=8, min_count=1, beam=2, max_length=6,
+    model="resnet20", batch_size=6, image_size=36, crop=32, embed=8, hidden=8, min_count=1, beam=2, max_length=6,
     dropout=0.0, val_fraction=0.25, precision="float32",
 )  # fmt: skip
 
@@ -74,7 +74,7 @@ def test_captions_are_filed_under_their_pictures(caption_folder: Path) -> None:
     assert perfect["bleu_4"] == pytest.approx(100)
     turned = arrays_of([captions[0] for captions in (*it.test_set.captions[1:], it.test_set.captions[0])])
     assert {r.metric: r.value for r in it.records(turned)}["bleu_4"] < 100
-    names = {path.name: captions[1] for path, captions in zip(it.test_set.paths, it.test_set.captions, strict=True)}
+    names = {name: captions[1] for name, captions in zip(it.test_set.names, it.test_set.captions, strict=True)}
     second = {r.metric: r.value for r in it.records(arrays_of(list(names.values())))}
     assert second["cider_d"] == pytest.approx(100 * score_captions(names, it.test_set.references)["cider_d"])
 
@@ -116,6 +116,6 @@ def arrays_of(captions: list[str]) -> dict[str, torch.Tensor]:
 def test_what_scores_are_made_of_is_kept(caption_folder: Path) -> None:
     it = task(caption_folder)
     figures, arrays = it.evaluate(it.state.exported)
-    kept = PictureScores((), *(arrays[name] for name in ("bleu", "rouge_l", "cider_d")))
+    kept = ImageScores((), *(arrays[name] for name in ("bleu", "rouge_l", "cider_d")))
     assert {name: 100 * value for name, value in kept.corpus().items()} == figures
     assert arrays["references"].tobytes().decode() == it.test_set.fingerprint()

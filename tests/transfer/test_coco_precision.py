@@ -1,6 +1,10 @@
-"""COCO's average precision: both programs, a third package, and cases worked out by hand."""
+"""COCO's metrics: both programs, a third package, and cases worked out by hand."""
 
 import builtins
+import contextlib
+import io
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +12,8 @@ import pytest
 import torch
 
 from cutmix.errors import InputError
-from cutmix.transfer.average_precision import Detections, Objects, coco_average_precision
+from cutmix.transfer.average_precision import Detections, Objects
+from cutmix.transfer.coco_precision import coco_metrics
 
 IMAGES, CLASSES = 20, 4
 
@@ -37,15 +42,66 @@ def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
     monkeypatch.setattr(builtins, "__import__", refuse)
 
 
-def test_both_programs_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+def areas(seed: int = 0) -> np.ndarray:
+    """Areas of outlines, smaller than those of the boxes, of all three sizes."""
+    boxes = scene(seed)[1].boxes
+    return (boxes[:, 2:] - boxes[:, :2]).prod(1) * np.random.default_rng(seed).uniform(0.3, 1, len(boxes))
+
+
+@pytest.mark.parametrize("with_areas", [False, True])
+def test_both_programs_agree(monkeypatch: pytest.MonkeyPatch, with_areas: bool) -> None:
     pytest.importorskip("faster_coco_eval")
     pytest.importorskip("pycocotools")
-    fast = coco_average_precision(*scene(), CLASSES, IMAGES)
+    arguments = (*scene(), CLASSES, IMAGES, areas() if with_areas else None)
+    fast = coco_metrics(*arguments)
     without(monkeypatch, "faster_coco_eval")
-    slow = coco_average_precision(*scene(), CLASSES, IMAGES)
+    slow = coco_metrics(*arguments)
     assert 0.1 < fast.mean < fast.at_50 < 0.9
-    assert fast[:3] == pytest.approx(slow[:3], abs=1e-12)
+    assert fast[:-1] == pytest.approx(slow[:-1], abs=1e-12)
     np.testing.assert_allclose(fast.per_class, slow.per_class, atol=1e-12)
+
+
+@pytest.mark.parametrize("package", ["faster_coco_eval", "pycocotools"])
+def test_all_twelve_are_those_of_the_programs_own_summary(tmp_path: Path, package: str) -> None:
+    """From files, with crowds, areas of outlines and ids as COCO has them."""
+    pytest.importorskip(package)
+    if package == "pycocotools":
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    else:
+        from faster_coco_eval import COCO
+        from faster_coco_eval import COCOeval_faster as COCOeval
+
+    found, truth = scene(3)
+    truth = truth._replace(difficult=np.arange(len(truth.labels)) % 9 == 0)
+    own, ids = areas(3), [3, 7, 11, 90]
+
+    def entries(part: Any, **columns: np.ndarray) -> list[dict[str, Any]]:
+        sides = np.hstack((part.boxes[:, :2], part.boxes[:, 2:] - part.boxes[:, :2])).astype(float)
+        rows = zip(part.images, part.labels, sides, strict=True)
+        return [
+            {"id": i + 1, "image_id": int(image) + 5, "category_id": ids[label], "bbox": box.tolist()}
+            | {name: column[i].item() for name, column in columns.items()}
+            for i, (image, label, box) in enumerate(rows)
+        ]
+
+    content = {
+        "info": {},
+        "images": [{"id": i + 5, "file_name": f"{i}.jpg", "width": 500, "height": 500} for i in range(IMAGES)],
+        "categories": [{"id": number, "name": f"c{number}"} for number in ids],
+        "annotations": entries(truth, area=own, iscrowd=truth.difficult.astype(int)),
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    (tmp_path / "found.json").write_text(json.dumps(entries(found, score=found.scores)))
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(tmp_path / "truth.json"))
+        evaluation = COCOeval(coco, coco.loadRes(str(tmp_path / "found.json")), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    result = coco_metrics(found, truth, CLASSES, IMAGES, own)
+    assert result[:-1] == pytest.approx(list(evaluation.stats[:12]), abs=1e-12)
+    assert len({round(value, 6) for value in result[:-1]}) == 12
 
 
 @pytest.mark.slow  # importing it takes long
@@ -67,10 +123,12 @@ def test_equals_torchmetrics_with_exact_thresholds() -> None:
         answer = of(found, image, boxes="boxes", labels="labels", scores="scores")
         metric.update([answer], [of(truth, image, boxes="boxes", labels="labels")])
     expected = metric.compute()
-    result = coco_average_precision(found, truth, CLASSES, IMAGES)
+    result = coco_metrics(found, truth, CLASSES, IMAGES)
     assert result.mean == pytest.approx(expected["map"].item(), abs=1e-6)
     assert result.at_50 == pytest.approx(expected["map_50"].item(), abs=1e-6)
     assert result.at_75 == pytest.approx(expected["map_75"].item(), abs=1e-6)
+    assert result.small == pytest.approx(expected["map_small"].item(), abs=1e-6)
+    assert result.recall_large == pytest.approx(expected["mar_large"].item(), abs=1e-6)
     np.testing.assert_allclose(result.per_class, expected["map_per_class"].numpy(), atol=1e-6)
 
 
@@ -85,18 +143,22 @@ def test_by_hand() -> None:
         np.array([0, 1, 1, 0]), np.array([0, 1, 2, 3]), np.array([0.9, 0.8, 0.7, 0.6]),
         np.array([[0.0, 0.0, 100.0, 80.0], box, box, box]),
     )  # fmt: skip
-    result = coco_average_precision(found, truth, 4, 2)
+    result = coco_metrics(found, truth, 4, 2)
     assert result[:3] == pytest.approx((0.85, 1, 1))
+    # Both objects have 100² pixels, which is large; there is no other size. Recall is 0.7 and 1, as with one detection.
+    assert (result.large, result.recall_1, result.recall_100) == pytest.approx((0.85, 0.85, 0.85))
+    assert np.isnan([result.small, result.medium, result.recall_small, result.recall_medium]).all()
     np.testing.assert_allclose(result.per_class, [0.7, 1, np.nan, np.nan])
 
 
-def test_nothing_found_is_0() -> None:
+def test_no_detections_score_0() -> None:
     pytest.importorskip("faster_coco_eval")
     found, truth = scene()
-    assert coco_average_precision(Detections(*(column[:0] for column in found)), truth, CLASSES, IMAGES).mean == 0
+    result = coco_metrics(Detections(*(column[:0] for column in found)), truth, CLASSES, IMAGES)
+    assert set(result[:-1]) == {0}
 
 
 def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "faster_coco_eval", "pycocotools")
     with pytest.raises(InputError, match=r"needs faster-coco-eval; install it with pip"):
-        coco_average_precision(*scene(), CLASSES, IMAGES)
+        coco_metrics(*scene(), CLASSES, IMAGES)

@@ -28,6 +28,7 @@ from cutmix.runtime.distributed import World
 from cutmix.runtime.files import read_lines
 from cutmix.runtime.weights import load_weights
 from cutmix.transfer.command import prepare_transfer, transfer
+from cutmix.transfer.detection_task import COCO_METRICS
 
 # Three steps an epoch of nine pictures, or of 18 captions; everything that has a state is on.
 _SHARED: dict[str, Any] = {
@@ -40,13 +41,13 @@ DETECTORS = {
     for arch in ("ssd300", "faster-rcnn")
 }  # fmt: skip
 CAPTIONER = Captioning(
-    name="captioning", model="resnet20", batch_size=6, picture_size=36, crop=32, embed=8, hidden=8, min_count=1,
+    name="captioning", model="resnet20", batch_size=6, image_size=36, crop=32, embed=8, hidden=8, min_count=1,
     dropout=0.3, beam=2, max_length=6, tune_encoder=True, **_SHARED,
 )  # fmt: skip
 KINDS = (*DETECTORS, "captioning")
 MEASURES = {
     "captioning": ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d", "meteor"],
-    **{kind: ["map", "map_all_point", "ap", "ap", "coco_map"] for kind in DETECTORS},
+    **{kind: ["map", "map_all_point", "ap", "ap", *COCO_METRICS] for kind in DETECTORS},
 }
 PICTURES = {"captioning": "captions", **dict.fromkeys(DETECTORS, "detections")}
 
@@ -220,7 +221,7 @@ def _break_size(folder: Path) -> None:
 
 
 def _break_picture(folder: Path) -> None:
-    (folder / "images/03.png").write_bytes(b"no picture")
+    (folder / "images/03.png").write_bytes(b"no image")
 
 
 def _break_captions_file(folder: Path) -> None:
@@ -231,13 +232,13 @@ def _break_captions_file(folder: Path) -> None:
     ("kind", "damage", "message"),
     [
         ("ssd300", _break_box, r"object 1 of .*00\.xml: its box .* has no area"),
-        ("faster-rcnn", _break_class, r"object 1 of .*01\.xml is of class 'cot', which is not known: did they mean"),
-        ("ssd300", _break_list, r"trainval\.txt names '77', but .*77\.jpg is missing"),
-        ("captioning", _break_caption, r"captions\.txt has an empty caption for the picture '00\.png'"),
+        ("faster-rcnn", _break_class, r"01\.xml has an object of class 'cot', and .*xml one of class 'cat'; expected"),
+        ("ssd300", _break_list, r"line 2 of .*trainval\.txt is '77'; expected the name of an image in"),
+        ("captioning", _break_caption, r"captions\.txt has an empty caption for the image '00\.png'"),
         ("ssd300", _cut_header, r"05\.png cannot be read as an image .*: repair or remove it$"),
-        ("faster-rcnn", _break_size, r"\.png is \d+×\d+ pixels, but its annotation says"),
+        ("faster-rcnn", _break_size, r"\.png is \d+×\d+ pixels; expected \d+×\d+ by its annotation"),
         ("captioning", _break_picture, r"03\.png cannot be read as an image .*: repair or remove it$"),
-        ("captioning", _break_captions_file, r"captions\.txt does not start with 'image,caption'"),
+        ("captioning", _break_captions_file, r"captions\.txt begins with 'picture;text'; expected a header such as"),
     ],
 )
 def test_wrong_data_is_one_sentence_with_the_files_name(
@@ -253,13 +254,13 @@ def test_wrong_data_is_one_sentence_with_the_files_name(
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        ("ssd300", {"data": ""}, "there is no data to train on"),
-        ("ssd300", {"data": "nowhere"}, "nowhere is no folder: expected VOC2007 or VOC2012 in it"),
-        ("ssd300", {"model": "resnet20"}, "ssd300 cannot be put on resnet20 of random weights"),
-        ("ssd300", {"image_size": 32}, "cannot be put on test_resnet of random weights: an image of 32×32 makes"),
-        ("faster-rcnn", {"backbone": "gone.pth"}, r"gone\.pth is not there"),
+        ("ssd300", {"data": ""}, "--data is missing; expected the folder of a detection"),
+        ("ssd300", {"data": "nowhere"}, "nowhere is not a folder; expected annotations/instances"),
+        ("ssd300", {"model": "resnet20"}, "ssd300 does not fit resnet20 with random weights"),
+        ("ssd300", {"image_size": 32}, "ssd300 does not fit test_resnet with random weights: image_size is 32, which"),
+        ("faster-rcnn", {"backbone": "gone.pth"}, r"--backbone is gone\.pth, but gone\.pth does not exist"),
         ("captioning", {"data": "nowhere"}, "nowhere is not a folder"),
-        ("captioning", {"model": "geresnet50"}, "of random weights cannot be the encoder of pictures of 32×32 pixels"),
+        ("captioning", {"model": "geresnet50"}, "--crop is 32 .*; expected a size that geresnet50 "),
         ("captioning", {"model": "resnet2000"}, "there is no model 'resnet2000'"),
     ],
 )  # fmt: skip
@@ -273,7 +274,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 
 @pytest.mark.parametrize("name", ["download", "skip_unreadable"])
 def test_flags_of_classifiers_only_are_refused(recipes: dict[str, Transfer], tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match=f"--{name.replace('_', '-')} is not for transfer"):
+    with pytest.raises(InputError, match=f"--{name.replace('_', '-')} is not available for transfer"):
         transfer(recipes["ssd300"], TrainOptions(tmp_path / "run", **{name: True}))  # type: ignore[arg-type]
 
 

@@ -16,7 +16,8 @@ from cutmix.errors import InputError
 from cutmix.models import create_model
 from cutmix.transfer.average_precision import Detections, inclusive, voc_average_precision
 from cutmix.transfer.detection import Detector, faster_rcnn_c4, ssd300
-from cutmix.transfer.detection_data import DetectionSamples, open_detection
+from cutmix.transfer.detection_data import DetectionSamples
+from cutmix.transfer.detection_layouts import open_detection
 
 SMALL = "test_resnet"  # timm's ResNet of half a million parameters
 
@@ -144,7 +145,7 @@ def test_losses_in_training_and_detections_otherwise(make: Callable[[], Detector
         edges = torch.tensor([image.shape[2], image.shape[1]] * 2) + 1e-3
         assert (one["boxes"] >= 0).all()
         assert (one["boxes"] <= edges).all()
-    with pytest.raises(InputError, match="training mode needs the targets"):
+    with pytest.raises(InputError, match="targets is None; expected the boxes"):
         detector.train()(images)
 
 
@@ -213,15 +214,18 @@ def test_state_goes_round_and_seeds_decide(make: Callable[[], Detector]) -> None
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ssd300(create_model("resnet20", 10), 3), "is a CifarResNet without .*layer4: expected one of timm's"),
+        (lambda: ssd300(create_model("resnet20", 10), 3), "is a CifarResNet without .*layer4; expected one of timm's"),
         (lambda: faster_rcnn_c4(timm.create_model("test_vit"), 3), "is a VisionTransformer without conv1, bn1"),
-        (lambda: ssd300(timm.create_model(SMALL, in_chans=1), 3), "takes images of 1 channels: expected 3"),
+        (lambda: ssd300(timm.create_model(SMALL, in_chans=1), 3), "takes images of 1 channels; expected 3"),
         (lambda: ssd300(timm.create_model(SMALL), 0), "num_classes is 0"),
         (lambda: ssd300(timm.create_model(SMALL), 3, image_size=0), "image_size is 0"),
-        (lambda: ssd300(timm.create_model(SMALL), 3, image_size=32), "32×32 makes maps of 4, 2, 1 pixels"),
-        (lambda: ssd300(timm.create_model(SMALL), 3, image_size=512), "512×512 makes maps of 64, 32, 16"),
-        (lambda: ssd300(create_model("resnet18_cifar", 9), 3, image_size=128), "128×128 makes maps of 64, 32, 16"),
-        (lambda: faster_rcnn_c4(timm.create_model("resnetblur18"), 3), "do not fit an input of 7×7"),
+        (
+            lambda: ssd300(timm.create_model(SMALL), 3, image_size=32),
+            "is 32, which gives maps of 4, 2, 1 pixels",
+        ),
+        (lambda: ssd300(timm.create_model(SMALL), 3, image_size=512), "is 512, which gives maps of 64, 32, 16"),
+        (lambda: ssd300(create_model("resnet18_cifar", 9), 3, image_size=128), "128, which gives maps of 64, 32, 16"),
+        (lambda: faster_rcnn_c4(timm.create_model("resnetblur18"), 3), "the input of the backbone is 7×7"),
         (lambda: faster_rcnn_c4(timm.create_model(SMALL), 3, min_size=20), "min_size is 20 and max_size 1000"),
         (lambda: faster_rcnn_c4(timm.create_model(SMALL), 3, max_size=500), "min_size is 600 and max_size 500"),
     ],
@@ -248,10 +252,10 @@ def test_eight_real_pictures_are_learned_by_heart(architecture: str) -> None:
     root = Path(os.environ.get("CUTMIX_DATA", "")) / "voc-100"
     if not os.environ.get("CUTMIX_DATA") or not root.is_dir():
         pytest.skip("needs $CUTMIX_DATA/voc-100")
-    data = open_detection(root, "train")
-    # Proposals on a map of 10×10 cannot reach objects of 20 pixels: Faster R-CNN gets eight pictures with larger ones.
+    data = open_detection(root)[0]
+    # Proposals on a map of 10×10 cannot reach objects of 20 pixels: Faster R-CNN gets eight images with larger ones.
     chosen = range(8) if architecture == "ssd300" else (0, 3, 4, 6, 7, 8, 10, 11)
-    data = replace(data, pictures=tuple(data.pictures[i] for i in chosen))
+    data = replace(data, images=tuple(data.images[i] for i in chosen))
     samples = [DetectionSamples(data)[0, i] for i in range(8)]
     torch.manual_seed(0)
     backbone = timm.create_model(SMALL, zero_init_last=False)

@@ -17,8 +17,8 @@ from cutmix.training.optim import make_optimizer
 from cutmix.transfer.average_precision import Detections, Judged, precision_of, tally, voc_average_precision
 from cutmix.transfer.backbone import load_backbone
 from cutmix.transfer.command import prepare_transfer
-from cutmix.transfer.detection_data import open_detection
-from cutmix.transfer.detection_task import DetectionTask, make_batches, make_detector
+from cutmix.transfer.detection_layouts import open_detection
+from cutmix.transfer.detection_task import COCO_METRICS, DetectionTask, make_batches, make_detector
 
 WORLD = World(0, 1, torch.device("cpu"))
 SMALL = Detection(
@@ -82,7 +82,9 @@ def test_records_can_be_made_again_from_the_arrays(voc_folder: Path, arch: str) 
     assert 0 <= second.low <= second.value <= second.high <= 100
     assert [r.of for r in records if r.metric == "ap"] == ["cat", "dog"]
     assert [r.value for r in records if r.metric == "ap"] == pytest.approx([first.value] * 2, abs=100)
-    assert records[-1].metric == "coco_map"
+    assert [r.metric for r in records][4:] == list(COCO_METRICS)
+    note = next(r for r in records if r.metric == "coco_ar_large").note
+    assert note == "not run: the test images have no object of this size"
     assert {r.metric for r in records} == {name for name, m in MEASURES.items() if m.suite == "detection"}
 
 
@@ -135,8 +137,8 @@ def test_nothing_found_scores_nothing(voc_folder: Path, arch: str) -> None:
 
 
 def test_difficult_objects_are_learned_by_faster_rcnn_only(voc_folder: Path) -> None:
-    data = [open_detection(voc_folder, split) for split in ("train", "test")]
-    hard = replace(data[0], pictures=tuple(p._replace(difficult=~p.difficult) for p in data[0].pictures))
+    data = open_detection(voc_folder)
+    hard = replace(data[0], images=tuple(p._replace(difficult=~p.difficult) for p in data[0].images))
     for arch, count in (("ssd300", 0), ("faster-rcnn", 1)):
         recipe = replace(SMALL, arch=arch)
         batches, _ = make_batches(recipe, hard, data[1], (0.5, 0.5, 0.5), WORLD, 0)
@@ -145,15 +147,15 @@ def test_difficult_objects_are_learned_by_faster_rcnn_only(voc_folder: Path) -> 
 
 @pytest.mark.parametrize("arch", ["ssd300", "faster-rcnn"])
 def test_crowds_are_learned_by_neither(voc_folder: Path, arch: str) -> None:
-    data = replace(open_detection(voc_folder, "train"), crowds=True)
+    data = replace(open_detection(voc_folder)[0], crowds=True)
     crowd = [p._replace(boxes=p.boxes.repeat(2, 1), labels=p.labels.repeat(2), difficult=torch.tensor([False, True]))
-             for p in data.pictures]  # fmt: skip
+             for p in data.images]  # fmt: skip
     it = task(voc_folder, arch=arch)
     recipe = replace(SMALL, arch=arch)
-    batches, _ = make_batches(recipe, replace(data, pictures=tuple(crowd)), data, (0.5, 0.5, 0.5), WORLD, 0)
+    batches, _ = make_batches(recipe, replace(data, images=tuple(crowd)), data, (0.5, 0.5, 0.5), WORLD, 0)
     assert [len(target["labels"]) for target in next(iter(batches.epoch()))[1]] == [1] * 4
-    alone = [p._replace(difficult=torch.tensor([True])) for p in data.pictures]  # nothing but a crowd is a background
-    batches, _ = make_batches(recipe, replace(data, pictures=tuple(alone)), data, (0.5, 0.5, 0.5), WORLD, 0)
+    alone = [p._replace(difficult=torch.tensor([True])) for p in data.images]  # nothing but a crowd is a background
+    batches, _ = make_batches(recipe, replace(data, images=tuple(alone)), data, (0.5, 0.5, 0.5), WORLD, 0)
     images, targets = next(iter(batches.epoch()))
     assert [target["boxes"].shape for target in targets] == [(0, 4)] * 4
     assert torch.isfinite(it.loss(it.state.model.train(), images, targets))
@@ -194,20 +196,20 @@ def test_faster_rcnns_biases_do_not_decay() -> None:
 @pytest.mark.parametrize("arch", ["ssd300", "faster-rcnn"])
 def test_layers_that_do_not_fit_are_refused_by_the_backbones_name(arch: str) -> None:
     recipe = replace(SMALL, arch=arch, model="resnet20")
-    with pytest.raises(InputError, match=rf"{arch} cannot be put on resnet20 of random weights: .* timm's ResNets"):
+    with pytest.raises(InputError, match=rf"{arch} does not fit resnet20 with random weights: .* timm's ResNets"):
         make_detector(recipe, load_backbone(recipe), 2)
 
 
 def test_batches_that_cannot_be_shared_are_refused(voc_folder: Path) -> None:
-    data = [open_detection(voc_folder, split) for split in ("train", "test")]
+    data = open_detection(voc_folder)
     with pytest.raises(InputError, match="--batch-size is 4; expected a positive multiple of the 3 processes"):
         make_batches(SMALL, *data, (0.5, 0.5, 0.5), World(0, 3, torch.device("cpu")), 0)
 
 
 def test_a_test_split_of_difficult_objects_is_refused(voc_folder: Path) -> None:
-    train, test = (open_detection(voc_folder, split) for split in ("train", "test"))
-    hard = replace(test, pictures=tuple(p._replace(difficult=~p.difficult) for p in test.pictures))
-    with pytest.raises(InputError, match=r"test pictures of .* have no object that is asked for"):
+    train, test = open_detection(voc_folder)
+    hard = replace(test, images=tuple(p._replace(difficult=~p.difficult) for p in test.images))
+    with pytest.raises(InputError, match=r"every object of the . test images of .* is difficult; expected"):
         make_batches(SMALL, train, hard, (0.5, 0.5, 0.5), WORLD, 0)
 
 
