@@ -1,9 +1,9 @@
-"""Speed of Pascal VOC's average precision and of its interval, and COCO's program for scale, on one made-up set.
+"""Time of Pascal VOC's average precision and its interval on one synthetic set, with COCO's program for scale.
 
     python benchmarks/average_precision.py [--detections N] [--json FILE] [--quick]
 
-The set has N detections in 20 classes on 5,000 pictures with 2.5 objects each, as VOC2007 has for tests. COCO's program
-does ten times the matching, at ten thresholds, so that its time is for scale and no peer's.
+The set has N detections in 20 classes on 5,000 images with 2.5 objects each, the size of VOC2007's test set. COCO's
+program matches at ten thresholds, ten times the work.
 """
 
 import sys
@@ -31,15 +31,15 @@ def main() -> None:
     parser.add_argument("--detections", type=int, default=100_000)
     args = parser.parse_args()
     count = 1000 if args.quick else args.detections
-    about = {"detections": count, "classes": CLASSES, "pictures": IMAGES, **versions("faster-coco-eval")}
+    about = {"detections": count, "classes": CLASSES, "images": IMAGES, **versions("faster-coco-eval")}
     report("Average precision of detections", rows(count, 1 if args.quick else 5), args, about)
 
 
 def rows(count: int, rounds: int) -> Iterator[Row]:
-    """Each way, beside what the first may take; the interval and COCO's program in one round, as they take long."""
+    """Yield a row per method; the interval and COCO's program take long and run one round."""
     found, truth = made_up(count)
     mean = partial(voc_average_precision, found, truth, CLASSES)
-    at, most = f"{count:,} detections", "what it may take"
+    at, most = f"{count:,} detections", "limit"
     ms = medians(in_turns({"11-point": mean, "all-point": partial(mean, interpolation="all-point")}, rounds))
     yield Row("11-point", "ms", ms["11-point"], most, LIMIT, 1.0, at)
     yield Row("all-point", "ms", ms["all-point"], "11-point", ms["11-point"], at=at)

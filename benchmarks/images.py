@@ -10,7 +10,7 @@ from cutmix.errors import InputError
 
 
 def find_data(data: str, scratch: Path) -> tuple[str, str]:
-    """Where the images lie and what they are; random ones where CIFAR-100 is asked for and is not there."""
+    """Return the path and the name of a data set; of random images where CIFAR-100 is not there."""
     try:
         open_images(data, "test")
         return data, data

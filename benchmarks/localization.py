@@ -1,9 +1,10 @@
-"""Speed of MaxBoxAccV2 beside OpenCV at one threshold after the other, in one run; the numbers are seen to be equal.
+"""Time of MaxBoxAccV2 beside OpenCV at one threshold after the other; that the results are equal is checked first.
 
     python benchmarks/localization.py [--json FILE] [--quick] [--maps N]
 
-The maps are like CAMs: normal noise on a coarse grid, enlarged bicubically. OpenCV's side is what wsolevaluation does
-at each of 1,000 thresholds: threshold, contours, their boxes, the IoU with the true box. One thread each.
+The maps resemble class activation maps: normal noise on a coarse grid, enlarged bicubically. OpenCV's side does what
+wsolevaluation does at each of 1,000 thresholds: threshold, contours, their boxes, the IoU with the true box. Both sides
+use one thread.
 """
 
 import cv2
@@ -59,7 +60,7 @@ def drawn(grid: int, side: int, n: int) -> tuple[np.ndarray, list[np.ndarray]]:
 
 
 def by_opencv(maps: np.ndarray, boxes: list[np.ndarray]) -> np.ndarray:
-    """Return how many maps are right at each IoU and threshold, (number of IoUs, 1000), on inclusive boxes."""
+    """Return the number of correct maps at each IoU and threshold, (number of IoUs, 1000), with inclusive boxes."""
     hits = np.zeros((len(IOU), len(THRESHOLDS)), dtype=np.int64)
     height, width = maps.shape[1:]
     for cam, box in zip(maps, boxes, strict=True):

@@ -1,4 +1,4 @@
-"""What the benchmarks share: sides that take turns, processes of their own, rows with an aim, a table and a record.
+"""Shared by the benchmarks: sides that take turns, separate processes, rows with targets, a table and a JSON file.
 
 The sides of a row take turns within one run and their medians are compared, so that a machine that is busy for a while
 is busy for all of them.
@@ -28,7 +28,7 @@ from cutmix.runs.folder import environment
 
 @dataclass(frozen=True)
 class Row:
-    """Two sides of one measure; the ratio must be at most ``target``, at least for what is "/s", None without."""
+    """Two sides of a comparison; the ratio is to be at most ``target``, or at least for rates ("/s")."""
 
     what: str
     unit: str
@@ -40,11 +40,11 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """Ours as a share of theirs."""
+        """Return our value as a share of theirs."""
         return self.ours / self.theirs
 
     def aim(self) -> tuple[str, str]:
-        """The target and whether it is reached, in words."""
+        """Return the target and whether it is reached, as text."""
         if self.target is None:
             return "", ""
         least = self.unit.endswith("/s")
@@ -56,14 +56,14 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     """Return the flags that every benchmark has."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="also write the rows, hardware and versions to this file")
-    parser.add_argument("--quick", action="store_true", help="few repetitions: does it run?")
-    parser.add_argument("--threads", type=int, help="threads of torch; as it chooses without this")
+    parser.add_argument("--quick", action="store_true", help="few repetitions, to see that it runs")
+    parser.add_argument("--threads", type=int, help="threads of torch; by default torch's own choice")
     parser.set_defaults(device="cpu")
     return parser
 
 
 def report(title: str, rows: Iterable[Row], args: argparse.Namespace, about: Mapping[str, object]) -> None:
-    """Measure rows one by one, print them as a table, and write them with their circumstances where --json says."""
+    """Run the rows one by one, print them as a table, and write them with their circumstances to the file of --json."""
     if args.threads:
         torch.set_num_threads(args.threads)
     where = environment(torch.device(args.device))
@@ -83,7 +83,7 @@ def report(title: str, rows: Iterable[Row], args: argparse.Namespace, about: Map
 
 
 def versions(*packages: str) -> dict[str, str | None]:
-    """The versions of packages beside the usual ones; None of one that is not installed."""
+    """Return the versions of packages; None where one is not installed."""
     return {name: next((found.version for found in distributions(name=name)), None) for name in packages}
 
 
@@ -93,9 +93,9 @@ def versions(*packages: str) -> dict[str, str | None]:
 def in_turns(
     calls: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu", *, block: float = 0.0
 ) -> dict[str, list[float]]:
-    """Milliseconds of each call in each round, after one that does not count; the order turns round by round.
+    """Return the milliseconds of each call in each round, after a warm-up; the order rotates from round to round.
 
-    A call that takes less than ``block`` seconds is repeated for about as long within its turn.
+    A call that takes less than ``block`` seconds is repeated within its turn until about that time has passed.
     """
     wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
 
@@ -118,12 +118,12 @@ def in_turns(
 
 
 def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
-    """The median of each side."""
+    """Return the median of each side."""
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
 def median_ratio(ours: list[float], theirs: list[float]) -> float:
-    """The median of the ratios of what was measured in turn."""
+    """Return the median of the ratios of consecutive timings."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
@@ -131,26 +131,26 @@ def median_ratio(ours: list[float], theirs: list[float]) -> float:
 
 
 class Side:
-    """Blocks of one loop in a process of its own: how memory is allocated there is not the other side's doing."""
+    """Blocks of one loop in a separate process, whose memory the other side does not affect."""
 
     blocks: Iterator[None]
 
     @classmethod
     def start(cls, make: Callable[[], Iterator[None]], threads: int) -> None:
-        """Make the loop, in its process."""
+        """Create the loop in its process."""
         torch.set_num_threads(threads)
         cls.blocks = make()
 
     @classmethod
     def run(cls) -> None:
-        """Run the next block, in the loop's process."""
+        """Run the next block in the loop's process."""
         next(cls.blocks)
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
 
 
 def loops_in_turns(sides: Mapping[str, Callable[[], Iterator[None]]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each side's blocks, each in a process of its own, which waits while the others work."""
+    """Return the milliseconds of each side's blocks; each side has a process that waits while the others work."""
     with ExitStack() as stack:
         calls: dict[str, Callable[[], object]] = {}
         for name, make in sides.items():
@@ -160,7 +160,7 @@ def loops_in_turns(sides: Mapping[str, Callable[[], Iterator[None]]], rounds: in
 
 
 def fresh(function: Callable[..., Any], *args: object) -> Any:
-    """Return what a function returns in a process that has done nothing else."""
+    """Return the result of a function that runs in a new process."""
     with _process(torch.set_num_threads, torch.get_num_threads()) as process:
         return process.submit(function, *args).result()
 
@@ -170,7 +170,7 @@ def _process(initializer: Callable[..., object], *initargs: object) -> ProcessPo
 
 
 def memory(device: torch.device) -> dict[str, int]:
-    """Bytes that this process has taken; the first is the one that counts."""
+    """Return the bytes that this process has taken; the first entry is the one that is compared."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     fields = {"resident, peak": "VmHWM", "anonymous, at the end": "RssAnon"}
     taken = {name: 1024 * int(status[field].split()[0]) for name, field in fields.items()}

@@ -1,8 +1,8 @@
-"""Speed of mixing and of its loss beside the authors' way, timm, torchvision and kornia, in one run.
+"""Time of mixing and of its loss beside the authors' code, timm, torchvision and kornia.
 
     python benchmarks/mixing.py [--json FILE] [--quick] [--device cuda] [--threads N] [--crossover]
 
-Drawing is part of what is timed on every side.
+Every side's time includes drawing.
 """
 
 import sys
@@ -39,13 +39,13 @@ def main() -> None:
 
 
 def rows(device: str, rounds: int) -> Iterator[Row]:
-    """CutMix and Mixup, then the loss."""
+    """Yield CutMix and Mixup, then the loss."""
     yield from mixing_rows(device, rounds)
     yield from loss_rows(device, rounds)
 
 
 def mixing_rows(device: str, rounds: int) -> Iterator[Row]:
-    """CutMix and Mixup on batches of photographs and of small images."""
+    """Yield CutMix and Mixup on batches of large and of small images."""
     for n, side, peers in ((256, 224, large_peers), (128, 32, small_peers)):
         images = torch.randn(n, 3, side, side, device=device)
         labels = torch.randint(CLASSES, (n,), device=device)
@@ -68,7 +68,7 @@ def mixing_rows(device: str, rounds: int) -> Iterator[Row]:
 
 
 def targets(what: str, side: int) -> dict[str, float | None]:
-    """Which peers a row is compared with, and the highest ratio that passes."""
+    """Return the peers of a row, each with its target or None."""
     if "out of place" in what:
         return {"x.clone()": 1.3 if side == 224 else None, "torchvision": None}
     if "Mixup" in what:
@@ -79,19 +79,19 @@ def targets(what: str, side: int) -> dict[str, float | None]:
 
 
 def large_peers() -> dict[str, Callable]:
-    """All peers; kornia where it is installed."""
+    """Return all peers; kornia only where it is installed."""
     timm_batch = TimmMixup(mixup_alpha=0.0, cutmix_alpha=1.0, label_smoothing=0.0, num_classes=CLASSES)
     peers = {"authors": authors_cutmix, "timm batch": timm_batch, "torchvision": v2.CutMix(num_classes=CLASSES)}
     try:
         from kornia.augmentation import RandomCutMixV2
     except ImportError:
-        print("kornia is not installed: its rows are left out", file=sys.stderr)
+        print("kornia is not installed: its rows are skipped", file=sys.stderr)
         return peers
     return peers | {"kornia": RandomCutMixV2(p=1.0, use_correct_lambda=True)}
 
 
 def small_peers() -> dict[str, Callable]:
-    """The peers on small images, timm's with a box for every sample too."""
+    """Return the peers for small images, with timm's box per sample."""
     elem = TimmMixup(mixup_alpha=0.0, cutmix_alpha=1.0, mode="elem", label_smoothing=0.0, num_classes=CLASSES)
     return {name: peer for name, peer in large_peers().items() if name != "kornia"} | {"timm elem": elem}
 
@@ -113,7 +113,7 @@ def authors_cutmix(images: Tensor, labels: Tensor) -> tuple[Tensor, tuple[Tensor
 
 
 def loss_rows(device: str, rounds: int) -> Iterator[Row]:
-    """Forward and backward of the loss, beside soft labels that are at hand or built from class ids in each step."""
+    """Yield the loss, forward and backward, beside soft labels that are given or built from class ids in each step."""
     for num_classes, faster in ((1000, 1.4), (21_841, 2.0)):
         logits = torch.randn(256, num_classes, device=device, requires_grad=True)
         labels = torch.randint(num_classes, (256,), device=device)
@@ -133,7 +133,7 @@ def loss_rows(device: str, rounds: int) -> Iterator[Row]:
 
 
 def soft_label_loss(logits: Tensor, labels: Tensor, lam: float) -> Tensor:
-    """Make soft labels as torchvision's CutMix does, and take their cross entropy."""
+    """Build soft labels as torchvision's CutMix does, and return their cross entropy."""
     one_hot = F.one_hot(labels, logits.shape[1]).float()
     return F.cross_entropy(logits, one_hot.roll(1, 0).mul_(1 - lam).add_(one_hot.mul(lam)))
 
@@ -144,7 +144,7 @@ def step(logits: Tensor, loss: Callable[[], Tensor]) -> None:
 
 
 def crossover(rounds: int) -> None:
-    """Print from how many bytes a sample one copy a sample is faster than one index operation for the batch."""
+    """Print the size per sample from which one copy per sample is faster than one index operation for the batch."""
     chosen = paste._LARGE
     table = Table("batch", "KiB a sample", "operation", "copies, µs", "index, µs", "copies ÷ index")
     for n in (32, 128):

@@ -2,7 +2,7 @@
 
     python benchmarks/ood.py [--json FILE] [--quick]
 
-Ours computes six measures together; the peer is scikit-learn's AUROC alone, timed for some of the draws.
+Our side computes six metrics together; the peer is scikit-learn's AUROC alone, timed for some of the draws.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ LIMIT = 2000.0  # milliseconds for 10,000 + 10,000 scores and 1,000 draws on two
 
 
 def rows(n: int, draws: int, peer_draws: int, rounds: int) -> Iterator[Row]:
-    """Draws of n + n scores, ours beside the peer and beside what they may take."""
+    """Yield the interval for n + n scores, beside the peer and beside its limit."""
     rng = np.random.default_rng(0)
     inside, outside, truth = rng.beta(6, 2, n), rng.beta(4, 3, n), np.repeat([1, 0], n)
 
@@ -34,8 +34,8 @@ def rows(n: int, draws: int, peer_draws: int, rounds: int) -> Iterator[Row]:
             bootstrap_interval(value, spread, 0.95)
 
     ms = medians(in_turns({"ours": ours, "peer": peer}, rounds))
-    what, at = "interval of six measures", f"{2 * n:,} scores, {draws:,} draws"
-    yield Row(what, "ms", ms["ours"], "what it may take", LIMIT, 1.0, at)
+    what, at = "interval of six metrics", f"{2 * n:,} scores, {draws:,} draws"
+    yield Row(what, "ms", ms["ours"], "limit", LIMIT, 1.0, at)
     yield Row(what, "ms", ms["ours"], "scikit-learn's AUROC alone", ms["peer"] * draws / peer_draws, at=at)
 
 

@@ -1,4 +1,4 @@
-"""What everybody writes: a training loop on PIL images in a DataLoader, and PyramidNet-110 with zeros concatenated."""
+"""The baseline: a plain training loop on PIL images in a DataLoader, and PyramidNet-110 with zeros concatenated."""
 
 from collections.abc import Iterator
 from itertools import count
@@ -16,8 +16,8 @@ from cutmix.models import create_model
 from images import open_images
 
 
-class Pictures(Dataset[tuple[Tensor, int]]):
-    """The images as ``torchvision.datasets.CIFAR100`` gives them: a PIL image of each, transformed."""
+class PilImages(Dataset[tuple[Tensor, int]]):
+    """Images as ``torchvision.datasets.CIFAR100`` returns them: PIL images, transformed."""
 
     def __init__(self, data: ArraySet) -> None:
         self.images, self.labels = data.images.permute(0, 2, 3, 1).contiguous().numpy(), data.labels.tolist()
@@ -34,7 +34,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 
 def plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
-    """The training step that everybody writes."""
+    """Take a plain training step."""
     optimizer.zero_grad()
     F.cross_entropy(model(images), labels).backward()
     optimizer.step()
@@ -45,12 +45,12 @@ def plain_optimizer(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def plain_blocks(recipe: Recipe, workers: int, device: str, steps: int) -> Iterator[None]:
-    """The loop that everybody writes, a block of steps at a time: DataLoader, PIL, float32, SGD; it mixes nothing."""
+    """Run a plain loop, a block of steps at a time: DataLoader, PIL, float32, SGD, no mixing."""
     data = open_images(recipe.data, "train")
     model = create_model(recipe.model, data.num_classes).to(device).train()
     optimizer = plain_optimizer(model)
     pin = device != "cpu"
-    loader = DataLoader(Pictures(data), recipe.batch_size, shuffle=True, num_workers=workers, pin_memory=pin)
+    loader = DataLoader(PilImages(data), recipe.batch_size, shuffle=True, num_workers=workers, pin_memory=pin)
     for step, (images, labels) in enumerate((batch for _ in count() for batch in loader), 1):
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         plain_step(model, optimizer, images, labels)
@@ -59,7 +59,7 @@ def plain_blocks(recipe: Recipe, workers: int, device: str, steps: int) -> Itera
 
 
 class PlainBottleneck(nn.Module):
-    """PyramidNet's bottleneck as everybody writes it: the shortcut is concatenated with zeros."""
+    """PyramidNet's bottleneck, with zeros concatenated to the shortcut."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class PlainBottleneck(nn.Module):
 
 
 class PlainPyramidNet(nn.Module):
-    """PyramidNet-110 with α̃ = 64 as everybody writes it; its parameters have the names of ours."""
+    """PyramidNet-110 with α̃ = 64, written plainly; its parameters have the names of ours."""
 
     def __init__(self, num_classes: int, in_chans: int) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class PlainPyramidNet(nn.Module):
 
 
 def plain_network_steps(recipe: Recipe, device: str) -> Iterator[None]:
-    """Steps of the network written plainly, in a process that does nothing else, as a script would."""
+    """Run steps of the plainly written model, in a process that does nothing else."""
     data = open_images(recipe.data, "train")
     labels = data.labels[: recipe.batch_size].to(device)
     images = data.images[: recipe.batch_size].to(device) / 255
@@ -117,7 +117,7 @@ def plain_network_steps(recipe: Recipe, device: str) -> Iterator[None]:
 
 
 def check_twins(name: str) -> None:
-    """See that the network written plainly computes what ours does, with the same weights."""
+    """Check that the plainly written model and ours have the same outputs with the same weights."""
     ours, images = create_model(name, 100), torch.rand(4, 3, 32, 32)
     plain = PlainPyramidNet(100, 3)
     plain.load_state_dict(ours.state_dict(), strict=True)

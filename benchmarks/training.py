@@ -1,9 +1,9 @@
-"""What CutMix and SMMix cost in a training step, how fast ``cutmix train`` is beside what everybody writes, its memory.
+"""Cost of CutMix and SMMix in a training step; speed of ``cutmix train`` beside a plain loop; its memory.
 
     python benchmarks/training.py [--only PART] [--data PATH] [--json FILE] [--quick] [--device cuda] [--threads N]
                                   [--compile]
 
-The sides take turns step by step or block by block. Memory is that of fresh processes.
+The sides take turns by steps or blocks of steps. Memory is that of new processes.
 """
 
 import argparse
@@ -46,11 +46,11 @@ def main() -> None:
         scratch = Path(folder)
         data, what = find_data(args.data, scratch)
         recipe = replace(find_recipe("cifar100-resnet20-cutmix"), data=data, mix_prob=1.0)
-        report(f"Training on {what}", measures(recipe, scratch, args), args, {"data": what})
+        report(f"Training on {what}", rows_of(recipe, scratch, args), args, {"data": what})
 
 
-def measures(recipe: Recipe, scratch: Path, args: argparse.Namespace) -> Iterator[Row]:
-    """The rows that are asked for, in the order of the table."""
+def rows_of(recipe: Recipe, scratch: Path, args: argparse.Namespace) -> Iterator[Row]:
+    """Yield the requested rows in the order of the table."""
     blocks, steps = (2, 3) if args.quick else (7, 40)  # long beside the four batches that workers have ready
     parts = {
         "memory": partial(memory_rows, repeats=1 if args.quick else 3),
@@ -64,8 +64,8 @@ def measures(recipe: Recipe, scratch: Path, args: argparse.Namespace) -> Iterato
             yield from rows(recipe, scratch, args.device)
 
 
-def what_runs(recipe: Recipe) -> str:
-    """Where a row is measured."""
+def at_of(recipe: Recipe) -> str:
+    """Return the model and the batch of a row."""
     return f"{recipe.model}, batch {recipe.batch_size}"
 
 
@@ -74,7 +74,7 @@ def what_runs(recipe: Recipe) -> str:
 
 @contextlib.contextmanager
 def opened(recipe: Recipe, out: Path, device: str, block: int = 1) -> Iterator[Run]:
-    """What ``cutmix train`` works with, made by itself; its loader is cut into blocks."""
+    """Open a run as ``cutmix train`` does, with its loader cut into blocks."""
     with processes(device) as world, contextlib.redirect_stdout(sys.stderr):
         keep_freed_memory()  # as the command does
         run = prepare(recipe, TrainOptions(out=out, device=device, overwrite=True), world)
@@ -102,7 +102,7 @@ def one_step(run: Run) -> None:
 
 
 def our_steps(recipe: Recipe, out: Path, device: str) -> Iterator[None]:
-    """The training step of ``cutmix train``, with its batch, and without what an epoch begins and ends with."""
+    """Run training steps of ``cutmix train`` with their batches, without the start and the end of an epoch."""
     with opened(recipe, out, device) as run:
         while True:
             one_step(run)
@@ -110,18 +110,18 @@ def our_steps(recipe: Recipe, out: Path, device: str) -> Iterator[None]:
 
 
 def our_blocks(recipe: Recipe, out: Path, device: str, steps: int) -> Iterator[None]:
-    """The loop of ``cutmix train``, a block of steps at a time: batches, mixing, steps, progress, log."""
+    """Run the loop of ``cutmix train``, a block of steps at a time: batches, mixing, steps, progress, log."""
     with opened(recipe, out, device, steps) as run:
         while True:
             train_epoch(run, 0, Stop())
             yield
 
 
-# ---- the measures ----
+# ---- the rows ----
 
 
 def memory_rows(recipe: Recipe, scratch: Path, device: str, repeats: int) -> Iterator[Row]:
-    """Memory with the set less memory with 256 images, beside the pixels of both splits as they are."""
+    """Yield the memory with the data set minus that with 256 images, beside the size of both splits' pixels."""
     small = replace(recipe, data=few_images(scratch))
     differences: dict[str, list[int]] = {}
     for _ in range(repeats):
@@ -132,11 +132,11 @@ def memory_rows(recipe: Recipe, scratch: Path, device: str, repeats: int) -> Ite
     for number, (name, extra) in enumerate(differences.items()):
         target = None if number else 1.3
         ours = statistics.median(extra) / 1e6
-        yield Row(f"memory above the model's: {name}", "MB", ours, "uint8 set", pixels, target, what_runs(recipe))
+        yield Row(f"memory above the model's: {name}", "MB", ours, "uint8 set", pixels, target, at_of(recipe))
 
 
 def memory_of_training(recipe: Recipe, scratch: Path, device: str, steps: int) -> dict[str, int]:
-    """Bytes that opening the data and some steps have taken, in a process that has done nothing else."""
+    """Return the bytes that opening the data and some steps take in a new process."""
     with opened(recipe, scratch / "memory", device, steps) as run:
         train_epoch(run, 0, Stop())
         return memory(run.world.device)
@@ -147,18 +147,18 @@ def few_images(scratch: Path) -> str:
 
 
 def step_rows(recipe: Recipe, scratch: Path, device: str, pairs: int) -> Iterator[Row]:
-    """A step with CutMix beside one without, from the batch to the optimizer."""
+    """Yield a step with CutMix beside one without, from the batch to the optimizer."""
     unmixed = replace(recipe, mix="none")
     with opened(recipe, scratch / "mixed", device) as mixed, opened(unmixed, scratch / "unmixed", device) as without:
         ms = in_turns({"ours": partial(one_step, mixed), "theirs": partial(one_step, without)}, pairs, device)
-    median, at = medians(ms), what_runs(recipe)
+    median, at = medians(ms), at_of(recipe)
     ratio = median_ratio(ms["ours"], ms["theirs"])
     yield Row("training step with CutMix", "ms", median["ours"], "without CutMix", median["theirs"], 1.02, at)
     yield Row("the same, ratios of steps in turn", "", ratio, "without CutMix", 1.0, at=at)
 
 
 def speed_rows(recipe: Recipe, scratch: Path, device: str, blocks: int, steps: int, *, compiled: bool) -> Iterator[Row]:
-    """Images per second of the real loop with CutMix, beside the plain one with its workers at their best."""
+    """Yield the images per second of the loop with CutMix, beside a plain loop with 0 and 2 workers."""
     sides = {"ours": partial(our_blocks, recipe, scratch / "eager", device, steps)}
     sides |= {f"plain loop, {n} workers": partial(plain_blocks, recipe, n, device, steps) for n in (0, 2)}
     if compiled:
@@ -170,14 +170,13 @@ def speed_rows(recipe: Recipe, scratch: Path, device: str, blocks: int, steps: i
     ours = speed.pop("ours")
     for name, theirs in speed.items():
         target = 2.5 if theirs == fastest_plain else None
-        yield Row("cutmix train, with CutMix", "images/s", ours, name, theirs, target, what_runs(recipe))
+        yield Row("cutmix train, with CutMix", "images/s", ours, name, theirs, target, at_of(recipe))
 
 
 def network_rows(recipe: Recipe, scratch: Path, device: str, rounds: int) -> Iterator[Row]:
-    """A step of PyramidNet-110 on a batch of 64, by ``cutmix train``'s code, beside the same network written plainly.
+    """Yield a step of PyramidNet-110 on a batch of 64 by ``cutmix train``, beside the same model written plainly.
 
-    Each side has a process of its own, as in the loops above: how ``cutmix train`` sets the allocator is among its
-    speed settings, and a plain script leaves it alone.
+    Each side has a separate process: ``cutmix train`` configures the memory allocator, a plain script does not.
     """
     default = replace(find_recipe("cifar100-pyramidnet110"), data=recipe.data, lr=0.01)
     float32 = replace(default, precision="float32", channels_last=False)
@@ -189,15 +188,15 @@ def network_rows(recipe: Recipe, scratch: Path, device: str, rounds: int) -> Ite
     }, rounds)  # fmt: skip
     ms = medians(times)
     speed = {name: 1000 * default.batch_size / taken for name, taken in ms.items()}
-    at, beside = what_runs(default), "written plainly, float32 NCHW"
+    at, beside = at_of(default), "written plainly, float32 NCHW"
     yield Row("training step, float32 NCHW", "ms", ms["float32"], beside, ms["plain"], 1.0, at)
     yield Row("default speed settings", "images/s", speed["default"], beside, speed["plain"], 1.8, at)
 
 
 def smmix_rows(recipe: Recipe, scratch: Path, device: str, rounds: int, batch_size: int) -> Iterator[Row]:
-    """DeiT-T's steps in which SMMix is active beside those with CutMix; its search for squares; its memory.
+    """Yield DeiT-T's steps with SMMix active beside steps with CutMix, the search for squares, and the memory.
 
-    Small images are enlarged to 224×224 and not augmented, so that a step is the network's.
+    Small images are enlarged to 224×224 and not augmented, so that the model dominates a step.
     """
     changes: dict[str, Any] = {"data": few_images(scratch), "mix_prob": 1.0, "batch_size": batch_size}
     changes["auto_augment"] = "none"
