@@ -1,6 +1,5 @@
 """Finished runs of several methods compared with a baseline: numbers, words and tables."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -12,7 +11,7 @@ from rich.table import Table
 from cutmix.comparison.difference import CrossedDifference, crossed_difference
 from cutmix.errors import InputError
 from cutmix.runs.read import read_run
-from cutmix.runtime.weights import read_weights
+from cutmix.runtime.header import read_header
 from cutmix.statistics import holm, read_outcome
 from cutmix.training.campaign import Job
 
@@ -125,7 +124,7 @@ def _seconds(job: Job) -> float:
 
 def _classes(job: Job) -> list[str]:
     """Return the class names from the run's weights."""
-    return list(json.loads(read_weights(job.path / "model.safetensors").header["classes"]))
+    return list(read_header(job.path / "model.safetensors").classes or ())
 
 
 def _by_class(

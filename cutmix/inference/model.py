@@ -1,6 +1,5 @@
 """A trained classifier with its preprocessing, classes and temperature: ``load`` a run or a file, then ``predict``."""
 
-import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from cutmix.models import create_model
 from cutmix.models.regularizers import regularize
 from cutmix.runs.read import read_run
 from cutmix.runtime.distributed import find_device
-from cutmix.runtime.weights import load_weights, read_weights
+from cutmix.runtime.header import read_header
+from cutmix.runtime.weights import load_weights
 
 Source = Path | str | Image.Image | np.ndarray
 
@@ -222,34 +222,34 @@ def load(source: str | Path, *, which: str = "last", device: str = "auto") -> Mo
             raise InputError(f"{path} does not exist: the run is not finished; continue it with --resume")
     elif not path.exists():
         raise InputError(f"{path} does not exist; expected the folder of a run, or a file of weights")
-    about = _read_about(path)
-    recipe = Recipe.from_dict(about["recipe"])
+    header = _complete_header(path)
+    recipe, classes = Recipe.from_dict(header["recipe"]), header["classes"]
     preprocessing = Preprocessing(
-        about["image_size"], about["in_chans"], tuple(about["mean"]), tuple(about["std"]), about["small"],
+        header["image_size"], header["in_chans"], header["mean"], header["std"], header["small"],
         recipe.crop_fraction, recipe.squash, recipe.interpolation,
     )  # fmt: skip
-    network = create_model(recipe.model, len(about["classes"]), in_chans=about["in_chans"])
+    network = create_model(recipe.model, len(classes), in_chans=header["in_chans"])
     load_weights(network, path)
     regularize(network, shake_drop=recipe.shake_drop, decay=recipe.depth_decay)
     return Model(
-        network.to(find_device(device)), tuple(about["classes"]), preprocessing, temperature=temperature or 1.0,
+        network.to(find_device(device)), classes, preprocessing, temperature=temperature or 1.0,
         calibrated=temperature is not None, source=path, recipe=recipe,
     )  # fmt: skip
 
 
-_ABOUT = ("recipe", "classes", "in_chans", "image_size", "mean", "std", "small")
+_NEEDED = ("recipe", "classes", "in_chans", "image_size", "mean", "std", "small")
 
 
-def _read_about(path: Path) -> dict[str, Any]:
-    """Return what a file of weights says about itself."""
-    text = read_weights(path).header
-    missing = [name for name in _ABOUT if name not in text]
-    if missing:
+def _complete_header(path: Path) -> dict[str, Any]:
+    """Return the fields of the header of a file of weights that a prediction needs."""
+    header = read_header(path)
+    fields = {name: getattr(header, name) for name in _NEEDED}
+    if missing := [name for name, value in fields.items() if value is None]:
         raise InputError(
             f"{path} does not say its {', '.join(missing)}; expected weights that cutmix train wrote "
             "(evaluate other weights with cutmix evaluate --model)"
         )
-    return {name: json.loads(text[name]) for name in _ABOUT}
+    return fields
 
 
 def _fitted_temperature(run: Path, which: str) -> float | None:

@@ -12,7 +12,6 @@ pictures/          what it found: detections, captions
 """
 
 import io
-import json
 import os
 import platform
 import re
@@ -34,8 +33,8 @@ from cutmix.errors import UNREADABLE, InputError
 from cutmix.runs.read import read_config
 from cutmix.runs.record import Record, read_records
 from cutmix.runtime.files import append_line, open_no_link, to_json, truncate, why_not_written, write_atomic
+from cutmix.runtime.header import read_header
 from cutmix.runtime.schema import check_fields
-from cutmix.runtime.weights import read_weights
 from cutmix.version import __version__
 
 Kind = TypeVar("Kind", bound=Training)
@@ -122,7 +121,7 @@ class RunFolder:
         if not weights.exists():
             return
         predictions = self.path / "predictions/best.next.npz"
-        if json.loads(read_weights(weights)[1]["epoch"]) != epoch:
+        if read_header(weights).epoch != epoch:
             weights.unlink()
             predictions.unlink(missing_ok=True)
             return

@@ -25,6 +25,7 @@ class Header:
         image_size: Side of the images in pixels.
         mean: Mean of each channel, for pixels in [0, 1].
         std: Standard deviation of each channel, for pixels in [0, 1].
+        small: Whether the training set is a set of small images, which are not cropped.
         epoch: Epoch after which the weights were saved.
         recipe: The fields of the recipe that trained the weights.
         data: Fingerprint of the training set.
@@ -37,6 +38,7 @@ class Header:
     image_size: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    small: bool | None = None
     epoch: int | None = None
     recipe: dict[str, Any] | None = None
     data: str | None = None
@@ -94,6 +96,7 @@ _HEADER: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "num_classes": _whole(1, 10_000_000), "in_chans": _whole(1, 10_000), "image_size": _whole(1, 16_384),
     "epoch": _whole(0, 1 << 40), "mean": _numbers(-1e6), "std": _numbers(0),
+    "small": (lambda v: isinstance(v, bool), "true or false"),
     "recipe": (lambda v: isinstance(v, dict), "the fields of a recipe"),
     "data": (lambda v: len(v) < 200, "a fingerprint"),
 }  # fmt: skip

@@ -1,6 +1,5 @@
 """The backbone of a transfer run: a classifier with the weights of a run, of a file, of timm, or random ones."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +8,8 @@ from torch import nn
 from cutmix.config.transfer import Transfer
 from cutmix.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cutmix.errors import InputError
-from cutmix.models import create_model, pretrained_normalization
-from cutmix.runtime.weights import read_weights
+from cutmix.models import create_model, pretrained_normalization, weights_normalization
+from cutmix.runtime.header import read_header
 from cutmix.training.state import start_branches_at_one
 
 
@@ -68,14 +67,11 @@ def load_backbone(recipe: Transfer) -> Backbone:
             f"--backbone is {source}, but {path} does not exist; expected none, pretrained, the folder of a finished "
             "run, or a file"
         )
-    about = read_weights(path)[1]
-    model = about.get("model", model)
-    if int(about.get("in_chans", 3)) != 3:
-        raise InputError(f"{path} is for images of {about['in_chans']} channels; expected 3, for RGB")
-    network = create_model(model, int(about.get("num_classes", 1000)), pretrained=path)
-    trained_by = json.loads(about["recipe"])["name"] if "recipe" in about else None
-    if "mean" in about:
-        mean, std = tuple(json.loads(about["mean"])), tuple(json.loads(about["std"]))
-    else:
-        mean, std = pretrained_normalization(model) or (IMAGENET_MEAN, IMAGENET_STD)
+    header = read_header(path)
+    model = header.model or model
+    if header.in_chans not in (None, 3):
+        raise InputError(f"{path} is for images of {header.in_chans} channels; expected 3, for RGB")
+    network = create_model(model, header.num_classes or 1000, pretrained=path)
+    trained_by = str(header.recipe.get("name")) if header.recipe else None
+    mean, std = weights_normalization(model, header, 3) or (IMAGENET_MEAN, IMAGENET_STD)
     return Backbone(network, model, mean, std, str(path), trained_by)
