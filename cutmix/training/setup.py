@@ -79,18 +79,8 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
         train_batches=test_loader(train_set, **shared) if recipe.train_error else None,
     )  # fmt: skip
     skipped = len(train_set.skipped) + len(test_set.skipped)
-    return assemble(
-        recipe,
-        options,
-        world,
-        train_set.name,
-        state,
-        task,
-        batches,
-        skipped=skipped,
-        mean=train_set.mean,
-        std=train_set.std,
-    )
+    about: dict[str, Any] = {"skipped": skipped, "mean": _listed(train_set.mean), "std": _listed(train_set.std)}
+    return assemble(recipe, options, world, train_set.name, state, task, batches, **about)
 
 
 def assemble(
@@ -151,6 +141,10 @@ def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> tuple[Imag
     if recipe.train_per_class is not None:
         train_set = keep_per_class(train_set, recipe.train_per_class)
     return train_set, test_set
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def starting_normalization(recipe: Recipe, in_chans: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
