@@ -34,7 +34,7 @@ from cutmix.runs.record import SCHEMA, Record
 
 COMMANDS: dict[str, tuple[Any, ...]] = {
     "demo": (DemoOptions(),),
-    "data": (DataOptions("photos"),),
+    "data": (DataOptions,),
     "preview": (PreviewOptions,),
     "train": (Recipe(), TrainOptions()),
     "transfer detection": (SSD300, RunOptions()),

@@ -1,28 +1,39 @@
-"""CIFAR-10 and CIFAR-100 in their official layouts: the Python pickles and the binary files."""
+"""The known data sets in their official layouts: CIFAR, MNIST, digits, Tiny-ImageNet-200, ImageNet and CUB-200-2011.
+
+For each there is a function that finds its folder and one that reads a split of it: arrays, or a list of files.
+"""
 
 import gzip
 import math
+import mmap
 import pickle
+import pickletools
 import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cutmix.data.decode import find_unreadable, read_same_size
+from cutmix.data.folder import read_text
 from cutmix.errors import InputError
+
+Arrays = tuple[Tensor, Tensor, tuple[str, ...]]
+"""Images (N, C, H, W) uint8; labels (N,) int64; the class names."""
+
+# ---- CIFAR: Python pickles or binary files ----
 
 _PIXELS = 3 * 32 * 32
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """Where one official archive keeps what; ``label_bytes`` a record, of which the last is the label."""
+class _Cifar:
+    """The layout of one official archive; a binary record has ``label_bytes``, the last of which is the label."""
 
     folder: str
     train: tuple[str, ...]
@@ -33,68 +44,54 @@ class _Layout:
     label_bytes: int = 0
 
 
-_LAYOUTS = {
+_FIVE = tuple(f"data_batch_{k}" for k in range(1, 6))
+_CIFARS = {
     "cifar-10": (
-        _Layout(
-            "cifar-10-batches-py",
-            tuple(f"data_batch_{k}" for k in range(1, 6)),
-            ("test_batch",),
-            "batches.meta",
-            names_key="label_names",
-            labels_key="labels",
-        ),
-        _Layout(
-            "cifar-10-batches-bin",
-            tuple(f"data_batch_{k}.bin" for k in range(1, 6)),
-            ("test_batch.bin",),
-            "batches.meta.txt",
+        _Cifar("cifar-10-batches-py", _FIVE, ("test_batch",), "batches.meta", "label_names", "labels"),
+        _Cifar(
+            "cifar-10-batches-bin", tuple(f"{name}.bin" for name in _FIVE), ("test_batch.bin",), "batches.meta.txt",
             label_bytes=1,
         ),
     ),
     "cifar-100": (
-        _Layout(
-            "cifar-100-python",
-            ("train",),
-            ("test",),
-            "meta",
-            names_key="fine_label_names",
-            labels_key="fine_labels",
-        ),
-        _Layout("cifar-100-binary", ("train.bin",), ("test.bin",), "fine_label_names.txt", label_bytes=2),
+        _Cifar("cifar-100-python", ("train",), ("test",), "meta", "fine_label_names", "fine_labels"),
+        _Cifar("cifar-100-binary", ("train.bin",), ("test.bin",), "fine_label_names.txt", label_bytes=2),
     ),
-}
+}  # fmt: skip
 
 
 def find_cifar(name: str, root: Path) -> Path | None:
     """Return the folder of ``name`` ("cifar-10" or "cifar-100"): ``root`` itself or a folder in it, else None."""
-    for layout in _LAYOUTS[name]:
-        for folder in (root, root / layout.folder):
-            if folder.is_dir() and (folder.name == layout.folder or (folder / layout.names).is_file()):
-                return folder
+    for layout in _CIFARS[name]:
+        if folder := _find(root, layout.folder, layout.names):
+            return folder
     return None
 
 
-def read_cifar(name: str, folder: Path, split: str) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """Read one split.
+def _find(root: Path, name: str, *files: str) -> Path | None:
+    """Return ``root`` or the folder ``name`` in it, whichever has that name or holds all the files; else None."""
+    for folder in (root, root / name):
+        if folder.is_dir() and (folder.name == name or all((folder / file).is_file() for file in files)):
+            return folder
+    return None
 
-    The pixels are held once: a pickle's own buffer becomes the tensor, several files are read into one.
 
-    Returns:
-        images (N, 3, 32, 32) uint8, labels (N,) int64, the class names.
+def read_cifar(name: str, folder: Path, split: str) -> Arrays:
+    """Read one split of CIFAR-10 or CIFAR-100.
 
     Raises:
         InputError: A file is missing or damaged, or a pickle asks for anything but an array of bytes.
 
     Source: https://www.cs.toronto.edu/~kriz/cifar.html; checked against ``torchvision.datasets``.
     """
-    layouts = _LAYOUTS[name]
+    layouts = _CIFARS[name]
     layout = next((x for x in layouts if x.folder == folder.name or (folder / x.names).is_file()), layouts[0])
     files = [folder / file for file in (layout.train if split == "train" else layout.test)]
     missing = [file.name for file in [*files, folder / layout.names] if not file.is_file()]
     if missing:
         raise InputError(f"{folder} is not a complete {name}: {', '.join(missing)} is missing; unpack it again")
     if layout.label_bytes:
-        names = (folder / layout.names).read_text().split()
+        names = read_text(folder / layout.names).split()
         images, labels = _read_binary(files, layout.label_bytes)
     else:
         names = [_text(name) for name in _entry(folder / layout.names, layout.names_key)]
@@ -103,30 +100,25 @@ def read_cifar(name: str, folder: Path, split: str) -> tuple[Tensor, Tensor, tup
 
 
 def _read_pickles(files: list[Path], labels_key: str) -> tuple[Tensor, Tensor]:
-    if len(files) == 1:
-        return _read_pickle(files[0], labels_key)
     images = torch.empty((sum(file.stat().st_size // _PIXELS for file in files), _PIXELS), dtype=torch.uint8)
-    labels = torch.empty(len(images), dtype=torch.int64)
-    rows = 0
+    labels: list[int] = []
     for file in files:
-        part, part_labels = _read_pickle(file, labels_key)
-        images[rows : rows + len(part)], labels[rows : rows + len(part)] = part, part_labels
-        rows += len(part)
-        del part  # before the next file is read
-    return images[:rows], labels[:rows]
-
-
-def _read_pickle(file: Path, labels_key: str) -> tuple[Tensor, Tensor]:
-    content = _unpickle(file)
-    pixels, labels = content.get("data"), content.get(labels_key)
-    if not (
-        isinstance(pixels, _Array)
-        and isinstance(labels, list)
-        and all(isinstance(label, int) and abs(label) < 1 << 62 for label in labels)
-        and pixels.values.shape == (len(labels), _PIXELS)
-    ):
-        raise InputError(f"{file} is not a CIFAR file: it needs 'data' (N, {_PIXELS}) uint8 and N '{labels_key}'")
-    return torch.from_numpy(pixels.values), torch.tensor(labels, dtype=torch.int64)
+        content = _unpickle(file)
+        pixels, own = content.get("data"), content.get(labels_key)
+        if not (
+            isinstance(pixels, _Array)
+            and isinstance(own, list)
+            and all(isinstance(label, int) and abs(label) < 1 << 62 for label in own)
+            and pixels.shape == (len(own), _PIXELS)
+            and isinstance(pixels.raw, bytes | bytearray)
+            and len(pixels.raw) == len(own) * _PIXELS
+        ):
+            raise InputError(f"{file} is not a CIFAR file: it needs 'data' (N, {_PIXELS}) uint8 and N '{labels_key}'")
+        rows = slice(len(labels), len(labels) + len(own))
+        images[rows].numpy()[:] = np.frombuffer(pixels.raw, np.uint8).reshape(pixels.shape)
+        labels += own
+        del content, pixels  # before the next file is read
+    return images[: len(labels)], torch.tensor(labels, dtype=torch.int64)
 
 
 def _read_binary(files: list[Path], label_bytes: int) -> tuple[Tensor, Tensor]:
@@ -154,10 +146,42 @@ def _entry(file: Path, key: str) -> list[Any]:
     return values
 
 
+def _text(value: bytes | str) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+
+
+class _Array:
+    """Stands in for NumPy's array and dtype while a file is unpickled: nothing of NumPy is called by the file."""
+
+    code, shape, raw = "", (), b""
+
+    def __init__(self, code: Any = "", *_: Any) -> None:
+        self.code = code
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if len(state) == 5:  # of an array; a dtype's has eight or nine parts
+            _, self.shape, dtype, fortran_order, self.raw = state
+            if _text(dtype.code) != "u1" or fortran_order:
+                raise InputError("holds an array that is not plain uint8")
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles numbers, strings, lists, dicts and uint8 arrays; whatever else a file asks for is refused."""
+
+    def find_class(self, module: str, name: str) -> type:
+        if (module.replace("_core", "core"), name) not in (
+            ("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"),
+        ):  # fmt: skip
+            raise InputError(f"is refused, and nothing of it was run: it asks for {module}.{name}, not for data")
+        return _Array
+
+
 def _unpickle(file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as stream:
-            content = _ArraysOnly(_Reader(stream), encoding="bytes").load()
+            _check_pickle(stream)
+            stream.seek(0)
+            content = _ArraysOnly(stream, encoding="bytes").load()
         return {_text(key): value for key, value in content.items()}
     except InputError as error:
         raise InputError(f"{file} {error}") from None
@@ -165,88 +189,48 @@ def _unpickle(file: Path) -> dict[str, Any]:
         raise InputError(f"{file} is damaged ({error or type(error).__name__}): unpack it again") from None
 
 
-def _text(value: bytes | str) -> str:
-    return value.decode("latin-1") if isinstance(value, bytes) else value
+_MOST_STEPS = 2_000_000
+"""Of a pickle; the official files have 200,000, and share no object."""
 
 
-class _Array:
-    """Stands in for a NumPy array while it is unpickled: NumPy itself is never called by the file."""
-
-    def __init__(self, *_: object) -> None:
-        self.values = np.empty((0, 0), np.uint8)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, dtype, fortran_order, raw = state
-        if _text(dtype.code) != "u1" or fortran_order:
-            raise InputError("holds an array that is not plain uint8")
-        writable = raw if isinstance(raw, bytearray) else bytearray(raw)
-        self.values = np.frombuffer(writable, np.uint8).reshape(shape)
-
-
-class _Dtype:
-    """Stands in for a NumPy dtype while it is unpickled."""
-
-    def __init__(self, code: bytes | str = "", *_: object) -> None:
-        self.code = code
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-class _Reader:
-    """Reads large pieces into writable memory, which then is the tensor's: no copy, no read-only buffer."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self.stream = stream
-        self.readline = stream.readline
-        self.left = stream.seek(0, 2)
-        stream.seek(0)
-
-    def read(self, count: int) -> bytes:
-        if count < 1 << 16:
-            return self.stream.read(count)
-        if count > self.left:  # before it is allocated
-            raise EOFError("it is truncated")
-        piece = bytearray(count)
-        self.readinto(piece)
-        return cast(bytes, piece)
-
-    def readinto(self, piece: bytearray) -> int:
-        return self.stream.readinto(piece)  # type: ignore[attr-defined]
+def _check_pickle(stream: BinaryIO) -> None:
+    """Refuse a pickle that would take far more memory or time than the official ones, before it is read."""
+    codes = {ord(code.code): (code.name, code.arg) for code in pickletools.opcodes}
+    lengths = {-2: 1, -3: 4, -4: 4, -5: 8}  # bytes of the length that stands before an argument, by pickletools' mark
+    position = steps = shared = 0
+    with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        while position < len(content):
+            name, argument = codes[content[position]]
+            first = position = position + 1
+            size = argument.n if argument else 0
+            if argument and size == -1:  # a line, or two
+                for _ in range(2 if "pair" in argument.name else 1):
+                    position = content.find(b"\n", position) + 1 or len(content)
+            elif size in lengths:
+                first += lengths[size]
+                position = first + int.from_bytes(content[position:first], "little")
+            else:
+                position += size
+            index = 0
+            if name.endswith("PUT"):
+                index = (
+                    int(content[first:position]) if size == -1 else int.from_bytes(content[first:position], "little")
+                )
+            steps, shared = steps + 1, shared + ("GET" in name or name == "DUP")
+            if max(steps, index) > _MOST_STEPS or shared > 16:
+                raise InputError(f"is damaged: at byte {first} it announces more objects than CIFAR has")
+            if name == "STOP":
+                return
 
 
-# The unpickler written in Python, since the one in C holds a Python-2 string twice while reading it: twice the set.
-class _ArraysOnly(pickle._Unpickler):
-    """Unpickles numbers, strings, lists, dicts and uint8 arrays; whatever else a file asks for is refused."""
-
-    def find_class(self, module: str, name: str) -> type:
-        stand_ins: dict[tuple[str, str], type] = {
-            ("numpy.core.multiarray", "_reconstruct"): _Array,
-            ("numpy._core.multiarray", "_reconstruct"): _Array,
-            ("numpy", "ndarray"): _Array,
-            ("numpy", "dtype"): _Dtype,
-        }
-        if (module, name) not in stand_ins:
-            raise InputError(f"is refused, and nothing of it was run: it asks for {module}.{name}, not for data")
-        return stand_ins[module, name]
-
-
-# ---- idx ----
-# The MNIST layout (idx files, plain or gzip), in which Fashion-MNIST comes too.
+# ---- MNIST and Fashion-MNIST: idx files, plain or gzip ----
 
 _PREFIX = {"train": "train", "test": "t10k"}
 _FASHION = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
+)  # fmt: skip
+_INFLATION, _MOST_VALUES = 1032, 1 << 30
+"""A gzip file holds at most so many times its size; the largest set of this kind, EMNIST, has 640 million values."""
 
 
 def find_idx(name: str, root: Path) -> Path | None:
@@ -256,50 +240,50 @@ def find_idx(name: str, root: Path) -> Path | None:
     """
     official = {"fashion-mnist": "FashionMNIST", "mnist": "MNIST"}[name]
     for folder in (root, root / "raw", root / official / "raw", root / official, root / name):
-        found = any(_find_file(folder, split, kind) for split in _PREFIX for kind in ("images", "labels"))
+        found = any(_find_idx_file(folder, split, kind) for split in _PREFIX for kind in ("images", "labels"))
         if found and ("fashion" in str(folder.resolve()).lower()) == (name == "fashion-mnist"):
             return folder
     return None
 
 
-def read_idx(name: str, folder: Path, split: str) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """Read one split.
-
-    Returns:
-        images (N, 1, H, W) uint8, labels (N,) int64, the class names.
+def read_idx(name: str, folder: Path, split: str) -> Arrays:
+    """Read one split of MNIST or Fashion-MNIST.
 
     Raises:
         InputError: A file is missing or damaged, or images and labels differ in number.
 
     Source: https://github.com/zalandoresearch/fashion-mnist; checked against ``torchvision.datasets``.
     """
-    files = {kind: _find_file(folder, split, kind) for kind in ("images", "labels")}
+    files = {kind: _find_idx_file(folder, split, kind) for kind in ("images", "labels")}
     for kind, file in files.items():
         if file is None:
             expected = f"{_PREFIX[split]}-{kind}-idx{3 if kind == 'images' else 1}-ubyte(.gz)"
             raise InputError(f"{folder} is not a complete {name}: {expected} is missing; unpack it again")
-    images, labels = (_read(file, 3 if kind == "images" else 1) for kind, file in files.items() if file)
+    images, labels = (_read_idx_file(file, 3 if kind == "images" else 1) for kind, file in files.items() if file)
     if len(images) != len(labels):
-        raise InputError(f"{folder} holds {len(images)} {split} images and {len(labels)} labels: they must agree")
+        raise InputError(f"{folder} holds {len(images)} {split} images and {len(labels)} labels; they must agree")
     classes = _FASHION if name == "fashion-mnist" else tuple("0123456789")
     return images.unsqueeze(1), labels.long(), classes
 
 
-def _find_file(folder: Path, split: str, kind: str) -> Path | None:
+def _find_idx_file(folder: Path, split: str, kind: str) -> Path | None:
     suffix = "idx3-ubyte" if kind == "images" else "idx1-ubyte"
     candidates = [folder / f"{_PREFIX[split]}-{kind}{dash}{suffix}{gz}" for gz in ("", ".gz") for dash in "-."]
     return next((file for file in candidates if file.is_file()), None)
 
 
-def _read(file: Path, dims: int) -> Tensor:
+def _read_idx_file(file: Path, dims: int) -> Tensor:
     """Read an idx file of unsigned bytes: magic number, sizes (big-endian), values."""
     try:
+        most = file.stat().st_size * (_INFLATION if file.suffix == ".gz" else 1)
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
             if stream.read(4) != bytes((0, 0, 8, dims)):
                 raise InputError(f"{file} is not an idx file of unsigned bytes in {dims} dimensions")
             shape = [int.from_bytes(stream.read(4), "big") for _ in range(dims)]
-            values = torch.empty(shape, dtype=torch.uint8)
             count = math.prod(shape)
+            if count > min(most, _MOST_VALUES):  # before memory is asked for
+                raise InputError(f"{file} is damaged: it does not hold the {count} values that it announces")
+            values = torch.empty(shape, dtype=torch.uint8)
             # through a flat view: a gzip stream fills what it is given piece by piece
             filled, view = 0, memoryview(values.numpy().reshape(-1).data)
             while filled < count and (got := stream.readinto(view[filled:])):
@@ -311,19 +295,17 @@ def _read(file: Path, dims: int) -> Tensor:
     return values
 
 
-# ---- digits ----
-# The digits that come with scikit-learn: 1,797 real scans, 8×8, nothing to download.
+# ---- digits: 1,797 scans of 8×8 pixels that come with scikit-learn ----
 
 
-def read_digits(split: str) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+def read_digits(split: str) -> Arrays:
     """Read one split: 1,000 scans to train and 797 to test, stratified, the same in every run.
 
-    Returns:
-        images (N, 1, 8, 8) uint8, the 17 grey levels spread over 0 to 255; labels (N,) int64; the class names.
+    The 17 grey levels are spread over 0 to 255.
 
     Source: the test part of the UCI "Optical Recognition of Handwritten Digits", as ``sklearn.datasets`` has it.
     """
-    from sklearn.datasets import load_digits  # a second to import: only who asks for it waits
+    from sklearn.datasets import load_digits  # takes a second to import
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
@@ -336,18 +318,14 @@ def read_digits(split: str) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     return torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels), tuple("0123456789")
 
 
-# ---- tiny imagenet ----
-# Tiny-ImageNet-200 in its official layout, decoded once into one tensor.
+# ---- Tiny-ImageNet-200: image files, decoded once into one tensor ----
 
-_TINY_FOLDER = "tiny-imagenet-200"
+_TINY = "tiny-imagenet-200"
 
 
 def find_tiny_imagenet(root: Path) -> Path | None:
     """Return the folder that holds ``train/`` and ``val/``: ``root`` itself or a folder in it, else None."""
-    for folder in (root, root / _TINY_FOLDER):
-        if folder.is_dir() and (folder.name == _TINY_FOLDER or (folder / "val" / "val_annotations.txt").is_file()):
-            return folder
-    return None
+    return _find(root, _TINY, "val/val_annotations.txt")
 
 
 def read_tiny_imagenet(
@@ -367,8 +345,8 @@ def read_tiny_imagenet(
     train = folder / "train"
     ids = sorted(entry.name for entry in train.iterdir() if entry.is_dir()) if train.is_dir() else []
     if not ids:
-        raise InputError(f"{folder} is not a complete {_TINY_FOLDER}: train/ is missing or empty; unpack it again")
-    pairs = list(_train_files(train, ids) if split == "train" else _val_files(folder / "val", ids))
+        raise InputError(f"{folder} is not a complete {_TINY}: train/ is missing or empty; unpack it again")
+    pairs = list(_tiny_train(train, ids) if split == "train" else _tiny_val(folder / "val", ids))
     skipped = find_unreadable([path for path, _ in pairs]) if skip_unreadable else set()
     kept = [(path, label) for path, label in pairs if path not in skipped]
     without = set(range(len(ids))) - {label for _, label in kept}
@@ -376,36 +354,33 @@ def read_tiny_imagenet(
         raise InputError(f"{folder}: the class {ids[min(without)]} has no {split} images; unpack it again")
     images = read_same_size([path for path, _ in kept], 64, 64)
     labels = torch.tensor([label for _, label in kept])
-    return images, labels, _names(folder, ids), tuple(sorted(skipped))
+    return images, labels, _tiny_names(folder / "words.txt", ids), tuple(sorted(skipped))
 
 
-def _train_files(train: Path, ids: list[str]) -> Iterator[tuple[Path, int]]:
+def _tiny_train(train: Path, ids: list[str]) -> Iterator[tuple[Path, int]]:
     for label, wnid in enumerate(ids):
         for path in sorted((train / wnid / "images").glob("[!.]*.JPEG")):
             yield path, label
 
 
-def _val_files(val: Path, ids: list[str]) -> Iterator[tuple[Path, int]]:
+def _tiny_val(val: Path, ids: list[str]) -> Iterator[tuple[Path, int]]:
     annotations, label_of = val / "val_annotations.txt", {wnid: label for label, wnid in enumerate(ids)}
     if not annotations.is_file():
-        raise InputError(f"{val.parent} is not a complete {_TINY_FOLDER}: {annotations} is missing; unpack it again")
-    for line in annotations.read_text().splitlines():
+        raise InputError(f"{val.parent} is not a complete {_TINY}: {annotations} is missing; unpack it again")
+    for line in read_text(annotations).splitlines():
         name, wnid, *_ = [*line.split("\t"), ""]
         if wnid not in label_of:
             raise InputError(f"{annotations}: the class '{wnid}' of '{name}' is none of the {len(ids)} in train/")
         yield val / "images" / name, label_of[wnid]
 
 
-def _names(folder: Path, ids: list[str]) -> tuple[str, ...]:
-    words: dict[str, str] = {}
-    if (folder / "words.txt").is_file():
-        for line in (folder / "words.txt").read_text(encoding="utf-8").splitlines():
-            wnid, _, text = line.partition("\t")
-            words[wnid] = text.split(",")[0].strip()
-    return tuple(words.get(wnid) or wnid for wnid in ids)
+def _tiny_names(words: Path, ids: list[str]) -> tuple[str, ...]:
+    rows = [line.partition("\t") for line in read_text(words).splitlines()] if words.is_file() else []
+    names = {wnid: text.split(",")[0].strip() for wnid, _, text in rows}
+    return tuple(names.get(wnid) or wnid for wnid in ids)
 
 
-# ---- imagenet ----
+# ---- ImageNet: class folders in train/ and val/ ----
 
 
 def find_imagenet(root: Path) -> Path | None:
@@ -417,27 +392,18 @@ def find_imagenet(root: Path) -> Path | None:
     return root if len(names) == 1000 else None
 
 
-# ---- cub ----
-# CUB-200-2011 in its official layout: the images of a split, their labels and the names of the birds.
-
-_CUB_FOLDER = "CUB_200_2011"
+# ---- CUB-200-2011: image files ----
 
 
 def find_cub(root: Path) -> Path | None:
     """Return the folder that holds ``images.txt`` and ``images/``: ``root`` itself or a folder in it, else None."""
-    for folder in (root, root / _CUB_FOLDER):
-        if (folder / "images.txt").is_file() and (folder / "train_test_split.txt").is_file():
-            return folder
-    return None
+    files = ("images.txt", "train_test_split.txt")
+    found = _find(root, "CUB_200_2011", *files)
+    return found if found and all((found / file).is_file() for file in files) else None
 
 
 def read_cub(folder: Path, split: str) -> tuple[list[Path], list[int], tuple[str, ...]]:
-    """List the images of one split, in the order of ``images.txt``.
-
-    Args:
-        folder: Holds ``images/``, ``images.txt``, ``classes.txt``, ``image_class_labels.txt`` and
-            ``train_test_split.txt``.
-        split: "train" or "test"; the whole set has 5,994 and 5,794 images.
+    """List the images of one split, in the order of ``images.txt``: 5,994 to train and 5,794 to test.
 
     Returns:
         The files; their labels, from 0; the class names, e.g. "Black footed Albatross".
@@ -474,7 +440,7 @@ def read_rows(file: Path, separator: str, columns: int) -> Iterator[tuple[int, l
     """
     if not file.is_file():
         raise InputError(f"{file} is missing; expected it with the other annotations")
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(file).splitlines(), 1):
         parts = line.split(separator)
         if len(parts) != columns:
             raise InputError(f"{file}, line {number}: {len(parts)} columns; expected {columns}")

@@ -62,6 +62,16 @@ def test_truncated_file_is_named(tmp_path: Path, compressed: bool, part: int) ->
         open_data(str(tmp_path / "mnist"), "train")
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_an_announcement_of_terabytes_is_compared_with_the_file(tmp_path: Path, compressed: bool) -> None:
+    write_idx(tmp_path / "mnist", compressed=compressed)
+    file = tmp_path / "mnist" / ("train-images-idx3-ubyte" + (".gz" if compressed else ""))
+    content = bytes((0, 0, 8, 3)) + (100_000).to_bytes(4, "big") * 3 + bytes(100)
+    file.write_bytes(gzip.compress(content) if compressed else content)
+    with pytest.raises(InputError, match="does not hold the 1000000000000000 values that it announces"):
+        open_data(str(tmp_path / "mnist"), "train")
+
+
 def test_bytes_too_many(tmp_path: Path) -> None:
     write_idx(tmp_path / "mnist", compressed=False)
     with (tmp_path / "mnist" / "train-labels-idx1-ubyte").open("ab") as file:
