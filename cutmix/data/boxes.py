@@ -1,20 +1,21 @@
-"""Annotated boxes: of Tiny-ImageNet-200, CUB-200-2011, ImageNet and wsolevaluation; and where resize and crop put them.
+"""Boxes of Tiny-ImageNet-200, CUB-200-2011, ImageNet and wsolevaluation, and their coordinates after resize and crop.
 
 A box is x0, y0, x1, y1 in pixels from the image's upper left corner, x1 and y1 exclusive. Files that count pixels name
 the last one inside (Tiny-ImageNet, ImageNet, wsolevaluation), so their x1 and y1 grow by one; CUB's have a width.
 """
 
-import xml.etree.ElementTree as ElementTree
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 import numpy as np
-from PIL import Image
 
+from cutmix.data.decode import Header, read_header
 from cutmix.data.formats import read_rows
 from cutmix.data.sets import ArraySet, FileSet, ImageSet
+from cutmix.data.voc import read_annotation
 from cutmix.errors import InputError
 
 
@@ -23,7 +24,7 @@ class BoxSet:
     """The boxes of N images, in the order of a data set.
 
     Args:
-        boxes: N arrays (B, 4) float64, in the pixels of the image as it is stored.
+        boxes: N arrays (B, 4) float64, in the pixels of the upright image.
         sizes: Width and height of each image, (N, 2) int64.
     """
 
@@ -34,7 +35,7 @@ class BoxSet:
         return len(self.boxes)
 
     def after(self, *, resize: int, crop: int, squash: bool = False) -> list[np.ndarray]:
-        """Return the boxes where the test's resize and crop put them; see ``boxes_after``."""
+        """Return the boxes after the resize and crop of an evaluation; see ``boxes_after``."""
         pairs = zip(self.boxes, self.sizes.tolist(), strict=True)
         return [boxes_after(own, (w, h), resize=resize, crop=crop, squash=squash) for own, (w, h) in pairs]
 
@@ -42,10 +43,10 @@ class BoxSet:
 def boxes_after(
     boxes: np.ndarray, size: tuple[int, int], *, resize: int, crop: int, squash: bool = False
 ) -> np.ndarray:
-    """Return where boxes are after a resize and the central crop, cut at its edges.
+    """Return the coordinates of boxes after a resize and the central crop, cut at its edges.
 
-    What lies outside the crop is not seen, so it is not asked for; a box wholly outside becomes an empty one, which
-    nothing can fit.
+    The part of a box outside the crop is cut off, since the model is not shown it; a box wholly outside becomes empty,
+    and no prediction can match it.
 
     Args:
         boxes: (B, 4), in the pixels of an image of this size.
@@ -79,37 +80,67 @@ def benchmark_boxes(boxes: BoxSet, side: int = 224) -> list[np.ndarray]:
 def read_boxes(folder: Path, data: ImageSet) -> BoxSet:
     """Read the boxes of a data set's images.
 
+    Boxes of an image that is turned by its EXIF orientation are turned with it, where the annotation has the size of
+    the image as it is stored.
+
     Args:
-        folder: What lies there is recognised: ``val/val_annotations.txt`` (Tiny-ImageNet-200), ``bounding_boxes.txt``
+        folder: Its contents are recognized: ``val/val_annotations.txt`` (Tiny-ImageNet-200), ``bounding_boxes.txt``
             (CUB-200-2011), ``localization.txt`` (a split's folder of wsolevaluation's metadata), or files of XML, there
             or in ``val/`` (ImageNet).
         data: The opened test images, whose order the boxes get.
 
     Raises:
-        InputError: The folder holds no boxes, an image has none, or a box is none or reaches outside its image by more
-            than the one pixel by which ways of counting differ; the sentence says file and line.
+        InputError: The folder holds no boxes, an image has none, or a box is empty or reaches outside its image by more
+            than the one pixel by which ways of counting differ.
     """
     if (folder / "val" / "val_annotations.txt").is_file():
         return _of_tiny_imagenet(folder / "val" / "val_annotations.txt", data)
     if (folder / "localization.txt").is_file():
-        return _of_metadata(folder, _paths(folder, data))
+        return _of_files(_of_metadata, folder, data)
     if (folder / "bounding_boxes.txt").is_file():
-        return _of_cub(folder, _paths(folder, data))
+        return _of_files(_of_cub, folder, data)
     for place in (folder, folder / "val"):
         if next(place.glob("*.xml"), None):
-            return _of_xml(place, _paths(folder, data))
+            return _of_files(_of_xml, place, data)
     raise InputError(
-        f"{folder} holds no boxes: expected val/val_annotations.txt, bounding_boxes.txt, localization.txt or XML files"
+        f"{folder} holds no boxes; expected val/val_annotations.txt, bounding_boxes.txt, localization.txt or XML files"
     )
 
 
-def _paths(folder: Path, data: ImageSet) -> tuple[Path, ...]:
-    if isinstance(data, FileSet):
-        return data.paths
-    raise InputError(f"{folder} has the boxes of image files, but {data.name} is not a set of files")
+Annotated = tuple[np.ndarray, tuple[int, int]]
+"""Boxes (B, 4) of an image, and the width and height that they are in."""
 
 
-# ---- one reader a layout ----
+Reader = Callable[[Path, Header], Annotated]
+
+
+def _of_files(layout: Callable[[Path], Reader], folder: Path, data: ImageSet) -> BoxSet:
+    """Read the boxes of every image, in the axes of the upright image."""
+    if not isinstance(data, FileSet):
+        raise InputError(f"{folder} has the boxes of image files, but {data.name} is not a set of files")
+    boxes_of, found = layout(folder), []
+    for path in data.paths:
+        header = read_header(path)
+        found.append(_upright(*boxes_of(path, header), header))
+    boxes, sizes = zip(*found, strict=True)
+    return BoxSet(tuple(boxes), np.array(sizes))
+
+
+def _upright(boxes: np.ndarray, size: tuple[int, int], header: Header) -> Annotated:
+    """Turn boxes with their image, if it is stored on its side and they were drawn on it so."""
+    width, height = size
+    lies = header.size[1] / header.size[0]  # width over height, as the image is stored
+    if header.orientation < 5 or abs(math.log(width / height / lies)) >= abs(math.log(width / height * lies)):
+        return boxes, size
+    x0, y0, x1, y1 = boxes.T
+    if header.orientation in (6, 7):
+        y0, y1 = height - y1, height - y0
+    if header.orientation in (7, 8):
+        x0, x1 = width - x1, width - x0
+    return np.stack([y0, x0, y1, x1], axis=1), (height, width)
+
+
+# ---- layouts ----
 
 
 def _of_tiny_imagenet(file: Path, data: ImageSet) -> BoxSet:
@@ -117,98 +148,87 @@ def _of_tiny_imagenet(file: Path, data: ImageSet) -> BoxSet:
     boxes = []
     for number, (name, _, *corners) in read_rows(file, "\t", 6):
         if name not in skipped:
-            x0, y0, x1, y1 = _numbers(corners, file, number)
-            boxes.append(_checked([x0, y0, x1 + 1, y1 + 1], (64, 64), file, number)[None])
+            where = f"{file}, line {number}"
+            x0, y0, x1, y1 = _numbers(corners, where)
+            boxes.append(_inside([x0, y0, x1 + 1, y1 + 1], (64, 64), where)[None])
     if not isinstance(data, ArraySet) or data.name != "tiny-imagenet-200" or len(boxes) != len(data):
         raise InputError(f"{file} has {len(boxes)} boxes, which are not those of the {len(data)} images of {data.name}")
     return BoxSet(tuple(boxes), np.full((len(boxes), 2), 64))
 
 
-def _of_cub(folder: Path, paths: Iterable[Path]) -> BoxSet:
+def _of_cub(folder: Path) -> Reader:
     file = folder / "bounding_boxes.txt"
     name_of = {number: name for _, (number, name) in read_rows(folder / "images.txt", " ", 2)}
     rows = {name_of.get(row[0], ""): (line, row[1:]) for line, row in read_rows(file, " ", 5)}
 
-    def boxes_of(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
+    def boxes_of(path: Path, header: Header) -> Annotated:
         line, values = rows.get("/".join(path.parts[-2:])) or _refuse_without(file, path)
-        x, y, width, height = _numbers(values, file, line)
-        with Image.open(path) as image:
-            size = image.size
-        return _checked([x, y, x + width, y + height], size, file, line)[None], size
+        where = f"{file}, line {line}"
+        x, y, width, height = _numbers(values, where)
+        return _inside([x, y, x + width, y + height], header.size, where)[None], header.size
 
-    return _collected(paths, boxes_of)
+    return boxes_of
 
 
-def _of_metadata(folder: Path, paths: Iterable[Path]) -> BoxSet:
+def _of_metadata(folder: Path) -> Reader:
     file, sizes_file = folder / "localization.txt", folder / "image_sizes.txt"
     rows: dict[str, list[tuple[int, list[str]]]] = {}
     for line, (name, *corners) in read_rows(file, ",", 5):
         rows.setdefault(name, []).append((line, corners))
-    sizes = {name: _numbers(size, sizes_file, line) for line, (name, *size) in read_rows(sizes_file, ",", 3)}
+    sizes = {
+        name: _numbers(size, f"{sizes_file}, line {line}") for line, (name, *size) in read_rows(sizes_file, ",", 3)
+    }
     depth = {len(PurePosixPath(name).parts) for name in rows}
 
-    def boxes_of(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
+    def boxes_of(path: Path, header: Header) -> Annotated:
         names = ("/".join(path.parts[-parts:]) for parts in depth)
         name = next((name for name in names if name in rows), None) or _refuse_without(file, path)
         width, height = (int(side) for side in sizes.get(name) or _refuse_without(sizes_file, path))
         found = []
         for line, corners in rows[name]:
-            x0, y0, x1, y1 = _numbers(corners, file, line)
-            found.append(_checked([x0, y0, x1 + 1, y1 + 1], (width, height), file, line))
+            where = f"{file}, line {line}"
+            x0, y0, x1, y1 = _numbers(corners, where)
+            found.append(_inside([x0, y0, x1 + 1, y1 + 1], (width, height), where))
         return np.stack(found), (width, height)
 
-    return _collected(paths, boxes_of)
+    return boxes_of
 
 
-def _of_xml(folder: Path, paths: Iterable[Path]) -> BoxSet:
-    def boxes_of(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
+def _of_xml(folder: Path) -> Reader:
+    def boxes_of(path: Path, header: Header) -> Annotated:
         file = folder / f"{path.stem}.xml"
         if not file.is_file():
             _refuse_without(folder, path)
-        text = file.read_text()
-        try:
-            root = ElementTree.fromstring(text)
-            width, height = (int(root.findtext(f"size/{side}", "")) for side in ("width", "height"))
-            corners = [[b.findtext(c, "") for c in ("xmin", "ymin", "xmax", "ymax")] for b in root.iter("bndbox")]
-        except (ElementTree.ParseError, ValueError) as error:
-            raise InputError(f"{file} is no annotation of an image ({error})") from error
-        if not corners:
+        size, objects = read_annotation(file)
+        if not objects:
             _refuse_without(file, path)
-        found, position = [], 0
-        for each in corners:
-            position = text.index("<bndbox", position + 1)
-            line = text.count("\n", 0, position) + 1
-            x0, y0, x1, y1 = _numbers(each, file, line)
-            found.append(_checked([x0, y0, x1 + 1, y1 + 1], (width, height), file, line))
-        return np.stack(found), (width, height)
+        boxes = []
+        for number, each in enumerate(objects, 1):
+            x0, y0, x1, y1 = each.corners
+            boxes.append(_inside([x0, y0, x1 + 1, y1 + 1], size, f"object {number} of {file}"))
+        return np.stack(boxes), size
 
-    return _collected(paths, boxes_of)
+    return boxes_of
 
 
-def _collected(paths: Iterable[Path], boxes_of: Callable[[Path], tuple[np.ndarray, tuple[int, int]]]) -> BoxSet:
-    boxes, sizes = zip(*map(boxes_of, paths), strict=True)
-    return BoxSet(tuple(boxes), np.array(sizes))
+# ---- numbers ----
 
 
-# ---- lines and boxes ----
-
-
-def _numbers(parts: Iterable[str], file: Path, line: int) -> list[float]:
+def _numbers(parts: Iterable[str], where: str) -> list[float]:
     parts = list(parts)
     try:
         return [float(part) for part in parts]
     except ValueError:
-        raise InputError(f"{file}, line {line}: '{' '.join(parts)}' are not numbers") from None
+        raise InputError(f"{where}: '{' '.join(parts)}' are not numbers") from None
 
 
-def _checked(box: list[float], size: tuple[int, int], file: Path, line: int) -> np.ndarray:
+def _inside(box: list[float], size: tuple[int, int], where: str) -> np.ndarray:
     """Return a box inside its image, or refuse it."""
     (x0, y0, x1, y1), (width, height) = box, size
     inside = np.array([max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)])
-    if np.abs(inside - box).max() > 1 or not (inside[:2] < inside[2:]).all():
+    if not np.abs(inside - box).max() <= 1 or not (inside[:2] < inside[2:]).all():
         raise InputError(
-            f"{file}, line {line}: the box from {x0:g}, {y0:g} to {x1:g}, {y1:g} is not inside its image of "
-            f"{width}×{height}"
+            f"{where}: the box from {x0:g}, {y0:g} to {x1:g}, {y1:g} is not inside its image of {width}×{height}"
         )
     return inside
 

@@ -11,6 +11,7 @@ from torchvision.transforms import v2
 
 from cutmix.data import ArraySet, FileSet
 from cutmix.data.boxes import BoxSet, benchmark_boxes, boxes_after, read_boxes
+from cutmix.data.decode import read_image
 from cutmix.errors import InputError
 
 NORM = ((0.5,) * 3, (0.5,) * 3)
@@ -99,14 +100,56 @@ def test_imagenet_has_several_boxes_an_image(tmp_path: Path) -> None:
     assert boxes.sizes.tolist() == [[500, 375]] * 2
     assert as_lists(read_boxes(folder / "val", data)) == as_lists(boxes)
     write(folder / "val" / "ILSVRC2012_val_00000002.xml", annotation((45, 49, 499, 162), (2, 69, 537, 207)))
-    with pytest.raises(InputError, match=r"val_00000002\.xml, line 9: the box .* is not inside its image of 500×375"):
+    with pytest.raises(
+        InputError, match=r"object 2 of .*val_00000002\.xml: the box .* is not inside its image of 500×375"
+    ):
         read_boxes(folder, data)
     write(folder / "val" / "ILSVRC2012_val_00000002.xml", annotation())
     with pytest.raises(InputError, match=r"has no box for ILSVRC2012_val_00000002\.JPEG"):
         read_boxes(folder, data)
     write(folder / "val" / "ILSVRC2012_val_00000002.xml", "<annotation>")
-    with pytest.raises(InputError, match="is no annotation of an image"):
+    with pytest.raises(InputError, match=r"val_00000002\.xml cannot be read as XML"):
         read_boxes(folder, data)
+
+
+def test_parts_encodings_and_sizes_are_read_as_in_detection(tmp_path: Path) -> None:
+    data = files(tmp_path, "a.jpg", size=(50, 40))
+    part = "<part><name>tête</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>"
+    box = "<bndbox><xmin>5</xmin><ymin>6</ymin><xmax>20</xmax><ymax>30</ymax></bndbox>"
+    text = (
+        '<?xml version="1.0" encoding="iso-8859-1"?><annotation><size><width>50.0</width><height>40.0</height></size>'
+        f"<object><name>chien né</name>{part}{box}</object></annotation>"
+    )
+    (tmp_path / "a.xml").write_bytes(text.encode("iso-8859-1"))
+    boxes = read_boxes(tmp_path, data)
+    assert as_lists(boxes) == [[[5, 6, 21, 31]]]
+    assert boxes.sizes.tolist() == [[50, 40]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("drawn_on", ["stored", "upright"])
+def test_boxes_turn_with_their_image(tmp_path: Path, orientation: int, drawn_on: str) -> None:
+    """A white rectangle is where its box says, whichever axes the annotation is in, if they can be told apart."""
+    if drawn_on == "stored" and orientation in (2, 3, 4):
+        pytest.skip("sides of the same length do not say which axes were meant")
+    pixels = np.zeros((40, 50, 3), dtype=np.uint8)
+    pixels[5:16, 30:48] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    upright = np.asarray(read_image(tmp_path / "a.png"))
+    marked = pixels if drawn_on == "stored" else upright
+    rows, columns = np.nonzero(marked[..., 0])
+    sides = zip(("xmin", "ymin", "xmax", "ymax"), (columns.min(), rows.min(), columns.max(), rows.max()), strict=True)
+    corners = "".join(f"<{name}>{value}</{name}>" for name, value in sides)
+    size = f"<size><width>{marked.shape[1]}</width><height>{marked.shape[0]}</height></size>"
+    (tmp_path / "a.xml").write_text(f"<a>{size}<object><bndbox>{corners}</bndbox></object></a>")
+    labels = torch.zeros(1, dtype=torch.int64)
+    boxes = read_boxes(tmp_path, FileSet("some", "test", ("a", "b"), labels, *NORM, (tmp_path / "a.png",)))
+    ((x0, y0, x1, y1),) = boxes.boxes[0].astype(int).tolist()
+    assert boxes.sizes.tolist() == [[upright.shape[1], upright.shape[0]]]
+    assert upright[y0:y1, x0:x1].min() == 255
+    assert upright[..., 0].sum() == 255 * (y1 - y0) * (x1 - x0)
 
 
 def test_metadata_of_wsolevaluation(tmp_path: Path) -> None:
@@ -178,7 +221,7 @@ def test_a_box_outside_the_crop_is_empty_and_a_set_is_moved_at_once() -> None:
 
 
 def test_folders_and_sets_without_boxes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds no boxes: expected val/val_annotations\.txt"):
+    with pytest.raises(InputError, match=r"holds no boxes; expected val/val_annotations\.txt"):
         read_boxes(tmp_path, tiny(1))
     write(tmp_path / "bounding_boxes.txt", "")
     with pytest.raises(InputError, match="has the boxes of image files, but tiny-imagenet-200 is not a set of files"):
