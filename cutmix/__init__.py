@@ -13,23 +13,24 @@ from cutmix.errors import InputError as InputError
 from cutmix.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from cutmix.inference.model import load as load
     from cutmix.mixing import *  # noqa: F403
     from cutmix.models import WithTokenHead as WithTokenHead
     from cutmix.models import create_model as create_model
 
     __all__: list[str]
 
-_OF_MODELS = ("WithTokenHead", "create_model")
+_ELSEWHERE = {"WithTokenHead": "cutmix.models", "create_model": "cutmix.models", "load": "cutmix.inference.model"}
 
 
 def __getattr__(name: str) -> Any:
     """Import torch only when a name that needs it is used; ``cutmix --help`` needs none."""
     if name == "__all__":
-        return ["InputError", "__version__", *_OF_MODELS, *import_module("cutmix.mixing").__all__]
+        return ["InputError", "__version__", *_ELSEWHERE, *import_module("cutmix.mixing").__all__]
     if name.startswith("_"):  # what tools ask every module for
         raise AttributeError(f"module 'cutmix' has no attribute '{name}'")
-    module = import_module("cutmix.models" if name in _OF_MODELS else "cutmix.mixing")
-    if name not in module.__all__:
+    module = import_module(_ELSEWHERE.get(name, "cutmix.mixing"))
+    if name not in _ELSEWHERE and name not in module.__all__:
         raise AttributeError(f"module 'cutmix' has no attribute '{name}'")
     value = getattr(module, name)
     globals()[name] = value

@@ -284,7 +284,8 @@ def predict(words: list[str]) -> None:
     options = parse(PredictOptions, words, "predict", "Print classes and probabilities of images, in the order given.")
     from cutmix.inference.command import run_predict
 
-    raise SystemExit(run_predict(options))
+    if code := run_predict(options):
+        raise SystemExit(code)
 
 
 def explain(words: list[str]) -> None:

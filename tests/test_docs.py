@@ -86,7 +86,10 @@ def test_command_lines_parse(block, tmp_path, monkeypatch):
         "cutmix.demo": "run_demo", "cutmix.training.loop": "run_training", "cutmix.transfer.command": "transfer",
         "cutmix.evaluate.command": "run_evaluate", "cutmix.preview.command": "run_preview",
         "cutmix.report.summary": "write_report", "cutmix.paper.command": "run_paper",
-        "cutmix.paper.reproduce": "run_reproduce", "cutmix.data.describe": "print_description",
+        "cutmix.paper.reproduce": "run_reproduce", "cutmix.comparison.command": "run_compare",
+        "cutmix.inference.command": "run_predict", "cutmix.inference.explain": "run_explain",
+        "cutmix.inference.export": "run_export", "cutmix.inference.push": "run_push",
+        "cutmix.data.describe": "print_description",
     }  # fmt: skip
     for module, function in runners.items():
         monkeypatch.setattr(f"{module}.{function}", lambda *_: None)

@@ -32,10 +32,13 @@ def as_table(model: Model, predictions: list[Prediction]) -> torch.Tensor:
 
 def command(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
+    code: object = 0
+    try:
         main(["predict", *words])
+    except SystemExit as end:
+        code = end.code
     out, err = capsys.readouterr()
-    return int(end.value.code or 0), out, err
+    return int(str(code)), out, err
 
 
 def test_files_get_the_probabilities_of_the_run(run: Path, photos: Path) -> None:
