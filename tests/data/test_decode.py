@@ -1,16 +1,19 @@
 """Image files of every kind: Pillow's own conversions and known colours are the oracle."""
 
 import io
+import os
 import struct
+import subprocess
 import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
-from cutmix.data.decode import find_unreadable, read_image
+from cutmix.data.decode import digest_pixels, find_unreadable, image_size, read_image
+from cutmix.data.folder import is_image
 from cutmix.errors import InputError
 
 RED = (200, 30, 40)
@@ -31,6 +34,37 @@ def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
         expected = ImageOps.exif_transpose(image)
     assert np.array_equal(read, expected)
     assert read.size == ((30, 40) if orientation >= 5 else (40, 30))
+
+
+def exif_of(kind: int, count: int, value: bytes) -> bytes:
+    """Return an EXIF block with one entry, the orientation, of any type."""
+    entry = struct.pack("<HHI", 0x0112, kind, count) + value.ljust(4, b"\0")
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + struct.pack("<I", 0)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # about the damage
+@pytest.mark.parametrize(
+    ("exif", "turned"),
+    [
+        (exif_of(3, 1, struct.pack("<H", 6)), True),
+        (exif_of(4, 1, struct.pack("<I", 6)), True),  # a long where a short is meant
+        (exif_of(2, 2, b"6\0"), True),  # text
+        (exif_of(3, 2, struct.pack("<HH", 6, 0)), True),  # two of them
+        (exif_of(3, 1, struct.pack("<H", 77)), False),
+        (exif_of(2, 4, b"six\0"), False),
+        (exif_of(10, 1, struct.pack("<I", 1 << 30)), False),  # a signed rational that lies behind the end
+        (exif_of(99, 1, b""), False),  # an unknown type
+        (b"Exif\0\0II*\0\xff\xff\xff\xff", False),
+        (b"Exif\0\0garbage", False),
+        (b"Exif\0\0", False),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["jpg", "webp", "png"])
+def test_damaged_metadata_do_not_spoil_good_pixels(tmp_path: Path, exif: bytes, turned: bool, suffix: str) -> None:
+    file = tmp_path / f"a.{suffix}"
+    photo().save(file, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    assert read_image(file).size == ((30, 40) if turned else (40, 30))
+    assert image_size(file) == read_image(file).size
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr"])
@@ -123,6 +157,48 @@ def test_what_is_no_photograph(tmp_path: Path, content: bytes, reason: str) -> N
         read_image(tmp_path / "a.png")
 
 
+POSTSCRIPT = (
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(proof) (w) file closefile showpage\n%%EOF\n"
+)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "eps", "tga"])
+def test_no_file_starts_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    """Pillow itself takes the file for PostScript, and would start Ghostscript to draw it."""
+    (tmp_path / f"a.{suffix}").write_bytes(POSTSCRIPT)
+    with Image.open(tmp_path / f"a.{suffix}") as image:
+        assert image.format == "EPS"
+    for name in ("Popen", "run", "check_call", "check_output"):
+        monkeypatch.setattr(subprocess, name, lambda *_, **__: pytest.fail("a program was started"))
+    for read in (read_image, image_size):
+        with pytest.raises(InputError, match="cannot be read as an image"):
+            read(tmp_path / f"a.{suffix}")
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    ["jpg", "jfif", "jpe", "png", "apng", "bmp", "dib", "gif", "webp", "avif", "tif", "ppm", "pgm", "jp2", "tga", "pcx",
+     "sgi", "qoi", "ico"],
+)  # fmt: skip
+def test_every_listed_format_is_read_whatever_its_name(tmp_path: Path, suffix: str) -> None:
+    if suffix in ("avif", "jp2") and not features.check({"jp2": "jpg_2000"}.get(suffix, suffix)):
+        pytest.skip(f"this Pillow does not write {suffix}")
+    image = photo((32, 32)).convert("L" if suffix == "pgm" else "RGB")
+    image.save(tmp_path / f"a.{suffix}")
+    read = np.asarray(read_image(tmp_path / f"a.{suffix}")).astype(int)
+    assert np.abs(read - np.asarray(image.convert("RGB"))).mean() < 12
+    assert is_image(f"a.{suffix}")
+    if suffix != "tga":
+        (tmp_path / f"a.{suffix}").rename(tmp_path / "b.jpg")
+        assert np.array_equal(read, read_image(tmp_path / "b.jpg"))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(InputError, match=r"a\.jpg cannot be read as an image \(it is not a regular file\)"):
+        read_image(tmp_path / "a.jpg")
+
+
 def test_missing_file_and_float_pixels(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone\.png cannot be read"):
         read_image(tmp_path / "gone.png")
@@ -140,3 +216,15 @@ def test_find_unreadable(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert find_unreadable(paths) == {paths[3], paths[10], paths[17]}
+
+
+def test_the_digest_is_that_of_the_upright_pixels(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo().save(tmp_path / "a.png", exif=exif)
+    read_image(tmp_path / "a.png").save(tmp_path / "b.bmp")
+    photo((30, 40)).save(tmp_path / "c.png")
+    first, second, third = (digest_pixels(tmp_path / name) for name in ("a.png", "b.bmp", "c.png"))
+    assert first == second != third
+    (tmp_path / "a.png").write_bytes(b"other")  # a changed file is read again
+    assert isinstance(digest_pixels(tmp_path / "a.png"), InputError)

@@ -1,5 +1,8 @@
 """Loaders: the same batches whatever went before, however many workers or processes; torchvision for the pixels."""
 
+import os
+import subprocess
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+import cutmix
 from cutmix.data import loaders
 from cutmix.data.sets import ArraySet, FileSet, open_data
 from cutmix.data.transforms import Augment, Interpolation, draw_color, draw_crop_flip
@@ -204,6 +208,32 @@ def test_file_batches_do_not_depend_on_workers_or_what_went_before(tmp_path: Pat
     next(helped.epoch(0))  # left in the middle
     assert same(list(helped.epoch(0, start=1)), first[1:])
     assert torch.equal(torch.get_rng_state(), state)
+
+
+_WORKERS = """
+import multiprocessing, sys
+from cutmix.data import Augment, open_data, train_loader
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("forkserver")
+    augment = Augment(16, flip=True, auto_augment="rand-m9-mstd0.5-inc1", color_jitter=0.4)
+    data = open_data(sys.argv[1], "train")
+    sums = []
+    for workers in (0, 2):
+        loader = train_loader(data, augment, batch_size=4, seed=0, device="cpu", workers=workers, channels_last=False)
+        sums.append([images.double().sum().item() for images, _ in loader.epoch(1)])
+    assert sums[0] == sums[1], sums
+"""
+
+
+def test_workers_may_be_started_by_a_forkserver(tmp_path: Path) -> None:
+    """Everything that a worker gets is pickled then, which is Linux's default from Python 3.14 on."""
+    photos(tmp_path / "photos")
+    (tmp_path / "train.py").write_text(_WORKERS)
+    command = [sys.executable, str(tmp_path / "train.py"), str(tmp_path / "photos")]
+    environment = os.environ | {"PYTHONPATH": str(Path(cutmix.__file__).parent.parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_epoch_left_for_another_cannot_go_on(tmp_path: Path) -> None:
