@@ -1,1 +1,1 @@
-"""Measures of a classifier, one file a section of the paper."""
+"""Metrics of a classifier; one module for each section of the paper."""

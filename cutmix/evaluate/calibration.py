@@ -190,7 +190,7 @@ def _temperature_records(
 
 
 class _Sums:
-    """Columns of which each metric needs the sums over images, so that all resamples are one matrix product."""
+    """The columns whose sums over images determine every metric, so that all resamples are one matrix product."""
 
     def __init__(self, logits: np.ndarray, ids: np.ndarray, bins: int) -> None:
         log_p = log_softmax(logits, axis=1)

@@ -76,7 +76,7 @@ def find_view(options: EvaluateOptions, subject: Subject, data: ImageSet) -> Vie
     """Return the preprocessing: that of the recipe's test images, or that of the options where there is no recipe."""
     size = options.image_size or subject.header.image_size or (224 if isinstance(data, FileSet) else None)
     if subject.recipe is None:
-        return View(size, options.crop_fraction, False, "bilinear")
+        return View(size, options.crop_fraction, options.squash, "bilinear")
     return View(size, subject.recipe.crop_fraction, subject.recipe.squash, subject.recipe.interpolation)
 
 

@@ -94,7 +94,7 @@ def test_mean_loss_is_scikit_learns() -> None:
     assert mean_loss(Predictions(logits, labels)) == pytest.approx(expected)
 
 
-def test_records_say_measure_value_interval_and_n() -> None:
+def test_records_hold_metric_value_interval_and_n() -> None:
     predictions = random_predictions()
     records = error_records(predictions, confidence=0.9)
     assert [record.metric for record in records] == ["top1_err", "top5_err"]
@@ -133,7 +133,7 @@ def test_half_precision_logits_are_kept_as_float32() -> None:
         ([(torch.full((2, 4), math.nan), torch.zeros(2, dtype=torch.int64))], "6 of the logits are NaN or infinite"),
     ],
 )
-def test_nothing_to_measure_is_refused(batches: list[tuple[Tensor, Tensor]], message: str) -> None:
+def test_an_empty_test_set_is_refused(batches: list[tuple[Tensor, Tensor]], message: str) -> None:
     with pytest.raises(InputError, match=message):
         predict(nn.Linear(4, 3), batches, ALONE)
 

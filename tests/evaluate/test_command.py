@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import cutmix.evaluate.command
 import cutmix.evaluate.load
@@ -367,3 +368,26 @@ def test_sizes_beyond_the_memory_are_refused_before_anything_is_allocated(
     with pytest.raises(InputError, match=message):
         run_evaluate(options(run, **flags))
     assert len(read_records(run / "results.jsonl")) == before
+
+
+def test_boxes_of_squashed_images_are_those_of_the_benchmark(tmp_path: Path) -> None:
+    """A box of 294 to 343 in an image of 343 pixels is at 192 to 224 of 224 pixels, by wsolevaluation's arithmetic."""
+    metadata, lines = tmp_path / "metadata", {"localization": [], "image_sizes": []}
+    for name in ("cat/a", "cat/b", "dog/a", "dog/b"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (343, 343, 3), dtype=np.uint8)).save(
+            tmp_path / "photos" / f"{name}.png"
+        )
+        lines["localization"].append(f"{name}.png,294,7,342,200")
+        lines["image_sizes"].append(f"{name}.png,343,343")
+    metadata.mkdir()
+    for name, rows in lines.items():
+        (metadata / f"{name}.txt").write_text("\n".join(rows))
+    torch.save(create_model("resnet20", 2).state_dict(), tmp_path / "plain.pth")
+    words = {"data": str(tmp_path / "photos"), "model": "resnet20", "suite": "localization", "boxes": metadata}
+    for squash, expected in ((True, [192, 4, 224, 131]), (False, [192, 4.57, 224, 131.27])):
+        out = tmp_path / f"out-{squash}"
+        run_evaluate(options(tmp_path / "plain.pth", **words, crop_fraction=1.0, squash=squash, out=out))
+        boxes = read_arrays(out / "predictions/localization-last.npz")["true_boxes"]
+        assert boxes.shape == (4, 1, 4)
+        assert boxes[0, 0].tolist() == pytest.approx(expected, abs=0.01)

@@ -71,7 +71,7 @@ def bright_boxes(n: int = 10, side: int = 24) -> tuple[Classifier, list[np.ndarr
     return classifier(Brightness(), images, labels), boxes
 
 
-def measures(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def by_metric(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {record.metric: record for record in records}
 
 
@@ -135,7 +135,7 @@ def test_accuracies_are_counted_and_top_1_loc_needs_both() -> None:
 def test_activations_at_the_object_find_every_box() -> None:
     drawn, boxes = bright_boxes()
     suite = localization_suite(drawn, boxes)
-    found = measures(suite.records)
+    found = by_metric(suite.records)
     assert [found[name].value for name in ("top1_cls", "gt_known_loc", "top1_loc")] == [100, 100, 100]
     np.testing.assert_array_equal(suite.arrays["predicted_boxes"], np.concatenate(boxes))
     assert (found["max_box_acc"].value, found["max_box_acc_v2"].value) == (100, 100)
@@ -150,7 +150,7 @@ def test_activations_at_the_object_find_every_box() -> None:
 def test_wrong_classes_do_not_change_gt_known_localization() -> None:
     drawn, boxes = bright_boxes()
     drawn.network.fc.bias[1] = 1.0  # everything is called class 1; maps have no bias
-    found = measures(localization_suite(drawn, boxes).records)
+    found = by_metric(localization_suite(drawn, boxes).records)
     assert [found[name].value for name in ("top1_cls", "gt_known_loc", "top1_loc")] == [50, 100, 50]
 
 
@@ -161,7 +161,7 @@ def test_the_suite_is_its_parts_on_a_real_network() -> None:
     corners = np.sort(np.random.default_rng(0).integers(0, 32, (10, 2, 2)), axis=1)
     boxes = [np.concatenate([c[0], c[1] + 1])[None] for c in corners]
     suite = localization_suite(drawn, boxes)
-    found = measures(suite.records)
+    found = by_metric(suite.records)
     maps, logits = class_maps(keep_features(drawn), drawn.pixels(slice(None)), drawn.labels)
     assert torch.equal(logits, drawn.logits(drawn.pixels(slice(None))))
     assert found["top1_cls"].value == pytest.approx(100 * (logits.argmax(1) == drawn.labels).double().mean().item())
@@ -179,7 +179,7 @@ def test_maps_of_enlarged_small_images_have_the_size_of_the_boxes() -> None:
     large = classifier(Brightness(), drawn.images, drawn.labels, image_size=48)
     two = slice(0, 2)
     assert class_maps(keep_features(large), large.pixels(two), large.labels[two])[0].shape == (2, 24, 24)
-    assert measures(localization_suite(large, boxes).records)["gt_known_loc"].value == 100
+    assert by_metric(localization_suite(large, boxes).records)["gt_known_loc"].value == 100
 
 
 class DarkIsNan(Brightness):

@@ -16,6 +16,8 @@ from cutmix.evaluate.load import Subject
 from cutmix.runs.folder import hold
 from cutmix.runs.record import Record, read_records
 from cutmix.runtime.distributed import World
+from cutmix.runtime.header import Header
+from cutmix.runtime.weights import Weights
 
 WORLD = World(0, 1, torch.device("cpu"))
 RECORD = Record(metric="ece", which="file", value=1.0, n=2)
@@ -23,7 +25,9 @@ SUITE = SuiteResult([RECORD], {"right": np.array([True, False])}, {"gallery": b"
 
 
 def subject(tmp_path: Path, run: bool = False) -> Subject:
-    return Subject(tmp_path / "weights.pth", None, tmp_path if run else None, {}, "last" if run else "file")
+    path = tmp_path / "weights.pth"
+    content = Weights({}, {}, path, {}, False)
+    return Subject(path, content, Header(), None, None, tmp_path if run else None, "last" if run else "file")
 
 
 def options(**changes: Any) -> EvaluateOptions:

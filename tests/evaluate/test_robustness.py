@@ -61,7 +61,7 @@ def make_classifier(n: int = 40) -> Classifier:
 
 
 def attacked(classifier: Classifier, **options: Any) -> dict[str, dict[str, Any]]:
-    """Return the records by measure, those at ε where there are several."""
+    """Return the records by metric, those at ε where there are several."""
     defaults: dict[str, Any] = {"sweep": SWEEP, "pairs": 5, "lams": [], "between_sides": [], "occlusion_sides": []}
     records = robustness_suite(classifier, **defaults | options).records
     return {record.metric: record for record in records if record.at in (None, EPS, 1.0)}
@@ -294,7 +294,7 @@ def test_without_apgds_package_nothing_is_begun(monkeypatch: pytest.MonkeyPatch)
         attacked(make_classifier(), apgd=True)
 
 
-def test_a_corrupted_set_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_corrupted_set_is_evaluated_too(monkeypatch: pytest.MonkeyPatch) -> None:
     part = SuiteResult([{"metric": "mean_corruption_err"}], {"corruption_right": np.ones(3, dtype=bool)})
     monkeypatch.setattr(robustness, "open_corrupted", lambda classifier, folder: folder)
     monkeypatch.setattr(robustness, "corruption_error", lambda classifier, opened: part)
