@@ -204,15 +204,42 @@ def _timm_model(name: str, num_classes: int, in_chans: int, *, download: bool, *
         return _narrow_head(timm.create_model(name, **options))
     if not tags:
         _refuse_download(name, True)
+    place = timm.get_pretrained_cfg(name).hf_hub_id
     try:
+        if place:
+            _find_on_hub(place)
         model = timm.create_model(name, pretrained=True, **options)
     except Exception as error:  # each way of downloading has exceptions of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
-            f"the pretrained weights of {name!r} could not be loaded ({reason}): check the network, "
-            "give a file of weights, or train from scratch"
+            f"the pretrained weights of {name!r} could not be downloaded ({reason}); "
+            f"{_where_on_disk(place)}give another file of weights with --weights FILE, or start from random weights "
+            "with --no-pretrained"
         ) from error
     return model if model.pretrained_cfg["num_classes"] == num_classes else start_new_head(model)
+
+
+def _find_on_hub(place: str) -> None:
+    """Ask the hub once for weights that are not on this disk, where timm would ask for a minute."""
+    from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.utils import get_session
+
+    files = ("model.safetensors", "pytorch_model.bin")
+    if any(isinstance(try_to_load_from_cache(place, file), str) for file in files):
+        return
+    if constants.HF_HUB_OFFLINE:
+        raise OSError("HF_HUB_OFFLINE is set")
+    get_session().head(hf_hub_url(place, files[0]), timeout=5)
+
+
+def _where_on_disk(place: str | None) -> str:
+    """Return where the hub's files lie, as a clause for a message."""
+    if not place:
+        return ""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{place.replace('/', '--')}"
+    return f"copy {folder} from a machine that has them, "
 
 
 def _unknown(name: str) -> InputError:

@@ -207,10 +207,23 @@ def test_weights_that_nobody_published(name):
 
 
 def test_weights_that_cannot_be_downloaded(monkeypatch, tmp_path):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    asked = []
+
+    class Session:
+        def head(self, url, timeout):
+            asked.append((url, timeout))
+            raise OSError("no route to host")
+
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match=r"weights of 'resnet10t' could not be loaded \(.+\): check the network"):
+    monkeypatch.setattr("huggingface_hub.utils.get_session", Session)
+    said = r"weights of 'resnet10t' could not be downloaded \(no route to host\); copy {} from .* --weights FILE"
+    with pytest.raises(InputError, match=said.format(tmp_path / "models--timm--resnet10t.c3_in1k")):
         create_model("resnet10t", 10, pretrained=True)
+    assert asked == [("https://huggingface.co/timm/resnet10t.c3_in1k/resolve/main/model.safetensors", 5)]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE is set"):
+        create_model("resnet10t", 10, pretrained=True)
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("classes", [7, 10])
@@ -308,6 +321,7 @@ def test_the_first_loss_of_a_replaced_head_is_chance(name, way, tmp_path, monkey
         local = {"pretrained_cfg_overlay": {"file": str(tmp_path / "w.pth")}}
         monkeypatch.setattr(timm, "create_model", lambda *a, **k: original(*a, **k, **local))
         monkeypatch.setattr(timm, "list_pretrained", lambda _: [f"{name}.some"])
+        monkeypatch.setattr("cutmix.models.create._find_on_hub", lambda _: None)
     model = create_model(name, 5, pretrained=True if way == "download" else tmp_path / "w.pth")
     first = next(iter(weights))
     assert torch.equal(model.state_dict()[first], weights[first])
