@@ -1,9 +1,9 @@
-"""Images of another distribution than the one that was learnt: the seven sets of the paper's Table 12, and any other.
+"""Images for out-of-distribution detection: the seven sets of the paper's Table 12, and any other.
 
 Source: the sets are those of ODIN (Liang et al. 2018): patches of 32×32 pixels cropped at random from Tiny-ImageNet and
-LSUN, the same photographs and iSUN's scaled down, and two kinds of noise. The noise is drawn as ODIN's ``calData.py``
-draws it. Crops and scaling of Tiny-ImageNet are made here, from its labelled validation images: ODIN took the test
-images; where it cropped is known from its archive alone.
+LSUN, images of both and of iSUN scaled down, and two kinds of noise. The noise is drawn as in ODIN's ``calData.py``.
+Tiny-ImageNet is cropped and scaled here, from its labelled validation images; ODIN took the test images, and its crops
+are known from its archive alone.
 """
 
 import difflib
@@ -38,8 +38,8 @@ _ARCHIVES = {  # ODIN's names, and the MD5 of its archives
     "isun": ("iSUN", "be77b0f2c26fda898afac5f99645ee70"),
 }
 _ARTEFACTS = (
-    "ODIN scaled these photographs down without antialiasing, and the artefacts alone give them away: on LSUN an AUROC "
-    "of 91.7 was 88.1 once they were scaled properly"
+    "ODIN scaled these images down without antialiasing, and the artefacts alone give them away: on LSUN an AUROC of "
+    "91.7 was 88.1 once they were scaled properly"
 )
 _NOTES = {
     "tiny-imagenet-crop": "cropped here, at random, from the validation images; ODIN's archive has other crops, of the "
@@ -54,13 +54,13 @@ _CHUNK = 256
 
 @dataclass(frozen=True, eq=False)
 class Outliers:
-    """Images that a classifier should be unsure of.
+    """Images from outside the distribution of a classifier's training images.
 
     Attributes:
-        name: As it was asked for.
+        name: The name or folder.
         count: Number of images.
         draw: Returns the images from a first to before a last as (n, C, H, W) float32 in [0, 1]; always the same ones.
-        note: What a reader of a result must know, or None.
+        note: A remark that belongs to every result on these images, or None.
     """
 
     name: str
@@ -78,13 +78,12 @@ class Outliers:
 
 
 def open_outliers(name: str, shape: Shape, *, count: int, seed: int = 0) -> Outliers:
-    """Open images of another distribution, in the shape that a classifier takes.
+    """Open out-of-distribution images in the input shape of a classifier.
 
-    Photographs are scaled so that they just cover the shape (bilinear, antialiased) and cropped in the centre, which is
-    the test transform without a border; images of a known small set are scaled as a whole; a set of crops is cropped,
-    never scaled down. Grey images are repeated for three channels, colours are weighed (0.299, 0.587, 0.114) for one.
-    Images are kept as uint8; noise is drawn when it is asked for, each image from a stream of its own, and is not
-    rounded.
+    Image files are scaled to cover the shape (bilinear, antialiased) and cropped in the centre, which is the test
+    transform with ``crop_fraction`` 1; images of a known small set are scaled as a whole; a set of crops is cropped,
+    never scaled down. Grey images are repeated for three channels; colours are weighted by 0.299, 0.587 and 0.114 for
+    one channel. Images are kept as uint8; noise is drawn on demand, each image from its own stream, and not rounded.
 
     Args:
         name: "tiny-imagenet-crop", "tiny-imagenet-resize", "lsun-crop", "lsun-resize", "isun", "uniform",
@@ -92,14 +91,14 @@ def open_outliers(name: str, shape: Shape, *, count: int, seed: int = 0) -> Outl
             any depth. ODIN's archives, or the folders unpacked from them, are looked up in ``$CUTMIX_DATA``, then in
             ``./data``, and are never downloaded.
         shape: Channels, height and width, in pixels.
-        count: Most images; of a larger set a random part, in its order.
-        seed: Of the noise, the crops and that part.
+        count: Maximum number of images; of a larger set a random subset, in its order.
+        seed: Of the noise, the crops and that subset.
 
     Raises:
         InputError: Nothing usable is there, an archive is not ODIN's, or the images do not fit.
     """
     if count < 1 or shape[0] not in (1, 3):
-        raise InputError(f"count is {count} and channels {shape[0]}: expected at least one image, with 1 or 3 channels")
+        raise InputError(f"count is {count} and channels {shape[0]}; expected at least one image, with 1 or 3 channels")
     if name in ("uniform", "gaussian"):
         return Outliers(name, count, lambda first, last: _noise(name, shape, first, last, seed))
     if name in _ARCHIVES:
@@ -112,7 +111,7 @@ def open_outliers(name: str, shape: Shape, *, count: int, seed: int = 0) -> Outl
 
 
 def _noise(name: str, shape: Shape, first: int, last: int, seed: int) -> Tensor:
-    """Draw noise as ODIN does: U[0, 1), or N(0.5, 1) clipped to [0, 1], every pixel and channel on its own."""
+    """Draw ODIN's noise: U[0, 1), or N(0.5, 1) clipped to [0, 1], independent for every pixel and channel."""
     images = torch.empty((last - first, *shape))
     generator = torch.Generator()
     for index, image in enumerate(images, first):
@@ -161,7 +160,7 @@ def _open_other(name: str, shape: Shape, count: int, seed: int) -> Tensor:
             return _fit_tensor(data.images[_part(len(data), count, seed)], shape)
         paths = data.paths
     chosen = [paths[index] for index in _part(len(paths), count, seed)]
-    return _fit_tensor(read_same_size(chosen, *shape[1:], lambda image: _fit_picture(image, shape)), shape)
+    return _fit_tensor(read_same_size(chosen, *shape[1:], lambda image: _fit_image(image, shape)), shape)
 
 
 def _part(n: int, count: int, seed: int) -> Tensor:
@@ -187,7 +186,7 @@ def _read_archive(name: str, shape: Shape, count: int, seed: int) -> Tensor:
             f"{name} was not found in {where}: put ODIN's {stem}.tar.gz there, or the folder {stem} unpacked from it"
         )
     chosen = [paths[index] for index in _part(len(paths), count, seed)]
-    images = read_same_size(chosen, *shape[1:], lambda image: _fit_picture(image, shape, crop))
+    images = read_same_size(chosen, *shape[1:], lambda image: _fit_image(image, shape, crop))
     return _fit_tensor(images, shape)
 
 
@@ -206,7 +205,7 @@ def _read_tar(archive: Path, md5: str, name: str, shape: Shape, count: int, seed
             for index in sorted(range(len(chosen)), key=lambda i: chosen[i].offset):  # a stream is read forwards
                 with tar.extractfile(chosen[index]) as stream:  # type: ignore[union-attr]
                     image = Image.open(io.BytesIO(stream.read()), formats=("PNG", "JPEG"))
-                images[index] = _fit_picture(image.convert("RGB"), shape, crop)
+                images[index] = _fit_image(image.convert("RGB"), shape, crop)
     except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError) as error:
         raise InputError(f"{archive} is damaged ({error}): fetch it again") from None
     if not len(images):
@@ -226,7 +225,7 @@ def _is_visible_image(name: str) -> bool:
 # ---- to the classifier's shape ----
 
 
-def _fit_picture(image: Image.Image, shape: Shape, crop: bool = False) -> Tensor:
+def _fit_image(image: Image.Image, shape: Shape, crop: bool = False) -> Tensor:
     """Make (3, H, W) uint8 of an RGB image; with ``crop``, cut out the centre of one that is larger."""
     _, height, width = shape
     if crop and image.height >= height and image.width >= width:

@@ -235,7 +235,7 @@ def test_wrong_input_is_one_sentence(data: Path) -> None:
         with pytest.raises(InputError, match=message):
             open_outliers(name, RGB, count=9)
     for shape, count in (((2, 32, 32), 9), (RGB, 0)):
-        with pytest.raises(InputError, match=rf"count is {count} and channels {shape[0]}: expected at least one image"):
+        with pytest.raises(InputError, match=rf"count is {count} and channels {shape[0]}; expected at least one image"):
             open_outliers("uniform", shape, count=count)
     picture(0).save(data / "empty" / "a.png")
     (data / "empty" / "a.png").write_bytes(b"broken")
