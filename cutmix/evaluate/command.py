@@ -245,6 +245,7 @@ def shared_fields(evaluation: Evaluation) -> dict[str, Any]:
         "weights": "ema" if recipe and recipe.ema_decay else "model",
         "file": str(subject.weights), "precision": evaluation.precision, "skipped": len(data.skipped),
         "drawn": None if evaluation.index is None else len(evaluation.index), "draw_seed": options.seed,
+        "test_images": len(data), "classes": data.num_classes,
         "image_size": data.images.shape[-1] if isinstance(data, ArraySet) and not size else size,
         **{name: about[name] for name in ("commit", "torch", "device")}, "date": today(), "command": command_line(),
     }  # fmt: skip

@@ -67,6 +67,8 @@ class Record:
         precision: Arithmetic of the forward pass.
         drawn: Number of images drawn from the test set; None for all.
         draw_seed: Seed of everything that an evaluation draws.
+        test_images: Number of images of the whole test set, of which an evaluation may have drawn some.
+        classes: Number of classes; with five or fewer, a top-5 error is not applicable.
         skipped: Number of unreadable images left out.
         file: File of the evaluated weights.
         processes: Number of processes.
@@ -116,6 +118,8 @@ class Record:
     precision: str | None = None
     drawn: int | None = None
     draw_seed: int | None = None
+    test_images: int | None = None
+    classes: int | None = None
     skipped: int | None = None
     file: str | None = None
     processes: int | None = None

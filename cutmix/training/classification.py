@@ -167,8 +167,9 @@ class Classification:
         return ()
 
     def circumstances(self) -> dict[str, Any]:
-        """Return the mix and the size of the images."""
-        return {"mix": self.recipe.mix, "image_size": self._image_size()}
+        """Return the mix, the size of the images, and the numbers of classes and of test images."""
+        counts = {"classes": self.test_set.num_classes, "test_images": len(self.test_set)}
+        return {"mix": self.recipe.mix, "image_size": self._image_size(), **counts}
 
     def fingerprint(self) -> str:
         """Return the training set's."""

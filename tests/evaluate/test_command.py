@@ -166,6 +166,8 @@ def test_some_images_are_the_same_for_every_suite(run: Path) -> None:
     words = {"images": 30, "suite": "classification,calibration,robustness,ood", "outliers": ("uniform",)}
     records = run_evaluate(options(run, **words))
     assert {(r.drawn, r.draw_seed, r.image_size) for r in records} == {(30, 0, 8)}
+    assert {(r.test_images, r.classes) for r in records} == {(797, 10)}
+    assert {(r.test_images, r.classes) for r in read_records(run / "results.jsonl")} == {(797, 10)}
     shown = read_arrays(run / "predictions/evaluated-last.npz")
     for suite in ("calibration", "robustness", "ood"):
         assert torch.equal(read_arrays(run / f"predictions/{suite}-last.npz")["labels"], shown["labels"])
