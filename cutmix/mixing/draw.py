@@ -270,8 +270,7 @@ def check_labels(labels: Tensor, n: int) -> Tensor:
             raise InputError(f"class ids are {labels.dtype}; expected an integer dtype, or targets of shape (N, K)")
         return labels.long()
     labels = labels if labels.dtype == torch.float64 else labels.float()
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere, reading values would wait
-        check_soft(labels)
+    check_soft(labels)
     return labels
 
 

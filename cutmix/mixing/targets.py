@@ -110,7 +110,7 @@ def mixed_cross_entropy(
         Yun et al., CutMix, ICCV 2019, eq. 1; the authors' ``train.py`` adds two cross entropies, which is the same.
         Checked against ``torch.nn.functional.cross_entropy`` with soft labels and with ignored class ids.
     """
-    _check(logits, targets, label_smoothing, reduction, ignore_index)
+    all_known = _check(logits, targets, label_smoothing, reduction, ignore_index)
     if weight is not None and weight.shape != logits.shape[1:]:
         raise InputError(f"weight is {tuple(weight.shape)}; expected one for each of the {logits.shape[1]} classes")
     if isinstance(targets, Tensor):
@@ -119,7 +119,10 @@ def mixed_cross_entropy(
         if targets.ndim == 2:
             return F.cross_entropy(logits, targets.to(logits.dtype), weight, **options)
         return F.cross_entropy(logits, targets.long(), weight, ignore_index=ignore_index, **options)
-    classes, share, known = known_terms(targets, ignore_index)
+    if all_known:
+        (classes, share), known = targets.terms(), torch.ones((), device=logits.device)
+    else:
+        classes, share, known = known_terms(targets, ignore_index)
     share = share.to(_accurate(logits.dtype)) * (1 - label_smoothing)
     spread = None
     if weight is not None:
@@ -128,7 +131,9 @@ def mixed_cross_entropy(
         spread = share.new_full((logits.shape[1],), label_smoothing / logits.shape[1])
         spread = spread if weight is None else spread * weight
     loss = _SparseCrossEntropy.apply(logits.to(share.dtype), classes, share, spread, known)
-    return loss if reduction == "none" else loss.sum() / known.sum() if reduction == "mean" else loss.sum()
+    if reduction == "mean":
+        return loss.mean() if all_known else loss.sum() / known.sum()
+    return loss if reduction == "none" else loss.sum()
 
 
 class _SparseCrossEntropy(torch.autograd.Function):
@@ -196,6 +201,7 @@ def mixed_binary_cross_entropy(
     logits = logits.to(_accurate(logits.dtype))
     if isinstance(targets, Tensor) and targets.ndim == 2:
         soft = targets.to(logits.dtype)
+        check_soft(soft, ignore_index)
         known = soft != ignore_index
         soft = soft * known
     else:
@@ -213,8 +219,11 @@ def _accurate(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _check(logits: Tensor, targets: Targets, label_smoothing: float, reduction: str, ignore_index: int) -> None:
-    """Raise InputError for input without a meaning; values are read only on the CPU, where that waits for nothing."""
+def _check(logits: Tensor, targets: Targets, label_smoothing: float, reduction: str, ignore_index: int) -> bool:
+    """Raise InputError for input without a meaning, and return whether class ids are known to have none to ignore.
+
+    Values are read only on the CPU, where that waits for nothing.
+    """
     if reduction not in ("mean", "sum", "none"):
         raise InputError(f'reduction is "{reduction}"; expected "mean", "sum" or "none"')
     if not 0 <= label_smoothing <= 1:
@@ -235,37 +244,33 @@ def _check(logits: Tensor, targets: Targets, label_smoothing: float, reduction: 
         raise InputError(f"targets are {tuple(rows.shape)}; expected class ids (N,) or soft labels (N, K)")
     if rows.ndim == 1 and (rows.is_floating_point() or rows.dtype == torch.bool):
         raise InputError(f"class ids are {rows.dtype}; expected an integer dtype, or soft labels of shape (N, K)")
-    if rows.device.type == "cpu" and not torch.compiler.is_compiling():
-        for values in columns:
-            _check_values(values, logits.shape[1], ignore_index)
+    if rows.ndim == 2 or rows.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    in_range = [_check_range(ids.long(), 0, logits.shape[1] - 1, ignore_index, "class ids") for ids in columns]
+    return all(in_range) and not 0 <= ignore_index < logits.shape[1]
 
 
-def _check_values(values: Tensor, num_classes: int, ignore_index: int) -> None:
-    """Raise InputError unless class ids (N,) are of the classes, or soft labels (N, K) in [0, 1], or ignored."""
-    if values.ndim == 2:
-        check_soft(values, ignore_index)
-        return
-    low, high = _bounds(values.long(), 0, num_classes - 1, ignore_index)
-    if low < 0 or high >= num_classes:
-        raise InputError(
-            f"class ids go from {low} to {high}; expected 0 to {num_classes - 1}, as there are {num_classes} logits, "
-            f"or {ignore_index}, which is ignored"
-        )
+def check_soft(targets: Tensor, ignore_index: int | None = None) -> None:
+    """Raise InputError unless targets (N, K) are in [0, 1], but for rounding, or ignored; read only on the CPU."""
+    if targets.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_range(targets, -1e-3, 1.001, ignore_index, "targets (N, K)")
 
 
-def check_soft(values: Tensor, ignore_index: int | None = None) -> None:
-    """Raise InputError unless values on the CPU are in [0, 1], but for rounding, or ignored."""
-    low, high = _bounds(values if values.dtype == torch.float64 else values.float(), -1e-3, 1.001, ignore_index)
-    if not (low >= -1e-3 and high <= 1.001):
-        ignored = "" if ignore_index is None else f", or {ignore_index}, which is ignored"
-        raise InputError(f"targets (N, K) go from {low:g} to {high:g}; expected values in [0, 1]{ignored}")
-
-
-def _bounds(values: Tensor, low: float, high: float, ignore_index: int | None) -> tuple[Any, Any]:
-    """Return the least and the greatest value; those that are ignored are left out where one is out of range."""
-    if not values.numel():
-        return low, high
-    least, greatest = (bound.item() for bound in values.aminmax())
+def _check_range(values: Tensor, low: float, high: float, ignore_index: int | None, what: str) -> bool:
+    """Return whether all values are in range; raise InputError if one is neither in range nor ignored."""
+    least, greatest = _extremes(values, low)
     if low <= least and greatest <= high:
-        return least, greatest
-    return _bounds(values[values != ignore_index], low, high, None) if ignore_index is not None else (least, greatest)
+        return True
+    ignored = "" if ignore_index is None else f", or {ignore_index}, which is ignored"
+    if ignored:
+        least, greatest = _extremes(values[values != ignore_index], low)
+    if not (low <= least and greatest <= high):
+        raise InputError(f"{what} go from {least:g} to {greatest:g}; expected {round(low)} to {round(high)}{ignored}")
+    return False
+
+
+def _extremes(values: Tensor, default: float) -> tuple[float, float]:
+    if not values.numel():
+        return default, default
+    least, greatest = (bound.item() for bound in values.aminmax())
+    return least, greatest
