@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from cutmix.data.sets import random_subset
 from cutmix.errors import InputError
 from cutmix.evaluate.boxes import best_iou, box_from_map, padded_boxes
 from cutmix.evaluate.classifier import Classifier
@@ -49,8 +50,7 @@ def box_gallery(
     if count < 1:
         raise InputError(f"count is {count}; expected at least one image")
     padded_boxes(len(classifier), boxes, "images")
-    generator = torch.Generator().manual_seed(derive_seed(seed, "gallery"))
-    chosen = torch.randperm(len(classifier), generator=generator)[:count].sort().values
+    chosen = random_subset(len(classifier), count, derive_seed(seed, "gallery"))
     maps, logits = class_maps(keep_features(classifier), classifier.pixels(chosen), classifier.labels[chosen])
     cams, predicted = maps.cpu().numpy(), logits.argmax(1).tolist()
     found = np.stack([box_from_map(cam, threshold) for cam in cams])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cutmix.config.options import EvaluateOptions
 from cutmix.config.recipe import Recipe
 from cutmix.data import FileSet, ImageSet, open_data, open_splits
-from cutmix.data.sets import keep_per_class
+from cutmix.data.sets import keep_per_class, random_subset
 from cutmix.data.transforms import Interpolation
 from cutmix.errors import InputError, did_you_mean
 from cutmix.models import create_model, weights_normalization
@@ -285,8 +285,7 @@ def draw_images(n: int, count: int | None, seed: int) -> Tensor | None:
     """Return rising indices of the images to evaluate on, None for all n; a smaller count is part of a larger one."""
     if count is None or count >= n:
         return None
-    generator = torch.Generator().manual_seed(derive_seed(seed, "evaluate", "images"))
-    return torch.randperm(n, generator=generator)[:count].sort().values
+    return random_subset(n, count, derive_seed(seed, "evaluate", "images"))
 
 
 def load_model(options: EvaluateOptions, subject: Subject, data: ImageSet) -> nn.Module:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cutmix.data.sets import random_subset
 from cutmix.errors import InputError
 from cutmix.evaluate.attacks import (
     apgd,
@@ -332,8 +333,7 @@ def _some(classifier: Classifier, count: int) -> Tensor:
     """Return the sorted indices of a random subset."""
     if count < 1:
         raise InputError(f"pgd_images is {count}; expected at least 1")
-    generator = torch.Generator().manual_seed(derive_seed(classifier.seed, "robustness", "subset"))
-    return torch.randperm(len(classifier), generator=generator)[:count].sort().values
+    return random_subset(len(classifier), count, derive_seed(classifier.seed, "robustness", "subset"))
 
 
 # ---- checks of the attacks ----

@@ -4,13 +4,13 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-import torch
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from cutmix.data.decode import read_image
+from cutmix.data.sets import random_subset
 from cutmix.errors import InputError, printable
 from cutmix.evaluate.gallery import png_of
 from cutmix.runtime.seeding import derive_seed
@@ -41,8 +41,7 @@ def gallery_of_captions(
     Raises:
         InputError: If an image that is drawn has no caption or cannot be read.
     """
-    generator = torch.Generator().manual_seed(derive_seed(seed, "gallery"))
-    chosen = torch.randperm(len(data), generator=generator)[:count].sort().values.tolist()
+    chosen = random_subset(len(data), count, derive_seed(seed, "gallery")).tolist()
     columns = min(_COLUMNS, len(chosen))
     rows = -(-len(chosen) // columns)
     figure = Figure(figsize=(2.6 * columns, (2.5 + 0.3 * references) * rows), dpi=120, layout="constrained")
