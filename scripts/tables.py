@@ -52,6 +52,18 @@ def short() -> str:
     return table(["after 3 epochs", "top-1 error (%)", "top-5 error (%)", "against the baseline"], rows)
 
 
+def subsets() -> str:
+    """Return the runs on few images of CIFAR-100, with the error on their training images."""
+    log = [json.loads(line) for line in (RESULTS / "cifar100-subsets.log.jsonl").read_text().splitlines()]
+    rows = []
+    for line in lines("cifar100-subsets.jsonl"):
+        if line.metric == "top1_err":
+            count = (line.recipe_changes or {})["train_per_class"]
+            seen = [each for each in log if (each["per_class"], each["mix"]) == (count, line.mix)][-1]
+            rows.append([str(count), str(line.mix), f"{seen['step']:,}", f"{seen['train_err']:.1f}", cell(line)])
+    return table(["images a class", "mix", "steps", "training error (%)", "test error (%)"], rows)
+
+
 def localization() -> str:
     """Return the localization of the Tiny-ImageNet runs."""
     found = {
@@ -204,7 +216,10 @@ BENCHMARKS = (
     "ood",
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {
-    **{make.__name__: make for make in (pair, short, localization, suites, outside, transformers, transfer, speed)},
+    **{
+        make.__name__: make
+        for make in (pair, short, subsets, localization, suites, outside, transformers, transfer, speed)
+    },
     **{f"benchmark-{name}": partial(benchmark, name) for name in BENCHMARKS},
 }
 MARKED = re.compile(r"<!-- ([\w-]+) -->\n.*?<!-- /\1 -->", flags=re.DOTALL)
