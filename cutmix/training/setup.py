@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cutmix.config.options import RunOptions, TrainOptions
 from cutmix.config.recipe import Recipe, Training
 from cutmix.data import Augment, FileSet, ImageSet, Splits, open_splits, test_loader, train_loader
+from cutmix.data.describe import describe_splits
 from cutmix.data.loaders import Loader
 from cutmix.data.sets import keep_per_class
 from cutmix.errors import InputError, missing_extra
@@ -133,6 +134,8 @@ def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> tuple[Imag
     if options.download:
         barrier(world)
     splits = splits or opened()
+    if world.first and splits.folders:
+        print(*describe_splits(splits).lines(), sep="\n", flush=True)
     train_set, test_set = splits.train, splits.test or splits.val
     if test_set is None:
         raise InputError(
