@@ -1,7 +1,7 @@
-"""Noise on the residual branches of a network: stochastic depth, DropBlock and ShakeDrop.
+"""Regularizers of residual branches: stochastic depth, DropBlock and ShakeDrop.
 
-Everywhere p is the probability of dropping, as in ``torch.nn.Dropout``; a paper's probability of keeping is 1 − p.
-As in Dropout, nothing is dropped in evaluation, and the random numbers are the global generator's of x's device.
+p is always the probability of dropping, as in ``torch.nn.Dropout``; a paper's probability of keeping is 1 − p. As in
+Dropout, nothing is dropped in evaluation mode, and random numbers come from the global generator of the input's device.
 """
 
 from typing import Any, Literal, get_args
@@ -16,10 +16,10 @@ Decay = Literal["linear", "constant"]
 
 
 def stochastic_depth(x: Tensor, p: float, training: bool = True) -> Tensor:
-    """Drop the whole of x for some samples: b · x / (1 − p), with b ~ Bernoulli(1 − p) for each sample.
+    """Set the residual branch of some samples to zero: b · x / (1 − p), with b ~ Bernoulli(1 − p) for each sample.
 
-    The division keeps the expectation, so that evaluation is the identity; Huang et al. multiply by 1 − p in
-    evaluation instead, which is the same up to a constant factor, and drop for a batch at a time.
+    The division keeps the expectation, so that evaluation is the identity. Huang et al. drop whole batches, and
+    multiply by 1 − p in evaluation instead, which is the same up to a constant factor.
 
     Args:
         x: Output of a residual branch (N, ...), floating.
@@ -28,7 +28,6 @@ def stochastic_depth(x: Tensor, p: float, training: bool = True) -> Tensor:
 
     Source: Huang et al. 2016, eq. 2; the same draws as ``torchvision.ops.stochastic_depth(mode="row")``.
     """
-    _check(p, "p")
     if not training or p == 0:
         return x
     kept = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - p)
@@ -36,11 +35,11 @@ def stochastic_depth(x: Tensor, p: float, training: bool = True) -> Tensor:
 
 
 def drop_block(x: Tensor, p: float, block_size: int = 4, training: bool = True) -> Tensor:
-    """Set square blocks of each channel of each sample to zero, and scale up what is kept.
+    """Set square blocks of each channel of each sample to zero, and scale the rest.
 
     Every position where the block fits starts a block with probability
     γ = p / block_size² · H W / ((H − block_size + 1) (W − block_size + 1)), and M is 0 in a block and 1 elsewhere:
-    x · M · count(M) / count_ones(M), counted over the batch. Blocks overlap, so a little less than p is dropped.
+    x · M · count(M) / count_ones(M), counted over the batch. Since blocks overlap, slightly less than p is dropped.
 
     Args:
         x: Feature maps (N, C, H, W), floating.
@@ -52,11 +51,8 @@ def drop_block(x: Tensor, p: float, block_size: int = 4, training: bool = True) 
         InputError: If the maps are smaller than a block.
 
     Source: Ghiasi et al. 2018, algorithm 1 and eq. 1, with a mask for every channel as in the authors' code. For odd
-    blocks the same draws as ``torchvision.ops.drop_block2d``, which refuses even ones and shrinks the block to the map.
+    blocks the same draws as ``torchvision.ops.drop_block2d``, which rejects even sizes and shrinks blocks to the map.
     """
-    _check(p, "p")
-    if block_size < 1:
-        raise InputError(f"block_size is {block_size}; expected a number of pixels of at least 1")
     if not training or p == 0:
         return x
     batch, channels, height, width = x.shape
@@ -68,7 +64,7 @@ def drop_block(x: Tensor, p: float, block_size: int = 4, training: bool = True) 
     rows, columns = height - block_size + 1, width - block_size + 1
     gamma = p * height * width / (block_size**2 * rows * columns)
     starts = x.new_empty(batch, channels, rows, columns).bernoulli_(gamma)
-    implicit = block_size // 2  # padding, of the block_size − 1 on each side, that the pooling itself can do
+    implicit = block_size // 2  # of the padding of block_size − 1 on each side, the part that pooling can do itself
     explicit = block_size - 1 - implicit
     kept = 1 - F.max_pool2d(F.pad(starts, [explicit] * 4), block_size, stride=1, padding=implicit)
     scale = kept.numel() / kept.sum(dtype=torch.float32).clamp(min=1)
@@ -78,7 +74,7 @@ def drop_block(x: Tensor, p: float, block_size: int = 4, training: bool = True) 
 def shake_drop(x: Tensor, p: float, training: bool = True) -> Tensor:
     """Multiply x by b + α − bα, and its gradient by b + β − bβ.
 
-    b ~ Bernoulli(1 − p) is one for the batch; α ~ U[−1, 1] and β ~ U[0, 1] are one for each sample. Evaluation
+    b ~ Bernoulli(1 − p) is drawn once for the batch, α ~ U[−1, 1] and β ~ U[0, 1] once for each sample. Evaluation
     multiplies by the expectation, E[b + α − bα] = 1 − p.
 
     Args:
@@ -86,23 +82,22 @@ def shake_drop(x: Tensor, p: float, training: bool = True) -> Tensor:
         p: Probability of shaking instead of passing x through, in [0, 1).
         training: False multiplies by the expectation.
 
-    Source: Yamada et al. 2019. One b a batch and α, β a sample: owruby/shake-drop_pytorch, which the CutMix
-    authors point to; a process here is one of its GPUs.
+    Source: Yamada et al. 2019; b for each batch and α, β for each sample as in owruby/shake-drop_pytorch, which the
+    CutMix authors cite; a process here corresponds to one GPU there.
     """
-    _check(p, "p")
     if p == 0:
         return x
     if not training:
         return x * (1 - p)
     shape = len(x), *[1] * (x.ndim - 1)
-    shaken = torch.rand([], device=x.device) < p  # b = 0; on the device, where nothing has to wait for it
+    shaken = torch.rand([], device=x.device) < p  # b = 0; drawn on the device, so that nothing waits
     alpha = torch.empty(shape, device=x.device).uniform_(-1, 1)
     beta = torch.empty(shape, device=x.device).uniform_(0, 1)
     return _Scale.apply(x, torch.where(shaken, alpha, 1).to(x.dtype), torch.where(shaken, beta, 1).to(x.dtype))
 
 
 class _Scale(torch.autograd.Function):
-    """x times one factor, and its gradient times another."""
+    """Multiply x by one factor and its gradient by another."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, forward_factor: Tensor, backward_factor: Tensor) -> Tensor:
@@ -164,7 +159,7 @@ class ShakeDrop(nn.Module):
         return f"p={self.p:g}"
 
 
-# Where a block has its residual branch dropped: a ResNet's, and the two of a transformer's.
+# Attributes of a block for what is applied to its residual branches: one of a ResNet, two of a transformer.
 _SLOTS = ("drop_path", "drop_path1", "drop_path2")
 
 
@@ -177,35 +172,39 @@ def regularize(
     block_size: int = 4,
     decay: Decay = "linear",
 ) -> nn.Module:
-    """Put regularizers at the end of a network's residual branches, in place of what was there before.
+    """Add regularizers to the end of a model's residual branches, replacing what was there.
 
-    Every block of the CIFAR ResNets, of PyramidNet and of timm's ResNets has a ``drop_path``, which is applied to its
-    residual branch before the shortcut is added. There is nothing to train in it: the weights' names stay the same.
+    Every block of the CIFAR ResNets, of PyramidNet, PVT and timm's models has a ``drop_path``, which is applied to its
+    residual branch before the shortcut is added. Regularizers have no parameters: the names of the weights stay.
 
-    Block l of L drops with p_l = p · l / L (stochastic depth, ShakeDrop). DropBlock is in the last two stages, in the
-    last with its p and in the one before with p / 4. The CutMix paper says neither where its DropBlock is nor whether
-    its rate is scheduled: the groups and the 4 are those of Ghiasi et al. for ResNet-50, who also drop after the inner
-    convolutions and on the shortcut, and let p grow linearly while training; here it is one mask a block, p constant.
+    Stochastic depth and ShakeDrop grow linearly with depth. Block l of L drops with p_l = p · l / L in convolutional
+    networks, and with p_l = p · (l − 1) / (L − 1) in transformers, as DeiT and PVT do (``linspace(0, p, L)``). CaiT's
+    class-attention blocks drop nothing. DropBlock is in the last two stages: with p in the last stage and p / 4 in the
+    stage before. The CutMix paper describes neither its place nor a schedule; the stages and the 4 are those of Ghiasi
+    et al. for ResNet-50, who also drop after the inner convolutions and on the shortcut, and let p grow during
+    training; here there is one mask for each block, and p is constant.
 
     Args:
-        model: What ``create_model`` returns, changed in place.
-        stochastic_depth: p of stochastic depth in the last block, in [0, 1); 0 is off. The paper: 0.25.
-        shake_drop: p of ShakeDrop in the last block, in [0, 1); 0 is off. The paper: 0.5.
-        drop_block: p of DropBlock, in [0, 1); 0 is off. The paper: 0.1.
+        model: A model of ``create_model``, changed in place.
+        stochastic_depth: p of stochastic depth in the last block, in [0, 1); 0 turns it off. The paper: 0.25.
+        shake_drop: p of ShakeDrop in the last block, in [0, 1); 0 turns it off. The paper: 0.5.
+        drop_block: p of DropBlock, in [0, 1); 0 turns it off. The paper: 0.1.
         block_size: Side of DropBlock's block in pixels of the feature map.
-        decay: How stochastic depth and ShakeDrop vary with depth: p_l as above, or p in every block.
+        decay: "linear", as above, or "constant": p in every block.
 
     Returns:
-        The same network.
+        The same model.
 
     Raises:
-        InputError: If a number is out of range, stochastic depth and ShakeDrop are both given, or the network has no
-            residual blocks with a ``drop_path``.
+        InputError: A value is out of range, stochastic depth and ShakeDrop are both given, or the model has no residual
+            blocks with a ``drop_path``.
 
-    Source: Huang et al. 2016 §3 and eq. 4, Yamada et al. 2019, Ghiasi et al. 2018 §4.1 and the authors' code.
+    Source: Huang et al. 2016 §3 and eq. 4, Yamada et al. 2019, Ghiasi et al. 2018 §4.1 and the authors' code; for
+    transformers the authors' code of DeiT, PVT and CaiT.
     """
     for name, p in (("stochastic_depth", stochastic_depth), ("shake_drop", shake_drop), ("drop_block", drop_block)):
-        _check(p, name)
+        if not 0 <= p < 1:
+            raise InputError(f"{name} is {p}; expected a probability of dropping in [0, 1)")
     if block_size < 1:
         raise InputError(f"block_size is {block_size}; expected a number of pixels of at least 1")
     if decay not in get_args(Decay):
@@ -214,18 +213,12 @@ def regularize(
         raise InputError("stochastic_depth and shake_drop are both given; ShakeDrop replaces stochastic depth")
     if not (stochastic_depth or shake_drop or drop_block):
         return model
-    blocks = {name: module for name, module in model.named_modules() if any(hasattr(module, slot) for slot in _SLOTS)}
-    if not blocks:
-        raise InputError(
-            f"{type(model).__name__} has no residual blocks with a drop_path, where stochastic depth, ShakeDrop and "
-            "DropBlock go; take a ResNet or PyramidNet"
-        )
+    blocks = _residual_blocks(model)
     if drop_block and any(hasattr(block, "attn") for block in blocks.values()):
-        raise InputError(f"{type(model).__name__} has tokens and no feature maps that DropBlock could drop squares of")
+        raise InputError(f"{type(model).__name__} has tokens; DropBlock needs feature maps, as a ResNet has them")
     stages = list(dict.fromkeys(_stage(name) for name in blocks))
     block_p = dict(zip(stages[:-3:-1], (drop_block, drop_block / 4), strict=False))
-    for depth, (name, block) in enumerate(blocks.items(), start=1):
-        share = depth / len(blocks) if decay == "linear" else 1.0
+    for share, (name, block) in zip(_shares(list(blocks.values()), decay), blocks.items(), strict=True):
         layers: list[nn.Module] = []
         if block_p.get(_stage(name)):
             layers.append(DropBlock(block_p[_stage(name)], block_size))
@@ -239,11 +232,31 @@ def regularize(
     return model
 
 
+def _residual_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the blocks that take regularizers by name, in their order, without CaiT's class-attention blocks."""
+    blocks = {
+        name: module
+        for name, module in model.named_modules()
+        if any(hasattr(module, slot) for slot in _SLOTS) and _stage(name) != "blocks_token_only"
+    }
+    if not blocks:
+        raise InputError(
+            f"{type(model).__name__} has no residual blocks with a drop_path for stochastic depth, ShakeDrop or "
+            "DropBlock; expected a ResNet, PyramidNet or transformer"
+        )
+    return blocks
+
+
+def _shares(blocks: list[nn.Module], decay: Decay) -> list[float]:
+    """Return each block's share of the last block's probability."""
+    count = len(blocks)
+    if decay == "constant":
+        return [1.0] * count
+    if hasattr(blocks[0], "attn"):
+        return [block / max(count - 1, 1) for block in range(count)]
+    return [block / count for block in range(1, count + 1)]
+
+
 def _stage(block_name: str) -> str:
-    """``layer3.11`` is in ``layer3``."""
+    """Return the name of a block's stage: ``layer3`` of ``layer3.11``."""
     return block_name.rpartition(".")[0]
-
-
-def _check(p: float, name: str) -> None:
-    if not 0 <= p < 1:
-        raise InputError(f"{name} is {p}; expected a probability of dropping in [0, 1)")
