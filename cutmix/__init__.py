@@ -30,6 +30,8 @@ def __getattr__(name: str) -> Any:
     if name.startswith("_"):  # what tools ask every module for
         raise AttributeError(f"module 'cutmix' has no attribute '{name}'")
     module = import_module(_ELSEWHERE.get(name, "cutmix.mixing"))
+    if name == "mixing":
+        return module
     if name not in _ELSEWHERE and name not in module.__all__:
         raise AttributeError(f"module 'cutmix' has no attribute '{name}'")
     value = getattr(module, name)
