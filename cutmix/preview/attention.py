@@ -1,4 +1,4 @@
-"""A picture of what SMMix does: images, where a network looks, the squares given and overwritten, the mixed batch."""
+"""A figure of SMMix: images, the attention of a model, the squares that move, and the mixed batch."""
 
 import torch
 from matplotlib.axes import Axes
@@ -13,7 +13,7 @@ from cutmix.mixing.smmix import AttentionDraw, SMMix
 from cutmix.models.attention import predict_and_attend
 from cutmix.preview.drawing import caption
 
-_MOST, _LEAST = "#ff9f1c", "#2ec4ff"  # told apart by the colour-blind too, and both seen on photographs
+_MOST, _LEAST = "#ff9f1c", "#2ec4ff"  # distinguishable with colour blindness, and visible on photographs
 
 
 def attention_picture(
@@ -26,22 +26,22 @@ def attention_picture(
     std: tuple[float, ...],
     seed: int = 0,
 ) -> bytes:
-    """Draw a grid: a column for each sample; its image, its attention, and what SMMix makes of it, with the labels.
+    """Draw a grid with a column for each sample: its image, its attention, and its mixed image with the labels.
 
     Args:
         network: A vision transformer, not wrapped; see ``cutmix.models.attention``.
         images: (N, C, H, W) of one or three channels, at least two, normalised and on the network's device.
         labels: Class ids (N,).
         classes: Names of the classes.
-        mean: What was subtracted from pixels in [0, 1] for each channel.
-        std: What they were divided by.
-        seed: Of the size of the squares and of the partners.
+        mean: Mean of each channel that the images were normalised with, for pixels in [0, 1].
+        std: Standard deviation of each channel that they were normalised with.
+        seed: Seed of the size of the squares and of the partners.
 
     Returns:
         A PNG file.
 
     Raises:
-        InputError: If there is one image only, or the network has no attention over all tokens of such images.
+        InputError: If there is only one image, or the network has no attention over all tokens of such images.
     """
     _, attention = predict_and_attend(network, images)
     draw = SMMix(1.0, seed=seed).draw(attention)

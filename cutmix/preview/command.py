@@ -1,4 +1,4 @@
-"""``cutmix preview``: an image of what mixing does to a data set, with the mixed labels."""
+"""``cutmix preview``: a figure of mixed images of a data set, with the mixed labels."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ from cutmix.runtime.files import write_atomic
 
 
 def run_preview(options: PreviewOptions) -> Path:
-    """Do what ``cutmix preview`` says: write a grid of original, Cutout, Mixup and CutMix."""
+    """Write a grid of images of a data set: the originals, Cutout, Mixup and CutMix."""
     if options.count < 2:
         raise InputError(f"--count is {options.count}; expected at least 2, as images are mixed with one another")
     if not 0 < options.alpha < math.inf:
@@ -37,7 +37,7 @@ def run_preview(options: PreviewOptions) -> Path:
 
 
 def _preview_smmix(options: PreviewOptions, data: ImageSet) -> Path:
-    """Write where a network looks and what SMMix makes of it; without weights its gaze is random."""
+    """Write a figure of a model's attention and SMMix; without weights the attention is that of a random model."""
     network = create_model(
         options.model, data.num_classes, in_chans=data.in_chans, pretrained=options.weights or False
     ).eval()

@@ -23,15 +23,14 @@ def preview_grid(
 ) -> bytes:
     """Draw a grid: a row for each transform, a column for each sample, the mixed labels beneath.
 
-    The images are prepared and normalised as for testing, mixed, and shown with the normalisation undone: what the
-    network sees. Cutout's holes therefore have the mean colour.
+    The images are prepared and normalised as for testing, mixed, and shown with the normalisation undone. Cutout's holes therefore have the mean colour.
 
     Args:
-        data: Where the samples come from.
-        mixes: Transforms by the name that their row gets; None shows the images as they are.
+        data: The data set to choose samples from.
+        mixes: Transforms by the name of their row; None shows the images unmixed.
         image_size: Side in pixels; by default a small set's own, and 224 for photographs.
         count: Number of samples.
-        seed: Of the choice of samples.
+        seed: Seed of the choice of samples.
 
     Returns:
         A PNG file.
@@ -67,7 +66,7 @@ def _short(name: str, length: int = 18) -> str:
 
 
 def pick_samples(data: ImageSet, image_size: int | None, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Load some samples as they are prepared for testing."""
+    """Load random samples, prepared as for testing."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "preview"))
     chosen = torch.randperm(len(data), generator=generator)[:count]
     if isinstance(data, ArraySet):

@@ -101,6 +101,7 @@ def train_step(run: Run, images: Any, targets: Any) -> Tensor:
     """Take one optimizer step on a batch, and return its mean loss, which nothing has waited for."""
     recipe, state = run.recipe, run.state
     state.optimizer.zero_grad(set_to_none=True)
+    # the batch is mixed here, as a whole, and then divided
     parts = run.task.split(images, targets, state.step / (recipe.epochs * run.batches.steps))
     total = torch.zeros((), device=run.world.device)
     for number, (x, y) in enumerate(parts, 1):
