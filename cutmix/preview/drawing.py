@@ -23,7 +23,8 @@ def preview_grid(
 ) -> bytes:
     """Draw a grid: a row for each transform, a column for each sample, the mixed labels beneath.
 
-    The images are prepared and normalised as for testing, mixed, and shown with the normalisation undone. Cutout's holes therefore have the mean colour.
+    The images are prepared and normalised as for testing, mixed, and shown with the normalisation undone.
+    Cutout's holes therefore have the mean colour.
 
     Args:
         data: The data set to choose samples from.
