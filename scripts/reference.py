@@ -15,46 +15,38 @@ from textwrap import dedent
 from typing import Any
 
 import cutmix
-from cutmix.config.options import (
-    DataOptions,
-    DemoOptions,
-    EvaluateOptions,
-    PaperOptions,
-    PreviewOptions,
-    ReportOptions,
-    ReproduceOptions,
-    RunOptions,
-    TrainOptions,
-)
+from cutmix.config import options
 from cutmix.config.recipe import Recipe, flag
 from cutmix.config.recipes import RECIPES
+from cutmix.config.suites import SUITES
 from cutmix.config.transfer import CAPTIONING, FASTER_RCNN, SSD300
 from cutmix.report.metrics import MEASURES
 from cutmix.runs.record import SCHEMA, Record
 
 COMMANDS: dict[str, tuple[Any, ...]] = {
-    "demo": (DemoOptions(),),
-    "data": (DataOptions,),
-    "preview": (PreviewOptions,),
-    "train": (Recipe(), TrainOptions()),
-    "transfer detection": (SSD300, RunOptions()),
-    "transfer detection --arch faster-rcnn": (FASTER_RCNN, RunOptions()),
-    "transfer captioning": (CAPTIONING, RunOptions()),
-    "evaluate": (EvaluateOptions,),
-    "report": (ReportOptions,),
-    "paper": (PaperOptions(),),
-    "reproduce": (ReproduceOptions,),
+    "demo": (options.DemoOptions,),
+    "data": (options.DataOptions,),
+    "preview": (options.PreviewOptions,),
+    "train": (Recipe(), options.TrainOptions),
+    "compare": (options.CompareOptions,),
+    "evaluate": (options.EvaluateOptions,),
+    "report": (options.ReportOptions,),
+    "predict": (options.PredictOptions,),
+    "explain": (options.ExplainOptions,),
+    "export": (options.ExportOptions,),
+    "push": (options.PushOptions,),
+    "transfer detection": (SSD300, options.RunOptions),
+    "transfer detection --arch faster-rcnn": (FASTER_RCNN, options.RunOptions),
+    "transfer captioning": (CAPTIONING, options.RunOptions),
+    "paper": (options.PaperOptions,),
+    "reproduce": (options.ReproduceOptions,),
 }
 MODULES = (
     "cutmix.models.regularizers", "cutmix.statistics", "cutmix.evaluate.attacks", "cutmix.evaluate.calibration",
     "cutmix.evaluate.localization", "cutmix.evaluate.max_box", "cutmix.evaluate.ood", "cutmix.evaluate.ood_conventions",
     "cutmix.transfer.average_precision", "cutmix.transfer.caption_scores", "cutmix.data.outliers",
-    "cutmix.runtime.seeding",
+    "cutmix.runtime.seeding", "cutmix.inference.model",
 )  # fmt: skip
-SUITES = {
-    "calibration": "Calibration", "robustness": "Robustness", "ood": "Out-of-distribution detection",
-    "localization": "Localization", "detection": "Detection", "captioning": "Captioning",
-}  # fmt: skip
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -81,7 +73,7 @@ def field_docs(kind: type) -> dict[str, str]:
     return docs
 
 
-def default_of(field: dataclasses.Field[Any], value: Any) -> str:
+def default_of(value: Any) -> str:
     """Return a field's default as a flag is written."""
     if value is dataclasses.MISSING:
         return "required"
@@ -90,25 +82,27 @@ def default_of(field: dataclasses.Field[Any], value: Any) -> str:
     return f"`{' '.join(map(str, value)) if isinstance(value, tuple) else value}`"
 
 
-def flags_of(options: Any) -> list[list[str]]:
+def flags_of(part: Any) -> list[list[str]]:
     """Return the flag, the default and the help of each field of a dataclass, or of a value of one."""
-    kind = options if isinstance(options, type) else type(options)
+    kind = part if isinstance(part, type) else type(part)
     docs, rows = field_docs(kind), []
     for field in dataclasses.fields(kind):
-        annotation = str(field.type)
-        if "Suppress" in annotation:
+        given = getattr(field.type, "__metadata__", ())  # what tyro is told beside the type
+        if any("Suppress" in str(one) for one in given):
             continue
-        value = field.default if isinstance(options, type) else getattr(options, field.name)
-        name = field.name.upper() if "Positional" in annotation else f"--{flag(field.name)}"
-        rows.append([f"`{name}`", default_of(field, value), docs[field.name]])
+        value = field.default if isinstance(part, type) else getattr(part, field.name)
+        name, text = (next((x for one in given if (x := getattr(one, what, None))), None) for what in ("name", "help"))
+        positional = any("Positional" in str(one) for one in given)
+        shown = field.name.upper() if positional else f"--{flag(name or field.name)}"
+        rows.append([f"`{shown}`", default_of(value), text or docs[field.name]])
     return rows
 
 
 def flags() -> str:
     """Return the flags of every command."""
     text = "# Flags\n\n`cutmix COMMAND --help` prints the same. A boolean flag `--x` has the opposite `--no-x`.\n"
-    for command, options in COMMANDS.items():
-        rows = [row for part in options for row in flags_of(part)]
+    for command, parts in COMMANDS.items():
+        rows = [row for part in parts for row in flags_of(part)]
         text += f"\n## cutmix {command}\n\n{table(['flag', 'default', 'effect'], rows)}"
     return text
 
@@ -155,13 +149,13 @@ def results() -> str:
 def metrics() -> str:
     """Return the definition of every metric, by suite."""
     text = "# Metrics\n\nThe names are those of `results.jsonl`; the definitions are those of the report page.\n"
-    for suite, title in SUITES.items():
+    for suite in SUITES.values():
         rows = [
             [f"`{name}`", metric.heading, metric.better or "–", metric.definition]
             for name, metric in MEASURES.items()
-            if metric.suite == suite
+            if metric.suite == suite.name
         ]
-        text += f"\n## {title}\n\n{table(['name', 'in tables', 'better', 'definition'], rows)}"
+        text += f"\n## {suite.title}\n\n{table(['name', 'in tables', 'better', 'definition'], rows)}"
     return text
 
 

@@ -137,6 +137,16 @@ def test_every_method_has_a_card_with_the_same_headings():
         assert any(re.search(rf"(--mix|or) `?{mix}\b(?!-)", text) or f"-{mix}`" in text for text in cards.values()), mix
 
 
+def test_every_command_is_in_the_readme_and_in_the_reference(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import reference
+
+    readme, flags = (ROOT / "README.md").read_text("utf-8"), reference.flags()
+    for command in cli.COMMANDS:
+        assert f"`cutmix {command}" in readme
+        assert f"\n## cutmix {command}" in flags or command == "recipes"
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
 

@@ -106,7 +106,7 @@ def test_every_package_that_is_imported_is_declared() -> None:
     foreign = imported - {"cutmix"} - sys.stdlib_module_names
     distributions = packages_distributions()
     found = {name: {one.lower() for one in distributions.get(name, [name])} for name in foreign}
-    alternatives = {"pycocotools", "cv2"}  # the extra has faster-coco-eval, which is tried first
+    alternatives = {"pycocotools"}  # the extra has faster-coco-eval, which is tried first
     assert {name for name, owners in found.items() if not owners & names} <= alternatives
 
 
