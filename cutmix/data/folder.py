@@ -154,20 +154,6 @@ def hold_out(groups: Iterable[Names], count: int, seed: int) -> list[Names]:
     return ranked[:groups_held]
 
 
-def names_by_hash(names: Iterable[str], split: Split, test_fraction: float, seed: int) -> list[str]:
-    """Return one split of names that no list divides, sorted; see ``hold_out``.
-
-    Args:
-        names: All of them, each once.
-        split: "train" or "test".
-        test_fraction: In (0, 1); of two names, one is on each side.
-        seed: Decides the split, and nothing else does.
-    """
-    names = set(names)
-    held = {name for (name,) in hold_out([(name,) for name in names], held_share(len(names), test_fraction), seed)}
-    return sorted(held if split == "test" else names - held)
-
-
 # ---- text files ----
 
 
@@ -181,23 +167,3 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as text: {error}") from None
-
-
-def listed_names(file: Path, other: Path | None) -> list[str]:
-    """Return the names in one split's list, the first word of each line that is not empty.
-
-    Args:
-        file: The split's list.
-        other: The other split's, if there is one.
-
-    Raises:
-        InputError: A list is not text, a name is in it twice, or a name is in both.
-    """
-    names, others = ([line.split()[0] for line in read_text(x).splitlines() if line.strip()] if x else []
-                     for x in (file, other))  # fmt: skip
-    for name, count in Counter(names).items():
-        if count > 1:
-            raise InputError(f"{file} names the picture '{name}' {count} times: expected each once")
-    if shared := set(names) & set(others):
-        raise InputError(f"{file} and {other} both name the picture '{min(shared)}': expected each in one split")
-    return names

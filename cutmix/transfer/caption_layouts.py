@@ -7,12 +7,21 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cutmix.data.folder import EXTENSIONS, names_by_hash
+from cutmix.data.folder import EXTENSIONS, Split, list_images
 from cutmix.errors import InputError
 from cutmix.transfer.caption_data import CaptionSet
 from cutmix.transfer.coco import is_caption, is_file_name, is_id, read_coco
-from cutmix.transfer.layouts import check_apart, files_below, find_image, image_folders, left_out, read_list
+from cutmix.transfer.layouts import (
+    check_apart,
+    find_image,
+    image_folders,
+    left_out,
+    note_leaks,
+    read_list,
+    split_by_hash,
+)
 
+_SPLITS: tuple[Split, Split] = ("train", "test")
 _TABLES = ("captions.txt", "captions.csv", "captions.tsv", "results.csv")
 _TOKENS = ("*.token.txt", "*.token")
 _FOLDERS = (  # the first one is Flickr8k's official name
@@ -63,10 +72,10 @@ def open_captions(path: str | Path, *, test_fraction: float = 0.2, seed: int = 0
     if not root.is_dir():
         raise InputError(f"{path} is not a folder; expected one in COCO's or Flickr8k's layout of captions")
     source = _caption_file(root)
-    sets = _open_flickr(root, source, test_fraction, seed) if source else _open_coco(root)
-    if shared := {path.resolve() for path in sets[0].paths} & {path.resolve() for path in sets[1].paths}:
+    train, test = _open_flickr(root, source, test_fraction, seed) if source else _open_coco(root)
+    if shared := {path.resolve() for path in train.paths} & {path.resolve() for path in test.paths}:
         raise InputError(f"{min(shared)} is in the training split and in the test split; expected each image in one")
-    return sets
+    return train, replace(test, notes=(*test.notes, *note_leaks(train.paths, test.paths)))
 
 
 def _caption_file(root: Path) -> Path | None:
@@ -85,16 +94,13 @@ def _caption_file(root: Path) -> Path | None:
     return next(iter(tokens + tables), None)
 
 
-def _caption_set(root: Path, train: bool, source: Path, folders: Sequence[Path], captions: Captions) -> CaptionSet:
+def _caption_set(root: Path, split: Split, source: Path, folders: Sequence[Path], captions: Captions) -> CaptionSet:
     """Find the files of a split, and check that every image has captions with words."""
-    split = "train" if train else "test"
     if not captions:
         raise InputError(f"{source} leaves no {split} images; expected one or more with captions")
     names: dict[Path, str] = {}
     for name, texts in captions.items():
-        file = find_image(name, folders)
-        if file is None:
-            raise InputError(f"{source} names the image '{name}', which is not in {folders[0]}")
+        file = _image_file(name, source, folders)
         if file in names:
             raise InputError(f"{source} has the image {file} as '{names[file]}' and as '{name}'; expected one name")
         names[file] = name
@@ -102,15 +108,20 @@ def _caption_set(root: Path, train: bool, source: Path, folders: Sequence[Path],
             raise InputError(f"{source} has no caption for the image '{name}'; expected one or more")
         if not all(any(letter.isalnum() for letter in text) for text in texts):
             raise InputError(f"{source} has an empty caption for the image '{name}'; expected words")
-    return CaptionSet(
-        root.resolve().name, "train" if train else "test", tuple(names), tuple(names.values()),
-        tuple(map(tuple, captions.values())),
-    )  # fmt: skip
+    every = tuple(map(tuple, captions.values()))
+    return CaptionSet(root.resolve().name, split, tuple(names), tuple(names.values()), every)
+
+
+def _image_file(name: str, source: Path, folders: Sequence[Path]) -> Path:
+    file = find_image(name, folders)
+    if file is None:
+        raise InputError(f"{source} names the image '{name}', which is not in {folders[0]}")
+    return file
 
 
 def _with_unused(data: CaptionSet, folder: Path, used: Collection[Path]) -> CaptionSet:
     """Return a split with a note on the images of a folder that no split uses."""
-    unused = [file for file in files_below(folder) if file not in used and file.name.lower().endswith(EXTENSIONS)]
+    unused = [file.path for file in list_images(folder).files if file.path not in used]
     return replace(data, notes=(*data.notes, *left_out(f"images of {folder} in neither split", unused)))
 
 
@@ -135,7 +146,7 @@ def _coco_split(root: Path, part: str) -> CaptionSet:
     file = read_coco(found[0], _COCO)
     own = file.by_image()
     captions = {item["file_name"]: [entry["caption"] for entry in own[item["id"]]] for item in file.images}
-    data = _caption_set(root, part == "train", found[0], folders, captions)
+    data = _caption_set(root, "train" if part == "train" else "test", found[0], folders, captions)
     return _with_unused(data, folders[0], set(data.paths)) if folders[0].name != "images" else data
 
 
@@ -150,22 +161,30 @@ def _open_flickr(root: Path, source: Path, test_fraction: float, seed: int) -> t
         if not is_caption(caption):
             raise InputError(f"line {number} of {source} has a caption that is not UTF-8; expected text in UTF-8")
         captions.setdefault(name, []).append(caption)
-    lists = [sorted(source.parent.glob(f"*.{part}Images.txt")) for part in ("train", "test")]
-    if all(lists):
-        sources = [files[0] for files in lists]
-        names = [read_list(file, captions, source) for file in sources]
-        check_apart(names[0], sources[0], names[1], sources[1])
-    elif any(lists):
-        alone, lacking = (lists[0], "test") if lists[0] else (lists[1], "train")
-        raise InputError(f"{alone[0]} is there without a list *.{lacking}Images.txt; expected both or neither")
+    lists, notes = _lists(source.parent), list[str]()
+    if lists:
+        parts: Sequence[list[str]] = [read_list(file, captions, source) for file in lists]
+        check_apart(parts[0], lists[0], parts[1], lists[1])
     else:
-        sources = [source, source]
-        names = [names_by_hash(captions, split, test_fraction, seed) for split in ("train", "test")]
+        images = {name: _image_file(name, source, folders) for name in captions}
+        parts, notes = split_by_hash(images, test_fraction, seed)
     train, test = (
-        _caption_set(root, number == 0, sources[number], folders, {name: captions[name] for name in names[number]})
-        for number in (0, 1)
+        _caption_set(root, split, origin, folders, {name: captions[name] for name in names})
+        for split, origin, names in zip(_SPLITS, lists or (source, source), parts, strict=True)
     )
-    return _with_unused(train, train.paths[0].parent, {*train.paths, *test.paths}), test
+    train = _with_unused(train, train.paths[0].parent, {*train.paths, *test.paths})
+    return replace(train, notes=(*notes, *train.notes)), test
+
+
+def _lists(folder: Path) -> list[Path]:
+    """Return the list of the training images and that of the test images, or none."""
+    found = [next(iter(sorted(folder.glob(f"*.{part}Images.txt"))), None) for part in _SPLITS]
+    if found[0] and found[1]:
+        return [found[0], found[1]]
+    if alone := found[0] or found[1]:
+        lacking = "test" if found[0] else "train"
+        raise InputError(f"{alone} is there without a list *.{lacking}Images.txt; expected both or neither")
+    return []
 
 
 def _lines(source: Path) -> str:

@@ -1,6 +1,6 @@
 """Annotation files in COCO's JSON, for detection and for captions; every value is checked as it is read."""
 
-import json
+import codecs
 import math
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cutmix.data.folder import read_text
 from cutmix.errors import InputError
+from cutmix.runtime.schema import kind_of, parse_json
 
 Entry = dict[str, Any]
 
@@ -110,8 +110,8 @@ class CocoFile:
         for number, entry in enumerate(self.lists["annotations"]):
             if entry["image_id"] not in found:
                 raise InputError(
-                    f"annotations[{number}].image_id of {self.path} is {shown(entry['image_id'])}; expected the id of "
-                    "one of its images"
+                    f"annotations[{number}].image_id of {self.path} is {kind_of(entry['image_id'])}; expected the id "
+                    "of one of its images"
                 )
             found[entry["image_id"]].append(entry)
         return found
@@ -130,12 +130,12 @@ def read_coco(path: Path, schema: Schema) -> CocoFile:
     """
     content = _read_json(path)
     if not isinstance(content, dict):
-        raise InputError(f"{path} is {shown(content)}; expected an object with {_listed(schema)}")
+        raise InputError(f"{path} is {kind_of(content)}; expected an object with {_listed(schema)}")
     lists = {}
     for name, fields in schema.items():
         entries = content.get(name)
         if not isinstance(entries, list):
-            raise InputError(f"'{name}' of {path} is {shown(entries)}; expected a list")
+            raise InputError(f"'{name}' of {path} is {kind_of(entries)}; expected a list")
         for number, entry in enumerate(entries):
             _check_entry(entry, fields, f"{name}[{number}]", path)
         for field in {"id", *fields} & {"id", "file_name", "name"}:
@@ -145,22 +145,21 @@ def read_coco(path: Path, schema: Schema) -> CocoFile:
 
 
 def _read_json(path: Path) -> Any:
-    text = read_text(path)
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise InputError(f"{path} cannot be read as JSON ({reason})") from None
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    return parse_json(content.removeprefix(codecs.BOM_UTF8), str(path))
 
 
 def _check_entry(entry: Any, fields: Mapping[str, Callable[[Any], bool]], where: str, path: Path) -> None:
     if not isinstance(entry, dict):
-        raise InputError(f"{where} of {path} is {shown(entry)}; expected an object with {_listed(fields)}")
+        raise InputError(f"{where} of {path} is {kind_of(entry)}; expected an object with {_listed(fields)}")
     for field, fits in fields.items():
         if field in _OPTIONAL and entry.get(field) is None:
             continue
         if not fits(entry.get(field)):
-            value = shown(entry[field]) if field in entry else "missing"
+            value = kind_of(entry[field]) if field in entry else "missing"
             raise InputError(f"{where}.{field} of {path} is {value}; expected {_KINDS[fits]}")
 
 
@@ -171,21 +170,10 @@ def _check_unique(entries: list[Entry], field: str, name: str, path: Path) -> No
         if is_id(value) or is_file_name(value):
             if value in first:
                 raise InputError(
-                    f"{name}[{number}].{field} of {path} is {shown(value)}, as is {name}[{first[value]}].{field}; "
+                    f"{name}[{number}].{field} of {path} is {kind_of(value)}, as is {name}[{first[value]}].{field}; "
                     "expected each once"
                 )
             first[value] = number
-
-
-def shown(value: Any) -> str:
-    """Return a value of a file for a message: shortened, with what cannot be printed escaped."""
-    if isinstance(value, dict | list):
-        return "an object" if isinstance(value, dict) else f"a list of {len(value)}"
-    try:
-        text = json.dumps(value)
-    except ValueError:  # a number of too many digits
-        return "a number of too many digits"
-    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _listed(names: Collection[str]) -> str:

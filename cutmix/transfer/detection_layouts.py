@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from cutmix.data.folder import EXTENSIONS, Split, names_by_hash, read_text
+from cutmix.data.folder import count_suffixes, is_image, list_images, read_text
 from cutmix.data.voc import read_annotation
 from cutmix.errors import InputError
 from cutmix.transfer.coco import (
@@ -21,15 +21,21 @@ from cutmix.transfer.coco import (
     read_coco,
 )
 from cutmix.transfer.detection_data import DetectionSet, RawImage, detection_sets
-from cutmix.transfer.layouts import check_apart, enumerated, files_below, find_image, image_folders, left_out, read_list
+from cutmix.transfer.layouts import (
+    check_apart,
+    enumerated,
+    find_image,
+    image_folders,
+    left_out,
+    note_leaks,
+    read_list,
+    split_by_hash,
+)
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-
-
-_SPLITS: tuple[Split, Split] = ("train", "test")
 
 
 def open_detection(
@@ -89,19 +95,23 @@ def _open_voc(root: Path, classes: Sequence[str], test_fraction: float, seed: in
     notes: list[str] = []
     for folder in folders:
         images, remarks = _voc_images(folder)
-        names = [read_list(own[folder], images, folder / "JPEGImages") if folder in own else [] for own in lists]
+        names: Sequence[list[str]] = [
+            read_list(own[folder], images, folder / "JPEGImages") if folder in own else [] for own in lists
+        ]
         if all(names):
             check_apart(names[0], lists[0][folder], names[1], lists[1][folder])
         if not any(lists):
-            names = [names_by_hash(images, split, test_fraction, seed) for split in _SPLITS]
-            remarks += _without_image(folder, images)
+            names, copies = split_by_hash(images, test_fraction, seed)
+            remarks += copies + _without_image(folder, images)
         unlisted = [images[name] for name in images.keys() - {*names[0], *names[1]}]
         notes += remarks + left_out(f"images of {folder / 'JPEGImages'} in no list", unlisted)
         for split, own in zip(splits, names, strict=True):
             split += [_read_voc(folder / "Annotations" / f"{name}.xml", images[name]) for name in own]
-    for split, name in zip(splits, _SPLITS, strict=True):
+    for split, name in zip(splits, ("train", "test"), strict=True):
         if not split:
             raise InputError(f"{root} has no {name} images; expected one or more in each split")
+    if any(lists):
+        notes += note_leaks(*([raw.path for raw in split] for split in splits))
     if not classes:
         classes, assumed = _voc_classes(*splits)
         notes += assumed
@@ -144,27 +154,23 @@ def _voc_lists(folders: list[Path]) -> tuple[dict[Path, Path], dict[Path, Path]]
 
 def _voc_images(folder: Path) -> tuple[dict[str, Path], list[str]]:
     """Return the images by their names, which are paths below JPEGImages without suffixes, and what was left out."""
+    place = folder / "JPEGImages"
+    listing = list_images(place)
     images: dict[str, Path] = {}
-    others: Counter[str] = Counter()
-    for file in files_below(folder / "JPEGImages"):
-        if not file.name.lower().endswith(EXTENSIONS):
-            others[file.suffix.lower() or "without a suffix"] += 1
-            continue
-        name = file.relative_to(folder / "JPEGImages").with_suffix("").as_posix()
+    for file in [file.path for file in listing.files] + [path for path in listing.repeated if is_image(path.name)]:
+        name = file.relative_to(place).with_suffix("").as_posix()
         if name in images:
             raise InputError(f"{images[name]} and {file} belong to the same annotation; expected one image for each")
         images[name] = file
-    if not others:
-        return images, []
-    kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common())
-    return images, [f"files of {folder / 'JPEGImages'} that are not images: {others.total():,} ({kinds})"]
+    kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in count_suffixes(listing.others).items())
+    return images, [f"files of {place} that are not images: {len(listing.others):,} ({kinds})"] if kinds else []
 
 
 def _without_image(folder: Path, images: Collection[str]) -> list[str]:
-    annotations = folder / "Annotations"
-    files = [file for file in files_below(annotations) if file.suffix.lower() == ".xml"]
-    alone = [file for file in files if file.relative_to(annotations).with_suffix("").as_posix() not in images]
-    return left_out(f"annotations of {annotations} without an image", alone)
+    place = folder / "Annotations"
+    files = [file for file in list_images(place).others if file.suffix.lower() == ".xml"]
+    alone = [file for file in files if file.relative_to(place).with_suffix("").as_posix() not in images]
+    return left_out(f"annotations of {place} without an image", alone)
 
 
 def _read_voc(file: Path, image: Path) -> RawImage:
@@ -233,13 +239,14 @@ def _open_coco(root: Path, classes: Sequence[str]) -> tuple[DetectionSet, Detect
         used |= {raw.path for raw in split}
     for file, remarks in zip(files, notes, strict=True):
         folder = image_folders(root, file.path.stem.removeprefix("instances_"), file.path)[0]
-        unlisted = [path for path in files_below(folder) if path not in used]
-        remarks += left_out(f"files of {folder} that are not in the annotations", unlisted)
+        unlisted = [file.path for file in list_images(folder).files if file.path not in used]
+        remarks += left_out(f"images of {folder} that are not in the annotations", unlisted)
     names = [[item["name"] for item in sorted(file.lists["categories"], key=_by_id)] for file in files]
     if differing := {*names[0]} ^ {*names[1]}:
         notes[0].append(
             f"{files[0].path.name} and {files[1].path.name} differ in the categories {enumerated(differing)}"
         )
+    notes[1] += note_leaks(*([raw.path for raw in split] for split in splits))
     return detection_sets(root, splits, classes or names[0], notes, crowds=True)
 
 

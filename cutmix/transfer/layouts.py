@@ -1,10 +1,12 @@
 """What the layouts of data sets share: where images are found, which are not used, and the lists of the splits."""
 
-import os
-from collections.abc import Collection, Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from cutmix.data.folder import EXTENSIONS
+from cutmix.data.decode import Pixels, digest_pixels, in_threads
+from cutmix.data.division import MOST_BYTES
+from cutmix.data.folder import EXTENSIONS, held_share, hold_out
 from cutmix.errors import InputError
 
 _SUFFIXES = (*EXTENSIONS, ".xml")
@@ -23,11 +25,44 @@ def left_out(what: str, files: Collection[Path]) -> list[str]:
     return [f"{what}: {len(files):,} ({enumerated([file.name for file in files], 3)})"] if files else []
 
 
-def files_below(folder: Path) -> list[Path]:
-    """Return the files below a folder, without hidden ones."""
-    return [
-        Path(parent, name) for parent, _, names in os.walk(folder) for name in sorted(names) if not name.startswith(".")
-    ]
+def find_groups(paths: Collection[Path]) -> list[list[Path]]:
+    """Return the groups of files that hold the same image, two or more each; none of a set that is too large."""
+    if sum(path.stat().st_size for path in paths) > MOST_BYTES:
+        return []
+    groups: dict[bytes, list[Path]] = defaultdict(list)
+    for path, pixels in zip(paths, in_threads(digest_pixels, paths), strict=True):
+        if isinstance(pixels, Pixels):
+            groups[pixels.digest].append(path)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def split_by_hash(
+    images: Mapping[str, Path], test_fraction: float, seed: int
+) -> tuple[tuple[list[str], list[str]], list[str]]:
+    """Divide images that no list divides; files of the same image are in one split.
+
+    Args:
+        images: The files by their names.
+        test_fraction: In (0, 1): the test share.
+        seed: Seed of the division.
+
+    Returns:
+        The names for training and those for testing, sorted; and notes.
+    """
+    names = {path: name for name, path in images.items()}
+    groups = [sorted(names[path] for path in group) for group in find_groups(list(names))]
+    alone = sorted(set(images) - {name for group in groups for name in group})
+    count = held_share(len(images), test_fraction)
+    test = {name for group in hold_out([*groups, *([name] for name in alone)], count, seed) for name in group}
+    copies = [images[name] for group in groups for name in group[1:]]
+    return (sorted(images.keys() - test), sorted(test)), left_out("copies of other images, in the same split", copies)
+
+
+def note_leaks(train: Collection[Path], test: Collection[Path]) -> list[str]:
+    """Return a note on the test images that are copies of training images, if there are any."""
+    groups = [{*group} for group in find_groups([*train, *test])]
+    leaks = [path for group in groups if group & {*train} for path in group & {*test}]
+    return left_out("test images that are copies of training images", leaks)
 
 
 def image_folders(root: Path, part: str, source: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ NAMES = [f"{i}_ab.jpg" for i in range(10)]
 def images(folder: Path, names: list[str]) -> None:
     folder.mkdir(parents=True)
     for i, name in enumerate(names):
-        Image.new("RGB", (8 + i, 9), (20 * i, 0, 0)).save(folder / name)
+        color = (20 * i, zlib.crc32(os.fsencode(folder / name)) % 256, 0)
+        Image.new("RGB", (8 + i, 9), color).save(folder / name)
 
 
 @pytest.fixture
@@ -175,6 +177,16 @@ def test_odd_names_of_images(tmp_path: Path, name: str) -> None:
     assert sorted(part_name for part in parts for part_name in part.names) == sorted([*NAMES[:2], name])
     assert all(path.is_file() for part in parts for path in part.paths)
     assert all(len(part.fingerprint()) == 32 for part in parts)
+
+
+def test_copies_of_an_image_are_in_one_split(table: Path) -> None:
+    for name in NAMES[1:4]:
+        (table / "Images" / name).write_bytes((table / "Images" / NAMES[0]).read_bytes())
+    for seed in range(5):
+        train, test = open_captions(table, seed=seed)
+        assert {*NAMES[:4]} <= {*train.names} or {*NAMES[:4]} <= {*test.names}
+        assert train.notes == ("copies of other images, in the same split: 3 (1_ab.jpg, 2_ab.jpg, 3_ab.jpg)",)
+        assert test.notes == ()
 
 
 def test_images_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:

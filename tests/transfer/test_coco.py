@@ -44,7 +44,8 @@ def write(root: Path, train: Any = TRAIN, val: Any = VAL, images: str = "{}2017"
         folder = root / images.format(part)
         folder.mkdir(parents=True, exist_ok=True)
         for item in intact["images"]:
-            Image.new("RGB", (item["width"], item["height"])).save(folder / item["file_name"])
+            color = (ord(item["file_name"][0]) * 50 % 256, 0, 0)
+            Image.new("RGB", (item["width"], item["height"]), color).save(folder / item["file_name"])
         text = content if isinstance(content, str) else json.dumps(content)
         (root / "annotations" / f"instances_{part}2017.json").write_text(text)
     return root
@@ -162,12 +163,12 @@ def test_a_file_name_with_folders_is_found(tmp_path: Path, name: str) -> None:
     assert path.resolve().is_relative_to(tmp_path.resolve())
 
 
-def test_files_that_are_not_listed_are_counted(tmp_path: Path) -> None:
+def test_images_that_are_not_listed_are_counted(tmp_path: Path) -> None:
     write(tmp_path)
-    for name in ("x.jpg", "y.jpg", "z.txt", "w.jpg"):
+    for name in ("x.jpg", "y.jpg", "z.txt", "w.jpg", "v.png"):
         (tmp_path / "val2017" / name).write_text("x")
     assert open_detection(tmp_path)[1].notes == (
-        f"files of {tmp_path}/val2017 that are not in the annotations: 4 (w.jpg, x.jpg, y.jpg and 1 more)",
+        f"images of {tmp_path}/val2017 that are not in the annotations: 4 (v.png, w.jpg, x.jpg and 1 more)",
     )
 
 

@@ -1,6 +1,8 @@
 """Pascal VOC's layout: against torchvision's reader, its splits and classes, odd names, and damage."""
 
 import os
+import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ def write(
     image, annotation = folder / "JPEGImages" / f"{name}.jpg", folder / "Annotations" / f"{name}.xml"
     for file in (image, annotation):
         file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size).save(image)
+    color = zlib.crc32(os.fsencode(name)).to_bytes(4)[:3]
+    Image.new("RGB", size, tuple(color)).save(image)
     text = "".join(OBJECT.format(name=kind, box=box, difficult=difficult) for kind, box, difficult in objects)
     head = f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>"
     annotation.write_text(f"<annotation>{head}{text}</annotation>", encoding="utf-8")
@@ -237,7 +240,7 @@ def test_what_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
     for name in ("gone.xml", "lost.xml"):
         (tmp_path / "Annotations" / name).write_text("x")
     assert open_detection(tmp_path)[0].notes == (
-        f"files of {tmp_path}/JPEGImages that are not images: 4 (2 .heic, 1 without a suffix, 1 .txt)",
+        f"files of {tmp_path}/JPEGImages that are not images: 4 (2 .heic, 1 .txt, 1 README)",
         f"annotations of {tmp_path}/Annotations without an image: 2 (gone.xml, lost.xml)",
     )
     write_list(tmp_path, "train", "0")
@@ -245,6 +248,23 @@ def test_what_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
     assert open_detection(tmp_path)[0].notes[1:] == (
         f"images of {tmp_path}/JPEGImages in no list: 4 (2.jpg, 3.jpg, 4.jpg and 1 more)",
     )
+
+
+def test_copies_of_an_image_are_in_one_split(tmp_path: Path) -> None:
+    for i in range(10):
+        write(tmp_path, f"{i}", DOG)
+    for name in ("a", "b", "c"):
+        write(tmp_path, name, DOG)
+        shutil.copy(tmp_path / "JPEGImages" / "3.jpg", tmp_path / "JPEGImages" / f"{name}.jpg")
+    for seed in range(6):
+        train, test = (set(stems(part)) for part in open_detection(tmp_path, seed=seed))
+        assert {"3", "a", "b", "c"} <= train or {"3", "a", "b", "c"} <= test
+    assert open_detection(tmp_path)[0].notes == ("copies of other images, in the same split: 3 (a.jpg, b.jpg, c.jpg)",)
+
+
+def test_listed_copies_across_the_splits_are_counted(pair: Path) -> None:
+    shutil.copy(pair / "JPEGImages" / "a.jpg", pair / "JPEGImages" / "b.jpg")
+    assert open_detection(pair)[0].notes == ("test images that are copies of training images: 1 (b.jpg)",)
 
 
 def test_images_of_every_suffix_are_found(tmp_path: Path) -> None:
