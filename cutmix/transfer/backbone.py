@@ -8,7 +8,8 @@ from torch import nn
 from cutmix.config.transfer import Transfer
 from cutmix.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cutmix.errors import InputError
-from cutmix.models import create_model, pretrained_normalization, weights_normalization
+from cutmix.models import create_model
+from cutmix.models.create import pretrained_normalization, weights_normalization
 from cutmix.runtime.header import read_header
 from cutmix.training.state import start_branches_at_one
 
@@ -54,10 +55,8 @@ def load_backbone(recipe: Transfer) -> Backbone:
         network = create_model(model, 1000, pretrained=source == "pretrained")
         if source == "none":
             start_branches_at_one(network)  # a frozen encoder would otherwise consist of its shortcuts
-        mean, std = (pretrained_normalization(model) if source == "pretrained" else None) or (
-            IMAGENET_MEAN,
-            IMAGENET_STD,
-        )
+        known = pretrained_normalization(model) if source == "pretrained" else None
+        mean, std = known or (IMAGENET_MEAN, IMAGENET_STD)
         return Backbone(network, model, mean, std, source)
     path = Path(source).expanduser()
     if path.is_dir():
@@ -72,6 +71,5 @@ def load_backbone(recipe: Transfer) -> Backbone:
     if header.in_chans not in (None, 3):
         raise InputError(f"{path} is for images of {header.in_chans} channels; expected 3, for RGB")
     network = create_model(model, header.num_classes or 1000, pretrained=path)
-    trained_by = str(header.recipe.get("name")) if header.recipe else None
     mean, std = weights_normalization(model, header, 3) or (IMAGENET_MEAN, IMAGENET_STD)
-    return Backbone(network, model, mean, std, str(path), trained_by)
+    return Backbone(network, model, mean, std, str(path), (header.recipe or {}).get("name"))

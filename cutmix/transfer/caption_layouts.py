@@ -10,11 +10,12 @@ from pathlib import Path
 from cutmix.data.folder import EXTENSIONS, Split, list_images
 from cutmix.errors import InputError
 from cutmix.transfer.caption_data import CaptionSet
-from cutmix.transfer.coco import is_caption, is_file_name, is_id, read_coco
+from cutmix.transfer.coco import Caption, read_coco
 from cutmix.transfer.layouts import (
     check_apart,
     find_image,
     image_folders,
+    is_unicode,
     left_out,
     note_leaks,
     read_list,
@@ -30,11 +31,6 @@ _FOLDERS = (  # the first one is Flickr8k's official name
 )  # fmt: skip
 _IMAGE_HEADERS = ("image", "image_name", "image_id", "filename", "file_name", "file", "img", "path")
 _CAPTION_HEADERS = ("caption", "comment", "captions", "text", "description", "sentence")
-_COCO = {
-    "images": {"id": is_id, "file_name": is_file_name},
-    "annotations": {"image_id": is_id, "caption": is_caption},
-}
-
 Captions = Mapping[str, list[str]]
 
 
@@ -106,6 +102,8 @@ def _caption_set(root: Path, split: Split, source: Path, folders: Sequence[Path]
         names[file] = name
         if not texts:
             raise InputError(f"{source} has no caption for the image '{name}'; expected one or more")
+        if not all(map(is_unicode, texts)):
+            raise InputError(f"{source} has a caption of '{name}' with half a character; expected text in Unicode")
         if not all(any(letter.isalnum() for letter in text) for text in texts):
             raise InputError(f"{source} has an empty caption for the image '{name}'; expected words")
     every = tuple(map(tuple, captions.values()))
@@ -143,9 +141,8 @@ def _coco_split(root: Path, part: str) -> CaptionSet:
             "captions.txt, or Flickr8k.token.txt"
         )
     folders = image_folders(root, found[0].stem.removeprefix("captions_"), found[0])
-    file = read_coco(found[0], _COCO)
-    own = file.by_image()
-    captions = {item["file_name"]: [entry["caption"] for entry in own[item["id"]]] for item in file.images}
+    file = read_coco(found[0], Caption)
+    captions = {image.file_name: [each.caption for each in file.annotations[image.id]] for image in file.images}
     data = _caption_set(root, "train" if part == "train" else "test", found[0], folders, captions)
     return _with_unused(data, folders[0], set(data.paths)) if folders[0].name != "images" else data
 
@@ -158,7 +155,7 @@ def _open_flickr(root: Path, source: Path, test_fraction: float, seed: int) -> t
     captions: dict[str, list[str]] = {}
     read = _token_lines if source.name.endswith((".token", ".token.txt")) else _table
     for number, name, caption in read(source):
-        if not is_caption(caption):
+        if not is_unicode(caption):
             raise InputError(f"line {number} of {source} has a caption that is not UTF-8; expected text in UTF-8")
         captions.setdefault(name, []).append(caption)
     lists, notes = _lists(source.parent), list[str]()

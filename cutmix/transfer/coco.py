@@ -1,180 +1,160 @@
 """Annotation files in COCO's JSON, for detection and for captions; every value is checked as it is read."""
 
 import codecs
-import math
 import os
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from cutmix.errors import InputError
-from cutmix.runtime.schema import kind_of, parse_json
+from cutmix.runtime.schema import check_fields, kind_of, parse_object
+from cutmix.transfer.layouts import is_unicode
 
-Entry = dict[str, Any]
-
-
-def is_id(value: Any) -> bool:
-    """Return whether a value can be an id: a whole number, or a text."""
-    return (isinstance(value, int) and not isinstance(value, bool)) or is_text(value)
+Id = int | str
 
 
-def is_text(value: Any) -> bool:
-    """Return whether a value is a text that can be written as UTF-8, as one with a lone surrogate cannot."""
-    try:
-        return isinstance(value, str) and bool(value.strip()) and value.encode() is not None
-    except UnicodeEncodeError:
-        return False
+@dataclass(frozen=True)
+class Image:
+    """An entry of "images"."""
+
+    id: Id
+    file_name: str
+    width: float = 0
+    height: float = 0
 
 
-def is_caption(value: Any) -> bool:
-    """Return whether a value is a text that can be written as UTF-8, perhaps without a word."""
-    return isinstance(value, str) and (not value.strip() or is_text(value))
+@dataclass(frozen=True)
+class Category:
+    """An entry of "categories"."""
+
+    id: Id
+    name: str
 
 
-def is_file_name(value: Any) -> bool:
-    """Return whether a value can be the name of a file, also of one that is not UTF-8 on the disk."""
-    try:
-        return isinstance(value, str) and b"\0" not in os.fsencode(value) and bool(value.strip())
-    except UnicodeEncodeError:
-        return False
+@dataclass(frozen=True)
+class Box:
+    """An entry of "annotations" in a file of boxes; ``bbox`` is left, top, width and height."""
+
+    image_id: Id
+    category_id: Id
+    bbox: tuple[float, float, float, float]
+    id: Id | None = None
+    iscrowd: int | bool | None = None
+    area: float | None = None
 
 
-def is_side(value: Any) -> bool:
-    """Return whether a value is a number of pixels of an image's side."""
-    return _is_number(value) and 1 <= value < 2**31 and value == int(value)
+@dataclass(frozen=True)
+class Caption:
+    """An entry of "annotations" in a file of captions."""
+
+    image_id: Id
+    caption: str
+    id: Id | None = None
 
 
-def is_box(value: Any) -> bool:
-    """Return whether a value is a box: left, top, width and height."""
-    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value)) and min(value[2:]) >= 0
-
-
-def is_area(value: Any) -> bool:
-    """Return whether a value is an area in square pixels."""
-    return _is_number(value) and value >= 0
-
-
-def is_flag(value: Any) -> bool:
-    """Return whether a value is 0, 1, true or false."""
-    return isinstance(value, int) and value in (0, 1)
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-_KINDS: dict[Callable[[Any], bool], str] = {
-    is_id: "a whole number or a text",
-    is_text: "a text in Unicode",
-    is_caption: "a text in Unicode",
-    is_file_name: "the name of a file",
-    is_side: "a whole number of pixels",
-    is_box: "[left, top, width, height]",
-    is_area: "a number of square pixels",
-    is_flag: "0 or 1",
-}
-_OPTIONAL = ("iscrowd", "area")
-
-Schema = Mapping[str, Mapping[str, Callable[[Any], bool]]]
+Annotation = TypeVar("Annotation", Box, Caption)
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True, eq=False)
-class CocoFile:
-    """The lists of an annotation file.
+class CocoFile(Generic[Annotation]):
+    """An annotation file.
 
     Args:
         path: The file.
-        lists: The entries of "images", "annotations" and, where the schema has it, "categories"; all other fields of
-            an entry are left as they were.
+        images: The images, sorted by their ids.
+        categories: The categories, sorted by their ids; none in a file of captions.
+        annotations: The annotations of each image, by its id.
     """
 
     path: Path
-    lists: Mapping[str, list[Entry]]
-
-    @property
-    def images(self) -> list[Entry]:
-        """The images, in the file's order."""
-        return self.lists["images"]
-
-    def by_image(self) -> dict[Any, list[Entry]]:
-        """Return the annotations of each image by its id, an empty list where there are none.
-
-        Raises:
-            InputError: If an annotation belongs to an image that is not listed.
-        """
-        found: dict[Any, list[Entry]] = {image["id"]: [] for image in self.images}
-        for number, entry in enumerate(self.lists["annotations"]):
-            if entry["image_id"] not in found:
-                raise InputError(
-                    f"annotations[{number}].image_id of {self.path} is {kind_of(entry['image_id'])}; expected the id "
-                    "of one of its images"
-                )
-            found[entry["image_id"]].append(entry)
-        return found
+    images: list[Image]
+    categories: list[Category]
+    annotations: Mapping[Id, list[Annotation]]
 
 
-def read_coco(path: Path, schema: Schema) -> CocoFile:
+def read_coco(path: Path, kind: type[Annotation]) -> CocoFile[Annotation]:
     """Read an annotation file.
 
     Args:
         path: A JSON file.
-        schema: The lists that are needed, the fields of their entries, and what each field has to satisfy.
+        kind: The type of its annotations; with boxes, categories and the sizes of images are needed too.
 
     Raises:
-        InputError: If the file is no JSON, a list or a field is missing or of another type, or two entries of a list
-            have the same "id", "file_name" or "name".
+        InputError: If the file is not JSON, a list or a field is missing or of another type, two entries of a list have
+            the same id or name, or an annotation refers to an image or a category that is not listed.
     """
-    content = _read_json(path)
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is {kind_of(content)}; expected an object with {_listed(schema)}")
-    lists = {}
-    for name, fields in schema.items():
-        entries = content.get(name)
-        if not isinstance(entries, list):
-            raise InputError(f"'{name}' of {path} is {kind_of(entries)}; expected a list")
-        for number, entry in enumerate(entries):
-            _check_entry(entry, fields, f"{name}[{number}]", path)
-        for field in {"id", *fields} & {"id", "file_name", "name"}:
-            _check_unique(entries, field, name, path)
-        lists[name] = entries
-    return CocoFile(path, lists)
-
-
-def _read_json(path: Path) -> Any:
     try:
-        content = path.read_bytes()
+        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    return parse_json(content.removeprefix(codecs.BOM_UTF8), str(path))
+    lists, boxes = parse_object(content, str(path)), kind is Box
+    images = _read_list(lists, "images", Image, path)
+    categories = _read_list(lists, "categories", Category, path) if boxes else []
+    annotations = _read_list(lists, "annotations", kind, path)
+    for number, image in enumerate(images):
+        _check_image(image, f"images[{number}] of {path}", sized=boxes)
+    for number, category in enumerate(categories):
+        if not (category.name.strip() and is_unicode(category.name)):
+            what = f"categories[{number}] of {path}: name is {kind_of(category.name)}"
+            raise InputError(f"{what}; expected a text in Unicode")
+    _check_unique([image.id for image in images], f"images[{{}}].id of {path}")
+    _check_unique([image.file_name for image in images], f"images[{{}}].file_name of {path}")
+    _check_unique([category.id for category in categories], f"categories[{{}}].id of {path}")
+    _check_unique([category.name for category in categories], f"categories[{{}}].name of {path}")
+    _check_unique([entry.id for entry in annotations], f"annotations[{{}}].id of {path}")
+    known: dict[str, set[Id]] = {"image_id": {image.id for image in images}}
+    if boxes:
+        known["category_id"] = {category.id for category in categories}
+    by_image: dict[Id, list[Annotation]] = defaultdict(list)
+    for number, entry in enumerate(annotations):
+        _check_annotation(entry, known, f"annotations[{number}]", path)
+        by_image[entry.image_id].append(entry)
+    return CocoFile(path, sorted(images, key=_by_id), sorted(categories, key=_by_id), by_image)
 
 
-def _check_entry(entry: Any, fields: Mapping[str, Callable[[Any], bool]], where: str, path: Path) -> None:
-    if not isinstance(entry, dict):
-        raise InputError(f"{where} of {path} is {kind_of(entry)}; expected an object with {_listed(fields)}")
-    for field, fits in fields.items():
-        if field in _OPTIONAL and entry.get(field) is None:
-            continue
-        if not fits(entry.get(field)):
-            value = kind_of(entry[field]) if field in entry else "missing"
-            raise InputError(f"{where}.{field} of {path} is {value}; expected {_KINDS[fits]}")
+def _by_id(entry: Image | Category) -> tuple[bool, Id]:
+    return isinstance(entry.id, str), entry.id
 
 
-def _check_unique(entries: list[Entry], field: str, name: str, path: Path) -> None:
-    first: dict[Any, int] = {}
+def _read_list(lists: Mapping[str, Any], name: str, kind: type[Entry], path: Path) -> list[Entry]:
+    """Return the checked entries of a list, without the fields that are not needed."""
+    if not isinstance(entries := lists.get(name), list):
+        raise InputError(f"'{name}' of {path} is {kind_of(entries)}; expected a list")
+    required = tuple(field.name for field in fields(kind) if field.default is MISSING)  # type: ignore[arg-type]
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    found = []
     for number, entry in enumerate(entries):
-        value = entry.get(field)
-        if is_id(value) or is_file_name(value):
-            if value in first:
-                raise InputError(
-                    f"{name}[{number}].{field} of {path} is {kind_of(value)}, as is {name}[{first[value]}].{field}; "
-                    "expected each once"
-                )
-            first[value] = number
+        where = f"{name}[{number}] of {path}"
+        if not isinstance(entry, dict):
+            raise InputError(f"{where} is {kind_of(entry)}; expected an object with {' and '.join(required)}")
+        found.append(kind(**check_fields(kind, {k: v for k, v in entry.items() if k in names}, where, required)))
+    return found
 
 
-def _listed(names: Collection[str]) -> str:
-    return " and ".join(f"'{name}'" for name in names if name not in _OPTIONAL)
+def _check_image(image: Image, where: str, *, sized: bool) -> None:
+    if not image.file_name.strip() or b"\0" in os.fsencode(image.file_name):
+        raise InputError(f"{where}: file_name is {kind_of(image.file_name)}; expected the name of a file")
+    for side in ("width", "height") if sized else ():
+        value = getattr(image, side)
+        if not 1 <= value < 2**31 or value != int(value):
+            raise InputError(f"{where}: {side} is {value:g}; expected a whole number of pixels")
+
+
+def _check_annotation(entry: Box | Caption, known: Mapping[str, set[Id]], where: str, path: Path) -> None:
+    for field, ids in known.items():
+        if (value := getattr(entry, field)) not in ids:
+            listed = {"image_id": "images", "category_id": "categories"}[field]
+            raise InputError(f"{where}.{field} of {path} is {kind_of(value)}; expected the id of one of its {listed}")
+    if isinstance(entry, Box) and min(entry.bbox[2:]) < 0:
+        raise InputError(f"{where}.bbox of {path} is {list(entry.bbox)}; expected left, top, width ≥ 0 and height ≥ 0")
+
+
+def _check_unique(values: Iterable[Hashable], what: str) -> None:
+    first: dict[Hashable, int] = {}
+    for number, value in enumerate(values):
+        if value is not None and first.setdefault(value, number) != number:
+            where = f"{what.format(number)} is {kind_of(value)}"
+            raise InputError(f"{where}, as that of number {first[value]}; expected each once")

@@ -12,8 +12,9 @@ from cutmix.config.recipe import flag
 from cutmix.config.transfer import Captioning, Detection, Transfer
 from cutmix.data.loaders import Loader
 from cutmix.errors import InputError
+from cutmix.evaluate.load import read_classes
 from cutmix.mixing import Mix
-from cutmix.runtime.device import autocast, resolve_precision
+from cutmix.runtime.device import autocast, check_memory, resolve_precision
 from cutmix.runtime.distributed import World, processes
 from cutmix.runtime.seeding import derive_seed
 from cutmix.training.classification import Task
@@ -26,7 +27,7 @@ from cutmix.transfer.caption_data import CaptionBatches, ImageBatches
 from cutmix.transfer.caption_layouts import open_captions
 from cutmix.transfer.captioning import ShowAndTell
 from cutmix.transfer.captioning_task import CaptioningTask
-from cutmix.transfer.detection_layouts import open_detection, read_classes
+from cutmix.transfer.detection_layouts import open_detection
 from cutmix.transfer.detection_task import DetectionTask, make_batches, make_detector
 from cutmix.transfer.words import Vocabulary
 
@@ -54,7 +55,7 @@ def prepare_transfer(recipe: Transfer, options: RunOptions, world: World) -> Run
     if isinstance(recipe, Detection):
         if recipe.backbone == "none":
             recipe = replace(recipe, freeze=False)
-        recipe = replace(recipe.without_unread(), classes=read_classes(recipe.classes))
+        recipe = replace(recipe.without_unread(), classes=_classes(recipe.classes))
         state, task, batches = _detection(recipe, backbone, options, world)
     elif isinstance(recipe, Captioning):
         state, task, batches = _captioning(recipe, backbone, world)
@@ -64,10 +65,19 @@ def prepare_transfer(recipe: Transfer, options: RunOptions, world: World) -> Run
     return assemble(recipe, options, world, Path(recipe.data).resolve().name, state, task, batches)
 
 
+def _classes(given: tuple[str, ...]) -> tuple[str, ...]:
+    """Return class names; the single name of a file stands for the names in it."""
+    file = Path(given[0]).expanduser() if len(given) == 1 else None
+    return read_classes(file) if file and file.is_file() else given
+
+
 def _detection(recipe: Detection, backbone: Backbone, options: RunOptions, world: World) -> tuple[State, Task, Loader]:
     train_set, test_set = open_detection(
         recipe.data, classes=recipe.classes, test_fraction=recipe.val_fraction, seed=recipe.seed
     )
+    name = "image_size" if recipe.arch == "ssd300" else "min_size"
+    side, images = getattr(recipe, name), min(recipe.batch_size, len(train_set)) / world.size
+    check_memory(12.0 * images * side**2, f"--{flag(name)} is {side}: a batch of images")
     state = _state(recipe, make_detector(recipe, backbone, train_set.num_classes), world)
     batches, test_batches = make_batches(recipe, train_set, test_set, backbone.mean, world, options.workers)
     cast = autocast(recipe.precision, world.device)
@@ -81,6 +91,7 @@ def _captioning(recipe: Captioning, backbone: Backbone, world: World) -> tuple[S
         for data in open_captions(recipe.data, test_fraction=recipe.val_fraction, seed=recipe.seed)
     )
     vocabulary = Vocabulary.from_captions((c for several in train_set.captions for c in several), recipe.min_count)
+    _check_sizes(recipe, min(recipe.batch_size, len(train_set)) / world.size, len(vocabulary))
     state = _state(recipe, _captioner(recipe, backbone, len(vocabulary)), world)
     shared: dict[str, Any] = {
         "batch_size": recipe.batch_size, "device": world.device, "size": recipe.image_size, "crop": recipe.crop,
@@ -91,6 +102,19 @@ def _captioning(recipe: Captioning, backbone: Backbone, world: World) -> tuple[S
     cast = autocast(recipe.precision, world.device)
     task = CaptioningTask(recipe, state, world, train_set, test_set, test_batches, vocabulary, cast, backbone)
     return state, task, batches
+
+
+def _check_sizes(recipe: Captioning, images: float, words: int) -> None:
+    """Refuse a recipe whose parts are larger than the memory, for a batch of some images of one process."""
+    sizes = {
+        "image_size": (3.0 * images * recipe.image_size**2, "a batch of images"),
+        "crop": (12.0 * images * recipe.crop**2, "a batch of crops"),
+        "embed": (4.0 * recipe.embed * (words + 4 * recipe.hidden), "the embeddings and their weights in the LSTM"),
+        "hidden": (16.0 * recipe.layers * recipe.hidden**2, "the LSTM"),
+        "beam": (4.0 * images * recipe.beam * words, "a step of the search"),
+    }
+    for name, (size, what) in sizes.items():
+        check_memory(size, f"--{flag(name)} is {getattr(recipe, name)}: {what}")
 
 
 def _captioner(recipe: Captioning, backbone: Backbone, words: int) -> ShowAndTell:

@@ -5,21 +5,10 @@ from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from cutmix.data.folder import count_suffixes, is_image, list_images, read_text
+from cutmix.data.folder import count_suffixes, is_image, list_images
 from cutmix.data.voc import read_annotation
 from cutmix.errors import InputError
-from cutmix.transfer.coco import (
-    CocoFile,
-    Entry,
-    is_area,
-    is_box,
-    is_file_name,
-    is_flag,
-    is_id,
-    is_side,
-    is_text,
-    read_coco,
-)
+from cutmix.transfer.coco import Box, CocoFile, read_coco
 from cutmix.transfer.detection_data import DetectionSet, RawImage, detection_sets
 from cutmix.transfer.layouts import (
     check_apart,
@@ -71,18 +60,6 @@ def open_detection(
         raise InputError(f"test_fraction is {test_fraction}; expected a number between 0 and 1")
     coco = any((root / "annotations").glob("instances_*.json"))
     return _open_coco(root, classes) if coco else _open_voc(root, classes, test_fraction, seed)
-
-
-def read_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """Return class names; a single name of a file stands for the names in it, one on each line.
-
-    Raises:
-        InputError: If the file cannot be read.
-    """
-    if len(classes) == 1 and Path(classes[0]).expanduser().is_file():
-        lines = read_text(Path(classes[0]).expanduser()).split("\n")
-        return tuple(line.strip() for line in lines if line.strip())
-    return tuple(classes)
 
 
 # ---- Pascal VOC ----
@@ -219,29 +196,21 @@ def _similar(name: str, names: Sequence[str]) -> str:
 
 # ---- COCO ----
 
-_COCO = {
-    "images": {"id": is_id, "file_name": is_file_name, "width": is_side, "height": is_side},
-    "categories": {"id": is_id, "name": is_text},
-    "annotations": {"image_id": is_id, "category_id": is_id, "bbox": is_box, "iscrowd": is_flag, "area": is_area},
-}
-
 
 def _open_coco(root: Path, classes: Sequence[str]) -> tuple[DetectionSet, DetectionSet]:
     files = [_coco_file(root, part) for part in ("train", "val")]
-    splits, notes, used = [], [], set()
-    for file in files:
-        folders = image_folders(root, file.path.stem.removeprefix("instances_"), file.path)
-        split, remarks = _coco_images(file, folders)
-        if not split:
-            raise InputError(f"'images' of {file.path} is an empty list; expected one or more")
-        splits.append(split)
-        notes.append(remarks)
-        used |= {raw.path for raw in split}
-    for file, remarks in zip(files, notes, strict=True):
-        folder = image_folders(root, file.path.stem.removeprefix("instances_"), file.path)[0]
-        unlisted = [file.path for file in list_images(folder).files if file.path not in used]
-        remarks += left_out(f"images of {folder} that are not in the annotations", unlisted)
-    names = [[item["name"] for item in sorted(file.lists["categories"], key=_by_id)] for file in files]
+    folders = [image_folders(root, file.path.stem.removeprefix("instances_"), file.path) for file in files]
+    splits = [_coco_images(file, places) for file, places in zip(files, folders, strict=True)]
+    used = {raw.path for split in splits for raw in split}
+    notes = []
+    for file, (place, *_) in zip(files, folders, strict=True):
+        empty = sum(not _has_area(box) for boxes in file.annotations.values() for box in boxes)
+        unlisted = [image.path for image in list_images(place).files if image.path not in used]
+        notes.append(
+            ([f"boxes of {file.path.name} without area: {empty:,}"] if empty else [])
+            + left_out(f"images of {place} that are not in the annotations", unlisted)
+        )
+    names = [[category.name for category in file.categories] for file in files]
     if differing := {*names[0]} ^ {*names[1]}:
         notes[0].append(
             f"{files[0].path.name} and {files[1].path.name} differ in the categories {enumerated(differing)}"
@@ -250,40 +219,40 @@ def _open_coco(root: Path, classes: Sequence[str]) -> tuple[DetectionSet, Detect
     return detection_sets(root, splits, classes or names[0], notes, crowds=True)
 
 
-def _coco_file(root: Path, part: str) -> CocoFile:
+def _coco_file(root: Path, part: str) -> CocoFile[Box]:
     files = sorted((root / "annotations").glob(f"instances_{part}*.json"))
     if len(files) != 1:
         found = ", ".join(file.name for file in files) or "none"
         raise InputError(f"{root / 'annotations'} holds {found}; expected one file instances_{part}*.json")
-    return read_coco(files[0], _COCO)
+    return read_coco(files[0], Box)
 
 
-def _by_id(entry: Entry) -> tuple[bool, int | str]:
-    return isinstance(entry["id"], str), entry["id"]
+def _has_area(box: Box) -> bool:
+    return box.bbox[2] > 0 and box.bbox[3] > 0
 
 
-def _coco_images(file: CocoFile, folders: Sequence[Path]) -> tuple[list[RawImage], list[str]]:
-    """Return the images by their ids, and what was left out."""
-    names = {item["id"]: item["name"] for item in file.lists["categories"]}
-    for number, item in enumerate(file.lists["annotations"]):
-        if item["category_id"] not in names:
-            raise InputError(
-                f"annotations[{number}].category_id of {file.path} is {item['category_id']}; expected the id of one of "
-                "its categories"
-            )
-    objects, split, empty = file.by_image(), [], 0
-    for item in sorted(file.images, key=_by_id):
-        path = find_image(item["file_name"], folders)
+def _coco_images(file: CocoFile[Box], folders: Sequence[Path]) -> list[RawImage]:
+    names = {category.id: category.name for category in file.categories}
+    split: list[RawImage] = []
+    for image in file.images:
+        path = find_image(image.file_name, folders)
         if path is None:
-            raise InputError(f"{file.path} names '{item['file_name']}', which is missing; expected it in {folders[0]}")
-        own = [entry for entry in objects[item["id"]] if entry["bbox"][2] and entry["bbox"][3]]
-        empty += len(objects[item["id"]]) - len(own)
-        boxes = [(left, top, left + width, top + height) for left, top, width, height in (x["bbox"] for x in own)]
-        areas = [float(x["bbox"][2] * x["bbox"][3] if x.get("area") is None else x["area"]) for x in own]
-        crowds = [bool(x.get("iscrowd")) for x in own]
-        size, source = (int(item["width"]), int(item["height"])), f"{path.name} in {file.path}"
-        split.append(RawImage(path, size, boxes, [names[x["category_id"]] for x in own], crowds, areas, source))
+            raise InputError(f"{file.path} names '{image.file_name}', which is missing; expected it in {folders[0]}")
+        boxes = [box for box in file.annotations[image.id] if _has_area(box)]
+        split.append(
+            RawImage(
+                path,
+                (int(image.width), int(image.height)),
+                [(x, y, x + width, y + height) for x, y, width, height in (box.bbox for box in boxes)],
+                [names[box.category_id] for box in boxes],
+                [bool(box.iscrowd) for box in boxes],
+                [box.bbox[2] * box.bbox[3] if box.area is None else box.area for box in boxes],
+                f"{path.name} in {file.path}",
+            )
+        )
     for path, count in Counter(raw.path for raw in split).items():
         if count > 1:
             raise InputError(f"{count} images of {file.path} are the file {path}; expected each file once")
-    return split, [f"boxes of {file.path.name} without area: {empty:,}"] if empty else []
+    if not split:
+        raise InputError(f"'images' of {file.path} is an empty list; expected one or more")
+    return split

@@ -25,6 +25,11 @@ def left_out(what: str, files: Collection[Path]) -> list[str]:
     return [f"{what}: {len(files):,} ({enumerated([file.name for file in files], 3)})"] if files else []
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether a text is free of lone surrogates, as Python has them for bytes that are not UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def find_groups(paths: Collection[Path]) -> list[list[Path]]:
     """Return the groups of files that hold the same image, two or more each; none of a set that is too large."""
     if sum(path.stat().st_size for path in paths) > MOST_BYTES:

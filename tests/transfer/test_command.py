@@ -261,6 +261,13 @@ def test_wrong_data_is_one_sentence_with_the_files_name(
         ("faster-rcnn", {"backbone": "gone.pth"}, r"--backbone is gone\.pth, but gone\.pth does not exist"),
         ("captioning", {"data": "nowhere"}, "nowhere is not a folder"),
         ("captioning", {"model": "geresnet50"}, "--crop is 32 .*; expected a size that geresnet50 "),
+        ("ssd300", {"image_size": 10**6}, "--image-size is 1000000: a batch of images takes .* GiB; expected at most"),
+        ("faster-rcnn", {"min_size": 10**6, "max_size": 10**6}, "--min-size is 1000000: a batch of images takes"),
+        ("captioning", {"image_size": 10**6}, "--image-size is 1000000: a batch of images takes"),
+        ("captioning", {"image_size": 10**6, "crop": 10**6}, "--image-size is 1000000: a batch of images"),
+        ("captioning", {"hidden": 10**6}, "--hidden is 1000000: the LSTM takes"),
+        ("captioning", {"embed": 10**11}, "--embed is 100000000000: the embeddings"),
+        ("captioning", {"beam": 10**12}, "--beam is 1000000000000: a step of the search takes"),
         ("captioning", {"model": "resnet2000"}, "there is no model 'resnet2000'"),
     ],
 )  # fmt: skip

@@ -1,5 +1,6 @@
 """Detection as a task of the loop: parts, losses, measures that can be made again, and what does not fit."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +56,14 @@ def test_the_loss_is_the_sum_of_the_detectors(voc_folder: Path, arch: str) -> No
     assert len(losses) == (2 if arch == "ssd300" else 4)
     assert loss.item() == pytest.approx(sum(part.item() for part in losses.values()), rel=1e-5)
     assert all(p.grad is not None for p in detector.parameters() if p.requires_grad)
+
+
+def test_given_classes_are_stored_with_the_run(voc_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("dog\r\ncat\r\nzebra\r\n")
+    for given in ((str(tmp_path / "names.txt"),), ("dog", "cat", "zebra")):
+        it = task(voc_folder, classes=given)
+        assert it.recipe.classes == it.train_set.classes == it.test_set.classes == ("dog", "cat", "zebra")
+    assert Detection.from_dict(json.loads(json.dumps(it.recipe.to_dict()))) == it.recipe
 
 
 @pytest.mark.parametrize("arch", ["ssd300", "faster-rcnn"])

@@ -13,7 +13,7 @@ from torchvision import datasets
 
 from cutmix.errors import InputError
 from cutmix.transfer.detection_data import DetectionSet
-from cutmix.transfer.detection_layouts import VOC_CLASSES, open_detection, read_classes
+from cutmix.transfer.detection_layouts import VOC_CLASSES, open_detection
 
 OBJECT = (
     "<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{box[0]}</xmin><ymin>{box[1]}</ymin>"
@@ -138,15 +138,12 @@ def test_own_classes_are_taken_from_the_annotations(pair: Path) -> None:
     assert train.notes == ("classes taken from the annotations: 3 (axle, dog, wheel)",)
 
 
-def test_classes_can_be_given_by_name_or_in_a_file(pair: Path, tmp_path: Path) -> None:
+def test_classes_can_be_given(pair: Path) -> None:
     write(pair, "a", ("wheel", (1, 1, 60, 40), 0), ("Wheel", (1, 1, 60, 40), 0), ("dog", (1, 1, 9, 9), 0))
     given = ("wheel", "dog", "Wheel", "never seen")
     train, test = open_detection(pair, classes=given)
     assert train.classes == given
     assert [image.labels.tolist() for part in (train, test) for image in part.images] == [[0, 2, 1], [1]]
-    (tmp_path / "names.txt").write_text("wheel\r\n\ntraffic light\r\n")
-    assert read_classes((str(tmp_path / "names.txt"),)) == ("wheel", "traffic light")
-    assert read_classes(("wheel",)) == ("wheel",)
     with pytest.raises(InputError, match="the class 'wheel' is given twice; expected each once"):
         open_detection(pair, classes=("wheel", "wheel"))
     with pytest.raises(InputError, match=r"object 2 of .*a\.xml is of class 'Wheel'; did you mean 'wheel'\?"):
