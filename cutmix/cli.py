@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cutmix.errors import InputError
 from cutmix.version import __version__
@@ -124,15 +124,17 @@ def parse_train(words: list[str]) -> tuple["Recipe", "TrainOptions"]:
     import tyro
 
     from cutmix.config.options import TrainOptions
-    from cutmix.config.recipes import PHOTOS, Recipe, find_recipe
+    from cutmix.config.recipe import Recipe
+    from cutmix.config.recipes import find_recipe
     from cutmix.training.mixes import MIXES
 
     class Flags(Recipe):  # a recipe is below the table of methods, which has the choices of --mix
-        mix: Literal[tuple(MIXES)]  # type: ignore[valid-type]
+        mix: Literal[tuple(MIXES)] | None  # type: ignore[assignment, valid-type]
 
     name = words[0] if words and not words[0].startswith("-") else None
-    flags = words[1:] if name else words
-    base = find_recipe(name) if name else PHOTOS if asks_for_help(flags) else default_recipe(flags)
+    flags = spell_out_pretrained(words[1:] if name else words)
+    base = find_recipe(name) if name else Recipe() if asks_for_help(flags) else default_recipe(flags)
+    base = yield_to(flags, base)
 
     def both(
         recipe: Annotated[Recipe, tyro.conf.arg(name="", constructor=Flags)] = base,
@@ -140,16 +142,12 @@ def parse_train(words: list[str]) -> tuple["Recipe", "TrainOptions"]:
     ) -> tuple[Recipe, TrainOptions]:
         return Recipe(**vars(recipe)), options
 
-    recipe, options = parse(both, flags, f"train {name or '[RECIPE]'}", TRAIN)
-    if base in (Recipe(), PHOTOS) and name is None and recipe.name == base.name:
-        stem = Path(recipe.data).expanduser().resolve().name if Path(recipe.data).exists() else recipe.data
-        recipe = replace(recipe, name=f"{stem}-{recipe.model}-{recipe.mix}".replace("/", "-"))
-    return recipe, options
+    return parse(both, flags, f"train {name or '[RECIPE]'}", TRAIN)
 
 
 def default_recipe(flags: list[str]) -> "Recipe":
-    """Return the defaults where no recipe is named: those of a resumed run, or those for the kind of data."""
-    from cutmix.config.recipes import PHOTOS, Recipe
+    """Return the defaults where no recipe is named: those of a resumed run, or those that follow from the data."""
+    from cutmix.config.recipe import Recipe
 
     given = values_of(flags)
     if "--resume" in given and "--out" in given and (Path(given["--out"]) / "config.json").is_file():
@@ -157,10 +155,34 @@ def default_recipe(flags: list[str]) -> "Recipe":
 
         return saved_recipe(Path(given["--out"]))
     if "--data" not in given:
-        raise InputError("there is no data to train on; give --data FOLDER, or the name of a recipe (cutmix recipes)")
-    from cutmix.data import is_small
+        raise InputError("there is nothing to train on; give --data FOLDER, or the name of a recipe (cutmix recipes)")
+    return Recipe()
 
-    return Recipe() if is_small(given["--data"]) else PHOTOS
+
+def spell_out_pretrained(flags: list[str]) -> list[str]:
+    """Give --pretrained and --no-pretrained their value, as neither is a third choice that the data decide."""
+    spelled = []
+    for flag, following in zip_longest(flags, flags[1:], fillvalue=""):
+        if flag == "--no-pretrained":
+            spelled += ["--pretrained", "False"]
+        elif flag == "--pretrained" and following not in ("True", "False", "None"):
+            spelled += ["--pretrained", "True"]
+        else:
+            spelled.append(flag)
+    return spelled
+
+
+def yield_to(flags: list[str], base: "Recipe") -> "Recipe":
+    """Return a recipe without the fields that contradict a flag: what is given wins over what a recipe holds."""
+    given = values_of(flags)
+    rivals: dict[str, dict[str, Any]] = {
+        "--weights": {"pretrained": False}, "--pretrained": {"weights": None}, "--mix": {"mix_layers": (0, 1, 2, 3, 4)},
+        "--shake-drop": {"stochastic_depth": 0.0}, "--stochastic-depth": {"shake_drop": 0.0},
+    }  # fmt: skip
+    changes: dict[str, Any] = {}
+    for flag, losers in rivals.items():
+        changes |= {k: v for k, v in losers.items() if flag in given and f"--{k.replace('_', '-')}" not in given}
+    return replace(base, **changes)
 
 
 def values_of(flags: list[str]) -> dict[str, str]:

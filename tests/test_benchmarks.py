@@ -16,7 +16,7 @@ RUNS = (
 
 def test_every_benchmark_is_among_them() -> None:
     scripts = {path.stem for path in FOLDER.glob("*.py") if "__main__" in path.read_text()}
-    assert {run.split()[0] for run in RUNS} == scripts
+    assert {run.split()[0] for run in RUNS} == scripts - {"defaults"}  # whose file is the record
 
 
 @pytest.mark.slow

@@ -135,12 +135,35 @@ def test_flags_change_the_recipe() -> None:
     assert options.out == Path("x y")
 
 
-def test_a_folder_gets_other_defaults_than_a_small_set(photos: Path) -> None:
-    recipe, _ = parse_train(["--data", str(photos)])
-    assert (recipe.model, recipe.pretrained, recipe.mix, recipe.ema_decay) == ("resnet50", True, "cutmix", 0.99)
-    assert recipe.name == "my [photos] $x^-resnet50-cutmix"
-    recipe, _ = parse_train(["--data=digits", "--mix", "mixup"])
-    assert (recipe.model, recipe.pretrained, recipe.name) == ("resnet20", False, "digits-resnet20-mixup")
+def test_the_command_and_python_have_the_same_recipe_of_a_folder() -> None:
+    assert parse_train(["--data", "photos", "--mix", "mixup"])[0] == Recipe(data="photos", mix="mixup")
+
+
+def test_a_flag_wins_over_what_a_recipe_holds() -> None:
+    given, _ = parse_train(["--data", "photos", "--weights", "w.pth"])
+    assert (given.weights, given.pretrained) == ("w.pth", False)
+    given, _ = parse_train(["cub-resnet50-wsol", "--weights", "w.pth"])
+    assert (given.weights, given.pretrained) == ("w.pth", False)
+    given, _ = parse_train(["cifar100-pyramidnet200-feature-cutmix-layer-0", "--mix", "cutmix"])
+    assert (given.mix, given.mix_layers) == ("cutmix", (0, 1, 2, 3, 4))
+    given, _ = parse_train(["cifar100-pyramidnet200-shakedrop", "--stochastic-depth", "0.25"])
+    assert (given.stochastic_depth, given.shake_drop) == (0.25, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [(["--pretrained"], True), (["--no-pretrained"], False), (["--pretrained", "False"], False), ([], None)],
+)
+def test_pretrained_is_a_flag_of_three_values(words: list[str], value: bool | None) -> None:
+    assert parse_train(["--data", "photos", *words, "--epochs", "3"])[0] == Recipe(
+        data="photos", pretrained=value, epochs=3
+    )
+
+
+def test_contradicting_flags_are_refused(refused: Refused) -> None:
+    assert "--pretrained and --weights are both given" in refused(
+        "train", "--data", "x", "--pretrained", "--weights", "w"
+    )
 
 
 def test_resuming_without_a_folder_finds_the_run_of_the_same_words() -> None:

@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from cutmix.comparison.verdict import Comparison, compare_runs, in_words, tables
+from cutmix.config.defaults import complete
 from cutmix.config.options import WORKERS, CompareOptions
 from cutmix.config.recipe import Recipe
+from cutmix.data import FileSet, open_data
 from cutmix.errors import InputError
 from cutmix.report.summary import write_report
 from cutmix.runs.folder import write_json
@@ -57,12 +59,16 @@ def run_compare(recipe: Recipe, options: CompareOptions, words: Sequence[str] = 
 def plan(recipe: Recipe, options: CompareOptions) -> list[Job]:
     """Return every run, each once; the seed changes slowest, so that each method is soon seen."""
     jobs = []
-    stem = recipe.name.removesuffix(f"-{recipe.mix}")
+    data = open_data(recipe.data, "train", val_fraction=recipe.val_fraction, seed=recipe.seed)
+    classes, files = data.num_classes, isinstance(data, FileSet)
     for seed in range(options.seeds):
         for count in options.train_per_class or (recipe.train_per_class,):
+            images = len(data) if count is None else count * classes
+            shared, _ = complete(recipe, images=images, classes=classes, files=files)
+            stem = shared.name.removesuffix(f"-{shared.mix}")
             for mix in options.mix:
                 name = f"{stem}-{mix}" if count is None else f"{stem}-{mix}-{count}-per-class"
-                one = replace(recipe, mix=mix, seed=seed, train_per_class=count, name=name)
+                one = replace(shared, mix=mix, seed=seed, train_per_class=count, name=name)
                 jobs.append(
                     Job(mix if count is None else f"{mix}, {count} a class", one, options.out / f"{name}-seed{seed}")
                 )

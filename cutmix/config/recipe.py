@@ -2,10 +2,18 @@
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, Self, TypeVar
 
 from cutmix.errors import InputError
 from cutmix.runtime.schema import check_fields
+
+Value = TypeVar("Value")
+if TYPE_CHECKING:
+    Derived = Annotated[Value, "None until the data are known"]
+else:
+    Derived = Optional  # what the command line reads
+BY_DATA: Any = None
+"""The value of a field that ``cutmix.config.defaults.complete`` derives from the data; a recipe that runs has none."""
 
 _FEATURE_MIXES = ("feature-cutmix", "manifold-mixup")
 _ALL_LAYERS = (0, 1, 2, 3, 4)
@@ -86,9 +94,11 @@ class Training:
             raise InputError("--nesterov needs momentum; give --no-nesterov or --momentum above 0")
 
     def _check_range(self, *fields: str, low: float = 0, high: float = math.inf, above: bool = False) -> None:
-        """See that fields are finite numbers from ``low``, or above it, to ``high``."""
+        """Check that fields are None or finite numbers from ``low``, or above it, to ``high``."""
         for field in fields:
             value = getattr(self, field)
+            if value is None:
+                continue
             if not low <= value <= high or (above and value == low) or value == math.inf:
                 wanted = f"above {low}" if above else f"of at least {low}"
                 wanted += "" if high == math.inf else f" and at most {high}"
@@ -120,10 +130,28 @@ class Recipe(Training):
         InputError: If a field is out of its range.
     """
 
+    name: Derived[str] = BY_DATA
+    """Name of the run in its folder, its results and the report; by default data, model and mix."""
     data: str = "digits"
     """A folder, or one of digits, cifar-10, cifar-100, fashion-mnist, tiny-imagenet-200, imagenet."""
-    model: str = "resnet20"
-    """A network of the paper (resnet20, resnet110, resnet18_cifar, ...) or any name that timm knows."""
+    model: Derived[str] = BY_DATA
+    """A model of the paper (resnet20, resnet110, resnet18_cifar, ...) or of timm; by default resnet50 for files."""
+
+    epochs: Derived[int] = BY_DATA
+    """Passes over the training set; by default more for fewer images, and more from random weights."""
+    batch_size: Derived[int] = BY_DATA
+    """Images of one optimizer step, over all processes; by default 8 to 64 for files, by their number."""
+    optimizer: Derived[Literal["sgd", "adamw"]] = BY_DATA
+    """SGD with momentum, or AdamW; by default AdamW for files."""
+    lr: Derived[float] = BY_DATA
+    """Highest learning rate; by default for the batch size, lower for trained weights."""
+    weight_decay: Derived[float] = BY_DATA
+    """Weight decay; by default 0.05 for files."""
+    warmup_epochs: Derived[float] = BY_DATA
+    """Epochs of linear warm-up; by default a tenth of the epochs for files, 0 for small sets."""
+    ema_decay: Derived[float] = BY_DATA
+    """Largest decay of a moving average of the weights, which is then exported; 0 keeps none. By default 0.99 for
+    files."""
 
     val_fraction: float = 0.2
     """Share of each class that is kept for testing where a folder has no test split."""
@@ -137,8 +165,8 @@ class Recipe(Training):
     """Small sets: pixels of padding before the random crop; 0 does not crop."""
     padding_mode: Literal["constant", "reflect"] = "constant"
     """Small sets: pad with black, or with the mirrored border."""
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Photographs: smallest and largest share of the picture that a random crop covers."""
+    crop_scale: Derived[tuple[float, float]] = BY_DATA
+    """Files: smallest and largest share of the image that a random crop covers; by default 0.3 1."""
     crop_fraction: float = 0.875
     """Photographs: share of the resized picture's side that the centre crop for testing takes."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
@@ -154,14 +182,14 @@ class Recipe(Training):
     lighting: float = 0.0
     """Deviation of the noise along ImageNet's principal colours; the paper's ImageNet code has 0.1."""
 
-    pretrained: bool = False
-    """Start from timm's pretrained weights."""
+    pretrained: Derived[bool] = BY_DATA
+    """Start from timm's pretrained weights; by default for files, unless --weights is given."""
     weights: str | None = None
     """Start from a file of weights; a head for other classes is replaced."""
     weights_ema: bool = False
     """Start from the moving average in a file that holds the weights and their average."""
     new_head: bool = False
-    """Start with a random head, whatever the weights hold."""
+    """Start with a head of zeros, whatever the weights hold."""
     head_lr_factor: float = 1.0
     """Learning rate of the head, as a multiple of the others'."""
     zero_init: bool = True
@@ -177,14 +205,14 @@ class Recipe(Training):
     drop_block_size: int = 4
     """Side of DropBlock's squares in pixels of the feature map."""
 
-    mix: str = "none"
-    """How each batch is mixed."""
+    mix: Derived[str] = BY_DATA
+    """How each batch is mixed; by default cutmix for files, none for small sets."""
     alpha: float = 1.0
     """α of the Beta distribution of CutMix and Mixup."""
     mixup_alpha: float | None = None
     """cutmix-or-mixup: α of Mixup, if it is not CutMix's; DeiT has 0.8."""
-    mix_prob: float = 1.0
-    """Probability that a batch is mixed (mix_per_sample: a sample)."""
+    mix_prob: Derived[float] = BY_DATA
+    """Probability that a batch is mixed (mix_per_sample: a sample); by default 0.5 for files, 1 for small sets."""
     mix_per_sample: bool = False
     """Draw λ and the box for every sample instead of once a batch."""
     mix_layers: tuple[int, ...] = _ALL_LAYERS
@@ -194,8 +222,8 @@ class Recipe(Training):
     cutout_size: int = 16
     """Side of Cutout's square in pixels, and of the box of cutmix-fixed-size."""
 
-    label_smoothing: float = 0.0
-    """Share of the target that is spread over all classes."""
+    label_smoothing: Derived[float] = BY_DATA
+    """Share of the target that is spread over all classes; by default 0.1 for files, 0 for small sets."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -203,15 +231,11 @@ class Recipe(Training):
         self._check_range("stochastic_depth", "shake_drop", "drop_block", high=1)
         self._check_range("crop_fraction", high=1, above=True)
         self._check_range("crop_padding", "lighting")
-        self._check_range("cutout_size", "drop_block_size", low=1)
-        self._check_range("alpha", "head_lr_factor", above=True)
-        if self.mixup_alpha is not None:
-            self._check_range("mixup_alpha", above=True)
+        self._check_range("cutout_size", "drop_block_size", "train_per_class", low=1)
+        self._check_range("alpha", "mixup_alpha", "head_lr_factor", above=True)
         if self.image_size is not None and self.image_size < 1:
             raise InputError(f"--image-size is {self.image_size}; expected a number of pixels above 0")
-        if self.train_per_class is not None:
-            self._check_range("train_per_class", low=1)
-        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+        if self.crop_scale and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise InputError(f"--crop-scale is {self.crop_scale}; expected two rising shares in (0, 1]")
         if self.pretrained and self.weights:
             raise InputError("--pretrained and --weights are both given; the network can start from one only")
@@ -228,7 +252,7 @@ class Recipe(Training):
             raise InputError(
                 f"--mix-layers is {self.mix_layers}; expected some of 0 (the image), 1 (the stem), 2, 3, 4 (the stages)"
             )
-        if self.mix_layers != _ALL_LAYERS and self.mix not in _FEATURE_MIXES:
+        if self.mix and self.mix_layers != _ALL_LAYERS and self.mix not in _FEATURE_MIXES:
             raise InputError(
                 f"--mix-layers is given, but --mix is {self.mix}, which has none; expected --mix feature-cutmix or "
                 "manifold-mixup"

@@ -8,6 +8,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
+from cutmix.config.defaults import ARRAYS
 from cutmix.config.recipe import Recipe, Training
 from cutmix.config.transfer import Detection, Transfer, recipe_of
 from cutmix.errors import InputError
@@ -84,12 +85,17 @@ def with_methods(
 
 # ---- short runs, and other people's protocols ----
 
-DIGITS = Recipe(name="digits-resnet20", data="digits", crop_padding=1, flip=False, epochs=40, batch_size=64, lr=0.05)
+SMALL = Recipe(**ARRAYS)
+"""What is chosen for a set of small images: ResNet-20 from random weights, 30 epochs."""
+
+DIGITS = replace(
+    SMALL, name="digits-resnet20", data="digits", crop_padding=1, flip=False, epochs=40, batch_size=64, lr=0.05
+)
 """The embedded set: 8×8 scans, a thousand to train on. Digits have a left and a right, so nothing is mirrored."""
 
-FASHION = Recipe(name="fashion-resnet20", data="fashion-mnist", crop_padding=2)
+FASHION = replace(SMALL, name="fashion-resnet20", data="fashion-mnist", crop_padding=2)
 
-CIFAR100 = Recipe(name="cifar100-resnet20", data="cifar-100", warmup_epochs=1)
+CIFAR100 = replace(SMALL, name="cifar100-resnet20", data="cifar-100", warmup_epochs=1)
 """A short run for a CPU, not one of the paper's: cosine instead of steps, because it needs fewer epochs."""
 
 CIFAR10 = replace(CIFAR100, name="cifar10-resnet20", data="cifar-10")
@@ -100,24 +106,21 @@ CIFAR100_RESNET18 = replace(
 )  # fmt: skip
 """The protocol of OpenMixup's CIFAR-100 table, so that its published numbers can be compared with."""
 
-TINY = Recipe(
-    name="tiny-resnet18", data="tiny-imagenet-200", model="resnet18_cifar", epochs=100, batch_size=100, lr=0.2,
+TINY = replace(
+    SMALL, name="tiny-resnet18", data="tiny-imagenet-200", model="resnet18_cifar", epochs=100, batch_size=100, lr=0.2,
     weight_decay=1e-4, crop_padding=8,
 )  # fmt: skip
 
 TINY_RESNET20 = replace(TINY, name="tiny-resnet20", model="resnet20", epochs=10, lr=0.1, warmup_epochs=1)
 """A short run for a CPU, whose maps of 16×16 show where the network looks."""
 
-PHOTOS = Recipe(
-    name="photos", data="", model="resnet50", pretrained=True, mix="cutmix", mix_prob=0.5, epochs=30, batch_size=64,
-    lr=0.01, weight_decay=1e-4, warmup_epochs=2, crop_scale=(0.3, 1.0), label_smoothing=0.1, ema_decay=0.99,
-)  # fmt: skip
-"""What ``cutmix train --data FOLDER`` does: a pretrained network, fine-tuned with CutMix on every second batch."""
+PHOTOS = Recipe(name="photos", data="")
+"""What ``cutmix train --data FOLDER`` does: everything follows from the images (``cutmix.config.defaults``)."""
 
 # ---- the paper's ----
 
-PAPER_CIFAR100 = Recipe(
-    name="cifar100-pyramidnet200", data="cifar-100", model="pyramidnet200", epochs=300, batch_size=64, lr=0.25,
+PAPER_CIFAR100 = replace(
+    SMALL, name="cifar100-pyramidnet200", data="cifar-100", model="pyramidnet200", epochs=300, batch_size=64, lr=0.25,
     weight_decay=1e-4, schedule="step", milestones=(0.5, 0.75),
 )  # fmt: skip
 """§4.1.2, with Nesterov, the decay and the CIFAR-10 constants of normalisation that only its code has.
@@ -134,9 +137,10 @@ PAPER_CIFAR100_PYRAMIDNET110 = replace(PAPER_CIFAR100, name="cifar100-pyramidnet
 PAPER_CIFAR100_RESNET110 = replace(PAPER_CIFAR100, name="cifar100-resnet110", model="resnet110")
 """As PyramidNet-200; but CutMix ran at lr 0.1 and probability 1 here, as an author says."""
 
-PAPER_IMAGENET = Recipe(
-    name="imagenet-resnet50", data="imagenet", model="resnet50", zero_init=False, image_size=224, color_jitter=0.4,
-    lighting=0.1, epochs=300, batch_size=256, lr=0.1, weight_decay=1e-4, schedule="step", milestones=(0.25, 0.5, 0.75),
+PAPER_IMAGENET = replace(
+    SMALL, name="imagenet-resnet50", data="imagenet", model="resnet50", zero_init=False, image_size=224,
+    color_jitter=0.4, lighting=0.1, epochs=300, batch_size=256, lr=0.1, weight_decay=1e-4, schedule="step",
+    milestones=(0.25, 0.5, 0.75),
 )  # fmt: skip
 """§4.1.1, with Nesterov, the decay, the colours and the first weights that only its code has.
 
@@ -148,8 +152,8 @@ AutoAugment is quoted too.
 PAPER_IMAGENET_RESNET101 = replace(PAPER_IMAGENET, name="imagenet-resnet101", model="resnet101")
 PAPER_IMAGENET_RESNEXT101 = replace(PAPER_IMAGENET, name="imagenet-resnext101", model="resnext101_32x4d")
 
-PAPER_CUB = Recipe(
-    name="cub-resnet50-wsol", data="cub-200-2011", model="resnet50_wsol", pretrained=True, new_head=True,
+PAPER_CUB = replace(
+    SMALL, name="cub-resnet50-wsol", data="cub-200-2011", model="resnet50_wsol", pretrained=True, new_head=True,
     head_lr_factor=10.0, image_size=224, squash=True, epochs=600, batch_size=32, lr=0.001, weight_decay=1e-4,
     nesterov=False, schedule="step", milestones=(0.25, 0.5, 0.75), eval_every=10,
 )  # fmt: skip
@@ -168,8 +172,8 @@ PAPER_IMAGENET_WSOL = replace(
 
 # ---- vision transformers: SMMix beside CutMix, Mixup and their random choice ----
 
-SMMIX_IMAGENET = Recipe(
-    name="imagenet-deit-tiny", data="imagenet", model="deit_tiny_patch16_224", image_size=224, epochs=300,
+SMMIX_IMAGENET = replace(
+    SMALL, name="imagenet-deit-tiny", data="imagenet", model="deit_tiny_patch16_224", image_size=224, epochs=300,
     batch_size=1024, optimizer="adamw", lr=1e-3, min_lr=1e-5, weight_decay=0.05, decay_all=False, warmup_epochs=5,
     label_smoothing=0.1, stochastic_depth=0.1, auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic",
     channels_last=False,

@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from cutmix.config.defaults import ARRAYS
 from cutmix.config.recipe import Recipe, Training, flag
 from cutmix.config.transfer import task_of
 from cutmix.errors import UNREADABLE, InputError
@@ -208,6 +209,8 @@ def read_recipe(path: Path, kind: type[Kind]) -> Kind:
     if kind is Recipe and task_of(recipe) != "classification":
         raise InputError(f"{path} holds the run of a {task_of(recipe)} task; expected a classifier's run")
     fields = check_fields(kind, recipe, f"{config}, recipe")
+    if null := [name for name in ("name", *ARRAYS) if name in fields and fields[name] is None]:
+        raise InputError(f"{config}, recipe: {null[0]} is null; expected the value that the run had")
     try:
         return kind(**fields)
     except InputError as error:

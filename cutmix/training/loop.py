@@ -282,6 +282,8 @@ def begin(run: Run) -> bool:
         f"{recipe.name}: {recipe.model}, {run.task.opening()}; {run.world.device.type}, "
         f"{describe_precision(recipe.precision, run.world.device)}"
     )
+    for line in run.notes:
+        run.progress.say(line)
     for note in run.task.notes():
         run.progress.say(f"note: {note}")
     if run.checkpoint.exists():

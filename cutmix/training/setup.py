@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cutmix.config.defaults import complete
 from cutmix.config.options import RunOptions, TrainOptions
 from cutmix.config.recipe import Recipe, Training
 from cutmix.data import Augment, FileSet, ImageSet, Splits, open_splits, test_loader, train_loader
@@ -43,6 +44,7 @@ class Run:
     about: dict[str, Any]
     folder: RunFolder | None = None
     board: Any = None
+    notes: list[str] = field(default_factory=list)
     unread: list[tuple[Tensor, int]] = field(default_factory=list)
 
     @property
@@ -56,10 +58,10 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     if options.tensorboard:
         summary_writer()
     train_set, test_set = open_sets(recipe, options, world)
+    recipe, notes = resolve(recipe, train_set, world.device)
     if normalization := starting_normalization(recipe, train_set.in_chans):
         mean, std = normalization
         train_set, test_set = (replace(part, mean=mean, std=std) for part in (train_set, test_set))
-    recipe = resolve(recipe, train_set, world.device)
     shared: dict[str, Any] = {
         "batch_size": recipe.batch_size, "device": world.device, "workers": options.workers,
         "channels_last": recipe.channels_last, "rank": world.rank, "world_size": world.size,
@@ -81,7 +83,8 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     )  # fmt: skip
     skipped = len(train_set.skipped) + len(test_set.skipped)
     about: dict[str, Any] = {"skipped": skipped, "mean": _listed(train_set.mean), "std": _listed(train_set.std)}
-    return assemble(recipe, options, world, train_set.name, state, task, batches, **about)
+    run = assemble(recipe, options, world, train_set.name, state, task, batches, **about)
+    return replace(run, notes=notes)
 
 
 def assemble(
@@ -157,10 +160,12 @@ def starting_normalization(recipe: Recipe, in_chans: int) -> tuple[tuple[float, 
     return weights_normalization(recipe.model, read_header(recipe.weights) if recipe.weights else Header(), in_chans)
 
 
-def resolve(recipe: Recipe, data: ImageSet, device: torch.device) -> Recipe:
-    """Return the recipe with everything automatic replaced by what it stands for here."""
-    size = recipe.image_size or (224 if isinstance(data, FileSet) else None)
-    return replace(recipe, image_size=size, precision=resolve_precision(recipe.precision, device))
+def resolve(recipe: Recipe, data: ImageSet, device: torch.device) -> tuple[Recipe, list[str]]:
+    """Return the recipe with every field that follows from data or device filled in, and lines about the choices."""
+    files = isinstance(data, FileSet)
+    recipe, notes = complete(recipe, images=len(data), classes=data.num_classes, files=files)
+    size = recipe.image_size or (224 if files else None)
+    return replace(recipe, image_size=size, precision=resolve_precision(recipe.precision, device)), notes
 
 
 def summary_writer() -> Any:

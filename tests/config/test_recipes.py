@@ -210,12 +210,12 @@ def test_it_takes_a_step(
     monkeypatch.setattr(cutmix.training.setup, "open_sets", lambda *_: sets)
     monkeypatch.setattr(cutmix.training.state, "create_model", create_shrunk)
     small = replace(
-        recipe, batch_size=8, precision="float32", pretrained=False,
+        recipe, batch_size=8, precision="float32", pretrained=False, cutout_size=min(recipe.cutout_size, 16),
         mix_prob=1.0, image_size=32 if isinstance(sets[0], FileSet) else None,
     )  # fmt: skip
     run = prepare(small, TrainOptions(out=tmp_path / "run", workers=0, device="cpu"), World(0, 1, torch.device("cpu")))
     before = {name: tensor.clone() for name, tensor in run.state.model.named_parameters()}
-    run.state.step = recipe.epochs * run.batches.steps - 1  # the end of a schedule of mixing
+    run.state.step = run.recipe.epochs * run.batches.steps - 1  # the end of a schedule of mixing
     images, labels = next(iter(run.batches.epoch(0)))
     assert train_step(run, images, labels).isfinite()
     after = dict(run.state.model.named_parameters())

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from cutmix.config.recipes import Recipe
+from cutmix.config.recipes import SMALL, Recipe
 from cutmix.errors import InputError
 from cutmix.runs.folder import (
     RunFolder,
@@ -28,7 +28,7 @@ from cutmix.runs.record import Record, append_records, read_records
 from cutmix.runtime.files import read_lines
 from cutmix.runtime.weights import read_weights, save_weights
 
-RECIPE = Recipe(name="one")
+RECIPE = replace(SMALL, name="one")
 
 
 @contextmanager
@@ -155,7 +155,7 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path, monkeypatch:
         ('{"recipe": {"lr": true}}', ", recipe: lr is true; expected a number"),
         ('{"recipe": {"lr": NaN}}', "NaN is not a JSON number"),
         ('{"recipe": {"epochs": 1.0}}', ", recipe: epochs is 1.0; expected a whole number"),
-        ('{"recipe": {"name": null}}', ", recipe: name is null; expected a text"),
+        ('{"recipe": {"name": null}}', ", recipe: name is null; expected the value that the run had"),
         ('{"recipe": {"name": "\\ud800"}}', "has half a surrogate pair"),
         ('{"recipe": {"mix_layers": ["0"]}}', ", recipe: mix_layers is a list; expected a list of whole numbers"),
         ('{"recipe": {"crop_scale": [0.1]}}', ", recipe: crop_scale is a list; expected a list of numbers"),

@@ -27,6 +27,7 @@ import cutmix.training.loop
 import cutmix.training.state
 from cutmix.config.options import TrainOptions
 from cutmix.config.recipe import Recipe
+from cutmix.config.recipes import SMALL
 from cutmix.errors import InputError
 from cutmix.mixing import CutMix, ScheduledCutMix
 from cutmix.models.cifar import BasicBlock, CifarResNet
@@ -130,9 +131,9 @@ def test_it_overfits_eight_images(tmp_path: Path) -> None:
     for label in range(2):
         for i in range(5):
             save_image(tmp_path / f"data/{label}/{i}.png", pixels)
-    recipe = Recipe(
-        data=str(tmp_path / "data"), image_size=16, crop_scale=(1.0, 1.0), flip=False, epochs=20, batch_size=8, lr=0.2,
-        schedule="constant", precision="float32", eval_every=20,
+    recipe = replace(
+        SMALL, data=str(tmp_path / "data"), image_size=16, crop_scale=(1.0, 1.0), flip=False, epochs=20, batch_size=8,
+        lr=0.2, schedule="constant", precision="float32", eval_every=20,
     )  # fmt: skip
     log = (run_training(recipe, options(tmp_path / "run")) / "log.jsonl").read_text().splitlines()
     losses = [r["train_loss"] for r in map(json.loads, log) if r["kind"] == "epoch"]

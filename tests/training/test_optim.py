@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, SequentialLR
 
 from cutmix.config.options import TrainOptions
-from cutmix.config.recipes import RECIPES, Recipe
+from cutmix.config.recipes import RECIPES, SMALL
 from cutmix.training.loop import run_training
 from cutmix.training.optim import WeightAverage, learning_rate, make_average, make_optimizer, set_learning_rate
 
 EPOCHS, STEPS = 12, 5
+small = partial(replace, SMALL)
 
 
 def by_torch(make: object, warmup: int = 0) -> list[float]:
@@ -36,7 +38,7 @@ def by_torch(make: object, warmup: int = 0) -> list[float]:
 @pytest.mark.parametrize("warmup", [0, 2])
 @pytest.mark.parametrize("schedule", ["step", "cosine", "constant"])
 def test_learning_rate_is_that_of_torchs_schedulers(schedule: str, warmup: int) -> None:
-    recipe = Recipe(
+    recipe = small(
         schedule=schedule,  # type: ignore[arg-type]
         lr=0.4, epochs=EPOCHS, warmup_epochs=warmup, milestones=(0.5, 0.75), gamma=0.2,
     )  # fmt: skip
@@ -60,14 +62,14 @@ def test_the_papers_schedule_falls_at_epochs_150_and_225() -> None:
 @pytest.mark.parametrize("epochs", range(1, 101))
 def test_a_milestone_is_the_first_epoch_that_begins_after_it(epochs: int) -> None:
     for epoch in range(epochs):  # epoch / epochs times epochs is a little more or less than epoch in floating point
-        recipe = Recipe(schedule="step", milestones=(epoch / epochs,), gamma=0.1, epochs=epochs, lr=1)
+        recipe = small(schedule="step", milestones=(epoch / epochs,), gamma=0.1, epochs=epochs, lr=1)
         assert learning_rate(recipe, epoch * 3, 3) == pytest.approx(0.1)
         if epoch:
             assert learning_rate(recipe, epoch * 3 - 1, 3) == 1
 
 
 def test_learning_rate_is_set_in_every_group() -> None:
-    optimizer = make_optimizer(Recipe(decay_all=False), nn.Linear(2, 2))
+    optimizer = make_optimizer(small(decay_all=False), nn.Linear(2, 2))
     set_learning_rate(optimizer, 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
 
@@ -75,12 +77,12 @@ def test_learning_rate_is_set_in_every_group() -> None:
 def test_optimizers_are_torchs_with_the_recipes_numbers() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     model[0].weight.requires_grad_(False)
-    sgd = make_optimizer(Recipe(momentum=0.8, nesterov=True, weight_decay=0.1), model)
+    sgd = make_optimizer(small(momentum=0.8, nesterov=True, weight_decay=0.1), model)
     assert isinstance(sgd, torch.optim.SGD)
     (group,) = sgd.param_groups
     assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.8, True, 0.1)
     assert len(group["params"]) == 3  # without the one that is not trained
-    adamw = make_optimizer(Recipe(optimizer="adamw", weight_decay=0.1, decay_all=False), nn.Linear(2, 2))
+    adamw = make_optimizer(small(optimizer="adamw", weight_decay=0.1, decay_all=False), nn.Linear(2, 2))
     assert isinstance(adamw, torch.optim.AdamW)
     assert [(g["weight_decay"], [p.ndim for p in g["params"]]) for g in adamw.param_groups] == [(0.1, [2]), (0.0, [1])]
 
@@ -89,7 +91,7 @@ def test_optimizers_are_torchs_with_the_recipes_numbers() -> None:
 def test_the_average_is_that_of_a_hand_written_loop(decay: float) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-    average = make_average(Recipe(ema_decay=decay), model)
+    average = make_average(small(ema_decay=decay), model)
     assert average
     expected = {name: value.clone() for name, value in model.state_dict().items()}
     for t in range(5):
@@ -125,4 +127,4 @@ def test_the_average_of_a_short_run_is_no_worse_than_the_model(decay: float, tmp
 
 
 def test_no_decay_keeps_no_average() -> None:
-    assert make_average(replace(Recipe(), ema_decay=0.0), nn.Linear(1, 1)) is None
+    assert make_average(small(ema_decay=0.0), nn.Linear(1, 1)) is None

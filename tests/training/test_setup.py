@@ -24,7 +24,7 @@ DIGITS = Recipe(data="digits", crop_padding=1)
 
 def test_everything_automatic_is_resolved(tmp_path: Path) -> None:
     run = prepare(DIGITS, TrainOptions(out=tmp_path / "run"), WORLD)
-    assert run.recipe == resolve(DIGITS, run.task.train_set, WORLD.device)
+    assert run.recipe == resolve(DIGITS, run.task.train_set, WORLD.device)[0]
     assert run.recipe.precision in ("float32", "bfloat16")
     assert run.about["parameters"] == sum(p.numel() for p in run.network.parameters())
     images, labels = next(iter(run.batches.epoch()))

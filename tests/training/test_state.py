@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,7 @@ import pytest
 import torch
 
 import cutmix.training.state
-from cutmix.config.recipe import Recipe
-from cutmix.config.recipes import RECIPES
+from cutmix.config.recipes import RECIPES, SMALL
 from cutmix.data import ArraySet, open_data
 from cutmix.errors import InputError
 from cutmix.mixing import FeatureMix, Mix
@@ -20,6 +20,7 @@ from cutmix.training import mixes
 from cutmix.training.mixes import image_mixing, make_cutout, make_mix
 from cutmix.training.state import State, restore, start_state, take_snapshot
 
+small = partial(replace, SMALL)
 ALONE = World(0, 1, torch.device("cpu"))
 RECIPE = replace(RECIPES["digits-resnet20-cutmix"], ema_decay=0.9)
 MIXES = {
@@ -111,60 +112,60 @@ def test_processes_start_with_the_same_weights_and_draw_differently(digits: Arra
 
 
 def test_each_method_is_built_by_its_name() -> None:
-    made = {name: make_mix(Recipe(mix=name)) for name in mixes.MIXES}
+    made = {name: make_mix(small(mix=name)) for name in mixes.MIXES}
     assert all(isinstance(mix, Mix) for mix in made.values())
     assert {name: type(made[name]).__name__ for name in MIXES} == MIXES
 
 
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(InputError, match=r"^--mix is cutmx; expected one of none, cutmix, mixup, .*, smmix$"):
-        make_mix(Recipe(mix="cutmx"))
+        make_mix(small(mix="cutmx"))
 
 
 def test_the_fields_reach_the_transform() -> None:
-    given = make_mix(Recipe(mix="feature-cutmix", mix_layers=(1, 3), alpha=0.3, mix_prob=0.4, mix_per_sample=True))
+    given = make_mix(small(mix="feature-cutmix", mix_layers=(1, 3), alpha=0.3, mix_prob=0.4, mix_per_sample=True))
     assert isinstance(given, FeatureMix)
     transform: Any = given.transform
     assert given.layers == (1, 3)
     assert (transform.alpha, transform.prob, transform.per_sample) == (0.3, 0.4, True)
-    numbers = [make_mix(Recipe(mix=mix)).num_images for mix in ("cutmix-3", "cutmix-4")]  # type: ignore
+    numbers = [make_mix(small(mix=mix)).num_images for mix in ("cutmix-3", "cutmix-4")]  # type: ignore
     assert numbers == [3, 4]
-    assert make_mix(Recipe(mix="cutmix-fixed-size", cutout_size=5)).size == 5  # type: ignore
-    assert make_cutout(Recipe(mix="mixup", cutout=True, cutout_size=7)).size == 7  # type: ignore
-    assert make_cutout(Recipe(mix="mixup")) is None
+    assert make_mix(small(mix="cutmix-fixed-size", cutout_size=5)).size == 5  # type: ignore
+    assert make_cutout(small(mix="mixup", cutout=True, cutout_size=7)).size == 7  # type: ignore
+    assert make_cutout(small(mix="mixup")) is None
 
 
 @pytest.mark.parametrize("mix", ON_IMAGES)
 def test_it_writes_into_the_batch(mix: Any) -> None:
     images = torch.rand(8, 3, 32, 32)
     batch = images.clone()
-    transform: Any = make_mix(Recipe(mix=mix))
+    transform: Any = make_mix(small(mix=mix))
     if mix == "cutmix-scheduled":
         transform.progress = 1.0
     mixed, _ = transform(batch, torch.arange(8))
     assert mixed is batch  # no copy
     assert not torch.equal(mixed, images)
-    never: Any = make_mix(Recipe(mix=mix, mix_prob=0.0))
+    never: Any = make_mix(small(mix=mix, mix_prob=0.0))
     assert torch.equal(never(images.clone(), torch.arange(8))[0], images)
 
 
 @pytest.mark.parametrize("mix", [*ON_IMAGES, "feature-cutmix", "manifold-mixup"])
 def test_pictures_show_every_image_mixed(mix: Any) -> None:
     images = torch.rand(8, 3, 32, 32) + 0.1
-    transform: Any = image_mixing(Recipe(mix=mix, mix_prob=0.01))
+    transform: Any = image_mixing(small(mix=mix, mix_prob=0.01))
     assert not torch.equal(transform(images.clone(), torch.arange(8))[0], images)
 
 
 def test_pictures_show_cutout_first_and_no_layer_but_the_images() -> None:
     images, labels = torch.ones(8, 3, 32, 32), torch.arange(8)
-    cut: Any = image_mixing(Recipe(mix="manifold-mixup", mix_layers=(4,), cutout=True))
+    cut: Any = image_mixing(small(mix="manifold-mixup", mix_layers=(4,), cutout=True))
     holes, same = cut(images.clone(), labels)
     assert set(holes.unique().tolist()) == {0.0, 1.0}
     assert torch.equal(same, labels)
-    both: Any = image_mixing(Recipe(mix="mixup", cutout=True))
+    both: Any = image_mixing(small(mix="mixup", cutout=True))
     assert len(both(images.clone(), labels)[0].unique()) == 4  # 0, 1, λ and 1 − λ
-    assert image_mixing(Recipe(mix="feature-cutmix", mix_layers=(2, 3))) is None
-    assert image_mixing(Recipe(mix="none")) is None
+    assert image_mixing(small(mix="feature-cutmix", mix_layers=(2, 3))) is None
+    assert image_mixing(small(mix="none")) is None
 
 
 @pytest.mark.parametrize(

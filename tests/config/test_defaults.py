@@ -1,0 +1,86 @@
+"""What is chosen for the data at hand, and that what is given stays."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from cutmix.config.defaults import ARRAYS, complete
+from cutmix.config.recipe import Recipe
+from cutmix.config.recipes import RECIPES, SMALL
+
+SIZES = (2, 10, 48, 240, 2400, 60_000, 1_200_000)
+
+
+def folder(images: int = 240, **given: object) -> Recipe:
+    return complete(Recipe(data="photos", **given), images=images, classes=5, files=True)[0]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+@pytest.mark.parametrize("images", SIZES)
+def test_every_field_is_filled(images: int, pretrained: bool) -> None:
+    recipe = folder(images, pretrained=pretrained)
+    allowed = {"weights", "train_per_class", "image_size", "mixup_alpha"}
+    assert {field.name for field in fields(Recipe) if getattr(recipe, field.name) is None} <= allowed
+    assert 8 <= recipe.batch_size <= 64
+    assert recipe.warmup_epochs < recipe.epochs
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_more_images_are_seen_less_often_in_larger_batches_and_more_steps(pretrained: bool) -> None:
+    chosen = [folder(images, pretrained=pretrained) for images in SIZES]
+    epochs, batches = [r.epochs for r in chosen], [r.batch_size for r in chosen]
+    steps = [r.epochs * images / r.batch_size for r, images in zip(chosen, SIZES, strict=True)]
+    assert epochs == sorted(epochs, reverse=True)
+    assert batches == sorted(batches)
+    assert steps == sorted(steps)
+
+
+def test_random_weights_train_longer_at_a_higher_rate() -> None:
+    tuned, scratch = folder(pretrained=True), folder(pretrained=False)
+    assert scratch.epochs > tuned.epochs
+    assert scratch.lr > tuned.lr
+
+
+def test_weights_from_a_file_are_fine_tuned() -> None:
+    given, published = folder(weights="w.pth"), folder()
+    assert (given.pretrained, published.pretrained) == (False, True)
+    assert (given.epochs, given.lr) == (published.epochs, published.lr)
+
+
+def test_what_is_given_stays() -> None:
+    given = {"model": "resnet18", "epochs": 3, "batch_size": 7, "optimizer": "sgd", "lr": 0.3, "weight_decay": 0.0,
+             "warmup_epochs": 0.0, "ema_decay": 0.0, "crop_scale": (0.5, 1.0), "mix": "none", "mix_prob": 0.0,
+             "label_smoothing": 0.0, "pretrained": False, "name": "mine"}  # fmt: skip
+    recipe, lines = complete(Recipe(data="photos", **given), images=48, classes=5, files=True)  # type: ignore[arg-type]
+    assert {name: getattr(recipe, name) for name in given} == given
+    assert lines == []
+
+
+def test_the_lines_name_every_chosen_flag_and_no_other() -> None:
+    _, lines = complete(Recipe(data="photos", epochs=3, mix="mixup"), images=48, classes=5, files=True)
+    text = "\n".join(lines)
+    assert "48 training images" in text
+    assert all(f"--{name} " in text for name in ("model", "batch-size", "lr", "warmup-epochs", "mix-prob"))
+    assert "--epochs" not in text
+    assert "--mix mixup" not in text
+
+
+def test_the_name_says_data_model_and_mix(tmp_path: Path) -> None:
+    (tmp_path / "my photos").mkdir()
+    data = str(tmp_path / "my photos")
+    assert complete(Recipe(data=data), images=48, classes=5, files=True)[0].name == "my photos-resnet50-cutmix"
+    assert complete(Recipe(mix="mixup"), images=48, classes=5, files=False)[0].name == "digits-resnet20-mixup"
+
+
+def test_small_sets_have_one_recipe_whatever_their_size() -> None:
+    for images in SIZES:
+        recipe, lines = complete(Recipe(name=None, data="digits"), images=images, classes=10, files=False)
+        assert {name: getattr(recipe, name) for name in ARRAYS} == {name: getattr(SMALL, name) for name in ARRAYS}
+        assert not lines
+
+
+def test_a_named_recipe_is_complete() -> None:
+    for name, recipe in RECIPES.items():
+        if name != "photos":
+            assert complete(recipe, images=10, classes=2, files=True) == (recipe, [])
