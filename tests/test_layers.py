@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -161,3 +162,8 @@ def test_the_test_folders_are_those_of_the_package() -> None:
     assert {path.name for path in TESTS.iterdir() if any(path.glob("test_*.py"))} == {
         part for part in PARTS if (PACKAGE / part).is_dir()
     }
+
+
+def test_the_root_is_small_and_files_are_of_readable_length() -> None:
+    assert len([path for path in MODULES.values() if path.parent == PACKAGE]) <= 8
+    assert 90 <= median(len(path.read_text().splitlines()) for path in MODULES.values()) <= 250
