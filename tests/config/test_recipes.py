@@ -212,7 +212,6 @@ def test_it_takes_a_step(
     small = replace(
         recipe, batch_size=8, precision="float32", pretrained=False, cutout_size=min(recipe.cutout_size, 16),
         mix_prob=1.0, image_size=32 if isinstance(sets[0], FileSet) else None,
-        cutout_size=min(recipe.cutout_size, 16),  # a hole as large as the images would leave nothing to learn from
     )  # fmt: skip
     run = prepare(small, TrainOptions(out=tmp_path / "run", workers=0, device="cpu"), World(0, 1, torch.device("cpu")))
     before = {name: tensor.clone() for name, tensor in run.state.model.named_parameters()}
