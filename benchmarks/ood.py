@@ -31,7 +31,7 @@ def rows(n: int, draws: int, peer_draws: int, rounds: int) -> Iterator[Row]:
         sides = Sides(inside, outside)
         drawn = sides.resampled(exact, draws, 0, "out")
         for value, spread in zip(exact(sides.counts()), drawn.T, strict=True):
-            bootstrap_interval(value, spread, 0.95)
+            bootstrap_interval(value, spread, n)
 
     ms = medians(in_turns({"ours": ours, "peer": peer}, rounds))
     what, at = "interval of six metrics", f"{2 * n:,} scores, {draws:,} draws"

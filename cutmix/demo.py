@@ -10,7 +10,7 @@ from cutmix.config.recipes import find_recipe
 from cutmix.report.compare import comparisons
 from cutmix.report.summary import write_report
 from cutmix.runs.read import read_runs
-from cutmix.runs.record import read_records
+from cutmix.runs.record import read_records, with_interval
 from cutmix.runtime.terminal import Console
 from cutmix.training.loop import run_training
 
@@ -23,12 +23,11 @@ def run_demo(options: DemoOptions) -> Path:
         how = TrainOptions(options.out / name, overwrite=True, device=options.device, log_every=8)
         runs.append(run_training(recipe, how))
     console = Console()
-    table = Table("mix", "top-1 error (%)", "95 % interval", "test images", "training (s)")
+    table = Table("mix", "top-1 error, % [95 % interval]", "test images", "training (s)")
     for run in runs:
         records = read_records(run / "results.jsonl")
         line = next(record for record in records if (record.metric, record.which) == ("top1_err", "last"))
-        interval = f"{line.low:.2f} – {line.high:.2f}"
-        table.add_row(line.mix, f"{line.value:.2f}", interval, f"{line.n:,}", f"{line.seconds:.0f}")
+        table.add_row(line.mix, with_interval(line), f"{line.n:,}", f"{line.seconds:.0f}")
     console.print(table)
     for name, sentence in comparisons(read_runs(runs)):
         console.print(f"{name}: {sentence}", highlight=False, markup=False)

@@ -1,41 +1,35 @@
-"""Whether two results differ: exact McNemar for two runs, Welch's t for two sets of seeds, Holm for several such tests.
+"""Tests and intervals: whether two results differ, and how sure a result is. Calibration bins, the bootstrap. No torch.
 
-By how much, for two runs on the same images: Agresti–Min of rates, DeLong of areas under ROC curves, the paired
-bootstrap of calibration errors.
-
-No torch here: predictions are read with NumPy, so that a page of finished runs is made anywhere.
+McNemar's exact test for two runs, Welch's t for two sets of seeds, Holm for several such tests. By how much two runs
+differ on the same images: Agresti and Min for rates, DeLong for areas under ROC curves, the paired bootstrap for
+everything else.
 
 Source: McNemar (1947) in its exact form, a binomial test of the samples on which two classifiers disagree; Holm (1979);
 Welch (1947).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import erf
 from scipy.stats import binomtest, norm, rankdata, ttest_ind
 
-from cutmix.errors import UNREADABLE, InputError
-from cutmix.runtime.seeding import derive_seed
+from cutmix.errors import InputError
 
 LEVEL = 0.05
+FEW = 100  # images, below which a bootstrap interval is not trusted where it has no width
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a run made of each image of a test set.
+def in_words(p: float) -> str:
+    """Return a p-value for a table; a difference that is not significant says so."""
+    said = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    return said if p < LEVEL else f"not significant ({said})"
 
-    Attributes:
-        labels: Class ids, (N,) int64.
-        right: Whether the highest logit was the label's, (N,) bool.
-    """
 
-    labels: np.ndarray
-    right: np.ndarray
+# ---- tests ----
 
 
 @dataclass(frozen=True)
@@ -43,8 +37,8 @@ class Paired:
     """Two runs on the same images.
 
     Attributes:
-        first: Images that only the first run got right.
-        second: Images that only the second run got right.
+        first: Images that only the first run classifies correctly.
+        second: Images that only the second run classifies correctly.
         p: Two-sided p-value of the hypothesis that both runs err equally often.
     """
 
@@ -53,30 +47,12 @@ class Paired:
     p: float
 
 
-def read_outcome(path: Path) -> Outcome:
-    """Read a file of predictions; of equal logits the lowest class counts, as when errors are measured.
-
-    Raises:
-        InputError: If the file cannot be read or holds something else.
-    """
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            logits, labels = arrays["logits"], arrays["labels"]
-    except (*UNREADABLE, KeyError) as error:
-        raise InputError(f"{path} cannot be read as predictions (logits and labels in an npz file): {error}") from None
-    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        raise InputError(
-            f"{path} holds logits of shape {logits.shape} and labels of {labels.shape}; expected (N, K) and (N,)"
-        )
-    return Outcome(labels, logits.argmax(1) == labels)
-
-
 def mcnemar(first: np.ndarray, second: np.ndarray) -> Paired:
-    """Compare two runs by the images that one gets right and the other wrong; exact, so it holds for few of them too.
+    """Compare two runs by the images that only one of them classifies correctly; exact for any number of images.
 
     Args:
-        first: Whether the first run got each image right, (N,) bool.
-        second: The same of the second run, for the same images in the same order.
+        first: Whether the first run classifies each image correctly, (N,) bool.
+        second: The same for the second run and the same images in the same order.
 
     Raises:
         InputError: If they are not of as many images.
@@ -89,19 +65,19 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> Paired:
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Return the two-sided p-value of equal means over seeds, the spreads of the two recipes being their own.
+    """Return the two-sided p-value of equal means over seeds, with a variance for each recipe.
 
-    None where one recipe gave the same value with every seed: there is no spread to test against.
+    None if a recipe has the same value with every seed: there is no spread to test against.
 
     Args:
-        first: A measure of each run of a recipe, two or more.
+        first: A metric of each run of a recipe, two or more.
         second: The same of another recipe.
 
     Raises:
-        InputError: If there are fewer than two runs of one.
+        InputError: If a recipe has fewer than two runs.
     """
     if min(len(first), len(second)) < 2:
-        raise InputError("means over seeds are compared from two runs of each recipe on")
+        raise InputError(f"{min(len(first), len(second))} run of a recipe is given; expected two or more of each")
     if len({*first}) == 1 or len({*second}) == 1:
         return None
     return float(ttest_ind(first, second, equal_var=False).pvalue)
@@ -120,27 +96,23 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def in_words(p: float) -> str:
-    """Return a p-value for a table: what is not significant says so."""
-    said = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-    return said if p < LEVEL else f"not significant ({said})"
-
-
 @dataclass(frozen=True)
 class Difference:
-    """What a second run has more than a first one, on the same images.
+    """The difference between two runs on the same images.
 
     Attributes:
-        value: The second run's measure less the first's, in points of per cent.
+        value: The second run's metric less the first's, in points of per cent.
         low: Lower end of its interval.
         high: Upper end of its interval.
         p: Two-sided p-value of no difference.
+        few: Whether the interval is of too few images to be trusted; see ``too_narrow``.
     """
 
     value: float
     low: float
     high: float
     p: float
+    few: bool = False
 
 
 def rate_difference(first: np.ndarray, second: np.ndarray, confidence: float = 0.95) -> Difference:
@@ -148,7 +120,7 @@ def rate_difference(first: np.ndarray, second: np.ndarray, confidence: float = 0
 
     The interval is Wald's for matched pairs with half an image added to each of the four cells: of the n + 2 images,
     d ± z √((p₁₂ + p₂₁ − d²) / (n + 2)), where p₁₂ and p₂₁ are the shares on which only one of the two is true, and d is
-    their difference. So it has a width, and about its confidence, for few differing images too.
+    their difference. It has a width, and about its confidence, even if few images differ.
 
     Args:
         first: Whether something is true of each image by the first run, (N,) bool.
@@ -176,9 +148,9 @@ def auroc_difference(
 ) -> Difference:
     """Compare the areas under two ROC curves of the same images by DeLong's method.
 
-    An image's part in the area is the share of the other side's images that it is ranked rightly against, a tie counted
-    as half; all of them are read off midranks, among both sides and among the own one. The variance of the difference
-    of the areas is that of the difference of these parts.
+    An image's part in the area is the share of the other side's images against which it is ranked correctly; a tie
+    counts as half. All parts follow from the midranks among both sides and within each side. The variance of the
+    difference of the areas is the variance of the difference of these parts.
 
     Args:
         first: Scores of the first run: of positive images, (N,), meant to be higher, and of negative ones, (M,).
@@ -201,13 +173,13 @@ def auroc_difference(
     value = float(gains[0].mean())
     deviation = float(sum(gain.var(ddof=1) / len(gain) for gain in gains)) ** 0.5
     half = float(norm.ppf((1 + confidence) / 2)) * deviation
-    # without any spread there is no test
+    # without spread there is no test
     p = float(2 * norm.sf(abs(value) / deviation)) if deviation > 0 else float(value == 0)
     return Difference(100 * value, 100 * (value - half), 100 * (value + half), p)
 
 
 def _placements(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return each image's share of the other side that it is ranked rightly against; both means are the area."""
+    """Return each image's share of the other side against which it is ranked correctly; both means are the area."""
     ranks = rankdata(np.concatenate([positive, negative]))
     below = (ranks[: len(positive)] - rankdata(positive)) / len(negative)
     above = 1 - (ranks[len(positive) :] - rankdata(negative)) / len(positive)
@@ -222,59 +194,70 @@ def ece_difference(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Difference:
-    """Compare two expected calibration errors of the same images by resampling them in pairs.
+    """Compare two expected calibration errors of the same images by the paired bootstrap.
 
-    The interval is the percentiles of the resampled differences, moved so that their mean is the measured difference,
-    for noise makes a calibration error larger; p is twice the smaller share of those at or beyond zero.
+    The resampled differences are centred at the difference, as noise makes a calibration error larger.
 
     Args:
         first: Confidence, (N,) in [0, 1], and whether it was right, (N,) bool, by the first run.
         second: The same by the second run.
         bins: Number of bins of equal width, (low, high].
-        draws: Resamples.
+        draws: Number of resamples.
         confidence: Of the interval, in (0, 1).
-        seed: Of the resamples; NumPy's own generator, as no torch is here.
+        seed: Of the resamples.
 
     Raises:
         InputError: If they are not of as many images, or of none.
-
-    Source: Efron and Tibshirani (1993), chapters 13 and 15.
     """
     n = len(first[0])
     if n != len(second[0]) or not n:
         raise InputError(f"two runs on {n} and {len(second[0])} images cannot be compared in pairs")
     gaps = np.concatenate([_gaps(*first, bins), _gaps(*second, bins)], 1)
-    generator = np.random.default_rng(seed)
-    drawn = []
-    for start in range(0, draws, 32):
-        indices = generator.integers(n, size=(min(32, draws - start), n))
-        drawn.append(np.stack([np.bincount(index, minlength=n) for index in indices]) @ gaps)
-    errors = np.abs(np.concatenate([gaps.sum(0)[None], *drawn])).reshape(-1, 2, bins).sum(2) * 100 / n
-    value, *resampled = errors[:, 1] - errors[:, 0]
-    return difference_of_resamples(float(value), np.array(resampled) - np.mean(resampled) + value, confidence)
+
+    def less(counts: np.ndarray) -> np.ndarray:
+        errors = np.abs(counts @ gaps).reshape(-1, 2, bins).sum(2) * 100 / n
+        return errors[:, 1] - errors[:, 0]
+
+    return paired_difference(less, n, draws, confidence, seed, centred=True)
 
 
-def difference_of_resamples(value: float, resampled: np.ndarray, confidence: float = 0.95) -> Difference:
-    """Return a difference with the percentiles of its resamples; p is twice the smaller share at or beyond zero.
+def paired_difference(
+    statistic: Callable[[np.ndarray], Any],
+    n: int,
+    draws: int,
+    confidence: float = 0.95,
+    seed: int = 0,
+    *,
+    centred: bool = False,
+) -> Difference:
+    """Return a difference with its percentile interval over resamples of the images of both runs.
+
+    p is twice the smaller share of the resampled differences at or beyond zero.
 
     Args:
-        value: The difference on the samples themselves.
-        resampled: The difference on each resample, (draws,); where it is NaN, as of pictures without an object, the
-            resample is left out.
+        statistic: Maps how often each image counts, (B, N), to the differences, (B,); NaN leaves a resample out, such
+            as one without an object.
+        n: N.
+        draws: Number of resamples.
         confidence: Of the interval, in (0, 1).
+        seed: Of the resamples.
+        centred: Whether the resampled differences are moved so that their mean is the difference.
 
     Source: Efron and Tibshirani (1993), chapters 13 and 15.
     """
-    resampled = resampled[~np.isnan(resampled)]
-    low, high = np.percentile(resampled, [50 * (1 - confidence), 50 * (1 + confidence)])
-    beyond = int(min((resampled <= 0).sum(), (resampled >= 0).sum()))
-    return Difference(value, float(low), float(high), min(1.0, 2 * (1 + beyond) / (len(resampled) + 1)))
+    value = float(np.asarray(statistic(np.ones((1, n), dtype=np.int64)))[0])
+    drawn = bootstrap(statistic, (n, seed), draws=draws)
+    drawn = drawn[~np.isnan(drawn)]
+    drawn = drawn - drawn.mean() + value if centred else drawn
+    low, high = _percentiles(drawn, confidence)
+    beyond = int(min((drawn <= 0).sum(), (drawn >= 0).sum()))
+    p = min(1.0, 2 * (1 + beyond) / (len(drawn) + 1))
+    return Difference(value, low, high, p, too_narrow(value, low, high, n))
 
 
 def _gaps(confidence: np.ndarray, right: np.ndarray, bins: int) -> np.ndarray:
     """Return right − confidence of each image in the column of its bin, (N, bins): ECE is Σ_b |Σ_n of it| / N."""
-    index = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence, side="left")
-    return (index[:, None] == np.arange(bins)) * (right - confidence)[:, None]
+    return one_hot_bins(confidence, bin_edges(confidence, bins, False)) * (right - confidence)[:, None]
 
 
 # ---- calibration bins ----
@@ -318,35 +301,33 @@ def one_hot_bins(confidence: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 
 def reliability_table(edges: np.ndarray, sums: np.ndarray) -> Reliability:
-    """Make the table of each bin's sums of 1, confidence and right, (bins, 3)."""
-    count = sums[:, 0]
-    means = np.full((len(sums), 2), np.nan)
-    np.divide(sums[:, 1:], count[:, None], out=means, where=count[:, None] > 0)
-    return Reliability(edges[:-1], edges[1:], count.round().astype(np.int64), means[:, 0], means[:, 1])
+    """Return the table of each bin's sums of 1, confidence and right, (..., bins, 3)."""
+    count = sums[..., :1]
+    means = np.full((*count.shape[:-1], 2), np.nan)
+    np.divide(sums[..., 1:], count, out=means, where=count > 0)
+    return Reliability(edges[:-1], edges[1:], count[..., 0].round().astype(np.int64), means[..., 0], means[..., 1])
 
 
-def expected_error(table: Reliability) -> float:
-    """Return Σ_b n_b/N · |acc_b − conf_b|, in per cent."""
+def expected_error(table: Reliability) -> np.ndarray:
+    """Return Σ_b n_b/N · |acc_b − conf_b|, in per cent, (...)."""
     gaps = np.abs(table.accuracy - table.confidence)
-    return 100 * float(np.nansum(table.images * gaps) / table.images.sum())
+    return 100 * np.nansum(table.images * gaps, -1) / table.images.sum(-1)
 
 
-def max_error(table: Reliability) -> float:
-    """Return the largest |acc_b − conf_b|, in per cent."""
-    return 100 * float(np.nanmax(np.abs(table.accuracy - table.confidence)))
+def max_error(table: Reliability) -> np.ndarray:
+    """Return the largest |acc_b − conf_b|, in per cent, (...)."""
+    return 100 * np.nanmax(np.abs(table.accuracy - table.confidence), -1)
 
 
-def debiased_error(table: Reliability) -> float:
-    """Return the expected error less what noise adds to it; see ``calibration.debiased_calibration_error``."""
-    full = table.images > 0
-    count, accuracy = table.images[full], table.accuracy[full]
-    gap = np.abs(accuracy - table.confidence[full])
-    deviation = np.sqrt((accuracy * (1 - accuracy)).clip(0) / count)
-    noisy = deviation > 0
-    ratio = gap[noisy] / deviation[noisy]
-    mean = gap.copy()  # E|N(gap, deviation²)|, the folded normal's mean
-    mean[noisy] = deviation[noisy] * np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2) + gap[noisy] * erf(ratio / np.sqrt(2))
-    return 100 * float((count * (2 * gap - mean)).sum() / count.sum())
+def debiased_error(table: Reliability) -> np.ndarray:
+    """Return the expected error less what noise adds to it, (...); see ``calibration.debiased_calibration_error``."""
+    count, accuracy = table.images, table.accuracy
+    gap = np.abs(accuracy - table.confidence)
+    deviation = np.sqrt((accuracy * (1 - accuracy)).clip(0) / np.maximum(count, 1))
+    ratio = np.divide(gap, deviation, out=np.full_like(gap, np.inf), where=deviation > 0)
+    # E|N(gap, deviation²)|, the folded normal's mean
+    mean = deviation * np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2) + gap * erf(ratio / np.sqrt(2))
+    return 100 * np.nansum(count * (2 * gap - mean), -1) / count.sum(-1)
 
 
 def chance_error(confidence: np.ndarray, edges: np.ndarray) -> float:
@@ -356,54 +337,103 @@ def chance_error(confidence: np.ndarray, edges: np.ndarray) -> float:
 
 
 # ---- bootstrap ----
-# Seeded resampling of test images, and the interval that it gives.
-
-_BLOCK = 64  # resamples drawn at a time: a call for each would cost more than its numbers
 
 
-def resamples(n: int, draws: int, *stream: int | str) -> Iterator[np.ndarray]:
-    """Yield ``draws`` times n indices below n, drawn with replacement; the same for the same stream.
+class Interval(NamedTuple):
+    """The ends of a bootstrap interval.
+
+    Attributes:
+        low: Lower end.
+        high: Upper end.
+        few: Whether the interval is of too few images to be trusted; see ``too_narrow``.
+    """
+
+    low: float
+    high: float
+    few: bool
+
+
+def bootstrap(statistic: Callable[..., Any], *sides: tuple[int, int], draws: int) -> np.ndarray:
+    """Return a statistic of images drawn with replacement, (draws, ...).
 
     Args:
-        n: Number of samples.
+        statistic: Maps how often each image counts, (B, n) int64 for each side, to (B, ...).
+        *sides: Number of images and seed of each set of images; one seed always gives the same resamples.
         draws: Number of resamples, at least 1.
-        *stream: What names the random stream, as in :func:`cutmix.runtime.seeding.derive_seed`.
 
     Raises:
-        InputError: If ``draws`` is no whole number, or below 1.
+        InputError: If ``draws`` is not a whole number, or below 1.
     """
     if not isinstance(draws, Integral) or draws < 1:
         raise InputError(f"draws is {draws}: expected at least one resample, a whole number")
-    import torch
+    generators = [(n, np.random.default_rng(seed)) for n, seed in sides]
+    block = max(1, min(64, 2_000_000 // max(n for n, _ in sides)))  # a matrix is faster than its rows, and has to fit
+    found = []
+    for start in range(0, int(draws), block):
+        size = min(block, int(draws) - start)
+        found.append(np.asarray(statistic(*(_count(size, n, generator) for n, generator in generators))))
+    return np.concatenate(found)
 
-    generator = torch.Generator().manual_seed(derive_seed(*stream))
-    for start in range(0, draws, _BLOCK):
-        yield from torch.randint(n, (min(_BLOCK, draws - start), n), generator=generator).numpy()
+
+def _count(size: int, n: int, generator: np.random.Generator) -> np.ndarray:
+    """Return how often each of n images is among n draws, (size, n)."""
+    index = generator.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
+    return np.bincount(index.ravel(), minlength=size * n).reshape(size, n)
 
 
 def bootstrap_interval(
-    value: float, draws: np.ndarray, confidence: float, least: float = 0.0, most: float = 100.0
-) -> tuple[float, float]:
-    """Return the percentile interval of resampled values, moved so that their mean is the measured value.
+    value: float,
+    drawn: np.ndarray,
+    n: int,
+    confidence: float = 0.95,
+    *,
+    least: float = 0.0,
+    most: float = 100.0,
+    centred: bool = True,
+) -> Interval:
+    """Return the percentile interval of a resampled metric.
 
-    A measure that noise makes larger, like a calibration error or a maximum over thresholds, is larger again in every
-    resample, whose samples repeat: the plain percentile interval then lies above the value. Moved, it is the spread
-    of the measure at this number of samples. For an unbiased measure nothing moves.
+    Centred, the resampled values are moved so that their mean is the value: a metric that noise makes larger, like a
+    calibration error or a maximum over thresholds, is larger again in every resample, whose samples repeat, and the
+    plain percentile interval lies above the value. For an unbiased metric nothing moves.
 
     Args:
-        value: The measure on the samples themselves.
-        draws: The measure on each resample, (draws,).
+        value: The metric on the images themselves.
+        drawn: The metric on each resample, (draws,); NaN leaves a resample out.
+        n: Number of images, of the smaller side where there are two.
         confidence: In (0, 1).
-        least: Lower end of the measure's range.
+        least: Lower end of the metric's range.
         most: Upper end of it.
+        centred: Whether the resampled values are moved.
 
     Raises:
         InputError: If ``confidence`` is out of its range.
     """
     check_confidence(confidence)
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(draws, [tail, 100 - tail]) - draws.mean() + value
-    return float(max(min(low, value), least)), float(min(max(high, value), most))
+    drawn = drawn[~np.isnan(drawn)]
+    if not len(drawn):
+        return Interval(np.nan, np.nan, True)
+    low, high = _percentiles(drawn, confidence)
+    if centred:
+        move = value - float(drawn.mean())
+        low, high = max(min(low + move, value), least), min(max(high + move, value), most)
+    return Interval(low, high, too_narrow(value, low, high, n, least, most))
+
+
+def too_narrow(value: float, low: float, high: float, n: int, least: float = -np.inf, most: float = np.inf) -> bool:
+    """Return whether an interval from fewer than ``FEW`` images has no width, or none on one side of the value.
+
+    A few images may have the same value in every resample, or none beyond their own: the interval then says nothing
+    of the images that were not drawn. An end at the value is no fault where it is the end of the metric's range.
+    """
+    tiny = 1e-9
+    below, above = value - low < tiny and value - least > tiny, high - value < tiny and most - value > tiny
+    return n < FEW and (high - low < tiny or below or above)
+
+
+def _percentiles(drawn: np.ndarray, confidence: float) -> tuple[float, float]:
+    low, high = np.percentile(drawn, [50 * (1 - confidence), 50 * (1 + confidence)])
+    return float(low), float(high)
 
 
 def check_confidence(confidence: float) -> None:

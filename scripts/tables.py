@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cutmix.runs.record import Record, read_records
+from cutmix.runs.record import Record, read_records, with_interval
 from cutmix.statistics import in_words
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +27,7 @@ def lines(name: str) -> list[Record]:
 
 def cell(line: Record, digits: int = 1) -> str:
     """Return a value with its interval."""
-    return f"{line.value:.{digits}f} [{line.low:.{digits}f}, {line.high:.{digits}f}]"
+    return with_interval(line, f".{digits}f")
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

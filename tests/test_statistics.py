@@ -1,7 +1,6 @@
-"""Tests of differences: SciPy, formulas written out by hand and worked cases are the oracles."""
+"""Differences, calibration bins, the bootstrap: SciPy, formulas written out and worked cases are the oracles."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +10,22 @@ from sklearn.metrics import roc_auc_score
 from cutmix.errors import InputError
 from cutmix.evaluate.calibration import calibration_error
 from cutmix.statistics import (
+    Reliability,
     auroc_difference,
+    bin_edges,
+    bootstrap,
+    bootstrap_interval,
+    chance_error,
+    debiased_error,
     ece_difference,
+    expected_error,
     holm,
     in_words,
+    max_error,
     mcnemar,
+    one_hot_bins,
     rate_difference,
-    read_outcome,
+    reliability_table,
     welch,
 )
 
@@ -84,32 +92,8 @@ def test_welch_is_its_formula() -> None:
 def test_welch_without_spread_or_runs() -> None:
     assert welch([20.0, 20.0], [21.0, 21.0]) is None
     assert welch([20.0, 20.0], [21.0, 22.0]) is None
-    with pytest.raises(InputError, match="two runs of each"):
+    with pytest.raises(InputError, match="1 run of a recipe is given; expected two"):
         welch([20.0], [21.0, 22.0])
-
-
-def test_of_equal_logits_the_lowest_class_counts(tmp_path: Path) -> None:
-    logits = np.array([[1, 1, 0], [1, 1, 0], [0, 0, 2]], np.float32)
-    np.savez(tmp_path / "last.npz", logits=logits, labels=np.array([0, 1, 2]))
-    assert read_outcome(tmp_path / "last.npz").right.tolist() == [True, False, True]
-
-
-def test_what_is_no_predictions_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "last.npz"
-    arrays = {
-        "of shape": {"logits": np.zeros((3, 2)), "labels": np.zeros(4)},
-        "labels": {"logits": np.zeros((3, 2))},
-        "pickle": {"logits": np.array([{}, {}]), "labels": np.zeros(2)},
-    }
-    for reason, content in arrays.items():
-        np.savez(path, **content)
-        with pytest.raises(InputError, match=reason):
-            read_outcome(path)
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(InputError, match="cannot be read"):
-        read_outcome(path)
-    with pytest.raises(InputError, match="absent"):
-        read_outcome(tmp_path / "absent.npz")
 
 
 @pytest.mark.parametrize(
@@ -237,3 +221,172 @@ def test_the_difference_of_ece_holds_its_level() -> None:
         p = random.uniform(0.5, 1, size=(2, 400))
         rejected += ece_difference(*((one, random.random(400) < one) for one in p), draws=100).p < 0.05
     assert rejected <= 12
+
+
+# ---- calibration bins ----
+
+
+def table_of(confidence: np.ndarray, right: np.ndarray, bins: int, adaptive: bool = False) -> Reliability:
+    edges = bin_edges(confidence, bins, adaptive)
+    return reliability_table(edges, one_hot_bins(confidence, edges).T @ np.stack([right * 0 + 1, confidence, right], 1))
+
+
+def test_a_bound_belongs_to_the_bin_below_it() -> None:
+    confidence = np.array([0.2, 0.2 + 1e-12, 0.4, 1.0, 1.0 + 1e-9, 1e-9])
+    index = one_hot_bins(confidence, bin_edges(confidence, 5, False)).argmax(1)
+    assert index.tolist() == [0, 1, 1, 4, 4, 0]
+
+
+@pytest.mark.parametrize(("n", "bins"), [(1, 15), (7, 3), (15, 15), (100, 15), (1000, 7)])
+def test_bins_of_equal_mass_differ_by_one_image(n: int, bins: int) -> None:
+    confidence = np.random.default_rng(0).uniform(0.1, 1, n)
+    images = table_of(confidence, np.ones(n), bins, adaptive=True).images
+    assert images.sum() == n
+    assert images.max() - images.min() <= 1
+
+
+def test_bins_of_equal_mass_keep_ties_together_whatever_the_order() -> None:
+    rng = np.random.default_rng(0)
+    confidence, right = np.full(1000, 0.9), np.r_[np.ones(600), np.zeros(400)]
+    for _ in range(5):
+        order = rng.permutation(1000)
+        table = table_of(confidence[order], right[order], 15, adaptive=True)
+        assert sorted(table.images)[-2:] == [0, 1000]
+        assert expected_error(table) == pytest.approx(30)
+        assert max_error(table) == pytest.approx(30)
+
+
+def test_an_empty_bin_counts_nothing() -> None:
+    table = table_of(np.array([0.95, 0.95, 0.35]), np.array([1.0, 0.0, 1.0]), 10)
+    assert table.images.tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0, 2]
+    assert np.isnan(table.accuracy[0])
+    assert table.accuracy[[3, 9]].tolist() == [1, 0.5]
+    assert (table.low[3], table.high[3]) == pytest.approx((0.3, 0.4))
+    assert expected_error(table) == pytest.approx(100 * (0.65 + 2 * 0.45) / 3)
+    assert max_error(table) == pytest.approx(65)
+
+
+def test_no_bin_is_refused() -> None:
+    with pytest.raises(InputError, match=r"bins is 1\.5: expected at least one, a whole number"):
+        bin_edges(np.array([0.5]), 1.5, False)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="bins is 0: expected at least one"):
+        bin_edges(np.ones(3), 0, False)
+
+
+def test_debiased_error_takes_off_what_scipys_folded_normal_says() -> None:
+    table = table_of(np.array([0.9] * 40 + [0.6] * 10), np.r_[np.ones(30), np.zeros(10), np.ones(5), np.zeros(5)], 10)
+    plain, less = expected_error(table), 0.0
+    for images, gap, accuracy in ((40, 0.15, 0.75), (10, 0.1, 0.5)):
+        deviation = np.sqrt(accuracy * (1 - accuracy) / images)
+        less += images / 50 * (stats.foldnorm.mean(gap / deviation, scale=deviation) - gap)
+    assert debiased_error(table) == pytest.approx(plain - 100 * less)
+    certain = table_of(np.full(10, 0.8), np.ones(10), 10)  # no noise: all right
+    assert debiased_error(certain) == pytest.approx(20)
+
+
+def test_chance_is_what_a_calibrated_classifier_has_and_the_debiased_error_has_less() -> None:
+    rng = np.random.default_rng(0)
+    plain, debiased, chance = [], [], []
+    for _ in range(200):
+        confidence = rng.uniform(0.2, 1, 600)
+        table = table_of(confidence, (rng.random(600) < confidence).astype(float), 15)
+        plain.append(expected_error(table))
+        debiased.append(debiased_error(table))
+        chance.append(chance_error(confidence, bin_edges(confidence, 15, False)))
+    assert np.mean(plain) == pytest.approx(np.mean(chance), rel=0.05)
+    assert np.mean(plain) > 4
+    assert abs(np.mean(debiased)) < 0.7 * np.mean(plain)
+
+
+# ---- bootstrap ----
+
+
+def drawn_indices(n: int, draws: int, *seeds: int) -> np.ndarray:
+    return bootstrap(lambda *counts: np.stack(counts, 1), *((n, seed) for seed in seeds), draws=draws)
+
+
+def test_one_seed_gives_one_set_of_resamples() -> None:
+    first, again, other = (drawn_indices(50, 130, seed)[:, 0] for seed in (0, 0, 1))
+    assert first.shape == (130, 50)
+    assert (first.sum(1) == 50).all()
+    assert (first == again).all()
+    assert (first != other).any()
+    assert (drawn_indices(50, 7, 0)[:, 0] == first[:7]).all()
+
+
+def test_blocks_do_not_change_the_resamples() -> None:
+    generator = np.random.default_rng(3)  # the definition, a resample at a time
+    expected = [np.bincount(generator.integers(70_000, size=70_000), minlength=70_000) for _ in range(70)]
+    assert (drawn_indices(70_000, 70, 3)[:, 0] == np.stack(expected)).all()
+
+
+def test_two_sides_are_drawn_apart() -> None:
+    def both(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        assert (first.shape[1], second.shape[1]) == (20, 30)
+        return np.stack([first[:, 0], second[:, 0]], 1)
+
+    pairs = bootstrap(both, (20, 0), (30, 1), draws=4000)
+    assert pairs.shape == (4000, 2)
+    assert abs(np.corrcoef(pairs.T)[0, 1]) < 0.06
+
+
+def test_every_image_is_drawn_as_often_as_any_other() -> None:
+    counts = drawn_indices(20, 2000, 1)[:, 0].sum(0)
+    chi2 = ((counts - 2000) ** 2 / 2000).sum()
+    assert 5 < chi2 < 43  # 19 degrees of freedom: outside with probability 0.002
+
+
+def test_no_resample_is_refused() -> None:
+    for draws in (0, 1.5):
+        with pytest.raises(InputError, match=f"draws is {draws}: expected at least one resample, a whole number"):
+            drawn_indices(3, draws, 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("confidence", [0, 1, 2, 95, -0.5, float("nan")])
+def test_a_confidence_is_a_share(confidence: float) -> None:
+    with pytest.raises(InputError, match=f"confidence is {confidence}: expected a share between 0 and 1"):
+        bootstrap_interval(50.0, np.linspace(40, 60, 201), 200, confidence)
+
+
+def test_an_unbiased_metric_has_the_percentile_interval() -> None:
+    draws = np.linspace(40, 60, 201)
+    assert bootstrap_interval(50.0, draws, 200)[:2] == pytest.approx(tuple(np.percentile(draws, [2.5, 97.5])))
+    assert bootstrap_interval(50.0, draws, 200, 0.5)[:2] == pytest.approx((45, 55))
+
+
+def test_a_bias_moves_it_to_the_value_and_the_range_cuts_it() -> None:
+    draws = np.linspace(4, 8, 101)
+    assert bootstrap_interval(3.0, draws, 200)[:2] == pytest.approx((1.1, 4.9))
+    assert bootstrap_interval(1.0, draws, 200)[:2] == pytest.approx((0.0, 2.9))
+    assert bootstrap_interval(-1.0, draws, 200, least=-100)[:2] == pytest.approx((-2.9, 0.9))
+    assert bootstrap_interval(100.0, np.full(9, 100.0), 200)[:2] == (100.0, 100.0)
+    plain = bootstrap_interval(3.0, np.append(draws, np.nan), 200, centred=False)
+    assert plain[:2] == pytest.approx((4.1, 7.9))
+
+
+def test_it_covers_the_mean_as_often_as_it_says() -> None:
+    rng, inside = np.random.default_rng(0), 0
+    for i in range(300):
+        sample = rng.uniform(0, 100, 60)
+        draws = bootstrap(lambda counts, sample=sample: counts @ sample / 60, (60, i), draws=200)
+        low, high, _ = bootstrap_interval(sample.mean(), draws, 60, 0.9)
+        inside += low <= 50 <= high
+    assert 250 <= inside <= 289  # 0.9 of 300 is 270, and four standard deviations are 21
+
+
+def test_an_interval_of_few_images_without_width_is_marked() -> None:
+    zeros, ones = np.zeros(50), np.full(50, 100.0)
+    assert bootstrap_interval(0.0, zeros, 4) == (0, 0, True)  # an AUROC of 0 from four images
+    assert bootstrap_interval(100.0, ones, 4).few
+    assert not bootstrap_interval(100.0, ones, 100).few
+    one_sided = np.append(np.full(30, 12.23), np.linspace(13, 54.55, 20))  # an AP of 12.23 [12.23, 54.55]
+    assert bootstrap_interval(12.23, one_sided, 9, centred=False).few
+    assert not bootstrap_interval(0.0, one_sided - 12.23, 9, centred=False).few  # 0 is the end of the range
+    assert not bootstrap_interval(50.0, np.linspace(40, 60, 50), 4).few
+
+
+def test_bootstrap_agrees_with_scipy() -> None:
+    sample = np.random.default_rng(0).exponential(size=80)
+    ours = bootstrap_interval(sample.mean(), bootstrap(lambda c: c @ sample / 80, (80, 0), draws=9000), 80)
+    theirs = stats.bootstrap((sample,), np.mean, n_resamples=9000, method="percentile", rng=1).confidence_interval
+    assert ours[:2] == pytest.approx((theirs.low, theirs.high), rel=0.02)

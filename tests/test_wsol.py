@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from cutmix.cli import main
-from cutmix.runs.folder import read_arrays
+from cutmix.runs.read import read_arrays
 from cutmix.runs.record import read_records
 
 CLASSES = ("Black_footed_Albatross", "Laysan_Albatross", "Sooty_Albatross")

@@ -10,9 +10,10 @@ from rich.table import Table
 
 from cutmix.comparison.difference import CrossedDifference, crossed_difference
 from cutmix.errors import InputError
-from cutmix.runs.read import read_run
+from cutmix.runs.read import read_outcome, read_run
+from cutmix.runs.record import with_interval
 from cutmix.runtime.header import read_header
-from cutmix.statistics import holm, read_outcome
+from cutmix.statistics import holm
 from cutmix.training.campaign import Job
 
 
@@ -207,7 +208,7 @@ def tables(found: Sequence[Comparison]) -> Iterable[Table]:
         ratio = f"{one.seconds / one.baseline_seconds:.2f} ×" if one.baseline_seconds else "–"
         grid.add_row(
             one.method, "all" if one.per_class is None else f"{one.per_class:,}", f"{one.error:.2f}",
-            f"{one.baseline_error:.2f} ({one.baseline})", f"{d.value:+.2f} [{d.low:+.2f}, {d.high:+.2f}]", _p(one.p),
+            f"{one.baseline_error:.2f} ({one.baseline})", with_interval(d, "+.2f"), _p(one.p),
             ratio,
         )  # fmt: skip
     yield grid

@@ -9,7 +9,6 @@ al. (2019) for the debiased error. Checked against torchmetrics' ``MulticlassCal
 """
 
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from cutmix.runtime.seeding import derive_seed
 from cutmix.statistics import (
     Reliability,
     bin_edges,
+    bootstrap,
     bootstrap_interval,
     chance_error,
     debiased_error,
@@ -33,7 +33,6 @@ from cutmix.statistics import (
     max_error,
     one_hot_bins,
     reliability_table,
-    resamples,
 )
 
 _TEMPERATURES = (1e-3, 1e3)
@@ -57,7 +56,7 @@ def calibration_error(
     confidence, right = _top(p, class_ids(labels, p))
     edges = bin_edges(confidence, bins, adaptive)
     sums = one_hot_bins(confidence, edges).T @ np.stack([np.ones_like(confidence), confidence, right], 1)
-    return expected_error(reliability_table(edges, sums))
+    return float(expected_error(reliability_table(edges, sums)))
 
 
 def calibration_metrics(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor, bins: int = 15) -> dict[str, float]:
@@ -82,7 +81,7 @@ def calibration_metrics(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor, 
         InputError: If the values are not logits, or the labels do not fit them.
     """
     z = as_logits(logits)
-    return _Sums(z, class_ids(labels, z), bins).values
+    return {name: float(value) for name, value in _Sums(z, class_ids(labels, z), bins).values.items()}
 
 
 def fit_temperature(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> float:
@@ -208,25 +207,29 @@ class _Sums:
         self.values = self.metrics(sums)
 
     def tables(self, sums: np.ndarray) -> tuple[Reliability, Reliability]:
-        bins = len(self.edges[0]) - 1
-        parts = sums[5:].reshape(3, 2, bins)
-        return reliability_table(self.edges[0], parts[:, 0].T), reliability_table(self.edges[1], parts[:, 1].T)
+        parts = sums[..., 5:].reshape(*sums.shape[:-1], 3, 2, -1)
+        equal, adaptive = (np.moveaxis(parts[..., kind, :], -2, -1) for kind in (0, 1))
+        return reliability_table(self.edges[0], equal), reliability_table(self.edges[1], adaptive)
 
-    def metrics(self, sums: np.ndarray) -> dict[str, float]:
+    def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the metrics, each (...), of sums over images, (..., columns)."""
         equal, adaptive = self.tables(sums)
-        _, confidence, right, loss, square = sums[:5] / sums[0]
+        confidence, right, loss, square = np.moveaxis(sums[..., 1:5] / sums[..., :1], -1, 0)
         return {
             "ece": expected_error(equal), "ece_adaptive": expected_error(adaptive),
-            "ece_debiased": debiased_error(equal), "mce": max_error(equal),
-            "signed_gap": 100 * float(confidence - right), "nll": float(loss), "brier": float(square),
+            "ece_debiased": debiased_error(equal), "mce": max_error(equal), "signed_gap": 100 * (confidence - right),
+            "nll": loss, "brier": square,
         }  # fmt: skip
 
     def records(self, common: dict[str, Any], draws: int, stream: tuple[int | str, ...]) -> list[Record]:
-        drawn = self.resampled(draws, stream)
+        def resampled(counts: np.ndarray) -> np.ndarray:
+            return np.stack([*self.metrics(counts.astype(np.float64) @ self.columns).values()], 1)
+
+        drawn = bootstrap(resampled, (self.n, derive_seed(*stream)), draws=draws)
         records = []
-        for name, value in self.values.items():
-            spread, (least, most) = np.array([draw[name] for draw in drawn]), _RANGES.get(name, (0.0, 100.0))
-            low, high = bootstrap_interval(value, spread, common["confidence"], least, most)
+        for (name, each), spread in zip(self.values.items(), drawn.T, strict=True):
+            value, (least, most) = float(each), _RANGES.get(name, (0.0, 100.0))
+            ends = bootstrap_interval(value, spread, self.n, common["confidence"], least=least, most=most)
             bins = len(self.edges[0]) - 1
             more: dict[str, Any] = {} if name in ("nll", "brier", "signed_gap") else {"bins": bins}
             if name == "ece":
@@ -234,16 +237,8 @@ class _Sums:
                     f"biased upwards: with {self.n:,} images in {bins} bins, a perfectly calibrated classifier "
                     f"with these confidences has {chance_error(self.confidence, self.edges[0]):.2f} on average"
                 )
-            records.append(Record(metric=name, value=value, low=low, high=high, n=self.n, **common, **more))
+            records.append(Record(metric=name, value=value, **ends._asdict(), n=self.n, **common, **more))
         return records
-
-    def resampled(self, draws: int, stream: tuple[int | str, ...]) -> list[dict[str, float]]:
-        drawn = []
-        indices = resamples(self.n, draws, *stream)
-        while block := list(islice(indices, 64)):  # a matrix at a time is several times faster than a row
-            counts = np.stack([np.bincount(index, minlength=self.n) for index in block]).astype(np.float64)
-            drawn += [self.metrics(sums) for sums in counts @ self.columns]
-        return drawn
 
 
 _RANGES = {"signed_gap": (-100.0, 100.0), "nll": (0.0, np.inf), "brier": (0.0, 2.0), "ece_debiased": (-100.0, 100.0)}

@@ -29,7 +29,7 @@ from cutmix.evaluate.ood import ood_suite
 from cutmix.evaluate.robustness import robustness_suite
 from cutmix.runs.folder import command_line, environment, hold, only_begun, today, write_arrays, write_bytes, write_json
 from cutmix.runs.read import read_config
-from cutmix.runs.record import Record, append_records, read_records
+from cutmix.runs.record import Record, append_records, read_records, with_interval
 from cutmix.runtime.device import autocast, resolve_precision
 from cutmix.runtime.distributed import World, processes
 from cutmix.runtime.terminal import Console
@@ -254,14 +254,12 @@ def shared_fields(evaluation: Evaluation) -> dict[str, Any]:
 def show(suite: str, records: list[Record], data: ImageSet) -> None:
     """Print the table of a suite."""
     table = Table(title=Text(f"{records[0].file} on {data.name}: {suite}" if records else suite))
-    for heading in ("metric", "of", "at", "value", "95 % interval", "n"):
+    for heading in ("metric", "of", "at", "value [95 % interval]", "n"):
         table.add_column(heading, overflow="fold")
     for r in records:
         how = ", ".join(word for word in (r.of, r.score, r.convention) if word)
         cells = [r.metric, how, "" if r.at is None else f"{r.at:.4g}"]
-        value = "not run" if r.value is None else f"{r.value:.4g}"
-        interval = "" if r.low is None else f"{r.low:.4g} – {r.high:.4g}"
-        table.add_row(*map(Text, [*cells, value, interval, "" if r.n is None else f"{r.n:,}"]))
+        table.add_row(*map(Text, [*cells, with_interval(r, ".4g"), "" if r.n is None else f"{r.n:,}"]))
     console = Console()
     console.print(table)
     for note in dict.fromkeys(r.note for r in records if r.note):

@@ -20,6 +20,7 @@ from cutmix.errors import InputError
 from cutmix.evaluate.classification import wilson_interval
 from cutmix.evaluate.classifier import Classifier, SuiteResult
 from cutmix.runs.record import Record
+from cutmix.statistics import too_narrow
 
 ALEXNET_ERR = {
     "gaussian_noise": 88.6428, "shot_noise": 89.4468, "impulse_noise": 92.2640, "defocus_blur": 81.9880,
@@ -105,18 +106,19 @@ def _records(missed: Tensor, *, relative: bool) -> list[Record]:
         kinds["corruption_ce"] = ("mean_corruption_ce", 100 * errors / alexnet)
     for one, (mean, values) in kinds.items():
         for name, row in zip(CORRUPTIONS, values, strict=True):
-            records.append(_record(one, *_mean_interval(row), of=name))
-        records.append(_record(mean, *_mean_interval(values.mean(0))))
+            records.append(_mean(one, row, of=name))
+        records.append(_mean(mean, values.mean(0)))
     return records
 
 
-def _mean_interval(values: Tensor) -> tuple[float, float | None, float | None, int]:
-    """Return the mean over images, its normal 95 % interval, and the number of images."""
+def _mean(metric: str, values: Tensor, **more: Any) -> Record:
+    """Return the record of a mean over images, with its normal 95 % interval."""
     mean, n = float(values.mean()), len(values)
     if n < 2:
-        return mean, None, None, n
+        return _record(metric, mean, None, None, n, **more)
     half = norm.ppf(0.975) * float(values.std()) / n**0.5
-    return mean, max(mean - half, 0.0), mean + half, n
+    low, high = max(mean - half, 0.0), mean + half
+    return _record(metric, mean, low, high, n, few=too_narrow(mean, low, high, n, least=0.0), **more)
 
 
 def _record(metric: str, value: float, low: float | None, high: float | None, n: int, **more: Any) -> Record:

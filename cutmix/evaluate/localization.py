@@ -23,6 +23,7 @@ from cutmix.evaluate.logits import as_numpy
 from cutmix.evaluate.max_box import MaxBoxAccuracy, best_thresholds, center_iou, level_iou
 from cutmix.models.localization import find_head
 from cutmix.runs.record import Record
+from cutmix.statistics import too_narrow
 
 _V2_IOU = (0.3, 0.5, 0.7)
 
@@ -240,4 +241,5 @@ def _max_box_record(name: str, found: MaxBoxAccuracy, note: str) -> Record:
     if len(found.hits) > 1:
         half = 1.959964 * 100 * float(found.hits.mean(0).std()) / math.sqrt(n)
         share = Proportion(found.value, max(found.value - half, 0.0), min(found.value + half, 100.0), n)
+        more["few"] = too_narrow(share.value, share.low, share.high, n, 0.0, 100.0)
     return _record(name, share, **more, chosen_on="test", note=note)

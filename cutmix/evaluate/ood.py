@@ -222,10 +222,11 @@ def _logits(classifier: Classifier, outliers: Outliers) -> np.ndarray:
 
 
 class _Found(NamedTuple):
-    """The metrics of one score and convention, (k,), and those of the resamples, (draws, k)."""
+    """The metrics of a score and convention, (k,), of its resamples, (draws, k), and the images of the smaller side."""
 
     values: np.ndarray
     drawn: np.ndarray
+    fewest: int
 
 
 def _find(evaluated: _Evaluated, arrays: dict[str, np.ndarray], name: str, draws: int, seed: int) -> _Found:
@@ -233,12 +234,13 @@ def _find(evaluated: _Evaluated, arrays: dict[str, np.ndarray], name: str, draws
     sides = Sides(*(np.exp(each) if evaluated.exponential else each for each in scores))
     values, drawn = evaluated.statistic(sides.counts()), sides.resampled(evaluated.statistic, draws, seed, name)
     metrics = len(evaluated.metrics)
-    return _Found(np.array(values)[:metrics], drawn[:, :metrics])
+    return _Found(np.array(values)[:metrics], drawn[:, :metrics], sides.fewest)
 
 
 def _mean(sets: Sequence[_Found]) -> _Found:
     """Average data sets, resample by resample; in each resample all have the same ID images."""
-    return _Found(*(np.mean(part, 0) for part in zip(*sets, strict=True)))
+    values, drawn, fewest = zip(*sets, strict=True)
+    return _Found(np.mean(values, 0), np.mean(drawn, 0), min(fewest))
 
 
 def _open(name: str, classifier: Classifier, count: int, seed: int, *, named: bool) -> Outliers | str:
@@ -260,12 +262,12 @@ def _records(
 ) -> list[Record]:
     """Return the records of one data set."""
     records = []
-    for each, (values, drawn) in zip(evaluated, found, strict=True):
+    for each, (values, drawn, fewest) in zip(evaluated, found, strict=True):
         for name, value, spread in zip(each.metrics, values, drawn.T, strict=True):
-            low, high = bootstrap_interval(value, spread, common["confidence"])
+            ends = bootstrap_interval(float(value), spread, fewest, common["confidence"])
             chosen_on = "test" if name == "detection_acc" else None
             records.append(Record(
-                metric=f"ood_{name}", value=value, low=low, high=high, convention=each.convention, score=each.score,
+                metric=f"ood_{name}", value=float(value), **ends._asdict(), convention=each.convention, score=each.score,
                 chosen_on=chosen_on, note=note, **common,
             ))  # fmt: skip
     return records

@@ -20,7 +20,8 @@ from torch import Tensor
 from cutmix.config.options import Convention
 from cutmix.errors import InputError
 from cutmix.evaluate.logits import check_finite, real_numbers
-from cutmix.statistics import resamples
+from cutmix.runtime.seeding import derive_seed
+from cutmix.statistics import bootstrap
 
 
 class OodMetrics(NamedTuple):
@@ -78,18 +79,27 @@ class Sides:
         self.values, rank = np.unique(np.concatenate([id_scores, ood_scores]), return_inverse=True)
         self.id_rank, self.ood_rank = rank[: len(id_scores)], rank[len(id_scores) :]
 
-    def counts(self, id_index: np.ndarray | slice = slice(None), ood_index: np.ndarray | slice = slice(None)) -> Counts:
-        """Return the counts of the scores of some images of each side, by default of all."""
+    @property
+    def fewest(self) -> int:
+        """Number of images of the smaller side."""
+        return min(len(self.id_rank), len(self.ood_rank))
+
+    def counts(self, id_counts: np.ndarray | None = None, ood_counts: np.ndarray | None = None) -> Counts:
+        """Return the counts of the scores, each image counted as often as the arguments (n,) say, by default once."""
         size = len(self.values)
-        inside = np.bincount(self.id_rank[id_index], minlength=size)
-        outside = np.bincount(self.ood_rank[ood_index], minlength=size)
+        inside = np.bincount(self.id_rank, id_counts, size).astype(np.int64)
+        outside = np.bincount(self.ood_rank, ood_counts, size).astype(np.int64)
         return Counts(self.values, inside, outside, np.cumsum(inside), np.cumsum(outside))
 
     def resampled(self, statistic: "Statistic", draws: int, seed: int, name: str) -> np.ndarray:
         """Return the statistic of each resample, (draws, metrics); ID is resampled alike for every ``name``."""
-        ids = resamples(len(self.id_rank), draws, seed, "ood", "in")
-        oods = resamples(len(self.ood_rank), draws, seed, "ood", name)
-        return np.array([statistic(self.counts(*pair)) for pair in zip(ids, oods, strict=True)])
+
+        def resampled(ids: np.ndarray, oods: np.ndarray) -> list[Sequence[float]]:
+            return [statistic(self.counts(*pair)) for pair in zip(ids, oods, strict=True)]
+
+        own = len(self.id_rank), derive_seed(seed, "ood", "in")
+        other = len(self.ood_rank), derive_seed(seed, "ood", name)
+        return bootstrap(resampled, own, other, draws=draws)
 
 
 Statistic = Callable[[Counts], Sequence[float]]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from cutmix.inference.model import Model
 from cutmix.runs.read import Run, read_run
+from cutmix.runs.record import with_interval
 
 _SUITES = {
     "classification": "Error",
@@ -82,9 +83,8 @@ def _results(run: Run) -> str:
             continue
         rows = [f"### {title}\n", "| metric | value [95 % interval] | images | data |", "|---|---|---|---|"]
         for r in lines:
-            interval = "" if r.low is None or r.high is None else f" [{r.low:.4g}, {r.high:.4g}]"
             what = " ".join(str(part) for part in (r.metric, r.of, None if r.at is None else f"at {r.at:.4g}") if part)
-            rows.append(f"| {what} | {r.value:.4g}{interval} | {r.n or ''} | {r.data}, {r.split} |")
+            rows.append(f"| {what} | {with_interval(r, '.4g')} | {r.n or ''} | {r.data}, {r.split} |")
         made.append("\n".join(rows) + "\n")
     return "\n".join(made)
 

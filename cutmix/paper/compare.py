@@ -6,7 +6,7 @@ short run or one of another network, has a table of its own.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,10 +15,10 @@ from cutmix.config.recipes import RECIPES
 from cutmix.config.transfer import backbone_in_words, backbone_name, recipe_of_arch
 from cutmix.errors import InputError, listed
 from cutmix.paper.tables import DATA, FOOTNOTES, METHODS, TABLES, Measure, PaperRow, PaperTable, Row, Table, is_baseline
-from cutmix.runs.estimates import pooled
-from cutmix.runs.read import Run, read_run
-from cutmix.runs.record import Record, read_records
-from cutmix.statistics import holm, in_words, mcnemar, read_outcome, welch
+from cutmix.runs.estimates import Estimate, pooled
+from cutmix.runs.read import Run, read_outcome, read_run
+from cutmix.runs.record import Record, read_records, with_interval
+from cutmix.statistics import holm, in_words, mcnemar, welch
 
 # Fields that change where and how fast a recipe runs, or are compared on their own, but not its protocol.
 _FREE = {
@@ -258,8 +258,7 @@ def _p_value(mine: Sequence[Trained], base: Sequence[Trained]) -> float | None:
     if len(mine) > 1 or len(base) > 1 or not (mine[0].predictions and base[0].predictions):
         return None
     one, other = read_outcome(mine[0].predictions), read_outcome(base[0].predictions)
-    same = one.labels.shape == other.labels.shape and bool((one.labels == other.labels).all())
-    return mcnemar(one.right, other.right).p if same else None
+    return mcnemar(one.right, other.right).p if one.same_images(other) else None
 
 
 def _mean(runs: Sequence[Trained]) -> float:
@@ -282,12 +281,15 @@ def _cells(table: Table, runs: Sequence[Trained]) -> tuple[str, str, str]:
 def _estimated(measure: Measure, which: str, runs: Sequence[Trained]) -> str:
     error = "top5_err" if measure == "top5_err" else "top1_err"
     found = pooled(run.lines[error, which] for run in runs if (error, which) in run.lines)
-    if found is None:
-        return "not run"
-    value, low, high = found.value, found.low, found.high
-    if measure == "top1_acc":
-        value, low, high = 100 - value, None if high is None else 100 - high, None if low is None else 100 - low
-    return f"{value:.2f}" if low is None or high is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    return with_interval(_accuracy(found) if measure == "top1_acc" else found)
+
+
+def _accuracy(error: Estimate | None) -> Estimate | None:
+    """Return the accuracy of an error, in per cent."""
+    if error is None:
+        return None
+    low, high = (None if end is None else 100 - end for end in (error.high, error.low))
+    return replace(error, value=100 - error.value, low=low, high=high)
 
 
 def _printed(table: Table, row: Row) -> str:
@@ -390,15 +392,8 @@ def _value(table: PaperTable, row: PaperRow, cells: Sequence[Cell]) -> str:
     """Return a cell's measures with their intervals: of one run, or the mean over its seeds."""
     said = []
     for measure in row.measures:
-        estimate = pooled(cell.lines[measure] for cell in cells if measure in cell.lines)
-        if estimate is None:
-            said.append("not run")
-            continue
-        ends = [estimate.value, estimate.low, estimate.high]
-        if table.accuracy:
-            ends = [None if end is None else 100 - end for end in (estimate.value, estimate.high, estimate.low)]
-        value, low, high = ("" if end is None else f"{end:.{table.digits}f}" for end in ends)
-        said.append(f"{value} [{low}, {high}]" if low and high else value)
+        found = pooled(cell.lines[measure] for cell in cells if measure in cell.lines)
+        said.append(with_interval(_accuracy(found) if table.accuracy else found, f".{table.digits}f"))
     return "; ".join(said) if set(said) != {"not run"} else "not run"
 
 

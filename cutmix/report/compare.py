@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from cutmix.errors import listed
 from cutmix.runs.estimates import MAIN, Estimate, Main, baseline_of, estimate
-from cutmix.runs.read import Run, differing_fields, groups
-from cutmix.statistics import Paired, holm, in_words, mcnemar, read_outcome
+from cutmix.runs.read import Run, differing_fields, groups, read_outcome
+from cutmix.runs.record import with_interval
+from cutmix.statistics import Paired, holm, in_words, mcnemar
 
 MOST_IN_PAIRS = 6  # runs of which every pair is compared
 
@@ -83,7 +84,7 @@ def pairs(runs: Sequence[Run]) -> list[Pair]:
     for (one, its), (other, others) in combinations(members, 2):
         chosen = len(members) <= MOST_IN_PAIRS or baseline in (one.group, other.group)
         same = one.group != other.group and one.recipe.get("seed") == other.recipe.get("seed")
-        if chosen and same and its.labels.shape == others.labels.shape and bool((its.labels == others.labels).all()):
+        if chosen and same and its.same_images(others):
             found.append((one.label, other.label, mcnemar(its.right, others.right)))
     adjusted = holm([counts.p for _, _, counts in found])
     return [Pair(*pair, p) for pair, p in zip(found, adjusted, strict=True)]
@@ -91,8 +92,7 @@ def pairs(runs: Sequence[Run]) -> list[Pair]:
 
 def _main(found: Estimate, main: Main) -> str:
     what = main.label if found.count == 1 else f"mean {main.label} of {found.count} runs"
-    interval = "" if found.low is None or found.high is None else f" [{found.low:.1f}, {found.high:.1f}]"
-    return f"{what} {found.value:.1f}{main.unit}{interval}"
+    return f"{what} {with_interval(found, '.1f', main.unit)}"
 
 
 def _difference(points: float) -> str:
@@ -109,7 +109,7 @@ def _tested(members: Sequence[Run], others: Sequence[Run]) -> str:
     if members[0].task != "classification":
         return f"Under {members[0].task.capitalize()} they are compared in pairs, if both keep what that takes."
     one, other = map(read_outcome, paths)
-    if one.labels.shape != other.labels.shape or not bool((one.labels == other.labels).all()):
+    if not one.same_images(other):
         return ""
     p = mcnemar(one.right, other.right).p
     return f"Image by image: {in_words(p)} (exact McNemar test); how far another seed would move it is not known."

@@ -16,9 +16,8 @@ from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, Nul
 
 from cutmix.report.metrics import measure_of
 from cutmix.report.page import HTML, link, picture
-from cutmix.report.paired import read_arrays
 from cutmix.report.tables import Card, Key, anchor, notes
-from cutmix.runs.read import Run, groups
+from cutmix.runs.read import Run, groups, read_arrays
 
 # Each has a contrast of at least 3:1 with white and with the page's dark ground (WCAG 2.2, 1.4.11).
 COLOURS = ("#2e7fd0", "#d4622a", "#1d9a70", "#b3589f", "#a8801a", "#d34a5c", "#6b7f95")
@@ -273,7 +272,8 @@ def reliability_of(card: Card) -> Markup:
     """Return the reliability diagram of all runs, and how many images are how sure."""
     drawn, sure, said, counted = [], [], [], []
     for run in card.runs:
-        table = read_arrays(run.arrays(card.suite)).get("reliability")
+        path = run.arrays(card.suite)
+        table = read_arrays(path).get("reliability") if path.is_file() else None
         if table is None:
             continue
         style = card.styles[run.group]
@@ -305,7 +305,8 @@ def histograms(card: Card) -> Markup:
     body = Markup("")
     edges = np.linspace(0, 1, 26)
     for run in card.runs:
-        arrays = read_arrays(run.arrays(card.suite))
+        path = run.arrays(card.suite)
+        arrays = read_arrays(path) if path.is_file() else {}
         sets = {name.partition("/")[2]: name for name in arrays if name.startswith("max-softmax/")}
         scores = {of: np.exp(arrays[name]) for of, name in sets.items()}
         own = scores.pop("id", None)

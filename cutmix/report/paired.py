@@ -6,21 +6,20 @@ Of a classifier, `cutmix evaluate` leaves it; of a detector or a captioner, its 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cutmix.errors import UNREADABLE, InputError
+from cutmix.errors import InputError
 from cutmix.runs.estimates import baseline_of
-from cutmix.runs.read import Run
+from cutmix.runs.read import Run, read_arrays
 from cutmix.runs.record import Record
 from cutmix.statistics import (
     Difference,
     auroc_difference,
-    difference_of_resamples,
     ece_difference,
     holm,
+    paired_difference,
     rate_difference,
 )
 from cutmix.transfer.average_precision import Judged, precision_of, tally
@@ -86,16 +85,16 @@ def differences(runs: Sequence[Run], suite: str) -> list[Compared]:
     Raises:
         InputError: If a file of arrays is damaged.
     """
-    measured = {run.label: arrays for run in runs if (arrays := read_arrays(run.arrays(suite)))}
+    found_in = {run.label: read_arrays(run.arrays(suite)) for run in runs if run.arrays(suite).is_file()}
     samples = {
         run.label: {
-            (sample.name, sample.of): sample for sample in _SAMPLES[suite](run, measured[run.label]) if sample.line
+            (sample.name, sample.of): sample for sample in _SAMPLES[suite](run, found_in[run.label]) if sample.line
         }
         for run in runs
-        if run.label in measured
+        if run.label in found_in
     }
     found = []
-    for baseline, run in against_baseline([run for run in runs if run.label in measured]):
+    for baseline, run in against_baseline([run for run in runs if run.label in found_in]):
         for key, second in samples[run.label].items():
             first = samples[baseline.label].get(key)
             if first and _comparable(baseline, first, run, second):
@@ -113,21 +112,6 @@ def against_baseline(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
     baselines = [run for run in runs if run.group == group]
     seeds = {run.recipe.get("seed"): run for run in reversed(baselines)}
     return [(seeds.get(run.recipe.get("seed"), baselines[0]), run) for run in runs if run.group != group]
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read what a suite found for each image; nothing where there is no such file.
-
-    Raises:
-        InputError: If the file cannot be read.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except UNREADABLE as error:
-        raise InputError(f"{path} cannot be read as arrays: {error}; evaluate the run again") from None
 
 
 def _comparable(run: Run, first: _Sample, other: Run, second: _Sample) -> bool:
@@ -256,10 +240,10 @@ def precision_difference(
     classes = 1 + int(max(column.max(initial=0) for column in (first.labels, second.labels, first.object_labels)))
     one, other = (tally(judged, classes) for judged in (first, second))
 
-    def less(counts: np.ndarray) -> float:
-        return 100 * (precision_of(other, counts=counts).mean - precision_of(one, counts=counts).mean)
+    def less(counts: np.ndarray) -> list[float]:
+        return [100 * (precision_of(other, counts=row).mean - precision_of(one, counts=row).mean) for row in counts]
 
-    return _resampled(less, pictures, draws, seed)
+    return paired_difference(less, pictures, draws, seed=seed)
 
 
 def caption_difference(
@@ -285,11 +269,7 @@ def caption_difference(
     def value(sums: np.ndarray) -> float:
         return corpus_bleu(sums)[int(score[-1]) - 1] if score.startswith("bleu") else float(sums) / n
 
-    return _resampled(lambda counts: 100 * (value(counts @ other) - value(counts @ one)), n, draws, seed)
+    def less(counts: np.ndarray) -> list[float]:
+        return [100 * (value(row @ other) - value(row @ one)) for row in counts]
 
-
-def _resampled(less: Callable[[np.ndarray], float], n: int, draws: int, seed: int) -> Difference:
-    """Return a difference with what it is for ``draws`` choices of n of n pictures, given how often each counts."""
-    generator = np.random.default_rng(seed)
-    resampled = [less(np.bincount(generator.integers(n, size=n), minlength=n)) for _ in range(draws)]
-    return difference_of_resamples(less(np.ones(n, dtype=np.int64)), np.array(resampled))
+    return paired_difference(less, n, draws, seed=seed)

@@ -23,13 +23,13 @@ from cutmix.report.tables import (
     is_mean,
     name,
     notes,
-    number,
     refusals,
     table,
     table_of_checks,
     table_of_sets,
 )
 from cutmix.runs.read import Run, groups
+from cutmix.runs.record import with_interval
 from cutmix.statistics import Difference, in_words
 
 
@@ -158,9 +158,7 @@ def differences_of(card: Card) -> Markup:
 
 
 def _difference(row: Key, found: Difference) -> str:
-    digits = measure_of(row.name).digits
-    ends = ", ".join(number(end, digits, signed=True) for end in (found.low, found.high))
-    return f"{number(found.value, digits, signed=True)} [{ends}], {in_words(found.p)}"
+    return f"{with_interval(found, f'+.{measure_of(row.name).digits}f')}, {in_words(found.p)}"
 
 
 def _beside_paper_of(card: Card) -> Markup:

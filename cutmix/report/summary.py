@@ -31,9 +31,9 @@ from cutmix.report.suites import (
     paper_of_transfer,
     robustness,
 )
-from cutmix.runs.estimates import MAIN, Estimate, estimate
+from cutmix.runs.estimates import MAIN, estimate
 from cutmix.runs.read import Run, groups, read_runs
-from cutmix.runs.record import Record
+from cutmix.runs.record import Record, with_interval
 from cutmix.runtime.files import write_atomic
 from cutmix.statistics import in_words
 from cutmix.version import __version__
@@ -250,8 +250,8 @@ def _error_rows(members: Sequence[Run], which: str) -> list[Row]:
             Row(
                 run.label if run.finished else f"{run.label} (unfinished)",
                 [
-                    _error(line),
-                    _error(run.result("top5_err", which)),
+                    with_interval(line),
+                    with_interval(run.result("top5_err", which)),
                     "not run" if n is None else f"{n:,}",
                     f"{line.data} {line.split}" if line else run.data,
                     ("–" if run.evaluated else "not run") if epoch is None else str(epoch),
@@ -262,16 +262,8 @@ def _error_rows(members: Sequence[Run], which: str) -> list[Row]:
     means = [estimate(members, metric, which) for metric in ("top1_err", "top5_err")]
     if means[0] and means[0].count > 1:
         name = f"{members[0].group}: mean of {means[0].count} runs"
-        rows.append(Row(name, [*map(_error, means), "", "", "", ""], strong=True))
+        rows.append(Row(name, [*map(with_interval, means), "", "", "", ""], strong=True))
     return rows
-
-
-def _error(line: Record | Estimate | None) -> str:
-    if line is None or line.value is None:
-        return "not run"
-    if line.low is None or line.high is None:
-        return f"{line.value:.2f}"
-    return f"{line.value:.2f} [{line.low:.2f}, {line.high:.2f}]"
 
 
 def _image(run: Run, png: bytes) -> dict[str, Any]:

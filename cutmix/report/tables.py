@@ -9,7 +9,7 @@ from markupsafe import Markup
 from cutmix.report.metrics import MEASURES, Measure, at_in_words, in_255ths, measure_of, name_of
 from cutmix.report.page import HTML, Row, link
 from cutmix.runs.read import Run, groups
-from cutmix.runs.record import Record
+from cutmix.runs.record import Record, with_interval
 
 _POINTS = 3  # values of ``at`` from which a measure is a curve
 
@@ -150,9 +150,7 @@ def cell(measure: Measure, line: Record | None) -> str:
     """Return a value with its interval and, where it was chosen, the threshold."""
     if line is None or line.value is None:
         return "not run"
-    said = number(line.value, measure.digits)
-    if line.low is not None and line.high is not None:
-        said += f" [{number(line.low, measure.digits)}, {number(line.high, measure.digits)}]"
+    said = with_interval(line, f".{measure.digits}f")
     chosen_at = line.at if line.chosen_on == "test" else None
     return said if chosen_at is None else f"{said} at {chosen_at:.2f}"
 
@@ -204,11 +202,6 @@ _CHOSEN_MEANS = (
 def anchor(name: str) -> str:
     """Return where a measure is defined on the page."""
     return f"measure-{name}"
-
-
-def number(value: float, digits: int, *, signed: bool = False) -> str:
-    """Return a number as it is printed, with a minus sign."""
-    return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
 
 
 def _quiet(text: str) -> Markup:

@@ -41,12 +41,14 @@ class Estimate:
         low: Lower end of the interval; None without an interval.
         high: Upper end of the interval.
         count: Number of runs.
+        few: Whether the interval of the only run is of too few images to be trusted.
     """
 
     value: float
     low: float | None
     high: float | None
     count: int
+    few: bool = False
 
 
 def estimate(runs: Iterable[Run], metric: str, which: str, confidence: float = 0.95) -> Estimate | None:
@@ -59,7 +61,7 @@ def pooled(records: Iterable[Record], confidence: float = 0.95) -> Estimate | No
     """Return the mean of a metric over runs with different seeds; None where no record has a value.
 
     One run keeps the interval of its record. Several have Student's t interval of the mean over m seeds, x̄ ± t s / √m;
-    runs that share a seed are not independent and have no interval.
+    runs that share a seed are not independent, and equal values have no spread: both have no interval.
 
     Args:
         records: One for each run.
@@ -70,9 +72,9 @@ def pooled(records: Iterable[Record], confidence: float = 0.95) -> Estimate | No
     if not values:
         return None
     if len(values) == 1:
-        return Estimate(values[0], found[0][1].low, found[0][1].high, 1)
+        return Estimate(values[0], found[0][1].low, found[0][1].high, 1, found[0][1].few)
     mean = fmean(values)
-    if len({record.seed for _, record in found}) < len(values):
+    if len({record.seed for _, record in found}) < len(values) or len({*values}) == 1:
         return Estimate(mean, None, None, len(values))
     half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
     return Estimate(mean, mean - half, mean + half, len(values))

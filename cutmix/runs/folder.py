@@ -30,7 +30,7 @@ import torch
 from cutmix.config.defaults import ARRAYS
 from cutmix.config.recipe import Recipe, Training, flag
 from cutmix.config.transfer import task_of
-from cutmix.errors import UNREADABLE, InputError
+from cutmix.errors import InputError
 from cutmix.runs.read import read_config
 from cutmix.runs.record import Record, read_records
 from cutmix.runtime.files import append_line, open_no_link, to_json, truncate, why_not_written, write_atomic
@@ -176,19 +176,6 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write an npz file atomically, in a folder that is made if it is not there."""
     path.parent.mkdir(exist_ok=True)
     write_atomic(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
-
-
-def read_arrays(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of an npz file; pickled objects in it are refused.
-
-    Raises:
-        InputError: If the file is missing or damaged.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except UNREADABLE as error:
-        raise InputError(f"{path} cannot be read as predictions ({error}); train again with --overwrite") from None
 
 
 def saved_recipe(path: Path) -> Recipe:

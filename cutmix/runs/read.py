@@ -4,15 +4,19 @@ Nothing here imports torch, so that a page or a table of finished runs is made i
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import ZIP_STORED, ZipFile, ZipInfo
+
+import numpy as np
 
 from cutmix.config.recipe import Recipe
 from cutmix.config.transfer import TASKS, Captioning, Detection, task_of
-from cutmix.errors import InputError
+from cutmix.errors import UNREADABLE, InputError
 from cutmix.runs.record import Record, read_records
 from cutmix.runtime.files import read_lines, read_object
 from cutmix.runtime.schema import check_fields, kind_of
@@ -278,3 +282,70 @@ def _distinct(*candidates: list[str]) -> list[str]:
 
 def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
+
+
+# ---- predictions ----
+
+
+class Outcome(NamedTuple):
+    """What a classifier made of each image of a test set.
+
+    Attributes:
+        labels: Class ids, (N,) int64.
+        right: Whether the highest logit was the label's, (N,) bool; of equal logits the lowest class counts.
+    """
+
+    labels: np.ndarray
+    right: np.ndarray
+
+    def same_images(self, other: "Outcome") -> bool:
+        """Whether two outcomes are of as many images with the same labels."""
+        return np.array_equal(self.labels, other.labels)
+
+
+def read_outcome(path: Path) -> Outcome:
+    """Return what a file of predictions says of each image.
+
+    Raises:
+        InputError: If the file cannot be read or holds other arrays.
+    """
+    arrays = read_arrays(path)
+    if not {"logits", "labels"} <= arrays.keys():
+        raise InputError(f"{path} holds the arrays {', '.join(arrays) or 'none'}; expected logits and labels")
+    logits, labels = arrays["logits"], arrays["labels"]
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise InputError(
+            f"{path} holds logits of shape {logits.shape} and labels of {labels.shape}; expected (N, K) and (N,)"
+        )
+    return Outcome(labels, logits.argmax(1) == labels)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an npz file that a run wrote.
+
+    Raises:
+        InputError: If the file is missing or damaged, holds pickled objects, or announces more than it holds.
+    """
+    try:
+        with open(path, "rb") as file, ZipFile(file) as archive:
+            for member in archive.infolist():
+                _check_announced(archive, member)
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+    except UNREADABLE as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"{path} cannot be read as arrays: {reason}; expected a file that cutmix wrote") from None
+
+
+def _check_announced(archive: ZipFile, member: ZipInfo) -> None:
+    """Compare the size in an array's header with the bytes that follow, before memory is asked for."""
+    if member.compress_type != ZIP_STORED:
+        raise ValueError(f"{member.filename} is compressed")
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, kind = read(file)
+        announced, there = math.prod(shape) * kind.itemsize, member.file_size - file.tell()
+    if announced > there and not kind.hasobject:
+        raise ValueError(f"{member.filename} announces {announced:,} bytes and holds {there:,}")

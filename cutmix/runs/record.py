@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from cutmix.errors import InputError
 from cutmix.runtime.files import append_lines, read_lines
@@ -41,6 +41,7 @@ class Record:
         value: The result in the metric's unit; None where it was not run.
         low: Lower end of the interval; None without an interval.
         high: Upper end of the interval.
+        few: Whether the interval is of too few images to be trusted; see ``statistics.too_narrow``.
         confidence: Confidence of the interval, in (0, 1).
         n: Number of images, or of objects, that the metric is computed on.
         suite: Suite of ``cutmix evaluate`` or task of ``cutmix transfer``; None for the errors of training.
@@ -92,6 +93,7 @@ class Record:
     value: float | None
     low: float | None = None
     high: float | None = None
+    few: bool = False
     confidence: float = 0.95
     n: int | None = None
     suite: str | None = None
@@ -146,9 +148,9 @@ class Record:
         return self.convention in (None, "exact") and self.score in (None, "max-softmax")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as a JSON object; what is None is left out, apart from the value."""
+        """Return the record as a JSON object; what is None or false is left out, apart from the value."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {"schema": SCHEMA} | {k: v for k, v in values.items() if v is not None or k in _ALWAYS}
+        return {"schema": SCHEMA} | {k: v for k, v in values.items() if not (v is None or v is False) or k in _ALWAYS}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: str) -> "Record":
@@ -180,3 +182,33 @@ def read_records(path: Path) -> list[Record]:
 def append_records(path: Path, records: Iterable[Record]) -> None:
     """Append records to a results file, all or none; raises as ``append_lines``."""
     append_lines(path, (record.to_json() for record in records))
+
+
+# ---- results as text ----
+
+
+class _Result(Protocol):
+    """A value with its interval: a record, an estimate, a difference."""
+
+    @property
+    def value(self) -> float | None: ...
+    @property
+    def low(self) -> float | None: ...
+    @property
+    def high(self) -> float | None: ...
+
+
+def number(value: float, form: str = ".2f") -> str:
+    """Return a number in a format such as ".2f" or "+.1f", with a minus sign."""
+    return f"{value:{form}}".replace("-", "−")
+
+
+def with_interval(found: _Result | None, form: str = ".2f", unit: str = "") -> str:
+    """Return a value with its interval, "31.20 [30.10, 32.40]", or "not run"; the unit stands behind the value."""
+    if found is None or found.value is None:
+        return "not run"
+    text = number(found.value, form) + unit
+    if found.low is None or found.high is None:
+        return text
+    text += f" [{number(found.low, form)}, {number(found.high, form)}]"
+    return f"{text} (too few images)" if getattr(found, "few", False) else text

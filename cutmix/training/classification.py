@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from cutmix.config.recipe import Recipe
@@ -70,7 +71,7 @@ class Task(Protocol):
     def evaluate(self, model: nn.Module) -> Evaluation:
         """Measure the network on the test set; every process takes part, and each gets the whole."""
 
-    def records(self, arrays: dict[str, Tensor]) -> list[Record]:
+    def records(self, arrays: dict[str, np.ndarray]) -> list[Record]:
         """Return the records of what ``measure`` found."""
 
     def opening(self) -> str:
@@ -91,7 +92,7 @@ class Task(Protocol):
     def samples(self) -> bytes | None:
         """Return a PNG of what the network is shown, or None."""
 
-    def pictures(self, arrays: dict[str, Tensor]) -> dict[str, bytes]:
+    def pictures(self, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
         """Return PNGs of what ``measure`` found after the last epoch, by their names."""
 
 
@@ -148,9 +149,9 @@ class Classification:
             errors["train_err"] = classification_error(seen)["top1_err"].value
         return Evaluation({"test_loss": mean_loss(predictions), **errors}, predictions_arrays(predictions))
 
-    def records(self, arrays: dict[str, Tensor]) -> list[Record]:
+    def records(self, arrays: dict[str, np.ndarray]) -> list[Record]:
         """Return the errors with their intervals."""
-        return error_records(Predictions(**arrays))
+        return error_records(Predictions(*(torch.from_numpy(arrays[name]) for name in Predictions._fields)))
 
     def opening(self) -> str:
         """Return the set's name and sizes, and whether it is another one than the recipe's."""
@@ -198,7 +199,7 @@ class Classification:
         rows = {"original": None} | ({self.recipe.mix: mixing} if mixing else {})
         return preview_grid(self.train_set, rows, image_size=self.recipe.image_size, count=8)
 
-    def pictures(self, arrays: dict[str, Tensor]) -> dict[str, bytes]:
+    def pictures(self, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
         """Return where a network trained with SMMix looks; of others, the suites of ``cutmix evaluate`` draw."""
         return {"attention": self._attention()} if self.state.mix.uses_attention else {}
 

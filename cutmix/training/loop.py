@@ -16,8 +16,9 @@ from cutmix.config.options import TrainOptions
 from cutmix.config.recipe import Recipe
 from cutmix.config.recipes import recipe_changes
 from cutmix.errors import InputError
-from cutmix.runs.folder import RunFolder, command_line, has_results, read_arrays, today, write_arrays, write_bytes
-from cutmix.runs.record import Record
+from cutmix.runs.folder import RunFolder, command_line, has_results, today, write_arrays, write_bytes
+from cutmix.runs.read import read_arrays
+from cutmix.runs.record import Record, with_interval
 from cutmix.runtime.checkpoint import load_checkpoint, save_checkpoint
 from cutmix.runtime.device import describe_precision
 from cutmix.runtime.distributed import any_process, average_loss, barrier, gather, processes, without_sync
@@ -263,10 +264,8 @@ def finish(run: Run) -> None:
     run.folder.write_results(records)
     for record in records:
         if record.metric == run.task.key:
-            run.progress.say(
-                f"{record.which} epoch ({record.epoch}): {run.task.title} {record.value:.2f}{run.task.unit} "
-                f"[{record.low:.2f}, {record.high:.2f}]"
-            )
+            said = with_interval(record, unit=run.task.unit)
+            run.progress.say(f"{record.which} epoch ({record.epoch}): {run.task.title} {said}")
     kind = "the moving average of the weights" if run.state.average else "the weights"
     run.progress.say(f"{run.path / 'model.safetensors'} holds {kind} after the last epoch")
     run.progress.say(f"results in {run.path}; cutmix report {run.path} makes a page of them")

@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 import numpy as np
 
 from cutmix.errors import InputError
+from cutmix.runtime.seeding import derive_seed
+from cutmix.statistics import Interval, bootstrap, bootstrap_interval
 
 RIGHT, WRONG, LEFT_OUT = 1, 0, -1
 
@@ -267,8 +269,8 @@ def voc_interval(
     iou: float = 0.5,
     interpolation: Interpolation = "11-point",
     plus_one: bool = True,
-) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the mean average precision over the test images.
+) -> Interval:
+    """Return the percentile bootstrap interval of the mean average precision, in per cent, over the test images.
 
     Detections are judged once, since a verdict depends on one image only; an image then counts as often as it is drawn.
     The interval reflects the choice of test images, not the seed of training.
@@ -285,25 +287,20 @@ def voc_interval(
         interpolation: Likewise.
         plus_one: Likewise.
 
-    Returns:
-        Lower and upper bound, 0 to 1.
-
     Raises:
         InputError: As ``voc_average_precision``, or if the index of an image is not below ``images``.
     """
     found, objects = checked(found, objects, num_classes, plus_one)
     if max(found.images.max(initial=-1), objects.images.max(initial=-1)) >= images:
         raise InputError(f"images is {images}; expected more than the highest index of an image")
-    from cutmix.statistics import resamples as draw  # torch, which a page does without
-
     counted = tally(judge(found, objects, iou=iou, plus_one=plus_one), num_classes)
-    means = [
-        precision_of(counted, interpolation, np.bincount(drawn, minlength=images)).mean
-        for drawn in draw(images, resamples, seed, "bootstrap")
-    ]
-    tail = 50 * (1 - confidence)
-    low, high = np.nanpercentile(means, [tail, 100 - tail])
-    return float(low), float(high)
+
+    def means(counts: np.ndarray) -> list[float]:
+        return [100 * precision_of(counted, interpolation, row).mean for row in counts]
+
+    drawn = bootstrap(means, (images, derive_seed(seed, "bootstrap")), draws=resamples)
+    value = 100 * precision_of(counted, interpolation).mean
+    return bootstrap_interval(value, drawn, images, confidence, centred=False)
 
 
 class Tally(NamedTuple):

@@ -14,6 +14,8 @@ import numpy as np
 
 from cutmix.errors import InputError, missing_extra
 from cutmix.runs.record import Record
+from cutmix.runtime.seeding import derive_seed
+from cutmix.statistics import bootstrap, bootstrap_interval
 from cutmix.transfer.words import tokenize
 
 Tokens = list[str]
@@ -42,10 +44,11 @@ class ImageScores:
     rouge_l: np.ndarray
     cider_d: np.ndarray
 
-    def corpus(self, chosen: np.ndarray | slice = slice(None)) -> dict[str, float]:
-        """Return the scores of :func:`score_captions` for a subset of the images, by default all of them."""
-        means = float(self.rouge_l[chosen].mean()), float(self.cider_d[chosen].mean())
-        return dict(zip(SCORES, (*corpus_bleu(self.bleu[chosen].sum(0)), *means), strict=True))
+    def corpus(self, counts: np.ndarray | None = None) -> dict[str, float]:
+        """Return the scores of :func:`score_captions`, each image counted as often as ``counts`` (N,) says, or once."""
+        counts = np.ones(len(self.rouge_l), dtype=np.int64) if counts is None else counts
+        means = (float(counts @ part) / int(counts.sum()) for part in (self.rouge_l, self.cider_d))
+        return dict(zip(SCORES, (*corpus_bleu(counts @ self.bleu), *means), strict=True))
 
 
 def score_captions(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
@@ -103,17 +106,16 @@ def caption_records(
         resamples: Number of resamples.
         seed: Seed of the resamples.
     """
-    from cutmix.statistics import resamples as draw  # torch, which a page does without
-
     scores = image_scores(candidates, references)
     n = len(scores.images)
-    drawn = [scores.corpus(chosen) for chosen in draw(n, resamples, seed, "bootstrap")]
+    seeded = n, derive_seed(seed, "bootstrap")
+    drawn = bootstrap(lambda counts: [[*scores.corpus(row).values()] for row in counts], seeded, draws=resamples)
     records: list[Record] = []
     shared: dict[str, Any] = {"suite": "captioning", "confidence": confidence, "n": n}
-    for name, value in scores.corpus().items():
-        tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-        low, high = np.quantile([100 * one[name] for one in drawn], tails).tolist()
-        records.append(Record(metric=name, value=100 * value, low=low, high=high, **shared))
+    for (name, value), spread in zip(scores.corpus().items(), drawn.T, strict=True):
+        most = 1000.0 if name == "cider_d" else 100.0
+        ends = bootstrap_interval(100 * value, 100 * spread, n, confidence, most=most, centred=False)
+        records.append(Record(metric=name, value=100 * value, **ends._asdict(), **shared))
     try:
         return [*records, Record(metric="meteor", value=100 * meteor(candidates, references), **shared)]
     except InputError as error:

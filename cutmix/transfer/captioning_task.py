@@ -83,7 +83,7 @@ class CaptioningTask:
         arrays = {name: np.frombuffer(text.encode(), np.uint8).copy() for name, text in texts.items()}
         return Evaluation(figures, arrays | {name: getattr(scores, name) for name in ("bleu", "rouge_l", "cider_d")})
 
-    def records(self, arrays: dict[str, Tensor]) -> list[Record]:
+    def records(self, arrays: dict[str, np.ndarray]) -> list[Record]:
         """Return the scores with their intervals, and METEOR where its program can run."""
         return caption_records(self._by_name(_captions(arrays)), self.test_set.references)
 
@@ -130,10 +130,10 @@ class CaptioningTask:
     def samples(self) -> None:
         """Return no figure: images are drawn with their captions after training."""
 
-    def pictures(self, arrays: dict[str, Tensor]) -> dict[str, bytes]:
+    def pictures(self, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
         """Return test images with the generated captions and the references."""
         return {"captions": gallery_of_captions(self.test_set, self._by_name(_captions(arrays)))}
 
 
-def _captions(arrays: dict[str, Tensor]) -> list[str]:
-    return arrays["captions"].numpy().tobytes().decode().split("\n")
+def _captions(arrays: dict[str, np.ndarray]) -> list[str]:
+    return arrays["captions"].tobytes().decode().split("\n")

@@ -102,15 +102,15 @@ class DetectionTask:
         precision = precision_of(tally(judged, self.test_set.num_classes))
         return Evaluation({"map": 100 * precision.mean}, arrays | judged._asdict())
 
-    def records(self, arrays: dict[str, Tensor]) -> list[Record]:
+    def records(self, arrays: dict[str, np.ndarray]) -> list[Record]:
         """Return VOC's mean average precision with its interval, that of each class, and COCO's metrics."""
-        found = _detections({name: column.numpy() for name, column in arrays.items()})
+        found = _detections(arrays)
         objects, classes, n = self.test_set.objects(), self.test_set.classes, len(self.test_set)
         scene, records = (inclusive(found), inclusive(objects), len(classes)), []
         for metric, interpolation in _INTERPOLATIONS.items():
             value = voc_average_precision(*scene, interpolation=interpolation).mean
-            low, high = (100 * end for end in voc_interval(*scene, n, interpolation=interpolation))
-            records.append(Record(metric=metric, value=100 * value, low=low, high=high, n=n, suite="detection"))
+            interval = voc_interval(*scene, n, interpolation=interpolation)._asdict()
+            records.append(Record(metric=metric, value=100 * value, **interval, n=n, suite="detection"))
         precision = voc_average_precision(*scene)
         for name, value, count in zip(classes, precision.per_class.tolist(), precision.objects.tolist(), strict=True):
             if count:
@@ -171,9 +171,9 @@ class DetectionTask:
     def samples(self) -> None:
         """Return no figure: images are drawn with their detections after training."""
 
-    def pictures(self, arrays: dict[str, Tensor]) -> dict[str, bytes]:
+    def pictures(self, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
         """Return test images with their true boxes and their detections."""
-        found = _detections({name: column.numpy() for name, column in arrays.items()})
+        found = _detections(arrays)
         return {"detections": gallery_of_detections(self.test_set, found)}
 
 

@@ -25,7 +25,7 @@ from cutmix.evaluate.classification import Predictions
 from cutmix.evaluate.command import run_evaluate
 from cutmix.evaluate.ood import ood_metrics
 from cutmix.models import create_model
-from cutmix.runs.folder import read_arrays
+from cutmix.runs.read import read_arrays
 from cutmix.runs.record import read_records
 
 
@@ -54,8 +54,8 @@ def test_saved_weights_give_the_saved_predictions(run: Path, monkeypatch: pytest
     batch = json.loads((run / "config.json").read_text())["recipe"]["batch_size"]
     records = run_evaluate(options(run, which=which, batch_size=batch))
     saved = read_arrays(run / f"predictions/{which}.npz")
-    assert torch.equal(seen[0].logits, saved["logits"])
-    assert torch.equal(seen[0].labels, saved["labels"])
+    assert np.array_equal(seen[0].logits, saved["logits"])
+    assert np.array_equal(seen[0].labels, saved["labels"])
     own = {r.metric: r for r in read_records(run / "results.jsonl") if r.which == which and r.source == "training"}
     for record in records:
         shared = (
@@ -82,7 +82,7 @@ def test_shake_drop_keeps_its_expectation(tmp_path: Path, monkeypatch: pytest.Mo
     original = cutmix.evaluate.command.predict
     monkeypatch.setattr(cutmix.evaluate.command, "predict", lambda *a, **k: seen.append(original(*a, **k)) or seen[-1])
     run_evaluate(options(tmp_path / "run", batch_size=64))
-    assert torch.equal(seen[0].logits, read_arrays(tmp_path / "run/predictions/last.npz")["logits"])
+    assert np.array_equal(seen[0].logits, read_arrays(tmp_path / "run/predictions/last.npz")["logits"])
 
 
 def test_results_are_appended_or_go_where_they_are_wanted(run: Path, tmp_path: Path) -> None:
@@ -170,16 +170,16 @@ def test_some_images_are_the_same_for_every_suite(run: Path) -> None:
     assert {(r.test_images, r.classes) for r in read_records(run / "results.jsonl")} == {(797, 10)}
     shown = read_arrays(run / "predictions/evaluated-last.npz")
     for suite in ("calibration", "robustness", "ood"):
-        assert torch.equal(read_arrays(run / f"predictions/{suite}-last.npz")["labels"], shown["labels"])
+        assert np.array_equal(read_arrays(run / f"predictions/{suite}-last.npz")["labels"], shown["labels"])
     own = read_arrays(run / "predictions/last.npz")
-    found = [int((own["logits"] - row).abs().sum(1).argmin()) for row in shown["logits"]]
+    found = [int(np.abs(own["logits"] - row).sum(1).argmin()) for row in shown["logits"]]
     assert len(set(found)) == 30
     assert found == sorted(found)
     by = {r.metric: r.n for r in records}
     assert (by["top1_err"], by["ece"], by["pgd_err"], by["between_mixup_err"], by["ood_auroc"]) == (30, 30, 30, 150, 60)
     again = run_evaluate(options(run, **words | {"seed": 1, "suite": "calibration"}))
     assert again[0].draw_seed == 1
-    assert not torch.equal(read_arrays(run / "predictions/calibration-last.npz")["labels"], shown["labels"])
+    assert not np.array_equal(read_arrays(run / "predictions/calibration-last.npz")["labels"], shown["labels"])
 
 
 def test_more_images_than_there_are_is_all(run: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cutmix.report.metrics import MEASURES
-from cutmix.report.tables import Key, cell, gather, name, notes, number, refusals, table, table_of_checks, table_of_sets
+from cutmix.report.tables import Key, cell, gather, name, notes, refusals, table, table_of_checks, table_of_sets
 from cutmix.runs.read import Run
 from cutmix.runs.record import Record
 
@@ -28,7 +28,6 @@ def test_a_cell_has_value_and_interval_in_the_measures_digits() -> None:
     assert cell(MEASURES["max_box_acc"], replace(line, at=0.234, chosen_on="test")) == "−1.3 [−2.0, 0.4] at 0.23"
     assert cell(MEASURES["fgsm_err"], replace(line, at=0.5)) == "−1.3 [−2.0, 0.4]"
     assert cell(MEASURES["nll"], None) == cell(MEASURES["nll"], replace(line, value=None)) == "not run"
-    assert number(2.0, 1, signed=True) == "+2.0"
 
 
 def test_runs_stand_side_by_side_in_the_order_of_the_measures() -> None:

@@ -247,10 +247,11 @@ def test_interval_holds_the_value_and_shrinks_with_the_set() -> None:
     few, many = (random_scene(3, images=n, n=30 * n, m=6 * n) for n in (20, 320))
     widths = []
     for images, scene in ((20, few), (320, many)):
-        value = voc_average_precision(*scene, 5).mean
-        low, high = voc_interval(*scene, 5, images, resamples=200)
+        value = 100 * voc_average_precision(*scene, 5).mean
+        low, high, few = voc_interval(*scene, 5, images, resamples=200)
         assert low < value < high
-        assert (low, high) == voc_interval(*scene, 5, images, resamples=200)  # its seed's alone
+        assert not few
+        assert (low, high, few) == voc_interval(*scene, 5, images, resamples=200)  # its seed's alone
         widths.append(high - low)
     assert 2 < widths[0] / widths[1] < 8  # 4 for independent pictures
 

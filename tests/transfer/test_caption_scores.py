@@ -219,6 +219,6 @@ def test_parts_are_kept_by_image() -> None:
     half = np.arange(0, 50, 2)
     chosen = [whole.images[i] for i in half]
     part = score_captions({n: candidates[n] for n in chosen}, {n: references[n] for n in chosen})
-    ours = whole.corpus(half)
+    ours = whole.corpus(np.arange(50) % 2 == 0)
     for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l"):  # CIDEr-D's weights are of the whole set
         assert ours[name] == pytest.approx(part[name], rel=1e-12), name
