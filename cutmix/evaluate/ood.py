@@ -267,7 +267,7 @@ def _records(
             ends = bootstrap_interval(float(value), spread, fewest, common["confidence"])
             chosen_on = "test" if name == "detection_acc" else None
             records.append(Record(
-                metric=f"ood_{name}", value=float(value), **ends._asdict(), convention=each.convention, score=each.score,
-                chosen_on=chosen_on, note=note, **common,
+                metric=f"ood_{name}", value=float(value), **ends._asdict(), convention=each.convention,
+                score=each.score, chosen_on=chosen_on, note=note, **common,
             ))  # fmt: skip
     return records

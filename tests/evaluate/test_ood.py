@@ -35,8 +35,9 @@ def intervals(
     """Return the ends of the intervals of all metrics, as the suite computes them."""
     sides, statistic = Sides(id_scores, ood_scores), statistic_of(convention, 10)
     drawn = sides.resampled(statistic, draws, seed, "out")
-    ends = [bootstrap_interval(*pair, confidence) for pair in zip(statistic(sides.counts()), drawn.T, strict=True)]
-    return OodMetrics(*(low for low, _ in ends)), OodMetrics(*(high for _, high in ends))
+    values = statistic(sides.counts())
+    ends = [bootstrap_interval(*pair, sides.fewest, confidence) for pair in zip(values, drawn.T, strict=True)]
+    return OodMetrics(*(end.low for end in ends)), OodMetrics(*(end.high for end in ends))
 
 
 # ---- scores ----
