@@ -135,7 +135,7 @@ def test_a_folder_of_another_run_is_refused(data: Path, tmp_path: Path, capsys: 
     run(data, tmp_path, *words, "--epochs", "1")
     with pytest.raises(SystemExit):
         run(data, tmp_path, *words, "--epochs", "2")
-    assert "holds another run, with epochs 1 instead of 2" in capsys.readouterr().err
+    assert "holds another run, with --epochs 1 instead of 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_other_data_are_found_out_by_their_number_of_classes(
 
 
 def test_shards_share_all_runs_without_overlap() -> None:
-    options = ReproduceOptions("table5")
+    options = ReproduceOptions(table="table5")
     jobs = plan(find_tables("table5"), options)
     assert len(jobs) == 15 * 3
     assert [job.recipe.seed for job in jobs] == sorted(job.recipe.seed for job in jobs)
@@ -188,13 +188,13 @@ def test_shards_share_all_runs_without_overlap() -> None:
 
 
 def test_a_row_in_two_tables_is_run_once() -> None:
-    jobs = plan(find_tables("figure3"), ReproduceOptions("figure3", seeds=1))
+    jobs = plan(find_tables("figure3"), ReproduceOptions(table="figure3", seeds=1))
     assert len(jobs) == 1 + 6 + 5
 
 
 def test_full_is_the_recipe_itself() -> None:
     recipe = RECIPES["cifar100-pyramidnet200-cutmix"]
-    assert scaled(recipe, ReproduceOptions("table5"), 0) == recipe
+    assert scaled(recipe, ReproduceOptions(table="table5"), 0) == recipe
 
 
 def test_short_shrinks_the_schedule_with_the_epochs() -> None:
