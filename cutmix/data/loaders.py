@@ -170,24 +170,45 @@ def _check(data: ImageSet, batch_size: int, image_size: int | None, workers: int
 
 
 class TrainOrder:
-    """Which samples, shuffled by the seed and the epoch, this rank has in each batch."""
+    """Which samples, shuffled by the seed and the epoch, this rank has in each batch.
+
+    All ranks have equally many: the last ones are filled up from the start of the epoch's order. What remains after
+    the full batches is a batch of its own if it fills at least half of one; otherwise the batches share it, so that
+    they differ by one sample at most, and none is a single sample, which batch normalisation cannot take.
+    """
 
     def __init__(self, size: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.rank, self.world_size = rank, world_size
-        self.steps = math.ceil(size / batch_size)
+        own = batch_size // world_size
+        self.bounds = _divide(max(math.ceil(size / world_size), min(2, own, size)), own)
+        self.steps = len(self.bounds) - 1
 
     def indices(self, epoch: int) -> Tensor:
         """Return the epoch's order, begun again until the last batch is full."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
         order = torch.randperm(self.size, generator=generator)
-        return order[torch.arange(self.steps * self.batch_size) % self.size]
+        length = max(self.steps * self.batch_size, self.bounds[-1] * self.world_size)
+        return order[torch.arange(length) % self.size]
+
+    def batch(self, step: int) -> slice:
+        """Return the positions of a batch of all ranks in the epoch's order."""
+        return slice(self.bounds[step] * self.world_size, self.bounds[step + 1] * self.world_size)
 
     def share(self, step: int) -> slice:
         """Return this rank's positions in the epoch's order."""
-        first = step * self.batch_size
-        share = math.ceil(min(self.batch_size, self.size - first) / self.world_size)
+        first, share = self.batch(step).start, self.bounds[step + 1] - self.bounds[step]
         return slice(first + self.rank * share, first + (self.rank + 1) * share)
+
+
+def _divide(count: int, size: int) -> list[int]:
+    """Return the bounds of the batches of one rank: ``size`` samples each, and the rest as ``TrainOrder`` says."""
+    steps = math.ceil(count / size)
+    rest = count - (steps - 1) * size
+    if size == 1 or steps == 1 or (rest > 1 and 2 * rest >= size):
+        return [*range(0, count, size), count]
+    steps = min(steps, count // 2)  # batches of two, and one of three
+    return [step * count // steps for step in range(steps + 1)]
 
 
 class TestOrder:
@@ -233,8 +254,9 @@ class _Color:
     def draw(self, epoch: int, step: int) -> ColorDraw:
         order, share = self.order, self.order.share(step)
         generator = torch.Generator().manual_seed(derive_seed(order.seed, "color", epoch, step))
-        first = step * order.batch_size
-        colors = draw_color(order.batch_size, self.jitter, self.lighting, generator)
+        batch = order.batch(step)
+        count, first = max(order.batch_size, batch.stop - batch.start), batch.start
+        colors = draw_color(count, self.jitter, self.lighting, generator)
         return colors[share.start - first : share.stop - first]
 
 

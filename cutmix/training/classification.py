@@ -128,11 +128,12 @@ class Classification:
 
     def split(self, images: Tensor, labels: Tensor, progress: float) -> list[tuple[Tensor, Any]]:
         """Mix a batch as a whole, so that the number of parts changes nothing, and divide it."""
-        state, parts = self.state, self.recipe.accumulate
+        state = self.state
+        parts = max(min(self.recipe.accumulate, len(images) // 2), 1)  # batch normalisation needs two images
         if state.cutout:
             images, _ = state.cutout(images, labels)
         images, targets = state.mix.mix(images, labels, progress)
-        return list(zip(images.chunk(parts), _chunk(targets, parts), strict=True))
+        return list(zip(images.tensor_split(parts), _divide(targets, parts), strict=True))
 
     def loss(self, network: nn.Module, images: Tensor, targets: Any) -> Tensor:
         """Return the loss of a part, which the mixing method defines."""
@@ -213,8 +214,8 @@ class Classification:
         )
 
 
-def _chunk(targets: Targets, parts: int) -> Sequence[Any]:
-    """Divide targets as ``chunk`` divides their images."""
+def _divide(targets: Targets, parts: int) -> Sequence[Any]:
+    """Divide targets as their images."""
     if isinstance(targets, Tensor):
-        return targets.chunk(parts)
-    return [type(targets)(*fields) for fields in zip(*(column.chunk(parts) for column in targets), strict=True)]
+        return targets.tensor_split(parts)
+    return [type(targets)(*fields) for fields in zip(*(column.tensor_split(parts) for column in targets), strict=True)]

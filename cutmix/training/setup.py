@@ -69,11 +69,10 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     augment = Augment(**{field.name: getattr(recipe, field.name) for field in fields(Augment)})
     batches = train_loader(train_set, augment, seed=recipe.seed, **shared)
     shared |= {name: getattr(recipe, name) for name in ("image_size", "crop_fraction", "squash", "interpolation")}
-    last = len(train_set) % recipe.batch_size or recipe.batch_size
-    if recipe.mix == "smmix" and last <= world.size:
+    if recipe.mix == "smmix" and recipe.batch_size < 2 * world.size:
         raise InputError(
-            f"--batch-size {recipe.batch_size} leaves a process one image of the last batch, which SMMix has no "
-            "partner for; give another one"
+            f"--batch-size is {recipe.batch_size}; expected at least {2 * world.size}, as --mix smmix needs a partner "
+            "for each image of a process"
         )
     state = start_state(recipe, train_set, world)
     task = Classification(

@@ -90,7 +90,7 @@ def start_state(recipe: Recipe, data: ImageSet, world: World) -> State:
         drop_block=recipe.drop_block, block_size=recipe.drop_block_size,
     )  # fmt: skip
     mix, network = make_mix(recipe), model.to(world.device)
-    model = _prepare(network, mix, recipe, data, world.device)
+    model = _prepare(network, mix, recipe, data, world)
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)
     torch.manual_seed(derive_seed(recipe.seed, "training", world.rank))
@@ -105,12 +105,12 @@ def start_branches_at_one(model: nn.Module) -> None:
             nn.init.ones_(module.weight)
 
 
-def _prepare(network: nn.Module, mix: Mix, recipe: Recipe, data: ImageSet, device: torch.device) -> nn.Module:
+def _prepare(network: nn.Module, mix: Mix, recipe: Recipe, data: ImageSet, world: World) -> nn.Module:
     """Return the module to train, once the network, DropBlock and the mixing method have taken images of this size."""
     sides: tuple[int, ...] = (recipe.image_size or 0,) * 2
     if isinstance(data, ArraySet) and recipe.image_size is None:
         sides = tuple(data.images.shape[-2:])
-    images = torch.zeros(2, data.in_chans, *sides, device=device)
+    images = torch.zeros(2, data.in_chans, *sides, device=world.device)
     network.eval()
     for module in network.modules():
         if isinstance(module, DropBlock):
@@ -118,8 +118,22 @@ def _prepare(network: nn.Module, mix: Mix, recipe: Recipe, data: ImageSet, devic
     with trying_images(recipe.model, sides):
         with torch.inference_mode():
             network(images[:1])
-        model = mix.prepare(network, images).to(device)
+        model = mix.prepare(network, images).to(world.device)
+    if recipe.batch_size < 2 * world.size:
+        _train_on_one(network, images[:1], f"--batch-size is {recipe.batch_size}; expected at least {2 * world.size}")
     return model.train()
+
+
+def _train_on_one(network: nn.Module, image: torch.Tensor, refusal: str) -> None:
+    """Check that a network can be trained on a single image, and leave it as it is."""
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            network.train()(image)
+    except ValueError:  # of F.batch_norm
+        raise InputError(f"{refusal}, as batch normalisation cannot be trained on a single image") from None
+    finally:
+        network.load_state_dict(before)
 
 
 def take_snapshot(state: State, world: World) -> dict[str, Any]:

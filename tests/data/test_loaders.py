@@ -65,7 +65,7 @@ def same(a: Any, b: Any) -> bool:
 def test_an_epoch_is_every_image_once_and_images_keep_their_labels() -> None:
     loader = train(numbered())
     batches = list(loader.epoch(0))
-    assert [len(labels) for _, labels in batches] == [16, 16, 16, 2]
+    assert [len(labels) for _, labels in batches] == [12, 13, 12, 13]
     assert loader.steps == 4
     seen = torch.cat([labels for _, labels in batches])
     assert sorted(seen.tolist()) == list(range(50))
@@ -96,7 +96,7 @@ def test_an_epoch_can_be_entered_anywhere(start: int) -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-@pytest.mark.parametrize("n", [48, 50, 3])
+@pytest.mark.parametrize("n", [48, 57, 10])
 def test_ranks_share_the_same_global_batches(n: int, world_size: int) -> None:
     data = ArraySet(
         "noise",
@@ -121,10 +121,36 @@ def test_ranks_share_the_same_global_batches(n: int, world_size: int) -> None:
 
 
 def test_filled_up_from_the_start_of_the_order() -> None:
-    data = numbered(50)
+    data = numbered(57)
     order = torch.cat([labels for _, labels in train(data).epoch(2)])
-    last = [list(train(data, rank=rank, world_size=4).epoch(2))[-1][1].item() for rank in range(4)]
-    assert last == [*order[48:].tolist(), *order[:2].tolist()]
+    last = torch.cat([list(train(data, rank=rank, world_size=4).epoch(2))[-1][1] for rank in range(4)])
+    assert last.tolist() == [*order[48:].tolist(), *order[:3].tolist()]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("own", [1, 2, 3, 4, 16])
+def test_no_batch_is_a_single_image_and_every_image_is_seen(own: int, world_size: int) -> None:
+    for size in range(1, 70):
+        ranks = [loaders.TrainOrder(size, own * world_size, 0, rank, world_size) for rank in range(world_size)]
+        order, steps = ranks[0].indices(0), ranks[0].steps
+        shares = [[rank.share(step) for step in range(steps)] for rank in ranks]
+        assert {i for rank in shares for share in rank for i in order[share].tolist()} == set(range(size))
+        counts = [share.stop - share.start for share in shares[0]]
+        assert all([share.stop - share.start for share in rank] == counts for rank in shares)
+        assert min(counts) >= min(2, own, size)
+        assert max(counts) <= max(own, 3 if own == 2 else 0)
+        assert max(counts) - min(counts) <= max(1, own // 2)
+        if size % (own * world_size) == 0:
+            assert counts == [own] * (size // (own * world_size))
+
+
+@pytest.mark.parametrize(
+    ("size", "batch_size", "counts"),
+    [(9, 4, [3, 3, 3]), (1000, 64, [64] * 15 + [40]), (3, 2, [3]), (5, 2, [2, 3]), (65, 64, [32, 33]), (3, 1, [1] * 3)],
+)
+def test_a_remainder_below_half_a_batch_is_spread(size: int, batch_size: int, counts: list[int]) -> None:
+    order = loaders.TrainOrder(size, batch_size, 0, 0, 1)
+    assert [order.share(step).stop - order.share(step).start for step in range(order.steps)] == counts
 
 
 @pytest.mark.parametrize(("n", "world_size"), [(50, 1), (50, 4), (3, 4)])
@@ -296,7 +322,7 @@ COLORS = [{"color_jitter": 0.4, "lighting": 0.1}, {"auto_augment": "cifar10"}]
 def test_colours_are_a_function_of_seed_epoch_and_step(
     tmp_path: Path, options: dict[str, Any], photographs: bool
 ) -> None:
-    data = photos(tmp_path) if photographs else noise()
+    data = photos(tmp_path, 12) if photographs else noise()
     state = torch.get_rng_state()
     plain = list(train(data, batch_size=4).epoch(1))
     loader = train(data, batch_size=4, **options)

@@ -1,5 +1,6 @@
 """The loop: that it learns, that it goes on bit for bit after any interruption, and what it refuses."""
 
+import itertools
 import json
 import math
 import multiprocessing
@@ -159,6 +160,30 @@ def test_accumulated_parts_are_the_undivided_step(mix: Any, tmp_path: Path, monk
     ]
     for name, whole in weights[0].items():
         torch.testing.assert_close(weights[1][name], whole, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 4}, {"batch_size": 9, "accumulate": 5}, {"batch_size": 2}], ids=str)
+def test_a_last_image_is_trained_with_others(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Pooled(nn.Module):  # one value a channel and image
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(
+                nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)
+            )
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.net(images)
+
+    monkeypatch.setattr(cutmix.training.state, "create_model", lambda *_, **__: Pooled())
+    pixels = np.random.default_rng(0)
+    for split, count in (("train", 3), ("test", 1)):
+        for label, i in itertools.product(range(3), range(count)):
+            save_image(tmp_path / f"data/{split}/{label}/{i}.png", pixels)
+    recipe = Recipe(data=str(tmp_path / "data"), val_fraction=0, image_size=16, epochs=2, mix="none", pretrained=False)
+    run = run_training(replace(recipe, **changes), options(tmp_path / "run"))
+    assert (run / "results.jsonl").exists()
 
 
 def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:

@@ -70,7 +70,23 @@ def test_pretrained_weights_get_the_normalisation_that_they_know(
         assert (part.mean, part.std) == expected
 
 
-def test_smmix_refuses_a_last_batch_without_partners(tmp_path: Path) -> None:
-    recipe = Recipe(data="digits", model="deit_tiny_patch4_8", mix="smmix", alpha=0.8, batch_size=999)
-    with pytest.raises(InputError, match="--batch-size 999 leaves a process one image of the last batch"):
+def test_smmix_refuses_a_batch_without_partners(tmp_path: Path) -> None:
+    recipe = Recipe(data="digits", model="deit_tiny_patch4_8", mix="smmix", alpha=0.8, batch_size=1)
+    with pytest.raises(InputError, match="--batch-size is 1; expected at least 2, as --mix smmix needs a partner"):
         prepare(recipe, TrainOptions(out=tmp_path / "run", workers=0), WORLD)
+
+
+@pytest.mark.parametrize(("model", "side"), [("resnet18", 32), ("mobilenetv3_small_050", 32), ("rexnet_100", 64)])
+def test_batches_of_one_are_refused_where_batch_normalisation_cannot_take_them(
+    model: str, side: int, tmp_path: Path
+) -> None:
+    recipe = replace(DIGITS, model=model, image_size=side, batch_size=1)
+    with pytest.raises(InputError, match=r"--batch-size is 1; expected at least 2, as batch normalisation"):
+        prepare(recipe, TrainOptions(out=tmp_path / "run", workers=0), WORLD)
+    assert not list(tmp_path.iterdir())
+
+
+def test_batches_of_one_are_taken_without_batch_normalisation(tmp_path: Path) -> None:
+    recipe = replace(DIGITS, model="deit_tiny_patch4_8", batch_size=1)
+    run = prepare(recipe, TrainOptions(out=tmp_path / "run", workers=0), WORLD)
+    assert run.batches.steps == 1000
