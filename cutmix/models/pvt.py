@@ -109,7 +109,7 @@ class PyramidVisionTransformer(nn.Module):
             x = embed(x)
             prefix = self.num_prefix_tokens if i == len(_STAGES) else 0
             if prefix:
-                x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
+                x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
             x = x + resample_abs_pos_embed(positions, grid, embed.grid_size, prefix, "bilinear", antialias=False)
             for block in getattr(self, f"block{i}"):
                 x = block(x, grid)
