@@ -1,6 +1,6 @@
 """The defaults for a folder of images against a plain AdamW loop on the same images, model and budget.
 
-    python benchmarks/defaults.py --weights FILE --out results/defaults.jsonl
+    python benchmarks/defaults.py --weights FILE --out results/defaults.log.jsonl
 
 Folders of CIFAR-100 images are written as PNG: 60 and 300 training images of five classes, 3,000 of ten; 100 test
 images a class. A fine-tuned model is EfficientNet-Lite0 with ImageNet's weights (FILE is what

@@ -230,7 +230,7 @@ def test_an_unreadable_file_stops_or_is_counted(
         (("train", "--data", "/nowhere/at all"), "neither a folder that exists nor a known data set"),
         (("train", "photos"), "there is no data to train on"),
         ((*DIGITS, "--model", "resnet999"), "there is no model 'resnet999'; did you mean"),
-        ((*DIGITS, "--device", "quantum"), 'no device "quantum"; expected auto, cpu, cuda or cuda:N'),
+        ((*DIGITS, "--device", "quantum"), 'the device is "quantum"; expected auto, cpu, cuda'),
         ((*DIGITS, "--lr", "-1"), "--lr is -1.0; expected a number above 0"),
         ((*DIGITS, "--lr", "nan"), "--lr is nan"),
         ((*DIGITS, "--workers", "-1"), "--workers is -1"),

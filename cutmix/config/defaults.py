@@ -40,7 +40,7 @@ def complete(recipe: Recipe, *, images: int, classes: int, files: bool) -> tuple
 
 
 def _for_files(recipe: Recipe, images: int, trained: bool) -> dict[str, Any]:
-    """Return the defaults for a folder of images; results/defaults.jsonl holds the runs that they were chosen by."""
+    """Return the defaults for a folder of images; results/defaults.log.jsonl holds the runs made so far."""
     few = (300 / images) ** (1 / 3)  # three hundred images are the middle of what was tried
     epochs = recipe.epochs or (_clip(30 * few, 10, 60) if trained else _clip(120 * few, 60, 200))
     batch_size = recipe.batch_size or 2 ** _clip(math.log2(images / 12), 3, 6)

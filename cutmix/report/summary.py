@@ -55,7 +55,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     """
     loaded = read_runs([Path(run) for run in runs])
     sections = [made for section in SECTIONS if (made := section(loaded)) is not None]
-    page = _distinct_ids(HTML.page("cutmix report", _subtitle(loaded), sections))
+    page = _distinct_ids(HTML.page(_title(loaded), _subtitle(loaded), sections))
     out = Path(out)
     if out.is_dir():
         raise InputError(f"{out} is a folder; give the name of the page, for example {out / 'report.html'}")
@@ -208,6 +208,12 @@ def _distinct_ids(page: str) -> str:
     return re.sub(
         r"<svg .*?</svg>", lambda svg: re.sub(r"\bf[0-9a-f]{8}-", f"f{next(number)}-", svg[0]), page, flags=re.DOTALL
     )
+
+
+def _title(runs: Sequence[Run]) -> str:
+    """Return the data and, where they are few, the runs."""
+    data = ", ".join(dict.fromkeys(run.data for run in runs))
+    return f"{data}: {', '.join(run.label for run in runs)}" if len(runs) <= 3 else f"{data}: {len(runs)} runs"
 
 
 def _subtitle(runs: Sequence[Run]) -> str:
