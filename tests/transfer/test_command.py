@@ -145,7 +145,9 @@ def test_accumulation_adds_up_the_losses_of_the_parts(recipes: dict[str, Transfe
         for buffer, saved in zip(run.state.model.buffers(), before, strict=True):
             buffer.copy_(saved)
     loss = cutmix.training.loop.train_step(run, images, targets)
-    assert loss.item() == pytest.approx(sum(part.item() for part in parts) / 2, rel=1e-5)
+    shares = [len(images[i : i + 2]) / len(images) for i in (0, 2)]
+    expected = sum(share * part.item() for share, part in zip(shares, parts, strict=True))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_backbone_of_a_run_is_where_training_starts(recipes: dict[str, Transfer], tmp_path: Path) -> None:
