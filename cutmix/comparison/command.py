@@ -59,7 +59,7 @@ def run_compare(recipe: Recipe, options: CompareOptions, words: Sequence[str] = 
 def plan(recipe: Recipe, options: CompareOptions) -> list[Job]:
     """Return every run, each once; the seed changes slowest, so that each method is soon seen."""
     jobs = []
-    data = open_data(recipe.data, "train", val_fraction=recipe.val_fraction, seed=recipe.seed)
+    data = open_data(recipe.data, "train", val_fraction=recipe.val_fraction, seed=recipe.split_seed)
     classes, files = data.num_classes, isinstance(data, FileSet)
     for seed in range(options.seeds):
         for count in options.train_per_class or (recipe.train_per_class,):

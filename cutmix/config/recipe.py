@@ -155,6 +155,8 @@ class Recipe(Training):
 
     val_fraction: float = 0.2
     """Share of each class that is kept for testing where a folder has no test split."""
+    split_seed: int = 0
+    """Seed of that split; runs with other seeds of training share it."""
     train_per_class: int | None = None
     """Train on this many images of each class; smaller subsets are parts of larger ones. By default all."""
     train_error: bool = False

@@ -171,7 +171,7 @@ def open_test_set(options: EvaluateOptions, subject: Subject) -> ImageSet:
 
 def _division_of(subject: Subject) -> dict[str, Any]:
     """Return how the run divided its own data."""
-    return {"val_fraction": subject.recipe.val_fraction, "seed": subject.recipe.seed} if subject.recipe else {}
+    return {"val_fraction": subject.recipe.val_fraction, "seed": subject.recipe.split_seed} if subject.recipe else {}
 
 
 def _is_own(options: EvaluateOptions, subject: Subject) -> bool:

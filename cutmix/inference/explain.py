@@ -187,7 +187,7 @@ def training_images(model: Model, count: int) -> tuple[Neighbours | None, str]:
         return None, "no neighbours asked for"
     recipe = model.recipe
     try:
-        data = open_data(recipe.data, "train", val_fraction=recipe.val_fraction, seed=recipe.seed)
+        data = open_data(recipe.data, "train", val_fraction=recipe.val_fraction, seed=recipe.split_seed)
     except InputError as error:
         return None, f"no neighbours: {error}"
     if len(data) > _MOST_TRAINING_IMAGES:

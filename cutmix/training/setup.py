@@ -128,8 +128,8 @@ def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> tuple[Imag
 
     def opened() -> Splits:
         return open_splits(
-            recipe.data, val_fraction=recipe.val_fraction, seed=recipe.seed, skip_unreadable=options.skip_unreadable,
-            download=options.download and world.first,
+            recipe.data, val_fraction=recipe.val_fraction, seed=recipe.split_seed,
+            skip_unreadable=options.skip_unreadable, download=options.download and world.first,
         )  # fmt: skip
 
     splits = opened() if world.first or not options.download else None
