@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from cutmix.evaluate.ood_conventions import Sides, exact
+from cutmix.evaluation.ood_conventions import Sides, exact
 from cutmix.statistics import bootstrap_interval
 from measuring import Row, arguments, in_turns, medians, report, versions
 

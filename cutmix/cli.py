@@ -292,7 +292,7 @@ def evaluate(words: list[str]) -> None:
     options = parse(
         EvaluateOptions, words, "evaluate", "Evaluate a run, or a file of weights, with one or several suites."
     )
-    from cutmix.evaluate.command import run_evaluate
+    from cutmix.evaluation.command import run_evaluate
     from cutmix.runtime.device import keep_freed_memory
 
     keep_freed_memory()

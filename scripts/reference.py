@@ -42,9 +42,10 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "reproduce": (options.ReproduceOptions,),
 }
 MODULES = (
-    "cutmix.models.regularizers", "cutmix.statistics", "cutmix.evaluate.attacks", "cutmix.evaluate.calibration",
-    "cutmix.evaluate.localization", "cutmix.evaluate.max_box", "cutmix.evaluate.ood", "cutmix.evaluate.ood_conventions",
-    "cutmix.transfer.average_precision", "cutmix.transfer.caption_scores", "cutmix.data.outliers",
+    "cutmix.models.regularizers", "cutmix.statistics", "cutmix.evaluation.attacks", "cutmix.evaluation.calibration",
+    "cutmix.evaluation.localization", "cutmix.evaluation.max_box", "cutmix.evaluation.ood",
+    "cutmix.evaluation.ood_conventions", "cutmix.transfer.average_precision", "cutmix.transfer.caption_scores",
+    "cutmix.data.outliers",
     "cutmix.runtime.seeding", "cutmix.inference.model",
 )  # fmt: skip
 

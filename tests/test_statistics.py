@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from cutmix.errors import InputError
-from cutmix.evaluate.calibration import calibration_error
+from cutmix.evaluation.calibration import calibration_error
 from cutmix.statistics import (
     Reliability,
     auroc_difference,

@@ -17,7 +17,7 @@ from cutmix.data import ArraySet, ImageSet, open_data
 from cutmix.data.decode import read_image
 from cutmix.data.sets import take
 from cutmix.errors import InputError, missing_extra
-from cutmix.evaluate.localization import class_activation_map, normalize_maps, resize_maps
+from cutmix.evaluation.localization import class_activation_map, normalize_maps, resize_maps
 from cutmix.inference.command import find_images
 from cutmix.inference.model import Model, load
 from cutmix.models.attention import find_attention, token_grid

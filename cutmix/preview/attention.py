@@ -8,7 +8,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
 from torch import Tensor, nn
 
-from cutmix.evaluate.gallery import png_of
+from cutmix.evaluation.gallery import png_of
 from cutmix.mixing.smmix import AttentionDraw, SMMix
 from cutmix.models.attention import predict_and_attend
 from cutmix.preview.drawing import caption

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cutmix.data import ArraySet, ImageSet, test_loader
-from cutmix.evaluate.gallery import png_of
+from cutmix.evaluation.gallery import png_of
 from cutmix.mixing.targets import Targets
 from cutmix.runtime.seeding import derive_seed
 

@@ -16,7 +16,7 @@ from cutmix.config.options import CampaignOptions, TrainOptions
 from cutmix.config.recipe import Recipe, flag
 from cutmix.data.loaders import Batch, Loader
 from cutmix.errors import InputError
-from cutmix.evaluate.classification import predict
+from cutmix.evaluation.classification import predict
 from cutmix.runs.folder import has_results, hold, saved_recipe
 from cutmix.runs.read import read_run
 from cutmix.runtime.distributed import any_process, processes

@@ -14,7 +14,7 @@ from cutmix.config.recipe import Recipe
 from cutmix.config.recipes import RECIPES
 from cutmix.data import ArraySet, ImageSet
 from cutmix.data.loaders import Loader
-from cutmix.evaluate.classification import (
+from cutmix.evaluation.classification import (
     Predictions,
     classification_error,
     error_records,

@@ -12,7 +12,7 @@ from cutmix.config.recipe import flag
 from cutmix.config.transfer import Captioning, Detection, Transfer
 from cutmix.data.loaders import Loader
 from cutmix.errors import InputError
-from cutmix.evaluate.load import read_classes
+from cutmix.evaluation.load import read_classes
 from cutmix.mixing import Mix
 from cutmix.runtime.device import autocast, check_memory, resolve_precision
 from cutmix.runtime.distributed import World, processes

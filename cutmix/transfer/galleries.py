@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from cutmix.data.decode import read_image
 from cutmix.data.sets import random_subset
 from cutmix.errors import InputError, printable
-from cutmix.evaluate.gallery import png_of
+from cutmix.evaluation.gallery import png_of
 from cutmix.runtime.seeding import derive_seed
 from cutmix.transfer.average_precision import Detections
 from cutmix.transfer.caption_data import CaptionSet

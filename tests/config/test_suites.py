@@ -34,6 +34,6 @@ def test_the_table_names_what_there_is() -> None:
 
 
 def test_every_suite_has_its_runner() -> None:
-    from cutmix.evaluate.command import RUNNERS
+    from cutmix.evaluation.command import RUNNERS
 
     assert tuple(RUNNERS) == EVALUATE

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from cutmix.config.options import Convention
-from cutmix.evaluate.calibration import calibration_suite
-from cutmix.evaluate.classifier import Classifier
-from cutmix.evaluate.ood import ood_suite
-from cutmix.evaluate.robustness import robustness_suite
+from cutmix.evaluation.calibration import calibration_suite
+from cutmix.evaluation.classifier import Classifier
+from cutmix.evaluation.ood import ood_suite
+from cutmix.evaluation.robustness import robustness_suite
 from cutmix.report.metrics import MEASURES, at_in_words, in_255ths, measure_of, name_of
 from cutmix.runs.record import Record
 

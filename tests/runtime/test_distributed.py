@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-import cutmix.evaluate.command
+import cutmix.evaluation.command
 from cutmix.cli import main
 from cutmix.errors import InputError
 from cutmix.runs.record import read_records
@@ -30,7 +30,7 @@ DRIVER = """
 import sys
 import numpy as np
 import torch
-import cutmix.evaluate.command, cutmix.mixing.images, cutmix.training.loop
+import cutmix.evaluation.command, cutmix.mixing.images, cutmix.training.loop
 from cutmix.cli import main
 
 torch.set_num_threads(1)
@@ -55,13 +55,13 @@ def remember(draw):
     found["lam"].append(float(draw.lam[0]))
     return draw
 
-def predict(*arguments, original=cutmix.evaluate.command.predict, **named):
+def predict(*arguments, original=cutmix.evaluation.command.predict, **named):
     predictions = original(*arguments, **named)
     found["logits"], found["labels"] = predictions
     return predictions
 
 cutmix.training.loop.finish, cutmix.training.loop.train_step = finish, train_step
-cutmix.evaluate.command.predict = predict
+cutmix.evaluation.command.predict = predict
 main(["train", "digits-resnet20-cutmix", "--epochs", "1", "--mix-prob", "1", "--batch-size", "126", "--accumulate", "2",
       "--ema-decay", "0.5", "--precision", "float32", "--out", out + "/run"])
 main(["evaluate", out + "/run", "--out", out + "/results.jsonl"])
@@ -109,13 +109,13 @@ def test_each_process_draws_its_own_mixes(together: Path) -> None:
 
 def test_the_evaluation_equals_that_of_one_process(together: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = []
-    original = cutmix.evaluate.command.predict
+    original = cutmix.evaluation.command.predict
 
     def predict(*arguments: object, **named: object) -> object:
         alone.append(original(*arguments, **named))  # type: ignore[arg-type]
         return alone[-1]
 
-    monkeypatch.setattr(cutmix.evaluate.command, "predict", predict)
+    monkeypatch.setattr(cutmix.evaluation.command, "predict", predict)
     main(["evaluate", str(together / "run"), "--out", str(together / "alone.jsonl"), "--device", "cpu"])
     logits, labels = seen(together, "logits")[0], seen(together, "labels")[0]
     assert len(labels) == 797  # no multiple of two

@@ -1,0 +1,255 @@
+"""Calibration: the agreement of confidence and accuracy, and the temperature that improves it.
+
+The confidence is the largest probability, and bins are (low, high]. All arithmetic is float64. A calibration error from
+bins is biased upwards, the more the fewer images there are: it is recorded with n, bins and an interval, beside NLL and
+Brier score, which have no bins.
+
+Source: Guo et al. (2017) for ECE, MCE and the temperature; Nguyen and O'Connor (2015) for bins of equal mass; Kumar et
+al. (2019) for the debiased error. Checked against torchmetrics' ``MulticlassCalibrationError`` (ℓ₁ and max norm).
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from scipy.optimize import brentq
+from scipy.special import log_softmax
+from torch import Tensor
+
+from cutmix.evaluation.classifier import Classifier, SuiteResult
+from cutmix.evaluation.logits import as_logits, as_probabilities, class_ids
+from cutmix.runs.record import Record
+from cutmix.runtime.seeding import derive_seed
+from cutmix.statistics import (
+    Reliability,
+    bin_edges,
+    bootstrap,
+    bootstrap_interval,
+    chance_error,
+    debiased_error,
+    expected_error,
+    max_error,
+    one_hot_bins,
+    reliability_table,
+)
+
+_TEMPERATURES = (1e-3, 1e3)
+
+
+def calibration_error(
+    probabilities: ArrayLike | Tensor, labels: ArrayLike | Tensor, bins: int = 15, adaptive: bool = False
+) -> float:
+    """Return the expected calibration error: Σ_b n_b/N · |acc_b − conf_b|, in per cent.
+
+    Args:
+        probabilities: (N, K), each row non-negative with sum 1.
+        labels: Class ids, (N,).
+        bins: Number of bins.
+        adaptive: Bins of equal mass instead of equal width; equal confidences share a bin.
+
+    Raises:
+        InputError: If the values are not probabilities, or the labels do not fit them.
+    """
+    p = as_probabilities(probabilities)
+    confidence, right = _top(p, class_ids(labels, p))
+    edges = bin_edges(confidence, bins, adaptive)
+    sums = one_hot_bins(confidence, edges).T @ np.stack([np.ones_like(confidence), confidence, right], 1)
+    return float(expected_error(reliability_table(edges, sums)))
+
+
+def calibration_metrics(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor, bins: int = 15) -> dict[str, float]:
+    """Return all metrics of the suite that need no held-out images.
+
+    * ``ece``: expected calibration error, Σ_b n_b/N · |acc_b − conf_b|, in per cent; ``ece_adaptive`` with bins of
+      equal mass.
+    * ``ece_debiased``: ECE less the noise of the bins' accuracies. With d_b = acc_b − conf_b and
+      σ_b² = acc_b (1 − acc_b) / n_b it is ECE − Σ_b n_b/N · (E|N(d_b, σ_b²)| − |d_b|). It can be below 0, and some bias
+      is left for a nearly calibrated classifier. The expectation, which Kumar et al. sample, is exact here.
+    * ``mce``: the largest |acc_b − conf_b| of the bins that hold images, in per cent.
+    * ``signed_gap``: mean confidence − accuracy, in percentage points; above 0 is over-confident.
+    * ``nll``: mean of −log p of the true class, in nats.
+    * ``brier``: mean over images of Σ_k (p_k − [k is the label])², in [0, 2].
+
+    Args:
+        logits: (N, K).
+        labels: Class ids, (N,).
+        bins: Number of bins.
+
+    Raises:
+        InputError: If the values are not logits, or the labels do not fit them.
+    """
+    z = as_logits(logits)
+    return {name: float(value) for name, value in _Sums(z, class_ids(labels, z), bins).values.items()}
+
+
+def fit_temperature(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> float:
+    """Return the temperature T whose softmax(logits / T) has the least NLL on these images.
+
+    NLL is convex in 1/T, so its slope, E_p[logit] − logit of the label, has one zero, which is found in log T. Where
+    it has none, for example because all images are right by a large margin, T is the end of its range.
+
+    Args:
+        logits: (N, K).
+        labels: Class ids, (N,). Metrics at this temperature need other images.
+
+    Returns:
+        T in [0.001, 1000]; above 1 the classifier was over-confident.
+
+    Raises:
+        InputError: If the values are not logits, or the labels do not fit them.
+
+    Source: Guo et al. (2017), section 4.2.
+    """
+    z = as_logits(logits)
+    z -= z.max(1, keepdims=True)
+    own = z[np.arange(len(z)), class_ids(labels, z)]
+
+    def slope(log_t: float) -> float:
+        p = np.exp(log_softmax(z * np.exp(-log_t), axis=1))
+        return float(((p * z).sum(1) - own).mean())
+
+    cold, hot = np.log(_TEMPERATURES)
+    at_cold, at_hot = slope(cold), slope(hot)
+    if at_cold == at_hot:  # constant logits: every temperature is the same
+        return 1.0
+    if at_cold <= 0 or at_hot >= 0:
+        return _TEMPERATURES[0] if at_cold <= 0 else _TEMPERATURES[1]
+    return float(np.exp(brentq(slope, cold, hot)))
+
+
+def calibration_suite(
+    classifier: Classifier,
+    logits: Tensor | None = None,
+    *,
+    bins: int = 15,
+    draws: int = 1000,
+    confidence: float = 0.95,
+    seed: int | None = None,
+) -> SuiteResult:
+    """Evaluate the calibration of a classifier, before and after temperature scaling.
+
+    The temperature is fitted on one random half of the images; the metrics before and after are those of the other
+    half. The bins of equal mass stay the same while images are resampled for the intervals.
+
+    Args:
+        classifier: Model and images.
+        logits: The classifier's logits on its images, (N, K), if they are known.
+        bins: Number of bins.
+        draws: Number of resamples for the intervals.
+        confidence: Confidence of the intervals, in (0, 1).
+        seed: Seed of halves and resamples; None is the classifier's.
+
+    Returns:
+        Records, and the arrays ``labels`` (N,) int64, ``confidence`` (N,) float64, ``right`` (N,) bool,
+        ``reliability`` and ``reliability_adaptive`` (bins, 5) float64 with the columns of :class:`Reliability`,
+        ``held_out`` (N,) bool.
+
+    Raises:
+        InputError: If a logit is not finite, or an argument is out of its range.
+    """
+    seed = classifier.seed if seed is None else seed
+    z = as_logits(classifier.predict() if logits is None else logits)
+    ids = class_ids(classifier.labels, z)
+    common: dict[str, Any] = {"confidence": confidence, "suite": "calibration"}
+    whole = _Sums(z, ids, bins)
+    records = whole.records(common, draws, (seed, "calibration", "all"))
+    half = torch.randperm(len(z), generator=torch.Generator().manual_seed(derive_seed(seed, "calibration", "half")))
+    fitted, held_out = half[: len(z) // 2].numpy(), half[len(z) // 2 :].numpy()
+    if len(fitted):
+        records += _temperature_records(z, ids, fitted, held_out, bins, common, draws, seed)
+    arrays = {
+        "labels": ids,
+        "confidence": whole.confidence,
+        "right": whole.right.astype(bool),
+        "reliability": np.stack(whole.equal, 1).astype(np.float64),
+        "reliability_adaptive": np.stack(whole.adaptive, 1).astype(np.float64),
+        "held_out": np.isin(np.arange(len(z)), held_out),
+    }
+    return SuiteResult(records, arrays)
+
+
+def _temperature_records(
+    z: np.ndarray, ids: np.ndarray, fitted: np.ndarray, held_out: np.ndarray, bins: int, common: dict[str, Any],
+    draws: int, seed: int,
+) -> list[Record]:  # fmt: skip
+    t = fit_temperature(z[fitted], ids[fitted])
+    note = f"fitted on a random half of the images, {len(fitted):,}, and evaluated on the other {len(held_out):,}"
+    if t in _TEMPERATURES:
+        note += "; the temperature is at the end of its range, as no temperature is the best for the fitted half"
+    records = [Record(metric="temperature", value=t, n=len(fitted), note=note, **common)]
+    for name, scale in (("unscaled", 1.0), ("scaled", t)):
+        stream = (seed, "calibration", "held out")  # the same for both, so that their intervals are comparable
+        for record in _Sums(z[held_out] / scale, ids[held_out], bins).records(common, draws, stream):
+            if record.metric in ("ece", "nll", "brier", "signed_gap"):
+                record = replace(record, metric=f"{record.metric}_{name}", of="held-out half")
+                records.append(replace(record, at=t, note=note) if name == "scaled" else record)
+    return records
+
+
+class _Sums:
+    """The columns whose sums over images determine every metric, so that all resamples are one matrix product."""
+
+    def __init__(self, logits: np.ndarray, ids: np.ndarray, bins: int) -> None:
+        log_p = log_softmax(logits, axis=1)
+        p = np.exp(log_p)
+        self.n = len(ids)
+        self.confidence, self.right = _top(p, ids)
+        self.edges = [bin_edges(self.confidence, bins, adaptive) for adaptive in (False, True)]
+        one = np.ones(self.n)
+        losses = np.stack([one, self.confidence, self.right, -log_p[np.arange(self.n), ids], _brier(p, ids)], 1)
+        hot = np.concatenate([one_hot_bins(self.confidence, edge) for edge in self.edges], 1)
+        parts = [hot * column[:, None] for column in (one, self.confidence, self.right)]
+        self.columns = np.concatenate([losses, *parts], 1)
+        sums = self.columns.sum(0)
+        self.equal, self.adaptive = self.tables(sums)
+        self.values = self.metrics(sums)
+
+    def tables(self, sums: np.ndarray) -> tuple[Reliability, Reliability]:
+        parts = sums[..., 5:].reshape(*sums.shape[:-1], 3, 2, -1)
+        equal, adaptive = (np.moveaxis(parts[..., kind, :], -2, -1) for kind in (0, 1))
+        return reliability_table(self.edges[0], equal), reliability_table(self.edges[1], adaptive)
+
+    def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the metrics, each (...), of sums over images, (..., columns)."""
+        equal, adaptive = self.tables(sums)
+        confidence, right, loss, square = np.moveaxis(sums[..., 1:5] / sums[..., :1], -1, 0)
+        return {
+            "ece": expected_error(equal), "ece_adaptive": expected_error(adaptive),
+            "ece_debiased": debiased_error(equal), "mce": max_error(equal), "signed_gap": 100 * (confidence - right),
+            "nll": loss, "brier": square,
+        }  # fmt: skip
+
+    def records(self, common: dict[str, Any], draws: int, stream: tuple[int | str, ...]) -> list[Record]:
+        def resampled(counts: np.ndarray) -> np.ndarray:
+            return np.stack([*self.metrics(counts.astype(np.float64) @ self.columns).values()], 1)
+
+        drawn = bootstrap(resampled, (self.n, derive_seed(*stream)), draws=draws)
+        records = []
+        for (name, each), spread in zip(self.values.items(), drawn.T, strict=True):
+            value, (least, most) = float(each), _RANGES.get(name, (0.0, 100.0))
+            ends = bootstrap_interval(value, spread, self.n, common["confidence"], least=least, most=most)
+            bins = len(self.edges[0]) - 1
+            more: dict[str, Any] = {} if name in ("nll", "brier", "signed_gap") else {"bins": bins}
+            if name == "ece":
+                more["note"] = (
+                    f"biased upwards: with {self.n:,} images in {bins} bins, a perfectly calibrated classifier "
+                    f"with these confidences has {chance_error(self.confidence, self.edges[0]):.2f} on average"
+                )
+            records.append(Record(metric=name, value=value, **ends._asdict(), n=self.n, **common, **more))
+        return records
+
+
+_RANGES = {"signed_gap": (-100.0, 100.0), "nll": (0.0, np.inf), "brier": (0.0, 2.0), "ece_debiased": (-100.0, 100.0)}
+
+
+def _top(p: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each image's confidence and whether it is right, float64; of equal probabilities the first counts."""
+    top = p.argmax(1)
+    return p[np.arange(len(p)), top], (top == ids).astype(np.float64)
+
+
+def _brier(p: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Return Σ_k p_k² − 2 p_y + 1 of each image."""
+    return (p * p).sum(1) - 2 * p[np.arange(len(p)), ids] + 1

@@ -1,0 +1,192 @@
+"""The input of every suite of ``cutmix evaluate``: a model with its normalization, and decoded images with labels."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cutmix.data import ArraySet, FileSet, ImageSet
+from cutmix.data.decode import read_same_size
+from cutmix.data.transforms import Interpolation, ResizeAndCrop, resize
+from cutmix.evaluation.logits import refuse_nonfinite
+from cutmix.runs.record import Record
+from cutmix.runtime.device import check_memory
+
+
+class SuiteResult(NamedTuple):
+    """The results of a suite.
+
+    Attributes:
+        records: One for each metric; ``cutmix evaluate`` adds the fields that all of them share.
+        arrays: Per-sample results, from which the metrics can be computed again.
+        pictures: PNG files by name.
+    """
+
+    records: list[Record]
+    arrays: dict[str, np.ndarray]
+    pictures: Mapping[str, bytes] = MappingProxyType({})
+
+
+class PixelModel(nn.Module):
+    """A model behind its normalization: maps pixels (n, C, H, W) in [0, 1] to logits (n, K), in float32.
+
+    Args:
+        network: Maps normalized images to logits.
+        mean: Mean of each channel, in [0, 1].
+        std: Standard deviation of each channel, positive.
+        image_size: Side to which images are resized after the normalization; None keeps theirs.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], image_size: int | None = None
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.image_size = image_size
+        # The factors of ``normalize``, so that pixels of n / 255 give exactly the logits of the test loader.
+        center, spread = (torch.tensor(values, dtype=torch.float32) for values in (mean, std))
+        device = next((parameter.device for parameter in network.parameters()), None)
+        self.register_buffer("scale", (1 / (255 * spread)).view(-1, 1, 1).to(device))
+        self.register_buffer("shift", (-center / spread).view(-1, 1, 1).to(device))
+        conv = next((p for p in network.parameters() if p.ndim == 4 and p.shape[1] > 1), None)
+        last = conv is not None and conv.is_contiguous(memory_format=torch.channels_last) and not conv.is_contiguous()
+        self.memory_format = torch.channels_last if last else torch.contiguous_format
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(n, C, H, W) float32 in [0, 1] -> (n, K) float32."""
+        images = pixels * 255 * self.scale + self.shift
+        if self.image_size is not None:
+            images = resize(images, self.image_size)
+        return self.network(images.contiguous(memory_format=self.memory_format)).float()
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """A model and the images that it is evaluated on.
+
+    Args:
+        network: Maps normalized images (n, C, H, W) to logits (n, K); in eval mode, on the device to compute on.
+        mean: Mean of each channel, pixels in [0, 1].
+        std: Standard deviation of each channel, pixels in [0, 1].
+        images: (N, C, H, W) uint8, resized and cropped as in a test.
+        labels: Class ids, (N,) int64.
+        classes: Names of the classes.
+        data: Name of the data set.
+        autocast: Context of the forward passes that need no gradient, in the run's precision.
+        batch_size: Number of images in a batch.
+        seed: Seed of all random draws.
+        image_size: Side to which small images are resized before the network; None keeps theirs.
+    """
+
+    network: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    data: str
+    autocast: contextlib.AbstractContextManager[Any]
+    batch_size: int = 256
+    seed: int = 0
+    image_size: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network."""
+        return next(self.network.parameters()).device
+
+    def pixels(self, index: Tensor | slice) -> Tensor:
+        """Return some images as (n, C, H, W) float32 in [0, 1] on the device."""
+        return self.images[index].to(self.device, non_blocking=True).float() / 255
+
+    def exact(self) -> PixelModel:
+        """Return the model for pixels in [0, 1] and gradients, in float32 whatever the run's precision."""
+        return self._pixel_model
+
+    @cached_property
+    def _pixel_model(self) -> PixelModel:
+        with torch.inference_mode(False):  # its tensors must serve gradients, even if inference asks for it first
+            return PixelModel(self.network, self.mean, self.std, self.image_size).eval()
+
+    @torch.inference_mode()
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Return the logits (n, K) float32 of pixels (n, C, H, W) in [0, 1], in the run's precision.
+
+        Values that are not finite are counted on the device, so that no batch waits for a GPU; :meth:`check` refuses
+        them after the last batch.
+        """
+        with self.autocast:
+            logits = self.exact()(pixels)
+        self._nonfinite.add_(logits.isfinite().logical_not_().sum())
+        return logits
+
+    @cached_property
+    def _nonfinite(self) -> Tensor:
+        return torch.zeros((), dtype=torch.int64, device=self.device)
+
+    @torch.inference_mode()
+    def check(self) -> None:
+        """Check the logits since the last call: ``argmax`` would turn NaN into a class like any other.
+
+        Raises:
+            InputError: If a value was not finite.
+        """
+        count = int(self._nonfinite)
+        self._nonfinite.zero_()
+        refuse_nonfinite(count, "logits")
+
+    def predict(self, change: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Return the logits (N, K) float32 of all images on the CPU.
+
+        Args:
+            change: Function applied to each batch of pixels (n, C, H, W) before the model.
+
+        Raises:
+            InputError: If a logit is not finite.
+        """
+        batches = []
+        for start in range(0, len(self), self.batch_size):
+            pixels = self.pixels(slice(start, start + self.batch_size))
+            batches.append(self.logits(change(pixels) if change else pixels))
+        logits = torch.cat(batches).cpu()
+        self.check()
+        return logits
+
+
+def decode(
+    data: ImageSet,
+    image_size: int | None,
+    crop_fraction: float,
+    squash: bool = False,
+    interpolation: Interpolation = "bilinear",
+) -> ArraySet:
+    """Return a data set as one tensor: an array set as it is, image files decoded, resized and cropped.
+
+    Args:
+        data: The data set.
+        image_size: Side of the squares that image files are cropped to, in pixels; None is 224.
+        crop_fraction: Side of the crop as a share of the resized short side.
+        squash: Resize both sides alike, whatever the aspect ratio.
+        interpolation: Interpolation of the resize.
+
+    Raises:
+        InputError: If a file cannot be read, or the images do not fit into memory.
+    """
+    if not isinstance(data, FileSet):
+        return data
+    side = image_size or 224
+    check_memory(len(data) * 3 * side**2, f"--image-size is {side}: decoding {len(data):,} images")
+    images = read_same_size(data.paths, side, side, ResizeAndCrop(side, crop_fraction, squash, interpolation))
+    return ArraySet(data.name, data.split, data.classes, data.labels, data.mean, data.std, images, data.skipped)

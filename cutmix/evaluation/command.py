@@ -1,0 +1,366 @@
+"""``cutmix evaluate``: run suites on the weights of a run or of a file, then save and print their results."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+
+from cutmix.config.options import EvaluateOptions
+from cutmix.config.recipes import recipe_changes
+from cutmix.config.suites import EVALUATE, SUITES, parse_suites
+from cutmix.data import ArraySet, FileSet, ImageSet, test_loader
+from cutmix.data.boxes import benchmark_boxes, read_boxes
+from cutmix.data.sets import locate, take
+from cutmix.errors import InputError
+from cutmix.evaluation.calibration import calibration_suite
+from cutmix.evaluation.classification import Predictions, error_records, predict, predictions_arrays
+from cutmix.evaluation.classifier import Classifier, SuiteResult, decode
+from cutmix.evaluation.gallery import box_gallery, mixed_maps
+from cutmix.evaluation.load import Subject, View, draw_images, find_subject, find_view, load_model, open_test_set
+from cutmix.evaluation.localization import localization_suite
+from cutmix.evaluation.ood import ood_suite
+from cutmix.evaluation.robustness import robustness_suite
+from cutmix.runs.folder import command_line, environment, hold, only_begun, today, write_arrays, write_bytes, write_json
+from cutmix.runs.read import read_config
+from cutmix.runs.record import Record, append_records, read_records, with_interval
+from cutmix.runtime.device import autocast, resolve_precision
+from cutmix.runtime.distributed import World, processes
+from cutmix.runtime.terminal import Console
+
+_SHARED = ("classification",)  # the only suite that several processes can share
+
+
+def run_evaluate(options: EvaluateOptions) -> list[Record]:
+    """Run the suites, save and print the results of each when it is finished, and return all records.
+
+    A suite is saved before it is printed. One that is interrupted leaves nothing; one that is killed while it is saved
+    may leave its first lines, which the next evaluation replaces.
+
+    Raises:
+        InputError: If the run, the file, the model, the data or a suite do not fit each other.
+    """
+    suites, found = parse_suites(options.suite), list[Record]()
+    subject = find_subject(options)
+    with processes(options.device) as world:
+        if world.size > 1 and suites != _SHARED:
+            raise InputError(f"--suite {options.suite} runs in one process; start it without torchrun")
+        evaluation = Evaluation.open(options, suites, subject, world)
+        shared = shared_fields(evaluation)
+        with open_output(options, subject, world) as output:
+            try:
+                for suite in suites:
+                    result = _run(suite, evaluation)
+                    records = [replace(record, **shared) for record in result.records]
+                    if world.first:
+                        try:
+                            output.write(output.stem(suite, evaluation), records, result)
+                        finally:  # what cannot be saved is at least printed
+                            show(suite, records, evaluation.data)
+                    found += records
+            except KeyboardInterrupt:
+                if world.first:
+                    finished = ", ".join(dict.fromkeys(str(record.suite) for record in found)) or "no suite"
+                    where = f", in {output.lines}" if output.lines else ""
+                    Console().print(Text(f"stopped; {finished} finished{where}"))
+                raise
+            if world.first and output.lines:
+                Console().print(f"appended to {output.lines}", soft_wrap=True, markup=False, highlight=False)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Everything that the suites of one evaluation share.
+
+    Attributes:
+        options: The flags.
+        suites: Names of the suites.
+        subject: The weights and where they are from.
+        data: The whole test set.
+        index: Indices of the images to evaluate on, (n,) int64, ascending; None for all.
+        view: How images are resized and cropped.
+        model: The model on the device, with its weights.
+        precision: Arithmetic of the forward pass.
+        world: This process among all.
+    """
+
+    options: EvaluateOptions
+    suites: tuple[str, ...]
+    subject: Subject
+    data: ImageSet
+    index: Tensor | None
+    view: View
+    model: nn.Module
+    precision: str
+    world: World
+
+    @classmethod
+    def open(cls, options: EvaluateOptions, suites: tuple[str, ...], subject: Subject, world: World) -> "Evaluation":
+        """Open the data and load the model; raises as ``run_evaluate``."""
+        data = open_test_set(options, subject)
+        index = draw_images(len(data), options.images, options.seed)
+        own = subject.recipe.precision if subject.recipe else "float32"
+        return cls(
+            options, suites, subject, data, index, find_view(options, subject, data),
+            load_model(options, subject, data).to(world.device),
+            resolve_precision(options.precision or own, world.device), world,
+        )  # fmt: skip
+
+    @cached_property
+    def images(self) -> ImageSet:
+        """The images to evaluate on; image files are decoded once if several passes need them."""
+        chosen = self.data if self.index is None else take(self.data, self.index)
+        return chosen if self.suites == _SHARED else decode(chosen, *self.view)
+
+    @property
+    def image_size(self) -> int | None:
+        """The side to which the images are resized; None if they are decoded to it already."""
+        return None if isinstance(self.data, FileSet) and isinstance(self.images, ArraySet) else self.view.image_size
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        """The logits of all images, over all processes."""
+        view = self.view._replace(image_size=self.image_size)
+        loader = test_loader(
+            self.images, batch_size=self.options.batch_size, device=self.world.device,
+            channels_last=self.subject.channels_last, workers=self.options.workers, rank=self.world.rank,
+            world_size=self.world.size, **view._asdict(),
+        )  # fmt: skip
+        return predict(self.model, loader.epoch(), self.world, autocast=autocast(self.precision, self.world.device))
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        """The model and the decoded images, as the suites take them."""
+        images = self.images
+        assert isinstance(images, ArraySet)
+        return Classifier(
+            self.model.eval().requires_grad_(False), images.mean, images.std, images.images, images.labels,
+            images.classes, images.name, autocast(self.precision, self.world.device), self.options.batch_size,
+            self.options.seed, self.image_size,
+        )  # fmt: skip
+
+
+# ---- suites ----
+
+
+def _classification(evaluation: Evaluation) -> SuiteResult:
+    records = [replace(record, suite="classification") for record in error_records(evaluation.predictions)]
+    return SuiteResult(records, predictions_arrays(evaluation.predictions))
+
+
+def _calibration(evaluation: Evaluation) -> SuiteResult:
+    return calibration_suite(evaluation.classifier, evaluation.predictions.logits)
+
+
+def _robustness(evaluation: Evaluation) -> SuiteResult:
+    options = evaluation.options
+    return robustness_suite(
+        evaluation.classifier, pairs=options.pairs, apgd=options.apgd, corruptions=options.corruptions,
+        logits=evaluation.predictions.logits,
+        log=lambda text: Console().print(f"robustness of {text}", markup=False, highlight=False, soft_wrap=True),
+    )  # fmt: skip
+
+
+def _ood(evaluation: Evaluation) -> SuiteResult:
+    options = evaluation.options
+    return ood_suite(
+        evaluation.classifier, options.outliers or None, conventions=options.convention,
+        logits=evaluation.predictions.logits,
+    )  # fmt: skip
+
+
+def _localization(evaluation: Evaluation) -> SuiteResult:
+    boxes = find_boxes(evaluation)
+    result = localization_suite(evaluation.classifier, boxes)
+    pictures = {"boxes": box_gallery(evaluation.classifier, boxes)}
+    labels = evaluation.classifier.labels
+    others = (labels != labels[0]).nonzero()
+    if len(others):
+        pictures["mixed"] = mixed_maps(evaluation.classifier, 0, int(others[0]))
+    return result._replace(pictures=pictures)
+
+
+RUNNERS: dict[str, Callable[[Evaluation], SuiteResult]] = {
+    "classification": _classification,
+    "calibration": _calibration,
+    "robustness": _robustness,
+    "ood": _ood,
+    "localization": _localization,
+}
+
+
+def _run(suite: str, evaluation: Evaluation) -> SuiteResult:
+    """Return the results of a suite; among all suites, one that cannot be run is recorded with the reason."""
+    try:
+        return RUNNERS[suite](evaluation)
+    except InputError as error:
+        named = any(getattr(evaluation.options, flag) for flag in SUITES[suite].flags)
+        if evaluation.suites != EVALUATE or named or suite == "classification":
+            raise
+        return SuiteResult([Record(suite=suite, metric=suite, value=None, note=f"not run: {error}")], {})
+
+
+def find_boxes(evaluation: Evaluation) -> list[np.ndarray]:
+    """Return the true boxes of the images to evaluate on, in the pixels of the model's input.
+
+    Where image files are squashed without a crop, as in wsolevaluation's benchmark, the boxes are scaled as there.
+    """
+    data, view, folder = evaluation.data, evaluation.view, evaluation.options.boxes
+    if folder is None:
+        recipe = evaluation.subject.recipe
+        name, folder = locate(evaluation.options.data or (recipe.data if recipe else ""))
+        if name == "digits":
+            raise InputError("digits has no boxes; localization needs other data, or a folder of boxes with --boxes")
+    found = read_boxes(folder, data)
+    boxes = list(found.boxes)
+    if isinstance(data, FileSet):
+        side = view.image_size or 224
+        resized = round(side / view.crop_fraction)
+        squashed = view.squash and resized == side
+        boxes = benchmark_boxes(found, side) if squashed else found.after(resize=resized, crop=side, squash=view.squash)
+    return boxes if evaluation.index is None else [boxes[i] for i in evaluation.index.tolist()]
+
+
+# ---- records and their table ----
+
+
+def shared_fields(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the fields that all records of an evaluation share."""
+    options, subject, data = evaluation.options, evaluation.subject, evaluation.data
+    about, recipe, size = environment(evaluation.world.device), subject.recipe, evaluation.view.image_size
+    return {
+        "source": "evaluation", "recipe": recipe.name if recipe else subject.weights.stem,
+        "recipe_changes": recipe_changes(recipe) if recipe else None, "data": data.name, "split": data.split,
+        "model": options.model or (recipe.model if recipe else None),
+        "parameters": sum(p.numel() for p in evaluation.model.parameters()), "mix": recipe.mix if recipe else None,
+        "epochs": recipe.epochs if recipe else None, "seed": recipe.seed if recipe else None,
+        "which": subject.which, "epoch": subject.header.epoch,
+        "weights": "ema" if recipe and recipe.ema_decay else "model",
+        "file": str(subject.weights), "precision": evaluation.precision, "skipped": len(data.skipped),
+        "drawn": None if evaluation.index is None else len(evaluation.index), "draw_seed": options.seed,
+        "test_images": len(data), "classes": data.num_classes,
+        "image_size": data.images.shape[-1] if isinstance(data, ArraySet) and not size else size,
+        **{name: about[name] for name in ("commit", "torch", "device")}, "date": today(), "command": command_line(),
+    }  # fmt: skip
+
+
+def show(suite: str, records: list[Record], data: ImageSet) -> None:
+    """Print the table of a suite."""
+    table = Table(title=Text(f"{records[0].file} on {data.name}: {suite}" if records else suite))
+    for heading in ("metric", "of", "at", "value [95 % interval]", "n"):
+        table.add_column(heading, overflow="fold")
+    for r in records:
+        how = ", ".join(word for word in (r.of, r.score, r.convention) if word)
+        cells = [r.metric, how, "" if r.at is None else f"{r.at:.4g}"]
+        table.add_row(*map(Text, [*cells, with_interval(r, ".4g"), "" if r.n is None else f"{r.n:,}"]))
+    console = Console()
+    console.print(table)
+    for note in dict.fromkeys(r.note for r in records if r.note):
+        console.print(Text(note))
+    if data.skipped:
+        console.print(f"{len(data.skipped)} unreadable images were left out")
+
+
+# ---- output ----
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where results are saved.
+
+    Attributes:
+        lines: The JSON-lines file, or None.
+        folder: The folder for per-sample results, or None.
+        own: Whether that folder is the evaluation's own and not a run's, which holds the predictions of its training.
+    """
+
+    lines: Path | None
+    folder: Path | None
+    own: bool = False
+
+    def stem(self, suite: str, evaluation: Evaluation) -> str:
+        """Return the name of the file of a suite's arrays; a run's own predictions are never overwritten."""
+        if self.own:
+            return "last" if suite == "classification" else f"{suite}-last"
+        other = f"-{evaluation.data.name}" if evaluation.options.data else ""
+        return f"{'evaluated' if suite == 'classification' else suite}-{evaluation.subject.which}{other}"
+
+    def write(self, stem: str, records: list[Record], result: SuiteResult) -> None:
+        """Save a suite: arrays to predictions/STEM.npz, then pictures, then all its lines or none."""
+        if self.folder:
+            if result.arrays:
+                write_arrays(self.folder / "predictions" / f"{stem}.npz", result.arrays)
+            for title, png in result.pictures.items():
+                write_bytes(self.folder / "pictures" / f"{stem}-{title}.png", png)
+        if self.lines:
+            append_records(self.lines, records)
+
+
+@contextlib.contextmanager
+def open_output(options: EvaluateOptions, subject: Subject, world: World) -> Iterator[Output]:
+    """Open the output, locked against other processes while it is open.
+
+    ``--out`` with the ending .jsonl is a file that lines are appended to; any other is a folder of the evaluation's
+    own, which ``cutmix report`` reads like a run's. Without it the results of a run are saved in its folder, and those
+    of a file of weights are only printed.
+
+    Raises:
+        InputError: If the folder holds something else, or another process is writing to it.
+    """
+    out = options.out
+    if not world.first or (out is None and subject.run is None):
+        yield Output(None, None)
+        return
+    if out is not None and out.suffix == ".jsonl":
+        _check_lines(out)
+        yield Output(out, None)
+        return
+    folder = out or subject.run
+    assert folder is not None
+    if out is not None:
+        _check_folder(out, subject)
+    lock = hold(folder)
+    try:
+        read_records(folder / "results.jsonl")  # damage is found now, and not after minutes
+        if out is not None:
+            recipe = subject.recipe.to_dict() if subject.recipe else {"name": subject.weights.stem}
+            recipe |= {name: value for name in ("model", "data") if (value := getattr(options, name))}
+            config = {"recipe": recipe, "command": command_line(), "evaluated": str(subject.weights)}
+            write_json(out / "environment.json", environment(world.device))
+            write_json(out / "config.json", config)
+        yield Output(folder / "results.jsonl", folder, own=out is not None)
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def _check_lines(path: Path) -> None:
+    """Check that lines can be appended to a file before anything is evaluated."""
+    if path.is_dir() or not path.parent.is_dir():
+        what = f"{path} is a folder" if path.is_dir() else f"{path.parent} does not exist"
+        raise InputError(f"{what}; give --out a file that ends in .jsonl, in a folder that exists")
+    read_records(path)
+
+
+def _check_folder(folder: Path, subject: Subject) -> None:
+    """Check that a folder is new, or holds an evaluation of the same weights."""
+    config = folder / "config.json"
+    if folder.is_file():
+        raise InputError(f"{folder} is a file; give --out a folder, or a file that ends in .jsonl")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be used for results: {error}; give another --out") from None
+    held = read_config(config).evaluated if config.exists() else None
+    if config.exists() and held != str(subject.weights):
+        what = f"an evaluation of {held}" if held else "a run"
+        raise InputError(f"{folder} holds {what}; give another --out, or a file that ends in .jsonl")
+    if not config.exists() and not only_begun(folder):
+        raise InputError(f"{folder} is not empty and holds no evaluation; give another --out")

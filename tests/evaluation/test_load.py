@@ -1,0 +1,194 @@
+"""The subject of an evaluation: weights of a run or a file, its classes, its images; more in test_command.py."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cutmix.config.options import EvaluateOptions
+from cutmix.config.recipe import Recipe
+from cutmix.data import ImageSet, open_data
+from cutmix.errors import InputError
+from cutmix.evaluation.load import draw_images, find_subject, load_model, open_test_set, read_classes
+from cutmix.models import create_model
+from cutmix.runtime.weights import save_weights
+
+
+def photographs(folder: Path, each: int, classes: Sequence[str] = ("cat", "dog")) -> Path:
+    rng = np.random.default_rng(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for i in range(each):
+            Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(folder / name / f"{i}.png")
+    return folder
+
+
+def test_weights_of_another_program_are_evaluated_on_every_image(tmp_path: Path) -> None:
+    torch.save(create_model("resnet20", 2).state_dict(), tmp_path / "plain.pth")
+    options = EvaluateOptions(tmp_path / "plain.pth", str(photographs(tmp_path / "photos", 1)), model="resnet20")
+    subject = find_subject(options)
+    data = open_test_set(options, subject)
+    assert (subject.which, subject.recipe, len(data), data.split) == ("file", None, 2, "all")
+    model = load_model(options, subject, data)
+    assert model.fc.out_features == 2
+    assert model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_weights_of_a_recipe_are_evaluated_on_the_images_held_out(tmp_path: Path) -> None:
+    folder = photographs(tmp_path / "photos", 5)
+    recipe = Recipe(data=str(folder), model="resnet20", val_fraction=0.4)
+    about = {"recipe": json.dumps(recipe.to_dict()), "mean": "[0.1, 0.2, 0.3]", "std": "[1, 1, 1]"}
+    save_weights(tmp_path / "ours.safetensors", create_model("resnet20", 2).state_dict(), about)
+    options = EvaluateOptions(tmp_path / "ours.safetensors")
+    data = open_test_set(options, find_subject(options))
+    assert (len(data), data.split, data.mean) == (4, "val", (0.1, 0.2, 0.3))
+
+
+def ours(path: Path, folder: Path, names: Sequence[str], **header: object) -> Path:
+    """Save weights as a run on a folder does."""
+    recipe = Recipe(data=str(folder), model="resnet20", val_fraction=0.4)
+    values = {
+        "recipe": recipe.to_dict(),
+        "classes": list(names),
+        "num_classes": len(names),
+        "in_chans": 3,
+        **header,
+    }
+    strings = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+    save_weights(path, create_model("resnet20", len(names)).state_dict(), strings)
+    return path
+
+
+def opened(path: Path, data: Path | None, **options: Any) -> ImageSet:
+    chosen = EvaluateOptions(path, data and str(data), **options)
+    return open_test_set(chosen, find_subject(chosen))
+
+
+def test_all_of_other_data_is_evaluated_and_its_classes_are_matched_by_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    own = photographs(tmp_path / "own", 5, ("ant", "cat", "dog"))
+    path = ours(tmp_path / "w.safetensors", own, ("dog", "ant", "cat"))
+    new = photographs(tmp_path / "new", 7)
+    data = opened(path, new)
+    assert (len(data), data.classes) == (14, ("dog", "ant", "cat"))
+    assert [data.classes[label] for label in data.labels.tolist()] == ["cat"] * 7 + ["dog"] * 7
+    assert "2 of the 3 classes of the model" in caplog.text
+    assert load_model(EvaluateOptions(path), find_subject(EvaluateOptions(path)), data).fc.out_features == 3
+    with pytest.raises(InputError, match=r"'cats', which .* does not have among its 3; did you mean 'cat'"):
+        opened(path, photographs(tmp_path / "other", 1, ("cats", "dog")))
+
+
+def test_the_runs_own_data_may_have_moved(tmp_path: Path) -> None:
+    own = photographs(tmp_path / "own", 5)
+    fingerprint = open_data(str(own), "train", val_fraction=0.4).fingerprint()
+    path = ours(tmp_path / "w.safetensors", own, ("cat", "dog"), data=fingerprint)
+    moved = tmp_path / "moved"
+    shutil.copytree(own, moved)
+    for data in (None, own, own / ".." / "own", moved):
+        assert len(opened(path, data)) == 4
+    (moved / "cat" / "another.png").write_bytes((moved / "cat" / "1.png").read_bytes())
+    assert len(opened(path, moved)) == 11
+
+
+def test_imagenets_classes_are_known(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(create_model("resnet20", 1000).state_dict(), path)
+    numbers = {"n01443537": 1, "n01484850": 2, "n15075141": 999}
+    data = opened(path, photographs(tmp_path / "wordnet", 1, list(numbers)), model="resnet20")
+    assert (data.num_classes, data.labels.tolist()) == (1000, [1, 2, 999])
+    data = opened(
+        path, photographs(tmp_path / "words", 1, ("Goldfish", "great_white_shark", "toilet tissue")), model="resnet20"
+    )
+    assert (data.num_classes, data.labels.tolist(), data.classes[999]) == (1000, [1, 2, 999], "toilet tissue")
+    for number, classes in enumerate((("goldfish", "my cat"), ("crane", "goldfish"))):  # no class; two classes
+        folder = photographs(tmp_path / str(number), 1, classes)
+        with pytest.raises(InputError, match=r"has 1000 classes and does not name them, . has 2; give"):
+            opened(path, folder, model="resnet20")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["b\na\nc\n", "b\r\na\r\nc", '["b", "a", "c"]', '{"0": "b", "2": "c", "1": "a"}',
+     '{"0": ["b", "x"], "1": ["a", "y"], "2": ["c", "z"]}', "\ufeffb\na\nc"],
+)  # fmt: skip
+def test_a_list_of_classes_gives_the_order_of_the_outputs(tmp_path: Path, text: str) -> None:
+    (tmp_path / "classes").write_text(text, encoding="utf-8", newline="")
+    assert read_classes(tmp_path / "classes") == ("b", "a", "c")
+    torch.save(create_model("resnet20", 3).state_dict(), tmp_path / "w.pth")
+    folder = photographs(tmp_path / "photos", 1, ("a", "b", "c"))
+    data = opened(tmp_path / "w.pth", folder, model="resnet20", classes=tmp_path / "classes")
+    assert data.labels.tolist() == [1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("", "no list"), ("a\n\nb", "no list"), ("[1, 2]", "no list"), ('{"a": "b"}', "no list"), ("[" * 9999, "no list"),
+     ('["a"', "no list"), ("a\nb\na", "the class 'a' twice"), ("a\nb", "has 2 names, but .* has 3 classes")],
+)  # fmt: skip
+def test_a_bad_list_of_classes_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "classes").write_text(text)
+    path = ours(tmp_path / "w.safetensors", tmp_path, ("x", "y", "z"))
+    with pytest.raises(InputError, match=said):
+        find_subject(EvaluateOptions(path, classes=tmp_path / "classes"))
+    with pytest.raises(InputError, match="could not be read"):
+        find_subject(EvaluateOptions(path, classes=tmp_path))
+
+
+def test_numbered_folders_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    torch.save(create_model("resnet20", 11).state_dict(), tmp_path / "w.pth")
+    folder = photographs(tmp_path / "photos", 1, [str(n) for n in range(11)])
+    assert opened(tmp_path / "w.pth", folder, model="resnet20").classes[:3] == ("0", "1", "10")
+    assert "class folders are numbers" in caplog.text
+    (tmp_path / "classes").write_text("\n".join(str(n) for n in range(11)))
+    caplog.clear()
+    data = opened(tmp_path / "w.pth", folder, model="resnet20", classes=tmp_path / "classes")
+    assert data.labels.tolist() == [0, 1, 10, *range(2, 10)]
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("image_size", 10**9), ("image_size", 0), ("image_size", "big"), ("image_size", True), ("mean", [0.5, None, 1]),
+     ("mean", 3), ("std", [1, 0, 1]), ("std", [1.0, float("nan"), 1]), ("mean", [0.5]), ("classes", "cat"),
+     ("classes", [1, 2]), ("classes", ["a"] * 3), ("num_classes", -1), ("num_classes", 10**12), ("epoch", "[" * 9999),
+     ("epoch", {}), ("recipe", [1]), ("recipe", {"model": "resnet20", "colour": 1}), ("in_chans", 5)],
+)  # fmt: skip
+def test_a_header_of_other_types_is_one_sentence(tmp_path: Path, field: str, value: object) -> None:
+    path = ours(
+        tmp_path / "w.safetensors", tmp_path, ("a", "b"), **({"mean": [0.5] * 3, "std": [1] * 3} | {field: value})
+    )
+    with pytest.raises(InputError, match=rf"has {field} .* in its header; expected|contradicts itself|unknown field"):
+        find_subject(EvaluateOptions(path))
+
+
+def test_a_smaller_draw_is_part_of_a_larger_one() -> None:
+    few, many = draw_images(100, 10, 3), draw_images(100, 40, 3)
+    assert few is not None
+    assert many is not None
+    assert len(set(few.tolist())) == 10
+    assert set(few.tolist()) < set(many.tolist()) < set(range(100))
+    assert few.tolist() == sorted(few.tolist())
+    assert draw_images(100, None, 3) is None
+    assert draw_images(100, 100, 3) is None
+
+
+def test_the_normalisation_of_a_known_model_goes_with_it(tmp_path: Path) -> None:
+    torch.save(create_model("resnet18", 2).state_dict(), tmp_path / "plain.pth")
+    folder = str(photographs(tmp_path / "photos", 1))
+    for model, mean in (("resnet18", 0.485), ("tf_efficientnet_lite0", 0.5)):
+        options = EvaluateOptions(tmp_path / "plain.pth", folder, model=model)
+        assert open_test_set(options, find_subject(options)).mean[0] == mean
+
+
+def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected the folder of a run, or a file of weights"):
+        find_subject(EvaluateOptions(tmp_path / "absent.pth"))
