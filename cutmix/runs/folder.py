@@ -31,7 +31,7 @@ from cutmix.config.defaults import ARRAYS
 from cutmix.config.recipe import Recipe, Training, flag
 from cutmix.config.transfer import task_of
 from cutmix.errors import InputError
-from cutmix.runs.read import read_config
+from cutmix.runs.read import read_config, read_log
 from cutmix.runs.record import Record, read_records
 from cutmix.runtime.files import append_line, open_no_link, to_json, truncate, why_not_written, write_atomic
 from cutmix.runtime.header import read_header
@@ -111,6 +111,15 @@ class RunFolder:
         log = self.path / "log.jsonl"
         if log.exists() and log.stat().st_size > size:
             truncate(log, size)
+
+    def check_begun(self) -> None:
+        """Refuse to start a run whose log has finished epochs: they cannot be resumed without the checkpoint."""
+        epochs = [entry["epoch"] for entry in read_log(self.path / "log.jsonl") if entry["kind"] == "epoch"]
+        if epochs:
+            raise InputError(
+                f"{self.path} has finished {max(epochs)} epochs, but its checkpoint.pt is missing, so it cannot be "
+                "resumed; start again with --overwrite"
+            )
 
     def promote_best(self, epoch: int | None) -> None:
         """Make the weights and predictions of the best epoch so far those of the last checkpoint's best epoch.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cutmix.config.options import TrainOptions
-from cutmix.config.recipe import Recipe
+from cutmix.config.recipe import Recipe, Training
 from cutmix.config.recipes import recipe_changes
 from cutmix.errors import InputError
 from cutmix.runs.folder import RunFolder, command_line, has_results, today, write_arrays, write_bytes
@@ -40,7 +40,7 @@ def run_training(recipe: Recipe, options: TrainOptions | None = None) -> Path:
     Raises:
         InputError: If data, model, folder or device do not fit, a file cannot be read or written, or the loss is no
             longer finite.
-        SystemExit: With 128 + the signal's number, after SIGTERM or Ctrl-C and a checkpoint.
+        SystemExit: With 128 + the signal's number, after SIGTERM, SIGHUP or Ctrl-C and a checkpoint.
     """
     options = options or TrainOptions()
     with processes(options.device) as world:
@@ -55,6 +55,8 @@ def run_to_end(run: Run) -> Path:
         with remembered_signals() as stop, run.progress:
             for epoch in range(run.state.epoch, run.recipe.epochs):
                 train_epoch(run, epoch, stop)
+                if is_evaluated(run.recipe, epoch + 1):
+                    save(run)  # an evaluation can take long or fail
                 record = evaluate_epoch(run)
                 save(run)
                 run.progress.show_epoch(record)  # what is printed may fail, as on a closed pipe
@@ -184,7 +186,7 @@ def evaluate_epoch(run: Run) -> dict[str, Any]:
     }  # fmt: skip
     state.epoch, state.step_in_epoch, state.loss_sum, state.seen = state.epoch + 1, 0, 0.0, 0
     state.recent_sum, state.recent_seen = 0.0, 0
-    if state.epoch % recipe.eval_every == 0 or state.epoch == recipe.epochs:
+    if is_evaluated(recipe, state.epoch):
         figures, arrays = evaluate(run)
         record |= figures
         if is_best(run, figures):
@@ -194,6 +196,11 @@ def evaluate_epoch(run: Run) -> dict[str, Any]:
             keep(run, arrays, "last", "model.safetensors")
     log(run, record)
     return record
+
+
+def is_evaluated(recipe: Training, epoch: int) -> bool:
+    """Return whether an epoch, counted from 1, ends with an evaluation; the last one always does."""
+    return epoch % recipe.eval_every == 0 or epoch == recipe.epochs
 
 
 def evaluate(run: Run) -> Evaluation:
@@ -298,7 +305,11 @@ def begin(run: Run) -> bool:
         if run.folder:
             run.folder.cut_log(snapshot["log_size"])
         run.progress.say(f"going on after step {run.state.step}")
+    elif has_results(run.path):
+        run.progress.say(f"{run.path} is finished")
+        return True
     elif run.folder:
+        run.folder.check_begun()
         run.folder.cut_log(0)
         run.folder.start(recipe, run.about)
         if samples := run.task.samples():

@@ -1,4 +1,4 @@
-"""Signals are remembered, and only for as long as somebody looks."""
+"""Stop signals are remembered inside the context, and handled as before outside of it."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ import pytest
 from cutmix.runtime.signals import remembered_signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_first_signal_is_remembered(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with remembered_signals() as stop:
@@ -40,3 +40,14 @@ def test_another_thread_catches_nothing() -> None:
     thread.start()
     thread.join()
     assert seen == [(None, signal.getsignal(signal.SIGTERM))]
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with remembered_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.number is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

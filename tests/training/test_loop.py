@@ -224,8 +224,10 @@ def test_the_log_says_what_the_report_reads(uninterrupted: dict[str, Any]) -> No
 # ---- it goes on exactly ----
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("step", [1, 8, 13, STEPS])
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [(signal.SIGTERM, 1), (signal.SIGINT, 8), (signal.SIGHUP, 13), (signal.SIGTERM, STEPS), (signal.SIGHUP, 8)],
+)
 def test_a_signal_saves_and_the_run_goes_on_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, Any], number: int, step: int
 ) -> None:
@@ -365,6 +367,41 @@ def test_a_lost_process_is_made_up_for(
             run_training(RECIPE, options(tmp_path / "run"))
     run_training(RECIPE, options(tmp_path / "run", resume=True))
     assert outcome(tmp_path / "run") == uninterrupted
+
+
+@pytest.mark.parametrize("call", [1, 3])
+def test_an_epoch_is_saved_before_it_is_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, Any], call: int
+) -> None:
+    def count_steps(*arguments: Any) -> Tensor:
+        steps.append(1)
+        return train_step(*arguments)
+
+    train_step, steps = cutmix.training.loop.train_step, []
+    with monkeypatch.context() as patch:
+        call_before(patch, cutmix.training.loop, "evaluate", call, kill)
+        with pytest.raises(Killed):
+            run_training(RECIPE, options(tmp_path / "run", checkpoint_every=0))
+    monkeypatch.setattr(cutmix.training.loop, "train_step", count_steps)
+    run_training(RECIPE, options(tmp_path / "run", resume=True))
+    assert len(steps) == STEPS - 8 * call  # of 8 steps an epoch, none is taken again
+    assert outcome(tmp_path / "run") == uninterrupted
+
+
+def test_a_finished_run_without_its_checkpoint_is_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], uninterrupted: dict[str, Any]
+) -> None:
+    run = run_training(RECIPE, options(tmp_path / "run"))
+    (run / "checkpoint.pt").unlink()
+    capsys.readouterr()
+    run_training(RECIPE, options(run, resume=True))
+    assert f"{run} is finished" in capsys.readouterr().out.replace("\n", "")
+    assert outcome(run) == uninterrupted
+    (run / "results.jsonl").unlink()  # now there are finished epochs that nothing can continue
+    before = (run / "log.jsonl").read_bytes()
+    with pytest.raises(InputError, match=r"has finished 3 epochs, but its checkpoint.pt is missing"):
+        run_training(RECIPE, options(run, resume=True))
+    assert (run / "log.jsonl").read_bytes() == before
 
 
 def test_a_process_lost_before_the_first_checkpoint_starts_its_log_again(
