@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, Self, TypeVar, get_type_hints
 
 from cutmix.errors import InputError
 from cutmix.runtime.schema import check_fields
@@ -80,6 +80,8 @@ class Training:
     """Compile the network; the first steps then take a minute."""
 
     def __post_init__(self) -> None:
+        for name in _float_fields(type(self)):  # equal recipes are equal texts: 1.0, as it is read, and not 1
+            object.__setattr__(self, name, _to_float(getattr(self, name)))
         self._check_range("momentum", "ema_decay", "gamma", high=1)
         self._check_range("weight_decay", "warmup_epochs", "clip_grad_norm", "min_lr")
         self._check_range("epochs", "batch_size", "accumulate", "eval_every", low=1)
@@ -265,6 +267,17 @@ class Recipe(Training):
             raise InputError(
                 f"--cutout goes before another mix, but --mix is {self.mix}; for Cutout alone, give --mix cutout only"
             )
+
+
+def _float_fields(kind: type) -> list[str]:
+    return [name for name, hint in get_type_hints(kind).items() if "float" in str(hint)]
+
+
+def _to_float(value: Any) -> Any:
+    """Convert whole numbers, also those in a tuple, to float."""
+    if isinstance(value, tuple):
+        return tuple(map(_to_float, value))
+    return float(value) if type(value) is int else value
 
 
 def flag(field: str) -> str:

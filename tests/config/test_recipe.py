@@ -84,3 +84,14 @@ def test_the_ends_of_the_ranges_are_allowed(changes: dict[str, Any]) -> None:
 def test_what_contradicts_itself_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Recipe(**changes)
+
+
+def test_whole_numbers_of_float_fields_are_floats() -> None:
+    """A resumed run, whose recipe was read from JSON, writes the same bytes as the run that was started."""
+    recipe = Recipe(warmup_epochs=1, crop_scale=(0.5, 1), milestones=(0, 1), lr=1, epochs=3)
+    assert json.dumps(recipe.to_dict()) == json.dumps(
+        Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))).to_dict()
+    )
+    assert [type(value) for value in (recipe.warmup_epochs, *recipe.crop_scale, *recipe.milestones, recipe.epochs)] == [
+        *[float] * 5, int
+    ]  # fmt: skip
