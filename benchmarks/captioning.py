@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cutmix.transfer.caption_data import END, PAD, START, UNKNOWN
 from cutmix.transfer.caption_scores import score_captions
 from cutmix.transfer.captioning import ShowAndTell
-from cutmix.transfer.words import END, PAD, START, UNKNOWN
 from measuring import Row, arguments, in_turns, medians, report, versions
 
 FEATURES, MAX_LENGTH = 2048, 20

@@ -16,7 +16,7 @@ from cutmix.errors import InputError, missing_extra
 from cutmix.runs.record import Record
 from cutmix.runtime.seeding import derive_seed
 from cutmix.statistics import bootstrap, bootstrap_interval
-from cutmix.transfer.words import tokenize
+from cutmix.transfer.caption_data import tokenize
 
 Tokens = list[str]
 Gram = tuple[str, ...]

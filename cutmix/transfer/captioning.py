@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cutmix.errors import InputError
 from cutmix.runtime.distributed import World, gather
-from cutmix.transfer.words import END, PAD, START, UNKNOWN, Vocabulary
+from cutmix.transfer.caption_data import END, PAD, START, UNKNOWN, Vocabulary
 
 LSTMState = tuple[Tensor, Tensor]
 

@@ -17,11 +17,10 @@ from cutmix.runtime.distributed import World, send_buffers
 from cutmix.training.classification import Evaluation
 from cutmix.training.state import State
 from cutmix.transfer.backbone import Backbone
-from cutmix.transfer.caption_data import CaptionSet
+from cutmix.transfer.caption_data import CaptionSet, Vocabulary
 from cutmix.transfer.caption_scores import caption_records, image_scores
 from cutmix.transfer.captioning import ShowAndTell, generate_captions, has_bfloat16_lstm
 from cutmix.transfer.galleries import gallery_of_captions
-from cutmix.transfer.words import Vocabulary
 
 
 @dataclass

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from cutmix.errors import InputError
-from cutmix.transfer import words
-from cutmix.transfer.caption_data import collate
-from cutmix.transfer.words import END, PAD, START, UNKNOWN, Vocabulary, tokenize
+from cutmix.transfer import caption_data
+from cutmix.transfer.caption_data import END, PAD, START, UNKNOWN, Vocabulary, collate, tokenize
 
 # The right side is the output of pycocoevalcap 1.2's PTBTokenizer (CoreNLP 3.4.1, Java 17).
 STANFORD = {
@@ -76,7 +75,7 @@ def test_without_nltk_one_sentence_says_what_to_install(monkeypatch: pytest.Monk
             raise ImportError(name)
         return original(name, *args, **kwargs)
 
-    words._treebank.cache_clear()
+    caption_data._treebank.cache_clear()
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(InputError, match=r"captioning needs nltk; install it with pip install \"nltk>="):
         tokenize("a dog")
