@@ -10,14 +10,15 @@ from pathlib import Path
 from cutmix.data.folder import EXTENSIONS, Split, list_images
 from cutmix.errors import InputError
 from cutmix.transfer.caption_data import CaptionSet
-from cutmix.transfer.coco import Caption, read_coco
 from cutmix.transfer.layouts import (
+    Caption,
     check_apart,
     find_image,
     image_folders,
     is_unicode,
     left_out,
     note_leaks,
+    read_coco,
     read_list,
     split_by_hash,
 )

@@ -25,8 +25,7 @@ from cutmix.training.state import State
 from cutmix.transfer.backbone import Backbone, load_backbone
 from cutmix.transfer.caption_data import CaptionBatches, ImageBatches, Vocabulary
 from cutmix.transfer.caption_layouts import open_captions
-from cutmix.transfer.captioning import ShowAndTell
-from cutmix.transfer.captioning_task import CaptioningTask
+from cutmix.transfer.captioning import CaptioningTask, ShowAndTell
 from cutmix.transfer.detection_layouts import open_detection
 from cutmix.transfer.detection_task import DetectionTask, make_batches, make_detector
 

@@ -8,15 +8,17 @@ from pathlib import Path
 from cutmix.data.folder import count_suffixes, is_image, list_images
 from cutmix.data.voc import read_annotation
 from cutmix.errors import InputError
-from cutmix.transfer.coco import Box, CocoFile, read_coco
 from cutmix.transfer.detection_data import DetectionSet, RawImage, detection_sets
 from cutmix.transfer.layouts import (
+    Box,
+    CocoFile,
     check_apart,
     enumerated,
     find_image,
     image_folders,
     left_out,
     note_leaks,
+    read_coco,
     read_list,
     split_by_hash,
 )

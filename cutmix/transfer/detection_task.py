@@ -3,17 +3,22 @@
 import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from cutmix.config.transfer import Detection
 from cutmix.data.loaders import FileLoader, Loader, TestOrder, TrainOrder
-from cutmix.errors import InputError
+from cutmix.errors import InputError, printable
+from cutmix.evaluation.gallery import png_of
 from cutmix.runs.record import Record
 from cutmix.runtime.distributed import World, gather, send_buffers
 from cutmix.training.classification import Evaluation
@@ -33,8 +38,14 @@ from cutmix.transfer.average_precision import (
 from cutmix.transfer.backbone import Backbone
 from cutmix.transfer.coco_precision import coco_metrics
 from cutmix.transfer.detection import faster_rcnn_c4, ssd300
-from cutmix.transfer.detection_data import DetectionSamples, DetectionSet, collate, faster_rcnn_transform, ssd_transform
-from cutmix.transfer.galleries import gallery_of_detections
+from cutmix.transfer.detection_data import (
+    DetectionSamples,
+    DetectionSet,
+    collate,
+    faster_rcnn_transform,
+    load_image,
+    ssd_transform,
+)
 
 COCO_METRICS = (
     "coco_map", "coco_map_50", "coco_map_75", "coco_map_small", "coco_map_medium", "coco_map_large",
@@ -238,3 +249,67 @@ def make_batches(
 
 def _detections(arrays: dict[str, np.ndarray]) -> Detections:
     return Detections(arrays["images"], arrays["labels"], arrays["scores"], arrays["boxes"])
+
+
+_SOLID, _DASHED, _DOTTED = "-", (0, (5, 3)), (0, (1, 2))
+
+
+def gallery_of_detections(
+    data: DetectionSet, found: Detections, *, images: Sequence[int] | None = None, threshold: float = 0.5
+) -> bytes:
+    """Draw images in pairs: with true boxes on the left, with detections and their scores on the right.
+
+    All detections from a score of ``threshold`` are drawn, and at least as many as the image has objects, so that a
+    detector with low scores has some too. Lines are black and white, to be visible on any image and in print: solid
+    for objects, dotted for difficult ones, dashed for detections.
+
+    Args:
+        data: The split.
+        found: Its detections, in pixels, with images numbered by their order.
+        images: Indices of the images to draw; by default the first eight.
+        threshold: The score from which all detections are drawn.
+
+    Returns:
+        A PNG file.
+
+    Raises:
+        InputError: If an index is out of range, or an image cannot be read.
+    """
+    chosen = list(range(min(8, len(data))) if images is None else images)
+    if not chosen or not 0 <= min(chosen) <= max(chosen) < len(data):
+        raise InputError(f"the images to draw are {chosen}; expected indices from 0 to {len(data) - 1}")
+    rows = -(-len(chosen) // 2)
+    figure = Figure(figsize=(14, 0.3 + 2.9 * rows), dpi=100, layout="constrained")
+    axes = figure.subplots(rows, 4, squeeze=False).reshape(-1, 2)
+    for axis in axes.flat:
+        axis.axis("off")
+    for number, (left, right) in zip(chosen, axes, strict=False):
+        image = data.images[number]
+        pixels = load_image(image).permute(1, 2, 0).numpy()
+        names = [data.classes[label] for label in image.labels.tolist()]
+        styles = [_DOTTED if is_difficult else _SOLID for is_difficult in image.difficult.tolist()]
+        _draw(left, pixels, zip(image.boxes.tolist(), names, styles, strict=True))
+        left.set_title(f"{printable(image.path.stem)}: true", fontsize=9, loc="left", parse_math=False)
+        every = np.flatnonzero(found.images == number)
+        every = every[np.argsort(-found.scores[every], kind="stable")]
+        top = every[: max(int((found.scores[every] >= threshold).sum()), len(names))]
+        texts = [f"{data.classes[found.labels[i]]} {found.scores[i]:.2f}" for i in top]
+        boxes = zip(found.boxes[top].tolist(), texts, [_DASHED] * len(texts), strict=True)
+        _draw(right, pixels, reversed([*boxes]))  # the highest score on top
+        right.set_title(f"detected: the top {len(top)} of {len(every)}", fontsize=9, loc="left")
+    return png_of(figure)
+
+
+def _draw(axis: Axes, pixels: np.ndarray, boxes: Iterable[tuple[list[float], str, object]]) -> None:
+    axis.imshow(pixels)
+    edge = [patheffects.Stroke(linewidth=3.5, foreground="black"), patheffects.Normal()]
+    for (left, top, right, bottom), text, style in boxes:
+        box = Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, color="white", linewidth=1.5)
+        box.set_linestyle(style)  # type: ignore[arg-type]
+        box.set_path_effects(edge)
+        axis.add_patch(box)
+        above = "bottom" if top > len(pixels) / 12 else "top"  # beside the object, where there is room
+        axis.text(
+            left, top, text, fontsize=7, va=above, parse_math=False, clip_on=True,
+            bbox={"facecolor": "white", "edgecolor": "black", "pad": 1, "linewidth": 0.5},
+        )  # fmt: skip

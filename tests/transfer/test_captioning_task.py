@@ -12,8 +12,7 @@ from cutmix.config.transfer import Captioning
 from cutmix.report.metrics import MEASURES
 from cutmix.runtime.distributed import World
 from cutmix.transfer.caption_scores import ImageScores, score_captions
-from cutmix.transfer.captioning import ShowAndTell, has_bfloat16_lstm
-from cutmix.transfer.captioning_task import CaptioningTask
+from cutmix.transfer.captioning import CaptioningTask, ShowAndTell, has_bfloat16_lstm
 from cutmix.transfer.command import prepare_transfer
 
 WORLD = World(0, 1, torch.device("cpu"))

@@ -13,8 +13,9 @@ from PIL import Image
 from cutmix.errors import InputError
 from cutmix.transfer.average_precision import Detections
 from cutmix.transfer.caption_data import CaptionSet
+from cutmix.transfer.captioning import gallery_of_captions
 from cutmix.transfer.detection_data import BoxedImage, DetectionSet
-from cutmix.transfer.galleries import gallery_of_captions, gallery_of_detections
+from cutmix.transfer.detection_task import gallery_of_detections
 
 
 @pytest.fixture
