@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cutmix.transfer.caption_data import END, PAD, START, UNKNOWN
-from cutmix.transfer.caption_scores import score_captions
+from cutmix.transfer.caption_scores import END, PAD, START, UNKNOWN, score_captions
 from cutmix.transfer.captioning import ShowAndTell
 from measuring import Row, arguments, in_turns, medians, report, versions
 

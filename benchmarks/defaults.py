@@ -23,9 +23,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from cutmix.config.defaults import ARRAYS, complete
 from cutmix.config.options import TrainOptions
-from cutmix.config.recipe import Recipe
+from cutmix.config.recipe import ARRAYS, Recipe, complete
 from cutmix.data import ArraySet, open_data
 from cutmix.models import create_model
 from cutmix.runs.folder import environment

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from cutmix.evaluation.boxes import best_thresholds, level_iou
 from cutmix.evaluation.localization import normalize_maps
-from cutmix.evaluation.max_box import best_thresholds, level_iou
 from measuring import Row, arguments, in_turns, medians, report, versions
 
 IOU = (0.3, 0.5, 0.7)

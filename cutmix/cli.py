@@ -346,7 +346,7 @@ def preview(words: list[str]) -> None:
     from cutmix.config.options import PreviewOptions
 
     options = parse(PreviewOptions, words, "preview", "Draw images unmixed and mixed, with their labels.")
-    from cutmix.preview.command import run_preview
+    from cutmix.preview import run_preview
 
     run_preview(options)
 

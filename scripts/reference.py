@@ -43,7 +43,7 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
 }
 MODULES = (
     "cutmix.models.regularizers", "cutmix.statistics", "cutmix.evaluation.attacks", "cutmix.evaluation.calibration",
-    "cutmix.evaluation.localization", "cutmix.evaluation.max_box", "cutmix.evaluation.ood",
+    "cutmix.evaluation.localization", "cutmix.evaluation.boxes", "cutmix.evaluation.ood",
     "cutmix.evaluation.ood_conventions", "cutmix.transfer.average_precision", "cutmix.transfer.caption_scores",
     "cutmix.data.outliers",
     "cutmix.runtime.seeding", "cutmix.inference.model",

@@ -84,7 +84,7 @@ def test_command_lines_parse(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runners = {
         "cutmix.demo": "run_demo", "cutmix.training.loop": "run_training", "cutmix.transfer.command": "transfer",
-        "cutmix.evaluation.command": "run_evaluate", "cutmix.preview.command": "run_preview",
+        "cutmix.evaluation.command": "run_evaluate", "cutmix.preview": "run_preview",
         "cutmix.report.summary": "write_report", "cutmix.paper.command": "run_paper",
         "cutmix.paper.reproduce": "run_reproduce", "cutmix.comparison.command": "run_compare",
         "cutmix.inference.command": "run_predict", "cutmix.inference.explain": "run_explain",

@@ -9,9 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from cutmix.comparison.verdict import Comparison, compare_runs, in_words, tables
-from cutmix.config.defaults import complete
 from cutmix.config.options import WORKERS, CompareOptions
-from cutmix.config.recipe import Recipe
+from cutmix.config.recipe import Recipe, complete
 from cutmix.data import FileSet, open_data
 from cutmix.errors import InputError
 from cutmix.report.summary import write_report

@@ -8,8 +8,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
-from cutmix.config.defaults import ARRAYS
-from cutmix.config.recipe import Recipe, Training
+from cutmix.config.recipe import ARRAYS, Recipe, Training
 from cutmix.config.transfer import Detection, Transfer, recipe_of
 from cutmix.errors import InputError
 
@@ -115,7 +114,7 @@ TINY_RESNET20 = replace(TINY, name="tiny-resnet20", model="resnet20", epochs=10,
 """A short run for a CPU, whose maps of 16×16 show where the network looks."""
 
 PHOTOS = Recipe(name="photos", data="")
-"""What ``cutmix train --data FOLDER`` does: everything follows from the images (``cutmix.config.defaults``)."""
+"""What ``cutmix train --data FOLDER`` does: everything follows from the images (``cutmix.config.recipe``)."""
 
 # ---- the paper's ----
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutmix.errors import InputError, missing_extra
-from cutmix.evaluation.logits import as_logits, class_ids
+from cutmix.evaluation.classifier import as_logits, class_ids
 from cutmix.runtime.seeding import derive_seed
 
 

@@ -18,8 +18,7 @@ from scipy.optimize import brentq
 from scipy.special import log_softmax
 from torch import Tensor
 
-from cutmix.evaluation.classifier import Classifier, SuiteResult
-from cutmix.evaluation.logits import as_logits, as_probabilities, class_ids
+from cutmix.evaluation.classifier import Classifier, SuiteResult, as_logits, as_probabilities, class_ids
 from cutmix.runs.record import Record
 from cutmix.runtime.seeding import derive_seed
 from cutmix.statistics import (

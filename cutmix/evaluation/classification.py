@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from cutmix.errors import InputError
-from cutmix.evaluation.logits import check_finite
+from cutmix.evaluation.classifier import check_finite
 from cutmix.runs.record import Record
 from cutmix.runtime.distributed import World, gather
 from cutmix.statistics import check_confidence

@@ -4,8 +4,6 @@ Lines differ in their dashes, not only in colour, and have a dark edge, so that 
 grey print.
 """
 
-import io
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +20,7 @@ from cutmix.evaluation.boxes import best_iou, box_from_map, padded_boxes
 from cutmix.evaluation.classifier import Classifier
 from cutmix.evaluation.localization import class_maps, keep_features
 from cutmix.mixing import Draw
+from cutmix.runtime.files import png_of
 from cutmix.runtime.seeding import derive_seed
 
 
@@ -174,12 +173,3 @@ def _outline(axis: Any, box: np.ndarray, color: str, style: Any) -> None:
 
 def _short(name: str, length: int = 20) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
-
-
-def png_of(figure: Figure) -> bytes:
-    """Return a figure as a PNG file."""
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+")  # a text in a script that the font lacks
-        figure.savefig(file, format="png")
-    return file.getvalue()

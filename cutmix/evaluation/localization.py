@@ -16,11 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutmix.errors import InputError
-from cutmix.evaluation.boxes import best_iou, box_from_map, check_thresholds, padded_boxes
+from cutmix.evaluation.boxes import (
+    MaxBoxAccuracy,
+    best_iou,
+    best_thresholds,
+    box_from_map,
+    center_iou,
+    check_thresholds,
+    level_iou,
+    padded_boxes,
+)
 from cutmix.evaluation.classification import Proportion, wilson_interval
-from cutmix.evaluation.classifier import Classifier, SuiteResult
-from cutmix.evaluation.logits import as_numpy
-from cutmix.evaluation.max_box import MaxBoxAccuracy, best_thresholds, center_iou, level_iou
+from cutmix.evaluation.classifier import Classifier, SuiteResult, as_numpy
 from cutmix.models.localization import find_head
 from cutmix.runs.record import Record
 from cutmix.statistics import too_narrow

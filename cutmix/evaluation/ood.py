@@ -20,8 +20,7 @@ from torch import Tensor
 from cutmix.config.options import Convention
 from cutmix.data.outliers import SEVEN, Outliers, Shape, open_outliers
 from cutmix.errors import InputError
-from cutmix.evaluation.classifier import Classifier, SuiteResult
-from cutmix.evaluation.logits import as_logits
+from cutmix.evaluation.classifier import Classifier, SuiteResult, as_logits
 from cutmix.evaluation.ood_conventions import (
     OodMetrics,
     Sides,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cutmix.config.options import Convention
 from cutmix.errors import InputError
-from cutmix.evaluation.logits import check_finite, real_numbers
+from cutmix.evaluation.classifier import check_finite, real_numbers
 from cutmix.runtime.seeding import derive_seed
 from cutmix.statistics import bootstrap
 

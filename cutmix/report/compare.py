@@ -5,8 +5,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 from cutmix.errors import listed
-from cutmix.runs.estimates import MAIN, Estimate, Main, baseline_of, estimate
-from cutmix.runs.read import Run, differing_fields, groups, read_outcome
+from cutmix.runs.read import MAIN, Estimate, Main, Run, baseline_of, differing_fields, estimate, groups, read_outcome
 from cutmix.runs.record import with_interval
 from cutmix.statistics import Paired, holm, in_words, mcnemar
 

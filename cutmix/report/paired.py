@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cutmix.errors import InputError
-from cutmix.runs.estimates import baseline_of
-from cutmix.runs.read import Run, read_arrays
+from cutmix.runs.read import Run, baseline_of, read_arrays
 from cutmix.runs.record import Record
 from cutmix.statistics import (
     Difference,

@@ -31,8 +31,7 @@ from cutmix.report.suites import (
     paper_of_transfer,
     robustness,
 )
-from cutmix.runs.estimates import MAIN, estimate
-from cutmix.runs.read import Run, groups, read_runs
+from cutmix.runs.read import MAIN, Run, estimate, groups, read_runs
 from cutmix.runs.record import Record, with_interval
 from cutmix.runtime.files import write_atomic
 from cutmix.statistics import in_words

@@ -27,8 +27,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from cutmix.config.defaults import ARRAYS
-from cutmix.config.recipe import Recipe, Training, flag
+from cutmix.config.recipe import ARRAYS, Recipe, Training, flag
 from cutmix.config.transfer import task_of
 from cutmix.errors import InputError
 from cutmix.runs.read import read_config, read_log

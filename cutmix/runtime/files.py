@@ -2,16 +2,21 @@
 
 import errno
 import glob
+import io
 import json
 import os
 import secrets
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cutmix.errors import InputError
 from cutmix.runtime.schema import parse_object
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
@@ -160,3 +165,12 @@ def _end_last_line(path: Path) -> int:
             with open(path, "ab", opener=open_no_link) as file:
                 file.write(b"\n")
     return path.stat().st_size
+
+
+def png_of(figure: "Figure") -> bytes:
+    """Return a figure as a PNG file."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+")  # a text in a script that the font lacks
+        figure.savefig(file, format="png")
+    return file.getvalue()

@@ -23,8 +23,7 @@ from cutmix.evaluation.classification import (
     predictions_arrays,
 )
 from cutmix.mixing.targets import Targets
-from cutmix.preview.attention import attention_picture
-from cutmix.preview.drawing import pick_samples, preview_grid
+from cutmix.preview import attention_picture, pick_samples, preview_grid
 from cutmix.runs.record import Record
 from cutmix.runtime.distributed import World, send_buffers
 from cutmix.training.mixes import image_mixing

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cutmix.config.defaults import complete
 from cutmix.config.options import RunOptions, TrainOptions
-from cutmix.config.recipe import Recipe, Training
+from cutmix.config.recipe import Recipe, Training, complete
 from cutmix.data import Augment, FileSet, ImageSet, Splits, open_splits, test_loader, train_loader
 from cutmix.data.describe import describe_splits
 from cutmix.data.loaders import Loader

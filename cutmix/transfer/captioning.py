@@ -19,15 +19,15 @@ from cutmix.data.decode import read_image
 from cutmix.data.loaders import Loader
 from cutmix.data.sets import random_subset
 from cutmix.errors import InputError
-from cutmix.evaluation.gallery import png_of
 from cutmix.runs.record import Record
 from cutmix.runtime.distributed import World, gather, send_buffers
+from cutmix.runtime.files import png_of
 from cutmix.runtime.seeding import derive_seed
 from cutmix.training.classification import Evaluation
 from cutmix.training.state import State
 from cutmix.transfer.backbone import Backbone
-from cutmix.transfer.caption_data import END, PAD, START, UNKNOWN, CaptionSet, Vocabulary
-from cutmix.transfer.caption_scores import caption_records, image_scores
+from cutmix.transfer.caption_data import CaptionSet
+from cutmix.transfer.caption_scores import END, PAD, START, UNKNOWN, Vocabulary, caption_records, image_scores
 
 LSTMState = tuple[Tensor, Tensor]
 

@@ -23,8 +23,9 @@ from cutmix.training.optim import make_average, make_optimizer
 from cutmix.training.setup import Run, assemble, summary_writer
 from cutmix.training.state import State
 from cutmix.transfer.backbone import Backbone, load_backbone
-from cutmix.transfer.caption_data import CaptionBatches, ImageBatches, Vocabulary
+from cutmix.transfer.caption_data import CaptionBatches, ImageBatches
 from cutmix.transfer.caption_layouts import open_captions
+from cutmix.transfer.caption_scores import Vocabulary
 from cutmix.transfer.captioning import CaptioningTask, ShowAndTell
 from cutmix.transfer.detection_layouts import open_detection
 from cutmix.transfer.detection_task import DetectionTask, make_batches, make_detector

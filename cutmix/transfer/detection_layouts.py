@@ -5,8 +5,8 @@ from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
+from cutmix.data.boxes import read_annotation
 from cutmix.data.folder import count_suffixes, is_image, list_images
-from cutmix.data.voc import read_annotation
 from cutmix.errors import InputError
 from cutmix.transfer.detection_data import DetectionSet, RawImage, detection_sets
 from cutmix.transfer.layouts import (

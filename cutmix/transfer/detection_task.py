@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from cutmix.config.transfer import Detection
 from cutmix.data.loaders import FileLoader, Loader, TestOrder, TrainOrder
 from cutmix.errors import InputError, printable
-from cutmix.evaluation.gallery import png_of
 from cutmix.runs.record import Record
 from cutmix.runtime.distributed import World, gather, send_buffers
+from cutmix.runtime.files import png_of
 from cutmix.training.classification import Evaluation
 from cutmix.training.state import State
 from cutmix.transfer.average_precision import (

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cutmix.config.defaults import ARRAYS, complete
-from cutmix.config.recipe import Recipe
+from cutmix.config.recipe import ARRAYS, Recipe, complete
 from cutmix.config.recipes import RECIPES, SMALL
 
 SIZES = (2, 10, 48, 240, 2400, 60_000, 1_200_000)

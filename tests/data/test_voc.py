@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cutmix.data.voc import Annotation, VocObject, read_annotation
+from cutmix.data.boxes import Annotation, VocObject, read_annotation
 from cutmix.errors import InputError
 
 BOX = "<bndbox><xmin>1</xmin><ymin>2.5</ymin><xmax>30</xmax><ymax>40</ymax></bndbox>"

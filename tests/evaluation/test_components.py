@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from cutmix.evaluation.max_box import find_components
+from cutmix.evaluation.boxes import find_components
 
 
 def smooth_maps(n: int, grid: int, side: int) -> np.ndarray:

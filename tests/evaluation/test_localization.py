@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cutmix.errors import InputError
-from cutmix.evaluation.boxes import box_from_map, box_iou
+from cutmix.evaluation.boxes import best_thresholds, box_from_map, box_iou, center_iou, max_box_accuracy
 from cutmix.evaluation.classifier import Classifier
 from cutmix.evaluation.localization import (
     class_activation_map,
@@ -20,7 +20,6 @@ from cutmix.evaluation.localization import (
     normalize_maps,
     resize_maps,
 )
-from cutmix.evaluation.max_box import best_thresholds, center_iou, max_box_accuracy
 from cutmix.models import create_model
 from cutmix.runs.record import Record
 

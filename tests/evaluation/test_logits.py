@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cutmix.errors import InputError
-from cutmix.evaluation.logits import as_logits, as_numpy, as_probabilities, class_ids, real_numbers
+from cutmix.evaluation.classifier import as_logits, as_numpy, as_probabilities, class_ids, real_numbers
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])

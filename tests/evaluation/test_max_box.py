@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from cutmix.errors import InputError
-from cutmix.evaluation.boxes import box_from_map, box_iou
-from cutmix.evaluation.max_box import level_iou, max_box_accuracy
+from cutmix.evaluation.boxes import box_from_map, box_iou, level_iou, max_box_accuracy
 
 V2 = (0.3, 0.5, 0.7)
 THRESHOLDS = np.arange(0, 1, 0.001)
@@ -139,7 +138,7 @@ def test_each_iou_has_a_threshold_of_its_own_and_its_hits() -> None:
 def test_maps_in_several_batches_and_float32_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     maps, boxes = cams(10), true_boxes(10)
     whole = max_box_accuracy(maps, boxes, V2, "all")
-    monkeypatch.setattr("cutmix.evaluation.max_box._BATCH", 3 * 1600)
+    monkeypatch.setattr("cutmix.evaluation.boxes._BATCH", 3 * 1600)
     parts = max_box_accuracy(maps, boxes, V2, "all")
     np.testing.assert_array_equal(whole.hits, parts.hits)
     maps32 = maps.astype(np.float32)

@@ -17,8 +17,7 @@ from cutmix.errors import InputError
 from cutmix.report.compare import comparisons
 from cutmix.report.figures import Curve, key, learning_curves, lines, outlines, reliability
 from cutmix.report.summary import SECTIONS, write_report
-from cutmix.runs.estimates import estimate
-from cutmix.runs.read import differing_fields, groups, read_runs
+from cutmix.runs.read import differing_fields, estimate, groups, read_runs
 from cutmix.runs.record import Record, append_records
 
 VOID = {"meta", "img", "br", "hr", "input", "link", "col"}

@@ -9,7 +9,8 @@ from torchvision.transforms.v2 import functional as TF
 
 from cutmix.data.transforms import crop_and_flip
 from cutmix.errors import InputError
-from cutmix.transfer.caption_data import END, PAD, START, CaptionBatches, CaptionSet, ImageBatches, Images, Vocabulary
+from cutmix.transfer.caption_data import CaptionBatches, CaptionSet, ImageBatches, Images
+from cutmix.transfer.caption_scores import END, PAD, START, Vocabulary
 
 WORDS = ("one", "two", "three", "four", "five", "six", "seven")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

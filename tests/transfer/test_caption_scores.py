@@ -15,8 +15,7 @@ from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu
 
 from cutmix.errors import InputError
 from cutmix.transfer import caption_scores as module
-from cutmix.transfer.caption_data import tokenize
-from cutmix.transfer.caption_scores import caption_records, image_scores, meteor, rouge_l, score_captions
+from cutmix.transfer.caption_scores import caption_records, image_scores, meteor, rouge_l, score_captions, tokenize
 
 WORDS = "a the dog cat man runs sits red ball on in grass".split()  # noqa: SIM905
 

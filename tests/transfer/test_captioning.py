@@ -15,18 +15,9 @@ from torch import Tensor, nn
 from cutmix.errors import InputError
 from cutmix.models import create_model
 from cutmix.runtime.distributed import World
-from cutmix.transfer.caption_data import (
-    END,
-    PAD,
-    START,
-    UNKNOWN,
-    CaptionBatches,
-    CaptionSet,
-    ImageBatches,
-    Vocabulary,
-    tokenize,
-)
+from cutmix.transfer.caption_data import CaptionBatches, CaptionSet, ImageBatches
 from cutmix.transfer.caption_layouts import open_captions
+from cutmix.transfer.caption_scores import END, PAD, START, UNKNOWN, Vocabulary, tokenize
 from cutmix.transfer.captioning import ShowAndTell, generate_captions, has_bfloat16_lstm
 
 ALONE = World(0, 1, torch.device("cpu"))

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from cutmix.errors import InputError
-from cutmix.transfer import caption_data
-from cutmix.transfer.caption_data import END, PAD, START, UNKNOWN, Vocabulary, collate, tokenize
+from cutmix.transfer import caption_scores
+from cutmix.transfer.caption_data import collate
+from cutmix.transfer.caption_scores import END, PAD, START, UNKNOWN, Vocabulary, tokenize
 
 # The right side is the output of pycocoevalcap 1.2's PTBTokenizer (CoreNLP 3.4.1, Java 17).
 STANFORD = {
@@ -75,7 +76,7 @@ def test_without_nltk_one_sentence_says_what_to_install(monkeypatch: pytest.Monk
             raise ImportError(name)
         return original(name, *args, **kwargs)
 
-    caption_data._treebank.cache_clear()
+    caption_scores._treebank.cache_clear()
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(InputError, match=r"captioning needs nltk; install it with pip install \"nltk>="):
         tokenize("a dog")

@@ -1,1 +1,0 @@
-"""Images of what mixing does to a batch."""
