@@ -3,8 +3,7 @@
 from cutmix.mixing.draw import CutoutDraw, Draw
 from cutmix.mixing.features import FeatureCutMix, FeatureMix, ManifoldMixup
 from cutmix.mixing.images import CutMix, Cutout, Mixup, RandomChoice
-from cutmix.mixing.protocol import Mix
-from cutmix.mixing.sampling import collate
+from cutmix.mixing.protocol import Mix, collate
 from cutmix.mixing.smmix import AttentionDraw, SMMix, consistency_loss, fine_grained_loss, smmix_loss
 from cutmix.mixing.targets import MixedTargets, MultiTargets, mixed_binary_cross_entropy, mixed_cross_entropy
 from cutmix.mixing.variants import (

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from cutmix.errors import InputError
+from cutmix.mixing.draw import RandomStream
 from cutmix.mixing.images import CutMix, MixOptions, Mixup
 from cutmix.mixing.protocol import BatchTransform, Drawn, Mix, unwrapped
-from cutmix.mixing.sampling import RandomStream
-from cutmix.mixing.targets import Targets, mixed_cross_entropy
+from cutmix.mixing.targets import Targets
 from cutmix.runtime.seeding import derive_seed
 
 # The paper's indices: the output of this module is mixed; layer 0 is the image.
@@ -57,30 +57,17 @@ class FeatureMix(Mix):
         find_layers(network, self.layers)
         return network
 
-    def loss(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        targets: Targets,
-        *,
-        label_smoothing: float = 0.0,
-        weight: Tensor | None = None,
-    ) -> Tensor:
-        """Return the cross entropy of a forward pass that mixes; ``targets`` are labels as for ``forward``."""
-        logits, mixed = self.forward(network, images, targets)  # type: ignore[arg-type]
-        return mixed_cross_entropy(logits, mixed, label_smoothing=label_smoothing, weight=weight)
-
     def on_images(self) -> BatchTransform | None:
         """Return the transform, if the image is one of the layers."""
         return self.transform if 0 in self.layers else None
 
-    def forward(self, network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Targets]:
+    def forward(self, network: nn.Module, images: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
         """Choose a layer, and run the network with the batch mixed there.
 
         Args:
             network: The network, also inside DistributedDataParallel or ``torch.compile``.
             images: (N, C, H, W), as the network takes them.
-            labels: Class ids (N,), or multi-label targets (N, K).
+            targets: Class ids (N,), or multi-label targets (N, K): what ``mix`` leaves as it is.
 
         Returns:
             The output of the network, and the targets that follow from the draw.
@@ -88,12 +75,13 @@ class FeatureMix(Mix):
         Raises:
             InputError: If the network lacks one of the layers, or its forward pass does not go through it.
         """
+        assert isinstance(targets, Tensor)
         modules = find_layers(network, self.layers)
         layer = self.layers[int(torch.randint(len(self.layers), (1,), generator=self._stream.generator))]
         module = modules.get(layer)
         if module is None:
-            mixed, targets = self.transform(images, labels)
-            return network(mixed), targets
+            mixed, mixed_targets = self.transform(images, targets)
+            return network(mixed), mixed_targets
         draws: list[Drawn] = []
 
         def mix(module: nn.Module, inputs: Any, features: Tensor) -> Tensor:
@@ -107,7 +95,7 @@ class FeatureMix(Mix):
                 f"a forward pass of {type(network).__name__} goes {len(draws)} times through {_MODULES[layer]}; "
                 "expected once, to mix the batch there"
             )
-        return logits, draws[0].targets(labels)
+        return logits, draws[0].targets(targets)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the random state of the choice and of the transform."""

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from cutmix.errors import InputError
-from cutmix.mixing.draw import CutoutDraw, Draw, check_images, is_tv_tensor
+from cutmix.mixing.draw import CutoutDraw, Draw, RandomStream, check_images, draw_beta, draw_cycle, is_tv_tensor
 from cutmix.mixing.protocol import BatchTransform, Drawn, ImageMix
-from cutmix.mixing.sampling import RandomStream, draw_beta, draw_cycle
 from cutmix.mixing.targets import Targets
 
 

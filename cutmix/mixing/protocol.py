@@ -1,10 +1,13 @@
-"""The interfaces of a drawn mix, of a batch transform, and of a mixing method in a training loop."""
+"""The interfaces of a drawn mix, of a batch transform, and of a mixing method in a training loop or a loader."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
+from cutmix.errors import InputError
 from cutmix.mixing.targets import Targets, mixed_cross_entropy
 
 
@@ -56,8 +59,8 @@ class Mix:
             images, targets = mix.mix(images, labels, progress)
             loss = mix.loss(network, images, targets)
 
-    A transform of images overrides ``mix``; a method that mixes inside the network, or has a loss of its own,
-    overrides ``loss``. ``mix`` takes a whole batch; ``loss`` takes the batch or, with accumulated gradients, a part.
+    A transform of images overrides ``mix``; a method that mixes inside the network overrides ``forward``, and one with
+    a loss of its own ``loss``. ``mix`` takes a whole batch; ``loss`` takes the batch or, with accumulated gradients, a part.
     """
 
     uses_attention: ClassVar[bool] = False
@@ -103,7 +106,12 @@ class Mix:
             label_smoothing: Share of the target that is spread over all classes, in [0, 1].
             weight: (K,) weight of each class, or None.
         """
-        return mixed_cross_entropy(network(images), targets, label_smoothing=label_smoothing, weight=weight)
+        logits, targets = self.forward(network, images, targets)
+        return mixed_cross_entropy(logits, targets, label_smoothing=label_smoothing, weight=weight)
+
+    def forward(self, network: nn.Module, images: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
+        """Run the network on what ``mix`` returned, and return its output and the targets of it."""
+        return network(images), targets
 
     def on_images(self) -> BatchTransform | None:
         """Return the transform of images alone that a preview can show; None if the method has none."""
@@ -144,3 +152,36 @@ def unwrapped(network: nn.Module) -> nn.Module:
     while isinstance(inner := getattr(network, "_orig_mod", getattr(network, "module", None)), nn.Module):
         network = inner
     return network
+
+
+def collate(
+    mix: BatchTransform, batch: Callable[[list[Any]], Any] = default_collate
+) -> Callable[[list[Any]], tuple[Tensor, Targets]]:
+    """Return a ``collate_fn`` for a ``DataLoader`` whose workers mix the batches.
+
+        loader = DataLoader(dataset, batch_size=64, num_workers=4, collate_fn=cutmix.collate(cutmix.CutMix(seed=0)))
+
+    It can be pickled, so that it works with workers that are forked, spawned or started by a fork server. Each worker
+    draws from a generator of its own, seeded by the transform's seed, the process's rank and the worker's seed. The
+    loader draws the workers' seeds from its ``generator`` at the start of every epoch: no worker or epoch repeats
+    another, and a loader with a seeded ``generator`` repeats a run. Persistent workers continue their streams.
+
+    Args:
+        mix: A transform of images; what changes in it later does not reach workers that have started.
+        batch: Makes images (N, ..., H, W) and labels of the samples.
+
+    Raises:
+        InputError: If ``mix`` is not a transform of images, or, from the loader, if a batch is not images and labels.
+    """
+    if not callable(mix):
+        raise InputError(f"mix is of type {type(mix).__name__}; expected a transform of images, such as CutMix")
+    return partial(_collate, mix, batch)
+
+
+def _collate(mix: BatchTransform, batch: Callable[[list[Any]], Any], samples: list[Any]) -> tuple[Tensor, Targets]:
+    made = batch(samples)
+    if not isinstance(made, tuple | list) or len(made) != 2:
+        parts = f" of {len(made)} parts" if isinstance(made, tuple | list | dict) else ""
+        raise InputError(f"the batch is of type {type(made).__name__}{parts}; expected images and labels")
+    images, labels = made
+    return mix(images, labels)

@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutmix.errors import InputError
-from cutmix.mixing.draw import Draw
+from cutmix.mixing.draw import Draw, RandomStream, draw_cycle
 from cutmix.mixing.images import Mixup, probability
 from cutmix.mixing.protocol import Mix, unwrapped
-from cutmix.mixing.sampling import RandomStream, draw_cycle
 from cutmix.mixing.targets import Targets, mixed_cross_entropy
 from cutmix.runtime.seeding import derive_seed
 

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from cutmix.errors import InputError
-from cutmix.mixing.draw import Draw, check_labels
+from cutmix.mixing.draw import Draw, check_labels, draw_cycle
 from cutmix.mixing.images import BoxMixer, CutMix, MixOptions, positive, spatial, whole_pixels
 from cutmix.mixing.paste import inside_boxes
-from cutmix.mixing.sampling import draw_cycle
 from cutmix.mixing.targets import MultiTargets, Targets
 
 

@@ -9,7 +9,7 @@ from scipy import stats
 from torch.utils.data import DataLoader, TensorDataset
 
 from cutmix import CutMix, Cutout, FeatureCutMix, InputError, Mixup, RandomChoice, collate
-from cutmix.mixing.sampling import _SMALL_ALPHA, RandomStream, draw_beta, draw_cycle
+from cutmix.mixing.draw import _SMALL_ALPHA, RandomStream, draw_beta, draw_cycle
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 64])
