@@ -60,7 +60,8 @@ class Mix:
             loss = mix.loss(network, images, targets)
 
     A transform of images overrides ``mix``; a method that mixes inside the network overrides ``forward``, and one with
-    a loss of its own ``loss``. ``mix`` takes a whole batch; ``loss`` takes the batch or, with accumulated gradients, a part.
+    a loss of its own ``loss``. ``mix`` takes a whole batch; the other two take the batch or, with accumulated
+    gradients, a part.
     """
 
     uses_attention: ClassVar[bool] = False
