@@ -69,7 +69,7 @@ class Training:
     ema_decay: float = 0.0
     """Decay of a moving average of the weights, which is then what is measured; 0 keeps none."""
     eval_every: int = 1
-    """Epochs between two measurements on the test set; the last epoch is always measured."""
+    """Epochs between two evaluations of the images that choose the best epoch."""
     seed: int = 0
     """Seed of everything random."""
 
@@ -157,9 +157,9 @@ class Recipe(Training):
     files."""
 
     val_fraction: float = 0.2
-    """Share of each class that is kept for testing where a folder has no test split."""
+    """Share of each class to hold out where a folder has no validation split; 0 holds out nothing."""
     split_seed: int = 0
-    """Seed of that split; runs with other seeds of training share it."""
+    """Seed of that division; runs with other seeds of training share it."""
     train_per_class: int | None = None
     """Train on this many images of each class; smaller subsets are parts of larger ones. By default all."""
     train_error: bool = False

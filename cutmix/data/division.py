@@ -14,8 +14,8 @@ from cutmix.errors import InputError
 MOST_BYTES = 2 << 30
 """Images are decoded to find copies if their files take no more than this; else only equal files are found."""
 
-MIN_TEST = 50
-"""A test split is divided from the images held out if it gets at least this many."""
+MIN_SPLIT = 50
+"""The smallest second split: fewer images are not divided into val and test, nor held out for val beside ``test/``."""
 
 Classes = list[list[File]]
 
@@ -113,8 +113,9 @@ def divide(folders: ClassFolders, copies: Copies, val_fraction: float, seed: int
     """Divide the images of a folder.
 
     ``train/``, ``val/`` and ``test/`` are the splits, as far as they are there. Without ``val/``, a share of each class
-    of the training images is held out for validation. Without ``test/``, half of the images held out, or of ``val/``,
-    become the test split if that gives it ``MIN_TEST`` images.
+    of the training images is held out for validation; beside ``test/``, only if that share is ``MIN_SPLIT`` images.
+    Without ``test/``, half of the images held out, or of ``val/``, become the test split if that gives it ``MIN_SPLIT``
+    images.
 
     Files of the same image are in one split. Where the folders have them in several, they are left out of ``train``
     first, then of ``val``.
@@ -140,11 +141,15 @@ def divide(folders: ClassFolders, copies: Copies, val_fraction: float, seed: int
         return Division(parts, origin, leaks)
     held = f"{val_fraction:.0%} of each class" + (f" of {origin['train']}" if "all" not in folders.parts else "")
     if "val" not in parts:
-        parts["train"], parts["val"] = _hold_out(parts["train"], folders.root, copies, val_fraction, seed)
-        origin |= {"train": f"the images that are not held out{_of(folders)}", "val": held}
+        train, val = _hold_out(parts["train"], folders.root, copies, val_fraction, seed)
+        if "test" not in parts or sum(map(len, val)) >= MIN_SPLIT:
+            parts["train"], parts["val"] = train, val
+            origin |= {"train": f"the images that are not held out{_of(folders)}", "val": held}
+        else:
+            origin["train"] += f"; {val_fraction:.0%} of it is fewer than {MIN_SPLIT} images, so none validate"
     if "test" not in parts:
         val, test = _hold_out(parts["val"], folders.root, copies, 0.5, seed)
-        if sum(map(len, test)) >= MIN_TEST:
+        if sum(map(len, test)) >= MIN_SPLIT:
             parts["val"], parts["test"] = val, test
             origin |= {"val": f"half of {origin['val']}", "test": f"the other half of {origin['val']}"}
     return Division(parts, origin, leaks)

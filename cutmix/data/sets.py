@@ -144,6 +144,7 @@ class Splits:
         folders: Of a folder of class folders: everything that lies there.
         copies: Of such a folder: the images that are there several times.
         leaks: Of such a folder, by split: files left out since a later split has the same image.
+        official: Whether the division is that of a known set.
     """
 
     train: ImageSet
@@ -153,6 +154,25 @@ class Splits:
     folders: ClassFolders | None = None
     copies: Copies = field(default_factory=Copies)
     leaks: dict[str, list[File]] = field(default_factory=dict)
+    official: bool = False
+
+    @property
+    def reported(self) -> ImageSet | None:
+        """The images that results are reported on: test, or else val."""
+        return self.test or self.val
+
+    @property
+    def chooses(self) -> ImageSet | None:
+        """The images that choose the best epoch: val, or else the test images of a known set, as published results do.
+
+        None where there are neither: no epoch is chosen then.
+        """
+        return self.val or (self.test if self.official else None)
+
+    def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Splits":
+        """Return the splits with another mean and standard deviation of the channels."""
+        parts = {name: part for name in ("train", "val", "test") if (part := getattr(self, name))}
+        return replace(self, **{name: replace(part, mean=mean, std=std) for name, part in parts.items()})
 
 
 def take(data: ImageSet, index: Tensor) -> ImageSet:
@@ -225,8 +245,8 @@ def open_splits(
     name, folder = locate(data, download)
     if name not in ("folder", "imagenet"):
         train, test = (_open_known(name, folder, split, skip_unreadable) for split in ("train", "test"))
-        return Splits(train, None, test, {"train": "official", "test": "official"})
-    return _open_folder(name, folder, 0.0 if name == "imagenet" else val_fraction, seed, skip_unreadable)
+        return Splits(train, None, test, {"train": "official", "test": "official"}, official=True)
+    return _open_folder(name, folder, val_fraction, seed, skip_unreadable)
 
 
 def open_data(
@@ -265,7 +285,7 @@ def open_data(
         return _open_known(name, folder, "train" if split == "train" else "test", skip_unreadable)
     if split == "all":
         return _open_all(name, folder, skip_unreadable)
-    splits = _open_folder(name, folder, 0.0 if name == "imagenet" else val_fraction, seed, skip_unreadable, (split,))
+    splits = _open_folder(name, folder, val_fraction, seed, skip_unreadable, (split,))
     found = {"train": splits.train, "val": splits.val, "test": splits.test}[split]
     if found is None:
         why = f"; it has {', '.join(splits.origin)}" + ("" if val_fraction else " (val_fraction is 0)")
@@ -314,8 +334,9 @@ def _open_folder(
 ) -> Splits:
     """Divide a folder of class folders; only the splits that are wanted are searched for unreadable files."""
     folders = read_class_folders(folder)
-    copies = Copies() if name == "imagenet" else find_copies(folders)
-    division = divide(folders, copies, val_fraction, seed)
+    known = name == "imagenet"
+    copies = Copies() if known else find_copies(folders)
+    division = divide(folders, copies, 0.0 if known else val_fraction, seed)
     sets: dict[str, FileSet] = {}
     for split, classes in division.parts.items():
         samples = _samples(classes)
@@ -323,7 +344,7 @@ def _open_folder(
             unreadable = _unreadable(samples, split, copies, skip_unreadable) if split in wanted else set()
             sets[split] = _file_set(name, folder, split, samples, folders.classes, unreadable)  # type: ignore[arg-type]
     origin = {split: phrase for split, phrase in division.origin.items() if split in sets}
-    return Splits(sets["train"], sets.get("val"), sets.get("test"), origin, folders, copies, division.leaks)
+    return Splits(sets["train"], sets.get("val"), sets.get("test"), origin, folders, copies, division.leaks, known)
 
 
 def _open_all(name: str, folder: Path, skip_unreadable: bool) -> FileSet:

@@ -151,7 +151,7 @@ def open_test_set(options: EvaluateOptions, subject: Subject) -> ImageSet:
     reading: dict[str, Any] = {"skip_unreadable": options.skip_unreadable}
     if _is_own(options, subject):
         splits = open_splits(name, **reading, **_division_of(subject))
-        data = splits.test or splits.val or splits.train
+        data = splits.reported or splits.train
     else:
         data = open_data(name, "all", **reading)
     if subject.header.in_chans not in (None, data.in_chans):

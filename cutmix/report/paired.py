@@ -116,8 +116,8 @@ def against_baseline(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
 def _comparable(run: Run, first: _Sample, other: Run, second: _Sample) -> bool:
     """Whether two runs were measured in the same way on the same images, as far as arrays and results tell.
 
-    A share of the training images that is held out depends on the seed; so do images and outliers that were drawn, on
-    the evaluation's.
+    Images that are held out of a folder depend on the share and the seed of the split; images and outliers that were
+    drawn, on the evaluation's seed.
     """
     if first.at != second.at or not _equal(first.same, second.same):
         return False
@@ -128,8 +128,8 @@ def _comparable(run: Run, first: _Sample, other: Run, second: _Sample) -> bool:
         return False
     if one.drawn and one.draw_seed != two.draw_seed:
         return False
-    held_out = run.recipe.get("val_fraction") and one.split not in ("test", "all")
-    return not held_out or bool(run.recipe.get("seed") == other.recipe.get("seed"))
+    division = ("val_fraction", "split_seed")
+    return one.split == "all" or all(run.recipe.get(name) == other.recipe.get(name) for name in division)
 
 
 def _equal(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:

@@ -83,9 +83,11 @@ def results(runs: Sequence[Run]) -> Section | None:
     runs = [run for run in runs if run.task == "classification"]
     if not runs:
         return None
+    trained_here = [run for run in runs if not run.evaluated]
+    chosen = [run for run in trained_here if run.result("top1_err", "best") is not None or not run.finished]
     captions = {
-        "last": "Last epoch: the network at the end of training",
-        "best": "Best epoch: chosen on the test set, so it flatters; only for comparison with papers that report it",
+        "last": "Last epoch: the model at the end of training",
+        "best": _how_chosen(chosen),
         "file": "Weights from a file, as they are",
     }
     header = [
@@ -97,8 +99,7 @@ def results(runs: Sequence[Run]) -> Section | None:
         "Epoch",
         "Weights",
     ]
-    trained_here = [run for run in runs if not run.evaluated]
-    shown = {"last": trained_here, "best": trained_here, "file": [run for run in runs if run.evaluated]}
+    shown = {"last": trained_here, "best": chosen, "file": [run for run in runs if run.evaluated]}
     tables = [
         HTML.table(
             captions[which],
@@ -111,10 +112,22 @@ def results(runs: Sequence[Run]) -> Section | None:
     return Section("Results", "results", Markup("\n").join(tables))
 
 
+def _how_chosen(runs: Sequence[Run]) -> str:
+    """Return the caption of the best epochs, which says whether their errors flatter."""
+    lines = [line for run in runs if (line := run.result("top1_err", "best"))]
+    if lines and all(line.chosen_on == "val" for line in lines):
+        if all(line.split != "val" for line in lines):
+            return "Best epoch: chosen on the validation images, evaluated on the test images"
+        return "Best epoch: where the validation images that chose it are also the test set, its error flatters"
+    return "Best epoch: chosen on the test set, so it flatters; only for comparison with papers that report it"
+
+
 def error_curves(runs: Sequence[Run]) -> Section | None:
-    """Test error and training loss by epoch, every run in the same plots; the seeds of a recipe look alike."""
+    """Error and training loss by epoch, every run in the same plots; the seeds of a recipe look alike."""
+    splits = {entry.get("split", "test") for run in runs for entry in run.epochs if "top1_err" in entry}
+    evaluated = "Validation error" if splits == {"val"} else "Error" if "val" in splits else "Test error"
     caption = (
-        "Test error is measured after an epoch. Training loss is the mean over an epoch’s batches; a loss against "
+        f"{evaluated} is evaluated after an epoch. Training loss is the mean over an epoch’s batches; a loss against "
         "mixed labels is not comparable with one against plain labels."
     )
     if any(run.recipe.get("mix") == "smmix" for run in runs):
@@ -123,7 +136,7 @@ def error_curves(runs: Sequence[Run]) -> Section | None:
     if {str(run.recipe.get("name")).partition("+")[0] for run in runs} & {row.recipe for row in figure2.rows}:
         caption += " Figure 2 of the paper shows these curves for its baseline and CutMix, without printed values."
     styles = {group: style for style, group in enumerate(groups(runs))}
-    figures = ("Test error", "top1_err", "top-1 error, %"), ("Training loss", "train_loss", "loss")
+    figures = (evaluated, "top1_err", "top-1 error, %"), ("Training loss", "train_loss", "loss")
     body = learning_curves([run for run in runs if run.task == "classification"], styles, figures, caption)
     return Section("Error curves", "error-curves", body) if body else None
 
@@ -251,6 +264,7 @@ def _error_rows(members: Sequence[Run], which: str) -> list[Row]:
     for run in members:
         line = run.result("top1_err", which)
         n, epoch = (line.n, line.epoch) if line else (None, None)
+        chosen = f" (chosen on {line.chosen_on})" if line and line.chosen_on else ""
         rows.append(
             Row(
                 run.label if run.finished else f"{run.label} (unfinished)",
@@ -259,7 +273,7 @@ def _error_rows(members: Sequence[Run], which: str) -> list[Row]:
                     with_interval(run.result("top5_err", which)),
                     "not run" if n is None else f"{n:,}",
                     f"{line.data} {line.split}" if line else run.data,
-                    ("–" if run.evaluated else "not run") if epoch is None else str(epoch),
+                    ("–" if run.evaluated else "not run") if epoch is None else f"{epoch}{chosen}",
                     {"ema": "averaged (EMA)", "model": "model"}[line.weights] if line else "not run",
                 ],
             )

@@ -214,7 +214,7 @@ def read_environment(path: Path) -> Json:
 
 
 def read_log(path: Path) -> list[Json]:
-    """Read the log of a run: entries of a ``kind``, an ``epoch`` and numbers by their names.
+    """Read the log of a run: entries of a ``kind``, an ``epoch``, the evaluated ``split`` and numbers by their names.
 
     Raises:
         InputError: If the file cannot be read, or a field is missing or of another type.
@@ -222,7 +222,7 @@ def read_log(path: Path) -> list[Json]:
     entries = read_lines(path)
     for number, entry in enumerate(entries, start=1):
         where = f"{path}, line {number}"
-        figures = {name: value for name, value in entry.items() if name not in ("kind", "epoch")}
+        figures = {name: value for name, value in entry.items() if name not in _Entry._fields}
         check_fields(_Entry, {name: entry[name] for name in entry if name not in figures}, where, ("kind", "epoch"))
         for name, value in figures.items():
             if value is not None and type(value) not in (int, float):
@@ -233,6 +233,7 @@ def read_log(path: Path) -> list[Json]:
 class _Entry(NamedTuple):
     kind: str
     epoch: int
+    split: str = ""
 
 
 def _complete(recipe: Json) -> Json:

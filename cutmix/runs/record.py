@@ -49,7 +49,7 @@ class Record:
         at: Where the metric is taken: ε, a side in pixels, λ, a threshold or a temperature.
         convention: Convention of out-of-distribution detection.
         score: Score of out-of-distribution detection.
-        chosen_on: Split on which a threshold was chosen.
+        chosen_on: Split on which the threshold, or the best epoch of a training, was chosen.
         bins: Number of calibration bins.
         steps: Steps of an attack.
         note: What a reader has to know.

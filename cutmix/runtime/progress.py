@@ -11,7 +11,8 @@ from cutmix.runtime.terminal import Console
 
 # What an epoch's line says of its figures: name, digits, unit.
 _SHOWN = {
-    "test_loss": ("test loss", 3, ""), "top1_err": ("top-1 error", 2, " %"), "top5_err": ("top-5", 2, " %"),
+    "val_loss": ("val loss", 3, ""), "test_loss": ("test loss", 3, ""),
+    "top1_err": ("top-1 error", 2, " %"), "top5_err": ("top-5", 2, " %"),
     "map": ("mAP", 2, " %"), "bleu_4": ("BLEU-4", 2, ""), "cider_d": ("CIDEr-D", 2, ""),
     "model_top1_err": ("without averaging", 2, " %"), "model_map": ("without averaging", 2, " %"),
     "model_bleu_4": ("without averaging", 2, ""),

@@ -193,7 +193,8 @@ def time_run(job: Job, options: CampaignOptions) -> float:
     with processes(options.device) as world:
         run = prepare(job.recipe, train_options(job, options), world)
         clock = time.perf_counter()
-        predict(run.state.exported, First(run.task.test_batches, 1).epoch(), world, autocast=run.autocast)
+        tested = run.task.val_batches or run.task.test_batches
+        predict(run.state.exported, First(tested, 1).epoch(), world, autocast=run.autocast)
         testing = time.perf_counter() - clock
         run.network.train()
         started, taken = time.perf_counter(), []
@@ -204,8 +205,11 @@ def time_run(job: Job, options: CampaignOptions) -> float:
                 break
         warm = len(taken) > 1  # then the first step, which sets up and compiles, does not count
         step = (taken[-1] - taken[0]) / (len(taken) - 1) if warm else taken[0]
-        tests = -(-run.recipe.epochs // run.recipe.eval_every)
-        return run.recipe.epochs * run.batches.steps * step + tests * run.task.test_batches.steps * min(testing, step)
+        tests = -(-run.recipe.epochs // run.recipe.eval_every) if run.task.chosen_on else 0
+        evaluations = tests * tested.steps
+        if run.task.chosen_on != run.task.reported_on:
+            evaluations += 2 * run.task.test_batches.steps
+        return run.recipe.epochs * run.batches.steps * step + evaluations * min(testing, step)
 
 
 def train_options(job: Job, options: CampaignOptions) -> TrainOptions:
@@ -220,4 +224,5 @@ def train_briefly(recipe: Recipe, options: TrainOptions) -> Path:
     with processes(options.device) as world:
         run = prepare(recipe, options, world)
         run.batches, run.task.test_batches = First(run.batches, BRIEF_STEPS), First(run.task.test_batches, 2)
+        run.task.val_batches = First(run.task.val_batches, 2) if run.task.val_batches else None
         return run_to_end(run)

@@ -46,20 +46,30 @@ class Task(Protocol):
     """What the loop asks for.
 
     Attributes:
-        key: Which of the figures says that an epoch is the best one.
-        less_is_better: Of that figure.
-        title: What it is called.
-        test_batches: What ``measure`` goes through.
-        unit: What follows its number.
+        key: Figure that decides which epoch is the best one.
+        less_is_better: Whether a smaller value of that figure is better.
+        title: Name of the figure in a sentence.
+        unit: Its unit.
         command: The words that start such a run.
+        val_batches: Batches of ``chosen_on``; None where that is ``reported_on`` or there is none.
+        test_batches: Batches of ``reported_on``.
     """
 
     key: ClassVar[str]
     less_is_better: ClassVar[bool]
     title: ClassVar[str]
-    test_batches: Loader
     unit: ClassVar[str]
     command: ClassVar[str]
+    val_batches: Loader | None
+    test_batches: Loader
+
+    @property
+    def chosen_on(self) -> str | None:
+        """Split that is evaluated after each epoch to choose the best one; None chooses none."""
+
+    @property
+    def reported_on(self) -> str:
+        """Split that the results are of."""
 
     def split(self, images: Any, targets: Any, progress: float) -> Sequence[tuple[Any, Any]]:
         """Make of a batch the parts that go through the network one by one; ``progress`` is the share of all steps."""
@@ -67,11 +77,11 @@ class Task(Protocol):
     def loss(self, network: nn.Module, images: Any, targets: Any) -> Tensor:
         """Return the mean loss of a part."""
 
-    def evaluate(self, model: nn.Module) -> Evaluation:
-        """Measure the network on the test set; every process takes part, and each gets the whole."""
+    def evaluate(self, model: nn.Module, split: str) -> Evaluation:
+        """Evaluate a model on ``chosen_on`` or ``reported_on``; every process takes part, and each gets the whole."""
 
     def records(self, arrays: dict[str, np.ndarray]) -> list[Record]:
-        """Return the records of what ``measure`` found."""
+        """Return the records of what ``evaluate`` found on ``reported_on``."""
 
     def opening(self) -> str:
         """Return what is said of method and data before the first step."""
@@ -92,7 +102,7 @@ class Task(Protocol):
         """Return a PNG of what the network is shown, or None."""
 
     def pictures(self, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
-        """Return PNGs of what ``measure`` found after the last epoch, by their names."""
+        """Return PNGs of what ``evaluate`` found after the last epoch, by their names."""
 
 
 @dataclass
@@ -101,12 +111,14 @@ class Classification:
 
     Attributes:
         recipe: What is run.
-        state: Network and transforms.
+        state: Model and transforms.
         world: This process among all.
         train_set: Images to train on.
-        test_set: Images to measure on.
-        test_batches: Of this process.
+        test_set: Images to report on.
+        test_batches: Their batches of this process.
         autocast: Context of the forward pass.
+        val_set: Images to choose the best epoch by, which may be ``test_set``; None chooses none.
+        val_batches: Their batches of this process, if they are not the test images.
         train_batches: The training images, neither augmented nor mixed, where they are evaluated too.
     """
 
@@ -117,6 +129,8 @@ class Classification:
     test_set: ImageSet
     test_batches: Loader
     autocast: contextlib.AbstractContextManager[Any]
+    val_set: ImageSet | None = None
+    val_batches: Loader | None = None
     train_batches: Loader | None = None
 
     key: ClassVar[str] = "top1_err"
@@ -124,6 +138,21 @@ class Classification:
     title: ClassVar[str] = "top-1 error"
     unit: ClassVar[str] = " %"
     command: ClassVar[str] = "cutmix train"
+
+    @property
+    def chosen_on(self) -> str | None:
+        """The split that is evaluated after each epoch."""
+        return self.val_set.split if self.val_set else None
+
+    @property
+    def reported_on(self) -> str:
+        """The split that the results are of."""
+        return self.test_set.split
+
+    @property
+    def skipped(self) -> int:
+        """Number of unreadable images that were left out."""
+        return sum(len(part.skipped) for part in {self.train_set, self.val_set, self.test_set} if part)
 
     def split(self, images: Tensor, labels: Tensor, progress: float) -> list[tuple[Tensor, Any]]:
         """Mix a batch as a whole, so that the number of parts changes nothing, and divide it."""
@@ -139,15 +168,16 @@ class Classification:
         with self.autocast:
             return self.state.mix.loss(network, images, targets, label_smoothing=self.recipe.label_smoothing)
 
-    def evaluate(self, model: nn.Module) -> Evaluation:
-        """Return the errors and the loss, and the logits of every test image."""
+    def evaluate(self, model: nn.Module, split: str) -> Evaluation:
+        """Return the errors and the loss, and the logits of every image of a split."""
         send_buffers(model, self.world)
-        predictions = predict(model, self.test_batches.epoch(), self.world, autocast=self.autocast)
+        batches = self.val_batches if self.val_batches and split == self.chosen_on else self.test_batches
+        predictions = predict(model, batches.epoch(), self.world, autocast=self.autocast)
         errors = {name: error.value for name, error in classification_error(predictions).items()}
         if self.train_batches:
             seen = predict(model, self.train_batches.epoch(), self.world, autocast=self.autocast)
             errors["train_err"] = classification_error(seen)["top1_err"].value
-        return Evaluation({"test_loss": mean_loss(predictions), **errors}, predictions_arrays(predictions))
+        return Evaluation({f"{split}_loss": mean_loss(predictions), **errors}, predictions_arrays(predictions))
 
     def records(self, arrays: dict[str, np.ndarray]) -> list[Record]:
         """Return the errors with their intervals."""
@@ -155,17 +185,26 @@ class Classification:
 
     def opening(self) -> str:
         """Return the set's name and sizes, and whether it is another one than the recipe's."""
-        data, skipped = self.train_set, len(self.train_set.skipped) + len(self.test_set.skipped)
+        data, test = self.train_set, f"{len(self.test_set):,} to test"
+        if self.val_batches and self.val_set:
+            test = f"{len(self.val_set):,} to validate, {test}"
+        elif self.chosen_on == "val":
+            test = f"{len(self.test_set):,} to validate and to report on"
         named = RECIPES.get(self.recipe.name)
         other = f" (not {named.data}, which the recipe is for)" if named and named.data not in ("", data.name) else ""
         return (
-            f"mix {self.recipe.mix}; {data.name}{other}: {len(data):,} images to train on, {len(self.test_set):,} to "
-            f"test, {data.num_classes} classes" + (f", {skipped} unreadable ones left out" if skipped else "")
+            f"mix {self.recipe.mix}; {data.name}{other}: {len(data):,} images to train on, {test}, "
+            f"{data.num_classes} classes" + (f", {self.skipped} unreadable images left out" if self.skipped else "")
         )
 
     def notes(self) -> Sequence[str]:
-        """Return nothing."""
-        return ()
+        """Return which split chooses the best epoch, and which one the results are of."""
+        if self.chosen_on is None:
+            return ["no validation images: no best epoch is chosen, and test is evaluated after the last one only"]
+        if self.val_batches:
+            return ["val chooses the best epoch; the results are of test, which is evaluated after the last epoch only"]
+        which = "the test images" if self.chosen_on == "test" else "the same validation images"
+        return [f"the best epoch is chosen and reported on {which}, so its error flatters; that of the last does not"]
 
     def circumstances(self) -> dict[str, Any]:
         """Return the mix, the size of the images, and the numbers of classes and of test images."""

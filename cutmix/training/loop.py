@@ -1,5 +1,6 @@
 """The one loop, read from top to bottom: ``cutmix train``, or ``torchrun --nproc-per-node N -m cutmix train``."""
 
+import copy
 import math
 import shlex
 import signal
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cutmix.config.options import TrainOptions
-from cutmix.config.recipe import Recipe, Training
+from cutmix.config.recipe import Recipe
 from cutmix.config.recipes import recipe_changes
 from cutmix.errors import InputError
 from cutmix.runs.folder import RunFolder, command_line, has_results, today, write_arrays, write_bytes
@@ -23,7 +24,7 @@ from cutmix.runtime.checkpoint import load_checkpoint, save_checkpoint
 from cutmix.runtime.device import describe_precision
 from cutmix.runtime.distributed import any_process, average_loss, barrier, gather, processes, without_sync
 from cutmix.runtime.signals import Stop, remembered_signals
-from cutmix.runtime.weights import save_weights
+from cutmix.runtime.weights import load_weights, read_weights, save_weights
 from cutmix.training.classification import Evaluation
 from cutmix.training.optim import learning_rate, set_learning_rate
 from cutmix.training.setup import Run, prepare, summary_writer
@@ -55,7 +56,7 @@ def run_to_end(run: Run) -> Path:
         with remembered_signals() as stop, run.progress:
             for epoch in range(run.state.epoch, run.recipe.epochs):
                 train_epoch(run, epoch, stop)
-                if is_evaluated(run.recipe, epoch + 1):
+                if is_evaluated(run, epoch + 1):
                     save(run)  # an evaluation can take long or fail
                 record = evaluate_epoch(run)
                 save(run)
@@ -186,32 +187,50 @@ def evaluate_epoch(run: Run) -> dict[str, Any]:
     }  # fmt: skip
     state.epoch, state.step_in_epoch, state.loss_sum, state.seen = state.epoch + 1, 0, 0.0, 0
     state.recent_sum, state.recent_seen = 0.0, 0
-    if is_evaluated(recipe, state.epoch):
-        figures, arrays = evaluate(run)
-        record |= figures
+    chosen_on, reported_on, last = run.task.chosen_on, run.task.reported_on, state.epoch == recipe.epochs
+    if chosen_on and is_evaluated(run, state.epoch):
+        figures, arrays = evaluate(run, chosen_on)
+        record |= {"split": chosen_on, **figures}
         if is_best(run, figures):
             state.best = {"epoch": state.epoch, **figures}
-            keep(run, arrays, "best.next", "best.next.safetensors")  # best once the checkpoint says so
-        if state.epoch == recipe.epochs:
+            same = arrays if chosen_on == reported_on else None
+            keep(run, same, "best.next", "best.next.safetensors")  # best once the checkpoint says so
+        if last and chosen_on == reported_on:
             keep(run, arrays, "last", "model.safetensors")
+    if last and chosen_on != reported_on:
+        figures, arrays = evaluate(run, reported_on)
+        keep(run, arrays, "last", "model.safetensors")
+        record = record if chosen_on else record | {"split": reported_on, **figures}
     log(run, record)
     return record
 
 
-def is_evaluated(recipe: Training, epoch: int) -> bool:
+def is_evaluated(run: Run, epoch: int) -> bool:
     """Return whether an epoch, counted from 1, ends with an evaluation; the last one always does."""
-    return epoch % recipe.eval_every == 0 or epoch == recipe.epochs
+    return epoch == run.recipe.epochs or (run.task.chosen_on is not None and epoch % run.recipe.eval_every == 0)
 
 
-def evaluate(run: Run) -> Evaluation:
+def evaluate(run: Run, split: str) -> Evaluation:
     """Evaluate the model that is exported; where that is the moving average, add the figures of the model itself."""
     state, task = run.state, run.task
     if not state.average:
-        return task.evaluate(state.network)
+        return task.evaluate(state.network, split)
     state.average.copy_counters(state.network)
-    itself = task.evaluate(state.network).figures
-    figures, arrays = task.evaluate(state.average.module)
+    itself = task.evaluate(state.network, split).figures
+    figures, arrays = task.evaluate(state.average.module, split)
     return Evaluation(figures | {f"model_{name}": value for name, value in itself.items()}, arrays)
+
+
+def evaluate_best(run: Run) -> None:
+    """Evaluate the weights of the best epoch on the split that is reported, where another one chose them."""
+    if not run.state.best or run.task.chosen_on == run.task.reported_on:
+        return
+    barrier(run.world)  # the first process has written the weights
+    best = copy.deepcopy(run.state.exported)
+    load_weights(best, read_weights(run.path / "best.safetensors"))
+    arrays = run.task.evaluate(best, run.task.reported_on).arrays
+    if run.folder:
+        write_arrays(run.path / "predictions/best.npz", arrays)
 
 
 def is_best(run: Run, figures: dict[str, float]) -> bool:
@@ -220,10 +239,11 @@ def is_best(run: Run, figures: dict[str, float]) -> bool:
     return best is None or (value < best if run.task.less_is_better else value > best)
 
 
-def keep(run: Run, arrays: dict[str, np.ndarray], which: str, weights: str) -> None:
-    """Write the outputs for each test sample, and the weights that gave them."""
+def keep(run: Run, arrays: dict[str, np.ndarray] | None, which: str, weights: str) -> None:
+    """Write the outputs for each sample that is reported on, if given, and the weights that gave them."""
     if run.folder:
-        write_arrays(run.path / f"predictions/{which}.npz", arrays)
+        if arrays is not None:
+            write_arrays(run.path / f"predictions/{which}.npz", arrays)
         about = run.task.about(run.state.epoch) | {"weights": run.state.exported_kind}
         save_weights(run.path / weights, run.state.exported.state_dict(), about)
 
@@ -249,30 +269,35 @@ def log(run: Run, record: dict[str, Any]) -> None:
 
 
 def finish(run: Run) -> None:
-    """Write the records of the last and of the best epoch."""
+    """Write the records of the last epoch, and of the best one where there is one."""
+    evaluate_best(run)
     if not run.folder:
         return
     recipe = run.recipe
     common: dict[str, Any] = {
         "source": "training", "recipe": recipe.name, "recipe_changes": recipe_changes(recipe), "data": run.data,
-        "split": "test", "model": recipe.model, **run.task.circumstances(), "epochs": recipe.epochs,
+        "split": run.task.reported_on, "model": recipe.model, **run.task.circumstances(), "epochs": recipe.epochs,
         "seed": recipe.seed, "weights": run.state.exported_kind,
         "precision": recipe.precision, "processes": run.world.size, "seconds": round(run.state.seconds, 1),
         **{name: run.about[name] for name in ("parameters", "commit", "torch", "device")}, "date": today(),
         "command": command_line(),
     }  # fmt: skip
     records: list[Record] = []
-    for which, epoch in (("last", recipe.epochs), ("best", run.state.best["epoch"])):
+    epochs: dict[str, dict[str, Any]] = {"last": {"epoch": recipe.epochs}}
+    if run.state.best:
+        epochs["best"] = {"epoch": run.state.best["epoch"], "chosen_on": run.task.chosen_on}
+    for which, epoch in epochs.items():
         arrays = read_arrays(run.path / f"predictions/{which}.npz")
-        its = common | {"which": which, "epoch": epoch}
+        its = common | {"which": which} | epoch
         records += [replace(record, **its) for record in run.task.records(arrays)]
         for name, png in run.task.pictures(arrays).items() if which == "last" else ():
             write_bytes(run.path / f"pictures/{name}.png", png)
     run.folder.write_results(records)
     for record in records:
         if record.metric == run.task.key:
-            said = with_interval(record, unit=run.task.unit)
-            run.progress.say(f"{record.which} epoch ({record.epoch}): {run.task.title} {said}")
+            said = f"{run.task.title} on {record.split} {with_interval(record, unit=run.task.unit)}"
+            chosen = f", chosen on {record.chosen_on}" if record.chosen_on else ""
+            run.progress.say(f"{record.which} epoch ({record.epoch}{chosen}): {said}")
     kind = "the moving average of the weights" if run.state.average else "the weights"
     run.progress.say(f"{run.path / 'model.safetensors'} holds {kind} after the last epoch")
     run.progress.say(f"results in {run.path}; cutmix report {run.path} makes a page of them")

@@ -56,11 +56,12 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     """Open the data, make everything that the loop works with, and find what is wrong before anything is written."""
     if options.tensorboard:
         summary_writer()
-    train_set, test_set = open_sets(recipe, options, world)
-    recipe, notes = resolve(recipe, train_set, world.device)
-    if normalization := starting_normalization(recipe, train_set.in_chans):
-        mean, std = normalization
-        train_set, test_set = (replace(part, mean=mean, std=std) for part in (train_set, test_set))
+    splits = open_sets(recipe, options, world)
+    recipe, notes = resolve(recipe, splits.train, world.device)
+    if normalization := starting_normalization(recipe, splits.train.in_chans):
+        splits = splits.normalized(*normalization)
+    train_set, val_set, test_set = splits.train, splits.chooses, splits.reported
+    assert test_set is not None
     shared: dict[str, Any] = {
         "batch_size": recipe.batch_size, "device": world.device, "workers": options.workers,
         "channels_last": recipe.channels_last, "rank": world.rank, "world_size": world.size,
@@ -76,11 +77,11 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     state = start_state(recipe, train_set, world)
     task = Classification(
         recipe, state, world, train_set, test_set, test_loader(test_set, **shared),
-        autocast(recipe.precision, world.device),
+        autocast(recipe.precision, world.device), val_set=val_set,
+        val_batches=test_loader(val_set, **shared) if val_set and val_set is not test_set else None,
         train_batches=test_loader(train_set, **shared) if recipe.train_error else None,
     )  # fmt: skip
-    skipped = len(train_set.skipped) + len(test_set.skipped)
-    about: dict[str, Any] = {"skipped": skipped, "mean": _listed(train_set.mean), "std": _listed(train_set.std)}
+    about: dict[str, Any] = {"skipped": task.skipped, "mean": _listed(train_set.mean), "std": _listed(train_set.std)}
     run = assemble(recipe, options, world, train_set.name, state, task, batches, **about)
     return replace(run, notes=notes)
 
@@ -120,8 +121,8 @@ def assemble(
     )  # fmt: skip
 
 
-def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> tuple[ImageSet, ImageSet]:
-    """Open the training images and those to evaluate on; if there is a download, the first process does it for all."""
+def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> Splits:
+    """Open the images to train and to evaluate on; if there is a download, the first process does it for all."""
     if not recipe.data:
         raise InputError("there is no data to train on; give a folder of class folders or a known set with --data")
 
@@ -137,14 +138,13 @@ def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> tuple[Imag
     splits = splits or opened()
     if world.first and splits.folders:
         print(*describe_splits(splits).lines(), sep="\n", flush=True)
-    train_set, test_set = splits.train, splits.test or splits.val
-    if test_set is None:
+    if splits.reported is None:
         raise InputError(
             f"{recipe.data} leaves no images to evaluate on; expected two of some class, and --val-fraction above 0"
         )
     if recipe.train_per_class is not None:
-        train_set = keep_per_class(train_set, recipe.train_per_class)
-    return train_set, test_set
+        splits = replace(splits, train=keep_per_class(splits.train, recipe.train_per_class))
+    return splits
 
 
 def _listed(values: tuple[float, ...]) -> str:

@@ -18,7 +18,7 @@ import cutmix.training.state
 from cutmix.config.options import TrainOptions
 from cutmix.config.recipe import Recipe
 from cutmix.config.recipes import METHODS, RECIPES, find_recipe
-from cutmix.data import ArraySet, FileSet, ImageSet, open_data
+from cutmix.data import ArraySet, FileSet, Splits, open_splits
 from cutmix.errors import InputError
 from cutmix.models import PyramidNet, create_model
 from cutmix.models.cifar import BasicBlock, Bottleneck, CifarResNet
@@ -175,13 +175,13 @@ def test_what_a_row_needs_is_its_baselines() -> None:
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> tuple[ImageSet, ImageSet]:
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Splits:
     folder, pixels = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
     for split, label, i in itertools.product(("train", "val"), ("cat", "dog"), range(4)):
         path = folder / split / label / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.integers(0, 256, (50, 40, 3), dtype=np.uint8)).save(path)
-    return open_data(str(folder), "train"), open_data(str(folder), "val")
+    return open_splits(str(folder))
 
 
 def small_images(channels: int, side: int) -> ArraySet:
@@ -201,17 +201,15 @@ def create_shrunk(name: str, num_classes: int, *, in_chans: int, pretrained: Any
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_it_takes_a_step(
-    recipe: Recipe, photographs: tuple[ImageSet, ImageSet], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_it_takes_a_step(recipe: Recipe, photographs: Splits, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sides = {"digits": (1, 8), "fashion-mnist": (1, 28), "": None, "imagenet": None, "cub-200-2011": None}
     shape = sides.get(recipe.data, (3, 32))
-    sets = photographs if shape is None else (small_images(*shape), small_images(*shape))
-    monkeypatch.setattr(cutmix.training.setup, "open_sets", lambda *_: sets)
+    splits = photographs if shape is None else Splits(small_images(*shape), None, small_images(*shape), {})
+    monkeypatch.setattr(cutmix.training.setup, "open_sets", lambda *_: splits)
     monkeypatch.setattr(cutmix.training.state, "create_model", create_shrunk)
     small = replace(
         recipe, batch_size=8, precision="float32", pretrained=False, cutout_size=min(recipe.cutout_size, 16),
-        mix_prob=1.0, image_size=32 if isinstance(sets[0], FileSet) else None,
+        mix_prob=1.0, image_size=32 if isinstance(splits.train, FileSet) else None,
     )  # fmt: skip
     run = prepare(small, TrainOptions(out=tmp_path / "run", workers=0, device="cpu"), World(0, 1, torch.device("cpu")))
     before = {name: tensor.clone() for name, tensor in run.state.model.named_parameters()}

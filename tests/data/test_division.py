@@ -11,7 +11,7 @@ from PIL import Image
 
 from cutmix.data import division
 from cutmix.data.class_folders import read_class_folders
-from cutmix.data.division import MIN_TEST, find_copies
+from cutmix.data.division import MIN_SPLIT, find_copies
 from cutmix.data.sets import FileSet, Splits, open_data, open_splits
 from cutmix.errors import InputError
 
@@ -67,7 +67,7 @@ def test_a_larger_folder_gets_a_test_split_from_the_images_held_out(tmp_path: Pa
     assert [counts(part) for part in (splits.train, splits.val, splits.test)] == [[200] * 2, [25] * 2, [25] * 2]
     parts = [names(part, root) for part in (splits.train, splits.val, splits.test)]
     assert len(set.union(*parts)) == 500
-    assert MIN_TEST == 50
+    assert MIN_SPLIT == 50
     shutil.rmtree(root / "bee")
     write(root, {"bee": 240})
     assert sizes(open_splits(str(root))) == [392, 98, 0]
@@ -133,14 +133,33 @@ def test_train_val_and_test_folders_are_the_splits(tmp_path: Path) -> None:
 
 
 def test_without_val_a_share_of_train_is_held_out_and_test_is_untouched(tmp_path: Path) -> None:
-    for part, count in (("train", 10), ("test", 2)):
+    for part, count in (("train", 125), ("test", 2)):
         write(tmp_path / part, {"ant": count, "bee": count})
     splits = open_splits(str(tmp_path))
-    assert sizes(splits) == [16, 4, 4]
+    assert sizes(splits) == [200, 50, 4]
     assert splits.origin == {
         "train": "the images that are not held out of train/", "val": "20% of each class of train/", "test": "test/"
     }  # fmt: skip
-    assert sizes(open_splits(str(tmp_path), val_fraction=0)) == [20, 0, 4]
+    assert sizes(open_splits(str(tmp_path), val_fraction=0)) == [250, 0, 4]
+
+
+def test_too_few_images_to_choose_by_all_train_beside_a_test_split(tmp_path: Path) -> None:
+    for part, count in (("train", 124), ("test", 2)):
+        write(tmp_path / part, {"ant": count, "bee": count})
+    splits = open_splits(str(tmp_path), val_fraction=0.197)
+    assert sizes(splits) == [248, 0, 4]
+    assert splits.origin["train"] == "train/; 20% of it is fewer than 50 images, so none validate"
+    assert (splits.chooses, splits.reported) == (None, splits.test)
+
+
+def test_the_test_images_of_a_known_set_choose_too_and_val_wherever_it_is(tmp_path: Path) -> None:
+    digits = open_splits("digits")
+    assert digits.chooses is digits.reported is digits.test
+    held_out = open_splits(str(write(tmp_path, {"ant": 10, "bee": 10})))
+    assert held_out.chooses is held_out.reported is held_out.val
+    write(tmp_path, {"ant": 250, "bee": 250})
+    divided = open_splits(str(tmp_path))
+    assert (divided.chooses, divided.reported) == (divided.val, divided.test)
 
 
 @pytest.mark.parametrize(("count", "expected"), [(10, [10, 20, 0]), (50, [10, 50, 50])])

@@ -186,12 +186,14 @@ def test_a_set_of_outliers_that_was_measured_again_is_compared(pair) -> None:
     assert set(compared(pair, "ood")) == {"ood_auroc"}
 
 
-def test_held_out_shares_of_two_seeds_are_other_images(tmp_path) -> None:
-    paths = make_run(tmp_path / "a", val_fraction=0.2), make_run(tmp_path / "b", mix="mixup", val_fraction=0.2, seed=1)
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_images_held_out_by_other_seeds_are_other_images(split: str, tmp_path: Path) -> None:
+    paths = make_run(tmp_path / "a"), make_run(tmp_path / "b", mix="mixup", seed=1)
+    other = make_run(tmp_path / "c", mix="mixup", split_seed=1), make_run(tmp_path / "d", mix="mixup", val_fraction=0.1)
+    for path in (*paths, *other):
+        edit(path, split=split)
     assert len(compared(paths, "calibration")) == 1
-    for path in paths:
-        edit(path, split="val")
-    assert compared(paths, "calibration") == {}
+    assert [compared((paths[0], path), "calibration") for path in other] == [{}, {}]
 
 
 def test_a_run_without_the_suite_is_passed_over(pair) -> None:

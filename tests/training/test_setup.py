@@ -59,7 +59,8 @@ def test_pretrained_weights_get_the_normalisation_that_they_know(
         sets = tuple(
             replace(part, images=part.images.expand(-1, 3, -1, -1), mean=(0.1,) * 3, std=(0.2,) * 3) for part in sets
         )
-    monkeypatch.setattr(cutmix.training.setup, "open_sets", lambda *_: sets)
+    splits = replace(splits, train=sets[0], test=sets[1])
+    monkeypatch.setattr(cutmix.training.setup, "open_sets", lambda *_: splits)
     tiny = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
     monkeypatch.setattr(cutmix.training.state, "create_model", lambda *_, **__: tiny)
     recipe = replace(DIGITS, model="vit_tiny_patch16_224", pretrained=True)
