@@ -26,7 +26,7 @@ class RunOptions:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1."""
     workers: int = WORKERS
-    """Photographs: processes that decode."""
+    """Image files: threads that decode; 0 decodes in the thread of the loop."""
     log_every: int = 50
     """Steps between two looks at the loss, which wait for the GPU."""
     checkpoint_every: int = 1000
@@ -87,7 +87,7 @@ class EvaluateOptions:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1."""
     workers: int = WORKERS
-    """Image files: number of decoding processes."""
+    """Image files: number of decoding threads."""
     skip_unreadable: bool = False
     """Leave out unreadable images and count them, instead of stopping."""
     out: Path | None = None
@@ -295,7 +295,7 @@ class CampaignOptions:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, xpu, mps."""
     workers: int = WORKERS
-    """Image files: processes that decode."""
+    """Image files: threads that decode."""
     download: bool = False
     """Download a known data set that is not there."""
 

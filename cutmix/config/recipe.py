@@ -176,6 +176,9 @@ class Recipe(Training):
     """Photographs: share of the resized picture's side that the centre crop for testing takes."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Photographs: how they are resized, for training and for testing."""
+    decoder: Literal["exact", "fast"] = "fast"
+    """Files: how JPEG files are decoded and resized. exact: all their pixels, by Pillow, as torchvision does; fast: by
+    libjpeg-turbo, at the resolution that the crop needs."""
     squash: bool = False
     """Photographs: make them squares, whatever their shape, and crop without resizing, as for localization."""
     flip: bool = True

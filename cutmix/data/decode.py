@@ -2,8 +2,11 @@
 
 import contextlib
 import hashlib
+import io
+import math
 import os
 import stat
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +18,14 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from cutmix.errors import InputError
+
+try:
+    import simplejpeg
+except ImportError:  # no wheel for this platform: Pillow decodes everything
+    simplejpeg = None
+
+FAST_JPEG = simplejpeg is not None
+"""Whether ``read_jpeg`` reads anything."""
 
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TIFF", "WEBP")
 """What a file may be, whatever its name; among them none that starts another program, as PostScript would."""
@@ -112,8 +123,82 @@ def _orientation(image: Image.Image) -> int:
     return number if number in _TURNS else 1
 
 
+# ---- plain JPEG files ----
+
+_TURNED = {  # of an orientation: whether rows are columns, and which of them run backwards in the file
+    1: (False, 1, 1), 2: (False, 1, -1), 3: (False, -1, -1), 4: (False, -1, 1),
+    5: (True, 1, 1), 6: (True, -1, 1), 7: (True, -1, -1), 8: (True, 1, -1),
+}  # fmt: skip
+
+
+class Jpeg(NamedTuple):
+    """A plain JPEG file: baseline or progressive, 8 bits, grey or three components.
+
+    Attributes:
+        content: The whole file.
+        size: Width and height of the upright image.
+        orientation: EXIF's, 1 to 8.
+    """
+
+    content: bytes
+    size: tuple[int, int]
+    orientation: int
+
+    def decode(self, reduce: int = 1) -> np.ndarray | None:
+        """Return the upright pixels, (H, W, 3) uint8; None for a damaged file, which ``read_image`` judges.
+
+        Args:
+            reduce: 1, 2, 4 or 8, by which both sides are divided, rounding up: the decoder computes fewer pixels.
+        """
+        width, height = self.size if self.orientation < 5 else self.size[::-1]
+        least = {"min_height": -(-height // reduce), "min_width": -(-width // reduce)} if reduce > 1 else {}
+        try:
+            pixels = simplejpeg.decode_jpeg(self.content, "RGB", **least)
+        except ValueError:
+            return None
+        exchanged, rows, columns = _TURNED[self.orientation]
+        turned = pixels[::rows, ::columns]
+        return turned.swapaxes(0, 1) if exchanged else turned
+
+
+def read_jpeg(path: Path) -> Jpeg | None:
+    """Read a plain JPEG file without decoding it; None for anything else, which ``read_image`` decodes or refuses."""
+    if simplejpeg is None:
+        return None
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return None
+        content = path.read_bytes()
+        size, described = _scan_header(content)
+        if not size or size[0] * size[1] > (Image.MAX_IMAGE_PIXELS or math.inf):
+            return None
+        if not described:
+            return Jpeg(content, size, 1)
+        with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+            orientation = _orientation(image)
+    except (OSError, struct.error, IndexError, SyntaxError, ValueError):
+        return None
+    return Jpeg(content, size if orientation < 5 else size[::-1], orientation)
+
+
+def _scan_header(content: bytes) -> tuple[tuple[int, int] | None, bool]:
+    """Return a plain JPEG's width and height, or None, and whether there is a segment that may hold an orientation."""
+    size, described, at = None, False, 2
+    if content[:2] != b"\xff\xd8":
+        return None, False
+    while content[at] == 0xFF and (marker := content[at + 1]) != 0xDA:  # until the pixels start
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            bits, height, width, components = struct.unpack_from(">BHHB", content, at + 4)
+            if marker > 0xC2 or bits != 8 or components not in (1, 3) or not width * height:
+                return None, False
+            size = width, height
+        described |= marker == 0xE1
+        at += 2 + struct.unpack_from(">H", content, at + 2)[0]
+    return size, described
+
+
 def read_same_size(
-    paths: Sequence[Path], height: int, width: int, transform: Callable[[Image.Image], Tensor] | None = None
+    paths: Sequence[Path], height: int, width: int, read: Callable[[Path], np.ndarray] | None = None
 ) -> Tensor:
     """Decode many images, in threads, into one tensor.
 
@@ -121,7 +206,7 @@ def read_same_size(
         paths: The files.
         height: Of every image.
         width: Of every image.
-        transform: Makes (3, height, width) uint8 of an image; without it each must have that size.
+        read: Makes (height, width, 3) uint8 of a file; without it each image must have that size.
 
     Returns:
         (N, 3, height, width) uint8.
@@ -132,11 +217,11 @@ def read_same_size(
     images = torch.empty((len(paths), 3, height, width), dtype=torch.uint8)
     pixels = images.numpy()
 
-    def read(index: int) -> None:
-        image = read_image(paths[index], skippable=True)
-        if transform:
-            pixels[index] = transform(image).numpy()
+    def read_into(index: int) -> None:
+        if read:
+            pixels[index] = read(paths[index]).transpose(2, 0, 1)
             return
+        image = read_image(paths[index], skippable=True)
         if image.size != (width, height):
             raise InputError(
                 f"{paths[index]} is {image.width}×{image.height} pixels; expected {width}×{height} as every image of "
@@ -144,7 +229,7 @@ def read_same_size(
             )
         pixels[index] = np.asarray(image).transpose(2, 0, 1)
 
-    in_threads(read, range(len(paths)))
+    in_threads(read_into, range(len(paths)))
     return images
 
 

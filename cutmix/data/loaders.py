@@ -2,33 +2,29 @@
 
 # ruff: noqa: PT028 - test_loader loads a split for evaluation; it is not a test
 
+import itertools
 import math
-import multiprocessing.util
-import os
-import signal
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
 
-from cutmix.data.decode import read_image
+from cutmix.data.image_files import Decoder, ResizeAndCrop, TrainTransform, auto_augment, draws_from
 from cutmix.data.sets import ArraySet, FileSet, ImageSet
 from cutmix.data.transforms import (
     Augment,
     AutoAugmentPolicy,
     ColorDraw,
     Interpolation,
-    ResizeAndCrop,
-    auto_augment,
     draw_color,
     draw_crop_flip,
     normalize,
     resize,
-    train_transform,
 )
 from cutmix.errors import InputError
 from cutmix.runtime.device import check_memory
@@ -60,6 +56,7 @@ def train_loader(
     device: torch.device | str,
     workers: int,
     channels_last: bool,
+    decoder: Decoder = "exact",
     rank: int = 0,
     world_size: int = 1,
 ) -> Loader:
@@ -75,8 +72,9 @@ def train_loader(
             filled up from the start of the epoch's order until every process has the same share.
         seed: Of order and augmentation.
         device: Where the batches are wanted.
-        workers: File sets: processes that decode; 0 decodes in this process.
+        workers: File sets: threads that decode; 0 decodes in the thread of the loop.
         channels_last: The memory format of the images.
+        decoder: File sets: "exact" or "fast"; see ``image_files.cut_square``.
         rank: This process.
         world_size: All processes.
 
@@ -93,7 +91,7 @@ def train_loader(
         if augment.squash:
             side = round((augment.image_size or 0) / augment.crop_fraction)
             check_memory(6.0 * side**2, f"an image of {side}×{side} pixels (image_size / crop_fraction)")
-        return _file_loader(_Files(data, train_transform(augment), seed), order, finish, workers, color)
+        return _file_loader(_Files, data, TrainTransform(augment, decoder), order, finish, workers, seed, color)
     smallest = min(data.images.shape[2:])
     if augment.crop_padding > smallest - (augment.padding_mode == "reflect"):
         most = "less than" if augment.padding_mode == "reflect" else "at most"
@@ -115,6 +113,7 @@ def test_loader(
     interpolation: Interpolation = "bilinear",
     workers: int = 0,
     channels_last: bool = False,
+    decoder: Decoder = "exact",
     rank: int = 0,
     world_size: int = 1,
 ) -> Loader:
@@ -128,8 +127,9 @@ def test_loader(
         crop_fraction: File sets: the central square's share of the short side, in (0, 1].
         squash: File sets: resize both sides alike, whatever the shape.
         interpolation: File sets: how images are resized.
-        workers: File sets: processes that decode; 0 decodes in this process.
+        workers: File sets: threads that decode; 0 decodes in the thread of the loop.
         channels_last: The memory format of the images.
+        decoder: File sets: "exact" or "fast"; see ``image_files.cut_square``.
         rank: This process.
         world_size: All processes.
 
@@ -143,8 +143,8 @@ def test_loader(
     finish = _Finish(data, torch.device(device), image_size, channels_last)
     if isinstance(data, FileSet):
         assert image_size is not None
-        transform = ResizeAndCrop(image_size, crop_fraction, squash, interpolation)
-        return _file_loader(_Files(data, transform), order, finish, workers)
+        transform = partial(ResizeAndCrop(image_size, crop_fraction, squash, interpolation).read, decoder=decoder)
+        return _file_loader(_TestFiles, data, transform, order, finish, workers)
     return _ArrayLoader(data, order, finish)
 
 
@@ -238,9 +238,8 @@ class _Policy:
         self.augment, self.seed = auto_augment(policy), seed
 
     def __call__(self, images: Tensor, epoch: int, first: int) -> Tensor:
-        with torch.random.fork_rng(devices=[]):  # of the CPU alone: nothing here draws on a GPU
-            for i in range(len(images)):
-                torch.default_generator.manual_seed(derive_seed(self.seed, "policy", epoch, first + i))
+        for i in range(len(images)):
+            with draws_from(torch.Generator().manual_seed(derive_seed(self.seed, "policy", epoch, first + i))):
                 images[i] = self.augment(images[i])
         return images
 
@@ -315,125 +314,119 @@ class _ArrayLoader:
 
 # ---- sets of files ----
 
+_AHEAD = 2
+"""Batches that threads make beside the one that is waited for."""
 
-class _Files(Dataset[Any]):
-    """Decodes one file and transforms it; asked for by (epoch, index)."""
-
-    def __init__(self, data: FileSet, transform: Callable[[Image.Image], Tensor], seed: int | None = None) -> None:
-        self.paths, self.labels = data.paths, data.labels
-        self.transform, self.seed = transform, seed
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor] | InputError:
-        epoch, index = key
-        try:
-            image = read_image(self.paths[index], skippable=True)
-        except InputError as error:
-            return error  # as a value: raised in a worker, it would reach the user as a traceback in a sentence
-        if self.seed is None:
-            return self.transform(image), self.labels[index]
-        with torch.random.fork_rng(devices=[]):  # of the CPU alone: nothing here draws on a GPU
-            torch.default_generator.manual_seed(derive_seed(self.seed, "augment", epoch, index))
-            return self.transform(image), self.labels[index]
+Job = Callable[[], None]
 
 
-class _Batches:
-    """The batch sampler: lists of (epoch, index) for the epoch that is set."""
+class Samples(Protocol):
+    """Makes the batches of a :class:`FileLoader`."""
 
-    def __init__(self, order: TrainOrder | TestOrder) -> None:
-        self.order, self.epoch, self.start = order, 0, 0
-
-    def __len__(self) -> int:
-        return self.order.steps
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, indices = self.epoch, self.order.indices(self.epoch)
-        for step in range(self.start, self.order.steps):
-            yield [(epoch, index) for index in indices[self.order.share(step)].tolist()]
+    def begin(self, epoch: int, indices: list[int]) -> tuple[list[Job], Callable[[], Any]]:
+        """Return jobs, one a sample, to run in any thread and order, and what makes the batch once they are done."""
 
 
-def _collate(samples: list[Any]) -> Any:
-    return next((sample for sample in samples if isinstance(sample, InputError)), None) or default_collate(samples)
+class _Files:
+    """Image files, each written by its job into its place in one uint8 batch.
 
-
-def _leave_signals_to_the_loop(closing: Any, worker: int) -> None:
-    """Let a worker outlive a signal to the whole group (Ctrl-C, a scheduler's SIGTERM): the loop still saves.
-
-    Workers end when the loader closes their queues, when they find that their parent is gone, or by the SIGTERM that
-    Python sends them when the parent ends, which sets ``closing`` before.
+    Args:
+        data: The files and their labels.
+        transform: Makes (image_size, image_size, 3) uint8 of a file; ``TrainTransform`` with a generator.
+        image_size: Height and width of the batches.
+        seed: Of the augmentation.
+        pin_memory: Whether batches go to a GPU.
     """
 
-    def end_if_closing(number: int, frame: Any) -> None:
-        if closing.value:
-            os._exit(0)
+    def __init__(self, data: FileSet, transform: Any, image_size: int, seed: int, pin_memory: bool) -> None:
+        self.paths, self.labels, self.transform = data.paths, data.labels, transform
+        self.image_size, self.seed, self.pin_memory = image_size, seed, pin_memory
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, end_if_closing)
+    def begin(self, epoch: int, indices: list[int]) -> tuple[list[Job], Callable[[], Batch]]:
+        shape = len(indices), 3, self.image_size, self.image_size
+        images = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pin_memory)
+        jobs = [self._job(epoch, index, place) for index, place in zip(indices, images.numpy(), strict=True)]
+        return jobs, lambda: (images, self.labels[indices])
+
+    def _job(self, epoch: int, index: int, place: np.ndarray) -> Job:
+        """Return what decodes and transforms one file; nothing it draws depends on the thread or the batch."""
+        policy = self.transform.plan(derive_seed(self.seed, "policy", epoch, index))
+
+        def run() -> None:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "augment", epoch, index))
+            place[:] = self.transform(self.paths[index], generator, policy).transpose(2, 0, 1)
+
+        return run
 
 
-def _set(flag: Any) -> None:
-    flag.value = 1
+class _TestFiles(_Files):
+    def _job(self, epoch: int, index: int, place: np.ndarray) -> Job:
+        def run() -> None:
+            place[:] = self.transform(self.paths[index]).transpose(2, 0, 1)
+
+        return run
 
 
 def _file_loader(
-    files: _Files, order: TrainOrder | TestOrder, finish: _Finish, workers: int, color: _Color | None = None
+    make: type[_Files],
+    data: FileSet,
+    transform: Any,
+    order: TrainOrder | TestOrder,
+    finish: _Finish,
+    workers: int,
+    seed: int = 0,
+    color: _Color | None = None,
 ) -> "FileLoader":
-    """Return the loader of a file set: workers return uint8, the device colours and normalises."""
+    """Return the loader of a file set: threads write uint8, the device colours and normalises."""
+    assert finish.image_size is not None
+    files = make(data, transform, finish.image_size, seed, pin_memory=finish.device.type == "cuda")
 
     def finish_batch(batch: Batch, epoch: int, step: int) -> Batch:
         images, labels = (part.to(finish.device, non_blocking=True) for part in batch)
         return finish(color.draw(epoch, step).apply(images) if color else images), labels
 
-    return FileLoader(files, order, finish_batch, workers, pin_memory=finish.device.type == "cuda")
+    return FileLoader(files, order, finish_batch, workers)
 
 
 class FileLoader:
-    """Batches of samples that workers make, which live as long as the loader.
+    """Batches of samples that threads make ahead of the loop; epochs of one loader do not disturb each other.
 
     Args:
-        samples: Makes a sample of (epoch, index), or returns an :class:`InputError`.
+        samples: Makes the samples of a batch.
         order: Which indices, in which batches.
         finish: What is done to a batch on its device; called with the batch, the epoch and the step.
-        workers: Processes that make samples; 0 makes them in this one.
-        collate: Makes a batch of a list of samples, or returns the first error among them.
-        pin_memory: Whether batches go to a GPU.
+        workers: Threads that make samples; 0 makes them in the thread of the loop.
     """
 
     def __init__(
         self,
-        samples: Dataset[Any],
+        samples: Samples,
         order: TrainOrder | TestOrder,
         finish: Callable[[Any, int, int], Any],
         workers: int,
-        *,
-        collate: Callable[[list[Any]], Any] | None = None,
-        pin_memory: bool = False,
     ) -> None:
-        self.steps, self.finish, self.batches = order.steps, finish, _Batches(order)
-        self.running = 0
-        closing = multiprocessing.RawValue("b", 0)
-        multiprocessing.util.Finalize(None, _set, (closing,), exitpriority=10)  # before Python ends its children
-        self.new_loader: Callable[[], DataLoader[Any]] = partial(
-            DataLoader,
-            samples,
-            batch_sampler=self.batches,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=pin_memory,
-            collate_fn=collate or _collate,
-            worker_init_fn=partial(_leave_signals_to_the_loop, closing),
-            generator=torch.Generator(),  # its own, or starting an epoch would draw from the global one
-        )
-        self.loader = self.new_loader()
+        self.samples, self.order, self.finish, self.steps = samples, order, finish, order.steps
+        self.threads = ThreadPoolExecutor(workers, "decode") if workers else None
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Any]:
-        """Yield the batches from one on."""
-        self.running += 1
-        this = self.running
-        self.batches.epoch, self.batches.start = epoch, start
-        for step, batch in enumerate(self.loader, start):
-            if isinstance(batch, InputError):
-                self.loader = self.new_loader()  # the old one's workers end now, not when the traceback is dropped
-                raise batch
-            yield self.finish(batch, epoch, step)
-            if this != self.running:  # the workers serve one epoch at a time
-                raise RuntimeError("this epoch was left for another one of the same loader and cannot go on")
+        """Yield the batches from one on; the first error among the samples of a batch is raised in its place."""
+        indices = self.order.indices(epoch)
+        begun = (self._begin(epoch, indices, step) for step in range(start, self.steps))
+        waiting = deque(itertools.islice(begun, _AHEAD if self.threads else 0))
+        try:
+            for step in range(start, self.steps):
+                waiting.extend(itertools.islice(begun, 1))
+                futures, jobs, batch = waiting.popleft()
+                for job in jobs:
+                    job()
+                for future in futures:
+                    future.result()
+                yield self.finish(batch(), epoch, step)
+        finally:
+            for future in itertools.chain.from_iterable(futures for futures, *_ in waiting):
+                future.cancel()
+
+    def _begin(self, epoch: int, indices: Tensor, step: int) -> tuple[list[Future[None]], list[Job], Callable[[], Any]]:
+        """Return the futures of a batch, its jobs where there are no threads, and what makes the batch."""
+        jobs, batch = self.samples.begin(epoch, indices[self.order.share(step)].tolist())
+        return ([self.threads.submit(job) for job in jobs], [], batch) if self.threads else ([], jobs, batch)

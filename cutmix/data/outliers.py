@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from cutmix.data.decode import read_same_size
+from cutmix.data.decode import read_image, read_same_size
 from cutmix.data.folder import is_hidden, is_image, list_images
 from cutmix.data.sets import ArraySet, is_small, open_data, random_subset
 from cutmix.errors import InputError
@@ -160,7 +160,9 @@ def _open_other(name: str, shape: Shape, count: int, seed: int) -> Tensor:
             return _fit_tensor(data.images[_part(len(data), count, seed)], shape)
         paths = data.paths
     chosen = [paths[index] for index in _part(len(paths), count, seed)]
-    return _fit_tensor(read_same_size(chosen, *shape[1:], lambda image: _fit_image(image, shape)), shape)
+    return _fit_tensor(
+        read_same_size(chosen, *shape[1:], lambda path: _fit_image(read_image(path, skippable=True), shape)), shape
+    )
 
 
 def _part(n: int, count: int, seed: int) -> Tensor:
@@ -186,7 +188,7 @@ def _read_archive(name: str, shape: Shape, count: int, seed: int) -> Tensor:
             f"{name} was not found in {where}: put ODIN's {stem}.tar.gz there, or the folder {stem} unpacked from it"
         )
     chosen = [paths[index] for index in _part(len(paths), count, seed)]
-    images = read_same_size(chosen, *shape[1:], lambda image: _fit_image(image, shape, crop))
+    images = read_same_size(chosen, *shape[1:], lambda path: _fit_image(read_image(path, skippable=True), shape, crop))
     return _fit_tensor(images, shape)
 
 
@@ -205,7 +207,7 @@ def _read_tar(archive: Path, md5: str, name: str, shape: Shape, count: int, seed
             for index in sorted(range(len(chosen)), key=lambda i: chosen[i].offset):  # a stream is read forwards
                 with tar.extractfile(chosen[index]) as stream:  # type: ignore[union-attr]
                     image = Image.open(io.BytesIO(stream.read()), formats=("PNG", "JPEG"))
-                images[index] = _fit_image(image.convert("RGB"), shape, crop)
+                images[index] = torch.from_numpy(_fit_image(image.convert("RGB"), shape, crop)).permute(2, 0, 1)
     except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError) as error:
         raise InputError(f"{archive} is damaged ({error}): fetch it again") from None
     if not len(images):
@@ -225,15 +227,15 @@ def _is_visible_image(name: str) -> bool:
 # ---- to the classifier's shape ----
 
 
-def _fit_image(image: Image.Image, shape: Shape, crop: bool = False) -> Tensor:
-    """Make (3, H, W) uint8 of an RGB image; with ``crop``, cut out the centre of one that is larger."""
+def _fit_image(image: Image.Image, shape: Shape, crop: bool = False) -> np.ndarray:
+    """Make (H, W, 3) uint8 of an RGB image; with ``crop``, cut out the centre of one that is larger."""
     _, height, width = shape
     if crop and image.height >= height and image.width >= width:
         left, top = (image.width - width) // 2, (image.height - height) // 2
         image = image.crop((left, top, left + width, top + height))
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return np.array(image)
 
 
 def _fit_tensor(images: Tensor, shape: Shape) -> Tensor:

@@ -1,14 +1,11 @@
-"""Augmentation: of a whole batch on its device, and of image files one by one."""
+"""Augmentation of a whole batch on its device."""
 
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Generator, Tensor
 
 from cutmix.errors import InputError
@@ -260,121 +257,3 @@ def draw_color(n: int, jitter: float, lighting: float, generator: Generator) -> 
     amounts = (2 * torch.rand((n, 3), generator=generator) - 1) * jitter
     components = torch.randn((n, 3), generator=generator) * lighting * torch.tensor(_EIGENVALUES)
     return ColorDraw(order, amounts, components @ torch.tensor(_EIGENVECTORS).T)
-
-
-# ---- image files ----
-
-
-def train_transform(augment: Augment) -> Callable[[Image.Image], Tensor]:
-    """Return torchvision's random resized crop, flip and AutoAugment: from RGB to (3, image_size, image_size) uint8.
-
-    It draws from PyTorch's global generator, as torchvision does; the loader seeds it for each sample.
-
-    Args:
-        augment: With an ``image_size``.
-    """
-    from torchvision.transforms import v2  # slow to import; array sets do not need it
-
-    size = augment.image_size
-    assert size is not None
-    how: dict[str, Any] = {"interpolation": v2.InterpolationMode(augment.interpolation), "antialias": True}
-    crop: v2.Transform = v2.RandomResizedCrop(size, scale=augment.crop_scale, **how)
-    if augment.squash:
-        side = round(size / augment.crop_fraction)
-        crop = v2.Compose([v2.Resize((side, side), **how), v2.RandomCrop(size)])
-    policy = [] if augment.auto_augment == "none" else [auto_augment(augment.auto_augment, augment.interpolation)]
-    return v2.Compose([crop, v2.RandomHorizontalFlip(0.5 if augment.flip else 0.0), *policy, v2.PILToTensor()])
-
-
-def auto_augment(policy: AutoAugmentPolicy, interpolation: Interpolation | None = None) -> Callable[[Any], Any]:
-    """Return torchvision's AutoAugment, or timm's RandAugment, for one RGB image or one (C, H, W) uint8 tensor.
-
-    It draws from PyTorch's global generator.
-
-    Args:
-        policy: The data set of the policy, or timm's name of a RandAugment; not "none".
-        interpolation: How RandAugment rotates and shifts an image file, filled up with ImageNet's mean, as timm trains;
-            None draws the interpolation each time and fills up with grey.
-
-    Source: Cubuk et al. 2019 and 2020.
-    """
-    from torchvision.transforms import v2
-
-    if policy.startswith("rand-"):
-        return RandAugment(policy, interpolation)
-    return v2.AutoAugment(v2.AutoAugmentPolicy(policy))
-
-
-class RandAugment:
-    """timm's RandAugment, which DeiT trains with; its draws follow from PyTorch's global generator.
-
-    Args:
-        policy: timm's name of it.
-        interpolation: See ``auto_augment``.
-    """
-
-    def __init__(self, policy: str, interpolation: Interpolation | None) -> None:
-        from timm.data.auto_augment import rand_augment_transform
-
-        settings: dict[str, Any] = {}
-        if interpolation:
-            settings = {"interpolation": Image.Resampling[interpolation.upper()], "img_mean": (124, 116, 104)}
-        self.augment = rand_augment_transform(policy, settings)
-        for op in self.augment.ops:
-            if op.name.startswith("Posterize"):  # timm may ask for no bits at all, which Pillow 12 refuses
-                op.aug_fn = _posterize
-
-    def __call__(self, image: Any) -> Any:
-        """Augment one RGB image, or one (C, H, W) uint8 tensor."""
-        from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
-
-        result = to_pil_image(image) if isinstance(image, Tensor) else image
-        seed = int(torch.randint(2**31, ()))
-        before, numpy_before = random.getstate(), np.random.get_state()  # noqa: NPY002 - timm draws from both
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        try:
-            result = self.augment(result)
-        finally:
-            random.setstate(before)
-            np.random.set_state(numpy_before)  # noqa: NPY002
-        return pil_to_tensor(result) if isinstance(image, Tensor) else result
-
-
-def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """Keep the highest bits of each value, from none (black) to all eight."""
-    return image.point(lambda value: value & ~(2 ** (8 - min(max(bits, 0), 8)) - 1))
-
-
-class ResizeAndCrop:
-    """The deterministic transform: resize the short side to image_size / crop_fraction, cut the central square.
-
-    Where the resized image would be enormous (a line of 1 × 12,000 pixels), only what the square needs is resized.
-
-    Args:
-        image_size: Side of the square in pixels.
-        crop_fraction: The square's share of the resized short side, in (0, 1].
-        squash: Resize both sides to image_size / crop_fraction, whatever the shape.
-        interpolation: How to resize.
-    """
-
-    def __init__(self, image_size: int, crop_fraction: float, squash: bool, interpolation: Interpolation) -> None:
-        from torchvision.transforms import v2
-
-        self.image_size, self.side, self.squash = image_size, round(image_size / crop_fraction), squash
-        self.resample = Image.Resampling[interpolation.upper()]
-        shrink = v2.Resize((self.side,) * 2 if squash else self.side, v2.InterpolationMode(interpolation))
-        self.whole = v2.Compose([shrink, v2.CenterCrop(image_size), v2.PILToTensor()])
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Make (3, image_size, image_size) uint8 of an RGB image."""
-        short = min(image.size)
-        scale = [self.side / (own if self.squash else short) for own in image.size]
-        resized = [own * factor for own, factor in zip(image.size, scale, strict=True)]
-        if resized[0] * resized[1] <= max(2**24, 16 * self.image_size**2):
-            return self.whole(image)
-        half = [self.image_size / factor / 2 for factor in scale]
-        x, y = image.width / 2, image.height / 2
-        box = (max(x - half[0], 0), max(y - half[1], 0), min(x + half[0], 2 * x), min(y + half[1], 2 * y))
-        square = image.resize((self.image_size,) * 2, self.resample, box)
-        return torch.from_numpy(np.array(square)).permute(2, 0, 1)

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from cutmix.data import ArraySet, FileSet, ImageSet
 from cutmix.data.decode import read_same_size
-from cutmix.data.transforms import Interpolation, ResizeAndCrop, resize
+from cutmix.data.image_files import Decoder, ResizeAndCrop
+from cutmix.data.transforms import Interpolation, resize
 from cutmix.errors import InputError
 from cutmix.runs.record import Record
 from cutmix.runtime.device import check_memory
@@ -173,6 +174,7 @@ def decode(
     crop_fraction: float,
     squash: bool = False,
     interpolation: Interpolation = "bilinear",
+    decoder: Decoder = "exact",
 ) -> ArraySet:
     """Return a data set as one tensor: an array set as it is, image files decoded, resized and cropped.
 
@@ -182,6 +184,7 @@ def decode(
         crop_fraction: Side of the crop as a share of the resized short side.
         squash: Resize both sides alike, whatever the aspect ratio.
         interpolation: Interpolation of the resize.
+        decoder: How JPEG files are decoded; see ``image_files.cut_square``.
 
     Raises:
         InputError: If a file cannot be read, or the images do not fit into memory.
@@ -190,7 +193,9 @@ def decode(
         return data
     side = image_size or 224
     check_memory(len(data) * 3 * side**2, f"--image-size is {side}: decoding {len(data):,} images")
-    images = read_same_size(data.paths, side, side, ResizeAndCrop(side, crop_fraction, squash, interpolation))
+    images = read_same_size(
+        data.paths, side, side, partial(ResizeAndCrop(side, crop_fraction, squash, interpolation).read, decoder=decoder)
+    )
     return ArraySet(data.name, data.split, data.classes, data.labels, data.mean, data.std, images, data.skipped)
 
 

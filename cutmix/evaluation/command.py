@@ -124,6 +124,11 @@ class Evaluation:
         """The side to which the images are resized; None if they are decoded to it already."""
         return None if isinstance(self.data, FileSet) and isinstance(self.images, ArraySet) else self.view.image_size
 
+    @property
+    def decoder(self) -> str | None:
+        """How JPEG files are decoded; None where the images are no files."""
+        return self.view.decoder if isinstance(self.data, FileSet) else None
+
     @cached_property
     def predictions(self) -> Predictions:
         """The logits of all images, over all processes."""
@@ -243,7 +248,8 @@ def shared_fields(evaluation: Evaluation) -> dict[str, Any]:
         "epochs": recipe.epochs if recipe else None, "seed": recipe.seed if recipe else None,
         "which": subject.which, "epoch": subject.header.epoch,
         "weights": "ema" if recipe and recipe.ema_decay else "model",
-        "file": str(subject.weights), "precision": evaluation.precision, "skipped": len(data.skipped),
+        "file": str(subject.weights), "precision": evaluation.precision, "decoder": evaluation.decoder,
+        "skipped": len(data.skipped),
         "drawn": None if evaluation.index is None else len(evaluation.index), "draw_seed": options.seed,
         "test_images": len(data), "classes": data.num_classes,
         "image_size": data.images.shape[-1] if isinstance(data, ArraySet) and not size else size,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cutmix.config.options import EvaluateOptions
 from cutmix.config.recipe import Recipe
 from cutmix.data import FileSet, ImageSet, open_data, open_splits
+from cutmix.data.image_files import Decoder
 from cutmix.data.sets import keep_per_class, random_subset
 from cutmix.data.transforms import Interpolation
 from cutmix.errors import InputError, did_you_mean
@@ -64,20 +65,23 @@ class View(NamedTuple):
         crop_fraction: For files of images, the share of the resized short side that the crop covers.
         squash: Whether both sides are resized to the same length, whatever the shape.
         interpolation: How images are resized.
+        decoder: How JPEG files are decoded.
     """
 
     image_size: int | None
     crop_fraction: float
     squash: bool
     interpolation: Interpolation
+    decoder: Decoder
 
 
 def find_view(options: EvaluateOptions, subject: Subject, data: ImageSet) -> View:
     """Return the preprocessing: that of the recipe's test images, or that of the options where there is no recipe."""
     size = options.image_size or subject.header.image_size or (224 if isinstance(data, FileSet) else None)
     if subject.recipe is None:
-        return View(size, options.crop_fraction, options.squash, "bilinear")
-    return View(size, subject.recipe.crop_fraction, subject.recipe.squash, subject.recipe.interpolation)
+        return View(size, options.crop_fraction, options.squash, "bilinear", "exact")
+    recipe = subject.recipe
+    return View(size, recipe.crop_fraction, recipe.squash, recipe.interpolation, recipe.decoder)
 
 
 def find_subject(options: EvaluateOptions) -> Subject:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from cutmix.config.options import WORKERS
 from cutmix.config.recipe import Recipe
 from cutmix.data.decode import read_image
-from cutmix.data.transforms import Interpolation, ResizeAndCrop, normalize, resize
+from cutmix.data.image_files import ResizeAndCrop
+from cutmix.data.transforms import Interpolation, normalize, resize
 from cutmix.errors import InputError
 from cutmix.models import create_model
 from cutmix.models.regularizers import regularize

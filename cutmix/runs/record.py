@@ -66,6 +66,7 @@ class Record:
         beam: Width of the beam search.
         image_size: Side of the model's input in pixels.
         precision: Arithmetic of the forward pass.
+        decoder: How JPEG files were decoded: "exact" or "fast"; None for small images.
         drawn: Number of images drawn from the test set; None for all.
         draw_seed: Seed of everything that an evaluation draws.
         test_images: Number of images of the whole test set, of which an evaluation may have drawn some.
@@ -118,6 +119,7 @@ class Record:
     beam: int | None = None
     image_size: int | None = None
     precision: str | None = None
+    decoder: str | None = None
     drawn: int | None = None
     draw_seed: int | None = None
     test_images: int | None = None

@@ -207,9 +207,10 @@ class Classification:
         return [f"the best epoch is chosen and reported on {which}, so its error flatters; that of the last does not"]
 
     def circumstances(self) -> dict[str, Any]:
-        """Return the mix, the size of the images, and the numbers of classes and of test images."""
+        """Return the mix, size and decoder of the images, and the numbers of classes and of test images."""
         counts = {"classes": self.test_set.num_classes, "test_images": len(self.test_set)}
-        return {"mix": self.recipe.mix, "image_size": self._image_size(), **counts}
+        decoder = None if isinstance(self.test_set, ArraySet) else self.recipe.decoder
+        return {"mix": self.recipe.mix, "image_size": self._image_size(), "decoder": decoder, **counts}
 
     def fingerprint(self) -> str:
         """Return the training set's."""

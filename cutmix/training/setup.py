@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cutmix.config.options import RunOptions, TrainOptions
 from cutmix.config.recipe import Recipe, Training, complete
 from cutmix.data import Augment, FileSet, ImageSet, Splits, open_splits, test_loader, train_loader
+from cutmix.data.decode import FAST_JPEG
 from cutmix.data.describe import describe_splits
 from cutmix.data.loaders import Loader
 from cutmix.data.sets import keep_per_class
@@ -64,7 +65,7 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     assert test_set is not None
     shared: dict[str, Any] = {
         "batch_size": recipe.batch_size, "device": world.device, "workers": options.workers,
-        "channels_last": recipe.channels_last, "rank": world.rank, "world_size": world.size,
+        "channels_last": recipe.channels_last, "decoder": recipe.decoder, "rank": world.rank, "world_size": world.size,
     }  # fmt: skip
     augment = Augment(**{field.name: getattr(recipe, field.name) for field in fields(Augment)})
     batches = train_loader(train_set, augment, seed=recipe.seed, **shared)
@@ -163,6 +164,11 @@ def resolve(recipe: Recipe, data: ImageSet, device: torch.device) -> tuple[Recip
     files = isinstance(data, FileSet)
     recipe, notes = complete(recipe, images=len(data), classes=data.num_classes, files=files)
     size = recipe.image_size or (224 if files else None)
+    if files and recipe.decoder == "fast" and not FAST_JPEG:
+        recipe = replace(recipe, decoder="exact")
+        notes.append(
+            "the package simplejpeg is not installed: JPEG files are decoded by Pillow, as --decoder exact does"
+        )
     return replace(recipe, image_size=size, precision=resolve_precision(recipe.precision, device)), notes
 
 

@@ -8,18 +8,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from cutmix.data.decode import image_size, read_image
 from cutmix.data.folder import Split
+from cutmix.data.image_files import draws_from
+from cutmix.data.loaders import Job
 from cutmix.errors import InputError
 from cutmix.runtime.seeding import derive_seed
 from cutmix.transfer.average_precision import Objects
@@ -205,6 +207,7 @@ def _check_size(image: BoxedImage, size: tuple[int, int]) -> None:
 
 Target = dict[str, Tensor]
 Sample = tuple[Tensor, Target]
+Batch = tuple[list[Tensor], list[Target]]
 
 
 def ssd_transform(image_size: int = 300, fill: Sequence[float] = (0.485, 0.456, 0.406)) -> Callable[[Any], Any]:
@@ -246,13 +249,13 @@ def faster_rcnn_transform() -> Callable[[Any], Any]:
     return v2.RandomHorizontalFlip(0.5)
 
 
-class DetectionSamples(Dataset[Any]):
+class DetectionSamples:
     """Decoded and augmented images, indexed by (epoch, index); the same key always gives the same sample.
 
     Args:
         data: The split.
-        transform: The augmentation, which draws from PyTorch's global generator: that is seeded for each sample by the
-            seed, the epoch and the index, and then restored. None for testing.
+        transform: The augmentation, which draws from PyTorch's generator: for each sample one that is seeded by the
+            seed, the epoch and the index. None for testing.
         seed: Seed of the augmentation.
         keep_difficult: Keep difficult objects among the targets. Of the paper's code bases, SSD drops them and Faster
             R-CNN trains on them. COCO's crowds are marked in the same way and are never trained on.
@@ -271,22 +274,29 @@ class DetectionSamples(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample | InputError:
+    def begin(self, epoch: int, indices: list[int]) -> tuple[list[Job], Callable[[], Batch]]:
+        """Return jobs that make the samples, and what lists them, as the sizes of images differ."""
+        samples: dict[int, Sample] = {}
+
+        def make(place: int, index: int) -> None:
+            samples[place] = self[epoch, index]
+
+        jobs: list[Job] = [partial(make, place, index) for place, index in enumerate(indices)]
+        ordered = range(len(indices))
+        return jobs, lambda: ([samples[place][0] for place in ordered], [samples[place][1] for place in ordered])
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Return the image, (3, H, W) uint8, and its ``boxes`` (n, 4) float32 and ``labels`` (n,) int64."""
         epoch, index = key
         item = self.data.images[index]
-        try:
-            image = load_image(item)
-        except InputError as error:
-            return error  # as a value: raised in a worker, it would reach the user with the worker's traceback
+        image = load_image(item)
         kept = torch.ones_like(item.difficult) if self.keep_difficult else ~item.difficult
         boxes, labels = item.boxes[kept], item.labels[kept]
         if self.transform is None:
             return image, {"boxes": boxes, "labels": labels}
         sides = (image.shape[1], image.shape[2])
         wrapped = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=sides)
-        with torch.random.fork_rng(devices=[]):  # of the CPU alone: nothing here draws on a GPU
-            torch.default_generator.manual_seed(derive_seed(self.seed, "augment", epoch, index))
+        with draws_from(torch.Generator().manual_seed(derive_seed(self.seed, "augment", epoch, index))):
             image, target = self.transform((tv_tensors.Image(image), {"boxes": wrapped, "labels": labels}))
         return image.as_subclass(Tensor), {"boxes": target["boxes"].as_subclass(Tensor), "labels": target["labels"]}
 
@@ -300,9 +310,3 @@ def load_image(image: BoxedImage) -> Tensor:
     decoded = read_image(image.path)
     _check_size(image, decoded.size)
     return v2.functional.pil_to_tensor(decoded)
-
-
-def collate(samples: Sequence[Any]) -> tuple[list[Tensor], list[Target]] | InputError:
-    """Return the images and the targets as two lists, since image sizes differ; or the first error of the samples."""
-    error = next((sample for sample in samples if isinstance(sample, InputError)), None)
-    return error or ([image for image, _ in samples], [target for _, target in samples])

@@ -41,7 +41,6 @@ from cutmix.transfer.detection import faster_rcnn_c4, ssd300
 from cutmix.transfer.detection_data import (
     DetectionSamples,
     DetectionSet,
-    collate,
     faster_rcnn_transform,
     load_image,
     ssd_transform,
@@ -236,7 +235,6 @@ def make_batches(
     keep = not ssd and not train_set.crowds
     training = DetectionSamples(train_set, transform, seed=recipe.seed, keep_difficult=keep)
     shape = (recipe.batch_size, recipe.seed, world.rank, world.size)
-    shared: dict[str, Any] = {"collate": collate, "pin_memory": world.device.type == "cuda"}
 
     def finish(batch: Any, epoch: int, step: int) -> Any:
         images, targets = batch
@@ -246,8 +244,8 @@ def make_batches(
     # Faster R-CNN pads the smaller images of a batch, which changes their detections
     order = TestOrder(len(test_set), recipe.batch_size if ssd else world.size, world.rank, world.size)
     return (
-        FileLoader(training, TrainOrder(len(train_set), *shape), finish, workers, **shared),
-        FileLoader(DetectionSamples(test_set), order, finish, workers, **shared),
+        FileLoader(training, TrainOrder(len(train_set), *shape), finish, workers),
+        FileLoader(DetectionSamples(test_set), order, finish, workers),
     )
 
 

@@ -1,8 +1,5 @@
 """Loaders: the same batches whatever went before, however many workers or processes; torchvision for the pixels."""
 
-import os
-import subprocess
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +10,11 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-import cutmix
 from cutmix.data import loaders
 from cutmix.data.sets import ArraySet, FileSet, open_data
 from cutmix.data.transforms import Augment, Interpolation, draw_color, draw_crop_flip
 from cutmix.errors import InputError
 from cutmix.runtime.seeding import derive_seed
-
-# Python 3.12 and later say so when a process with threads forks; DataLoader does that by default.
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -236,39 +229,13 @@ def test_file_batches_do_not_depend_on_workers_or_what_went_before(tmp_path: Pat
     assert torch.equal(torch.get_rng_state(), state)
 
 
-_WORKERS = """
-import multiprocessing, sys
-from cutmix.data import Augment, open_data, train_loader
-
-if __name__ == "__main__":
-    multiprocessing.set_start_method("forkserver")
-    augment = Augment(16, flip=True, auto_augment="rand-m9-mstd0.5-inc1", color_jitter=0.4)
-    data = open_data(sys.argv[1], "train")
-    sums = []
-    for workers in (0, 2):
-        loader = train_loader(data, augment, batch_size=4, seed=0, device="cpu", workers=workers, channels_last=False)
-        sums.append([images.double().sum().item() for images, _ in loader.epoch(1)])
-    assert sums[0] == sums[1], sums
-"""
-
-
-def test_workers_may_be_started_by_a_forkserver(tmp_path: Path) -> None:
-    """Everything that a worker gets is pickled then, which is Linux's default from Python 3.14 on."""
-    photos(tmp_path / "photos")
-    (tmp_path / "train.py").write_text(_WORKERS)
-    command = [sys.executable, str(tmp_path / "train.py"), str(tmp_path / "photos")]
-    environment = os.environ | {"PYTHONPATH": str(Path(cutmix.__file__).parent.parent)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def test_an_epoch_left_for_another_cannot_go_on(tmp_path: Path) -> None:
-    loader = train(photos(tmp_path), batch_size=4)
+def test_epochs_of_one_loader_do_not_disturb_each_other(tmp_path: Path) -> None:
+    loader = train(photos(tmp_path), batch_size=4, workers=2, auto_augment="rand-m9-mstd0.5-inc1")
+    alone = list(loader.epoch(0))
     left = loader.epoch(0)
-    next(left)
+    begun = [next(left)]
     next(loader.epoch(1))
-    with pytest.raises(RuntimeError, match="left for another"):
-        next(left)
+    assert same(begun + list(left), alone)
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)

@@ -14,8 +14,8 @@ from scipy.stats import kstest, norm
 from torch import Tensor
 
 from cutmix.data import outliers
+from cutmix.data.image_files import ResizeAndCrop
 from cutmix.data.outliers import SEVEN, Outliers, open_outliers
-from cutmix.data.transforms import ResizeAndCrop
 from cutmix.errors import InputError
 
 RGB = (3, 32, 32)

@@ -1,6 +1,5 @@
 """Detection data: objects and fingerprints of a set, files checked, and augmented samples with their boxes."""
 
-import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from cutmix.errors import InputError
 from cutmix.transfer.detection_data import (
@@ -18,7 +16,6 @@ from cutmix.transfer.detection_data import (
     DetectionSamples,
     DetectionSet,
     RawImage,
-    collate,
     detection_sets,
     faster_rcnn_transform,
     ssd_transform,
@@ -129,28 +126,22 @@ def test_an_image_without_objects_stays(white_boxes: DetectionSet) -> None:
 
 
 def test_batches_are_lists(white_boxes: DetectionSet) -> None:
-    loader = DataLoader(DetectionSamples(white_boxes), batch_sampler=[[(0, 1), (0, 10)]], collate_fn=collate)
-    images, targets = next(iter(loader))
+    jobs, batch = DetectionSamples(white_boxes).begin(0, [1, 10])
+    for job in reversed(jobs):
+        job()
+    images, targets = batch()
     assert [image.shape for image in images] == [(3, 90, 120)] * 2
     assert [len(target["labels"]) for target in targets] == [1, 0]
 
 
-def test_an_unreadable_image_is_an_error_as_a_value(white_boxes: DetectionSet) -> None:
+def test_an_unreadable_image_is_refused(white_boxes: DetectionSet) -> None:
     white_boxes.images[4].path.write_bytes(b"no picture")
     Image.new("RGB", (90, 120)).save(white_boxes.images[5].path)
     samples = DetectionSamples(white_boxes, faster_rcnn_transform())
-    error = collate([samples[0, i] for i in (3, 4)])
-    assert isinstance(error, InputError)
-    assert "4.png cannot be read as an image" in str(error)
-    assert "5.png is 90×120 pixels; expected 120×90 by its annotation" in str(samples[0, 5])
-
-
-@pytest.mark.parametrize("make", [ssd_transform, faster_rcnn_transform])
-def test_samples_can_be_sent_to_workers(white_boxes: DetectionSet, make: Callable[[], Callable]) -> None:
-    samples = DetectionSamples(white_boxes, make(), seed=3)
-    image, target = pickle.loads(pickle.dumps(samples))[1, 2]
-    assert torch.equal(image, samples[1, 2][0])
-    assert torch.equal(target["boxes"], samples[1, 2][1]["boxes"])
+    with pytest.raises(InputError, match=r"4\.png cannot be read as an image"):
+        samples.begin(0, [3, 4])[0][1]()
+    with pytest.raises(InputError, match=r"5\.png is 90×120 pixels; expected 120×90 by its annotation"):
+        samples[0, 5]
 
 
 # ---- sets ----

@@ -1,0 +1,315 @@
+"""From an image file to the square that a model takes: draw the crop, decode what it needs, resize, flip."""
+
+import contextlib
+import math
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Generator, Tensor
+from torch.overrides import TorchFunctionMode
+
+from cutmix.data.decode import read_image, read_jpeg
+from cutmix.data.transforms import Augment, AutoAugmentPolicy, Interpolation
+
+Decoder = Literal["exact", "fast"]
+
+_RATIOS = torch.log(torch.tensor((3.0 / 4.0, 4.0 / 3.0)))  # of width to height, as torchvision draws them
+
+
+class Window(NamedTuple):
+    """What becomes the square: a rectangle of an image that is resized.
+
+    Attributes:
+        top, left, height, width: The rectangle in pixels of the image.
+        to: Height and width to which it is resized.
+        at: Top and left of the square in the result.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    to: tuple[int, int]
+    at: tuple[int, int] = (0, 0)
+
+
+# ---- training ----
+
+
+class TrainTransform:
+    """Random resized crop, flip and AutoAugment, with the draws of torchvision's transforms in their order.
+
+    Args:
+        augment: With an ``image_size``.
+        decoder: See ``cut_square``.
+    """
+
+    def __init__(self, augment: Augment, decoder: Decoder) -> None:
+        assert augment.image_size is not None
+        self.augment, self.size, self.decoder = augment, augment.image_size, decoder
+        named = augment.auto_augment != "none"
+        self.policy = auto_augment(augment.auto_augment, augment.interpolation) if named else None
+
+    def plan(self, seed: int) -> Callable[[Any], Any] | None:
+        """Return the policy for one image; the draws of RandAugment are done now, in the thread of the loop."""
+        return self.policy.draw(seed) if isinstance(self.policy, RandAugment) else self.policy
+
+    def __call__(self, path: Path, generator: Generator, policy: Callable[[Any], Any] | None) -> np.ndarray:
+        """Make (image_size, image_size, 3) uint8 of a file; ``policy`` is what ``plan`` returned."""
+        square = cut_square(
+            path, lambda size: self._draw(*size, generator), self.size, self.augment.interpolation, self.decoder
+        )
+        if float(torch.rand(1, generator=generator)) < (0.5 if self.augment.flip else 0.0):
+            square = square[:, ::-1]
+        if policy:
+            with draws_from(generator):
+                square = np.asarray(policy(Image.fromarray(np.ascontiguousarray(square))))
+        return square
+
+    def _draw(self, width: int, height: int, generator: Generator) -> Window:
+        size = self.size
+        if self.augment.squash:
+            side = round(size / self.augment.crop_fraction)
+            at = [_integer(side - size + 1, generator) if side > size else 0 for _ in range(2)]
+            return Window(0, 0, height, width, (side, side), (at[0], at[1]))
+        for _ in range(10):
+            area = width * height * float(torch.empty(1).uniform_(*self.augment.crop_scale, generator=generator))
+            ratio = float(torch.empty(1).uniform_(*_RATIOS.tolist(), generator=generator).exp())
+            own_width, own_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < own_width <= width and 0 < own_height <= height:
+                top = _integer(height - own_height + 1, generator)
+                return Window(top, _integer(width - own_width + 1, generator), own_height, own_width, (size, size))
+        least, most = 3 / 4, 4 / 3
+        own_width, own_height = width, height
+        if width / height < least:
+            own_height = round(width / least)
+        elif width / height > most:
+            own_width = round(height * most)
+        return Window((height - own_height) // 2, (width - own_width) // 2, own_height, own_width, (size, size))
+
+
+def _integer(end: int, generator: Generator) -> int:
+    return int(torch.randint(0, end, (1,), generator=generator))
+
+
+# ---- testing ----
+
+
+class ResizeAndCrop:
+    """The deterministic transform: resize the short side to image_size / crop_fraction, cut the central square.
+
+    Where the resized image would be enormous (a line of 1 × 12,000 pixels), only what the square needs is resized.
+
+    Args:
+        image_size: Side of the square in pixels.
+        crop_fraction: The square's share of the resized short side, in (0, 1].
+        squash: Resize both sides to image_size / crop_fraction, whatever the shape.
+        interpolation: How to resize.
+    """
+
+    def __init__(self, image_size: int, crop_fraction: float, squash: bool, interpolation: Interpolation) -> None:
+        self.image_size, self.side, self.squash = image_size, round(image_size / crop_fraction), squash
+        self.interpolation: Interpolation = interpolation
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Make (3, image_size, image_size) uint8 of an RGB image."""
+        square = _cut_image(image, self._window(image.size), self.image_size, self.interpolation)
+        return torch.from_numpy(square.copy()).permute(2, 0, 1)
+
+    def read(self, path: Path, decoder: Decoder) -> np.ndarray:
+        """Make (image_size, image_size, 3) uint8 of a file."""
+        return cut_square(path, self._window, self.image_size, self.interpolation, decoder)
+
+    def _window(self, size: tuple[int, int]) -> Window:
+        """Return how torchvision resizes an image of this width and height and finds its center."""
+        (width, height), side = size, self.side
+        to = (side, side)
+        if not self.squash:
+            to = (int(side * height / width), side) if width <= height else (side, int(side * width / height))
+        at = [round((length - self.image_size) / 2) for length in to]
+        return Window(0, 0, height, width, to, (at[0], at[1]))
+
+
+# ---- a square of a file ----
+
+
+def cut_square(
+    path: Path, choose: Callable[[tuple[int, int]], Window], size: int, interpolation: Interpolation, decoder: Decoder
+) -> np.ndarray:
+    """Decode what a square needs of an image file, resize it, and cut the square.
+
+    Args:
+        path: The file.
+        choose: Returns the window of an image of some width and height.
+        size: Side of the square.
+        interpolation: How to resize.
+        decoder: "exact" has Pillow decode the whole file and resize, as torchvision's transforms do. "fast" decodes a
+            plain JPEG with libjpeg-turbo, at a half, a quarter or an eighth of its size where the window is still as
+            large as what it is resized to, and resizes uint8 with PyTorch; other files as "exact".
+
+    Returns:
+        (size, size, 3) uint8, RGB.
+
+    Raises:
+        InputError: As ``read_image``.
+    """
+    jpeg = read_jpeg(path) if decoder == "fast" else None
+    if jpeg and not _is_enormous((window := choose(jpeg.size)).to, size):
+        pixels = jpeg.decode(max(k for k in (1, 2, 4, 8) if k == 1 or _fits(window, k)))
+        if pixels is not None:
+            return _cut_pixels(pixels, jpeg.size, window, size, interpolation)
+    image = read_image(path, skippable=True)
+    return _cut_image(image, window if jpeg else choose(image.size), size, interpolation)
+
+
+def _fits(window: Window, reduce: int) -> bool:
+    return window.height >= reduce * window.to[0] and window.width >= reduce * window.to[1]
+
+
+def _is_enormous(to: tuple[int, int], size: int) -> bool:
+    return to[0] * to[1] > max(2**24, 16 * size**2)
+
+
+def _cut_pixels(
+    pixels: np.ndarray, full: tuple[int, int], window: Window, size: int, interpolation: Interpolation
+) -> np.ndarray:
+    """Cut a square out of pixels (H, W, 3) uint8, decoded at the full width and height or less."""
+    height, width = pixels.shape[:2]
+    rows = [round(row * height / full[1]) for row in (window.top, window.top + window.height)]
+    columns = [round(column * width / full[0]) for column in (window.left, window.left + window.width)]
+    pixels = pixels[rows[0] : rows[1], columns[0] : columns[1]]
+    if pixels.shape[:2] != window.to:
+        planes = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
+        resized = F.interpolate(planes, window.to, mode=interpolation, antialias=True, align_corners=False)
+        pixels = resized[0].permute(1, 2, 0).numpy()
+    return pixels[window.at[0] : window.at[0] + size, window.at[1] : window.at[1] + size]
+
+
+def _cut_image(image: Image.Image, window: Window, size: int, interpolation: Interpolation) -> np.ndarray:
+    """Cut a square out of a Pillow image, as torchvision does."""
+    resample = Image.Resampling[interpolation.upper()]
+    top, left, height, width, to, at = window
+    if not _is_enormous(to, size):
+        if (width, height) != image.size:
+            image = image.crop((left, top, left + width, top + height))
+        resized = np.asarray(image.resize(to[::-1], resample))
+        return resized[at[0] : at[0] + size, at[1] : at[1] + size]
+    half = [size * own / new / 2 for own, new in zip((width, height), to[::-1], strict=True)]
+    x, y = left + width / 2, top + height / 2
+    box = (max(x - half[0], 0), max(y - half[1], 0), min(x + half[0], image.width), min(y + half[1], image.height))
+    return np.asarray(image.resize((size, size), resample, box))
+
+
+# ---- AutoAugment and RandAugment ----
+
+_DRAWS = {
+    torch.rand, torch.randn, torch.randint, torch.randperm, torch.normal, torch.bernoulli, torch.multinomial,
+    Tensor.uniform_, Tensor.normal_, Tensor.random_, Tensor.bernoulli_, Tensor.exponential_,
+}  # fmt: skip
+
+
+class _Draws(TorchFunctionMode):
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {"generator": self.generator} if func in _DRAWS else {}
+        return func(*args, **(given | (kwargs or {})))
+
+
+@contextlib.contextmanager
+def draws_from(generator: Generator) -> Iterator[None]:
+    """Let what draws from PyTorch's global generator draw from this one, in this thread alone."""
+    with _Draws(generator):
+        yield
+
+
+def auto_augment(policy: AutoAugmentPolicy, interpolation: Interpolation | None = None) -> Callable[[Any], Any]:
+    """Return torchvision's AutoAugment, or timm's RandAugment, for one RGB image or one (C, H, W) uint8 tensor.
+
+    It draws from PyTorch's global generator.
+
+    Args:
+        policy: The data set of the policy, or timm's name of a RandAugment; not "none".
+        interpolation: How RandAugment rotates and shifts an image file, filled up with ImageNet's mean, as timm trains;
+            None draws the interpolation each time and fills up with grey.
+
+    Source: Cubuk et al. 2019 and 2020.
+    """
+    from torchvision.transforms import v2  # slow to import
+
+    if policy.startswith("rand-"):
+        return RandAugment(policy, interpolation)
+    return v2.AutoAugment(v2.AutoAugmentPolicy(policy))
+
+
+class RandAugment:
+    """timm's RandAugment, which DeiT trains with; its draws follow from a seed.
+
+    Args:
+        policy: timm's name of it.
+        interpolation: See ``auto_augment``.
+    """
+
+    def __init__(self, policy: str, interpolation: Interpolation | None) -> None:
+        from timm.data.auto_augment import rand_augment_transform
+
+        settings: dict[str, Any] = {}
+        if interpolation:
+            settings = {"interpolation": Image.Resampling[interpolation.upper()], "img_mean": (124, 116, 104)}
+        self.augment = rand_augment_transform(policy, settings)
+        for op in self.augment.ops:
+            # timm may ask for no bits at all, which Pillow 12 refuses
+            function = _posterize if op.name.startswith("Posterize") else op.aug_fn
+            op.aug_fn = _Recorded(function, resamples=op.name.startswith(("Shear", "Translate", "Rotate")))
+
+    def __call__(self, image: Any) -> Any:
+        """Augment one RGB image, or one (C, H, W) uint8 tensor, as PyTorch's global generator says."""
+        from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+
+        result = self.draw(int(torch.randint(2**31, ())))(to_pil_image(image) if isinstance(image, Tensor) else image)
+        return pil_to_tensor(result) if isinstance(image, Tensor) else result
+
+    def draw(self, seed: int) -> Callable[[Image.Image], Image.Image]:
+        """Return what the seed does to an image; not for threads, as timm draws from the generators of the process."""
+        before, numpy_before = random.getstate(), np.random.get_state()  # noqa: NPY002 - timm draws from both
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            return _Calls(self.augment(()))
+        finally:
+            random.setstate(before)
+            np.random.set_state(numpy_before)  # noqa: NPY002
+
+
+class _Recorded:
+    """An operation of timm that is noted with its drawn arguments, behind those before it, instead of applied."""
+
+    def __init__(self, function: Callable[..., Image.Image], resamples: bool) -> None:
+        self.function, self.resamples = function, resamples
+
+    def __call__(self, calls: tuple[Any, ...], *args: Any, **options: Any) -> tuple[Any, ...]:
+        if self.resamples and isinstance(options["resample"], (list, tuple)):
+            options["resample"] = random.choice(options["resample"])  # as timm does on applying it
+        return (*calls, (self.function, args, options))
+
+
+class _Calls(tuple[Any, ...]):
+    """Operations to apply one after another."""
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        for function, args, options in self:
+            image = function(image, *args, **options)
+        return image
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Keep the highest bits of each value, from none (black) to all eight."""
+    return image.point(lambda value: value & ~(2 ** (8 - min(max(bits, 0), 8)) - 1))
