@@ -1,62 +1,35 @@
-"""``cutmix paper``: prints tables of the paper with what was measured here."""
+"""``cutmix paper``: print tables of the paper with the results here."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from cutmix.errors import InputError
-from cutmix.paper.compare import Sheet, Trained, find_measured, find_results, footnotes, paper_sheets, sheets
-from cutmix.paper.tables import MORE_TABLES, TABLES, PaperTable, Table, find_among
-from cutmix.runs.record import Record
-
-EVERY_TABLE: tuple[Table | PaperTable, ...] = (*TABLES, *MORE_TABLES)
-
-
-def find_runnable(word: str) -> tuple[Table, ...]:
-    """Return the tables of a name whose rows are training runs.
-
-    Raises:
-        InputError: If there is none of that name, or its rows are run by another command.
-    """
-    found = find_among(EVERY_TABLE, word)
-    runnable = tuple(table for table in found if isinstance(table, Table))
-    others = [table for table in found if isinstance(table, PaperTable)]
-    if not runnable:
-        raise InputError(f"cutmix reproduce has no rows of {others[0].name}; they are run by {others[0].command}")
-    return runnable
+from cutmix.paper.compare import Found, Sheet, find, footnotes, sheets
+from cutmix.paper.tables import Table, find_tables
 
 
 def run_paper(tables: Sequence[str], runs: Sequence[Path], results: Sequence[Path]) -> None:
-    """Print tables of the paper with what was measured here.
+    """Print tables of the paper with the results here.
 
     Args:
-        tables: Names; all without one.
+        tables: Names; by default all.
         runs: Folders of runs.
         results: JSON-lines files; without both, runs/ and results/*.jsonl are read, but not results/*.log.jsonl.
     """
-    wanted = tuple(dict.fromkeys(table for word in tables or ("all",) for table in find_among(EVERY_TABLE, word)))
+    wanted = tuple(dict.fromkeys(table for word in tables or ("all",) for table in find_tables(word)))
     if not runs and not results:
         runs = [path for path in [Path("runs")] if path.is_dir()]
         results = sorted(path for path in Path("results").glob("*.jsonl") if not path.name.endswith(".log.jsonl"))
-    show(wanted, find_results(runs, results), find_measured(runs, results))
+    show(wanted, find(runs, results))
 
 
-def show(tables: Sequence[Table | PaperTable], runs: Sequence[Trained], measured: Sequence[Record] = ()) -> None:
-    """Print tables and their footnotes.
-
-    Args:
-        tables: In their order.
-        runs: Finished runs of classification.
-        measured: Results of other metrics.
-    """
+def show(tables: Sequence[Table], found: Sequence[Found]) -> None:
+    """Print tables and their footnotes."""
     for table in tables:
-        if isinstance(table, Table):
-            _print(sheets(table, runs))
-        else:
-            made, how = paper_sheets(table, measured)
-            _print(made, [*how, *table.notes, f"Run by: {table.command}"])
-    of_training = [table for table in tables if isinstance(table, Table)]
-    if of_training:
-        _print([], footnotes(of_training))
+        made, how = sheets(table, found)
+        _print(made, [*how, *table.remarks, *([f"Run by: {table.command}"] if table.command else [])])
+    by_row = [table for table in tables if not table.command]
+    if by_row:
+        _print([], footnotes(by_row))
 
 
 def _print(made: Sequence[Sheet], notes: Sequence[str] = ()) -> None:

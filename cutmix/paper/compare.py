@@ -1,11 +1,11 @@
-"""What was measured here beside the paper's numbers: ``cutmix paper``, and the same for the report. No torch here.
+"""Results beside the paper's numbers: ``cutmix paper``, and the same for the report. Imports no torch.
 
 A result stands beside the paper's number only if it was made by the row's own protocol; every other one, such as a
-short run or one of another network, has a table of its own.
+short run or one of another model, has a table of its own.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from cutmix.config.recipe import Training
 from cutmix.config.recipes import RECIPES
 from cutmix.config.transfer import backbone_in_words, backbone_name, recipe_of_arch
 from cutmix.errors import InputError, listed
-from cutmix.paper.tables import DATA, FOOTNOTES, METHODS, TABLES, Measure, PaperRow, PaperTable, Row, Table, is_baseline
+from cutmix.paper.tables import DATA, FOOTNOTES, METHODS, Row, Table
 from cutmix.runs.read import Estimate, Run, pooled, read_outcome, read_run
 from cutmix.runs.record import Record, read_records, with_interval
 from cutmix.statistics import holm, in_words, mcnemar, welch
@@ -27,29 +27,48 @@ _FREE = {
 _HERE = ("Best epoch here", "Last epoch here", "Seeds", "Last, to baseline")
 _KEY = ("recipe", "data", "model", "epochs", "seed", "weights", "backbone")
 _OF_TRAINING = ("commit", "date", "seconds", "command")
+_METRIC = ("metric", "which", "of", "at", "convention", "score", "arch")
+_ERRORS = ("top1_err", "top5_err")
 
 SMOKE = "a few steps, which measure nothing"
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A finished run of a row's recipe.
+class Found(NamedTuple):
+    """The records of one finished run, or of the evaluations of one file of weights.
 
     Attributes:
-        recipe: Name of the row's recipe.
-        how: In what the run differs from the paper's protocol; "" where it does not.
+        records: Those with a value, each metric once.
+        predictions: File of the last epoch's predictions, if there is one.
+    """
+
+    records: tuple[Record, ...]
+    predictions: Path | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of a row, or of the rows of one label, by one run.
+
+    Attributes:
+        recipe: Recipe of the run or, for a detector or captioner, of its backbone.
+        how: Differences from the paper's protocol; "" without any.
+        name: Name of the run; that of a detector or captioner includes its backbone.
+        backbone: Weights of the backbone; "" for a classifier.
         seed: The run's seed.
-        lines: The result of each measure and epoch, such as ("top1_err", "last").
+        lines: The record of each metric and epoch, such as ("top1_err", "last").
         predictions: File of the last epoch's predictions, if there is one.
     """
 
     recipe: str
     how: str
+    name: str
+    backbone: str
     seed: int
     lines: dict[tuple[str, str], Record]
     predictions: Path | None = None
 
-    def value(self) -> float:
+    @property
+    def error(self) -> float:
         """The top-1 error of the last epoch, in per cent."""
         value = self.lines["top1_err", "last"].value
         assert value is not None
@@ -68,7 +87,7 @@ class Sweep(NamedTuple):
     """A figure's points that were run in the same way.
 
     Attributes:
-        how: In what the runs differ from the paper's protocol; "" where they do not.
+        how: Differences from the paper's protocol; "" without any.
         points: Position and top-1 error of the last epoch, in per cent, the mean over seeds.
         baseline: The baseline's error, if it was run in the same way.
     """
@@ -78,122 +97,102 @@ class Sweep(NamedTuple):
     baseline: float | None
 
 
-def find_results(runs: Sequence[Path], results: Sequence[Path]) -> list[Trained]:
-    """Read finished runs of the paper's recipes, each once, wherever it is found.
+# ---- what was run ----
+
+
+def find(runs: Sequence[Path], results: Sequence[Path]) -> list[Found]:
+    """Read finished runs and evaluations, each once, wherever it is found; of a metric computed twice, the later.
 
     Args:
         runs: Run folders, or folders that hold them one or two levels down.
         results: JSON-lines files of results.
 
     Raises:
-        InputError: If one is not there, or is damaged.
+        InputError: If one is missing or damaged.
     """
-    found: dict[str, Trained] = {}
-    for run in read_folders(runs):
-        if (one := trained(run)) is not None:
-            found[identity(run.results[0])] = one
+    found: list[Found] = []
     for path in results:
-        by_run: dict[str, list[Record]] = {}
-        for line in read_file(path):
-            if line.source == "training":
-                by_run.setdefault(identity(line), []).append(line)
-        for key, lines in by_run.items():
-            if key not in found and (one := _trained(lines, None)) is not None:
-                found[key] = one
-    return list(found.values())
-
-
-def read_folders(folders: Sequence[Path]) -> Iterator[Run]:
-    """Yield the runs of run folders, or of folders that hold them; see ``find_results``."""
-    for folder in folders:
+        if not path.is_file():
+            raise InputError(f"{path} is not a file; give a JSON-lines file of results with --results")
+        found.append(Found(tuple(read_records(path))))
+    for folder in runs:
         if not folder.is_dir():
             raise InputError(f"{folder} is not a folder; give a folder of runs with --runs")
-        for config in sorted({file for depth in ("", "*/", "*/*/") for file in folder.glob(f"{depth}config.json")}):
-            yield read_run(config.parent)
+        configs = {file for depth in ("", "*/", "*/*/") for file in folder.glob(f"{depth}config.json")}
+        found += [of_run(read_run(config.parent)) for config in sorted(configs)]
+    return merged(found)
 
 
-def read_file(path: Path) -> list[Record]:
-    """Return the records of a file of results; see ``find_results``."""
-    if not path.is_file():
-        raise InputError(f"{path} is not a file; give a JSON-lines file of results with --results")
-    return read_records(path)
-
-
-def trained(run: Run) -> Trained | None:
-    """Return a run folder's results if it is finished and its recipe is one of the paper's."""
-    lines = [line for line in run.results if line.source == "training"]
+def of_run(run: Run) -> Found:
+    """Return the records of a run folder; none of a run that is not finished."""
     path = run.folder / "predictions" / "last.npz"
-    return _trained(lines, path if path.is_file() else None) if run.finished else None
+    return Found(tuple(run.results) if run.finished else (), path if path.is_file() else None)
 
 
-def sheets(table: Table, runs: Sequence[Trained]) -> list[Sheet]:
-    """Return a table with what was run by the paper's protocol, and one for each other way in which rows were run."""
-    ours = [run for run in runs if run.recipe in {row.recipe for row in table.rows}]
-    units = {"top1_acc": "top-1 accuracy", "top1_err": "top-1 error", "top5_err": "top-5 error"}
-    unit = "; ".join(units[measure] for measure in table.measures)
-    against = _against_baseline(table, [run for run in ours if run.how != SMOKE])
+def merged(sources: Iterable[Found]) -> list[Found]:
+    """Divide records by runs; where two sources have the same run, the later one's records replace the other's."""
+    by_run: dict[str, dict[tuple[str, ...], Record]] = {}
+    predictions: dict[str, Path | None] = {}
+    for source in sources:
+        for record in source.records:
+            if record.value is not None:
+                run = identity(record)
+                by_run.setdefault(run, {})[tuple(str(getattr(record, name)) for name in _METRIC)] = record
+                predictions[run] = source.predictions
+    return [Found(tuple(records.values()), predictions[run]) for run, records in by_run.items()]
+
+
+def identity(record: Record) -> str:
+    """Return what tells the run of a record from other runs.
+
+    Evaluations of a file of weights are one run; an evaluation of drawn images is apart.
+    """
+    own = _OF_TRAINING if record.source == "training" else ("file", "drawn")
+    return json.dumps([getattr(record, name) for name in (*_KEY, *own)])
+
+
+def results_of(rows: Sequence[Row], found: Iterable[Found]) -> list[Result]:
+    """Return the results of the rows of one label: of its metrics, by one of its recipes or architectures."""
     made = []
-    rows: list[tuple[str, ...]]
-    for how in ["", *sorted({run.how for run in ours if run.how})]:
-        same = {row: [run for run in ours if run.recipe == row.recipe and run.how == how] for row in table.rows}
-        if how:
-            caption = f"{table.heading.partition(':')[0]}, not comparable with the paper's numbers: {how}"
-            header: tuple[str, ...] = ("Row", *_HERE)
-            rows = [(row.label, *_cells(table, its), against.get((row, how), "")) for row, its in same.items() if its]
+    for run in found:
+        lines = {(one.metric, str(one.which)): one for one in run.records if _is_of(rows, one)}
+        last = next((one for (_, which), one in lines.items() if which == "last"), None)
+        row = rows[0]
+        if last is None or not (row.method or (row.metrics[0], "last") in lines):
+            continue
+        backbone = last.backbone or ""
+        if row.arch:
+            recipe, how = last.backbone_recipe or "", _transfer_departures(rows, last)
         else:
-            caption = _with_notes(table.heading, table.notes)
-            header = ("Row", "Paper", *_HERE)
-            rows = [
-                (
-                    _with_notes(row.label, row.notes),
-                    _printed(table, row),
-                    *_cells(table, its),
-                    against.get((row, ""), ""),
-                )
-                for row, its in same.items()
-            ]
-        kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
+            recipe, _, scale = last.recipe.partition("+")
+            how = [SMOKE] if scale.endswith("smoke") else departures(RECIPES[recipe], last, row.test_images)
+            how += [last.note] if row.of and last.note else []  # the other data are not the paper's
+            backbone = ""
         made.append(
-            Sheet(
-                f"{caption} ({unit}, %)", tuple(header[i] for i in kept), [tuple(row[i] for i in kept) for row in rows]
-            )
+            Result(recipe, ", ".join(how), _name(last, backbone), backbone, last.seed or 0, lines, run.predictions)
         )
     return made
 
 
-def sweeps(table: Table, runs: Sequence[Trained]) -> list[Sweep]:
-    """Return a figure's sweep for each way in which two or more of its points were run."""
-    made = []
-    for how in sorted({run.how for run in runs} - {SMOKE}):
-        same = {row: [run for run in runs if (run.recipe, run.how) == (row.recipe, how)] for row in table.rows}
-        points = [(row.x, _mean(its)) for row, its in same.items() if its and row.x is not None]
-        baselines = [_mean(its) for row, its in same.items() if its and is_baseline(row)]
-        if len(points) > 1:
-            made.append(Sweep(how, points, baselines[0] if baselines else None))
-    return made
+def _is_of(rows: Sequence[Row], record: Record) -> bool:
+    row = rows[0]
+    if record.metric not in row.metrics or (row.method and record.which != "last"):
+        return False
+    if row.arch:
+        return record.arch == row.arch
+    if record.metric in _ERRORS and record.source != "training":
+        return False
+    place = row.at is None or (record.at is not None and abs(record.at - row.at) < 1e-6)
+    name = record.recipe.partition("+")[0]
+    return record.usual and place and record.of == row.of and name in RECIPES and name in {one.recipe for one in rows}
 
 
-def footnotes(tables: Iterable[Table]) -> list[str]:
-    """Return the footnotes of tables, each once and with its letter, and how tests are made."""
-    letters = "".join(table.notes + "".join(row.notes for row in table.rows) for table in tables)
-    return [
-        *(f"[{letter}] {text}" for letter, text in FOOTNOTES.items() if letter in letters),
-        "In brackets: 95 % interval, Wilson's over the test images of one run, Student's t over the seeds of several.",
-        "p: exact McNemar test over the test images for one run of each, Welch's t test over seeds for several; "
-        "adjusted by Holm's method for the tests of a table.",
-    ]  # fmt: skip
-
-
-def _trained(lines: Sequence[Record], predictions: Path | None) -> Trained | None:
-    measures = {(line.metric, str(line.which)): line for line in lines if line.value is not None}
-    last = measures.get(("top1_err", "last"))
-    if last is None:
-        return None
-    name, _, scale = last.recipe.partition("+")
-    if name not in {row.recipe for table in TABLES for row in table.rows} or name not in RECIPES:
-        return None
-    how = ", ".join([SMOKE] if scale.endswith("smoke") else departures(RECIPES[name], last))
-    return Trained(name, how, last.seed or 0, measures, predictions)
+def _name(record: Record, backbone: str) -> str:
+    """Return the name of a run: its recipe, which mostly ends in the backbone, and its seed."""
+    name = record.recipe
+    if backbone and not name.endswith(backbone_name(backbone)):
+        name += f" on {backbone_in_words(backbone)}"
+    return name + (f", seed {record.seed}" if record.seed else "")
 
 
 def departures(recipe: Training, line: Record, test_images: int | None = None) -> list[str]:
@@ -228,20 +227,78 @@ def departures(recipe: Training, line: Record, test_images: int | None = None) -
     return said + ([f"{listed(changed)} changed"] if changed else [])
 
 
-def _against_baseline(table: Table, runs: Sequence[Trained]) -> dict[tuple[Row, str], str]:
+def _transfer_departures(rows: Sequence[Row], record: Record) -> list[str]:
+    how = departures(recipe_of_arch(rows[0].arch), record, rows[0].test_images)
+    if record.training_images != rows[0].training_images:
+        count = record.training_images
+        how.append(f"{'unknown number of' if count is None else f'{count:,}'} training images")
+    if record.backbone_recipe not in {row.recipe for row in rows}:
+        how.append(f"a backbone of {record.backbone_recipe or backbone_in_words(str(record.backbone))}")
+    return how
+
+
+# ---- tables ----
+
+
+def sheets(table: Table, found: Iterable[Found]) -> tuple[list[Sheet], list[str]]:
+    """Return a table with the results by the paper's protocol, others with the rest, and the differences in words."""
+    found = list(found)
+    return _by_method(table, found) if table.rows[0].method else (_by_row(table, found), [])
+
+
+def rows_run(table: Table, found: Sequence[Found]) -> list[Row]:
+    """Return the rows of a table without methods that were run, in whichever way."""
+    return [row for row in table.rows if results_of([row], found)]
+
+
+def _by_row(table: Table, found: Sequence[Found]) -> list[Sheet]:
+    """Return the sheets of a table with a line for each method."""
+    ours = {row: results_of([row], found) for row in table.rows}
+    against = _against_baseline(ours)
+    made = []
+    rows: list[tuple[str, ...]]
+    for how in ["", *sorted({one.how for its in ours.values() for one in its if one.how})]:
+        same = {row: [one for one in its if one.how == how] for row, its in ours.items()}
+        if how:
+            caption = f"{table.heading.partition(':')[0]}, not comparable with the paper's numbers: {how}"
+            header: tuple[str, ...] = ("Row", *_HERE)
+            rows = [
+                (row.label, *_cells(table, row, its), against.get((row, how), "")) for row, its in same.items() if its
+            ]
+        else:
+            caption = _with_notes(table.heading, table.notes)
+            header = ("Row", "Paper", *_HERE)
+            rows = [
+                (
+                    _with_notes(row.label, row.notes), _printed(table, row), *_cells(table, row, its),
+                    against.get((row, ""), ""),
+                )
+                for row, its in same.items()
+            ]  # fmt: skip
+        kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
+        made.append(
+            Sheet(
+                f"{caption} ({table.unit})",
+                tuple(header[i] for i in kept),
+                [tuple(row[i] for i in kept) for row in rows],
+            )
+        )
+    return made
+
+
+def _against_baseline(ours: dict[Row, list[Result]]) -> dict[tuple[Row, str], str]:
     """Compare each row with the last baseline above it that was run in the same way."""
     tested: dict[tuple[Row, str], tuple[float, float | None]] = {}
     baseline: Row | None = None
-    for row in table.rows:
-        if is_baseline(row):
+    for row, its in ours.items():
+        if row.is_baseline:
             baseline = row
             continue
-        for how in {run.how for run in runs}:
-            mine = [run for run in runs if run.recipe == row.recipe and run.how == how]
-            base = [run for run in runs if baseline and run.recipe == baseline.recipe and run.how == how]
-            if mine and base:
-                gain = _mean(mine) - _mean(base)
-                tested[row, how] = (gain, _p_value(mine, base))
+        for how in {one.how for one in its} - {SMOKE}:
+            mine = [one for one in its if one.how == how]
+            base = [one for one in ours[baseline] if one.how == how] if baseline else []
+            if base:
+                tested[row, how] = (_mean(mine) - _mean(base), _p_value(mine, base))
     keys = [key for key, (_, p) in tested.items() if p is not None]
     adjusted = dict(zip(keys, holm([p for _, p in tested.values() if p is not None]), strict=True))
     return {
@@ -250,37 +307,38 @@ def _against_baseline(table: Table, runs: Sequence[Trained]) -> dict[tuple[Row, 
     }
 
 
-def _p_value(mine: Sequence[Trained], base: Sequence[Trained]) -> float | None:
+def _p_value(mine: Sequence[Result], base: Sequence[Result]) -> float | None:
     """Test a difference over seeds, or over images; None where there are neither seeds nor predictions for it."""
     if all(len({run.seed for run in group}) == len(group) > 1 for group in (mine, base)):
-        return welch([run.value() for run in mine], [run.value() for run in base])
+        return welch([run.error for run in mine], [run.error for run in base])
     if len(mine) > 1 or len(base) > 1 or not (mine[0].predictions and base[0].predictions):
         return None
     one, other = read_outcome(mine[0].predictions), read_outcome(base[0].predictions)
     return mcnemar(one.right, other.right).p if one.same_images(other) else None
 
 
-def _mean(runs: Sequence[Trained]) -> float:
-    return sum(run.value() for run in runs) / len(runs)
+def _mean(runs: Sequence[Result]) -> float:
+    return sum(run.error for run in runs) / len(runs)
 
 
-def _cells(table: Table, runs: Sequence[Trained]) -> tuple[str, str, str]:
+def _cells(table: Table, row: Row, its: Sequence[Result]) -> tuple[str, str, str]:
     """Return the best epoch's and the last one's errors, and the number of seeds."""
-    if not runs:
+    if not its:
         return "not run", "not run", ""
-    seeds = str(len({run.seed for run in runs}))
-    if runs[0].how == SMOKE:
+    seeds = str(len({one.seed for one in its}))
+    if its[0].how == SMOKE:
         return "", "ran", seeds
-    best, last = (
-        "; ".join(_estimated(measure, which, runs) for measure in table.measures) for which in ("best", "last")
-    )
-    return best, last, seeds
+    return _values(table, row, its, "best"), _values(table, row, its, "last"), seeds
 
 
-def _estimated(measure: Measure, which: str, runs: Sequence[Trained]) -> str:
-    error = "top5_err" if measure == "top5_err" else "top1_err"
-    found = pooled(run.lines[error, which] for run in runs if (error, which) in run.lines)
-    return with_interval(_accuracy(found) if measure == "top1_acc" else found)
+def _values(table: Table, row: Row, its: Sequence[Result], which: str = "last") -> str:
+    """Return a row's metrics with their intervals: of one run, or the mean over its seeds."""
+    said = []
+    for metric in row.metrics:
+        estimate = pooled(one.lines[metric, which] for one in its if (metric, which) in one.lines)
+        digits = table.digits if row.method else 2
+        said.append(with_interval(_accuracy(estimate) if table.accuracy else estimate, f".{digits}f"))
+    return "; ".join(said) if set(said) != {"not run"} else "not run"
 
 
 def _accuracy(error: Estimate | None) -> Estimate | None:
@@ -292,153 +350,62 @@ def _accuracy(error: Estimate | None) -> Estimate | None:
 
 
 def _printed(table: Table, row: Row) -> str:
-    digits = [
-        f"{number:.{1 if measure == 'top1_acc' else 2}f}"
-        for measure, number in zip(table.measures, row.numbers, strict=False)
-    ]
-    return ("; ".join(digits) or "–") + (" (quoted)" if row.quoted else "")
+    numbers = "; ".join(f"{number:.{table.digits}f}" for number in row.numbers)
+    return (numbers or "–") + (" (quoted)" if row.quoted else "")
 
 
 def _with_notes(text: str, letters: str) -> str:
     return text + "".join(f" [{letter}]" for letter in letters)
 
 
-def identity(line: Record) -> str:
-    """Return what tells the run of a record from other runs.
-
-    Evaluations of a file of weights are one run; an evaluation of drawn images is apart.
-    """
-    own = _OF_TRAINING if line.source == "training" else ("file", "drawn")
-    return json.dumps([getattr(line, name) for name in (*_KEY, *own)])
-
-
-# ---- other tables ----
-# Results beside the paper's numbers of localization, transfer, robustness and out-of-distribution detection.
-
-
-class Cell(NamedTuple):
-    """Results of one row by one way of running.
-
-    Attributes:
-        method: Which of ``METHODS``; "" where it is none of them.
-        how: In what it differs from the paper's protocol; "" where it does not.
-        name: What the run is called; of a detector or a captioner, with its backbone.
-        backbone: Where the weights of its backbone are; "" of a classifier.
-        lines: The result of each measure.
-    """
-
-    method: str
-    how: str
-    name: str
-    backbone: str
-    lines: dict[str, Record]
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        """What results that are pooled have in common, apart from the row."""
-        return self.name, self.method, self.backbone, self.how
-
-
-def find_measured(runs: Sequence[Path], results: Sequence[Path]) -> list[Record]:
-    """Read results of the last epoch, each once, wherever it is found; of the same measured twice, the later.
-
-    Takes and raises what ``find_results`` does.
-    """
-    found: dict[tuple[str, ...], Record] = {}
-    lines = [line for path in results for line in read_file(path)]
-    for line in [*lines, *(line for run in read_folders(runs) for line in measured_in(run))]:
-        if line.which == "last" and line.value is not None:
-            key = tuple(str(getattr(line, name)) for name in ("metric", "of", "at", "convention", "score", "arch"))
-            found[identity(line), *key] = line
-    return list(found.values())
-
-
-def measured_in(run: Run) -> tuple[Record, ...]:
-    """Return the results of a run folder."""
-    return run.results if run.finished else ()
-
-
-def paper_sheets(table: PaperTable, found: Iterable[Record]) -> tuple[list[Sheet], list[str]]:
-    """Return a table with what was measured by the paper's protocol, one of what was measured otherwise, and how."""
-    found = list(found)
-    cells = {row: list(_other_cells(row, found)) for row in table.rows}
-    rows = []
-    for row in table.rows:
-        rows.append(
-            (f"{row.label}: paper", *("; ".join(f"{x:.{table.digits}f}" for x in cell) for cell in row.numbers))
-        )
-        rows.append((f"{row.label}: here", *(_here(table, row, cells[row], method) for method in METHODS)))
-    made = [Sheet(f"{table.title} ({'; '.join(table.measures)})", ("Row", *METHODS), rows)]
-    others = list(dict.fromkeys(cell.key for its in cells.values() for cell in its if cell.how))
-    shown = [row for row in table.rows if any(cell.how for cell in cells[row])]
+def _by_method(table: Table, found: Sequence[Found]) -> tuple[list[Sheet], list[str]]:
+    """Return the sheets of a table with a column for each method."""
+    ours = {label: results_of(rows, found) for label, rows in table.lines.items()}
+    body: list[tuple[str, ...]] = []
+    for label, rows in table.lines.items():
+        own = [[one for one in ours[label] if one.recipe == row.recipe and not one.how] for row in rows]
+        body.append((f"{label}: paper", *(_printed(table, row) for row in rows)))
+        body.append((f"{label}: here", *(_values(table, row, its) for row, its in zip(rows, own, strict=True))))
+    made = [Sheet(f"{table.heading} ({table.unit})", ("Row", *METHODS), body)]
+    others = list(dict.fromkeys(_pool(one) for its in ours.values() for one in its if one.how))
+    shown = [label for label, its in ours.items() if any(one.how for one in its)]
     if others:
-        rows = []
+        body = []
         for key in others:
-            its = [[cell for cell in cells[row] if cell.key == key] for row in shown]
-            values = [_value(table, row, one) if one else "–" for row, one in zip(shown, its, strict=True)]
-            rows.append((key[0], *values))
-        caption = f"{table.title.partition(':')[0]}, not comparable with the paper’s numbers"
-        made.append(Sheet(caption, ("Run", *(row.label for row in shown)), rows))
+            its = {label: [one for one in ours[label] if _pool(one) == key] for label in shown}
+            values = [_values(table, table.lines[label][0], same) if same else "–" for label, same in its.items()]
+            body.append((key[0], *values))
+        caption = f"{table.heading.partition(':')[0]}, not comparable with the paper’s numbers"
+        made.append(Sheet(caption, ("Run", *shown), body))
     said = [f"{name} is not the paper’s protocol: {how}." for name, *_, how in others]
     return made, list(dict.fromkeys(said))
 
 
-def _here(table: PaperTable, row: PaperRow, cells: Sequence[Cell], method: str) -> str:
-    return _value(table, row, [cell for cell in cells if cell.method == method and not cell.how])
+def _pool(one: Result) -> tuple[str, ...]:
+    """Return what results that are pooled have in common, apart from the row."""
+    return one.name, one.recipe, one.backbone, one.how
 
 
-def _value(table: PaperTable, row: PaperRow, cells: Sequence[Cell]) -> str:
-    """Return a cell's measures with their intervals: of one run, or the mean over its seeds."""
-    said = []
-    for measure in row.measures:
-        found = pooled(cell.lines[measure] for cell in cells if measure in cell.lines)
-        said.append(with_interval(_accuracy(found) if table.accuracy else found, f".{table.digits}f"))
-    return "; ".join(said) if set(said) != {"not run"} else "not run"
+def sweeps(table: Table, found: Iterable[Found]) -> list[Sweep]:
+    """Return a figure's sweep for each way in which two or more of its points were run."""
+    found = list(found)
+    ours = {row: results_of([row], found) for row in table.rows}
+    made = []
+    for how in sorted({one.how for its in ours.values() for one in its} - {SMOKE}):
+        means = {row: _mean(same) for row, its in ours.items() if (same := [one for one in its if one.how == how])}
+        points = [(row.x, mean) for row, mean in means.items() if row.x is not None]
+        baselines = [mean for row, mean in means.items() if row.is_baseline]
+        if len(points) > 1:
+            made.append(Sweep(how, points, baselines[0] if baselines else None))
+    return made
 
 
-def _other_cells(row: PaperRow, found: Iterable[Record]) -> Iterator[Cell]:
-    """Yield the results that are of a row: of the same measure, by one of its recipes or architectures."""
-    by_run: dict[str, list[Record]] = {}
-    for line in found:
-        if _is_of(row, line):
-            by_run.setdefault(identity(line), []).append(line)
-    for its in by_run.values():
-        line = its[0]
-        recipe = (line.backbone_recipe if row.arch else line.recipe) or ""
-        method = METHODS[row.recipes.index(recipe)] if recipe in row.recipes else ""
-        how = _transfer_departures(row, line) if row.arch else _departures(row, line)
-        backbone = line.backbone or "" if row.arch else ""
-        yield Cell(method, ", ".join(how), _name(line, backbone), backbone, {one.metric: one for one in its})
-
-
-def _name(line: Record, backbone: str) -> str:
-    """Return what a run is called: by its recipe, which mostly ends in the backbone, and by its seed."""
-    name = line.recipe
-    if backbone and not name.endswith(backbone_name(backbone)):
-        name += f" on {backbone_in_words(backbone)}"
-    return name + (f", seed {line.seed}" if line.seed else "")
-
-
-def _is_of(row: PaperRow, line: Record) -> bool:
-    if line.metric not in row.measures or line.which != "last" or line.value is None:
-        return False
-    if row.arch:
-        return line.arch == row.arch
-    place = row.at is None or (line.at is not None and abs(line.at - row.at) < 1e-6)
-    named = line.recipe.partition("+")[0] in row.recipes
-    return line.usual and place and named and line.of == row.of
-
-
-def _departures(row: PaperRow, line: Record) -> list[str]:
-    how = departures(RECIPES[line.recipe.partition("+")[0]], line, row.test_images)
-    return how + ([line.note] if row.of and line.note else [])  # the other data are not the paper's
-
-
-def _transfer_departures(row: PaperRow, line: Record) -> list[str]:
-    how = departures(recipe_of_arch(row.arch), line, row.test_images)
-    if line.training_images != row.training_pictures:
-        count = line.training_images
-        how.append(f"{'unknown number of' if count is None else f'{count:,}'} training pictures")
-    if line.backbone_recipe not in row.recipes:
-        how.append(f"a backbone of {line.backbone_recipe or backbone_in_words(str(line.backbone))}")
-    return how
+def footnotes(tables: Iterable[Table]) -> list[str]:
+    """Return the footnotes of tables, each once and with its letter, and how differences are tested."""
+    letters = "".join(table.notes + "".join(row.notes for row in table.rows) for table in tables)
+    return [
+        *(f"[{letter}] {text}" for letter, text in FOOTNOTES.items() if letter in letters),
+        "In brackets: 95 % interval, Wilson's over the test images of one run, Student's t over the seeds of several.",
+        "p: exact McNemar test over the test images for one run of each, Welch's t test over seeds for several; "
+        "adjusted by Holm's method for the tests of a table.",
+    ]  # fmt: skip

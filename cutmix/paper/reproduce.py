@@ -1,8 +1,8 @@
-"""``cutmix reproduce``: runs the rows of a table of the paper, as many seeds of each as are wanted.
+"""``cutmix reproduce``: run the rows of a table of the paper, with one or more seeds.
 
 full    the paper's protocol
 short   the same with fewer epochs; milestones and warm-up are shares of them, so the schedule shrinks too
-smoke   a few steps on a few images: it shows that a row works, and measures nothing
+smoke   a few steps on a few images: shows that a row runs; its results mean nothing
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from cutmix.config.recipes import find_recipe
 from cutmix.data import ArraySet, open_data
 from cutmix.errors import InputError
 from cutmix.models import create_model
-from cutmix.paper.command import find_runnable, show
-from cutmix.paper.compare import find_results
-from cutmix.paper.tables import DATA, Table, find_rows
+from cutmix.paper.command import show
+from cutmix.paper.compare import find
+from cutmix.paper.tables import DATA, Table, find_rows, find_runnable
 from cutmix.training.campaign import Job, is_first, open_campaign, parse_shard, print_plan, run_jobs
 
 SHORT_EPOCHS = 10
@@ -24,12 +24,12 @@ SMOKE_BATCH = 16
 
 
 def run_reproduce(options: ReproduceOptions) -> None:
-    """Run what is not finished yet of a table's rows, and print the table.
+    """Run the rows of a table that are not finished, and print the table.
 
     Raises:
-        InputError: If table, row, data or folder do not fit, another process is at it, or rows failed; the others were
-            run nevertheless.
-        SystemExit: After SIGTERM or Ctrl-C; the same command goes on from there.
+        InputError: If table, row, data or folder do not fit, another process is running it, or rows failed; the others
+            are run nevertheless.
+        SystemExit: After SIGTERM or Ctrl-C; the same command resumes.
     """
     tables = find_runnable(options.table)
     brief, planned = options.scale == "smoke", plan(tables, options)
@@ -42,7 +42,7 @@ def run_reproduce(options: ReproduceOptions) -> None:
         print_plan(jobs, options, console, brief=brief)
         failures = run_jobs(jobs, options, console, brief=brief)
         if not console.quiet:
-            show(tables, find_results([options.out], []))
+            show(tables, find([options.out], []))
         if failures:
             raise InputError(
                 f"{len(failures)} of {sum(job.done < 1 for job in jobs)} runs failed, the first being {failures[0]}"
@@ -50,11 +50,11 @@ def run_reproduce(options: ReproduceOptions) -> None:
 
 
 def plan(tables: Sequence[Table], options: ReproduceOptions) -> list[Job]:
-    """Return every run that the options ask for, each once; the seed changes slowest, so each row is soon seen."""
+    """Return every run of the options, each once; the seed changes slowest, so that every row has a result soon."""
     if options.epochs is not None and options.scale != "short":
         raise InputError(f"--epochs is for --scale short; {options.scale} has its own number of epochs")
     if options.lr is not None and options.model is None:
-        raise InputError("--lr is for another network, --model; the rows' own networks have their own")
+        raise InputError("--lr is for another model, --model; the rows' own models have their own")
     for option, value in (("seeds", options.seeds), ("epochs", options.epochs)):
         if value is not None and value < 1:
             raise InputError(f"--{option} is {value}; expected at least 1")
@@ -69,7 +69,7 @@ def plan(tables: Sequence[Table], options: ReproduceOptions) -> list[Job]:
 
 
 def scaled(recipe: Recipe, options: ReproduceOptions, seed: int) -> Recipe:
-    """Return a row's recipe as it is to be run; its name then says after a "+" in what it is not the row's own."""
+    """Return a row's recipe as it is run; its name says after a "+" how it differs from the row's own."""
     lr, scale = options.lr, options.scale
     suffix = [options.model, None if lr is None else f"lr{lr:g}", None if scale == "full" else scale]
     recipe = replace(
@@ -86,17 +86,17 @@ def scaled(recipe: Recipe, options: ReproduceOptions, seed: int) -> Recipe:
 
 
 def check_data(jobs: Sequence[Job], options: ReproduceOptions) -> None:
-    """See that the data are those of the rows, by the number of classes and the size of the images.
+    """Check that the data are those of the rows, by the number of classes and the size of the images.
 
     Raises:
-        InputError: If they are not there, or others.
+        InputError: If the data are missing, or others.
     """
     for name, data in sorted({(find_recipe(job.recipe.name.partition("+")[0]).data, job.recipe.data) for job in jobs}):
         found, facts = open_data(data, "test", download=options.download), DATA[name]
         side = found.images.shape[-1] if isinstance(found, ArraySet) else None
         if (found.num_classes, side) != (facts.classes, facts.side):
             wanted, given = (
-                f"{classes} classes of {f'{pixels}×{pixels} pixels' if pixels else 'photographs'}"
+                f"{classes} classes of {f'{pixels}×{pixels} pixels' if pixels else 'images of any size'}"
                 for classes, pixels in ((facts.classes, facts.side), (found.num_classes, side))
             )
             raise InputError(

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from cutmix.config.suites import SUITES, Paired
-from cutmix.paper.compare import measured_in, paper_sheets
-from cutmix.paper.tables import CAPTIONING, MORE_TABLES, TRANSFER, PaperTable
+from cutmix.paper.compare import merged, of_run, sheets
+from cutmix.paper.tables import Table, find_tables
 from cutmix.report.figures import curves, histograms, learning_curves, pictures, reliability_of
 from cutmix.report.metrics import MEASURES, Measure, measure_of
 from cutmix.report.page import HTML, Definition, Row, Section, link, picture
@@ -163,17 +163,17 @@ def _difference(row: Key, found: Difference) -> str:
 
 def _beside_paper_of(card: Card) -> Markup:
     """Return the paper's table with results of a suite, beside those of its runs."""
-    name = SUITES[card.suite].paper
-    return beside_paper(next(table for table in MORE_TABLES if table.name == name), card.runs)
+    (table,) = find_tables(SUITES[card.suite].paper)
+    return beside_paper(table, card.runs)
 
 
-def beside_paper(table: PaperTable, runs: Sequence[Run]) -> Markup:
+def beside_paper(table: Table, runs: Sequence[Run]) -> Markup:
     """Return a table of the paper with what was run by its protocol, and in what other runs of its rows differ."""
-    made, differing = paper_sheets(table, [one for run in runs for one in measured_in(run)])
+    made, differing = sheets(table, merged(map(of_run, runs)))
     body = Markup("")
     for sheet in made:
         body += HTML.table(sheet.caption, sheet.header, [Row(first, cells) for first, *cells in sheet.rows])
-    return body + HTML.notes([*differing, *table.notes, f"Run by: {table.command}"])
+    return body + HTML.notes([*differing, *table.remarks, f"Run by: {table.command}"])
 
 
 def _definition(measure: Measure) -> str:
@@ -258,11 +258,10 @@ def captioning(runs: Sequence[Run]) -> Section | None:
 def paper_of_transfer(runs: Sequence[Run]) -> Section | None:
     """The paper's tables of transfer with what was run by its protocol, and in what the runs differ from it."""
     tasks = {run.task for run in runs}
-    tables = [table for table, task in ((TRANSFER, {"detection", "captioning"}), (CAPTIONING, {"captioning"}))
-              if task & tasks]  # fmt: skip
-    if not tables:
+    names = [name for name, of in (("table10", {"detection", "captioning"}), ("tablea2", {"captioning"})) if of & tasks]
+    if not names:
         return None
-    body = Markup("").join(beside_paper(one, runs) for one in tables)
+    body = Markup("").join(beside_paper(table, runs) for name in names for table in find_tables(name))
     return Section("The paper’s transfer", "paper-transfer", body)
 
 

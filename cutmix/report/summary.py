@@ -14,8 +14,8 @@ from typing import Any
 from markupsafe import Markup
 
 from cutmix.errors import InputError
-from cutmix.paper.compare import footnotes, sheets, sweeps, trained
-from cutmix.paper.tables import TABLES, find_tables, is_baseline
+from cutmix.paper.compare import footnotes, merged, of_run, rows_run, sheets, sweeps
+from cutmix.paper.tables import TABLES, find_tables
 from cutmix.report.compare import comparisons, pairs
 from cutmix.report.figures import Curve, key, learning_curves, lines
 from cutmix.report.page import HTML, Row, Section, picture
@@ -156,24 +156,23 @@ def paired_comparisons(runs: Sequence[Run]) -> Section | None:
 
 def paper_tables(runs: Sequence[Run]) -> Section | None:
     """The paper's tables and figures of which a row was run, with its numbers where the protocol is the same."""
-    ours = [one for run in runs if (one := trained(run)) is not None]
-    run_here = {run.recipe for run in ours}
-    known = [table for table in TABLES if run_here & {row.recipe for row in table.rows}]
-    more = [table for table in known if run_here & {row.recipe for row in table.rows if not is_baseline(row)}]
-    shown = more or known[:1]  # the baseline alone is no reason to show every table that it stands in
+    ours = merged(map(of_run, runs))
+    known = {table: rows for table in TABLES if not table.command and (rows := rows_run(table, ours))}
+    more = [table for table, rows in known.items() if not all(row.is_baseline for row in rows)]
+    shown = more or [*known][:1]  # the baseline alone is no reason to show every table that it stands in
     if not shown:
         return None
     body = Markup("\n").join(
         HTML.table(sheet.caption, sheet.header, [Row(name, cells) for name, *cells in sheet.rows])
         for table in shown
-        for sheet in sheets(table, ours)
+        for sheet in sheets(table, ours)[0]
     )
     return Section("The paper’s tables", "paper", body + HTML.sentences(footnotes(shown)))
 
 
 def paper_sweeps(runs: Sequence[Run]) -> Section | None:
     """The paper's figure 3: the error by α and by layer, with the baseline of the same protocol."""
-    ours = [one for run in runs if (one := trained(run)) is not None]
+    ours = merged(map(of_run, runs))
     legend: dict[str, int] = {}
     plots = []
     for name, axis in (("figure3-alpha", "α"), ("figure3-layer", "layer")):
@@ -188,7 +187,9 @@ def paper_sweeps(runs: Sequence[Run]) -> Section | None:
             said.append(f"{names[0][0]}: " + ", ".join(f"{y:.1f} at {x:g}" for x, y in sweep.points))
         if curves:
             alt = f"Top-1 error by {axis}. {'; '.join(said)}."
-            plots.append((table.title, lines(curves, xlabel=axis, ylabel="top-1 error, %", alt=alt)))
+            plots.append(
+                (table.heading.partition(": ")[2], lines(curves, xlabel=axis, ylabel="top-1 error, %", alt=alt))
+            )
     if not plots:
         return None
     caption = "Figure 3 of the paper: last epoch, mean over seeds. The paper prints no values to compare with."

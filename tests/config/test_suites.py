@@ -8,7 +8,7 @@ from cutmix.config.options import EvaluateOptions
 from cutmix.config.suites import EVALUATE, SUITES, parse_suites
 from cutmix.config.transfer import TASKS
 from cutmix.errors import InputError
-from cutmix.paper.tables import MORE_TABLES
+from cutmix.paper.tables import TABLES
 
 
 def test_all_and_lists_keep_the_order_of_the_table() -> None:
@@ -25,7 +25,7 @@ def test_an_unknown_suite_is_refused(text: str) -> None:
 
 def test_the_table_names_what_there_is() -> None:
     flags = {field.name for field in fields(EvaluateOptions)}
-    tables = {table.name for table in MORE_TABLES}
+    tables = {table.name for table in TABLES}
     for name, suite in SUITES.items():
         assert suite.name == name
         assert set(suite.flags) <= flags

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from cutmix.config.recipes import RECIPES, recipe_changes
-from cutmix.paper.compare import SMOKE, Trained, find_results, sheets, sweeps
+from cutmix.paper.compare import SMOKE, Found, Result, find, results_of, sheets, sweeps
 from cutmix.paper.tables import find_tables
 from cutmix.report.summary import write_report
 from cutmix.runs.record import Record, append_records
@@ -58,19 +58,24 @@ def write_run(folder: Path, recipe: str, error: float, *, right: np.ndarray | No
     return folder
 
 
-def cells(found: list[Trained], row: str, table=TABLE5) -> list[str]:
+def cells(found: list[Found], row: str, table=TABLE5) -> list[str]:
     """Return a row of the table of the paper's protocol."""
-    return next(list(cells) for cells in sheets(table, found)[0].rows if cells[0].startswith(row))
+    return next(list(cells) for cells in sheets(table, found)[0][0].rows if cells[0].startswith(row))
+
+
+def ours(found: list[Found]) -> list[Result]:
+    """Return the results of all rows of table 5."""
+    return [one for row in TABLE5.rows for one in results_of([row], found)]
 
 
 def test_without_results_everything_is_not_run() -> None:
-    (sheet,) = sheets(TABLE5, [])
+    ((sheet,), _) = sheets(TABLE5, [])
     assert sheet.header == ("Row", "Paper", "Best epoch here", "Last epoch here")
     assert ("CutMix [b]", "14.47; 2.97", "not run", "not run") in sheet.rows
 
 
 def test_one_run_has_wilsons_interval_and_its_epochs_stay_apart(tmp_path: Path) -> None:
-    found = find_results([], [write_results(tmp_path / "a.jsonl", lines(f"{PYRAMID}-cutmix", 15.07))])
+    found = find([], [write_results(tmp_path / "a.jsonl", lines(f"{PYRAMID}-cutmix", 15.07))])
     wilson = stats.binomtest(1507, 10_000).proportion_ci(method="wilson")
     _, paper, best, last, seeds = cells(found, "CutMix [b]")
     assert (paper, seeds) == ("14.47; 2.97", "1")
@@ -82,7 +87,7 @@ def test_seeds_have_students_interval_and_a_test_over_seeds(tmp_path: Path) -> N
     mixed, plain = (20.52, 20.10, 19.72), (23.0, 23.5, 22.9)
     runs = [lines("cifar100-resnet110-cutmix", error, seed=seed) for seed, error in enumerate(mixed)]
     runs += [lines("cifar100-resnet110", error, seed=seed) for seed, error in enumerate(plain)]
-    found = find_results([], [write_results(tmp_path / "a.jsonl", *runs)])
+    found = find([], [write_results(tmp_path / "a.jsonl", *runs)])
     interval = stats.ttest_1samp(mixed, 0).confidence_interval(0.95)
     _, _, _, last, seeds, against = cells(found, "ResNet-110 + CutMix", *find_tables("table6"))
     assert last.startswith(f"20.11 [{interval.low:.2f}, {interval.high:.2f}]")
@@ -92,7 +97,7 @@ def test_seeds_have_students_interval_and_a_test_over_seeds(tmp_path: Path) -> N
 
 
 def test_accuracy_is_turned(tmp_path: Path) -> None:
-    found = find_results([], [write_results(tmp_path / "a.jsonl", lines("imagenet-resnet50-cutmix", 21.4, n=50_000))])
+    found = find([], [write_results(tmp_path / "a.jsonl", lines("imagenet-resnet50-cutmix", 21.4, n=50_000))])
     wilson = stats.binomtest(50_000 - 10_700, 50_000).proportion_ci(method="wilson")
     row = cells(found, "CutMix", *find_tables("table1"))
     assert row[1] == "78.6"
@@ -115,10 +120,10 @@ def test_accuracy_is_turned(tmp_path: Path) -> None:
 def test_another_protocol_never_stands_beside_the_papers_number(
     tmp_path: Path, suffix: str, changes: dict, how: str
 ) -> None:
-    found = find_results([], [write_results(tmp_path / "a.jsonl", lines(PYRAMID + suffix, 40.0, **changes))])
-    assert [run.how for run in found] == [how]
+    found = find([], [write_results(tmp_path / "a.jsonl", lines(PYRAMID + suffix, 40.0, **changes))])
+    assert [one.how for one in ours(found)] == [how]
     assert ("not run" in cells(found, "Baseline")) == bool(how)
-    others = sheets(TABLE5, found)[1:]
+    others = sheets(TABLE5, found)[0][1:]
     assert [how in sheet.caption and "not comparable" in sheet.caption for sheet in others] == [True] * bool(how)
     assert all("Paper" not in sheet.header for sheet in others)
 
@@ -126,20 +131,20 @@ def test_another_protocol_never_stands_beside_the_papers_number(
 def test_a_run_folder_knows_what_was_changed(tmp_path: Path) -> None:
     write_run(tmp_path / "runs/reproduce/a", PYRAMID, 17.0, weight_decay=5e-4)
     write_run(tmp_path / "runs/b", f"{PYRAMID}-cutmix", 15.0)
-    changed, same = sorted(find_results([tmp_path / "runs"], []), key=lambda run: run.recipe)
+    changed, same = sorted(ours(find([tmp_path / "runs"], [])), key=lambda one: one.recipe)
     assert (changed.how, same.how) == ("weight_decay changed", "")
 
 
 def test_a_run_found_twice_counts_once(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", PYRAMID, 17.0)
     copy = write_results(tmp_path / "a.jsonl", lines(PYRAMID, 17.0), lines(PYRAMID, 18.0, seed=1))
-    assert sorted(run.seed for run in find_results([folder], [copy])) == [0, 1]
+    assert sorted(one.seed for one in ours(find([folder], [copy]))) == [0, 1]
 
 
 def test_evaluations_and_other_recipes_are_passed_over(tmp_path: Path) -> None:
     evaluated = lines(PYRAMID, 17.0, source="evaluation", file="model.safetensors")
     other = [replace(record, recipe="digits-resnet20") for record in lines(PYRAMID, 17.0)]
-    assert find_results([], [write_results(tmp_path / "a.jsonl", evaluated, other)]) == []
+    assert ours(find([], [write_results(tmp_path / "a.jsonl", evaluated, other)])) == []
 
 
 def test_one_run_of_each_is_tested_in_pairs(tmp_path: Path) -> None:
@@ -147,20 +152,21 @@ def test_one_run_of_each_is_tested_in_pairs(tmp_path: Path) -> None:
     write_run(tmp_path / "a", PYRAMID, 17.0, right=plain)
     write_run(tmp_path / "b", f"{PYRAMID}-cutmix", 16.9, right=np.roll(plain, 10) | (np.arange(10_000) < 10))
     write_run(tmp_path / "c", f"{PYRAMID}-cutout", 14.0, right=np.arange(10_000) >= 1400)
-    found = find_results([tmp_path], [])
+    found = find([tmp_path], [])
     assert cells(found, "CutMix [b]")[-1] == f"-0.10; not significant (p = {stats.binomtest(10, 20).pvalue:.3f})"
     assert cells(found, "Cutout")[-1] == "-3.00; p < 0.001"
     (tmp_path / "c/predictions/last.npz").unlink()
-    assert cells(find_results([tmp_path], []), "Cutout")[-1] == "-3.00; not tested"
+    assert cells(find([tmp_path], []), "Cutout")[-1] == "-3.00; not tested"
 
 
 def test_sweeps_join_points_that_were_run_alike() -> None:
     (table,) = find_tables("figure3-alpha")
-    result = {("top1_err", "last"): Record(metric="top1_err", value=50.0)}
-    found = [Trained(str(row.recipe), how, 0, result) for row in table.rows[:4] for how in ("short", SMOKE)]
-    found += [Trained(str(table.rows[5].recipe), "", 0, result)]
+    rows = [str(row.recipe) for row in table.rows]
+    short = [lines(name, 50.0, epochs=10) for name in rows[:4]]
+    smoke = [lines(f"{name}+smoke", 50.0, epochs=1) for name in rows[:4]]
+    found = [Found(tuple(run)) for run in (*short, *smoke, lines(rows[5], 50.0))]
     (sweep,) = sweeps(table, found)
-    assert sweep == ("short", [(0.1, 50.0), (0.25, 50.0), (0.5, 50.0)], 50.0)
+    assert sweep == ("10 of 300 epochs", [(0.1, 50.0), (0.25, 50.0), (0.5, 50.0)], 50.0)
 
 
 def test_the_page_shows_tables_pairs_and_sweeps(tmp_path: Path) -> None:

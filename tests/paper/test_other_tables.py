@@ -10,10 +10,13 @@ from scipy import stats
 
 from cutmix.config.recipes import RECIPES, recipe_changes
 from cutmix.config.transfer import SSD300
-from cutmix.paper.compare import Sheet, find_measured, paper_sheets
-from cutmix.paper.tables import CAPTIONING, FGSM, LOCALIZATION, TRANSFER, UNKNOWN, PaperTable
+from cutmix.paper.compare import Found, Sheet, find, merged, sheets
+from cutmix.paper.tables import Table, find_tables
 from cutmix.runs.record import Record, append_records
 
+LOCALIZATION, TRANSFER, FGSM, OOD, CAPTIONING = (
+    find_tables(name)[0] for name in ("table9", "table10", "table11", "table12", "tablea2")
+)
 METHODS = ("Baseline", "Mixup", "Cutout", "CutMix")
 NOT_RUN = ("not run",) * 4
 
@@ -37,19 +40,23 @@ def classifier(recipe: str, metric: str, **changes: Any) -> Record:
     return Record(**its | changes)
 
 
-def row(table: PaperTable, label: str, *found: Record) -> tuple[str, ...]:
-    (sheet, *_), _ = paper_sheets(table, found)
+def made(table: Table, *found: Record) -> tuple[list[Sheet], list[str]]:
+    return sheets(table, merged([Found(found)]))
+
+
+def row(table: Table, label: str, *found: Record) -> tuple[str, ...]:
+    (sheet, *_), _ = made(table, *found)
     assert sheet.header == ("Row", *METHODS)
     return next(cells[1:] for cells in sheet.rows if cells[0] == f"{label}: here")
 
 
-@pytest.mark.parametrize("table", [LOCALIZATION, TRANSFER, FGSM, UNKNOWN, CAPTIONING])
-def test_without_results_everything_is_not_run(table: PaperTable) -> None:
-    (sheet,), how = paper_sheets(table, [])
+@pytest.mark.parametrize("table", [LOCALIZATION, TRANSFER, FGSM, OOD, CAPTIONING])
+def test_without_results_everything_is_not_run(table: Table) -> None:
+    (sheet,), how = made(table)
     assert how == []
-    assert [cells[0] for cells in sheet.rows] == [f"{x.label}: {y}" for x in table.rows for y in ("paper", "here")]
+    assert [cells[0] for cells in sheet.rows] == [f"{x}: {y}" for x in table.lines for y in ("paper", "here")]
     assert all(cells[1:] == NOT_RUN for cells in sheet.rows[1::2])
-    printed = [f"{x:.{table.digits}f}" for x in table.rows[0].numbers[3]]
+    printed = [f"{x:.{table.digits}f}" for x in table.rows[3].numbers]
     assert sheet.rows[0][4] == "; ".join(printed)
 
 
@@ -73,8 +80,8 @@ def test_seeds_are_pooled() -> None:
         ({"model": "resnet18"}, "network resnet18"),
         ({"epochs": 40}, "40 of 232 epochs"),
         ({"data": "voc-100", "n": 20}, "data voc-100, 20 test images"),
-        ({"training_images": 5_011}, "5,011 training pictures"),
-        ({"training_images": None}, "unknown number of training pictures"),
+        ({"training_images": 5_011}, "5,011 training images"),
+        ({"training_images": None}, "unknown number of training images"),
         ({"weights": "ema"}, "averaged weights"),
         ({"recipe": "ssd300-none", "backbone": "none", "backbone_recipe": None}, "a backbone of random weights"),
         (
@@ -87,9 +94,9 @@ def test_seeds_are_pooled() -> None:
 )
 def test_every_departure_is_named_and_keeps_a_result_apart(changes: dict[str, Any], how: str) -> None:
     found = detector(**changes)
-    sheets, said = paper_sheets(TRANSFER, [found])
-    assert all(cells[1:] == NOT_RUN for cells in sheets[0].rows[1::2])
-    assert sheets[1] == Sheet(
+    made_of, said = made(TRANSFER, found)
+    assert all(cells[1:] == NOT_RUN for cells in made_of[0].rows[1::2])
+    assert made_of[1] == Sheet(
         "Table 10, not comparable with the paper’s numbers", ("Run", "SSD300, mAP"),
         [(found.recipe, "77.4 [76.2, 78.6]")],
     )  # fmt: skip
@@ -105,7 +112,7 @@ def test_runs_on_other_backbones_are_never_averaged() -> None:
     ]  # fmt: skip
     found.append(detector(epochs=40, backbone="others/b/model.safetensors", backbone_recipe="imagenet-resnet50"))
     found.append(detector(epochs=40, backbone="runs/b/best.safetensors", backbone_recipe="imagenet-resnet50"))
-    (_, sheet), said = paper_sheets(TRANSFER, found)
+    (_, sheet), said = made(TRANSFER, *found)
     assert sheet.rows == [
         *((f"ssd300-x on b{name}", f"{value:.1f} [76.2, 78.6]") for name, value in methods.items()),
         ("ssd300-x on b", "77.4 [76.2, 78.6]"),
@@ -132,13 +139,13 @@ def test_a_part_of_the_images_and_another_size_are_departures(measure: str, chan
     if measure == "fgsm_err":
         table, name, its = FGSM, "imagenet-resnet50-cutmix", {"at": 8 / 255, "image_size": 224}
     else:
-        table, name, its = UNKNOWN, "cifar100-pyramidnet200-cutmix", {"of": "isun", "n": 18_925, "image_size": 32}
+        table, name, its = OOD, "cifar100-pyramidnet200-cutmix", {"of": "isun", "n": 18_925, "image_size": 32}
     whole, part = (classifier(name, measure, **its | {"drawn": None} | more) for more in ({}, changes))
-    label = table.rows[-3].label if table is UNKNOWN else table.rows[0].label
-    assert paper_sheets(table, [whole])[1] == []
+    label = table.rows[-9].label if table is OOD else table.rows[0].label
+    assert made(table, whole)[1] == []
     assert "50.0 [" in row(table, label, whole)[3]
     assert row(table, label, part) == NOT_RUN
-    assert paper_sheets(table, [part])[1] == [f"{name} is not the paper’s protocol: {how}."]
+    assert made(table, part)[1] == [f"{name} is not the paper’s protocol: {how}."]
 
 
 def test_a_run_that_was_evaluated_twice_is_one(tmp_path: Path) -> None:
@@ -149,7 +156,7 @@ def test_a_run_that_was_evaluated_twice_is_one(tmp_path: Path) -> None:
     found = [classifier(name, "fgsm_err", **how, **date, value=60.0 + 20 * i) for i, date in enumerate(dates)]
     file = tmp_path / "results.jsonl"
     append_records(file, found)
-    (read,) = find_measured([], [file])
+    ((read,),) = (one.records for one in find([], [file]))
     assert read.value == 80.0
     assert row(FGSM, "Top-1 accuracy under FGSM", *found)[3] == "20.0 [48.0, 51.0]"
     drawn = classifier(name, "fgsm_err", **how | {"drawn": 100, "n": 100, "file": "runs/x/model.safetensors"})
@@ -161,9 +168,9 @@ def test_a_run_that_was_evaluated_twice_is_one(tmp_path: Path) -> None:
 def test_a_changed_recipe_is_named_by_its_fields() -> None:
     recipe = replace(SSD300, lr=0.01, batch_size=8, seed=3, data="d", backbone="runs/x")
     changed = detector(recipe_changes=recipe_changes(recipe))
-    assert paper_sheets(TRANSFER, [changed])[1] == ["ssd300-x is not the paper’s protocol: batch_size and lr changed."]
+    assert made(TRANSFER, changed)[1] == ["ssd300-x is not the paper’s protocol: batch_size and lr changed."]
     same = detector(recipe_changes=recipe_changes(replace(SSD300, data="d", backbone="runs/x")))
-    assert paper_sheets(TRANSFER, [same])[1] == []
+    assert made(TRANSFER, same)[1] == []
 
 
 def test_captions_are_in_both_tables() -> None:
@@ -181,7 +188,7 @@ def test_an_error_is_turned_into_the_papers_accuracy() -> None:
     other = classifier("imagenet-resnet50-cutmix", "fgsm_err", at=4 / 255, value=1.0)
     assert row(FGSM, "Top-1 accuracy under FGSM", found, other)[3] == "30.0 [28.5, 31.0]"
     few = classifier("imagenet-resnet50-cutmix", "fgsm_err", at=8 / 255, n=1_000)
-    assert "1,000 test images" in paper_sheets(FGSM, [few])[1][0]
+    assert "1,000 test images" in made(FGSM, few)[1][0]
 
 
 def test_localization_needs_the_test_images_of_its_data() -> None:
@@ -191,9 +198,7 @@ def test_localization_needs_the_test_images_of_its_data() -> None:
     )
     assert row(LOCALIZATION, "ResNet-50, CUB-200-2011", classifier(name, "top1_loc", n=5_000)) == NOT_RUN
     bare = classifier(name, "top1_loc", n=5_794, recipe_changes=None)
-    assert paper_sheets(LOCALIZATION, [bare])[1] == [
-        f"{name} is not the paper’s protocol: how it was trained is not known."
-    ]
+    assert made(LOCALIZATION, bare)[1] == [f"{name} is not the paper’s protocol: how it was trained is not known."]
 
 
 def test_other_data_that_are_not_the_papers_are_apart() -> None:
@@ -202,12 +207,12 @@ def test_other_data_that_are_not_the_papers_are_apart() -> None:
         classifier(name, metric, of=of, n=20_000, value=value)
         for metric, value in (("ood_tnr95", 10.0), ("ood_auroc", 20.0), ("ood_detection_acc", 30.0))
     ]
-    assert row(UNKNOWN, of, *found)[1] == "10.0 [49.0, 52.0]; 20.0 [49.0, 52.0]; 30.0 [49.0, 52.0]"
+    assert row(OOD, of, *found)[1] == "10.0 [49.0, 52.0]; 20.0 [49.0, 52.0]; 30.0 [49.0, 52.0]"
     energy = classifier(name, "ood_auroc", of=of, n=20_000, score="energy")
-    assert row(UNKNOWN, of, energy) == NOT_RUN
+    assert row(OOD, of, energy) == NOT_RUN
     noted = [replace(one, note="cropped here") for one in found]
-    assert row(UNKNOWN, of, *noted) == NOT_RUN
-    assert paper_sheets(UNKNOWN, noted)[1] == [f"{name} is not the paper’s protocol: cropped here."]
+    assert row(OOD, of, *noted) == NOT_RUN
+    assert made(OOD, *noted)[1] == [f"{name} is not the paper’s protocol: cropped here."]
 
 
 def test_results_are_read_once_from_folders_and_files(tmp_path: Path) -> None:
@@ -219,6 +224,6 @@ def test_results_are_read_once_from_folders_and_files(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"recipe": SSD300.to_dict() | {"data": "d", "backbone": "x"}}))
     copy = tmp_path / "copy.jsonl"
     copy.write_text((folder / "results.jsonl").read_text())
-    read = find_measured([tmp_path / "runs"], [copy])
+    read = [one for run in find([tmp_path / "runs"], [copy]) for one in run.records if one.which == "last"]
     assert [one.value for one in read] == [77.41]
     assert row(TRANSFER, "SSD300, mAP", *read)[3] == "77.4 [76.2, 78.6]"
