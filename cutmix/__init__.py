@@ -13,6 +13,9 @@ from cutmix.errors import InputError as InputError
 from cutmix.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from cutmix.api import compare as compare
+    from cutmix.api import evaluate as evaluate
+    from cutmix.api import train as train
     from cutmix.inference.model import load as load
     from cutmix.mixing import *  # noqa: F403
     from cutmix.models import WithTokenHead as WithTokenHead
@@ -20,7 +23,10 @@ if TYPE_CHECKING:
 
     __all__: list[str]
 
-_ELSEWHERE = {"WithTokenHead": "cutmix.models", "create_model": "cutmix.models", "load": "cutmix.inference.model"}
+_ELSEWHERE = {
+    "WithTokenHead": "cutmix.models", "create_model": "cutmix.models", "load": "cutmix.inference.model",
+    "train": "cutmix.api", "evaluate": "cutmix.api", "compare": "cutmix.api",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from cutmix.errors import InputError
 from cutmix.version import __version__
@@ -111,12 +111,16 @@ def data(words: list[str]) -> None:
 def train(words: list[str]) -> None:
     """Train a recipe, or a folder of images."""
     recipe, options = parse_train(words)
+    from cutmix.api import config_text
+    from cutmix.api import train as run
+
+    if "--print-config" in words:
+        print(config_text(recipe, options), end="")
+        return
     from cutmix.runtime.device import keep_freed_memory
-    from cutmix.training.loop import run_training as run
 
     keep_freed_memory()
-
-    run(recipe, options)
+    run(recipe=recipe, **vars(options))
 
 
 def parse_train(words: list[str]) -> tuple["Recipe", "TrainOptions"]:
@@ -125,7 +129,6 @@ def parse_train(words: list[str]) -> tuple["Recipe", "TrainOptions"]:
 
     from cutmix.config.options import TrainOptions
     from cutmix.config.recipe import Recipe
-    from cutmix.config.recipes import find_recipe
     from cutmix.training.mixes import MIXES
 
     class Flags(Recipe):  # a recipe is below the table of methods, which has the choices of --mix
@@ -133,30 +136,41 @@ def parse_train(words: list[str]) -> tuple["Recipe", "TrainOptions"]:
 
     name = words[0] if words and not words[0].startswith("-") else None
     flags = spell_out_pretrained(words[1:] if name else words)
-    base = find_recipe(name) if name else Recipe() if asks_for_help(flags) else default_recipe(flags)
-    base = yield_to(flags, base)
+    given = {flag[2:].replace("-", "_"): value for flag, value in values_of(flags).items() if flag[:2] == "--"}
+    chosen, held = base_of(name, given, asked=asks_for_help(flags))
 
     def both(
-        recipe: Annotated[Recipe, tyro.conf.arg(name="", constructor=Flags)] = base,
-        options: Annotated[TrainOptions, tyro.conf.arg(name="")] = TrainOptions(),  # noqa: B008
+        recipe: Annotated[Recipe, tyro.conf.arg(name="", constructor=Flags)] = chosen,
+        options: Annotated[TrainOptions, tyro.conf.arg(name="")] = held,
+        config: Path | None = None,
+        print_config: bool = False,
     ) -> tuple[Recipe, TrainOptions]:
+        """Parse.
+
+        Args:
+            recipe: What to compute.
+            options: How.
+            config: YAML or JSON file of these settings by their names; flags win over it.
+            print_config: Print all settings as YAML for --config, and train nothing.
+        """
         return Recipe(**vars(recipe)), options
 
     return parse(both, flags, f"train {name or '[RECIPE]'}", TRAIN)
 
 
-def default_recipe(flags: list[str]) -> "Recipe":
-    """Return the defaults where no recipe is named: those of a resumed run, or those that follow from the data."""
+def base_of(name: str | None, given: dict[str, str], *, asked: bool) -> tuple["Recipe", "TrainOptions"]:
+    """Return the defaults of the flags: of a recipe, a file of settings, a resumed run, or of the data."""
+    from cutmix.api import base_recipe, read_config_file, settle
+    from cutmix.config.options import TrainOptions
     from cutmix.config.recipe import Recipe
 
-    given = values_of(flags)
-    if "--resume" in given and "--out" in given and (Path(given["--out"]) / "config.json").is_file():
-        from cutmix.runs.folder import saved_recipe
-
-        return saved_recipe(Path(given["--out"]))
-    if "--data" not in given:
-        raise InputError("there is nothing to train on; give --data FOLDER, or the name of a recipe (cutmix recipes)")
-    return Recipe()
+    if asked and name is None:
+        return Recipe(), TrainOptions()
+    if given.get("resume") == "":
+        given = given | {"resume": "True"}
+    named, held = read_config_file(Path(given["config"])) if given.get("config") else (None, {})
+    base = base_recipe(name or named, held | given)
+    return settle(base, {key: value for key, value in held.items() if key not in given})
 
 
 def spell_out_pretrained(flags: list[str]) -> list[str]:
@@ -170,19 +184,6 @@ def spell_out_pretrained(flags: list[str]) -> list[str]:
         else:
             spelled.append(flag)
     return spelled
-
-
-def yield_to(flags: list[str], base: "Recipe") -> "Recipe":
-    """Return a recipe without the fields that contradict a flag: what is given wins over what a recipe holds."""
-    given = values_of(flags)
-    rivals: dict[str, dict[str, Any]] = {
-        "--weights": {"pretrained": False}, "--pretrained": {"weights": None}, "--mix": {"mix_layers": (0, 1, 2, 3, 4)},
-        "--shake-drop": {"stochastic_depth": 0.0}, "--stochastic-depth": {"shake_drop": 0.0},
-    }  # fmt: skip
-    changes: dict[str, Any] = {}
-    for flag, losers in rivals.items():
-        changes |= {k: v for k, v in losers.items() if flag in given and f"--{k.replace('_', '-')}" not in given}
-    return replace(base, **changes)
 
 
 def values_of(flags: list[str]) -> dict[str, str]:
@@ -265,11 +266,15 @@ def compare(words: list[str]) -> None:
     own, rest = _split_flags(words, CompareOptions)
     options = parse(CompareOptions, own, "compare", COMPARE)
     recipe, _ = parse_train(rest)
-    from cutmix.comparison.command import run_compare
+    from cutmix.api import compare as run
     from cutmix.runtime.device import keep_freed_memory
 
     keep_freed_memory()
-    run_compare(recipe, options, words)
+    found = run(recipe=recipe, **vars(options))
+    if options.json:
+        print(found.to_json())
+    elif found:
+        print(found)
 
 
 def _split_flags(words: list[str], options: type) -> tuple[list[str], list[str]]:

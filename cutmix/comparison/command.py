@@ -1,32 +1,27 @@
 """``cutmix compare``: does mixing help on these images? Trains every method and seed, then says so in words."""
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from cutmix.comparison.verdict import Comparison, compare_runs, in_words, tables
+from cutmix.comparison.verdict import Comparisons, compare_runs
 from cutmix.config.options import WORKERS, CompareOptions
 from cutmix.config.recipe import Recipe, complete
 from cutmix.data import FileSet, open_data
 from cutmix.errors import InputError
 from cutmix.report.summary import write_report
 from cutmix.runs.folder import write_json
-from cutmix.runtime.terminal import Console
 from cutmix.training.campaign import Job, is_first, open_campaign, print_plan, run_jobs
 from cutmix.training.mixes import make_mix
 
 
-def run_compare(recipe: Recipe, options: CompareOptions, words: Sequence[str] = ()) -> list[Comparison]:
+def run_compare(recipe: Recipe, options: CompareOptions) -> Comparisons:
     """Run what is not finished of each method, seed and subset, and return a comparison with the baseline each.
 
     Args:
         recipe: What all runs share; its mix, seed and subset are those of the options.
         options: Methods, seeds and subsets.
-        words: The command line, which ``--jobs`` starts again for each shard.
 
     Raises:
         InputError: If recipe, data or folder do not fit, or runs failed; the others were run nevertheless.
@@ -36,7 +31,7 @@ def run_compare(recipe: Recipe, options: CompareOptions, words: Sequence[str] = 
     for job in jobs:
         make_mix(job.recipe)  # refuses a method that does not exist
     if options.jobs > 1:
-        _run_shards(words, options)
+        _run_shards(recipe, options)
     with open_campaign(jobs, options, "compare") as (own, console):
         left = sum(job.done < 1 for job in own)
         if left:
@@ -47,11 +42,10 @@ def run_compare(recipe: Recipe, options: CompareOptions, words: Sequence[str] = 
     missing = [job.path for job in jobs if not (job.path / "results.jsonl").is_file()]
     if missing or not is_first():
         console.print(f"{len(missing)} of {len(jobs)} runs are left to other shards")
-        return []
-    found = compare_runs(jobs, options.mix[0])
+        return Comparisons()
+    found = Comparisons(compare_runs(jobs, options.mix[0]))
     write_json(options.out / "comparison.json", [one.to_json() for one in found])
-    page = write_report([job.path for job in jobs], options.out / "report.html")
-    show(found, page, options)
+    found.page = write_report([job.path for job in jobs], options.out / "report.html")
     return found
 
 
@@ -74,29 +68,21 @@ def plan(recipe: Recipe, options: CompareOptions) -> list[Job]:
     return jobs
 
 
-def show(found: Sequence[Comparison], page: Path, options: CompareOptions) -> None:
-    """Print the answer first, then the tables."""
-    if options.json:
-        print(json.dumps([one.to_json() for one in found], indent=1, ensure_ascii=False))
-        return
-    console = Console()
-    for one in found:
-        console.print(in_words(one), highlight=False, markup=False, soft_wrap=True)
-    for table in tables(found):
-        console.print(table)
-    console.print(f"the page with curves and samples: {page}", soft_wrap=True, highlight=False, markup=False)
-
-
-def _run_shards(words: Sequence[str], options: CompareOptions) -> None:
+def _run_shards(recipe: Recipe, options: CompareOptions) -> None:
     """Run shards in processes of their own, each with its share of the cores; their output goes to files."""
-    kept = _without(words, "--jobs")
     threads = max(WORKERS // options.jobs, 1)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     options.out.mkdir(parents=True, exist_ok=True)
+    kept = recipe.to_dict()
+    write_json(options.out / "recipe.json", {name: value for name, value in kept.items() if value is not None})
+    words = ["--config", options.out / "recipe.json", "--out", options.out, "--mix", *options.mix]
+    words += ["--seeds", options.seeds, "--device", options.device, "--workers", options.workers]
+    words += ["--train-per-class", *options.train_per_class] if options.train_per_class else []
+    words += ["--download"] if options.download else []
     running = []
     for shard in range(1, options.jobs + 1):
         log = open(options.out / f"shard-{shard}.txt", "w", encoding="utf-8")  # noqa: SIM115
-        command = [sys.executable, "-m", "cutmix", "compare", *kept, "--shard", f"{shard}/{options.jobs}"]
+        command = [sys.executable, "-m", "cutmix", "compare", *map(str, words), "--shard", f"{shard}/{options.jobs}"]
         running.append((subprocess.Popen(command, stdout=log, stderr=log, env=environment), log))
     print(
         f"{options.jobs} runs at a time, {threads} threads each; their output is in {options.out}/shard-N.txt",
@@ -116,16 +102,3 @@ def _run_shards(words: Sequence[str], options: CompareOptions) -> None:
     if any(codes):
         last = (options.out / f"shard-{codes.index(next(filter(None, codes))) + 1}.txt").read_text(encoding="utf-8")
         raise InputError(f"a shard failed: {(last.strip().splitlines() or ['no output'])[-1]}")
-
-
-def _without(words: Sequence[str], flag: str) -> list[str]:
-    """Return the words without a flag and its value."""
-    kept, skip = [], False
-    for word in words:
-        if skip:
-            skip = False
-        elif word == flag:
-            skip = True
-        elif not word.startswith(f"{flag}="):
-            kept.append(word)
-    return kept

@@ -1,7 +1,9 @@
 """Finished runs of several methods compared with a baseline: numbers, words and tables."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -13,6 +15,7 @@ from cutmix.errors import InputError
 from cutmix.runs.read import read_outcome, read_run
 from cutmix.runs.record import with_interval
 from cutmix.runtime.header import read_header
+from cutmix.runtime.terminal import Tabular
 from cutmix.statistics import holm
 from cutmix.training.campaign import Job
 
@@ -198,7 +201,28 @@ def _time(one: Comparison) -> str:
     return f" Training takes {one.seconds / one.baseline_seconds:.2f} times as long."
 
 
-def tables(found: Sequence[Comparison]) -> Iterable[Table]:
+class Comparisons(Tabular, list[Comparison]):
+    """Comparisons with one baseline, which print as the answer in words, then tables.
+
+    Attributes:
+        page: The page that shows the runs; None while runs are left to other shards.
+    """
+
+    page: Path | None = None
+
+    def tables(self) -> Iterator[Table | str]:
+        """Yield the answers in words, the tables and the path of the page."""
+        yield from map(in_words, self)
+        yield from _tables(self) if self else ()
+        if self.page:
+            yield f"the page with curves and samples: {self.page}"
+
+    def to_json(self) -> str:
+        """Return the comparisons as JSON text."""
+        return json.dumps([one.to_json() for one in self], indent=1, ensure_ascii=False)
+
+
+def _tables(found: Sequence[Comparison]) -> Iterable[Table]:
     """Yield a table of the comparisons, and of the classes that differ most."""
     grid = Table(
         "method", "training images a class", "error (%)", "baseline (%)", "difference [95 %]", "p (Holm)", "time"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
@@ -29,7 +28,7 @@ from cutmix.evaluation.ood import ood_suite
 from cutmix.evaluation.robustness import robustness_suite
 from cutmix.runs.folder import command_line, environment, hold, only_begun, today, write_arrays, write_bytes, write_json
 from cutmix.runs.read import read_config
-from cutmix.runs.record import Record, append_records, read_records, with_interval
+from cutmix.runs.record import Record, Results, append_records, read_records
 from cutmix.runtime.device import autocast, resolve_precision
 from cutmix.runtime.distributed import World, processes
 from cutmix.runtime.terminal import Console
@@ -37,8 +36,8 @@ from cutmix.runtime.terminal import Console
 _SHARED = ("classification",)  # the only suite that several processes can share
 
 
-def run_evaluate(options: EvaluateOptions) -> list[Record]:
-    """Run the suites, save and print the results of each when it is finished, and return all records.
+def run_evaluate(options: EvaluateOptions, *, shown: bool = True) -> Results:
+    """Run the suites, save each when it is finished, print it where ``shown``, and return all records.
 
     A suite is saved before it is printed. One that is interrupted leaves nothing; one that is killed while it is saved
     may leave its first lines, which the next evaluation replaces.
@@ -46,7 +45,7 @@ def run_evaluate(options: EvaluateOptions) -> list[Record]:
     Raises:
         InputError: If the run, the file, the model, the data or a suite do not fit each other.
     """
-    suites, found = parse_suites(options.suite), list[Record]()
+    suites, found = parse_suites(options.suite), Results()
     subject = find_subject(options)
     with processes(options.device) as world:
         if world.size > 1 and suites != _SHARED:
@@ -62,7 +61,8 @@ def run_evaluate(options: EvaluateOptions) -> list[Record]:
                         try:
                             output.write(output.stem(suite, evaluation), records, result)
                         finally:  # what cannot be saved is at least printed
-                            show(suite, records, evaluation.data)
+                            if shown:
+                                show(records, evaluation.data)
                     found += records
             except KeyboardInterrupt:
                 if world.first:
@@ -70,7 +70,7 @@ def run_evaluate(options: EvaluateOptions) -> list[Record]:
                     where = f", in {output.lines}" if output.lines else ""
                     Console().print(Text(f"stopped; {finished} finished{where}"))
                 raise
-            if world.first and output.lines:
+            if shown and world.first and output.lines:
                 Console().print(f"appended to {output.lines}", soft_wrap=True, markup=False, highlight=False)
     return found
 
@@ -257,19 +257,11 @@ def shared_fields(evaluation: Evaluation) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def show(suite: str, records: list[Record], data: ImageSet) -> None:
+def show(records: list[Record], data: ImageSet) -> None:
     """Print the table of a suite."""
-    table = Table(title=Text(f"{records[0].file} on {data.name}: {suite}" if records else suite))
-    for heading in ("metric", "of", "at", "value [95 % interval]", "n"):
-        table.add_column(heading, overflow="fold")
-    for r in records:
-        how = ", ".join(word for word in (r.of, r.score, r.convention) if word)
-        cells = [r.metric, how, "" if r.at is None else f"{r.at:.4g}"]
-        table.add_row(*map(Text, [*cells, with_interval(r, ".4g"), "" if r.n is None else f"{r.n:,}"]))
     console = Console()
-    console.print(table)
-    for note in dict.fromkeys(r.note for r in records if r.note):
-        console.print(Text(note))
+    for each in Results(records).tables():
+        console.print(Text(each) if isinstance(each, str) else each)
     if data.skipped:
         console.print(f"{len(data.skipped)} unreadable images were left out")
 

@@ -6,7 +6,7 @@ Nothing here imports torch, so that a page or a table of finished runs is made i
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -14,14 +14,16 @@ from typing import Any, NamedTuple
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
+from rich.table import Table
 from scipy import stats
 
 from cutmix.config.recipe import Recipe
 from cutmix.config.transfer import TASKS, Captioning, Detection, task_of
 from cutmix.errors import UNREADABLE, InputError
-from cutmix.runs.record import Record, read_records
+from cutmix.runs.record import Record, Results, read_records
 from cutmix.runtime.files import read_lines, read_object
 from cutmix.runtime.schema import check_fields, kind_of
+from cutmix.runtime.terminal import Tabular
 
 Json = dict[str, Any]
 
@@ -44,9 +46,9 @@ class Config(NamedTuple):
     evaluated: str | None = None
 
 
-@dataclass(frozen=True)
-class Run:
-    """One run folder, read.
+@dataclass(frozen=True, repr=False)
+class Run(Tabular):
+    """One run folder, read; it is accepted wherever the path of a run is, and prints as a table of its results.
 
     Attributes:
         folder: where it was read from.
@@ -72,6 +74,14 @@ class Run:
     label: str = ""
     group: str = ""
     evaluated: str | None = None
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def tables(self) -> Iterator[Table | str]:
+        """Yield the folder, and the table of the results."""
+        yield f"{self.folder}: {len(self.epochs)} epochs" + ("" if self.finished else ", not finished")
+        yield from Results(self.results).tables()
 
     @property
     def task(self) -> str:

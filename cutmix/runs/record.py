@@ -1,14 +1,18 @@
 """The line of a results file: one type, one writer, one reader. No torch here."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from rich.table import Table
+from rich.text import Text
+
 from cutmix.errors import InputError
 from cutmix.runtime.files import append_lines, read_lines
 from cutmix.runtime.schema import check_fields
+from cutmix.runtime.terminal import Tabular
 
 SCHEMA = 1
 
@@ -214,3 +218,24 @@ def with_interval(found: _Result | None, form: str = ".2f", unit: str = "") -> s
         return text
     text += f" [{number(found.low, form)}, {number(found.high, form)}]"
     return f"{text} (too few images)" if getattr(found, "few", False) else text
+
+
+class Results(Tabular, list[Record]):
+    """Records, which print as one table for each suite, weights and data."""
+
+    def tables(self) -> Iterator[Table | str]:
+        """Yield the tables, then the notes."""
+        groups: dict[str, list[Record]] = {}
+        for record in self:
+            subject = record.file or f"{record.recipe}, seed {record.seed}, {record.which} epoch"
+            groups.setdefault(f"{subject} on {record.data}: {record.suite or 'training'}", []).append(record)
+        for title, records in groups.items():
+            table = Table(title=Text(title))
+            for heading in ("metric", "of", "at", "value [95 % interval]", "n"):
+                table.add_column(heading, overflow="fold")
+            for r in records:
+                how = ", ".join(word for word in (r.of, r.score, r.convention) if word)
+                cells = [r.metric, how, "" if r.at is None else f"{r.at:.4g}"]
+                table.add_row(*map(Text, [*cells, with_interval(r, ".4g"), "" if r.n is None else f"{r.n:,}"]))
+            yield table
+        yield from dict.fromkeys(r.note for r in self if r.note)

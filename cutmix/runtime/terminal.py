@@ -2,14 +2,18 @@
 
 import contextlib
 import errno
+import html
+import io
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
 import rich.console
+from rich.table import Table
+from rich.text import Text
 
 from cutmix.errors import InputError, printable
 
@@ -22,6 +26,42 @@ class Console(rich.console.Console):
     def on_broken_pipe(self) -> None:
         """Raise the exception that is being handled."""
         raise
+
+
+class Tabular:
+    """Results that print as sentences and tables, and show as such in a notebook."""
+
+    def tables(self) -> "Iterable[Table | str]":
+        """Yield what is shown, in its order."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        file = io.StringIO()
+        console = Console(file=file, width=None if sys.stdout is not None and sys.stdout.isatty() else 120)
+        for each in self.tables():
+            if isinstance(each, str):
+                console.print(Text(each), soft_wrap=True)
+            else:
+                console.print(each)
+        return file.getvalue().rstrip("\n")
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return "\n".join(f"<p>{html.escape(x)}</p>" if isinstance(x, str) else _html(x) for x in self.tables())
+
+
+def _html(table: Table) -> str:
+    """Return a table as HTML."""
+
+    def row(cells: Iterable[Any], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+    caption = f"<caption>{html.escape(str(table.title))}</caption>" if table.title else ""
+    head = row((column.header for column in table.columns), "th")
+    body = "".join(row(cells, "td") for cells in zip(*(column.cells for column in table.columns), strict=True))
+    return f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table>"
 
 
 @contextlib.contextmanager

@@ -1,0 +1,142 @@
+"""The Python functions do what the commands do, and their results print and show as tables."""
+
+import re
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+import cutmix
+from cutmix.api import settle
+from cutmix.cli import main, parse_train
+from cutmix.config.recipe import Recipe
+from cutmix.errors import InputError
+from cutmix.runs.read import Run
+
+FEW = {"epochs": 1, "train_per_class": 3, "device": "cpu", "precision": "float32"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return cutmix.train("digits", mix="cutmix", out=str(tmp_path_factory.mktemp("api") / "run"), **FEW)
+
+
+def test_a_run_prints_its_results_and_stands_for_its_folder(run: Run) -> None:
+    assert "top1_err" in str(run)
+    assert str(run.folder) in str(run)
+    assert repr(run) == str(run)
+    html = run._repr_html_()
+    assert html.count("<tr>") == html.count("</tr>") == html.count("<table>") + len(run.results)
+    assert "<th>metric</th>" in html
+    assert cutmix.load(run, device="cpu").classes == tuple("0123456789")
+
+
+def test_evaluate_returns_the_records_that_it_saves(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    found = cutmix.evaluate(run, suites=["classification", "calibration"], images=100, device="cpu", workers=0)
+    assert capsys.readouterr().out == ""
+    assert {record.suite for record in found} == {"classification", "calibration"}
+    assert str(found).count("value [95 % interval]") == 2
+    assert found._repr_html_().count("<table>") == 2
+
+
+def test_the_answer_of_compare_comes_first_and_finished_runs_are_read(tmp_path: Path) -> None:
+    shared = {"seeds": 2, "out": tmp_path, "workers": 0} | FEW
+    shared["train_per_class"] = (3,)
+    found = cutmix.compare("digits", ["none", "mixup"], **shared)
+    assert str(found).startswith("mixup with 3 training images a class: ")
+    assert found._repr_html_().startswith("<p>mixup with 3 training images")
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/checkpoint.pt")}
+    assert len(times) == 4
+    assert [one.to_json() for one in cutmix.compare("digits", ["none", "mixup"], **shared)] == [
+        one.to_json() for one in found
+    ]
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_shards_of_jobs_run_the_recipe_that_was_given(tmp_path: Path) -> None:
+    shared = {"seeds": 1, "out": tmp_path, "workers": 0, "jobs": 2} | FEW | {"train_per_class": (3,)}
+    (found,) = cutmix.compare("digits", ("none", "cutmix"), lr=0.01, **shared)
+    assert found.per_class == 3
+    assert (
+        cutmix.train("digits", out=tmp_path / "digits-resnet20-none-3-per-class-seed0", resume=True).recipe["lr"]
+        == 0.01
+    )
+
+
+def test_ctrl_c_leaves_a_run_that_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import cutmix.training.loop as loop
+
+    step, steps = loop.train_step, []
+
+    def interrupted(*arguments: object) -> object:
+        steps.append(1)
+        if len(steps) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return step(*arguments)  # type: ignore[arg-type]
+
+    assert threading.current_thread() is threading.main_thread()
+    settings = {"epochs": 2, "batch_size": 8, "train_per_class": 4, "device": "cpu", "precision": "float32"}
+    monkeypatch.setattr(loop, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="resume=True resumes"):
+        cutmix.train("digits", out=tmp_path / "run", **settings)
+    monkeypatch.setattr(loop, "train_step", step)
+    resumed = cutmix.train(out=tmp_path / "run", resume=True, device="cpu")
+    whole = cutmix.train("digits", out=tmp_path / "whole", **settings)
+    assert resumed.finished
+    assert resumed.result("top1_err", "last").value == whole.result("top1_err", "last").value  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"epoch": 3}, "there is no setting 'epoch' of cutmix train; did you mean 'epochs'?"),
+        ({"epochs": 0}, "--epochs is 0; expected a number of at least 1"),
+        ({"epochs": "many"}, 'epochs is "many"; expected'),
+        ({"mix": "cutmx"}, "--mix is cutmx; expected one of"),
+    ],
+)
+def test_errors_are_the_sentences_of_the_command(settings: dict[str, object], said: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        cutmix.train("digits", out=tmp_path / "run", device="cpu", **settings)
+    with pytest.raises(InputError, match="nothing to train on"):
+        cutmix.train()
+    with pytest.raises(InputError, match="no setting 'image'; did you mean 'images'"):
+        cutmix.evaluate(tmp_path, image=3)
+
+
+def test_python_and_the_command_settle_on_the_same(tmp_path: Path) -> None:
+    words = ["--data", "photos", "--mix", "mixup", "--no-flip", "--pretrained", "--milestones", "0.3", "0.6"]
+    settings = {"data": "photos", "mix": "mixup", "flip": False, "pretrained": True, "milestones": [0.3, 0.6]}
+    assert settle(None, settings)[0] == parse_train(words)[0]
+    named = {"mix": "cutmix"}
+    recipe = "cifar100-pyramidnet200-feature-cutmix-layer-0"
+    assert settle(recipe, named)[0] == parse_train([recipe, "--mix", "cutmix"])[0]
+
+
+def test_a_config_file_holds_defaults_and_flags_win(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("recipe: digits-resnet20\nepochs: 3\nbatch-size: 32\nlog_every: 7\nmilestones: [0.5]\n")
+    recipe, options = parse_train(["--config", str(file), "--epochs", "4"])
+    assert (recipe.epochs, recipe.batch_size, recipe.milestones, options.log_every) == (4, 32, (0.5,), 7)
+    assert settle(None, {"config": file, "epochs": 4}) == (recipe, options)
+    main(["train", "--config", str(file), "--epochs", "4", "--print-config"])
+    printed = capsys.readouterr().out
+    file.write_text(printed)
+    assert parse_train(["--config", str(file)]) == (recipe, options)
+
+
+@pytest.mark.parametrize(("text", "said"), [("- 1", "is no mapping"), ("a: [", "cannot be read as YAML"),
+                                            ("epoch: 3", "did you mean 'epochs'"), ("lr: fast", "lr is")])  # fmt: skip
+def test_a_bad_config_file_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=said):
+        parse_train(["--config", str(file), "--data", "digits"])
+    with pytest.raises(InputError, match="cannot be read"):
+        settle(None, {"config": tmp_path / "none.yaml"})
+
+
+def test_a_recipe_object_is_accepted() -> None:
+    assert settle(Recipe(data="digits", lr=0.2), {"epochs": 2})[0] == Recipe(data="digits", lr=0.2, epochs=2)
