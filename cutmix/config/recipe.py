@@ -232,6 +232,11 @@ class Recipe(Training):
 
     label_smoothing: Derived[float] = BY_DATA
     """Share of the target that is spread over all classes; by default 0.1 for files, 0 for small sets."""
+    class_weights: str | None = None
+    """Weight the loss of each class: balanced, by the inverse of its number of training images, or a CSV or JSON file
+    of weights by class name. They are scaled to a mean of 1 over the training images. By default all are equal."""
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
+    """Order of the training images: each once an epoch, or as many of each class as of any other."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -267,6 +272,10 @@ class Recipe(Training):
             )
         if self.mix == "smmix" and (self.mix_per_sample or self.accumulate > 1):
             raise InputError("--mix smmix takes whole batches: give neither --mix-per-sample nor --accumulate")
+        if self.class_weights == self.sampler == "balanced":
+            raise InputError(
+                "--class-weights balanced and --sampler balanced are both given, which would balance twice; give one"
+            )
         if self.cutout and self.mix in ("none", "cutout"):
             raise InputError(
                 f"--cutout goes before another mix, but --mix is {self.mix}; for Cutout alone, give --mix cutout only"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cutmix.data.image_files import Decoder, ResizeAndCrop, TrainTransform, auto_augment, draws_from
+from cutmix.data.order import TestOrder, TrainOrder, split_draw
 from cutmix.data.sets import ArraySet, FileSet, ImageSet
 from cutmix.data.transforms import (
     Augment,
@@ -59,6 +60,7 @@ def train_loader(
     decoder: Decoder = "exact",
     rank: int = 0,
     world_size: int = 1,
+    balanced: bool = False,
 ) -> Loader:
     """Return shuffled, augmented batches.
 
@@ -77,6 +79,7 @@ def train_loader(
         decoder: File sets: "exact" or "fast"; see ``image_files.cut_square``.
         rank: This process.
         world_size: All processes.
+        balanced: Draw as many images of each class as of any other, in all as many as there are, instead of each once.
 
     Raises:
         InputError: An argument is out of its range, or a batch would not fit into the memory.
@@ -84,7 +87,7 @@ def train_loader(
     _check(data, batch_size, augment.image_size, workers, rank, world_size)
     if (augment.color_jitter or augment.lighting) and data.in_chans != 3:
         raise InputError(f"the images of {data.name} have {data.in_chans} channels; colour jitter and lighting need 3")
-    order = TrainOrder(len(data), batch_size, seed, rank, world_size)
+    order = TrainOrder(len(data), batch_size, seed, rank, world_size, data.labels if balanced else None)
     finish = _Finish(data, torch.device(device), augment.image_size, channels_last)
     color = _Color(order, augment) if augment.color_jitter or augment.lighting else None
     if isinstance(data, FileSet):
@@ -164,68 +167,6 @@ def _check(data: ImageSet, batch_size: int, image_size: int | None, workers: int
     pixels = image_size**2 if image_size else math.prod(data.images.shape[2:]) if isinstance(data, ArraySet) else 0
     what = f"a batch of {batch_size // world_size} images" + (f" of {image_size}×{image_size}" if image_size else "")
     check_memory(4.0 * batch_size / world_size * data.in_chans * pixels, what)
-
-
-# ---- which images make a batch ----
-
-
-class TrainOrder:
-    """Which samples, shuffled by the seed and the epoch, this rank has in each batch.
-
-    All ranks have equally many: the last ones are filled up from the start of the epoch's order. What remains after
-    the full batches is a batch of its own if it fills at least half of one; otherwise the batches share it, so that
-    they differ by one sample at most, and none is a single sample, which batch normalisation cannot take.
-    """
-
-    def __init__(self, size: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:
-        self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.rank, self.world_size = rank, world_size
-        own = batch_size // world_size
-        self.bounds = _divide(max(math.ceil(size / world_size), min(2, own, size)), own)
-        self.steps = len(self.bounds) - 1
-
-    def indices(self, epoch: int) -> Tensor:
-        """Return the epoch's order, begun again until the last batch is full."""
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
-        order = torch.randperm(self.size, generator=generator)
-        length = max(self.steps * self.batch_size, self.bounds[-1] * self.world_size)
-        return order[torch.arange(length) % self.size]
-
-    def batch(self, step: int) -> slice:
-        """Return the positions of a batch of all ranks in the epoch's order."""
-        return slice(self.bounds[step] * self.world_size, self.bounds[step + 1] * self.world_size)
-
-    def share(self, step: int) -> slice:
-        """Return this rank's positions in the epoch's order."""
-        first, share = self.batch(step).start, self.bounds[step + 1] - self.bounds[step]
-        return slice(first + self.rank * share, first + (self.rank + 1) * share)
-
-
-def _divide(count: int, size: int) -> list[int]:
-    """Return the bounds of the batches of one rank: ``size`` samples each, and the rest as ``TrainOrder`` says."""
-    steps = math.ceil(count / size)
-    rest = count - (steps - 1) * size
-    if size == 1 or steps == 1 or (rest > 1 and 2 * rest >= size):
-        return [*range(0, count, size), count]
-    steps = min(steps, count // 2)  # batches of two, and one of three
-    return [step * count // steps for step in range(steps + 1)]
-
-
-class TestOrder:
-    """Which samples, in their order, this rank has in each batch: r, r + world_size, ..."""
-
-    def __init__(self, size: int, batch_size: int, rank: int, world_size: int) -> None:
-        self.all = torch.arange(rank, size, world_size)
-        self.batch_size = batch_size // world_size
-        self.steps = math.ceil(len(self.all) / self.batch_size)
-
-    def indices(self, epoch: int) -> Tensor:
-        """Return this rank's, the same in every epoch."""
-        return self.all
-
-    def share(self, step: int) -> slice:
-        """Return the positions of a batch in them."""
-        return slice(step * self.batch_size, (step + 1) * self.batch_size)
 
 
 # ---- what is done to a batch ----
@@ -324,7 +265,10 @@ class Samples(Protocol):
     """Makes the batches of a :class:`FileLoader`."""
 
     def begin(self, epoch: int, indices: list[int]) -> tuple[list[Job], Callable[[], Any]]:
-        """Return jobs, one a sample, to run in any thread and order, and what makes the batch once they are done."""
+        """Return jobs, one a sample, to run in any thread and order, and what makes the batch once they are done.
+
+        The indices are the ``draws`` of the order.
+        """
 
 
 class _Files:
@@ -345,22 +289,26 @@ class _Files:
     def begin(self, epoch: int, indices: list[int]) -> tuple[list[Job], Callable[[], Batch]]:
         shape = len(indices), 3, self.image_size, self.image_size
         images = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pin_memory)
-        jobs = [self._job(epoch, index, place) for index, place in zip(indices, images.numpy(), strict=True)]
-        return jobs, lambda: (images, self.labels[indices])
+        samples = [split_draw(draw) for draw in indices]
+        jobs = [
+            self._job((epoch, *repeats), index, place)
+            for (index, repeats), place in zip(samples, images.numpy(), strict=True)
+        ]
+        return jobs, lambda: (images, self.labels[[index for index, _ in samples]])
 
-    def _job(self, epoch: int, index: int, place: np.ndarray) -> Job:
+    def _job(self, turn: tuple[int, ...], index: int, place: np.ndarray) -> Job:
         """Return what decodes and transforms one file; nothing it draws depends on the thread or the batch."""
-        policy = self.transform.plan(derive_seed(self.seed, "policy", epoch, index))
+        policy = self.transform.plan(derive_seed(self.seed, "policy", *turn, index))
 
         def run() -> None:
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, "augment", epoch, index))
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "augment", *turn, index))
             place[:] = self.transform(self.paths[index], generator, policy).transpose(2, 0, 1)
 
         return run
 
 
 class _TestFiles(_Files):
-    def _job(self, epoch: int, index: int, place: np.ndarray) -> Job:
+    def _job(self, turn: tuple[int, ...], index: int, place: np.ndarray) -> Job:
         def run() -> None:
             place[:] = self.transform(self.paths[index]).transpose(2, 0, 1)
 
@@ -410,8 +358,8 @@ class FileLoader:
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Any]:
         """Yield the batches from one on; the first error among the samples of a batch is raised in its place."""
-        indices = self.order.indices(epoch)
-        begun = (self._begin(epoch, indices, step) for step in range(start, self.steps))
+        draws = self.order.draws(epoch)
+        begun = (self._begin(epoch, draws, step) for step in range(start, self.steps))
         waiting = deque(itertools.islice(begun, _AHEAD if self.threads else 0))
         try:
             for step in range(start, self.steps):
@@ -426,7 +374,7 @@ class FileLoader:
             for future in itertools.chain.from_iterable(futures for futures, *_ in waiting):
                 future.cancel()
 
-    def _begin(self, epoch: int, indices: Tensor, step: int) -> tuple[list[Future[None]], list[Job], Callable[[], Any]]:
+    def _begin(self, epoch: int, draws: Tensor, step: int) -> tuple[list[Future[None]], list[Job], Callable[[], Any]]:
         """Return the futures of a batch, its jobs where there are no threads, and what makes the batch."""
-        jobs, batch = self.samples.begin(epoch, indices[self.order.share(step)].tolist())
+        jobs, batch = self.samples.begin(epoch, draws[self.order.share(step)].tolist())
         return ([self.threads.submit(job) for job in jobs], [], batch) if self.threads else ([], jobs, batch)

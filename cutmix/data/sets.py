@@ -5,6 +5,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -77,10 +78,18 @@ class _Labelled:
         return len(self.labels)
 
     def fingerprint(self) -> str:
-        """Return a digest of the samples, their order and their labels."""
+        """Return a digest of the samples, their order, labels and classes, wherever they lie; computed once."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.blake2b(self.labels.numpy().tobytes(), digest_size=16)
-        for path in getattr(self, "paths", ()):
-            digest.update(os.fsencode(path.name))
+        digest.update("/".join(self.classes).encode("utf-8", "surrogateescape"))
+        if isinstance(self, ArraySet):
+            digest.update(self.images.contiguous().numpy().data)
+        if isinstance(self, FileSet):
+            for path in self.paths:
+                digest.update(os.fsencode(path.name) + b"/%d" % _size(path))
         return digest.hexdigest()
 
     @property
@@ -130,6 +139,13 @@ class FileSet(_Labelled):
 
 
 ImageSet = ArraySet | FileSet
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # refused when it is decoded
+        return -1
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from cutmix.errors import InputError
-from cutmix.mixing.targets import Targets, mixed_cross_entropy
+from cutmix.mixing.targets import MultiTargets, Targets, mixed_cross_entropy
 
 
 class Drawn(Protocol):
@@ -105,9 +106,12 @@ class Mix:
             images: (N, C, H, W).
             targets: The targets of these images.
             label_smoothing: Share of the target that is spread over all classes, in [0, 1].
-            weight: (K,) weight of each class, or None.
+            weight: (K,) weight of each class, or None. The sum of the weighted losses is divided by the number of
+                images, so that the losses of parts of a batch add up.
         """
         logits, targets = self.forward(network, images, targets)
+        if weight is not None and isinstance(targets, Tensor) and targets.ndim == 1:
+            targets = MultiTargets(targets[:, None], torch.ones_like(targets, dtype=torch.float32)[:, None])
         return mixed_cross_entropy(logits, targets, label_smoothing=label_smoothing, weight=weight)
 
     def forward(self, network: nn.Module, images: Tensor, targets: Targets) -> tuple[Tensor, Targets]:

@@ -96,6 +96,30 @@ class RunFolder:
         write_json(self.path / "environment.json", environment)
         write_json(self.path / "config.json", {"recipe": recipe.to_dict(), "command": command_line()})
 
+    def resume(self, recipe: Training) -> list[str]:
+        """Write a recipe whose data have moved or that has more epochs than before; return lines that say so.
+
+        Results of the run before it was extended are kept under another name: they are not of its last epoch.
+        """
+        config = read_config(self.path / "config.json")
+        before = read_recipe(self.path, type(recipe))
+        lines = []
+        if recipe.data != before.data:
+            lines.append(f"the data have moved from {before.data} to {recipe.data}; they are the same")
+        if recipe.epochs > before.epochs:
+            schedule = getattr(recipe, "schedule", "")
+            lines.append(
+                f"extended from {before.epochs} to {recipe.epochs} epochs: from here on, the learning rate follows the "
+                f"{schedule} schedule of {recipe.epochs} epochs"
+            )
+            if (results := self.path / "results.jsonl").exists():
+                kept = self.path / f"results-{before.epochs}-epochs.jsonl"
+                os.replace(results, kept)
+                lines.append(f"the results after {before.epochs} epochs are in {kept}")
+        if lines:
+            write_json(self.path / "config.json", {"recipe": recipe.to_dict(), "command": config.command})
+        return lines
+
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to the log."""
         append_line(self.path / "log.jsonl", record)
@@ -271,7 +295,10 @@ def _version(package: str) -> str | None:
 
 
 def _check_same(recipe: Training, saved: Training, path: Path) -> None:
-    ours, theirs = recipe.to_dict(), saved.to_dict()
+    """Refuse to resume another recipe; epochs may grow, and data may move, as their fingerprint decides."""
+    ours, theirs = recipe.to_dict() | {"data": saved.data}, saved.to_dict()
+    if recipe.epochs > saved.epochs:
+        theirs["epochs"] = recipe.epochs
     different = [f"--{flag(k)} {ours[k]} (there {theirs[k]})" for k in ours if ours[k] != theirs[k]]
     if different:
         raise InputError(f"{path} holds another run: {', '.join(different)}; resume it with its own recipe")

@@ -1,6 +1,7 @@
 """What a run learns: how a batch becomes a loss and how the network is measured. The loop knows no more of it."""
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ class Task(Protocol):
         """Return the fields of a record that depend on the task."""
 
     def fingerprint(self) -> str:
-        """Return a digest of the training samples, by which a resumed run knows them."""
+        """Return a digest of the samples, by which a resumed run knows its data wherever they lie."""
 
     def about(self, epoch: int) -> dict[str, str]:
         """Return what a file of weights says of itself."""
@@ -120,6 +121,7 @@ class Classification:
         val_set: Images to choose the best epoch by, which may be ``test_set``; None chooses none.
         val_batches: Their batches of this process, if they are not the test images.
         train_batches: The training images, neither augmented nor mixed, where they are evaluated too.
+        class_weights: (K,) weights of the classes in the loss, on the device.
     """
 
     recipe: Recipe
@@ -132,6 +134,7 @@ class Classification:
     val_set: ImageSet | None = None
     val_batches: Loader | None = None
     train_batches: Loader | None = None
+    class_weights: Tensor | None = None
 
     key: ClassVar[str] = "top1_err"
     less_is_better: ClassVar[bool] = True
@@ -166,7 +169,8 @@ class Classification:
     def loss(self, network: nn.Module, images: Tensor, targets: Any) -> Tensor:
         """Return the loss of a part, which the mixing method defines."""
         with self.autocast:
-            return self.state.mix.loss(network, images, targets, label_smoothing=self.recipe.label_smoothing)
+            smoothing = self.recipe.label_smoothing
+            return self.state.mix.loss(network, images, targets, label_smoothing=smoothing, weight=self.class_weights)
 
     def evaluate(self, model: nn.Module, split: str) -> Evaluation:
         """Return the errors and the loss, and the logits of every image of a split."""
@@ -213,8 +217,10 @@ class Classification:
         return {"mix": self.recipe.mix, "image_size": self._image_size(), "decoder": decoder, **counts}
 
     def fingerprint(self) -> str:
-        """Return the training set's."""
-        return self.train_set.fingerprint()
+        """Return a digest of the images of all splits, and of the class weights."""
+        parts = [part.fingerprint() for part in (self.train_set, self.val_set, self.test_set) if part]
+        weights = [] if self.class_weights is None else self.class_weights.tolist()
+        return hashlib.blake2b(json.dumps([parts, weights]).encode(), digest_size=16).hexdigest()
 
     def about(self, epoch: int) -> dict[str, str]:
         """Return enough to use the weights and to measure them."""

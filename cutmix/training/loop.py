@@ -253,7 +253,7 @@ def save(run: Run) -> None:
     check_finite(run)
     snapshot = take_snapshot(run.state, run.world)
     if run.folder:
-        about = {"log_size": run.folder.log_size(), "data": run.task.fingerprint()}
+        about = {"log_size": run.folder.log_size(), "data": run.fingerprint}
         save_checkpoint(run.checkpoint, snapshot | about)
         run.folder.promote_best(run.state.best.get("epoch"))
 
@@ -319,10 +319,13 @@ def begin(run: Run) -> bool:
         run.progress.say(f"note: {note}")
     if run.checkpoint.exists():
         snapshot = load_checkpoint(run.checkpoint)
-        if snapshot.get("data", run.task.fingerprint()) != run.task.fingerprint():
-            raise InputError(f"{recipe.data} has other training images than when the run in {run.path} was started")
+        if snapshot.get("data") != run.fingerprint:
+            what = "images, or --class-weights other values," if getattr(recipe, "class_weights", None) else "images"
+            raise InputError(f"{recipe.data} has other {what} than when the run in {run.path} was started")
         restore(run.state, snapshot, run.world)
         if run.folder:
+            for line in run.folder.resume(recipe):
+                run.progress.say(line)
             run.folder.promote_best(run.state.best.get("epoch"))
         if run.state.epoch == recipe.epochs and has_results(run.path):
             run.progress.say(f"{run.path} is finished")

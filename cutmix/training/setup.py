@@ -1,6 +1,9 @@
 """What a training run works with: data, loaders, network and all around it, made before the first step."""
 
 import contextlib
+import csv
+import json
+import math
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +14,15 @@ from torch import Tensor, nn
 from cutmix.config.options import RunOptions, TrainOptions
 from cutmix.config.recipe import Recipe, Training, complete
 from cutmix.data import Augment, FileSet, ImageSet, Splits, open_splits, test_loader, train_loader
+from cutmix.data.class_folders import printable_name
 from cutmix.data.decode import FAST_JPEG
 from cutmix.data.describe import describe_splits
 from cutmix.data.loaders import Loader
 from cutmix.data.sets import keep_per_class
-from cutmix.errors import InputError, missing_extra
+from cutmix.errors import InputError, did_you_mean, missing_extra
 from cutmix.models import weights_normalization
-from cutmix.runs.folder import RunFolder, environment, today
+from cutmix.runs.folder import RunFolder, environment, read_recipe, today
+from cutmix.runs.read import read_environment
 from cutmix.runtime.device import autocast, resolve_precision
 from cutmix.runtime.distributed import World, barrier, parallel
 from cutmix.runtime.header import Header, read_header
@@ -38,6 +43,7 @@ class Run:
     task: Task
     batches: Loader
     state: State
+    fingerprint: str
     network: nn.Module
     autocast: contextlib.AbstractContextManager
     progress: Progress
@@ -58,8 +64,13 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     if options.tensorboard:
         summary_writer()
     splits = open_sets(recipe, options, world)
-    recipe, notes = resolve(recipe, splits.train, world.device)
-    if normalization := starting_normalization(recipe, splits.train.in_chans):
+    given, (recipe, notes) = recipe, resolve(recipe, splits.train, world.device)
+    path = run_folder(recipe, options)
+    if options.resume and (path / "config.json").exists():
+        recipe = _as_begun(given, recipe, path)
+    started = options.resume and (path / "checkpoint.pt").exists()
+    normalization = saved_normalization(path) if started else starting_normalization(recipe, splits.train.in_chans)
+    if normalization:
         splits = splits.normalized(*normalization)
     train_set, val_set, test_set = splits.train, splits.chooses, splits.reported
     assert test_set is not None
@@ -68,19 +79,22 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
         "channels_last": recipe.channels_last, "decoder": recipe.decoder, "rank": world.rank, "world_size": world.size,
     }  # fmt: skip
     augment = Augment(**{field.name: getattr(recipe, field.name) for field in fields(Augment)})
-    batches = train_loader(train_set, augment, seed=recipe.seed, **shared)
+    batches = train_loader(train_set, augment, seed=recipe.seed, balanced=recipe.sampler == "balanced", **shared)
     shared |= {name: getattr(recipe, name) for name in ("image_size", "crop_fraction", "squash", "interpolation")}
     if recipe.mix == "smmix" and recipe.batch_size < 2 * world.size:
         raise InputError(
             f"--batch-size is {recipe.batch_size}; expected at least {2 * world.size}, as --mix smmix needs a partner "
             "for each image of a process"
         )
-    state = start_state(recipe, train_set, world)
+    weights = read_class_weights(recipe.class_weights, train_set) if recipe.class_weights else None
+    notes += describe_balance(recipe, train_set, weights)
+    state = start_state(recipe, train_set, world, started=started)
     task = Classification(
         recipe, state, world, train_set, test_set, test_loader(test_set, **shared),
         autocast(recipe.precision, world.device), val_set=val_set,
         val_batches=test_loader(val_set, **shared) if val_set and val_set is not test_set else None,
         train_batches=test_loader(train_set, **shared) if recipe.train_error else None,
+        class_weights=None if weights is None else weights.to(world.device),
     )  # fmt: skip
     about: dict[str, Any] = {"skipped": task.skipped, "mean": _listed(train_set.mean), "std": _listed(train_set.std)}
     run = assemble(recipe, options, world, train_set.name, state, task, batches, **about)
@@ -111,8 +125,7 @@ def assemble(
     """
     network = parallel(state.model, world)
     return Run(
-        recipe, options, world, options.out or Path("runs") / f"{recipe.name}-seed{recipe.seed}", data, task, batches,
-        state,
+        recipe, options, world, run_folder(recipe, options), data, task, batches, state, task.fingerprint(),
         network=torch.compile(network) if recipe.compile else network,  # type: ignore[arg-type]
         autocast=autocast(recipe.precision, world.device),
         progress=Progress(recipe.epochs, batches.steps, shown=world.first),
@@ -120,6 +133,17 @@ def assemble(
         | {"processes": world.size, "parameters": sum(p.numel() for p in state.network.parameters()), "date": today()}
         | about,
     )  # fmt: skip
+
+
+def run_folder(recipe: Training, options: RunOptions) -> Path:
+    """Return the folder of a run."""
+    return options.out or Path("runs") / f"{recipe.name}-seed{recipe.seed}"
+
+
+def _as_begun(given: Recipe, resolved: Recipe, path: Path) -> Recipe:
+    """Return a resolved recipe in which the fields that were not given are those of the run in a folder."""
+    saved = read_recipe(path, Recipe)
+    return replace(resolved, **{name: vars(saved)[name] for name, value in vars(given).items() if value is None})
 
 
 def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> Splits:
@@ -149,7 +173,17 @@ def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> Splits:
 
 
 def _listed(values: tuple[float, ...]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
+    return ", ".join(map(repr, values))
+
+
+def saved_normalization(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return the mean and std that the run in a folder was started with; None where its environment does not say."""
+    about = read_environment(path / "environment.json")
+    try:
+        mean, std = (tuple(map(float, about[name].split(", "))) for name in ("mean", "std"))
+    except (KeyError, ValueError, AttributeError):
+        return None
+    return mean, std
 
 
 def starting_normalization(recipe: Recipe, in_chans: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -183,3 +217,107 @@ def summary_writer() -> Any:
     except ImportError:
         raise missing_extra("--tensorboard", "tensorboard") from None
     return SummaryWriter
+
+
+# ---- classes of unequal size ----
+
+
+def read_class_weights(given: str, data: ImageSet) -> Tensor:
+    """Return the weight of each class in the loss, scaled to a mean of 1 over the training images.
+
+    Args:
+        given: "balanced", for weights in inverse proportion to the number of training images; or a CSV file with a
+            class name and a number in each line, with or without a header, or a JSON object of numbers by class name.
+        data: The training images.
+
+    Returns:
+        (K,) float32.
+
+    Raises:
+        InputError: The file cannot be read, a weight is not a positive number, a class has none or is unknown.
+
+    Source:
+        Balanced weights are n / (K nₖ), as scikit-learn's ``compute_class_weight`` has them.
+    """
+    counts = data.labels.bincount(minlength=data.num_classes).double()
+    if given == "balanced":
+        weights = 1 / counts.clamp(min=1)
+    else:
+        by_name = _read_file(Path(given).expanduser())
+        for name in by_name:
+            if name not in data.classes:
+                hint = did_you_mean(name, data.classes, f"expected the {data.num_classes} classes of {data.name}")
+                raise InputError(f"{given} has a weight for '{name}', which is no class of {data.name}; {hint}")
+        if missing := [name for name in data.classes if name not in by_name]:
+            raise InputError(f"{given} has no weight for the class '{missing[0]}'; expected one for each class")
+        weights = torch.tensor([by_name[name] for name in data.classes], dtype=torch.float64)
+    return (weights * len(data) / (weights * counts).sum()).float()
+
+
+def _read_file(path: Path) -> dict[str, float]:
+    """Return the weights of a file by the printable names of their classes."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+    except OSError as error:
+        raise InputError(
+            f"--class-weights is {path}, which cannot be read ({error.strerror}); expected balanced, or a CSV or JSON "
+            "file of weights by class name"
+        ) from None
+    rows: list[tuple[Any, Any]]
+    if text.lstrip().startswith("{"):
+        try:
+            rows = json.loads(text, object_pairs_hook=list)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path} is no JSON: {error}") from None
+    else:
+        try:
+            lines = [row for row in csv.reader(text.splitlines()) if row]
+        except csv.Error as error:
+            raise InputError(f"{path} is no CSV: {error}") from None
+        if bad := next((row for row in lines if len(row) != 2), None):
+            raise InputError(f"{path} has the line {','.join(bad)!r}; expected a class name, a comma and a weight")
+        rows = [(name.strip(), number) for name, number in lines]
+        if rows and _number(rows[0][1]) is None:
+            rows = rows[1:]  # the header
+    found: dict[str, float] = {}
+    for name, value in rows:
+        number = _number(value)
+        if number is None or not 0 < number < math.inf:
+            raise InputError(f"{path}: the weight of '{name}' is {value!r}; expected a number above 0")
+        if (shown := printable_name(name)) in found:
+            raise InputError(f"{path} has two weights for the class '{shown}'; expected one")
+        found[shown] = number
+    return found
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
+def describe_balance(recipe: Recipe, data: ImageSet, weights: Tensor | None) -> list[str]:
+    """Return lines about the weights of the classes and the balanced sampler, if there are any."""
+    lines = []
+    if weights is not None:
+        how = "balanced" if recipe.class_weights == "balanced" else f"of {recipe.class_weights}, scaled to a mean of 1"
+        lines.append(f"class weights ({how}): {_some(data.classes, [f'{weight:.3g}' for weight in weights.tolist()])}")
+    if recipe.sampler == "balanced":
+        counts = data.labels.bincount(minlength=data.num_classes)
+        share = len(data) / int((counts > 0).sum())
+        times = [f"{share / count:.3g}" if count else "0" for count in counts.tolist()]
+        lines.append(
+            f"balanced sampler: about {share:.0f} images of each class an epoch, so that an image is seen this often: "
+            f"{_some(data.classes, times)}"
+        )
+    return lines
+
+
+def _some(names: tuple[str, ...], values: list[str], most: int = 10) -> str:
+    pairs = [f"{name} {value}" for name, value in zip(names, values, strict=True)]
+    if len(pairs) <= most:
+        return ", ".join(pairs)
+    return ", ".join([*pairs[: most // 2], f"… {len(pairs) - most} more …", *pairs[-(most // 2) :]])

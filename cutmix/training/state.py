@@ -76,10 +76,19 @@ _SHARED = ("epoch", "step_in_epoch", "step", "seconds", "best")
 _OF_A_PROCESS = ("loss_sum", "seen", "recent_sum", "recent_seen")
 
 
-def start_state(recipe: Recipe, data: ImageSet, world: World) -> State:
-    """Make the network and all that moves it, the same in every process; random numbers drawn later differ."""
+def start_state(recipe: Recipe, data: ImageSet, world: World, *, started: bool = False) -> State:
+    """Make the network and all that moves it, the same in every process; random numbers drawn later differ.
+
+    Args:
+        recipe: What is run.
+        data: The training images.
+        world: This process among all.
+        started: Whether a checkpoint will be restored, so that the weights to start from need not be there any more.
+    """
     torch.manual_seed(derive_seed(recipe.seed, "model"))
-    pretrained = read_weights(recipe.weights, use_ema=recipe.weights_ema) if recipe.weights else recipe.pretrained
+    pretrained: Any = recipe.pretrained and not started
+    if recipe.weights and not started:
+        pretrained = read_weights(recipe.weights, use_ema=recipe.weights_ema)
     model = create_model(recipe.model, data.num_classes, in_chans=data.in_chans, pretrained=pretrained)
     if not (recipe.zero_init or pretrained):
         start_branches_at_one(model)

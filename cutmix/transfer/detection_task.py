@@ -16,7 +16,8 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from cutmix.config.transfer import Detection
-from cutmix.data.loaders import FileLoader, Loader, TestOrder, TrainOrder
+from cutmix.data.loaders import FileLoader, Loader
+from cutmix.data.order import TestOrder, TrainOrder
 from cutmix.errors import InputError, printable
 from cutmix.runs.record import Record
 from cutmix.runtime.distributed import World, gather, send_buffers

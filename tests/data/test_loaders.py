@@ -11,6 +11,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from cutmix.data import loaders
+from cutmix.data.order import TrainOrder
 from cutmix.data.sets import ArraySet, FileSet, open_data
 from cutmix.data.transforms import Augment, Interpolation, draw_color, draw_crop_flip
 from cutmix.errors import InputError
@@ -124,7 +125,7 @@ def test_filled_up_from_the_start_of_the_order() -> None:
 @pytest.mark.parametrize("own", [1, 2, 3, 4, 16])
 def test_no_batch_is_a_single_image_and_every_image_is_seen(own: int, world_size: int) -> None:
     for size in range(1, 70):
-        ranks = [loaders.TrainOrder(size, own * world_size, 0, rank, world_size) for rank in range(world_size)]
+        ranks = [TrainOrder(size, own * world_size, 0, rank, world_size) for rank in range(world_size)]
         order, steps = ranks[0].indices(0), ranks[0].steps
         shares = [[rank.share(step) for step in range(steps)] for rank in ranks]
         assert {i for rank in shares for share in rank for i in order[share].tolist()} == set(range(size))
@@ -142,7 +143,7 @@ def test_no_batch_is_a_single_image_and_every_image_is_seen(own: int, world_size
     [(9, 4, [3, 3, 3]), (1000, 64, [64] * 15 + [40]), (3, 2, [3]), (5, 2, [2, 3]), (65, 64, [32, 33]), (3, 1, [1] * 3)],
 )
 def test_a_remainder_below_half_a_batch_is_spread(size: int, batch_size: int, counts: list[int]) -> None:
-    order = loaders.TrainOrder(size, batch_size, 0, 0, 1)
+    order = TrainOrder(size, batch_size, 0, 0, 1)
     assert [order.share(step).stop - order.share(step).start for step in range(order.steps)] == counts
 
 

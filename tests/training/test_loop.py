@@ -196,7 +196,7 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
     (run / "results.jsonl").unlink()
     before = (run / "checkpoint.pt").read_bytes()
     save_image(tmp_path / "data/0/new.png", pixels)
-    with pytest.raises(InputError, match="other training images"):
+    with pytest.raises(InputError, match="other images"):
         run_training(recipe, options(tmp_path / "run", resume=True))
     assert (run / "checkpoint.pt").read_bytes() == before
 
