@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from cutmix.comparison.difference import CrossedDifference, crossed_difference
 from cutmix.errors import InputError
+from cutmix.runs.outcomes import CrossedDifference, crossed_difference
 from cutmix.runs.read import read_outcome, read_run
 from cutmix.runs.record import with_interval
 from cutmix.runtime.header import read_header

@@ -5,6 +5,7 @@ Source: the paper's tables report top-1 and top-5 error in per cent. The interva
 """
 
 import contextlib
+import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
+from cutmix.data import FileSet, ImageSet
 from cutmix.errors import InputError
 from cutmix.evaluation.classifier import check_finite
 from cutmix.runs.record import Record
@@ -146,6 +148,20 @@ def mean_loss(predictions: Predictions) -> float:
     return float(F.cross_entropy(predictions.logits.double(), predictions.labels))
 
 
-def predictions_arrays(predictions: Predictions) -> dict[str, np.ndarray]:
-    """Return the arrays of a predictions file: ``logits`` (N, K) float32 and ``labels`` (N,) int64."""
-    return {"logits": predictions.logits.numpy(), "labels": predictions.labels.numpy()}
+def predictions_arrays(predictions: Predictions, data: ImageSet) -> dict[str, np.ndarray]:
+    """Return the arrays of a predictions file.
+
+    Args:
+        predictions: N predictions of K classes.
+        data: The images, in the same order.
+
+    Returns:
+        ``logits`` (N, K) float32, ``labels`` (N,) int64, ``classes`` (K,) text and, for image files, ``files`` (N,)
+        text: each path below the folder that all of them share.
+    """
+    arrays = {"logits": predictions.logits.numpy(), "labels": predictions.labels.numpy()}
+    arrays["classes"] = np.array(data.classes, dtype=np.str_)
+    if isinstance(data, FileSet):
+        top = os.path.commonpath([path.parent for path in data.paths])
+        arrays["files"] = np.array([os.path.relpath(path, top) for path in data.paths], dtype=np.str_)
+    return arrays

@@ -21,12 +21,13 @@ from cutmix.errors import InputError
 from cutmix.evaluation.calibration import calibration_suite
 from cutmix.evaluation.classification import Predictions, error_records, predict, predictions_arrays
 from cutmix.evaluation.classifier import Classifier, SuiteResult, decode
-from cutmix.evaluation.gallery import box_gallery, mixed_maps
+from cutmix.evaluation.gallery import box_gallery, example_pictures, mixed_maps
 from cutmix.evaluation.load import Subject, View, draw_images, find_subject, find_view, load_model, open_test_set
 from cutmix.evaluation.localization import localization_suite
 from cutmix.evaluation.ood import ood_suite
 from cutmix.evaluation.robustness import robustness_suite
 from cutmix.runs.folder import command_line, environment, hold, only_begun, today, write_arrays, write_bytes, write_json
+from cutmix.runs.outcomes import answers, examples
 from cutmix.runs.read import read_config
 from cutmix.runs.record import Record, Results, append_records, read_records
 from cutmix.runtime.device import autocast, resolve_precision
@@ -145,10 +146,14 @@ class Evaluation:
         """The model and the decoded images, as the suites take them."""
         images = self.images
         assert isinstance(images, ArraySet)
+        return self.classify(images, self.image_size)
+
+    def classify(self, images: ArraySet, image_size: int | None) -> Classifier:
+        """Return the model with some images, resized to a side before the network; None keeps theirs."""
         return Classifier(
             self.model.eval().requires_grad_(False), images.mean, images.std, images.images, images.labels,
             images.classes, images.name, autocast(self.precision, self.world.device), self.options.batch_size,
-            self.options.seed, self.image_size,
+            self.options.seed, image_size,
         )  # fmt: skip
 
 
@@ -157,7 +162,20 @@ class Evaluation:
 
 def _classification(evaluation: Evaluation) -> SuiteResult:
     records = [replace(record, suite="classification") for record in error_records(evaluation.predictions)]
-    return SuiteResult(records, predictions_arrays(evaluation.predictions))
+    arrays = predictions_arrays(evaluation.predictions, evaluation.images)
+    return SuiteResult(records, arrays, _examples(evaluation, arrays))
+
+
+def _examples(evaluation: Evaluation, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
+    """Return the images that a report shows; the folder of a run has those of its training."""
+    out = evaluation.options.out
+    if not evaluation.world.first or out is None or out.suffix == ".jsonl":
+        return {}
+    made = answers(arrays)
+    index = examples(made)
+    few = decode(take(evaluation.images, torch.tensor(index, dtype=torch.int64)), *evaluation.view)
+    size = None if isinstance(evaluation.images, FileSet) else evaluation.image_size
+    return example_pictures(evaluation.classify(few, size), index, made.predicted[index].tolist())
 
 
 def _calibration(evaluation: Evaluation) -> SuiteResult:

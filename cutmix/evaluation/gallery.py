@@ -4,6 +4,7 @@ Lines differ in their dashes, not only in colour, and have a dark edge, so that 
 grey print.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from cutmix.data.sets import random_subset
 from cutmix.errors import InputError
 from cutmix.evaluation.boxes import best_iou, box_from_map, padded_boxes
 from cutmix.evaluation.classifier import Classifier
-from cutmix.evaluation.localization import class_maps, keep_features
+from cutmix.evaluation.localization import class_maps, keep_features, normalize_maps
 from cutmix.mixing import Draw
 from cutmix.runtime.files import png_of
 from cutmix.runtime.seeding import derive_seed
@@ -80,6 +81,39 @@ def box_gallery(
     ]
     figure.legend(handles=keys, loc="outside upper center", ncols=2, fontsize=8, facecolor="0.6", handlelength=3)
     return png_of(figure)
+
+
+def example_pictures(classifier: Classifier, index: Sequence[int], predicted: Sequence[int]) -> dict[str, bytes]:
+    """Draw images, each beside the map of its predicted class where the model has class activation maps.
+
+    Args:
+        classifier: Model and images.
+        index: Name of each image, its place in the test set.
+        predicted: Predicted class id of each image.
+
+    Returns:
+        PNG files by the name ``example-INDEX``, 160 pixels high and, with a map, twice as wide.
+    """
+    if not index:
+        return {}
+    pixels = classifier.pixels(slice(None))
+    shown, maps = _pixels(classifier.images), None
+    with contextlib.suppress(InputError):
+        cams, _ = class_maps(keep_features(classifier), pixels, torch.tensor(predicted, device=pixels.device))
+        maps = normalize_maps(cams).cpu().numpy()
+    drawn = {}
+    for k, number in enumerate(index):
+        columns = 1 if maps is None else 2
+        figure = Figure(figsize=(1.6 * columns, 1.6), dpi=100)
+        axes = [figure.add_axes((c / columns, 0, 1 / columns, 1)) for c in range(columns)]
+        axes[0].imshow(shown[k], interpolation="nearest", aspect="auto")
+        if maps is not None:
+            _overlay(axes[1], shown[k], maps[k])
+            axes[1].set_aspect("auto")
+        for axis in axes:
+            axis.set_axis_off()
+        drawn[f"example-{number}"] = png_of(figure)
+    return drawn
 
 
 def mixed_maps(classifier: Classifier, first: int, second: int) -> bytes:

@@ -1,15 +1,30 @@
-"""Compares recipes by their finished runs, in plain words and image by image."""
+"""Finished recipes compared with the baseline, in sentences and image by image."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
+import numpy as np
+
 from cutmix.errors import listed
-from cutmix.runs.read import MAIN, Estimate, Main, Run, baseline_of, differing_fields, estimate, groups, read_outcome
-from cutmix.runs.record import with_interval
-from cutmix.statistics import Paired, holm, in_words, mcnemar
+from cutmix.runs.outcomes import confused_pairs, count_by_class, crossed_difference, read_answers
+from cutmix.runs.read import (
+    MAIN,
+    Estimate,
+    Main,
+    Outcome,
+    Run,
+    baseline_of,
+    differing_fields,
+    estimate,
+    groups,
+    read_outcome,
+)
+from cutmix.runs.record import Record, number, with_interval
+from cutmix.statistics import LEVEL, Paired, holm, in_words, mcnemar
 
 MOST_IN_PAIRS = 6  # runs of which every pair is compared
+_GAP = 5.0  # points between mean confidence and accuracy that are a finding
 
 # What a comparison of methods may vary.
 _MIX_FIELDS = {
@@ -18,36 +33,178 @@ _MIX_FIELDS = {
 }  # fmt: skip
 
 
-def comparisons(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """The name of each recipe with a finished run, and its main measure beside the baseline's in words.
+class _Contest(NamedTuple):
+    """Recipes whose main metric is of the same test images.
 
-    Only recipes measured on the same test set are compared, with the first without any method, or else the first.
+    Attributes:
+        main: The metric.
+        line: A record of it.
+        baseline: Name of the baseline.
+        members: The runs of each recipe.
+        estimates: The metric of each recipe.
+        chance: For each other recipe the p-value of no difference, adjusted by Holm's method, and the number of pairs
+            of runs; recipes without predictions of the same images are left out.
     """
-    return [said for task, main in MAIN.items() for said in _comparisons([r for r in runs if r.task == task], main)]
+
+    main: Main
+    line: Record
+    baseline: str
+    members: dict[str, list[Run]]
+    estimates: dict[str, Estimate]
+    chance: dict[str, tuple[float, int]]
+
+    @property
+    def best(self) -> str:
+        """Name of the recipe with the best value."""
+        sign = 1 if self.main is MAIN["classification"] else -1
+        return min(self.estimates, key=lambda name: sign * self.estimates[name].value)
 
 
-def _comparisons(runs: Sequence[Run], main: Main) -> list[tuple[str, str]]:
-    by_recipe = groups(runs)
-    settings: dict[tuple[str, str, int | None], dict[str, Estimate]] = {}
-    for name, members in by_recipe.items():
-        found = estimate(members, main.metric, "last")
-        if found:
-            line = next(run.result(main.metric, "last") for run in members if run.finished)
-            setting = (line.data, line.split, line.n) if line else ("", "", None)
-            settings.setdefault(setting, {})[name] = found
+def _contests(runs: Sequence[Run]) -> Iterator[_Contest]:
+    """Yield the comparisons that the finished runs allow: one for each task and test set."""
+    for task, main in MAIN.items():
+        by_recipe = groups([run for run in runs if run.task == task])
+        settings: dict[tuple[str, str, int | None], dict[str, Estimate]] = {}
+        lines: dict[tuple[str, str, int | None], Record] = {}
+        for name, members in by_recipe.items():
+            found = estimate(members, main.metric, "last")
+            line = next((line for run in members if run.finished and (line := run.result(main.metric, "last"))), None)
+            if found and line:
+                setting = (line.data, line.split, line.n)
+                settings.setdefault(setting, {})[name] = found
+                lines.setdefault(setting, line)
+        for setting, estimates in settings.items():
+            baseline = baseline_of([by_recipe[name][0] for name in estimates])
+            its = {name: [run for run in by_recipe[name] if run.finished] for name in estimates}
+            p = {name: tested for name in its if name != baseline and (tested := _chance(its[name], its[baseline]))}
+            adjusted = holm([value for value, _ in p.values()])
+            chance = {name: (value, p[name][1]) for name, value in zip(p, adjusted, strict=True)}
+            yield _Contest(main, lines[setting], baseline, its, estimates, chance)
+
+
+def _chance(members: Sequence[Run], others: Sequence[Run]) -> tuple[float, int] | None:
+    """Return the p-value of no difference and the number of pairs of runs: McNemar's, or over seeds and images."""
+    outcomes = [_outcomes(runs) for runs in (members, others)]
+    if not all(outcomes):
+        return None
+    one, other = outcomes
+    every = [*one.values(), *other.values()]
+    if not all(every[0].same_images(each) for each in every):
+        return None
+    if len(every) == 2:
+        return mcnemar(every[0].right, every[1].right).p, 1
+    seeds = sorted(one.keys() & other.keys())
+    if len(seeds) < 2:
+        return None
+    wrong = [np.stack([~its[seed].right for seed in seeds]) for its in (one, other)]
+    return crossed_difference(wrong[0], wrong[1]).p, len(seeds)
+
+
+def _outcomes(runs: Sequence[Run]) -> dict[int, Outcome]:
+    """Return the outcome of each seed; nothing if a run has no predictions, or two runs share a seed."""
+    paths = {run.recipe.get("seed", 0): run.folder / "predictions" / "last.npz" for run in runs}
+    complete = len(paths) == len(runs) and all(run.task == "classification" for run in runs)
+    if not complete or not all(path.is_file() for path in paths.values()):
+        return {}
+    return {seed: read_outcome(path) for seed, path in paths.items()}
+
+
+# ---- sentences ----
+
+
+def comparisons(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Return the name of each recipe with a finished run, and its main metric beside the baseline's in words.
+
+    Only recipes with the same test images are compared, with the first without any method, or else the first.
+    """
     said = []
-    for (data, split, n), estimates in settings.items():
-        baseline = baseline_of([by_recipe[name][0] for name in estimates])
-        images = "images" if n is None else f"{n:,} images"
-        said.append((baseline, f"{_main(estimates[baseline], main)} on the {images} of {data} ({split})."))
+    for contest in _contests(runs):
+        line, members, estimates = contest.line, contest.members, contest.estimates
+        baseline, main = estimates[contest.baseline], contest.main
+        images = "images" if line.n is None else f"{line.n:,} images"
+        said.append((contest.baseline, f"{_main(baseline, main)} on the {images} of {line.data} ({line.split})."))
         for name, found in estimates.items():
-            if name != baseline:
-                text = f"{_main(found, main)}, {_difference(found.value - estimates[baseline].value)} {baseline}. "
-                tested = _tested(by_recipe[name], by_recipe[baseline])
-                text += tested or _verdict(found, estimates[baseline])
-                text += _mind(by_recipe[name][0], by_recipe[baseline][0])
-                said.append((name, text))
+            if name == contest.baseline:
+                continue
+            text = f"{_main(found, main)}, {_difference(found, baseline, main)} {contest.baseline}. "
+            text += _tested(contest, name) or _verdict(found, baseline)
+            said.append((name, text + _mind(members[name][0], members[contest.baseline][0])))
     return said
+
+
+def verdict(runs: Sequence[Run]) -> list[str]:
+    """Return two sentences for a person who decides: the result, and how far it can be relied on."""
+    return next((_decide(one) if len(one.estimates) > 1 else _describe(one) for one in _contests(runs)), [])
+
+
+def _decide(contest: _Contest) -> list[str]:
+    """Return which recipe is best, and whether its lead over the baseline is more than chance."""
+    best, base, main = contest.best, contest.baseline, contest.main
+    first = best if best != base else min(contest.chance, key=lambda name: contest.chance[name][0], default="")
+    other = first or next(name for name in contest.estimates if name != base)
+    values = {name: _value(found, main) for name, found in contest.estimates.items()}
+    where = f"({contest.line.n:,} test images of {contest.line.data})" if contest.line.n else f"({contest.line.data})"
+    if best == base:
+        opening = f"No method is better than the baseline, {base}: {values[base]}, against {values[other]} with {other}"
+    else:
+        opening = f"The best method is {best}: {values[best]}, against {values[base]} with the baseline, {base}"
+    opening += f" {where}."
+    if other not in contest.chance:
+        return [opening, _verdict(contest.estimates[other], contest.estimates[base])]
+    p, seeds = contest.chance[other]
+    over = f"over {seeds} seeds" if seeds > 1 else "for these two models"
+    if p < LEVEL:
+        closing = f"The difference is more than chance ({over}, {in_words(p)})."
+    else:
+        closing = f"The difference may be chance ({over}, p = {p:.3f}): do not decide by it."
+    return [opening, closing if seeds > 1 else f"{closing} Another seed could change it; train with three or more."]
+
+
+def _describe(contest: _Contest) -> list[str]:
+    """Return the result of the only recipe, and where it is weakest."""
+    ((name, found),) = contest.estimates.items()
+    line, run = contest.line, contest.members[name][0]
+    images = f"{line.n:,} test images" if line.n else "the test images"
+    interval = "" if found.low is None or found.high is None else f" (95\u00a0% interval {_range(found, contest.main)})"
+    said = [f"{name}: {_value(found, contest.main)}{interval}, on {images} of {line.data}."]
+    made = read_answers(run)
+    if made is not None:
+        worst, count = min(count_by_class([made]).items(), key=lambda item: item[1].right / item[1].images)
+        text = f"The weakest class is {made.classes[worst]}, with {count.right:,} of {count.images:,} right"
+        pairs = {pair: n for pair, n in confused_pairs([made]).items() if pair[0] == worst}
+        if pairs:
+            (_, taken), n = max(pairs.items(), key=lambda item: item[1])
+            text += f"; {n:,} of its images are taken for {made.classes[taken]}"
+        said.append(f"{text}.")
+    return said
+
+
+def calibration_findings(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Return the label of each run whose confidence is off by 5 points or more, and what a temperature does to it."""
+    said = []
+    for run in runs:
+        found = {line.metric: line for line in run.suite("calibration")}
+        gap, temperature = found.get("signed_gap"), found.get("temperature")
+        if gap is None or gap.value is None or abs(gap.value) < _GAP or (gap.low or 0) * (gap.high or 0) < 0:
+            continue
+        sides = ("overconfident", "above") if gap.value > 0 else ("underconfident", "below")
+        text = f"{sides[0]}: the mean confidence is {abs(gap.value):.0f} points {sides[1]} the accuracy"
+        after = found.get("signed_gap_scaled")
+        if temperature and temperature.value is not None and after and after.value is not None:
+            does = "corrects this" if abs(after.value) < abs(gap.value) / 2 else "does not correct this"
+            text += f"; a temperature of {temperature.value:.2f} {does} ({number(after.value, '+.0f')} points after it)"
+        said.append((run.label, f"{text}."))
+    return said
+
+
+def lead(runs: Sequence[Run]) -> Run | None:
+    """Return the finished classifier with the least error among those with the test images of the first one."""
+    for contest in _contests(runs):
+        if contest.main is MAIN["classification"]:
+            members = contest.members[contest.best]
+            errors = [(line.value or 0.0) if (line := run.result("top1_err", "last")) else 100.0 for run in members]
+            return members[errors.index(min(errors))]
+    return None
 
 
 class Pair(NamedTuple):
@@ -56,7 +213,7 @@ class Pair(NamedTuple):
     Attributes:
         first: Label of a run.
         second: Label of another.
-        counts: Images that only the one and only the other got right, and the p-value by itself.
+        counts: Images that only the one and only the other classifies correctly, and the p-value by itself.
         p: The p-value, adjusted for all pairs by Holm's method.
     """
 
@@ -67,7 +224,7 @@ class Pair(NamedTuple):
 
 
 def pairs(runs: Sequence[Run]) -> list[Pair]:
-    """Compare finished runs of different recipes and the same seed, where both have predictions of the same images.
+    """Compare finished runs of different recipes and the same seed that have predictions of the same images.
 
     Up to six runs every pair is compared; of more, each one with those of the recipe without any method, or of the
     first.
@@ -89,29 +246,56 @@ def pairs(runs: Sequence[Run]) -> list[Pair]:
     return [Pair(*pair, p) for pair, p in zip(found, adjusted, strict=True)]
 
 
+# ---- words ----
+
+
+def _short(value: float) -> str:
+    return number(value, ".1f").removesuffix(".0")
+
+
+def _value(found: Estimate, main: Main) -> str:
+    """Return a result for a sentence; of a classifier the images that are right."""
+    if main is not MAIN["classification"]:
+        return f"{main.label} {found.value:.1f}{main.unit}"
+    return f"{_short(100 - found.value)} of 100 images right"
+
+
+def _range(found: Estimate, main: Main) -> str:
+    assert found.low is not None
+    assert found.high is not None
+    ends = (found.low, found.high) if main is not MAIN["classification"] else (100 - found.high, 100 - found.low)
+    return " to ".join(map(_short, ends)) + (", too few images" if found.few else "")
+
+
 def _main(found: Estimate, main: Main) -> str:
-    what = main.label if found.count == 1 else f"mean {main.label} of {found.count} runs"
-    return f"{what} {with_interval(found, '.1f', main.unit)}"
+    if main is not MAIN["classification"]:
+        what = main.label if found.count == 1 else f"mean {main.label} of {found.count} runs"
+        return f"{what} {with_interval(found, '.1f', main.unit)}"
+    text = _value(found, main) + (f" (mean of {found.count} runs)" if found.count > 1 else "")
+    return text if found.low is None else f"{text}, 95\u00a0% interval {_range(found, main)}"
 
 
-def _difference(points: float) -> str:
+def _difference(found: Estimate, baseline: Estimate, main: Main) -> str:
+    points = found.value - baseline.value
     if abs(points) < 0.05:
         return "to one decimal the same as"
+    if main is MAIN["classification"]:
+        return f"{_short(abs(points))} {'more' if points < 0 else 'fewer'} than"
     return f"{abs(points):.1f} points {'below' if points < 0 else 'above'}"
 
 
-def _tested(members: Sequence[Run], others: Sequence[Run]) -> str:
-    """What a test in pairs says of two single runs on the same images, or where; "" where there are more, or others."""
-    paths = [run.folder / "predictions" / "last.npz" for run in (*members, *others)]
-    if len(paths) != 2 or not all(path.is_file() for path in paths):
-        return ""
-    if members[0].task != "classification":
-        return f"Under {members[0].task.capitalize()} they are compared in pairs, if both keep what that takes."
-    one, other = map(read_outcome, paths)
-    if not one.same_images(other):
-        return ""
-    p = mcnemar(one.right, other.right).p
-    return f"Image by image: {in_words(p)} (exact McNemar test); how far another seed would move it is not known."
+def _tested(contest: _Contest, name: str) -> str:
+    """Return the outcome of the test on the same images, or where it is; "" where there is none."""
+    if name in contest.chance:
+        p, seeds = contest.chance[name]
+        if seeds > 1:
+            return f"Over {seeds} seeds and the same images: {in_words(p)}."
+        return f"Image by image: {in_words(p)} (exact McNemar test); the effect of another seed is not known."
+    (one, *more), (other, *others) = contest.members[name], contest.members[contest.baseline]
+    files = [run.folder / "predictions" / "last.npz" for run in (one, other)]
+    if one.task != "classification" and not more and not others and all(path.is_file() for path in files):
+        return f"The section {one.task.capitalize()} compares them in pairs if both keep the results of each image."
+    return ""
 
 
 def _verdict(one: Estimate, other: Estimate) -> str:
@@ -123,12 +307,10 @@ def _verdict(one: Estimate, other: Estimate) -> str:
         return f"The two intervals overlap, so the difference is not established by {by}."
     if one.count > 1 and other.count > 1:
         return "The two intervals over seeds do not overlap."
-    return "The two intervals do not overlap; how far another seed would move them is not known from one run."
+    return "The two intervals do not overlap; the effect of another seed is not known from one run."
 
 
 def _mind(run: Run, baseline: Run) -> str:
-    """A warning when the difference cannot be put down to the mixing alone."""
+    """Return a warning if the difference may have another cause than the mixing."""
     fields = [field for field in differing_fields([run, baseline]) if field not in _MIX_FIELDS]
-    if not fields:
-        return ""
-    return f" Mind that the two recipes differ also in {listed(fields)}."
+    return f" Note that the two recipes also differ in {listed(fields)}." if fields else ""

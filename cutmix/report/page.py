@@ -1,4 +1,4 @@
-"""What the sections of the page are made of: headings, rows, pictures, and the macros of its template."""
+"""Parts of a section of the page: rows, definitions, links, images, and the macros of the template."""
 
 import base64
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ HTML: Any = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined
 
 
 class Section(NamedTuple):
-    """A part of the page: its heading, the anchor of its link, its content."""
+    """A section of the page: its title, the anchor of its link, its content."""
 
     title: str
     anchor: str
@@ -24,7 +24,7 @@ class Section(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of a table: its heading, its cells, and whether it stands out."""
+    """A row of a table: its heading, its cells, and whether it is emphasized."""
 
     name: str
     cells: Sequence[str]
@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 
 class Definition(NamedTuple):
-    """What a word on the page means: where it is linked to, the word, and its meaning."""
+    """A definition: the anchor of its link, the term, its meaning."""
 
     anchor: str
     term: str
@@ -40,21 +40,21 @@ class Definition(NamedTuple):
 
 
 def link(anchor: str, text: str) -> Markup:
-    """Return a link to a place on the page."""
+    """Return a link to an anchor on the page."""
     return Markup('<a href="#{}">{}</a>').format(anchor, text)
 
 
 def picture(png: bytes, where: object, *, alt: str, caption: str) -> dict[str, Any]:
-    """Return a picture as the template embeds it.
+    """Return an image as the template embeds it.
 
     Args:
-        png: The file.
-        where: What it is called when it is no PNG image.
-        alt: What a reader who does not see it is told.
-        caption: What stands below it.
+        png: Content of the file.
+        where: Name of the file, for the error message.
+        alt: Text for a reader who does not see the image.
+        caption: Caption.
 
     Raises:
-        InputError: If it is no PNG image.
+        InputError: If the content is no PNG image.
     """
     if png[:8] != b"\x89PNG\r\n\x1a\n" or len(png) < 24:
         raise InputError(f"{where} is no PNG image; remove it or write it again")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from cutmix.config.recipes import RECIPES
 from cutmix.config.suites import SUITES, Paired
 from cutmix.paper.compare import merged, of_run, sheets
 from cutmix.paper.tables import Table, find_tables
@@ -27,6 +28,7 @@ from cutmix.report.tables import (
     table,
     table_of_checks,
     table_of_sets,
+    whole_of,
 )
 from cutmix.runs.read import Run, groups
 from cutmix.runs.record import with_interval
@@ -40,13 +42,20 @@ def calibration(runs: Sequence[Run]) -> Section | None:
         return None
     held_out = [row for row in card.rows if row.of or row.name == "temperature"]
     body = refusals(card)
-    body += table(
-        card, "Confidence against accuracy, on all test images", [row for row in card.rows if row not in held_out]
-    )
+    overall = [row for row in card.rows if row not in held_out]
+    body += table(card, f"Confidence against accuracy, {_of_the_test_set(card, overall)}", overall)
     body += reliability_of(card)
     body += table(card, "Before and after a temperature, on held-out test images", held_out)
     body += differences_of(card) + pictures(card)
     return Section(SUITES[card.suite].title, card.suite, body)
+
+
+def _of_the_test_set(card: Card, rows: Sequence[Key]) -> str:
+    """Return "on all test images", or on how many of them."""
+    parts = {(line.n, whole_of(line)) for row in rows for line in card.rows[row].values()}
+    if any(whole for _, whole in parts):
+        return "on " + " and ".join(f"{n:,} of {whole or n:,}" for n, whole in sorted(parts) if n) + " test images"
+    return "on all test images"
 
 
 def robustness(runs: Sequence[Run]) -> Section | None:
@@ -162,9 +171,10 @@ def _difference(row: Key, found: Difference) -> str:
 
 
 def _beside_paper_of(card: Card) -> Markup:
-    """Return the paper's table with results of a suite, beside those of its runs."""
+    """Return the paper's results of a suite beside those of the runs; nothing where no run has the paper's data."""
     (table,) = find_tables(SUITES[card.suite].paper)
-    return beside_paper(table, card.runs)
+    data = {RECIPES[row.recipe].data for row in table.rows if row.recipe in RECIPES}
+    return beside_paper(table, card.runs) if data & {run.data for run in card.runs} else Markup("")
 
 
 def beside_paper(table: Table, runs: Sequence[Run]) -> Markup:

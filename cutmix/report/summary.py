@@ -16,8 +16,9 @@ from markupsafe import Markup
 from cutmix.errors import InputError
 from cutmix.paper.compare import footnotes, merged, of_run, rows_run, sheets, sweeps
 from cutmix.paper.tables import TABLES, find_tables
-from cutmix.report.compare import comparisons, pairs
+from cutmix.report.compare import calibration_findings, comparisons, pairs, verdict
 from cutmix.report.figures import Curve, key, learning_curves, lines
+from cutmix.report.mistakes import where_it_errs
 from cutmix.report.page import HTML, Row, Section, picture
 from cutmix.report.provenance import status, what_was_run
 from cutmix.report.suites import (
@@ -67,15 +68,15 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
 
 
 def summarize(runs: Sequence[Run]) -> Section:
-    """What came out, one sentence a recipe: its error, and how it stands to the one without mixing."""
-    items = [Markup("<strong>{}</strong>: {}").format(name, text) for name, text in comparisons(runs)]
+    """The verdict, then a sentence for each recipe, each finding and each unfinished run."""
+    items = [Markup("<strong>{}</strong>: {}").format(*said) for said in comparisons(runs) + calibration_findings(runs)]
     items += [_unfinished(run) for run in runs if not run.finished]
     items += [_only_suites(run) for run in runs if run.finished and _line(run) is None]
-    body = HTML.sentences(items)
+    said = verdict(runs)
+    body = Markup(HTML.lead(said)) if said else Markup("")
     if any(_tested_apart([run for run in runs if run.task == task]) for task in MAIN):
-        said = "Not all runs are tested on the same images; what is measured on different images is not comparable."
-        body = HTML.note(said) + body
-    return Section("Summary", "summary", body)
+        body += HTML.note("The runs have different test images; results on different images are not comparable.")
+    return Section("Summary", "summary", body + HTML.sentences(items))
 
 
 def results(runs: Sequence[Run]) -> Section | None:
@@ -202,16 +203,16 @@ def sample_mixes(runs: Sequence[Run]) -> Section | None:
     return Section("Sample mixes", "sample-mixes", HTML.images(images)) if images else None
 
 
-def how_it_was_measured(runs: Sequence[Run]) -> Section:
+def method_definitions(runs: Sequence[Run]) -> Section:
     """The definitions of everything on the page."""
     errors = any(run.task == "classification" for run in runs)
-    return Section("How it was measured", "how-it-was-measured", HTML.definitions(definitions(runs), errors))
+    return Section("Definitions", "definitions", HTML.definitions(definitions(runs), errors))
 
 
 SECTIONS = (
-    summarize, what_was_run, results, paired_comparisons, error_curves, calibration, robustness, out_of_distribution,
+    summarize, where_it_errs, results, paired_comparisons, error_curves, calibration, robustness, out_of_distribution,
     localization, attention, detection, captioning, paper_tables, paper_sweeps, paper_of_transfer, sample_mixes,
-    how_it_was_measured,
+    method_definitions, what_was_run,
 )  # fmt: skip
 
 
@@ -271,7 +272,7 @@ def _error_rows(members: Sequence[Run], which: str) -> list[Row]:
                 run.label if run.finished else f"{run.label} (unfinished)",
                 [
                     with_interval(line),
-                    with_interval(run.result("top5_err", which)),
+                    _top5(run, which),
                     "not run" if n is None else f"{n:,}",
                     f"{line.data} {line.split}" if line else run.data,
                     ("–" if run.evaluated else "not run") if epoch is None else f"{epoch}{chosen}",
@@ -282,8 +283,17 @@ def _error_rows(members: Sequence[Run], which: str) -> list[Row]:
     means = [estimate(members, metric, which) for metric in ("top1_err", "top5_err")]
     if means[0] and means[0].count > 1:
         name = f"{members[0].group}: mean of {means[0].count} runs"
-        rows.append(Row(name, [*map(with_interval, means), "", "", "", ""], strong=True))
+        top5 = _top5(members[0], which) if means[1] is None else with_interval(means[1])
+        rows.append(Row(name, [with_interval(means[0]), top5, "", "", "", ""], strong=True))
     return rows
+
+
+def _top5(run: Run, which: str) -> str:
+    """Return the top-5 error, which five classes or fewer do not have."""
+    top1 = run.result("top1_err", which)
+    if top1 is not None and top1.classes is not None and top1.classes <= 5:
+        return "not applicable"
+    return with_interval(run.result("top5_err", which))
 
 
 def _image(run: Run, png: bytes) -> dict[str, Any]:

@@ -94,7 +94,8 @@ def table(card: Card, caption: str, rows: Sequence[Key], *, with_notes: bool = T
 
 
 def table_of_sets(card: Card, caption: str, rows: Sequence[Key]) -> Markup:
-    """Return a table of one measure, a row for each set that it is of; the notes are left to the caller."""
+    """Return a table of one metric with a row for each set that any run has; the notes are left to the caller."""
+    rows = [row for row in rows if any(line.value is not None for line in card.rows[row].values())]
     if not rows:
         return Markup("")
     measure = measure_of(rows[0].name)
@@ -209,8 +210,19 @@ def _quiet(text: str) -> Markup:
 
 
 def _images(lines: Iterable[Record]) -> str:
-    counts = {line.n for line in lines if line.n}
-    return " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)})) if counts else "–"
+    """Return the number of images that results are of and, where they are a part, of the whole test set."""
+    counts = sorted({(line.n, whole_of(line)) for line in lines if line.n})
+    return " to ".join(dict.fromkeys(_part(*each) for each in (counts[0], counts[-1]))) if counts else "–"
+
+
+def _part(n: int, whole: int) -> str:
+    return f"{n:,} of {whole:,}" if whole else f"{n:,}"
+
+
+def whole_of(line: Record) -> int:
+    """Return the size of the test set of which a metric has only a part, otherwise 0."""
+    n, whole = line.n or 0, line.test_images or 0
+    return whole if n < whole and line.suite in ("calibration", "robustness", "localization") else 0
 
 
 def _is_chosen(found: dict[str, Record]) -> bool:

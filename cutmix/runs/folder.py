@@ -171,7 +171,11 @@ class RunFolder:
     def _remove_run(self) -> None:
         """Remove what a run writes, but its configuration, by which the folder is known; the next one replaces it."""
         parts = [self.path / name for name in reversed(_PARTS) if name != "config.json"]
-        for part in [*parts, *self.path.glob("tensorboard/events.out.tfevents.*")]:
+        for part in [
+            *parts,
+            *self.path.glob("pictures/example-*.png"),
+            *self.path.glob("tensorboard/events.out.tfevents.*"),
+        ]:
             try:
                 part.unlink(missing_ok=True)
             except OSError as error:

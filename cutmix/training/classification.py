@@ -15,6 +15,7 @@ from cutmix.config.recipe import Recipe
 from cutmix.config.recipes import RECIPES
 from cutmix.data import ArraySet, ImageSet
 from cutmix.data.loaders import Loader
+from cutmix.data.sets import take
 from cutmix.evaluation.classification import (
     Predictions,
     classification_error,
@@ -23,8 +24,11 @@ from cutmix.evaluation.classification import (
     predict,
     predictions_arrays,
 )
+from cutmix.evaluation.classifier import Classifier, decode
+from cutmix.evaluation.gallery import example_pictures
 from cutmix.mixing.targets import Targets
 from cutmix.preview import attention_picture, pick_samples, preview_grid
+from cutmix.runs.outcomes import answers, examples
 from cutmix.runs.record import Record
 from cutmix.runtime.distributed import World, send_buffers
 from cutmix.training.mixes import image_mixing
@@ -175,13 +179,17 @@ class Classification:
     def evaluate(self, model: nn.Module, split: str) -> Evaluation:
         """Return the errors and the loss, and the logits of every image of a split."""
         send_buffers(model, self.world)
-        batches = self.val_batches if self.val_batches and split == self.chosen_on else self.test_batches
+        validate = self.val_batches is not None and split == self.chosen_on
+        batches, data = (self.val_batches, self.val_set) if validate else (self.test_batches, self.test_set)
+        assert batches is not None
+        assert data is not None
         predictions = predict(model, batches.epoch(), self.world, autocast=self.autocast)
         errors = {name: error.value for name, error in classification_error(predictions).items()}
         if self.train_batches:
             seen = predict(model, self.train_batches.epoch(), self.world, autocast=self.autocast)
             errors["train_err"] = classification_error(seen)["top1_err"].value
-        return Evaluation({f"{split}_loss": mean_loss(predictions), **errors}, predictions_arrays(predictions))
+        figures = {f"{split}_loss": mean_loss(predictions), **errors}
+        return Evaluation(figures, predictions_arrays(predictions, data))
 
     def records(self, arrays: dict[str, np.ndarray]) -> list[Record]:
         """Return the errors with their intervals."""
@@ -246,8 +254,20 @@ class Classification:
         return preview_grid(self.train_set, rows, image_size=self.recipe.image_size, count=8)
 
     def pictures(self, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
-        """Return where a network trained with SMMix looks; of others, the suites of ``cutmix evaluate`` draw."""
-        return {"attention": self._attention()} if self.state.mix.uses_attention else {}
+        """Return the test images that a report shows and, of a model trained with SMMix, its attention."""
+        made, recipe = answers(arrays), self.recipe
+        index = examples(made)
+        few = decode(
+            take(self.test_set, torch.tensor(index, dtype=torch.int64)), recipe.image_size, recipe.crop_fraction,
+            recipe.squash, recipe.interpolation,
+        )  # fmt: skip
+        size = recipe.image_size if isinstance(self.test_set, ArraySet) else None
+        classifier = Classifier(
+            self.state.exported.eval(), few.mean, few.std, few.images, few.labels, few.classes, few.name,
+            self.autocast, image_size=size,
+        )  # fmt: skip
+        drawn = example_pictures(classifier, index, made.predicted[index].tolist())
+        return drawn | ({"attention": self._attention()} if self.state.mix.uses_attention else {})
 
     def _attention(self) -> bytes:
         """Draw where the network looks now, and what SMMix makes of it."""

@@ -1,6 +1,7 @@
 """Errors and intervals against scikit-learn, torch.topk, the formula written out, and published figures."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from sklearn.metrics import log_loss, top_k_accuracy_score
 from torch import Tensor, nn
 
+from cutmix.data import ArraySet, FileSet
 from cutmix.errors import InputError
 from cutmix.evaluation.classification import (
     Predictions,
@@ -113,11 +115,15 @@ def test_predict_sees_eval_mode_and_leaves_the_mode() -> None:
         assert model.training is mode
         torch.testing.assert_close(predictions.logits, model[2](images.flatten(1)).detach())
         assert torch.equal(predictions.labels, labels)
-    arrays = predictions_arrays(predictions)
+    shared = ("set", "test", ("a", "b", "über"), labels, (0.5,), (0.5,))
+    arrays = predictions_arrays(predictions, ArraySet(*shared, images.mul(9).byte()))
     assert {name: (array.shape, array.dtype) for name, array in arrays.items()} == {
         "logits": ((7, 3), np.float32),
         "labels": ((7,), np.int64),
+        "classes": ((3,), np.dtype("<U4")),
     }
+    files = FileSet(*shared, tuple(Path(f"/data/test/{name}/{name}.png") for name in "abcabca"))
+    assert predictions_arrays(predictions, files)["files"].tolist()[:2] == ["a/a.png", "b/b.png"]
 
 
 def test_half_precision_logits_are_kept_as_float32() -> None:

@@ -1,5 +1,6 @@
 """The page: what it shows of run folders, that it is one safe file, and what it says when a folder is not right."""
 
+import io
 import json
 import math
 import re
@@ -14,9 +15,11 @@ from PIL import Image
 from scipy import stats
 
 from cutmix.errors import InputError
-from cutmix.report.compare import comparisons
+from cutmix.report.compare import calibration_findings, comparisons, lead, verdict
 from cutmix.report.figures import Curve, key, learning_curves, lines, outlines, reliability
+from cutmix.report.mistakes import where_it_errs
 from cutmix.report.summary import SECTIONS, write_report
+from cutmix.runs.outcomes import crossed_difference
 from cutmix.runs.read import differing_fields, estimate, groups, read_runs
 from cutmix.runs.record import Record, append_records
 
@@ -139,7 +142,7 @@ def test_ids_are_unique_and_every_reference_has_one(tmp_path, pair):
 
 def test_tables_hold_the_values_of_the_files(tmp_path, pair):
     page = page_of(tmp_path, *pair)
-    last, best = page.table("Last epoch"), page.table("Best epoch: chosen on the test set")
+    last, best = page.table("Last epoch"), page.table("Best epoch: selected on the test set")
     interval = stats.binomtest(3120, 10_000).proportion_ci(method="wilson")
     assert last["cutmix"][0] == f"31.20 [{100 * interval.low:.2f}, {100 * interval.high:.2f}]"
     assert last["cutmix"][1].startswith("7.80 [")
@@ -163,9 +166,12 @@ def test_every_section_is_there_in_order(tmp_path, pair):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (31.2, "top-1 error 31.2 % [30.3, 32.1], 2.1 points below none. The two intervals do not overlap"),
-        (32.9, "0.4 points below none. The two intervals overlap, so the difference is not established by one run of"),
-        (36.0, "2.7 points above none. The two intervals do not overlap"),
+        (
+            31.2,
+            "68.8 of 100 images right, 95\u00a0% interval 67.9 to 69.7, 2.1 more than none. The two intervals do",
+        ),
+        (32.9, "0.4 more than none. The two intervals overlap, so the difference is not established by one run of"),
+        (36.0, "2.7 fewer than none. The two intervals do not overlap"),
         (33.3, "to one decimal the same as none. The two intervals overlap"),
     ],
 )
@@ -173,14 +179,16 @@ def test_the_summary_says_what_the_intervals_allow(tmp_path, error, said):
     baseline, mixed = make_run(tmp_path / "a", error=33.3), make_run(tmp_path / "b", error=error, mix="cutmix")
     (first, text), (second, sentence) = comparisons(read_runs([mixed, baseline]))
     assert (first, second) == ("none", "cutmix")  # the one without mixing is the baseline, wherever it is given
-    assert text.startswith("top-1 error 33.3 % [32.4, 34.2] on the 10,000 images of cifar-100")
+    assert text.startswith(
+        "66.7 of 100 images right, 95\u00a0% interval 65.8 to 67.6 on the 10,000 images of cifar-100"
+    )
     assert said in sentence
     assert said in page_of(tmp_path, mixed, baseline).text
 
 
 def test_a_difference_in_more_than_the_mixing_is_said(tmp_path):
     runs = make_run(tmp_path / "a"), make_run(tmp_path / "b", mix="cutmix", lr=0.2, epochs=9)
-    assert "differ also in epochs and lr" in comparisons(read_runs(runs))[1][1]
+    assert "also differ in epochs and lr" in comparisons(read_runs(runs))[1][1]
 
 
 def test_seeds_are_pooled_with_the_t_interval(tmp_path):
@@ -253,7 +261,7 @@ def test_runs_on_different_data_are_not_compared(tmp_path):
     runs = make_run(tmp_path / "a"), make_run(tmp_path / "b", mix="cutmix", data="cifar-10")
     page = page_of(tmp_path, *runs)
     assert "not comparable" in page.text.split("Summary")[2]
-    assert "points" not in page.text.split("What was run")[1]
+    assert " than " not in page.text.partition("Summary")[2].partition("Results")[0]
 
 
 def test_what_a_file_says_cannot_become_markup(tmp_path):
@@ -380,7 +388,7 @@ def test_the_baseline_has_no_method_at_all(tmp_path):
     smooth = make_run(tmp_path / "a", name="smooth", label_smoothing=0.1)
     plain, mixed = make_run(tmp_path / "b", name="plain"), make_run(tmp_path / "c", name="mixed", mix="cutmix")
     said = dict(comparisons(read_runs([smooth, mixed, plain])))
-    assert "points" not in said["plain"]
+    assert " than " not in said["plain"]
     assert "plain" in said["smooth"]
     assert "plain" in said["mixed"]
 
@@ -462,3 +470,126 @@ def test_the_loss_of_smmix_is_said_to_be_another_one(tmp_path, pair):
     assert "SMMix" not in page_of(tmp_path, *pair).text
     smmix = make_run(tmp_path / "s", mix="smmix")
     assert "SMMix’s is a sum of three losses" in page_of(tmp_path, *pair, smmix).text
+
+
+# ---- the verdict, classes and images ----
+
+CLASSES = ("cat", "dog", "eel")
+N = 90
+
+
+def predict(folder: Path, wrong: np.ndarray, *, pictures: bool = True) -> Path:
+    """Write predictions of 90 images, of which some are taken for the next class."""
+    labels = np.arange(N) % 3
+    predicted = np.where(wrong, (labels + 1) % 3, labels)
+    logits = 2.0 * np.eye(3, dtype=np.float32)[predicted]
+    (folder / "predictions").mkdir()
+    files = [f"{CLASSES[k]}/{i:03d}.jpg" for i, k in enumerate(labels)]
+    np.savez(folder / "predictions/last.npz", logits=logits, labels=labels, classes=CLASSES, files=files)
+    if pictures:
+        (folder / "pictures").mkdir()
+        file = io.BytesIO()
+        Image.new("RGB", (32, 16)).save(file, "png")
+        for i in range(N):
+            (folder / f"pictures/example-{i}.png").write_bytes(file.getvalue())
+    return folder
+
+
+def first(n: int) -> np.ndarray:
+    return np.arange(N) < n
+
+
+def made(tmp_path: Path, **errors: int) -> list[Path]:
+    return [predict(make_run(tmp_path / mix, mix=mix, n=N, error=100 * n / N), first(n)) for mix, n in errors.items()]
+
+
+def test_the_verdict_of_two_runs_is_the_exact_test(tmp_path) -> None:
+    opening, closing = verdict(read_runs(made(tmp_path, none=30, cutmix=9)))
+    assert opening == (
+        "The best method is cutmix: 90 of 100 images right, against 66.7 of 100 images right with the baseline, none "
+        "(90 test images of cifar-100)."
+    )
+    assert stats.binomtest(0, 21).pvalue < 0.001
+    assert closing.startswith("The difference is more than chance (for these two models, p < 0.001). Another seed")
+
+
+def test_a_difference_that_may_be_chance_is_no_reason_to_decide(tmp_path) -> None:
+    opening, closing = verdict(read_runs(made(tmp_path, none=9, cutmix=12)))
+    assert opening.startswith("No method is better than the baseline, none: 90 of 100 images right, against 86.7 of")
+    p = stats.binomtest(0, 3).pvalue
+    assert closing.startswith(f"The difference may be chance (for these two models, p = {p:.3f}): do not decide by it.")
+
+
+def test_several_seeds_are_compared_over_seeds_and_images(tmp_path) -> None:
+    random = np.random.default_rng(0)
+    wrong = {mix: random.random((3, N)) < rate for mix, rate in (("none", 0.3), ("cutmix", 0.28))}
+    folders = [
+        predict(make_run(tmp_path / f"{mix}{seed}", mix=mix, seed=seed, n=N, error=100 * its[seed].mean()), its[seed])
+        for mix, its in wrong.items() for seed in range(3)
+    ]  # fmt: skip
+    found = crossed_difference(wrong["cutmix"], wrong["none"])
+    assert f"over 3 seeds, p = {found.p:.3f}" in verdict(read_runs(folders))[1]
+
+
+def test_one_run_names_its_weakest_class(tmp_path) -> None:
+    folder = predict(make_run(tmp_path / "a", n=N, error=100 * 5 / N), np.isin(np.arange(N), [1, 4, 7, 10, 2]))
+    opening, closing = verdict(read_runs([folder]))
+    assert opening.startswith("small: 94.4 of 100 images right (95\u00a0% interval ")
+    assert closing == "The weakest class is dog, with 26 of 30 right; 4 of its images are taken for eel."
+
+
+def test_the_images_are_those_of_the_best_run(tmp_path) -> None:
+    runs = read_runs(made(tmp_path, none=30, cutmix=9))
+    best = lead(runs)
+    assert best is not None
+    assert best.label == "cutmix"
+    page = page_of(tmp_path, *(run.folder for run in runs))
+    assert page.table("Right predictions by class")["cat"] == ["20 of 30", "27 of 30"]
+    assert page.table("Wrong predictions")["cat as dog"] == ["10 of 30", "3 of 30"]
+    alts = [attrs["alt"] for tag, attrs in page.tags if tag == "img"]
+    assert "Test image cat/000.jpg: dog 79\u00a0%; labelled cat" in alts
+    assert "Right of each" in page.text
+
+
+def test_without_images_the_lists_are_tables(tmp_path) -> None:
+    folder = predict(make_run(tmp_path / "a", n=N, error=10.0, samples=False), first(9), pictures=False)
+    page = page_of(tmp_path, folder)
+    assert page.table("Wrong predictions with the highest")["dog/001.jpg"] == ["eel 79\u00a0%", "dog"]
+    assert "img" not in {tag for tag, _ in page.tags}
+
+
+def test_many_classes_are_folded_and_runs_without_predictions_have_no_section(tmp_path) -> None:
+    assert where_it_errs(read_runs([make_run(tmp_path / "a")])) is None
+    folder = make_run(tmp_path / "b", n=40, error=50.0)
+    (folder / "predictions").mkdir()
+    labels = np.arange(40) % 20
+    np.savez(folder / "predictions/last.npz", logits=np.eye(20)[labels // 2], labels=labels)
+    page = page_of(tmp_path, folder)
+    assert "The other 8 classes" in page.text
+    assert len(page.table("Right predictions by class, the worst class first, continued")) == 8
+
+
+def test_a_confidence_that_is_off_is_a_finding(tmp_path) -> None:
+    folder = make_run(tmp_path / "a")
+    about = {"data": "cifar-100", "split": "test", "epoch": 3, "suite": "calibration", "n": 250}
+    values = {"signed_gap": -27.2, "temperature": 0.35, "signed_gap_scaled": 1.4}
+    append_records(
+        folder / "results.jsonl",
+        [Record(metric=name, value=value, low=value - 3, high=value + 3, **about) for name, value in values.items()],
+    )
+    ((label, said),) = calibration_findings(read_runs([folder]))
+    assert label == "small"
+    assert said == (
+        "underconfident: the mean confidence is 27 points below the accuracy; a temperature of 0.35 corrects this "
+        "(+1 points after it)."
+    )
+    assert said in page_of(tmp_path, folder).text
+    assert calibration_findings(read_runs([make_run(tmp_path / "b")])) == []
+
+
+def test_a_top5_error_of_five_classes_is_not_applicable(tmp_path) -> None:
+    folder = make_run(tmp_path / "a")
+    lines = (folder / "results.jsonl").read_text().splitlines()
+    kept = [line.replace('"metric"', '"classes": 5, "metric"', 1) for line in lines if "top1_err" in line]
+    (folder / "results.jsonl").write_text("\n".join(kept) + "\n")
+    assert page_of(tmp_path, folder).table("Last epoch")["small"][1] == "not applicable"

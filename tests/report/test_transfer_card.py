@@ -129,7 +129,7 @@ def plain(marked: str) -> str:
 def test_a_page_of_detectors_has_no_section_of_errors(tmp_path: Path) -> None:
     page = Page(tmp_path, make_detector(tmp_path / "a"), make_detector(tmp_path / "b", shift=3, backbone="runs/x"))
     titles = [target for target in page.attributes("href") if target.startswith("#")]
-    assert titles[:5] == ["#summary", "#what-was-run", "#detection", "#paper-transfer", "#how-it-was-measured"]
+    assert titles[:6] == ["#content", "#summary", "#detection", "#paper-transfer", "#definitions", "#what-was-run"]
     for word in ("op-1 error", "McNemar", "Error curves", "Wilson", "mixed labels"):
         assert word not in page.text
     assert {target.removeprefix("#") for target in titles} <= set(page.attributes("id"))
@@ -154,7 +154,7 @@ def test_detectors_are_compared_in_pairs_where_both_keep_verdicts(tmp_path: Path
     (cell,) = page.table("Difference to a on the same images")["mAP, 11 recalls, %"]
     assert cell.startswith("+")
     assert cell.endswith("p < 0.001")
-    assert "a. Under Detection they are compared in pairs, if both keep what that takes." in page.text
+    assert "a. The section Detection compares them in pairs if both keep the results of each image." in page.text
     assert "resamples of the test images, 2,000 for detectors" in page.text
     arrays = dict(np.load(second / "predictions" / "last.npz"))
     np.savez(second / "predictions" / "last.npz", **(arrays | {"object_labels": 1 - arrays["object_labels"]}))
@@ -203,11 +203,11 @@ def test_a_page_of_several_kinds(tmp_path: Path) -> None:
     page = Page(tmp_path, make_detector(tmp_path / "a"), classifier)
     assert page.table("Last epoch").keys() == {"plain"}
     assert page.table("Average precision after")["mAP, 11 recalls, %"][0] == "41.25 [30.00, 52.00]"
-    assert "Not all runs are tested on the same images" not in page.text
+    assert "The runs have different test images" not in page.text
     assert "top-1 error not run" not in page.text
     other = make_detector(tmp_path / "b", data="data/others", backbone="x")
     (other / "results.jsonl").write_text((other / "results.jsonl").read_text().replace("detection-set", "others"))
-    assert "Not all runs are tested on the same images" in Page(tmp_path, tmp_path / "a", other).text
+    assert "The runs have different test images" in Page(tmp_path, tmp_path / "a", other).text
 
 
 def test_an_unfinished_run_shows_how_far_it_got(tmp_path: Path) -> None:

@@ -1,10 +1,69 @@
-"""The interval over seeds and images covers what it should, and ends where known tests begin."""
+"""Selected images against results computed by hand; the difference of two methods against known tests."""
+
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from cutmix.comparison.difference import crossed_difference
+from cutmix.errors import InputError
+from cutmix.runs.outcomes import (
+    ClassCount,
+    answers,
+    confused_pairs,
+    count_by_class,
+    crossed_difference,
+    doubtful_labels,
+    examples,
+    least_sure,
+    read_answers,
+    surest_mistakes,
+)
+from cutmix.runs.read import read_runs
+
+# Of each class two images; 1 is wrong by a little, 4 is wrong with high probability.
+P = np.array([[0.8, 0.1, 0.1], [0.3, 0.4, 0.3], [0.1, 0.7, 0.2], [0.2, 0.6, 0.2], [0.9, 0.05, 0.05], [0.1, 0.2, 0.7]])
+LABELS = np.array([0, 0, 1, 1, 2, 2])
+MADE = answers({"logits": np.log(P), "labels": LABELS})
+
+
+def test_probabilities_are_the_softmax() -> None:
+    np.testing.assert_allclose(MADE.probabilities, P)
+    shifted = answers({"logits": np.log(P).astype(np.float32) + 900, "labels": LABELS})
+    np.testing.assert_allclose(shifted.probabilities, P, atol=1e-4)
+    assert MADE.classes == ("0", "1", "2")
+
+
+def test_lists_have_the_surest_mistakes_and_the_smallest_margins_first() -> None:
+    assert surest_mistakes(MADE) == [4, 1]
+    assert surest_mistakes(MADE, 1) == [4]
+    assert least_sure(MADE, 3) == [1, 3, 2]  # margins 0.1, 0.4, 0.5 and 0.5
+    assert examples(MADE) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_doubtful_label_reaches_the_threshold_of_another_class() -> None:
+    """Thresholds: 0.55, 0.65 and 0.375. Image 4 reaches that of class 0; image 1 reaches none."""
+    assert doubtful_labels(MADE) == [4]
+    assert doubtful_labels(answers({"logits": np.log(P), "labels": P.argmax(1)})) == []
+
+
+def test_counts_and_pairs_are_summed_over_runs() -> None:
+    assert count_by_class([MADE, MADE]) == {0: ClassCount(2, 4), 1: ClassCount(4, 4), 2: ClassCount(2, 4)}
+    assert dict(confused_pairs([MADE, MADE])) == {(0, 1): 2, (2, 0): 2}
+
+
+def test_a_file_without_logits_is_named(tmp_path: Path) -> None:
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "config.json").write_text(json.dumps({"recipe": {"name": "a", "data": "x"}}))
+    (run,) = read_runs([tmp_path])
+    assert read_answers(run) is None
+    np.savez(tmp_path / "predictions/last.npz", logits=np.zeros((2, 3)))
+    with pytest.raises(InputError, match=r"last\.npz holds the arrays logits; expected logits and labels"):
+        read_answers(run)
+
+
+# ---- difference of two methods ----
 
 
 def simulate(rng: np.random.Generator, seeds: int, images: int, effect: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,163 @@
+"""The section of the page about single classes and images: where a classifier errs, and what it is unsure of."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+
+from cutmix.report.compare import lead
+from cutmix.report.figures import COLOURS
+from cutmix.report.page import HTML, Row, Section, picture
+from cutmix.runs.outcomes import (
+    EXAMPLES,
+    Answers,
+    ClassCount,
+    confused_pairs,
+    count_by_class,
+    doubtful_labels,
+    least_sure,
+    read_answers,
+    surest_mistakes,
+)
+from cutmix.runs.read import Run, groups
+
+_SHOWN = 12  # classes before the rest is folded
+_PAIRS = 8
+
+
+class _Group(NamedTuple):
+    """The runs of a recipe with predictions of the same images."""
+
+    name: str
+    colour: str
+    answers: list[Answers]
+
+
+def where_it_errs(runs: Sequence[Run]) -> Section | None:
+    """The accuracy of each class, the classes that are confused, and images of the best run."""
+    first = lead(runs)
+    made = first and read_answers(first)
+    if not first or not made:
+        return None
+    compared = list(_same_images(runs, made))
+    body = _by_class(compared, made.classes) + _confusions(compared, made.classes)
+    return Section("Where it errs", "mistakes", body + _galleries(first, made))
+
+
+def _same_images(runs: Sequence[Run], first: Answers) -> Iterable[_Group]:
+    """Yield the recipes with finished runs whose predictions are of the images of the first one."""
+    for style, (name, members) in enumerate(groups(runs).items()):
+        found = [made for run in members if run.finished and (made := read_answers(run))]
+        same = [
+            one for one in found
+            if one.classes == first.classes and one.files == first.files and (len(one.labels) == len(first.labels))
+            and (one.labels == first.labels).all()
+        ]  # fmt: skip
+        if same:
+            yield _Group(name, COLOURS[style % len(COLOURS)], same)
+
+
+def _by_class(compared: Sequence[_Group], classes: Sequence[str]) -> Markup:
+    """Return a bar for each class and recipe, the class with the least accuracy first."""
+    counts = [count_by_class(group.answers) for group in compared]
+    order = sorted(counts[0], key=lambda k: (sum(its[k].right / its[k].images for its in counts), classes[k]))
+    rows = [
+        Row(classes[k], [_bar(its[k], group.colour) for its, group in zip(counts, compared, strict=True)])
+        for k in order
+    ]
+    header = ["Class", *(group.name for group in compared)]
+    caption = "Right predictions by class, the worst class first"
+    seeds = max(len(group.answers) for group in compared)
+    caption += f", summed over up to {seeds} runs of a recipe" if seeds > 1 else ""
+    table = HTML.table(caption, header, rows[:_SHOWN], "bars")
+    if len(rows) > _SHOWN:
+        rest = HTML.table(f"{caption}, continued", header, rows[_SHOWN:], "bars")
+        table += HTML.folded(f"The other {len(rows) - _SHOWN} classes", rest)
+    return Markup(HTML.heading("Accuracy by class")) + Markup(table)
+
+
+def _bar(count: ClassCount, colour: str) -> Markup:
+    """Return a count in words above a bar of that share."""
+    return Markup(HTML.bar(f"{count.right:,} of {count.images:,}", 100 * count.right / count.images, colour))
+
+
+def _confusions(compared: Sequence[_Group], classes: Sequence[str]) -> Markup:
+    """Return the pairs of classes that are confused most often."""
+    pairs = [confused_pairs(group.answers) for group in compared]
+    counts = [count_by_class(group.answers) for group in compared]
+    total = sum(pairs[1:], pairs[0])
+    often = [(pair, n) for pair, n in total.most_common() if n > 1][:_PAIRS]
+    if not often:
+        return Markup("")
+    rows = [
+        Row(
+            f"{classes[label]} as {classes[predicted]}",
+            [f"{its[label, predicted]:,} of {n[label].images:,}" for its, n in zip(pairs, counts, strict=True)],
+        )
+        for (label, predicted), _ in often
+    ]
+    left = sum(total.values()) - sum(n for _, n in often)
+    caption = "Wrong predictions of the most frequent pairs, of all images of the true class"
+    table = HTML.table(caption, ["Class and prediction", *(group.name for group in compared)], rows)
+    said = [f"{left:,} more wrong predictions are of other pairs."] if left else []
+    return Markup(HTML.heading("Confused classes")) + Markup(table) + (Markup(HTML.notes(said)) if said else "")
+
+
+# ---- images ----
+
+_SUSPECT = (
+    "The model contradicts these labels with at least the probability that it has on average for images of its class. "
+    "Some of the labels may be wrong: look at the images. Method: confident learning (Northcutt et al. 2021)."
+)
+
+
+def _galleries(run: Run, made: Answers) -> Markup:
+    """Return the surest mistakes, the least sure predictions and the doubtful labels of a run, with their images."""
+    doubtful = doubtful_labels(made)
+    lists = (
+        ("Surest mistakes", surest_mistakes(made), "Wrong predictions with the highest probability."),
+        ("Least sure", least_sure(made), "The two most probable classes are closest to each other here."),
+        ("Possible label errors", doubtful[:EXAMPLES], f"{len(doubtful):,} of {len(made.labels):,} images. {_SUSPECT}"),
+    )
+    body, mapped = Markup(""), False
+    for title, index, said in lists:
+        items = [item for i in index if (item := _example(run, made, i))]
+        if items:
+            mapped |= any(item["width"] > item["height"] for item in items)
+            body += Markup(HTML.heading(title)) + Markup(HTML.gallery(said, items))
+        elif index:
+            rows = [Row(_name(made, i), [_prediction(made, i), made.classes[made.labels[i]]]) for i in index]
+            body += Markup(HTML.heading(title)) + Markup(HTML.table(said, ["Image", "Prediction", "Label"], rows))
+    if not body:
+        return Markup("")
+    whose = f"Images of {run.label}, the run with the most right predictions, after the last epoch."
+    if mapped:
+        whose += " Right of each: where the evidence for the predicted class is (class activation map)."
+    return Markup(HTML.note(whose)) + body
+
+
+def _example(run: Run, made: Answers, i: int) -> dict[str, Any] | None:
+    """Return an image with its prediction and its label; None if the run has not drawn it."""
+    names = (f"example-{i}.png", f"last-example-{i}.png")
+    path = next((path for name in names if (path := run.folder / "pictures" / name).is_file()), None)
+    if path is None:
+        return None
+    label, said = made.classes[made.labels[i]], _prediction(made, i)
+    verdict = f"{said}; right" if made.right[i] else f"{said}; labelled {label}"
+    caption = Markup('{}<br><span class="file">{}</span>').format(verdict, _name(made, i))
+    return picture(path.read_bytes(), path, alt=f"Test image {_name(made, i)}: {verdict}", caption=caption)
+
+
+def _name(made: Answers, i: int) -> str:
+    return made.files[i] if made.files else f"no. {i}"
+
+
+def _prediction(made: Answers, i: int) -> str:
+    """Return the predicted class with its probability in per cent and, where it is unsure, the second one."""
+    p = made.probabilities[i]
+    second, first = p.argsort(kind="stable")[-2:]
+    first = made.predicted[i]
+    if second == first:
+        second = p.argsort(kind="stable")[-1]
+    said = f"{made.classes[first]} {100 * p[first]:.0f}\u00a0%"
+    return said if p[first] - p[second] > 0.2 else f"{said}, {made.classes[second]} {100 * p[second]:.0f}\u00a0%"
