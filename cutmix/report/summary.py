@@ -114,13 +114,13 @@ def results(runs: Sequence[Run]) -> Section | None:
 
 
 def _how_chosen(runs: Sequence[Run]) -> str:
-    """Return the caption of the best epochs, which says whether their errors flatter."""
+    """Return the caption of the best epochs, which says whether their errors are optimistic."""
     lines = [line for run in runs if (line := run.result("top1_err", "best"))]
     if lines and all(line.chosen_on == "val" for line in lines):
         if all(line.split != "val" for line in lines):
             return "Best epoch: chosen on the validation images, evaluated on the test images"
-        return "Best epoch: where the validation images that chose it are also the test set, its error flatters"
-    return "Best epoch: chosen on the test set, so it flatters; only for comparison with papers that report it"
+        return "Best epoch: optimistic where the validation images that chose it are also the test images"
+    return "Best epoch: chosen on the test set, hence optimistic; for comparison with papers that report it"
 
 
 def error_curves(runs: Sequence[Run]) -> Section | None:

@@ -142,7 +142,7 @@ def test_ids_are_unique_and_every_reference_has_one(tmp_path, pair):
 
 def test_tables_hold_the_values_of_the_files(tmp_path, pair):
     page = page_of(tmp_path, *pair)
-    last, best = page.table("Last epoch"), page.table("Best epoch: selected on the test set")
+    last, best = page.table("Last epoch"), page.table("Best epoch: chosen on the test set")
     interval = stats.binomtest(3120, 10_000).proportion_ci(method="wilson")
     assert last["cutmix"][0] == f"31.20 [{100 * interval.low:.2f}, {100 * interval.high:.2f}]"
     assert last["cutmix"][1].startswith("7.80 [")
