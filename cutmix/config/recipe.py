@@ -16,8 +16,7 @@ else:
 BY_DATA: Any = None
 """The value of a field that ``cutmix.config.recipe.complete`` derives from the data; a recipe that runs has none."""
 
-_FEATURE_MIXES = ("feature-cutmix", "manifold-mixup")
-_ALL_LAYERS = (0, 1, 2, 3, 4)
+ALL_LAYERS = (0, 1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -223,7 +222,7 @@ class Recipe(Training):
     """Probability that a batch is mixed (mix_per_sample: a sample); by default 0.5 for files, 1 for small sets."""
     mix_per_sample: bool = False
     """Draw λ and the box for every sample instead of once a batch."""
-    mix_layers: tuple[int, ...] = _ALL_LAYERS
+    mix_layers: tuple[int, ...] = ALL_LAYERS
     """feature-cutmix and manifold-mixup: where, one at random for each batch; 0 image, 1 stem, 2 to 4 stages."""
     cutout: bool = False
     """Cut a square out of every image before another mix."""
@@ -255,30 +254,19 @@ class Recipe(Training):
         self._check_methods()
 
     def _check_methods(self) -> None:
-        """See that mixing and regularizers are each given once, and that what is given is used."""
+        """Check that no regularizer drops everything or is given twice, and that the layers exist."""
         for field in ("stochastic_depth", "shake_drop", "drop_block"):
             if getattr(self, field) == 1:
                 raise InputError(f"--{flag(field)} is 1, which drops everything; expected a number below 1")
         if self.stochastic_depth and self.shake_drop:
             raise InputError("--stochastic-depth and --shake-drop are both given; ShakeDrop replaces stochastic depth")
-        if not self.mix_layers or not set(self.mix_layers) <= set(_ALL_LAYERS):
+        if not self.mix_layers or not set(self.mix_layers) <= set(ALL_LAYERS):
             raise InputError(
                 f"--mix-layers is {self.mix_layers}; expected some of 0 (the image), 1 (the stem), 2, 3, 4 (the stages)"
             )
-        if self.mix and self.mix_layers != _ALL_LAYERS and self.mix not in _FEATURE_MIXES:
-            raise InputError(
-                f"--mix-layers is given, but --mix is {self.mix}, which has none; expected --mix feature-cutmix or "
-                "manifold-mixup"
-            )
-        if self.mix == "smmix" and (self.mix_per_sample or self.accumulate > 1):
-            raise InputError("--mix smmix takes whole batches: give neither --mix-per-sample nor --accumulate")
         if self.class_weights == self.sampler == "balanced":
             raise InputError(
                 "--class-weights balanced and --sampler balanced are both given, which would balance twice; give one"
-            )
-        if self.cutout and self.mix in ("none", "cutout"):
-            raise InputError(
-                f"--cutout goes before another mix, but --mix is {self.mix}; for Cutout alone, give --mix cutout only"
             )
 
 

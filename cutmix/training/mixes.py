@@ -5,10 +5,10 @@ without it.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cutmix
-from cutmix.config.recipe import Recipe
+from cutmix.config.recipe import ALL_LAYERS, Recipe
 from cutmix.errors import InputError
 from cutmix.runtime.seeding import derive_seed
 
@@ -28,40 +28,81 @@ def shared(recipe: Recipe, stream: str) -> dict[str, Any]:
     return {"prob": recipe.mix_prob, "per_sample": recipe.mix_per_sample, "inplace": True, "seed": seed}
 
 
-MIXES: dict[str, Callable[[Recipe], "Mix"]] = {
-    "none": lambda r: cutmix.Mix(),
-    "cutmix": lambda r: cutmix.CutMix(r.alpha, **shared(r, "cutmix")),
-    "mixup": lambda r: cutmix.Mixup(r.alpha, **shared(r, "mixup")),
-    "cutout": lambda r: cutmix.Cutout(r.cutout_size, **shared(r, "cutout") | {"per_sample": True}),
-    "cutmix-or-mixup": lambda r: cutmix.RandomChoice(
+class Method(NamedTuple):
+    """A mixing method of ``--mix``.
+
+    Attributes:
+        make: Build it from a recipe.
+        layers: Whether it reads ``mix_layers``.
+        whole: Whether it takes whole batches: no draw per sample, no accumulated gradients, a partner for each image.
+        after_cutout: Whether ``--cutout`` may come before it.
+    """
+
+    make: Callable[[Recipe], "Mix"]
+    layers: bool = False
+    whole: bool = False
+    after_cutout: bool = True
+
+
+MIXES = {
+    "none": Method(lambda r: cutmix.Mix(), after_cutout=False),
+    "cutmix": Method(lambda r: cutmix.CutMix(r.alpha, **shared(r, "cutmix"))),
+    "mixup": Method(lambda r: cutmix.Mixup(r.alpha, **shared(r, "mixup"))),
+    "cutout": Method(
+        lambda r: cutmix.Cutout(r.cutout_size, **shared(r, "cutout") | {"per_sample": True}), after_cutout=False
+    ),
+    "cutmix-or-mixup": Method(lambda r: cutmix.RandomChoice(
         (cutmix.CutMix(r.alpha, **shared(r, "cutmix")), cutmix.Mixup(r.mixup_alpha or r.alpha, **shared(r, "mixup"))),
         seed=derive_seed(r.seed, "choice"),
+    )),
+    "feature-cutmix": Method(
+        lambda r: cutmix.FeatureCutMix(r.mix_layers, r.alpha, **shared(r, "cutmix")), layers=True
     ),
-    "feature-cutmix": lambda r: cutmix.FeatureCutMix(r.mix_layers, r.alpha, **shared(r, "cutmix")),
-    "manifold-mixup": lambda r: cutmix.ManifoldMixup(r.mix_layers, r.alpha, **shared(r, "mixup")),
-    "cutmix-center-gaussian": lambda r: cutmix.CenterGaussianCutMix(r.alpha, **shared(r, "cutmix")),
-    "cutmix-fixed-size": lambda r: cutmix.FixedSizeCutMix(r.cutout_size, **shared(r, "cutmix")),
-    "cutmix-one-hot": lambda r: cutmix.OneHotCutMix(r.alpha, **shared(r, "cutmix")),
-    "cutmix-complete-label": lambda r: cutmix.CompleteLabelCutMix(r.alpha, **shared(r, "cutmix")),
-    "cutmix-scheduled": lambda r: cutmix.ScheduledCutMix(r.alpha, **shared(r, "cutmix")),
-    "cutmix-3": lambda r: cutmix.MultiCutMix(r.alpha, 3, **shared(r, "cutmix")),
-    "cutmix-4": lambda r: cutmix.MultiCutMix(r.alpha, 4, **shared(r, "cutmix")),
-    "smmix": lambda r: cutmix.SMMix(
+    "manifold-mixup": Method(
+        lambda r: cutmix.ManifoldMixup(r.mix_layers, r.alpha, **shared(r, "mixup")), layers=True
+    ),
+    "cutmix-center-gaussian": Method(lambda r: cutmix.CenterGaussianCutMix(r.alpha, **shared(r, "cutmix"))),
+    "cutmix-fixed-size": Method(lambda r: cutmix.FixedSizeCutMix(r.cutout_size, **shared(r, "cutmix"))),
+    "cutmix-one-hot": Method(lambda r: cutmix.OneHotCutMix(r.alpha, **shared(r, "cutmix"))),
+    "cutmix-complete-label": Method(lambda r: cutmix.CompleteLabelCutMix(r.alpha, **shared(r, "cutmix"))),
+    "cutmix-scheduled": Method(lambda r: cutmix.ScheduledCutMix(r.alpha, **shared(r, "cutmix"))),
+    "cutmix-3": Method(lambda r: cutmix.MultiCutMix(r.alpha, 3, **shared(r, "cutmix"))),
+    "cutmix-4": Method(lambda r: cutmix.MultiCutMix(r.alpha, 4, **shared(r, "cutmix"))),
+    "smmix": Method(lambda r: cutmix.SMMix(
         r.mix_prob, mixup_alpha=r.alpha, inplace=True, seed=derive_seed(r.seed, "smmix"), head=cutmix.WithTokenHead
-    ),
-}
-"""How ``--mix`` builds each method from a recipe."""
+    ), whole=True),
+}  # fmt: skip
+"""The choices of ``--mix``."""
 
 
-def make_mix(recipe: Recipe) -> "Mix":
-    """Return the mixing method of a recipe.
+def method_of(recipe: Recipe) -> Method:
+    """Return the mixing method that a recipe names.
 
     Raises:
         InputError: If there is no such method.
     """
     if recipe.mix not in MIXES:
         raise InputError(f"--mix is {recipe.mix}; expected one of {', '.join(MIXES)}")
-    return MIXES[recipe.mix](recipe)
+    return MIXES[recipe.mix]
+
+
+def make_mix(recipe: Recipe) -> "Mix":
+    """Return the mixing method of a recipe.
+
+    Raises:
+        InputError: If there is no such method, or it does not read a field that is given.
+    """
+    method, mix = method_of(recipe), recipe.mix
+    if recipe.mix_layers != ALL_LAYERS and not method.layers:
+        expected = " or ".join(name for name, other in MIXES.items() if other.layers)
+        raise InputError(f"--mix-layers is given, but --mix is {mix}, which has none; expected --mix {expected}")
+    if method.whole and (recipe.mix_per_sample or recipe.accumulate > 1):
+        raise InputError(f"--mix {mix} takes whole batches: give neither --mix-per-sample nor --accumulate")
+    if recipe.cutout and not method.after_cutout:
+        raise InputError(
+            f"--cutout goes before another mix, but --mix is {mix}; for Cutout alone, give --mix cutout only"
+        )
+    return method.make(recipe)
 
 
 def make_cutout(recipe: Recipe) -> "cutmix.Cutout | None":

@@ -28,6 +28,7 @@ from cutmix.runtime.distributed import World, barrier, parallel
 from cutmix.runtime.header import Header, read_header
 from cutmix.runtime.progress import Progress
 from cutmix.training.classification import Classification, Task
+from cutmix.training.mixes import method_of
 from cutmix.training.state import State, start_state
 
 
@@ -81,10 +82,10 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     augment = Augment(**{field.name: getattr(recipe, field.name) for field in fields(Augment)})
     batches = train_loader(train_set, augment, seed=recipe.seed, balanced=recipe.sampler == "balanced", **shared)
     shared |= {name: getattr(recipe, name) for name in ("image_size", "crop_fraction", "squash", "interpolation")}
-    if recipe.mix == "smmix" and recipe.batch_size < 2 * world.size:
+    if method_of(recipe).whole and recipe.batch_size < 2 * world.size:
         raise InputError(
-            f"--batch-size is {recipe.batch_size}; expected at least {2 * world.size}, as --mix smmix needs a partner "
-            "for each image of a process"
+            f"--batch-size is {recipe.batch_size}; expected at least {2 * world.size}, as --mix {recipe.mix} needs a "
+            "partner for each image of a process"
         )
     weights = read_class_weights(recipe.class_weights, train_set) if recipe.class_weights else None
     notes += describe_balance(recipe, train_set, weights)

@@ -76,9 +76,6 @@ def test_the_ends_of_the_ranges_are_allowed(changes: dict[str, Any]) -> None:
         ({"momentum": 0.0, "optimizer": "sgd"}, "--nesterov needs momentum"),
         ({"pretrained": True, "weights": "w.pth"}, "one only"),
         ({"stochastic_depth": 0.1, "shake_drop": 0.1}, "ShakeDrop replaces stochastic depth"),
-        ({"mix": "cutmix", "mix_layers": (2,)}, "--mix-layers is given, but --mix is cutmix"),
-        ({"mix": "cutout", "cutout": True}, "for Cutout alone, give --mix cutout only"),
-        ({"cutout": True, "mix": "none"}, "--cutout goes before another mix, but --mix is none"),
     ],
 )
 def test_what_contradicts_itself_is_refused(changes: dict[str, Any], message: str) -> None:

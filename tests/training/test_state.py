@@ -122,6 +122,21 @@ def test_an_unknown_method_is_refused() -> None:
         make_mix(small(mix="cutmx"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mix": "cutmix", "mix_layers": (2,)}, "is cutmix, which has none; expected --mix feature-cutmix or manifold"),
+        ({"mix": "smmix", "accumulate": 2}, "--mix smmix takes whole batches"),
+        ({"mix": "smmix", "mix_per_sample": True}, "give neither --mix-per-sample nor --accumulate"),
+        ({"mix": "cutout", "cutout": True}, "for Cutout alone, give --mix cutout only"),
+        ({"mix": "none", "cutout": True}, "--cutout goes before another mix, but --mix is none"),
+    ],
+)
+def test_a_field_that_the_method_does_not_read_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_mix(small(**changes))
+
+
 def test_the_fields_reach_the_transform() -> None:
     given = make_mix(small(mix="feature-cutmix", mix_layers=(1, 3), alpha=0.3, mix_prob=0.4, mix_per_sample=True))
     assert isinstance(given, FeatureMix)
