@@ -328,7 +328,7 @@ def test_nothing_is_overwritten_for_a_run_that_cannot_start(
 ) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    assert 'pip install "tensorboard>=' in refused(*DIGITS, "--overwrite", "--tensorboard", "--out", run)
+    assert 'pip install "tensorboard>=' in refused(*DIGITS, "--overwrite", "--log", "tensorboard", "--out", run)
     assert "there is no model" in refused(*DIGITS, "--overwrite", "--model", "nonsense", "--out", run)
     assert "takes no images" in refused(*DIGITS, "--overwrite", "--model", "test_vit", "--out", run)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

@@ -31,8 +31,8 @@ class RunOptions:
     """Steps between two looks at the loss, which wait for the GPU."""
     checkpoint_every: int = 1000
     """Steps between two checkpoints within an epoch; 0 saves at its end only."""
-    tensorboard: bool = False
-    """Write TensorBoard files into the folder too."""
+    log: Literal["tensorboard", "wandb", "mlflow", "trackio"] | None = None
+    """Log to this tracker too; TensorBoard's files are in the folder of the run. Each needs its extra."""
 
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:

@@ -182,8 +182,11 @@ class Recipe(Training):
     """Photographs: make them squares, whatever their shape, and crop without resizing, as for localization."""
     flip: bool = True
     """Mirror half of the training images."""
-    auto_augment: Literal["none", "imagenet", "cifar10", "svhn", "rand-m9-mstd0.5-inc1"] = "none"
-    """Change each training image by AutoAugment's policy for imagenet, cifar10 or svhn, or by timm's RandAugment."""
+    auto_augment: Literal["none", "imagenet", "cifar10", "svhn", "rand-m9-mstd0.5-inc1", "trivial"] = "none"
+    """Change each training image by AutoAugment's policy for imagenet, cifar10 or svhn, by timm's RandAugment, or by
+    TrivialAugment."""
+    random_erasing: float = 0.0
+    """Probability of replacing a rectangle of a training image by the mean colour."""
     color_jitter: float = 0.0
     """Largest change of brightness, contrast and saturation, as a share; the paper's ImageNet code has 0.4."""
     lighting: float = 0.0
@@ -197,6 +200,14 @@ class Recipe(Training):
     """Start from the moving average in a file that holds the weights and their average."""
     new_head: bool = False
     """Start with a head of zeros, whatever the weights hold."""
+    freeze: int = 0
+    """Epochs in which the head alone is trained, before all of the model is; as many as --epochs is a linear probe."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate from each layer to the one below it, for timm's models; 1 has no effect."""
+    grad_checkpointing: bool = False
+    """Compute activations again in the backward pass, to save memory; for models that offer it."""
+    patience: int = 0
+    """Epochs without a better one on the val split after which the training ends; 0 trains all epochs."""
     head_lr_factor: float = 1.0
     """Learning rate of the head, as a multiple of the others'."""
     zero_init: bool = True
@@ -241,7 +252,11 @@ class Recipe(Training):
         super().__post_init__()
         self._check_range("val_fraction", "mix_prob", "label_smoothing", "color_jitter", high=1)
         self._check_range("stochastic_depth", "shake_drop", "drop_block", high=1)
-        self._check_range("crop_fraction", high=1, above=True)
+        self._check_range("crop_fraction", "layer_decay", high=1, above=True)
+        self._check_range("random_erasing", high=1)
+        self._check_range("freeze", "patience")
+        if self.layer_decay != 1 and (self.head_lr_factor != 1 or self.mix == "smmix"):
+            raise InputError("--layer-decay sets the learning rates: give neither --head-lr-factor nor --mix smmix")
         self._check_range("crop_padding", "lighting")
         self._check_range("cutout_size", "drop_block_size", "train_per_class", low=1)
         self._check_range("alpha", "mixup_alpha", "head_lr_factor", above=True)

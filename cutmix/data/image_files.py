@@ -247,6 +247,8 @@ def auto_augment(policy: AutoAugmentPolicy, interpolation: Interpolation | None 
 
     if policy.startswith("rand-"):
         return RandAugment(policy, interpolation)
+    if policy == "trivial":
+        return v2.TrivialAugmentWide()
     return v2.AutoAugment(v2.AutoAugmentPolicy(policy))
 
 

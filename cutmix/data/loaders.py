@@ -24,6 +24,7 @@ from cutmix.data.transforms import (
     Interpolation,
     draw_color,
     draw_crop_flip,
+    erase,
     normalize,
     resize,
 )
@@ -88,8 +89,9 @@ def train_loader(
     if (augment.color_jitter or augment.lighting) and data.in_chans != 3:
         raise InputError(f"the images of {data.name} have {data.in_chans} channels; colour jitter and lighting need 3")
     order = TrainOrder(len(data), batch_size, seed, rank, world_size, data.labels if balanced else None)
-    finish = _Finish(data, torch.device(device), augment.image_size, channels_last)
     color = _Color(order, augment) if augment.color_jitter or augment.lighting else None
+    erasing = (augment.random_erasing, order) if augment.random_erasing else None
+    finish = _Finish(data, torch.device(device), augment.image_size, channels_last, erasing)
     if isinstance(data, FileSet):
         if augment.squash:
             side = round((augment.image_size or 0) / augment.crop_fraction)
@@ -201,16 +203,25 @@ class _Color:
 
 
 class _Finish:
-    """The last stage, on the device: normalise, resize, memory format."""
+    """The last stage, on the device: normalise, resize, memory format; erase rectangles of training images."""
 
-    def __init__(self, data: ImageSet, device: torch.device, image_size: int | None, channels_last: bool) -> None:
+    def __init__(
+        self, data: ImageSet, device: torch.device, image_size: int | None, channels_last: bool,
+        erasing: tuple[float, TrainOrder] | None = None,
+    ) -> None:  # fmt: skip
+        self.erasing = erasing
         self.device, self.image_size, self.channels_last = device, image_size, channels_last
         self.mean = torch.tensor(data.mean, device=device)
         self.std = torch.tensor(data.std, device=device)
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, epoch: int, step: int) -> Tensor:
         result = normalize(images, self.mean, self.std, channels_last=self.channels_last)
-        return result if self.image_size is None else resize(result, self.image_size)
+        result = result if self.image_size is None else resize(result, self.image_size)
+        if self.erasing is None:
+            return result
+        probability, order = self.erasing
+        generator = torch.Generator().manual_seed(derive_seed(order.seed, "erase", epoch, step, order.rank))
+        return erase(result, probability, generator)
 
 
 # ---- sets that are one tensor ----
@@ -250,7 +261,7 @@ class _ArrayLoader:
                 images = crops[share].apply(images)
             if self.color:
                 images = self.color.draw(epoch, step).apply(images)
-            yield self.finish(images), self.labels.index_select(0, indices[share])
+            yield self.finish(images, epoch, step), self.labels.index_select(0, indices[share])
 
 
 # ---- sets of files ----
@@ -331,7 +342,7 @@ def _file_loader(
 
     def finish_batch(batch: Batch, epoch: int, step: int) -> Batch:
         images, labels = (part.to(finish.device, non_blocking=True) for part in batch)
-        return finish(color.draw(epoch, step).apply(images) if color else images), labels
+        return finish(color.draw(epoch, step).apply(images) if color else images, epoch, step), labels
 
     return FileLoader(files, order, finish_batch, workers)
 

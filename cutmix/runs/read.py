@@ -102,7 +102,7 @@ class Run(Tabular):
         if self.evaluated:
             return bool(self.results)
         epochs = [record.epoch or 0 for record in self.results if record.which == "last" and self.is_own(record)]
-        return bool(epochs) and max(epochs) >= self.recipe.get("epochs", 0)
+        return bool(epochs) and (max(epochs) >= self.recipe.get("epochs", 0) or bool(self.recipe.get("patience")))
 
     def result(self, metric: str, which: str) -> Record | None:
         """The record of a metric on the run's own test set; None if it was not evaluated.

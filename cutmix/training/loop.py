@@ -26,9 +26,10 @@ from cutmix.runtime.distributed import any_process, average_loss, barrier, gathe
 from cutmix.runtime.signals import Stop, remembered_signals
 from cutmix.runtime.weights import load_weights, read_weights, save_weights
 from cutmix.training.classification import Evaluation
-from cutmix.training.optim import learning_rate, set_learning_rate
-from cutmix.training.setup import Run, prepare, summary_writer
+from cutmix.training.optim import freeze_backbone, learning_rate, set_learning_rate
+from cutmix.training.setup import Run, prepare
 from cutmix.training.state import restore, take_snapshot
+from cutmix.training.trackers import open_tracker
 
 
 def run_training(recipe: Recipe, options: TrainOptions | None = None) -> Path:
@@ -54,9 +55,9 @@ def run_to_end(run: Run) -> Path:
         if begin(run):
             return run.path
         with remembered_signals() as stop, run.progress:
-            for epoch in range(run.state.epoch, run.recipe.epochs):
-                train_epoch(run, epoch, stop)
-                if is_evaluated(run, epoch + 1):
+            while not is_over(run):
+                train_epoch(run, run.state.epoch, stop)
+                if is_evaluated(run, run.state.epoch + 1):
                     save(run)  # an evaluation can take long or fail
                 record = evaluate_epoch(run)
                 save(run)
@@ -74,6 +75,8 @@ def train_epoch(run: Run, epoch: int, stop: Stop) -> None:
     """Train on what is left of an epoch; look, save and stop between two steps."""
     recipe, options, state, world = run.recipe, run.options, run.state, run.world
     run.network.train()
+    if isinstance(recipe, Recipe) and recipe.freeze:
+        freeze_backbone(state.network, frozen=epoch < recipe.freeze)
     run.progress.start_epoch()
     clock = time.perf_counter()
     for images, labels in run.batches.epoch(epoch, start=state.step_in_epoch):
@@ -187,7 +190,7 @@ def evaluate_epoch(run: Run) -> dict[str, Any]:
     }  # fmt: skip
     state.epoch, state.step_in_epoch, state.loss_sum, state.seen = state.epoch + 1, 0, 0.0, 0
     state.recent_sum, state.recent_seen = 0.0, 0
-    chosen_on, reported_on, last = run.task.chosen_on, run.task.reported_on, state.epoch == recipe.epochs
+    chosen_on, reported_on = run.task.chosen_on, run.task.reported_on
     if chosen_on and is_evaluated(run, state.epoch):
         figures, arrays = evaluate(run, chosen_on)
         record |= {"split": chosen_on, **figures}
@@ -195,14 +198,21 @@ def evaluate_epoch(run: Run) -> dict[str, Any]:
             state.best = {"epoch": state.epoch, **figures}
             same = arrays if chosen_on == reported_on else None
             keep(run, same, "best.next", "best.next.safetensors")  # best once the checkpoint says so
-        if last and chosen_on == reported_on:
+        if is_over(run) and chosen_on == reported_on:
             keep(run, arrays, "last", "model.safetensors")
-    if last and chosen_on != reported_on:
+    if is_over(run) and chosen_on != reported_on:
         figures, arrays = evaluate(run, reported_on)
         keep(run, arrays, "last", "model.safetensors")
         record = record if chosen_on else record | {"split": reported_on, **figures}
     log(run, record)
     return record
+
+
+def is_over(run: Run) -> bool:
+    """Return whether the last epoch is done, or --patience ended the run: a function of what a checkpoint holds."""
+    state, patience = run.state, getattr(run.recipe, "patience", 0)
+    waited = state.epoch - state.best["epoch"] if patience and state.best else 0
+    return state.epoch >= run.recipe.epochs or 0 < patience <= waited
 
 
 def is_evaluated(run: Run, epoch: int) -> bool:
@@ -259,7 +269,7 @@ def save(run: Run) -> None:
 
 
 def log(run: Run, record: dict[str, Any]) -> None:
-    """Append to the log, and to TensorBoard where it was asked for."""
+    """Append to the log, and to the tracker of ``--log``."""
     if run.folder:
         run.folder.log(record)
     if run.board:
@@ -283,7 +293,7 @@ def finish(run: Run) -> None:
         "command": command_line(),
     }  # fmt: skip
     records: list[Record] = []
-    epochs: dict[str, dict[str, Any]] = {"last": {"epoch": recipe.epochs}}
+    epochs: dict[str, dict[str, Any]] = {"last": {"epoch": run.state.epoch}}
     if run.state.best:
         epochs["best"] = {"epoch": run.state.best["epoch"], "chosen_on": run.task.chosen_on}
     for which, epoch in epochs.items():
@@ -327,7 +337,7 @@ def begin(run: Run) -> bool:
             for line in run.folder.resume(recipe):
                 run.progress.say(line)
             run.folder.promote_best(run.state.best.get("epoch"))
-        if run.state.epoch == recipe.epochs and has_results(run.path):
+        if is_over(run) and has_results(run.path):
             run.progress.say(f"{run.path} is finished")
             return True
         if run.folder:
@@ -344,6 +354,6 @@ def begin(run: Run) -> bool:
             write_bytes(run.path / "samples.png", samples)
     if len(set(gather(run.state.step, run.world))) > 1:
         raise InputError(f"the processes do not see the same checkpoint; {run.path} has to be a folder that all share")
-    if options.tensorboard and run.folder:
-        run.board = summary_writer()(str(run.path / "tensorboard"), purge_step=run.state.step + 1)
+    if options.log and run.folder:
+        run.board = open_tracker(options.log, recipe, run.path, step=run.state.step)
     return False

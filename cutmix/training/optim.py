@@ -5,19 +5,24 @@ import math
 from typing import Any
 
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from cutmix.config.recipe import Training
 from cutmix.errors import InputError
 
 
-def make_optimizer(recipe: Training, model: nn.Module, *, head_lr_factor: float = 1.0) -> torch.optim.Optimizer:
+def make_optimizer(
+    recipe: Training, model: nn.Module, *, head_lr_factor: float = 1.0, layer_decay: float = 1.0
+) -> torch.optim.Optimizer:
     """Return the recipe's optimizer.
 
     With ``decay_all`` off, vectors (biases, normalisation) are not decayed, nor is what a network of timm names in
     ``no_weight_decay`` (position embeddings, class tokens). With a ``head_lr_factor`` that is not 1,
     the parameters of the classifier are in groups of their own, which ``set_learning_rate`` knows by "lr_factor".
     """
+    if layer_decay != 1:
+        return _optimizer(recipe, _decayed_layers(recipe, model, layer_decay))
     head = {id(p) for p in find_classifier(model).parameters()} if head_lr_factor != 1 else set()
     not_decayed = _not_decayed(model)
     spared = {id(p) for name, p in model.named_parameters() if name.removeprefix("network.") in not_decayed}
@@ -31,9 +36,38 @@ def make_optimizer(recipe: Training, model: nn.Module, *, head_lr_factor: float 
          "lr_factor": head_lr_factor if key[0] else 1.0}
         for key in sorted(sorted_out, key=lambda key: (key[0], not key[1]))
     ]  # fmt: skip
+    return _optimizer(recipe, groups)
+
+
+def _optimizer(recipe: Training, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr)
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
+
+
+def _decayed_layers(recipe: Training, model: nn.Module, layer_decay: float) -> list[dict[str, Any]]:
+    """Return timm's groups of parameters by layer."""
+    if not hasattr(model, "group_matcher"):
+        raise InputError(
+            f"{recipe.model} does not name its layers, which --layer-decay needs; expected a model of timm"
+        )
+    groups: list[dict[str, Any]] = param_groups_layer_decay(
+        model, recipe.weight_decay, sorted(_not_decayed(model)), layer_decay=layer_decay,
+        weight_decay_exclude_1d=not recipe.decay_all,
+    )  # fmt: skip
+    return [
+        {"params": g["params"], "weight_decay": recipe.weight_decay if recipe.decay_all else g["weight_decay"],
+         "lr_factor": g["lr_scale"]}
+        for g in groups
+    ]  # fmt: skip
+
+
+def freeze_backbone(model: nn.Module, *, frozen: bool) -> None:
+    """Freeze everything but the classifier, the statistics of normalisation too; otherwise make all of it trainable."""
+    model.requires_grad_(not frozen)
+    if frozen:
+        model.eval()
+        find_classifier(model).requires_grad_().train()
 
 
 def _not_decayed(model: nn.Module) -> set[str]:
@@ -79,7 +113,9 @@ def find_classifier(model: nn.Module) -> nn.Linear:
     """
     classifier = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
     if not isinstance(classifier, nn.Linear):
-        raise InputError(f"{type(model).__name__} has no linear classifier that --head-lr-factor could be for")
+        raise InputError(
+            f"{type(model).__name__} has no linear classifier that --head-lr-factor or --freeze could be for"
+        )
     return classifier
 
 

@@ -19,7 +19,7 @@ from cutmix.data.decode import FAST_JPEG
 from cutmix.data.describe import describe_splits
 from cutmix.data.loaders import Loader
 from cutmix.data.sets import keep_per_class
-from cutmix.errors import InputError, did_you_mean, missing_extra
+from cutmix.errors import InputError, did_you_mean
 from cutmix.models import weights_normalization
 from cutmix.runs.folder import RunFolder, environment, read_recipe, today
 from cutmix.runs.read import read_environment
@@ -30,6 +30,7 @@ from cutmix.runtime.progress import Progress
 from cutmix.training.classification import Classification, Task
 from cutmix.training.mixes import method_of
 from cutmix.training.state import State, start_state
+from cutmix.training.trackers import Tracker, check_tracker
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Run:
     progress: Progress
     about: dict[str, Any]
     folder: RunFolder | None = None
-    board: Any = None
+    board: Tracker | None = None
     notes: list[str] = field(default_factory=list)
     unread: list[tuple[Tensor, int]] = field(default_factory=list)
 
@@ -62,8 +63,7 @@ class Run:
 
 def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     """Open the data, make everything that the loop works with, and find what is wrong before anything is written."""
-    if options.tensorboard:
-        summary_writer()
+    check_tracker(options.log)
     splits = open_sets(recipe, options, world)
     given, (recipe, notes) = recipe, resolve(recipe, splits.train, world.device)
     path = run_folder(recipe, options)
@@ -86,6 +86,12 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
         raise InputError(
             f"--batch-size is {recipe.batch_size}; expected at least {2 * world.size}, as --mix {recipe.mix} needs a "
             "partner for each image of a process"
+        )
+    if recipe.freeze and world.size > 1:
+        raise InputError("--freeze trains in one process; start it without torchrun")
+    if recipe.patience and (val_set is None or val_set is test_set):
+        raise InputError(
+            "--patience needs images to choose an epoch by; expected a val split apart from the test split"
         )
     weights = read_class_weights(recipe.class_weights, train_set) if recipe.class_weights else None
     notes += describe_balance(recipe, train_set, weights)
@@ -205,19 +211,6 @@ def resolve(recipe: Recipe, data: ImageSet, device: torch.device) -> tuple[Recip
             "the package simplejpeg is not installed: JPEG files are decoded by Pillow, as --decoder exact does"
         )
     return replace(recipe, image_size=size, precision=resolve_precision(recipe.precision, device)), notes
-
-
-def summary_writer() -> Any:
-    """Return the class of TensorBoard's writer.
-
-    Raises:
-        InputError: If TensorBoard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise missing_extra("--tensorboard", "tensorboard") from None
-    return SummaryWriter
 
 
 # ---- classes of unequal size ----

@@ -17,7 +17,7 @@ from cutmix.runtime.distributed import World, gather
 from cutmix.runtime.seeding import derive_seed
 from cutmix.runtime.weights import read_weights
 from cutmix.training.mixes import make_cutout, make_mix
-from cutmix.training.optim import WeightAverage, make_average, make_optimizer
+from cutmix.training.optim import WeightAverage, find_classifier, make_average, make_optimizer
 
 
 @dataclass
@@ -98,13 +98,25 @@ def start_state(recipe: Recipe, data: ImageSet, world: World, *, started: bool =
         model, stochastic_depth=recipe.stochastic_depth, shake_drop=recipe.shake_drop, decay=recipe.depth_decay,
         drop_block=recipe.drop_block, block_size=recipe.drop_block_size,
     )  # fmt: skip
+    if recipe.grad_checkpointing:
+        checkpoint_activations(recipe, model)
+    if recipe.freeze:
+        find_classifier(model)
     mix, network = make_mix(recipe), model.to(world.device)
     model = _prepare(network, mix, recipe, data, world)
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)
     torch.manual_seed(derive_seed(recipe.seed, "training", world.rank))
-    optimizer = make_optimizer(recipe, model, head_lr_factor=recipe.head_lr_factor)
+    optimizer = make_optimizer(recipe, model, head_lr_factor=recipe.head_lr_factor, layer_decay=recipe.layer_decay)
     return State(model, optimizer, make_average(recipe, network), make_cutout(recipe), mix)
+
+
+def checkpoint_activations(recipe: Recipe, model: nn.Module) -> None:
+    """Have a model of timm compute its activations again in the backward pass."""
+    try:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError):  # the latter of timm's models without it
+        raise InputError(f"{recipe.model} has no gradient checkpointing; leave out --grad-checkpointing") from None
 
 
 def start_branches_at_one(model: nn.Module) -> None:

@@ -20,8 +20,9 @@ from cutmix.runtime.seeding import derive_seed
 from cutmix.training.classification import Task
 from cutmix.training.loop import run_to_end
 from cutmix.training.optim import make_average, make_optimizer
-from cutmix.training.setup import Run, assemble, summary_writer
+from cutmix.training.setup import Run, assemble
 from cutmix.training.state import State
+from cutmix.training.trackers import check_tracker
 from cutmix.transfer.backbone import Backbone, load_backbone
 from cutmix.transfer.caption_data import CaptionBatches, ImageBatches
 from cutmix.transfer.caption_layouts import open_captions
@@ -45,8 +46,7 @@ def prepare_transfer(recipe: Transfer, options: RunOptions, world: World) -> Run
     for name in ("download", "skip_unreadable"):
         if getattr(options, name, False):  # options of a classifier, from Python
             raise InputError(f"--{flag(name)} is not available for transfer; expected a complete data set on the disk")
-    if options.tensorboard:
-        summary_writer()
+    check_tracker(options.log)
     recipe = replace(recipe, precision=resolve_precision(recipe.precision, world.device))
     torch.manual_seed(derive_seed(recipe.seed, "model"))
     backbone = load_backbone(recipe)

@@ -8,6 +8,7 @@ from torchvision.transforms.v2 import functional as TF
 from cutmix.data.transforms import (
     CropFlip,
     draw_crop_flip,
+    erase,
     normalize,
     resize,
 )
@@ -104,3 +105,19 @@ def test_on_a_gpu_nothing_waits_and_the_result_is_the_same() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(result.cpu(), normalize(draw.apply(images), mean, std), rtol=1e-6, atol=1e-6)
+
+
+def test_erased_rectangles_follow_their_probability_and_area() -> None:
+    """The mean share, over all draws, is that of a uniform area, a little less where the rectangle is cut."""
+    images = torch.ones(4000, 2, 24, 24)
+    same = erase(images.clone(), 0.5, torch.Generator().manual_seed(3))
+    assert torch.equal(same, erase(images.clone(), 0.5, torch.Generator().manual_seed(3)))
+    shares = (same == 0).float().mean((1, 2, 3))
+    erased = shares[shares > 0]
+    assert abs(len(erased) / 4000 - 0.5) < 0.03
+    assert 0.16 < erased.mean() < 0.18
+    assert erased.max() < 0.36
+    assert torch.equal(same[:, 0], same[:, 1])
+    rows, columns = (same[:, 0] == 0).any(2).sum(1), (same[:, 0] == 0).any(1).sum(1)
+    assert torch.equal(rows * columns, (same[:, 0] == 0).sum((1, 2)))
+    assert torch.equal(erase(images.clone(), 0.0, torch.Generator()), images)

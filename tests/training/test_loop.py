@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import cutmix.runs.folder
+import cutmix.runs.read
 import cutmix.runtime.checkpoint
 import cutmix.runtime.files
 import cutmix.training.classification
@@ -31,10 +32,12 @@ from cutmix.config.recipe import Recipe
 from cutmix.config.recipes import SMALL
 from cutmix.errors import InputError
 from cutmix.mixing import CutMix, ScheduledCutMix
+from cutmix.models import create_model
 from cutmix.models.cifar import BasicBlock, CifarResNet
 from cutmix.models.pvt import PyramidVisionTransformer
 from cutmix.runs.record import Record, append_records
 from cutmix.runtime.checkpoint import load_checkpoint
+from cutmix.runtime.seeding import derive_seed
 from cutmix.runtime.weights import read_weights
 from cutmix.training.loop import run_training
 
@@ -597,9 +600,61 @@ def test_tensorboard_gets_every_figure_once(tmp_path: Path, monkeypatch: pytest.
     with monkeypatch.context() as patch:
         call_before(patch, cutmix.training.loop, "train_step", 12, kill)
         with pytest.raises(Killed):
-            run_training(RECIPE, options(tmp_path / "run", tensorboard=True))
-    run = run_training(RECIPE, options(tmp_path / "run", tensorboard=True, resume=True))
+            run_training(RECIPE, options(tmp_path / "run", log="tensorboard"))
+    run = run_training(RECIPE, options(tmp_path / "run", log="tensorboard", resume=True))
     events = accumulator.EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("epoch/top1_err")] == [8, 16, 24]
     assert [event.step for event in events.Scalars("train/loss")] == [5, 10, 15, 20]
+
+
+def test_freeze_trains_the_head_first_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cutmix.training.state, "create_model", create_model)
+    recipe = replace(RECIPE, freeze=2, random_erasing=0.5, auto_augment="trivial", train_per_class=20, batch_size=32)
+    start = run_training(replace(recipe, epochs=1, freeze=1), options(tmp_path / "probe"))
+    frozen = read_weights(start / "model.safetensors").tensors
+    torch.manual_seed(derive_seed(recipe.seed, "model"))
+    model = create_model("resnet20", 10, in_chans=1)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, frozen[name])}
+    assert changed == {"fc.weight", "fc.bias"}
+    whole = run_training(recipe, options(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        call_before(patch, cutmix.training.loop, "train_step", 12, kill)
+        with pytest.raises(Killed):
+            run_training(recipe, options(tmp_path / "run", checkpoint_every=3))
+    run = run_training(recipe, options(tmp_path / "run", resume=True))
+    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    for split, name, number in itertools.product(("train", "val", "test"), "ab", range(4)):
+        path = tmp_path / f"data/{split}/{name}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 255, (8, 8, 3), np.uint8)).save(path)
+    data = str(tmp_path / "data")
+    recipe = replace(RECIPE, data=data, image_size=8, epochs=9, patience=2, batch_size=8, pretrained=False)
+    monkeypatch.setattr(cutmix.training.loop, "is_best", lambda run, _: run.state.epoch == 1)
+    run = run_training(recipe, options(tmp_path / "run"))
+    found = cutmix.runs.read.read_run(run)
+    assert [entry["epoch"] for entry in found.epochs] == [1, 2, 3]
+    assert found.finished
+    assert {record.epoch for record in found.results if record.which == "last"} == {3}
+    run_training(recipe, options(tmp_path / "run", resume=True))
+    assert len(cutmix.runs.read.read_run(run).epochs) == 3
+    with pytest.raises(InputError, match="--patience needs images to choose an epoch by"):
+        run_training(replace(RECIPE, patience=1), options(tmp_path / "other"))
+
+
+def test_gradient_checkpointing_changes_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cutmix.training.state, "create_model", create_model)
+    recipe = replace(RECIPE, model="test_vit", image_size=160, epochs=1, train_per_class=2, batch_size=10, lr=0.001)
+    runs = [
+        run_training(replace(recipe, grad_checkpointing=on), options(tmp_path / str(on))) / "model.safetensors"
+        for on in (False, True)
+    ]
+    first, second = (read_weights(run).tensors for run in runs)
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], msg=name)
+    with pytest.raises(InputError, match="resnet20 has no gradient checkpointing"):
+        run_training(replace(RECIPE, model="resnet20", grad_checkpointing=True), options(tmp_path / "none"))

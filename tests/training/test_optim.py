@@ -1,19 +1,32 @@
 """Learning rate, optimizer and moving average against PyTorch's own and a hand-written loop."""
 
+import copy
 import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, SequentialLR
 
 from cutmix.config.options import TrainOptions
 from cutmix.config.recipes import RECIPES, SMALL
+from cutmix.errors import InputError
+from cutmix.models import create_model
 from cutmix.training.loop import run_training
-from cutmix.training.optim import WeightAverage, learning_rate, make_average, make_optimizer, set_learning_rate
+from cutmix.training.optim import (
+    WeightAverage,
+    find_classifier,
+    freeze_backbone,
+    learning_rate,
+    make_average,
+    make_optimizer,
+    set_learning_rate,
+)
 
 EPOCHS, STEPS = 12, 5
 small = partial(replace, SMALL)
@@ -128,3 +141,30 @@ def test_the_average_of_a_short_run_is_no_worse_than_the_model(decay: float, tmp
 
 def test_no_decay_keeps_no_average() -> None:
     assert make_average(small(ema_decay=0.0), nn.Linear(1, 1)) is None
+
+
+def test_layer_decay_is_that_of_timm() -> None:
+    model = timm.create_model("test_vit", num_classes=3)
+    optimizer = make_optimizer(small(optimizer="adamw", decay_all=False, lr=1e-3), model, layer_decay=0.5)
+    set_learning_rate(optimizer, 1e-3)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    expected = param_groups_layer_decay(model, layer_decay=0.5)
+    assert {id(p): 1e-3 * g["lr_scale"] for g in expected for p in g["params"]} == pytest.approx(rates)
+    assert rates[id(model.head.weight)] == 1e-3
+    assert rates[id(model.blocks[0].mlp.fc1.weight)] < rates[id(model.blocks[-1].mlp.fc1.weight)] < 1e-3
+    with pytest.raises(InputError, match="--layer-decay needs; expected a model of timm"):
+        make_optimizer(SMALL, create_model(SMALL.model, 3), layer_decay=0.5)
+
+
+def test_a_frozen_backbone_keeps_its_weights_and_its_statistics() -> None:
+    model = create_model("resnet20", 3).train()
+    freeze_backbone(model, frozen=True)
+    optimizer, before = make_optimizer(small(lr=0.1), model), copy.deepcopy(model.state_dict())
+    model(torch.randn(4, 3, 16, 16)).sum().backward()
+    optimizer.step()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    head = find_classifier(model)
+    assert changed == {name for name, p in model.named_parameters() if any(p is q for q in head.parameters())}
+    freeze_backbone(model.train(), frozen=False)
+    assert all(p.requires_grad for p in model.parameters())
+    assert model.training

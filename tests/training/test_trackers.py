@@ -1,0 +1,62 @@
+"""Trackers get what the loop logs, and a missing package is one sentence."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cutmix.config.recipes import SMALL
+from cutmix.errors import InputError
+from cutmix.training.trackers import check_tracker, open_tracker
+
+
+class Fake(SimpleNamespace):
+    """A tracker's module that keeps its calls."""
+
+    def __init__(self) -> None:
+        super().__init__(calls=[])
+        self.__spec__ = None
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments, **named: self.calls.append((name, arguments, named))
+
+
+@pytest.mark.parametrize(
+    ("name", "logged", "closed"),
+    [
+        ("wandb", ("log", ({"train/loss": 0.5},), {"step": 7}), "finish"),
+        ("trackio", ("log", ({"train/loss": 0.5},), {"step": 7}), "finish"),
+        ("mlflow", ("log_metric", ("train/loss", 0.5), {"step": 7}), "end_run"),
+    ],
+)
+def test_a_tracker_gets_the_recipe_the_figures_and_the_end(
+    name: str, logged: tuple[Any, ...], closed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = Fake()
+    monkeypatch.setitem(sys.modules, name, fake)  # type: ignore[arg-type]
+    tracker = open_tracker(name, SMALL, tmp_path / "my-run", step=0)
+    started = list(fake.calls)
+    assert any("my-run" in str(call) for call in started)
+    assert any("weight_decay" in str(call) for call in started)
+    tracker.add_scalar("train/loss", 0.5, 7)
+    assert fake.calls[len(started) :] == [logged]
+    tracker.close()
+    assert fake.calls[-1][0] == closed
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio", "mlflow", "tensorboard"])
+def test_a_missing_tracker_is_named_with_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard" if name == "tensorboard" else name, None)
+    with pytest.raises(InputError, match=f"--log {name} needs "):
+        check_tracker(name)
+
+
+def test_a_tracker_that_cannot_start_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: Any) -> None:
+        raise ConnectionError("no network\nat all")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=refuse, __spec__=None))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="--log wandb could not be started: no network at all"):
+        open_tracker("wandb", SMALL, tmp_path, step=0)
