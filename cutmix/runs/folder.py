@@ -18,7 +18,6 @@ import re
 import shlex
 import subprocess
 import sys
-from contextlib import suppress
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,6 +31,7 @@ from cutmix.config.transfer import task_of
 from cutmix.errors import InputError
 from cutmix.runs.read import read_config, read_log
 from cutmix.runs.record import Record, read_records
+from cutmix.runtime.device import device_name
 from cutmix.runtime.files import append_line, open_no_link, to_json, truncate, why_not_written, write_atomic
 from cutmix.runtime.header import read_header
 from cutmix.runtime.schema import check_fields
@@ -252,16 +252,6 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-
-
-def device_name(device: torch.device) -> str:
-    """Return what a device is called, e.g. "cuda (NVIDIA H200)" or "cpu (AMD EPYC 9B14, 2 threads)"."""
-    if device.type == "cuda":
-        return f"cuda ({torch.cuda.get_device_name(device)})"
-    name = platform.processor() or platform.machine()
-    with suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
-        name = next(line for line in file if line.startswith("model name")).split(":", 1)[1].strip()
-    return f"{device.type} ({name}, {torch.get_num_threads()} threads)"
 
 
 def commit() -> str | None:

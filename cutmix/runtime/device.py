@@ -4,8 +4,9 @@ import contextlib
 import ctypes
 import math
 import os
+import platform
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -23,8 +24,10 @@ def resolve_precision(precision: Literal["auto"] | Precision, device: torch.devi
 
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Return whether a device has bfloat16 instructions; it emulates them otherwise, slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+    if device.type in ("cuda", "xpu"):
+        return bool(torch.get_device_module(device).is_bf16_supported())
+    if device.type != "cpu":  # Apple's GPUs: not before their second generation, and there is no way to ask
+        return False
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
@@ -38,6 +41,30 @@ def describe_precision(precision: str, device: torch.device) -> str:
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Return the context of a forward pass in a resolved precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def random_state(device: torch.device) -> torch.Tensor | None:
+    """Return the state of a device's own generator, (n,) uint8 on the CPU; None for the CPU."""
+    if device.type == "cpu":
+        return None
+    module: Any = torch.get_device_module(device)
+    return module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
+
+
+def set_random_state(device: torch.device, state: torch.Tensor) -> None:
+    """Set the state of the generator of a device other than the CPU."""
+    module: Any = torch.get_device_module(device)
+    module.set_rng_state(state, *(() if device.type == "mps" else (device,)))
+
+
+def device_name(device: torch.device) -> str:
+    """Return the type of a device and its hardware, e.g. "cuda (NVIDIA H200)" or "cpu (AMD EPYC 9B14, 2 threads)"."""
+    if device.type in ("cuda", "xpu"):
+        return f"{device.type} ({torch.get_device_module(device).get_device_name(device)})"
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
+        name = next(line for line in file if line.startswith("model name")).split(":", 1)[1].strip()
+    return f"{device.type} ({name}" + (f", {torch.get_num_threads()} threads)" if device.type == "cpu" else ")")
 
 
 # ---- memory ----

@@ -44,10 +44,10 @@ def processes(device: str = "auto") -> Iterator[World]:
     """Join the processes that ``torchrun`` started, if it did, until this one ends.
 
     Args:
-        device: "auto" (the GPU where there is one), "cpu", "cuda", or a device such as "cuda:1".
+        device: See :func:`find_device`; several processes compute on "cpu" or "cuda".
 
     Raises:
-        InputError: If the device is not there.
+        InputError: If the device does not exist or cannot be shared by several processes.
     """
     size, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     chosen = find_device(device, local_rank if size > 1 else None)
@@ -56,6 +56,8 @@ def processes(device: str = "auto") -> Iterator[World]:
     if size == 1:
         yield World(0, 1, chosen)
         return
+    if chosen.type not in ("cpu", "cuda"):
+        raise InputError(f"--device is {device} for {size} processes; expected cpu or cuda, or one process")
     if not dist.is_initialized():  # a second run in the same processes goes on with the group of the first
         # CPU tensors and objects travel through gloo beside NCCL: agreeing on something never waits for a GPU.
         dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")

@@ -13,6 +13,7 @@ from cutmix.mixing import Cutout, Mix
 from cutmix.models import WithTokenHead, create_model
 from cutmix.models.create import start_new_head, trying_images
 from cutmix.models.regularizers import DropBlock, regularize
+from cutmix.runtime.device import random_state, set_random_state
 from cutmix.runtime.distributed import World, gather
 from cutmix.runtime.seeding import derive_seed
 from cutmix.runtime.weights import read_weights
@@ -162,8 +163,8 @@ def take_snapshot(state: State, world: World) -> dict[str, Any]:
     own = {name: getattr(state, name) for name in _OF_A_PROCESS}
     own |= {"torch": torch.get_rng_state()}
     own |= {name: part.state_dict() for name in ("cutout", "mix") if (part := getattr(state, name))}
-    if world.device.type == "cuda":
-        own["cuda"] = torch.cuda.get_rng_state(world.device)
+    if (drawn := random_state(world.device)) is not None:
+        own[world.device.type] = drawn
     return {
         **{name: getattr(state, name) for name in _SHARED},
         "model": state.model.state_dict(),
@@ -198,8 +199,8 @@ def restore(state: State, snapshot: dict[str, Any], world: World) -> None:
             if part := getattr(state, name):
                 part.load_state_dict(own[name])
         torch.set_rng_state(own["torch"])
-        if "cuda" in own and world.device.type == "cuda":
-            torch.cuda.set_rng_state(own["cuda"], world.device)
+        if world.device.type in own:
+            set_random_state(world.device, own[world.device.type])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"the checkpoint is not one of this run: {reason}") from None

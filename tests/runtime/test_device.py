@@ -1,11 +1,23 @@
 """The arithmetic of the forward pass."""
 
+from types import SimpleNamespace
+
 import psutil
 import pytest
 import torch
 
 from cutmix.errors import InputError
-from cutmix.runtime.device import autocast, check_memory, describe_precision, resolve_precision, total_memory
+from cutmix.runtime.device import (
+    autocast,
+    check_memory,
+    describe_precision,
+    device_name,
+    random_state,
+    resolve_precision,
+    set_random_state,
+    total_memory,
+)
+from cutmix.runtime.distributed import find_device, processes
 
 CPU = torch.device("cpu")
 
@@ -44,3 +56,57 @@ def test_sizes_beyond_the_memory_are_refused_without_asking_for_it() -> None:
     check_memory(total, "what fits")
     with pytest.raises(InputError, match=r"^--image-size is 100000: an image takes 1,048,576\.0 GiB; expected at most"):
         check_memory(2**50, "--image-size is 100000: an image")
+
+
+# ---- devices that are not here, faked ----
+
+
+def fake(monkeypatch: pytest.MonkeyPatch, kind: str) -> dict[str, torch.Tensor]:
+    """Make torch report one device of a kind, with a generator whose state is in the result."""
+    held = {"state": torch.arange(4, dtype=torch.uint8)}
+    takes_device = () if kind == "mps" else (torch.device(kind, 0),)
+
+    def get_rng_state(*device: torch.device) -> torch.Tensor:
+        assert device == takes_device
+        return held["state"]
+
+    def set_rng_state(state: torch.Tensor, *device: torch.device) -> None:
+        assert device == takes_device
+        held["state"] = state
+
+    module = SimpleNamespace(
+        get_rng_state=get_rng_state, set_rng_state=set_rng_state, is_bf16_supported=lambda: True,
+        get_device_name=lambda device: "Arc B580", device_count=lambda: 1,
+    )  # fmt: skip
+    if kind == "mps":
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    else:
+        monkeypatch.setattr(torch.xpu, "device_count", lambda: 1)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    return held
+
+
+@pytest.mark.parametrize(("kind", "precision"), [("mps", "float32"), ("xpu", "bfloat16")])
+def test_other_accelerators_have_a_precision_a_name_and_a_generator(
+    monkeypatch: pytest.MonkeyPatch, kind: str, precision: str
+) -> None:
+    held = fake(monkeypatch, kind)
+    device = find_device(kind)
+    assert device == torch.device(kind, 0)
+    assert find_device("auto").type in ("cpu", "cuda")  # no other device is chosen unless it is named
+    assert resolve_precision("auto", device) == precision
+    assert device_name(device).startswith(f"{kind} (")
+    assert ("Arc B580" in device_name(device)) == (kind == "xpu")
+    assert random_state(CPU) is None
+    set_random_state(device, torch.ones(4, dtype=torch.uint8))
+    assert torch.equal(held["state"], random_state(device))  # type: ignore[arg-type]
+    assert autocast("bfloat16", device).device == kind
+    assert autocast("float32", device)._enabled is False
+
+
+@pytest.mark.parametrize("kind", ["mps", "xpu"])
+def test_other_accelerators_are_for_one_process(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    fake(monkeypatch, kind)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=f"--device is {kind} for 2 processes; expected cpu or cuda"), processes(kind):
+        pass
