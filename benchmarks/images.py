@@ -23,7 +23,7 @@ def find_data(data: str, scratch: Path) -> tuple[str, str]:
 def open_images(data: str, split: str) -> ArraySet:
     images = open_data(data, "train" if split == "train" else "test")
     if not isinstance(images, ArraySet):
-        raise SystemExit(f"{data} holds photographs: expected a set of small images")
+        raise SystemExit(f"{data} holds image files: expected a set of small images")
     return images
 
 

@@ -41,7 +41,7 @@ def preview_grid(
     Args:
         data: The data set to choose samples from.
         mixes: Transforms by the name of their row; None shows the images unmixed.
-        image_size: Side in pixels; by default a small set's own, and 224 for photographs.
+        image_size: Side in pixels; by default a small set's own, and 224 for image files.
         count: Number of samples.
         seed: Seed of the choice of samples.
 
@@ -91,10 +91,10 @@ def pick_samples(data: ImageSet, image_size: int | None, count: int, seed: int) 
     return next(iter(loader.epoch()))
 
 
-_MOST, _LEAST = "#ff9f1c", "#2ec4ff"  # distinguishable with colour blindness, and visible on photographs
+_MOST, _LEAST = "#ff9f1c", "#2ec4ff"  # distinguishable with colour blindness, and visible on any image
 
 
-def attention_picture(
+def attention_figure(
     network: nn.Module,
     images: Tensor,
     labels: Tensor,
@@ -196,7 +196,7 @@ def _preview_smmix(options: PreviewOptions, data: ImageSet) -> Path:
     ).eval()
     images, labels = pick_samples(data, options.image_size, options.count, options.seed)
     with trying_images(options.model, tuple(images.shape[-2:])):
-        png = attention_picture(
+        png = attention_figure(
             network, images, labels, classes=data.classes, mean=data.mean, std=data.std, seed=options.seed
         )
     return _write(options, png)

@@ -50,10 +50,10 @@ def voc_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(12):
         width, height = (int(side) for side in random.integers(60, 90, 2))
         left, top, side = (int(value) for value in random.integers((2, 2, 25), (25, 25, 33)))
-        picture = Image.fromarray(random.integers(90, 160, (height, width, 3), dtype=np.uint8))
+        image = Image.fromarray(random.integers(90, 160, (height, width, 3), dtype=np.uint8))
         color = ((230, 20, 20), (20, 20, 230))[number % 2]
-        ImageDraw.Draw(picture).rectangle((left, top, left + side - 1, top + side - 1), fill=color)
-        picture.save(folder / "JPEGImages" / f"{number:02}.png")
+        ImageDraw.Draw(image).rectangle((left, top, left + side - 1, top + side - 1), fill=color)
+        image.save(folder / "JPEGImages" / f"{number:02}.png")
         box = "".join(
             f"<{name}>{value}</{name}>"
             for name, value in zip(

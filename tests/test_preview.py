@@ -1,4 +1,4 @@
-"""The picture of what mixing does."""
+"""The figures of what mixing does."""
 
 import io
 from pathlib import Path
@@ -16,7 +16,7 @@ from cutmix.data import open_data
 from cutmix.errors import InputError
 from cutmix.mixing import CutMix, MixedTargets
 from cutmix.mixing.smmix import SMMix
-from cutmix.preview import attention_picture, caption, preview_grid, run_preview
+from cutmix.preview import attention_figure, caption, preview_grid, run_preview
 
 
 def opened(png: bytes | Path) -> Image.Image:
@@ -32,7 +32,7 @@ def test_digits_give_a_grid_of_four_rows(tmp_path: Path, count: int) -> None:
     assert opened(path).size == (round(120 * (1 + 1.7 * count)), round(120 * 2.1 * 4))
 
 
-def test_a_seed_gives_the_same_picture() -> None:
+def test_a_seed_gives_the_same_figure() -> None:
     data = open_data("digits", "train")
 
     def pixels(seed: int) -> np.ndarray:
@@ -48,7 +48,7 @@ def test_drawing_leaves_the_global_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_photographs_of_every_kind_and_name(tmp_path: Path) -> None:
+def test_images_of_every_kind_and_name(tmp_path: Path) -> None:
     modes = {"price $1$ \\frac": "L", "猫": "RGBA", "tabby, a cat": "P", "CMYK": "CMYK"}
     for name, mode in modes.items():
         (tmp_path / "data" / name).mkdir(parents=True)
@@ -89,9 +89,9 @@ def network(in_chans: int = 3) -> nn.Module:
     return timm.create_model("vit_tiny_patch16_224", in_chans=in_chans, **shape)
 
 
-def picture(images: Tensor, seed: int = 0) -> np.ndarray:
+def figure(images: Tensor, seed: int = 0) -> np.ndarray:
     channels = images.shape[1]
-    png = attention_picture(
+    png = attention_figure(
         network(channels), images, torch.arange(len(images)) % 4, classes=CLASSES, mean=(0.5,) * channels,
         std=(0.5,) * channels, seed=seed,
     )  # fmt: skip
@@ -102,21 +102,21 @@ def picture(images: Tensor, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize(("n", "channels"), [(2, 1), (5, 3)])
 def test_a_column_for_each_image(n: int, channels: int) -> None:
-    pixels = picture(torch.randn(n, channels, 16, 24))
+    pixels = figure(torch.randn(n, channels, 16, 24))
     assert pixels.shape == (round(120 * 6.3), round(120 * max(1 + 1.7 * n, 5)), 3)
 
 
-def test_a_seed_gives_the_same_picture_and_leaves_the_global_generator_alone() -> None:
+def test_a_seed_gives_the_same_figure_and_leaves_the_global_generator_alone() -> None:
     images = torch.randn(3, 3, 16, 24)
     state = torch.get_rng_state()
-    first = attention_picture(
+    first = attention_figure(
         net := network(), images, torch.arange(3), classes=CLASSES, mean=(0.5,) * 3, std=(0.5,) * 3
     )
     torch.set_rng_state(state)
-    again = attention_picture(net, images, torch.arange(3), classes=CLASSES, mean=(0.5,) * 3, std=(0.5,) * 3)
+    again = attention_figure(net, images, torch.arange(3), classes=CLASSES, mean=(0.5,) * 3, std=(0.5,) * 3)
     assert first == again
     assert torch.equal(torch.get_rng_state(), state)
-    assert not np.array_equal(picture(images, seed=0), picture(images, seed=1))
+    assert not np.array_equal(figure(images, seed=0), figure(images, seed=1))
 
 
 def test_squares_cover_the_share_that_the_caption_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_squares_cover_the_share_that_the_caption_says(monkeypatch: pytest.Monke
     counts = {}
     for side in (1, 3):
         seed = next(seed for seed, found in sides.items() if found == side)
-        pixels = picture(images, seed)
+        pixels = figure(images, seed)
         red, blue = ((np.abs(pixels - colour).sum(2) < 30) for colour in ((255, 0, 0), (0, 0, 255)))
         half = pixels.shape[1] // 2
         mixed = blue[:, :half].sum()  # of the left column, only the pasted square is blue
@@ -140,4 +140,4 @@ def test_squares_cover_the_share_that_the_caption_says(monkeypatch: pytest.Monke
 
 def test_what_it_refuses() -> None:
     with pytest.raises(InputError, match="the batch has 1 image"):
-        picture(torch.randn(1, 3, 16, 24))
+        figure(torch.randn(1, 3, 16, 24))

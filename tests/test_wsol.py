@@ -16,29 +16,29 @@ COLOURS = ((220, 30, 30), (30, 200, 30), (40, 40, 220))
 BRIEFLY = ("--epochs", "1", "--batch-size", "6", "--image-size", "64", "--no-pretrained", "--workers", "0")
 
 
-def pictures(count: int) -> Iterator[tuple[int, Image.Image, tuple[int, int, int, int]]]:
-    """Yield a class, a picture of a rectangle in its colour, and the box: x0, y0, x1, y1, exclusive."""
+def rectangles(count: int) -> Iterator[tuple[int, Image.Image, tuple[int, int, int, int]]]:
+    """Yield a class, an image of a rectangle in its colour, and the box: x0, y0, x1, y1, exclusive."""
     random = np.random.default_rng(0)
     for number in range(count):
         label = number % len(CLASSES)
         width, height = (int(side) for side in random.integers(70, 110, 2))
         x, y = (int(value) for value in random.integers(0, 30, 2))
         w, h = (int(value) for value in random.integers(20, 40, 2))
-        picture = Image.fromarray(random.integers(90, 160, (height, width, 3), dtype=np.uint8))
-        ImageDraw.Draw(picture).rectangle((x, y, x + w - 1, y + h - 1), fill=COLOURS[label])
-        yield label, picture, (x, y, x + w, y + h)
+        image = Image.fromarray(random.integers(90, 160, (height, width, 3), dtype=np.uint8))
+        ImageDraw.Draw(image).rectangle((x, y, x + w - 1, y + h - 1), fill=COLOURS[label])
+        yield label, image, (x, y, x + w, y + h)
 
 
 @pytest.fixture(scope="module")
 def cub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CUB-200-2011's layout with 24 pictures, half of them for the test, and wsolevaluation's metadata of that half."""
+    """CUB-200-2011's layout with 24 images, half of them for the test, and wsolevaluation's metadata of that half."""
     root = tmp_path_factory.mktemp("cub") / "CUB_200_2011"
     tables: dict[str, list[str]] = {name: [] for name in ("images", "image_class_labels", "train_test_split",
                                                           "bounding_boxes", "localization", "image_sizes")}  # fmt: skip
-    for number, (label, picture, (x0, y0, x1, y1)) in enumerate(pictures(24), start=1):
+    for number, (label, image, (x0, y0, x1, y1)) in enumerate(rectangles(24), start=1):
         name = f"{label + 1:03}.{CLASSES[label]}/{CLASSES[label]}_{number:04}.jpg"
         (root / "images" / name).parent.mkdir(parents=True, exist_ok=True)
-        picture.save(root / "images" / name)
+        image.save(root / "images" / name)
         train = number % 2
         tables["images"].append(f"{number} {name}")
         tables["image_class_labels"].append(f"{number} {label + 1}")
@@ -46,7 +46,7 @@ def cub(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tables["bounding_boxes"].append(f"{number} {x0:.1f} {y0:.1f} {x1 - x0:.1f} {y1 - y0:.1f}")
         if not train:
             tables["localization"].append(f"{name},{x0},{y0},{x1 - 1},{y1 - 1}")
-            tables["image_sizes"].append(f"{name},{picture.width},{picture.height}")
+            tables["image_sizes"].append(f"{name},{image.width},{image.height}")
     tables["classes"] = [f"{label + 1} {label + 1:03}.{name}" for label, name in enumerate(CLASSES)]
     metadata = root.parent / "metadata"
     metadata.mkdir()
@@ -58,20 +58,20 @@ def cub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ImageNet's layout: class folders, and an XML file a test picture under Annotations/CLS-LOC/val."""
+    """ImageNet's layout: class folders, and an XML file a test image under Annotations/CLS-LOC/val."""
     root = tmp_path_factory.mktemp("imagenet")
     annotations = root / "Annotations/CLS-LOC/val"
     annotations.mkdir(parents=True)
-    for number, (label, picture, (x0, y0, x1, y1)) in enumerate(pictures(24), start=1):
+    for number, (label, image, (x0, y0, x1, y1)) in enumerate(rectangles(24), start=1):
         split, wnid = ("val", "train")[number % 2], f"n0144076{label}"
         stem = f"ILSVRC2012_val_{number:08}" if split == "val" else f"{wnid}_{number}"
         (root / split / wnid).mkdir(parents=True, exist_ok=True)
-        picture.save(root / split / wnid / f"{stem}.JPEG", "JPEG")
+        image.save(root / split / wnid / f"{stem}.JPEG", "JPEG")
         if split == "val":
             corners = zip(("xmin", "ymin", "xmax", "ymax"), (x0, y0, x1 - 1, y1 - 1), strict=True)
             box = "".join(f"<{name}>{value}</{name}>" for name, value in corners)
             (annotations / f"{stem}.xml").write_text(
-                f"<annotation><size><width>{picture.width}</width><height>{picture.height}</height></size>"
+                f"<annotation><size><width>{image.width}</width><height>{image.height}</height></size>"
                 f"<object><name>{wnid}</name><bndbox>{box}</bndbox></object></annotation>"
             )
     return root

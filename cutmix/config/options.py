@@ -1,4 +1,4 @@
-"""Flags of the commands that are no part of a recipe: where, on what, how often. No torch here."""
+"""Flags of the commands that are not part of a recipe: data, folders, devices, intervals. Imports no torch."""
 
 import os
 from dataclasses import dataclass
@@ -15,22 +15,22 @@ WORKERS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity"
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a recipe is run; nothing here changes what it computes."""
+    """Options of a run that do not change its result."""
 
     out: Path | None = None
     """Folder of the run; by default runs/NAME-seedN."""
     resume: bool = False
-    """Go on with the run in the folder, on a CPU bit for bit; start it if there is none yet."""
+    """Resume the run in the folder, on a CPU bit for bit; start it if there is none."""
     overwrite: bool = False
-    """Remove the run that the folder holds, and start again."""
+    """Remove the run in the folder, and start again."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1."""
     workers: int = WORKERS
     """Image files: threads that decode; 0 decodes in the thread of the loop."""
     log_every: int = 50
-    """Steps between two looks at the loss, which wait for the GPU."""
+    """Log the loss every N steps; each reading waits for the GPU."""
     checkpoint_every: int = 1000
-    """Steps between two checkpoints within an epoch; 0 saves at its end only."""
+    """Save a checkpoint every N steps; 0 saves at the end of an epoch only."""
     log: Literal["tensorboard", "wandb", "mlflow", "trackio"] | None = None
     """Log to this tracker too; TensorBoard's files are in the folder of the run. Each needs its extra."""
 
@@ -44,12 +44,12 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class TrainOptions(RunOptions):
-    """How the recipe of a classifier is run."""
+    """Options of a classifier's run that do not change its result."""
 
     skip_unreadable: bool = False
-    """Leave unreadable pictures out, counted, instead of stopping."""
+    """Leave out unreadable images and count them, instead of stopping."""
     download: bool = False
-    """Fetch a known data set that is not there."""
+    """Download a known data set that is missing."""
 
 
 Convention = Literal["exact", "odin", "confident", "mahalanobis", "openood"]
@@ -241,17 +241,17 @@ class PreviewOptions:
     data: str
     """A folder of class folders, or a known set such as digits or cifar-100."""
     out: Path = Path("preview.png")
-    """The picture."""
+    """Write to this PNG file."""
     mix: Literal["images", "smmix"] = "images"
-    """Cutout, Mixup and CutMix; or where a vision transformer looks and what SMMix makes of it."""
+    """images: Cutout, Mixup and CutMix; smmix: the attention of a vision transformer and what SMMix mixes."""
     model: str = "deit_tiny_patch16_224"
-    """smmix: the network that looks."""
+    """smmix: a vision transformer."""
     weights: Path | None = None
-    """smmix: its weights; without, its gaze is random."""
+    """smmix: its weights; by default random ones, whose attention is random too."""
     count: int = 6
     """Number of samples."""
     image_size: int | None = None
-    """Side in pixels; by default a small set's own, and 224 for photographs."""
+    """Side in pixels; by default a small set's own, and 224 for image files."""
     alpha: float = 1.0
     """α of the Beta distribution of CutMix and Mixup."""
     cutout_size: int | None = None
@@ -259,7 +259,7 @@ class PreviewOptions:
     seed: int = 0
     """Seed of the samples and of the mixing."""
     skip_unreadable: bool = False
-    """Leave unreadable pictures out instead of stopping."""
+    """Leave out unreadable images instead of stopping."""
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,7 @@ class PaperOptions:
 
 @dataclass(frozen=True)
 class CampaignOptions:
-    """How many runs are run in one folder."""
+    """Options of several runs in one folder."""
 
     out: Path = Path("runs")
     """Folder that holds a folder for each run; runs that were begun in it are resumed."""
@@ -311,7 +311,7 @@ class ReproduceOptions(CampaignOptions):
     seeds: int | None = None
     """Runs of each row, with seeds from 0; by default 3, and 1 at smoke scale."""
     scale: Literal["full", "short", "smoke"] = "full"
-    """The paper's protocol, the same with fewer epochs, or a few steps to see that it works."""
+    """The paper's protocol, the same with fewer epochs, or a few steps to check that it runs."""
     model: str | None = None
     """Another model than the rows', such as resnet20 on a CPU."""
     lr: float | None = None
@@ -319,7 +319,7 @@ class ReproduceOptions(CampaignOptions):
     epochs: int | None = None
     """Epochs at short scale; by default 10."""
     data: str | None = None
-    """Where the data are, if not under $CUTMIX_DATA or ./data."""
+    """Folder of the data; by default under $CUTMIX_DATA or ./data."""
     out: Path = Path("runs/reproduce")
     """Folder that holds a folder for each run; runs that were begun in it are resumed."""
 

@@ -21,7 +21,7 @@ ALL_LAYERS = (0, 1, 2, 3, 4)
 
 @dataclass(frozen=True)
 class Training:
-    """What the loop has to know, whatever is learnt.
+    """The fields of every task of the training loop.
 
     Raises:
         InputError: If a field is out of its range.
@@ -66,7 +66,7 @@ class Training:
     clip_grad_norm: float = 0.0
     """Largest norm of the gradient; 0 does not clip."""
     ema_decay: float = 0.0
-    """Decay of a moving average of the weights, which is then what is measured; 0 keeps none."""
+    """Decay of a moving average of the weights, which is then evaluated; 0 keeps none."""
     eval_every: int = 1
     """Epochs between two evaluations of the images that choose the best epoch."""
     seed: int = 0
@@ -164,7 +164,7 @@ class Recipe(Training):
     train_error: bool = False
     """Evaluate the training images too, neither augmented nor mixed."""
     image_size: int | None = None
-    """Side of the network's input in pixels; by default a small set's own size, and 224 for photographs."""
+    """Side of the model's input in pixels; by default a small set's own size, and 224 for image files."""
     crop_padding: int = 4
     """Small sets: pixels of padding before the random crop; 0 does not crop."""
     padding_mode: Literal["constant", "reflect"] = "constant"
@@ -172,14 +172,14 @@ class Recipe(Training):
     crop_scale: Derived[tuple[float, float]] = BY_DATA
     """Files: smallest and largest share of the image that a random crop covers; by default 0.3 1."""
     crop_fraction: float = 0.875
-    """Photographs: share of the resized picture's side that the centre crop for testing takes."""
+    """Image files: side of the centre crop for testing, as a share of the resized image's."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Photographs: how they are resized, for training and for testing."""
+    """Image files: interpolation of the resize, for training and for testing."""
     decoder: Literal["exact", "fast"] = "fast"
     """Files: how JPEG files are decoded and resized. exact: all their pixels, by Pillow, as torchvision does; fast: by
     libjpeg-turbo, at the resolution that the crop needs."""
     squash: bool = False
-    """Photographs: make them squares, whatever their shape, and crop without resizing, as for localization."""
+    """Image files: resize to a square, whatever the shape, and crop without resizing, as for localization."""
     flip: bool = True
     """Mirror half of the training images."""
     auto_augment: Literal["none", "imagenet", "cifar10", "svhn", "rand-m9-mstd0.5-inc1", "trivial"] = "none"
@@ -209,7 +209,7 @@ class Recipe(Training):
     patience: int = 0
     """Epochs without a better one on the val split after which the training ends; 0 trains all epochs."""
     head_lr_factor: float = 1.0
-    """Learning rate of the head, as a multiple of the others'."""
+    """Learning rate of the head, as a multiple of that of the other layers."""
     zero_init: bool = True
     """timm's ResNets: begin with residual branches that are zero; the paper's code does not."""
     stochastic_depth: float = 0.0

@@ -111,7 +111,7 @@ TINY = replace(
 )  # fmt: skip
 
 TINY_RESNET20 = replace(TINY, name="tiny-resnet20", model="resnet20", epochs=10, lr=0.1, warmup_epochs=1)
-"""A short run for a CPU, whose maps of 16×16 show where the network looks."""
+"""A short run for a CPU, with class activation maps of 16×16."""
 
 PHOTOS = Recipe(name="photos", data="")
 """What ``cutmix train --data FOLDER`` does: everything follows from the images (``cutmix.config.recipe``)."""
@@ -131,7 +131,7 @@ They computed in float32, which ``--precision float32`` is on a GPU too.
 PAPER_CIFAR10 = replace(PAPER_CIFAR100, name="cifar10-pyramidnet200", data="cifar-10")
 
 PAPER_CIFAR100_PYRAMIDNET110 = replace(PAPER_CIFAR100, name="cifar100-pyramidnet110", model="pyramidnet110")
-"""As PyramidNet-200, also for CutMix, of which an author says that it probably was so."""
+"""As PyramidNet-200, also for CutMix, as an author says that it probably was."""
 
 PAPER_CIFAR100_RESNET110 = replace(PAPER_CIFAR100, name="cifar100-resnet110", model="resnet110")
 """As PyramidNet-200; but CutMix ran at lr 0.1 and probability 1 here, as an author says."""
@@ -156,7 +156,7 @@ PAPER_CUB = replace(
     head_lr_factor=10.0, image_size=224, squash=True, epochs=600, batch_size=32, lr=0.001, weight_decay=1e-4,
     nesterov=False, schedule="step", milestones=(0.25, 0.5, 0.75), eval_every=10,
 )  # fmt: skip
-"""Localization, appendix B: learning rate 0.01 for the head, decays every 150 epochs, pictures resized to 256×256.
+"""Localization, appendix B: learning rate 0.01 for the head, decays every 150 epochs, images resized to 256×256.
 
 Flips, Nesterov's momentum and CutMix's probability are not stated; here there are flips, plain momentum and 1.
 """
@@ -277,16 +277,16 @@ def find_recipe(name: str) -> Recipe:
     raise InputError(f'there is no recipe "{name}"; close to it are {", ".join(close)}')
 
 
-# Fields that name a run or that its results have anyway; the size that photographs get where the recipe leaves it open.
+# Fields that name a run or that its results have anyway; the size of image files where the recipe leaves it open.
 _NO_CHANGE = {"name", "seed", "data", "backbone"}
-_PHOTO_SIZE = 224
+_FILE_SIZE = 224
 
 
 def recipe_changes(recipe: Training) -> dict[str, Any] | None:
     """Return the fields in which a recipe differs from the one of its name, with their values, as JSON can hold them.
 
     What stands behind a "+" in the name is not part of it; detectors and captioners are compared with the paper's.
-    A field that the named recipe leaves open (its precision, the size of photographs) is no change.
+    A field that the named recipe leaves open (its precision, the size of image files) is no change.
 
     Returns:
         The fields; None where no recipe has this name.
@@ -302,6 +302,6 @@ def recipe_changes(recipe: Training) -> dict[str, Any] | None:
     changed = {name: own[name] for name in own if name not in _NO_CHANGE and own[name] != theirs[name]}
     if theirs["precision"] == "auto":
         changed.pop("precision", None)
-    if theirs.get("image_size") is None and changed.get("image_size") == _PHOTO_SIZE:
+    if theirs.get("image_size") is None and changed.get("image_size") == _FILE_SIZE:
         del changed["image_size"]
     return changed

@@ -17,7 +17,7 @@ from cutmix.errors import InputError
 
 
 def predict_and_attend(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what the network says of images, and where it looks: in evaluation mode, without gradients.
+    """Return the logits of images and the attention that the model pays to their tokens, without gradients.
 
         a_t = mean over heads and queries q of softmax_t(q · k_t / √d)
 
@@ -102,7 +102,7 @@ class WithTokenHead(nn.Module):
     """A vision transformer with a second linear head, on the mean of its tokens in two regions.
 
     What SMMix trains, and what goes into the optimizer, DistributedDataParallel and ``torch.compile``. Only ``network``
-    is measured, averaged and exported: the second head serves its loss and is thrown away with this wrapper.
+    is evaluated, averaged and exported: the second head serves its loss and is thrown away with this wrapper.
 
     Args:
         network: A vision transformer, as ``predict_and_attend`` describes it.

@@ -54,7 +54,7 @@ def find_head(model: nn.Module, image_shape: Sequence[int] | None = None) -> Hea
     finally:
         model.train(training)
     if not bool(logits.isfinite().all()):
-        raise InputError(f"{name} gives logits that are NaN or infinite, so nothing can be measured")
+        raise InputError(f"{name} gives logits that are NaN or infinite, so nothing can be evaluated")
     if maps.ndim != 4 or maps.shape[1] != classifier.in_features:
         raise InputError(
             f"{refusal}: its features are {'×'.join(map(str, maps.shape[1:]))} and its linear layer takes "

@@ -210,7 +210,7 @@ def departures(recipe: Training, line: Record, test_images: int | None = None) -
         said.append(f"network {line.model}")
     if line.epochs != recipe.epochs:
         said.append(f"{line.epochs} of {recipe.epochs} epochs")
-    small = bool(facts and facts.side)  # a set of photographs is known by its size, wherever it lies
+    small = bool(facts and facts.side)  # a set of image files is recognized by its size, wherever it is
     if line.data != recipe.data and (small or n != wanted):
         said.append(f"data {line.data}")
     if line.drawn:

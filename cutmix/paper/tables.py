@@ -64,7 +64,7 @@ class Table:
         rows: In the paper's order.
         names: All names on the command line.
         notes: Letters of the footnotes that hold for every row.
-        remarks: What a reader has to know before comparing.
+        remarks: Notes on the comparison, one sentence or more each.
         command: The command that runs a row; "" where ``cutmix reproduce`` does.
         digits: Decimals, as printed.
         accuracy: Whether the paper prints 100 less the metric.

@@ -1,14 +1,14 @@
-"""A run is a folder: what was run, in what, how it went, what came out.
+"""The folder of a run: its configuration, environment, log, checkpoint, weights and results.
 
 config.json        the resolved recipe, and the command
 environment.json   versions, device, commit
-log.jsonl          one line every few steps, one an epoch
-checkpoint.pt      where to go on
+log.jsonl          one line every few steps, one per epoch
+checkpoint.pt      the state to resume from
 model.safetensors  the weights after the last epoch; best.safetensors: of the best one
-results.jsonl      one line a measure
+results.jsonl      one line per metric
 predictions/       per-sample logits of the last and the best epoch
-samples.png        what the network saw
-pictures/          what it found: detections, captions
+samples.png        training images as they were mixed
+pictures/          figures of its results: detections, captions, attention
 """
 
 import io
@@ -92,7 +92,7 @@ class RunFolder:
             raise
 
     def start(self, recipe: Training, environment: dict[str, Any]) -> None:
-        """Write what is run and where; the configuration last, as it is what makes the folder a run."""
+        """Write environment and configuration; the configuration last, as it makes the folder a run."""
         write_json(self.path / "environment.json", environment)
         write_json(self.path / "config.json", {"recipe": recipe.to_dict(), "command": command_line()})
 

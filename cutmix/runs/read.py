@@ -51,17 +51,17 @@ class Run(Tabular):
     """One run folder, read; it is accepted wherever the path of a run is, and prints as a table of its results.
 
     Attributes:
-        folder: where it was read from.
-        recipe: every field of the recipe that was run.
-        command: the command line that started it, "" when it was not recorded.
-        environment: versions, device and commit.
-        epochs: the log's entry of each epoch in rising order; of an epoch logged twice, the later.
-        results: the measures in the order in which they were made; of the same measure made twice, the later. Those
-            of other data than the first come last.
-        samples: the bytes of samples.png, None when there is none.
-        label: a short name, unique among the runs that were read together.
-        group: the label of the recipe: runs that differ in nothing but the seed share it.
-        evaluated: the file of weights that `cutmix evaluate` measured, where the folder is not a training run's.
+        folder: The folder.
+        recipe: Every field of the recipe.
+        command: The command line that started it; "" if it was not recorded.
+        environment: Versions, device and commit.
+        epochs: The log's entry of each epoch in rising order; of an epoch logged twice, the later.
+        results: The records in their order; of a metric evaluated twice, the later. Those of other data than the first
+            come last.
+        samples: The bytes of samples.png; None without it.
+        label: A short name, unique among the runs that were read together.
+        group: The label of the recipe, which runs that differ in nothing but the seed share.
+        evaluated: File of the weights that ``cutmix evaluate`` evaluated; None for a training run.
     """
 
     folder: Path
@@ -90,7 +90,7 @@ class Run(Tabular):
 
     @property
     def data(self) -> str:
-        """The data set that it was measured on, or is to be."""
+        """The data set of its results or, before there are any, of its recipe."""
         if self.results:
             return self.results[0].data
         planned = str(self.recipe.get("data", "unknown data"))
@@ -98,7 +98,7 @@ class Run(Tabular):
 
     @property
     def finished(self) -> bool:
-        """Whether the last planned epoch was measured."""
+        """Whether the last planned epoch was evaluated."""
         if self.evaluated:
             return bool(self.results)
         epochs = [record.epoch or 0 for record in self.results if record.which == "last" and self.is_own(record)]

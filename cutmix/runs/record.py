@@ -56,7 +56,7 @@ class Record:
         chosen_on: Split on which the threshold, or the best epoch of a training, was chosen.
         bins: Number of calibration bins.
         steps: Steps of an attack.
-        note: What a reader has to know.
+        note: What limits the result, in words.
         model: Name of the model.
         arch: Detector or captioner on the backbone.
         mix: The recipe's mixing method.
@@ -73,7 +73,7 @@ class Record:
         decoder: How JPEG files were decoded: "exact" or "fast"; None for small images.
         drawn: Number of images drawn from the test set; None for all.
         draw_seed: Seed of everything that an evaluation draws.
-        test_images: Number of images of the whole test set, of which an evaluation may have drawn some.
+        test_images: Number of images of the whole test set; an evaluation may use fewer.
         classes: Number of classes; with five or fewer, a top-5 error is not applicable.
         skipped: Number of unreadable images left out.
         file: File of the evaluated weights.

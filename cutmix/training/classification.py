@@ -27,7 +27,7 @@ from cutmix.evaluation.classification import (
 from cutmix.evaluation.classifier import Classifier, decode
 from cutmix.evaluation.gallery import example_pictures
 from cutmix.mixing.targets import Targets
-from cutmix.preview import attention_picture, pick_samples, preview_grid
+from cutmix.preview import attention_figure, pick_samples, preview_grid
 from cutmix.runs.outcomes import answers, examples
 from cutmix.runs.record import Record
 from cutmix.runtime.distributed import World, send_buffers
@@ -274,9 +274,7 @@ class Classification:
         data = self.train_set
         images, labels = pick_samples(data, self.recipe.image_size, 8, 0)
         images = images.to(self.world.device)
-        return attention_picture(
-            self.state.exported, images, labels, classes=data.classes, mean=data.mean, std=data.std
-        )
+        return attention_figure(self.state.exported, images, labels, classes=data.classes, mean=data.mean, std=data.std)
 
 
 def _divide(targets: Targets, parts: int) -> Sequence[Any]:

@@ -237,7 +237,7 @@ def voc_average_precision(
         objects: The objects, likewise.
         num_classes: C; labels are 0 to C - 1.
         iou: The IoU that a right detection exceeds, in [0, 1).
-        interpolation: "11-point" takes the reference's recalls, of which the 4th, 7th and 8th are a rounding error
+        interpolation: "11-point" takes the reference's recalls, whose 4th, 7th and 8th are a rounding error
             above 0.3, 0.6 and 0.7: with 3 of 10 objects detected and no wrong detection, AP is 27.27 %. "exact
             11-point" takes i / 10: 36.36 %. "all-point" is VOC's definition from 2010 on.
         plus_one: Boxes include the pixels of their right and lower edge, as in VOC's files: width = right - left + 1.

@@ -175,8 +175,8 @@ def test_what_a_row_needs_is_its_baselines() -> None:
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Splits:
-    folder, pixels = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+def image_files(tmp_path_factory: pytest.TempPathFactory) -> Splits:
+    folder, pixels = tmp_path_factory.mktemp("image_files"), np.random.default_rng(0)
     for split, label, i in itertools.product(("train", "val"), ("cat", "dog"), range(4)):
         path = folder / split / label / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,10 +201,10 @@ def create_shrunk(name: str, num_classes: int, *, in_chans: int, pretrained: Any
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_it_takes_a_step(recipe: Recipe, photographs: Splits, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_it_takes_a_step(recipe: Recipe, image_files: Splits, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sides = {"digits": (1, 8), "fashion-mnist": (1, 28), "": None, "imagenet": None, "cub-200-2011": None}
     shape = sides.get(recipe.data, (3, 32))
-    splits = photographs if shape is None else Splits(small_images(*shape), None, small_images(*shape), {})
+    splits = image_files if shape is None else Splits(small_images(*shape), None, small_images(*shape), {})
     monkeypatch.setattr(cutmix.training.setup, "open_sets", lambda *_: splits)
     monkeypatch.setattr(cutmix.training.state, "create_model", create_shrunk)
     small = replace(

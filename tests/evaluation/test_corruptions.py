@@ -69,7 +69,7 @@ def arrays(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A set in the layout of ImageNet-C."""
     root = tmp_path_factory.mktemp("imagenet-c")
     for c, name in enumerate(CORRUPTIONS):
@@ -102,7 +102,7 @@ def test_alexnets_errors_are_the_published_ones() -> None:
     assert [error / 100 for error in ALEXNET_ERR.values()] == pytest.approx(published, abs=6e-4)
 
 
-@pytest.mark.parametrize("layout", ["arrays", "pictures"])
+@pytest.mark.parametrize("layout", ["arrays", "images"])
 def test_errors_are_those_that_were_made(layout: str, classifier: Classifier, request: pytest.FixtureRequest) -> None:
     suite = corruption_error(classifier, open_corrupted(classifier, request.getfixturevalue(layout)))
     by = {(r.metric, r.of, r.at): r for r in suite.records}
@@ -115,7 +115,7 @@ def test_errors_are_those_that_were_made(layout: str, classifier: Classifier, re
         assert by["corruption_mean_err", name, None].value == pytest.approx(EXPECTED[c].mean())
     assert by["mean_corruption_err", None, None].value == pytest.approx(EXPECTED.mean())
     errors = {name: EXPECTED[c].mean() for c, name in enumerate(CORRUPTIONS)}
-    if layout == "pictures":
+    if layout == "images":
         assert by["mean_corruption_ce", None, None].value == pytest.approx(
             np.mean([100 * error / ALEXNET_ERR[name] for name, error in errors.items()])
         )
@@ -208,16 +208,16 @@ def add_class(folder: Path) -> None:
     ],
 )
 def test_damaged_folders_are_refused(
-    damage: Callable[[Path], None], message: str, classifier: Classifier, pictures: Path, tmp_path: Path
+    damage: Callable[[Path], None], message: str, classifier: Classifier, images: Path, tmp_path: Path
 ) -> None:
-    folder = shutil.copytree(pictures, tmp_path / "copy")
+    folder = shutil.copytree(images, tmp_path / "copy")
     damage(folder)
     with pytest.raises(InputError, match=message):
         open_corrupted(classifier, folder)
 
 
-def test_a_picture_of_another_size_is_refused(classifier: Classifier, pictures: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(pictures, tmp_path / "copy")
+def test_an_image_of_another_size_is_refused(classifier: Classifier, images: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(images, tmp_path / "copy")
     path = next((folder / "fog" / "2").rglob("*.JPEG"))
     Image.open(path).resize((9, 9)).save(path, format="JPEG")
     with pytest.raises(InputError, match=r"is 9×9 pixels; expected 16×16"):

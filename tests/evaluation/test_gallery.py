@@ -1,4 +1,4 @@
-"""The pictures, by what is drawn where."""
+"""The figures, by what is drawn where."""
 
 import contextlib
 import io
@@ -34,8 +34,8 @@ def test_boxes_are_red_and_green(drawn: Classifier) -> None:
     boxes = [np.array([[2, 3, 9, 12], [10, 1, 15, 6]])] * 8
     png = box_gallery(drawn, boxes, count=2)
     assert png.startswith(b"\x89PNG")
-    picture = pixels(png)
-    red, green, blue = picture[..., 0], picture[..., 1], picture[..., 2]
+    canvas = pixels(png)
+    red, green, blue = canvas[..., 0], canvas[..., 1], canvas[..., 2]
     assert ((red > 240) & (green < 20) & (blue < 20)).sum() > 500
     assert ((red < 20) & (green > 240) & (blue < 20)).sum() > 100
     assert box_gallery(drawn, boxes, count=2) == png

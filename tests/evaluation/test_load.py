@@ -20,7 +20,7 @@ from cutmix.models import create_model
 from cutmix.runtime.weights import save_weights
 
 
-def photographs(folder: Path, each: int, classes: Sequence[str] = ("cat", "dog")) -> Path:
+def image_files(folder: Path, each: int, classes: Sequence[str] = ("cat", "dog")) -> Path:
     rng = np.random.default_rng(0)
     for name in classes:
         (folder / name).mkdir(parents=True)
@@ -31,7 +31,7 @@ def photographs(folder: Path, each: int, classes: Sequence[str] = ("cat", "dog")
 
 def test_weights_of_another_program_are_evaluated_on_every_image(tmp_path: Path) -> None:
     torch.save(create_model("resnet20", 2).state_dict(), tmp_path / "plain.pth")
-    options = EvaluateOptions(tmp_path / "plain.pth", str(photographs(tmp_path / "photos", 1)), model="resnet20")
+    options = EvaluateOptions(tmp_path / "plain.pth", str(image_files(tmp_path / "photos", 1)), model="resnet20")
     subject = find_subject(options)
     data = open_test_set(options, subject)
     assert (subject.which, subject.recipe, len(data), data.split) == ("file", None, 2, "all")
@@ -41,7 +41,7 @@ def test_weights_of_another_program_are_evaluated_on_every_image(tmp_path: Path)
 
 
 def test_weights_of_a_recipe_are_evaluated_on_the_images_held_out(tmp_path: Path) -> None:
-    folder = photographs(tmp_path / "photos", 5)
+    folder = image_files(tmp_path / "photos", 5)
     recipe = Recipe(data=str(folder), model="resnet20", val_fraction=0.4)
     about = {"recipe": json.dumps(recipe.to_dict()), "mean": "[0.1, 0.2, 0.3]", "std": "[1, 1, 1]"}
     save_weights(tmp_path / "ours.safetensors", create_model("resnet20", 2).state_dict(), about)
@@ -74,20 +74,20 @@ def test_all_of_other_data_is_evaluated_and_its_classes_are_matched_by_name(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    own = photographs(tmp_path / "own", 5, ("ant", "cat", "dog"))
+    own = image_files(tmp_path / "own", 5, ("ant", "cat", "dog"))
     path = ours(tmp_path / "w.safetensors", own, ("dog", "ant", "cat"))
-    new = photographs(tmp_path / "new", 7)
+    new = image_files(tmp_path / "new", 7)
     data = opened(path, new)
     assert (len(data), data.classes) == (14, ("dog", "ant", "cat"))
     assert [data.classes[label] for label in data.labels.tolist()] == ["cat"] * 7 + ["dog"] * 7
     assert "2 of the 3 classes of the model" in caplog.text
     assert load_model(EvaluateOptions(path), find_subject(EvaluateOptions(path)), data).fc.out_features == 3
     with pytest.raises(InputError, match=r"'cats', which .* does not have among its 3; did you mean 'cat'"):
-        opened(path, photographs(tmp_path / "other", 1, ("cats", "dog")))
+        opened(path, image_files(tmp_path / "other", 1, ("cats", "dog")))
 
 
 def test_the_runs_own_data_may_have_moved(tmp_path: Path) -> None:
-    own = photographs(tmp_path / "own", 5)
+    own = image_files(tmp_path / "own", 5)
     fingerprint = open_data(str(own), "train", val_fraction=0.4).fingerprint()
     path = ours(tmp_path / "w.safetensors", own, ("cat", "dog"), data=fingerprint)
     moved = tmp_path / "moved"
@@ -102,14 +102,14 @@ def test_imagenets_classes_are_known(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     torch.save(create_model("resnet20", 1000).state_dict(), path)
     numbers = {"n01443537": 1, "n01484850": 2, "n15075141": 999}
-    data = opened(path, photographs(tmp_path / "wordnet", 1, list(numbers)), model="resnet20")
+    data = opened(path, image_files(tmp_path / "wordnet", 1, list(numbers)), model="resnet20")
     assert (data.num_classes, data.labels.tolist()) == (1000, [1, 2, 999])
     data = opened(
-        path, photographs(tmp_path / "words", 1, ("Goldfish", "great_white_shark", "toilet tissue")), model="resnet20"
+        path, image_files(tmp_path / "words", 1, ("Goldfish", "great_white_shark", "toilet tissue")), model="resnet20"
     )
     assert (data.num_classes, data.labels.tolist(), data.classes[999]) == (1000, [1, 2, 999], "toilet tissue")
     for number, classes in enumerate((("goldfish", "my cat"), ("crane", "goldfish"))):  # no class; two classes
-        folder = photographs(tmp_path / str(number), 1, classes)
+        folder = image_files(tmp_path / str(number), 1, classes)
         with pytest.raises(InputError, match=r"has 1000 classes and does not name them, . has 2; give"):
             opened(path, folder, model="resnet20")
 
@@ -123,7 +123,7 @@ def test_a_list_of_classes_gives_the_order_of_the_outputs(tmp_path: Path, text: 
     (tmp_path / "classes").write_text(text, encoding="utf-8", newline="")
     assert read_classes(tmp_path / "classes") == ("b", "a", "c")
     torch.save(create_model("resnet20", 3).state_dict(), tmp_path / "w.pth")
-    folder = photographs(tmp_path / "photos", 1, ("a", "b", "c"))
+    folder = image_files(tmp_path / "photos", 1, ("a", "b", "c"))
     data = opened(tmp_path / "w.pth", folder, model="resnet20", classes=tmp_path / "classes")
     assert data.labels.tolist() == [1, 0, 2]
 
@@ -145,7 +145,7 @@ def test_a_bad_list_of_classes_is_one_sentence(tmp_path: Path, text: str, said: 
 def test_numbered_folders_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     torch.save(create_model("resnet20", 11).state_dict(), tmp_path / "w.pth")
-    folder = photographs(tmp_path / "photos", 1, [str(n) for n in range(11)])
+    folder = image_files(tmp_path / "photos", 1, [str(n) for n in range(11)])
     assert opened(tmp_path / "w.pth", folder, model="resnet20").classes[:3] == ("0", "1", "10")
     assert "class folders are numbers" in caplog.text
     (tmp_path / "classes").write_text("\n".join(str(n) for n in range(11)))
@@ -183,7 +183,7 @@ def test_a_smaller_draw_is_part_of_a_larger_one() -> None:
 
 def test_the_normalisation_of_a_known_model_goes_with_it(tmp_path: Path) -> None:
     torch.save(create_model("resnet18", 2).state_dict(), tmp_path / "plain.pth")
-    folder = str(photographs(tmp_path / "photos", 1))
+    folder = str(image_files(tmp_path / "photos", 1))
     for model, mean in (("resnet18", 0.485), ("tf_efficientnet_lite0", 0.5)):
         options = EvaluateOptions(tmp_path / "plain.pth", folder, model=model)
         assert open_test_set(options, find_subject(options)).mean[0] == mean

@@ -343,10 +343,10 @@ def test_batches_without_spatial_dimensions() -> None:
 
 
 def test_pil_images_and_lists_are_refused_in_one_sentence() -> None:
-    picture = Image.new("RGB", (8, 8))
+    image = Image.new("RGB", (8, 8))
     expected = r"expected a tensor \(N, ..., H, W\); torchvision's v2.ToImage makes tensors of PIL images"
     for transform in (CutMix(), Mixup(), Cutout(2), RandomChoice([CutMix()])):
-        for images in (picture, [picture] * 4, np.zeros((4, 3, 8, 8))):
+        for images in (image, [image] * 4, np.zeros((4, 3, 8, 8))):
             with pytest.raises(InputError, match=rf"^images are of type \w+; {expected}$"):
                 transform(images, torch.arange(4))
         for labels in ([0, 1, 2, 3], (0, 1, 2, 3), np.arange(4), "cats"):
@@ -355,7 +355,7 @@ def test_pil_images_and_lists_are_refused_in_one_sentence() -> None:
             ):
                 transform(torch.rand(4, 3, 8, 8), labels)
     with pytest.raises(InputError, match="images are of type Image; expected a tensor"):
-        Draw.from_lam(torch.tensor([0]), 0.5).apply(picture)
+        Draw.from_lam(torch.tensor([0]), 0.5).apply(image)
 
 
 @every_transform
@@ -392,8 +392,8 @@ def test_mixup_makes_no_classes_of_masks() -> None:
         assert type(chosen) is type(masks)
         assert torch.equal(chosen, masks[[0, 1, 0]])
         assert CutMix(seed=0)(masks, torch.arange(3))[0].dtype == masks.dtype  # which moves them
-    photographs = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
-    assert Mixup(seed=0)(photographs, torch.arange(4))[0].dtype == torch.uint8
+    pixels = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
+    assert Mixup(seed=0)(pixels, torch.arange(4))[0].dtype == torch.uint8
 
 
 @pytest.mark.usefixtures("no_recompilation")

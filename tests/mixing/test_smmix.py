@@ -423,7 +423,7 @@ def test_two_processes_choose_alike_draw_for_themselves_and_train_one_network(tm
     assert len(first["chosen"]) == 8
     assert 0 < sum(first["chosen"]) < 8
     assert {len(partner) for _, partner in first["draws"][1:]} <= {63, 59}  # odd shares of a batch
-    assert first["draws"][1:] != second["draws"]  # the first process drew the picture of samples before
+    assert first["draws"][1:] != second["draws"]  # the first process drew the figure of samples before
     assert all(map(torch.equal, first["weights"], second["weights"]))
 
 

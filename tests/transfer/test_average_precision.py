@@ -108,12 +108,12 @@ def test_equals_the_definition_written_out(plus_one: bool, interpolation: Any, i
 
 
 def test_by_hand_matching() -> None:
-    # One picture, one class, two objects: A = 0..9 × 0..9 and B = 20..29 × 0..9; five detections by falling score:
+    # One image, one class, two objects: A = 0..9 × 0..9 and B = 20..29 × 0..9; five detections by falling score:
     #   .9 on A                       right            recall 1/2, precision 1/1
     #   .8 on A again                 A is taken       wrong: 1/2, 1/2
     #   .7 far away                   wrong            1/2, 1/3
     #   .6 on B                       right            2/2, 2/4
-    #   .5 in another picture, on A's place: wrong     2/2, 2/5
+    #   .5 in another image, on A's place: wrong     2/2, 2/5
     # max{p : r ≥ t} is 1 for t = 0, …, .5 (6 recalls) and 1/2 for .6, …, 1 (5): AP = (6 + 2.5) / 11;
     # the area is 1/2 · 1 + 1/2 · 1/2 = 3/4.
     a, b = (0, 0, 9, 9), (20, 0, 29, 9)
@@ -253,10 +253,10 @@ def test_interval_holds_the_value_and_shrinks_with_the_set() -> None:
         assert not few
         assert (low, high, few) == voc_interval(*scene, 5, images, resamples=200)  # its seed's alone
         widths.append(high - low)
-    assert 2 < widths[0] / widths[1] < 8  # 4 for independent pictures
+    assert 2 < widths[0] / widths[1] < 8  # 4 for independent images
 
 
-def test_a_resample_is_the_set_with_pictures_repeated() -> None:
+def test_a_resample_is_the_set_with_images_repeated() -> None:
     found, truth = random_scene(4)
     counts = np.random.default_rng(0).integers(0, 3, 40)
     weighted = precision_of(tally(judge(found, truth), 5), "11-point", counts)
@@ -268,7 +268,7 @@ def test_a_resample_is_the_set_with_pictures_repeated() -> None:
 
     again = voc_average_precision(repeated(found), repeated(truth), 5)
     assert again.objects.tolist() == weighted.objects.tolist()
-    # copies of a picture have equal scores; they are one step of the curve there and several here, of rising precision
+    # copies of an image have equal scores; they are one step of the curve there and several here, of rising precision
     np.testing.assert_allclose(again.per_class, weighted.per_class, atol=0.02)
 
 

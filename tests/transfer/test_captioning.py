@@ -1,4 +1,4 @@
-"""Show and Tell beside loops over words and pictures, exhaustive search, and 16 pictures that it must remember."""
+"""Show and Tell beside loops over words and images, exhaustive search, and 16 images that it must remember."""
 
 import itertools
 import math
@@ -164,7 +164,7 @@ def test_a_wide_beam_finds_the_best_of_all_captions(seed: int) -> None:
 
 
 def one_after_another(model: ShowAndTell, image: Tensor, beam: int, max_length: int) -> list[int]:
-    """Search for one picture, one beam after another, in plain Python."""
+    """Search for one image, one beam after another, in plain Python."""
     beams: list[tuple[float, list[int]]] = [(0.0, [])]
     for _ in range(max_length):
         grown = []
@@ -209,7 +209,7 @@ def test_greedy_takes_the_best_word_at_each_step() -> None:
     assert torch.equal(found, model.beam_search(images, 1, 6)[0])
 
 
-def test_a_picture_gets_the_same_caption_alone_and_in_a_batch() -> None:
+def test_an_image_gets_the_same_caption_alone_and_in_a_batch() -> None:
     model, images = network(30).train(), some_images(7)
     found = model.beam_search(images, 4, 8)[0].tolist()
     assert model.training
@@ -295,12 +295,12 @@ def test_what_does_not_fit_is_refused() -> None:
         ShowAndTell(nn.Flatten(), 9)
 
 
-# ---- real pictures ----
+# ---- real images ----
 
 
 @pytest.mark.slow
 @pytest.mark.data
-def test_sixteen_pictures_are_learnt_by_heart() -> None:
+def test_sixteen_images_are_learned_by_heart() -> None:
     root = Path(os.environ.get("CUTMIX_DATA", ""), "flickr8k-1000")
     if not os.environ.get("CUTMIX_DATA") or not root.is_dir():
         pytest.skip("needs $CUTMIX_DATA/flickr8k-1000")

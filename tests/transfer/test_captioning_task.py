@@ -66,7 +66,7 @@ def test_bfloat16_runs_on_every_cpu(caption_folder: Path, monkeypatch: pytest.Mo
     )
 
 
-def test_captions_are_filed_under_their_pictures(caption_folder: Path) -> None:
+def test_captions_are_filed_under_their_images(caption_folder: Path) -> None:
     it = task(caption_folder)
     said = arrays_of([captions[0] for captions in it.test_set.captions])
     perfect = {record.metric: record.value for record in it.records(said)}

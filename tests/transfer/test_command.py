@@ -30,7 +30,7 @@ from cutmix.runtime.weights import load_weights
 from cutmix.transfer.command import prepare_transfer, transfer
 from cutmix.transfer.detection_task import COCO_METRICS
 
-# Three steps an epoch of nine pictures, or of 18 captions; everything that has a state is on.
+# Three steps an epoch of nine images, or of 18 captions; everything that has a state is on.
 _SHARED: dict[str, Any] = {
     "epochs": 2, "accumulate": 2, "optimizer": "adamw", "lr": 1e-3, "ema_decay": 0.5, "clip_grad_norm": 10.0,
     "schedule": "cosine", "val_fraction": 0.25, "precision": "float32",
@@ -99,8 +99,8 @@ def test_a_run_leaves_what_every_run_leaves(runs: dict[str, Path], kind: str) ->
         assert (record.backbone, record.weights, record.split) == ("none", "ema", "test")
         assert record.suite == record.task == ("captioning" if kind == "captioning" else "detection")
         assert record.value is not None or record.note.startswith("not run") or record.metric == "meteor"
-    with Image.open(run / f"pictures/{PICTURES[kind]}.png") as picture:
-        assert min(picture.size) > 300
+    with Image.open(run / f"pictures/{PICTURES[kind]}.png") as figure:
+        assert min(figure.size) > 300
     assert not (run / "samples.png").exists()
     epochs = [record for record in read_lines(run / "log.jsonl") if record["kind"] == "epoch"]
     key = "cider_d" if kind == "captioning" else "map"
@@ -222,7 +222,7 @@ def _break_size(folder: Path) -> None:
         file.write_text(file.read_text().replace("<height>", "<height>1"))
 
 
-def _break_picture(folder: Path) -> None:
+def _break_image(folder: Path) -> None:
     (folder / "images/03.png").write_bytes(b"no image")
 
 
@@ -239,7 +239,7 @@ def _break_captions_file(folder: Path) -> None:
         ("captioning", _break_caption, r"captions\.txt has an empty caption for the image '00\.png'"),
         ("ssd300", _cut_header, r"05\.png cannot be read as an image .*: repair or remove it$"),
         ("faster-rcnn", _break_size, r"\.png is \d+×\d+ pixels; expected \d+×\d+ by its annotation"),
-        ("captioning", _break_picture, r"03\.png cannot be read as an image .*: repair or remove it$"),
+        ("captioning", _break_image, r"03\.png cannot be read as an image .*: repair or remove it$"),
         ("captioning", _break_captions_file, r"captions\.txt begins with 'picture;text'; expected a header such as"),
     ],
 )

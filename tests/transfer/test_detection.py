@@ -1,4 +1,4 @@
-"""The detectors against torchvision's and the paper's figures, what is frozen, and real pictures learned by heart."""
+"""The detectors against torchvision's and the paper's figures, what is frozen, and real images learned by heart."""
 
 import copy
 import os
@@ -248,7 +248,7 @@ def mean_average_precision(detector: Detector, samples: list[tuple[Tensor, dict[
 @pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.parametrize("architecture", ["ssd300", "faster-rcnn"])
-def test_eight_real_pictures_are_learned_by_heart(architecture: str) -> None:
+def test_eight_real_images_are_learned_by_heart(architecture: str) -> None:
     root = Path(os.environ.get("CUTMIX_DATA", "")) / "voc-100"
     if not os.environ.get("CUTMIX_DATA") or not root.is_dir():
         pytest.skip("needs $CUTMIX_DATA/voc-100")

@@ -135,7 +135,7 @@ def test_batches_are_lists(white_boxes: DetectionSet) -> None:
 
 
 def test_an_unreadable_image_is_refused(white_boxes: DetectionSet) -> None:
-    white_boxes.images[4].path.write_bytes(b"no picture")
+    white_boxes.images[4].path.write_bytes(b"no image")
     Image.new("RGB", (90, 120)).save(white_boxes.images[5].path)
     samples = DetectionSamples(white_boxes, faster_rcnn_transform())
     with pytest.raises(InputError, match=r"4\.png cannot be read as an image"):

@@ -222,9 +222,9 @@ def test_a_test_split_of_difficult_objects_is_refused(voc_folder: Path) -> None:
         make_batches(SMALL, train, hard, (0.5, 0.5, 0.5), WORLD, 0)
 
 
-def test_the_gallery_is_a_picture(voc_folder: Path, tmp_path: Path) -> None:
+def test_the_gallery_is_an_image(voc_folder: Path, tmp_path: Path) -> None:
     it = task(voc_folder)
     arrays = it.evaluate(it.state.exported).arrays
     (tmp_path / "x.png").write_bytes(it.pictures(arrays)["detections"])
-    with Image.open(tmp_path / "x.png") as picture:
-        assert picture.width == 1400
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.width == 1400

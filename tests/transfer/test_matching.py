@@ -19,8 +19,8 @@ A, B, FAR = (0.0, 0.0, 9.0, 9.0), (20.0, 0.0, 29.0, 9.0), (50.0, 50.0, 60.0, 60.
 
 
 def test_by_hand() -> None:
-    # Picture 0: A and B are there, B difficult; picture 1: A of class 1. By falling score, of class 0: A right, A again
-    # wrong (taken), far away wrong, B left out twice; A in picture 1 wrong, for there it is of class 1.
+    # Image 0: A and B are there, B difficult; image 1: A of class 1. By falling score, of class 0: A right, A again
+    # wrong (taken), far away wrong, B left out twice; A in image 1 wrong, for there it is of class 1.
     objects = Objects(np.array([0, 0, 1]), np.array([0, 0, 1]), np.array([A, B, A]), np.array([False, True, False]))
     rows = [(0, 0, 0.5, B, LEFT_OUT), (0, 0, 0.9, A, RIGHT), (1, 0, 0.4, A, WRONG), (0, 0, 0.8, A, WRONG),
             (0, 0, 0.6, FAR, WRONG), (0, 0, 0.3, B, LEFT_OUT), (1, 1, 0.1, A, RIGHT)]  # fmt: skip
