@@ -15,7 +15,7 @@ _PARTS = {
     "val": r"(val|valid|validation|validate|dev|eval)",
     "test": r"(test|testing|tst)",
 }
-_NAMES = {
+NAMES_OF_PARTS = {
     part: re.compile(rf"{names}[-_ .]?(set|data|dataset|images|imgs|split)?", re.I) for part, names in _PARTS.items()
 }
 
@@ -80,7 +80,7 @@ def find_parts(root: Path) -> dict[str, Path]:
     """
     visible = [path for path in _visible(root) if path.is_dir()]
     found: dict[str, Path] = {}
-    for part, pattern in _NAMES.items():
+    for part, pattern in NAMES_OF_PARTS.items():
         folders = [path for path in visible if pattern.fullmatch(path.name)]
         if len(folders) > 1:
             names = " and ".join(f"{path.name}/" for path in folders)
@@ -166,7 +166,7 @@ def _refuse_same_subfolders(folder: Path, names: list[str]) -> None:
     inside = [frozenset(path.name for path in _visible(folder / name) if path.is_dir()) for name in names]
     if len(names) < 2 or len(set(inside)) > 1 or any(_holds_images(folder / name) for name in names):
         return
-    if len(inside[0]) > 1 or any(pattern.fullmatch(name) for name in inside[0] for pattern in _NAMES.values()):
+    if len(inside[0]) > 1 or any(pattern.fullmatch(name) for name in inside[0] for pattern in NAMES_OF_PARTS.values()):
         raise InputError(
             f"{_some(names)} in {folder} all hold the same folders, {_some(sorted(inside[0]))}: if they are splits, "
             "name them train, val and test; if they are classes, move the images up into them"

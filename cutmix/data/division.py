@@ -131,7 +131,10 @@ def divide(folders: ClassFolders, copies: Copies, val_fraction: float, seed: int
         InputError: All training images of a class are in another split too.
     """
     parts = {part: [list(own) for own in classes] for part, classes in folders.parts.items()}
-    origin = {part: f"{folder.name}/" for part, folder in folders.folders.items()}
+    origin = {
+        part: f"{part} of {folder.name}" if folder.is_file() else f"{folder.name}/"
+        for part, folder in folders.folders.items()
+    }
     if "all" in parts:
         parts["train"], origin = parts.pop("all"), {"train": "all images"}
     if not val_fraction and "val" in parts and "test" not in parts:

@@ -28,6 +28,7 @@ from cutmix.data.formats import (
     read_idx,
     read_tiny_imagenet,
 )
+from cutmix.data.label_file import SUFFIXES, read_label_file
 from cutmix.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cutmix.errors import InputError
 from cutmix.runtime.seeding import derive_seed
@@ -349,7 +350,7 @@ def _open_folder(
     wanted: tuple[str, ...] = ("train", "val", "test"),
 ) -> Splits:
     """Divide a folder of class folders; only the splits that are wanted are searched for unreadable files."""
-    folders = read_class_folders(folder)
+    folders = _listed(folder)
     known = name == "imagenet"
     copies = Copies() if known else find_copies(folders)
     division = divide(folders, copies, 0.0 if known else val_fraction, seed)
@@ -363,8 +364,13 @@ def _open_folder(
     return Splits(sets["train"], sets.get("val"), sets.get("test"), origin, folders, copies, division.leaks, known)
 
 
+def _listed(path: Path) -> ClassFolders:
+    """Return the images of a folder of class folders, or of a file of labels."""
+    return read_label_file(path) if path.is_file() else read_class_folders(path)
+
+
 def _open_all(name: str, folder: Path, skip_unreadable: bool) -> FileSet:
-    folders = read_class_folders(folder)
+    folders = _listed(folder)
     part = next(part for part in ("all", "test", "val", "train") if part in folders.parts)
     samples = _samples(folders.parts[part])
     unreadable = find_unreadable([path for path, _ in samples]) if skip_unreadable else set()
@@ -427,8 +433,13 @@ def locate(data: str, download: bool = False) -> tuple[str, Path]:
     path = Path(data).expanduser()
     if path.is_dir():
         return _recognise(path)
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
+        return "folder", path
     if path.exists():
-        raise InputError(f"{data} is a file; expected a folder of class folders or of a known data set, unpacked")
+        raise InputError(
+            f"{data} is a file; expected a folder of class folders or of a known data set, unpacked, or labels "
+            f"({', '.join(SUFFIXES)})"
+        )
     if data not in _NAMES:
         close = difflib.get_close_matches(data.lower(), _NAMES, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"expected a folder or one of {', '.join(_NAMES)}"

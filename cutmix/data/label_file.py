@@ -1,0 +1,142 @@
+"""Images and their labels listed in a file: CSV, JSON lines or Parquet. No torch here."""
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cutmix.data.class_folders import NAMES_OF_PARTS, ClassFolders, printable_name
+from cutmix.data.folder import File, Listing, read_text
+from cutmix.errors import InputError, missing_extra
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+_COLUMNS = {
+    "path": ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "img", "image_id"),
+    "label": ("label", "labels", "class", "class_name", "category", "target", "species"),
+    "split": ("split", "subset", "set", "partition"),
+}
+Row = tuple[int, str, str, str]  # number in the file, path, label, split
+
+
+def read_label_file(path: Path) -> ClassFolders:
+    """Read the images, labels and splits that a file lists.
+
+    A row has a path, relative to the folder of the file, a label, and possibly a split: train, val or test. A CSV file
+    names these columns in its first line, or has them in this order. Classes are sorted by name; a label in each row
+    that is a whole number sorts by value.
+
+    Returns:
+        The images by split and class, as of a folder of class folders.
+
+    Raises:
+        InputError: The file cannot be read; a column, an image or a label is missing; an image has several labels or is
+            listed twice; there are fewer than two classes; some rows have a split and others not.
+    """
+    rows = list(_rows(path))
+    if not rows:
+        raise InputError(f"{path} lists no images; expected rows of path, label and possibly split")
+    several = next((row for row in rows if "|" in row[2]), None)
+    if several:
+        raise InputError(f"{path}, row {several[0]} has the labels {several[2]}; expected one label for each image")
+    names = sorted({label for _, _, label, _ in rows}, key=_order([label for _, _, label, _ in rows]))
+    if len(names) < 2:
+        raise InputError(f"{path} holds one class only ('{names[0]}'); a classifier needs two or more")
+    parts: dict[str, list[list[File]]] = {}
+    seen: dict[tuple[int, int], int] = {}
+    for number, name, label, split in rows:
+        file = _file(path, number, name)
+        if file.identity in seen:
+            raise InputError(f"{path}, row {number} lists {name} again, after row {seen[file.identity]}")
+        seen[file.identity] = number
+        part = parts.setdefault(_part(path, number, split), [[] for _ in names])
+        part[names.index(label)].append(file)
+    if "all" in parts and len(parts) > 1:
+        raise InputError(f"{path} has a split in some rows only; expected train, val or test in each, or in none")
+    if "all" not in parts and "train" not in parts:
+        raise InputError(f"{path} has no train split; expected one")
+    for split, classes in parts.items():
+        if [] in classes:
+            raise InputError(f"{path} has no {split} images of the class '{names[classes.index([])]}'; expected some")
+    listings = [Listing(files=own) for classes in parts.values() for own in classes]
+    shown = tuple(map(printable_name, names))
+    return ClassFolders(path, shown, parts, dict.fromkeys(parts, path), listings)
+
+
+def _rows(path: Path) -> Iterable[Row]:
+    if path.suffix.lower() == ".parquet":
+        return _named(path, _read_parquet(path), first=1)
+    text = read_text(path)
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        return _named(path, _read_json_lines(path, text), first=1)
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ";" if ";" in text.partition("\n")[0] else ","
+    lines = [line for line in csv.reader(text.splitlines(), delimiter=delimiter) if any(cell.strip() for cell in line)]
+    if lines and len(lines[0]) in (2, 3) and (path.parent / lines[0][0].strip()).is_file():  # no header
+        lines.insert(0, ["path", "label", "split"][: len(lines[0])])
+        return _named(path, (dict(zip(lines[0], line, strict=False)) for line in lines[1:]), first=1)
+    return _named(path, (dict(zip(lines[0], line, strict=False)) for line in lines[1:]), first=2)
+
+
+def _named(path: Path, rows: Iterable[dict[str, Any]], first: int) -> Iterable[Row]:
+    """Yield the path, label and split of each row, whatever their columns are called."""
+    for number, row in enumerate(rows, first):
+        lower = {str(name).strip().lower(): value for name, value in row.items()}
+        cells = []
+        for wanted, known in _COLUMNS.items():
+            value = next((lower[name] for name in known if lower.get(name) is not None), "")
+            if isinstance(value, list):
+                value = "|".join(map(str, value))
+            cells.append(str(value).strip())
+            if not cells[-1] and wanted != "split":
+                raise InputError(
+                    f"{path}, row {number} has no {wanted}; expected a column named {', '.join(known[:4])} or the like"
+                )
+        yield number, *cells  # type: ignore[misc]
+
+
+def _read_json_lines(path: Path, text: str) -> Iterable[dict[str, Any]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}, line {number} is no JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise InputError(f'{path}, line {number} is no object; expected {{"path": …, "label": …}}')
+        yield row
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise missing_extra(f"{path}: Parquet", "parquet") from None
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())}") from None
+
+
+def _file(path: Path, number: int, name: str) -> File:
+    found = path.parent / Path(name).expanduser()
+    try:
+        status = found.stat()
+    except (OSError, ValueError):
+        raise InputError(f"{path}, row {number}: there is no {found}; expected paths from {path.parent}") from None
+    return File(found, (status.st_dev, status.st_ino), status.st_size)
+
+
+def _part(path: Path, number: int, split: str) -> str:
+    if not split:
+        return "all"
+    for part, pattern in NAMES_OF_PARTS.items():
+        if pattern.fullmatch(split):
+            return part
+    raise InputError(f"{path}, row {number}: the split is '{split}'; expected train, val or test")
+
+
+def _order(labels: list[str]) -> Any:
+    """Return the key by which classes are sorted: numbers by value, other names as text."""
+    return int if all(label.isdecimal() for label in labels) else str

@@ -1,0 +1,110 @@
+"""A file of labels lists the same data set as class folders do."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cutmix.cli import main
+from cutmix.data import open_splits
+from cutmix.data.class_folders import read_class_folders
+from cutmix.data.label_file import read_label_file
+from cutmix.errors import InputError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six images of each of two classes, in class folders."""
+    generator = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for number in range(6):
+            pixels = generator.integers(0, 255, (10, 12, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+    return tmp_path
+
+
+def write(folder: Path, text: str, name: str = "labels.csv") -> Path:
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder / name
+
+
+def rows(folder: Path) -> list[tuple[str, str]]:
+    return [(str(path.relative_to(folder)), path.parent.name) for path in sorted(folder.glob("*/*.png"))]
+
+
+@pytest.mark.parametrize("kind", ["csv", "no header", "semicolons", "tsv", "jsonl", "parquet"])
+def test_every_format_lists_what_the_folders_hold(kind: str, folder: Path) -> None:
+    expected = read_class_folders(folder)
+    listed, name = rows(folder), "labels.csv"
+    text = "path,label\n" + "".join(f"{path},{label}\n" for path, label in listed)
+    if kind == "no header":
+        text = text.partition("\n")[2]
+    elif kind == "semicolons":
+        text = "\ufeff" + text.replace(",", ";").replace("path;label", "Filename;Class")
+    elif kind == "tsv":
+        text, name = text.replace(",", "\t"), "labels.tsv"
+    elif kind == "jsonl":
+        name = "labels.jsonl"
+        text = "\n".join(json.dumps({"file_name": path, "label": [label]}) for path, label in listed)
+    file = write(folder, text, name)
+    if kind == "parquet":
+        pyarrow = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        file = folder / "labels.parquet"
+        parquet.write_table(
+            pyarrow.table({"path": [row[0] for row in listed], "label": [row[1] for row in listed]}), file
+        )
+    found = read_label_file(file)
+    assert found.classes == expected.classes
+    assert found.parts == expected.parts
+
+
+def test_splits_are_those_of_the_file_and_a_run_trains_on_it(folder: Path, tmp_path: Path) -> None:
+    split = {"0": "Training", "1": "train", "2": "train", "3": "train", "4": "validation", "5": "test"}
+    text = "split,path,label\n" + "".join(f"{split[Path(p).stem]},{p},{label}\n" for p, label in rows(folder))
+    file = write(folder, text)
+    splits = open_splits(str(file))
+    sizes = [len(part) for part in (splits.train, splits.val, splits.test) if part]
+    assert sizes == [8, 2, 2]
+    assert splits.origin["test"] == "test of labels.csv"
+    words = ["--image-size", "16", "--epochs", "1", "--device", "cpu", "--model", "resnet20", "--no-pretrained"]
+    main(["train", "--data", str(file), *words, "--out", str(tmp_path / "run")])
+    assert (tmp_path / "run/results.jsonl").is_file()
+    main(["data", str(file)])
+
+
+def test_numbers_are_sorted_by_value(folder: Path) -> None:
+    text = "".join(f"{path},{number + 1}\n" for number, (path, _) in enumerate(rows(folder)))
+    assert read_label_file(write(folder, text)).classes == tuple(map(str, range(1, 13)))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "lists no images"),
+        ("path,label\ncat/0.png,cat\ncat/9.png,dog\n", "row 3: there is no "),
+        ("path,label\ncat/0.png,cat\ncat/0.png,dog\n", "row 3 lists cat/0.png again, after row 2"),
+        ("path,label\ncat/0.png,cat\ncat/1.png,cat\n", "one class only"),
+        ("path,label\ncat/0.png,cat|dog\ncat/1.png,cat\n", "row 2 has the labels cat|dog; expected one label"),
+        ("path,name\ncat/0.png,cat\n", "row 2 has no label; expected a column named label"),
+        ("path,label,split\ncat/0.png,cat,train\ndog/0.png,dog,\n", "a split in some rows only"),
+        ("path,label,split\ncat/0.png,cat,my\ndog/0.png,dog,\n", "the split is 'my'; expected train, val or test"),
+        ("path,label,split\ncat/0.png,cat,test\ndog/0.png,dog,test\n", "has no train split"),
+        (
+            "path,label,split\ncat/0.png,cat,train\ndog/0.png,dog,train\ncat/1.png,cat,val\n",
+            "no val images",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence(text: str, said: str, folder: Path) -> None:
+    with pytest.raises(InputError, match=said.replace("|", r"\|")):
+        read_label_file(write(folder, text))
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.jsonl", "{"), ("a.jsonl", "[1]"), ("a.parquet", "none")])
+def test_damaged_files_are_refused(name: str, text: str, folder: Path) -> None:
+    with pytest.raises(InputError, match=r"is no JSON|is no object|Parquet"):
+        read_label_file(write(folder, text, name))
