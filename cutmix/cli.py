@@ -9,8 +9,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
+from cutmix import __version__
 from cutmix.errors import InputError
-from cutmix.version import __version__
 
 if TYPE_CHECKING:
     from cutmix.config.options import RunOptions, TrainOptions

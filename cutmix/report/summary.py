@@ -13,6 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from cutmix import __version__
 from cutmix.errors import InputError
 from cutmix.paper.compare import footnotes, merged, of_run, rows_run, sheets, sweeps
 from cutmix.paper.tables import TABLES, find_tables
@@ -36,7 +37,6 @@ from cutmix.runs.read import MAIN, Run, estimate, groups, read_runs
 from cutmix.runs.record import Record, with_interval
 from cutmix.runtime.files import write_atomic
 from cutmix.statistics import in_words
-from cutmix.version import __version__
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from cutmix import __version__
 from cutmix.config.recipe import ARRAYS, Recipe, Training, flag
 from cutmix.config.transfer import task_of
 from cutmix.errors import InputError
@@ -35,7 +36,6 @@ from cutmix.runtime.device import device_name
 from cutmix.runtime.files import append_line, open_no_link, to_json, truncate, why_not_written, write_atomic
 from cutmix.runtime.header import read_header
 from cutmix.runtime.schema import check_fields
-from cutmix.version import __version__
 
 Kind = TypeVar("Kind", bound=Training)
 
