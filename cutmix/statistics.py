@@ -1,7 +1,7 @@
-"""Tests and intervals: whether two results differ, and how sure a result is. Calibration bins, the bootstrap. No torch.
+"""Intervals of results, tests of their differences, calibration bins and the bootstrap. Imports no torch.
 
-McNemar's exact test for two runs, Welch's t for two sets of seeds, Holm for several such tests. By how much two runs
-differ on the same images: Agresti and Min for rates, DeLong for areas under ROC curves, the paired bootstrap for
+McNemar's exact test for two runs, Welch's t for two sets of seeds, Holm for several such tests. Differences of two runs
+on the same images: Agresti and Min for rates, DeLong for areas under ROC curves, the paired bootstrap for
 everything else.
 
 Source: McNemar (1947) in its exact form, a binomial test of the samples on which two classifiers disagree; Holm (1979);

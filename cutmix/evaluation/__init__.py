@@ -1,1 +1,1 @@
-"""Metrics of a classifier; one module for each section of the paper."""
+"""Metrics of a classifier, one module per subject."""

@@ -79,7 +79,7 @@ def run_evaluate(options: EvaluateOptions, *, shown: bool = True) -> Results:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Everything that the suites of one evaluation share.
+    """The model and the images of an evaluation, which its suites share.
 
     Attributes:
         options: The flags.

@@ -243,7 +243,7 @@ def _mean(sets: Sequence[_Found]) -> _Found:
 
 
 def _open(name: str, classifier: Classifier, count: int, seed: int, *, named: bool) -> Outliers | str:
-    """Open a data set, or return why it is not run; only a data set that was named has to be found."""
+    """Open a data set, or return why it is not run; only a data set that was given by name must exist."""
     ours = classifier.data
     if name == ours or (name.startswith("tiny-imagenet") and ours.startswith(("tiny-imagenet", "imagenet"))):
         return f"not run: {name} is in-distribution for this classifier ({ours})"

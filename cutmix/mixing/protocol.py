@@ -66,7 +66,7 @@ class Mix:
     """
 
     uses_attention: ClassVar[bool] = False
-    """Whether the method follows the network's attention, which previews then show."""
+    """Whether the method uses the network's attention, which previews then show."""
 
     def prepare(self, network: nn.Module, images: Tensor) -> nn.Module:
         """Return the module to train: the network, with whatever the method trains beside it.

@@ -11,7 +11,7 @@ from cutmix.errors import InputError
 
 
 class MixedTargets(NamedTuple):
-    """Two class ids a sample and the weight of the first: ỹ = λ y_A + (1 − λ) y_B.
+    """Two class ids per sample and the weight of the first: ỹ = λ y_A + (1 − λ) y_B.
 
     A named tuple of tensors, so that loaders, pinned memory, ``accelerate`` and Lightning move it like any batch.
 
@@ -37,7 +37,7 @@ class MixedTargets(NamedTuple):
 
 
 class MultiTargets(NamedTuple):
-    """Any number of class ids a sample and their weights: ỹ = Σⱼ wⱼ yⱼ.
+    """Any number of class ids per sample and their weights: ỹ = Σⱼ wⱼ yⱼ.
 
     Attributes:
         labels: Class ids, (N, m) int64; the same id may occur more than once.

@@ -1,4 +1,4 @@
-"""How a vision transformer shows where it looks, and the head on its tokens that SMMix trains beside its own.
+"""The attention of a vision transformer to the tokens of an image, and the second head that SMMix trains.
 
 Nothing of a network is changed. For one pass its last attention is computed in the open, so that its weights can be
 seen, and fused attention stays on in all other blocks. It works for timm's ViTs, DeiTs, BEiTs, EVAs and CaiTs, for the

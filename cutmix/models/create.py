@@ -1,4 +1,4 @@
-"""One function that makes a network from its name."""
+"""Create a model from its name."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ _GATHER_EXCITE = {"geresnet50": "resnet50", "geresnet101": "resnet101"}
 
 
 def create_model(name: str, num_classes: int, *, in_chans: int = 3, pretrained: Pretrained = False) -> nn.Module:
-    """Make a network that maps images (N, in_chans, H, W) to logits (N, num_classes).
+    """Create a model that maps images (N, in_chans, H, W) to logits (N, num_classes).
 
     Args:
         name: ``resnet20``, ``resnet32``, ``resnet44``, ``resnet56`` (basic blocks) or ``resnet110`` (the paper's
@@ -220,7 +220,7 @@ def _timm_model(name: str, num_classes: int, in_chans: int, *, download: bool, *
 
 
 def _find_on_hub(place: str) -> None:
-    """Ask the hub once for weights that are not on this disk, where timm would ask for a minute."""
+    """Ask the hub once for weights that are not on the disk; timm would retry for a minute."""
     from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.utils import get_session
 
@@ -276,7 +276,7 @@ def weights_normalization(name: str | None, header: Header, in_chans: int) -> No
 
 @contextmanager
 def trying_images(name: str, size: tuple[int, ...]) -> Iterator[None]:
-    """Turn what a network raises of images of H×W pixels that it does not take into an ``InputError``."""
+    """Turn the error of a model that does not take images of H×W pixels into an ``InputError``."""
     try:
         yield
     except InputError:

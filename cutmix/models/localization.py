@@ -1,4 +1,4 @@
-"""Networks for class activation maps: where their maps and their linear layer are, and the two with wider maps."""
+"""Models for class activation maps: their feature maps and linear layer, and the two models with larger maps."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

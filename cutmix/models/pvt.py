@@ -20,7 +20,7 @@ _STAGES = ((64, 1, 8, 8), (128, 2, 8, 4), (320, 5, 4, 2), (512, 8, 4, 1))
 
 
 def create_pvt(name: str, num_classes: int, in_chans: int = 3) -> "PyramidVisionTransformer":
-    """Make a PVT from its name.
+    """Create a PVT from its name.
 
     Args:
         name: ``pvt_tiny``, ``pvt_small``, ``pvt_medium`` or ``pvt_large``, for images of 224×224; or the same for other
@@ -39,7 +39,7 @@ def create_pvt(name: str, num_classes: int, in_chans: int = 3) -> "PyramidVision
 
 
 class PyramidVisionTransformer(nn.Module):
-    """Four stages, each with patches of its own and position embeddings, and a class token that joins the last.
+    """Four stages, each with its own patches and position embeddings, and a class token that joins the last.
 
     A stage halves the map of the one before, 56, 28, 14 and 7 tokens wide for images of 224×224; its queries are all
     tokens, its keys those of a map that a convolution has reduced 8, 4, 2 and 1 times. Images of another size get
@@ -97,7 +97,7 @@ class PyramidVisionTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (N, in_chans, H, W) -> the class token and the last stage's tokens, (N, 1 + H/32 · W/32, 512).
+        """Map images (N, in_chans, H, W) to the class token and the last stage's tokens, (N, 1 + H/32 · W/32, 512).
 
         Raises:
             InputError: If the last stage's tokens do not divide the image.
@@ -122,7 +122,7 @@ class PyramidVisionTransformer(nn.Module):
         return self.head(x[:, 0])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (N, in_chans, H, W) -> logits (N, num_classes)."""
+        """Map images (N, in_chans, H, W) to logits (N, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Linear:
@@ -151,7 +151,7 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, dim * mlp_ratio)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Tokens (N, T, dim) of a grid of height and width -> the same shape."""
+        """Map tokens (N, T, dim) of a grid of height and width to the same shape."""
         x = x + self.drop_path(self.attn(self.norm1(x), grid))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -175,7 +175,7 @@ class Attention(nn.Module):
             self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Tokens (N, T, dim) of a grid of height and width -> the same shape."""
+        """Map tokens (N, T, dim) of a grid of height and width to the same shape."""
         reduced = x
         if self.sr is not None:
             reduced = self.norm(self.sr(x.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2))

@@ -172,7 +172,7 @@ def regularize(
     block_size: int = 4,
     decay: Decay = "linear",
 ) -> nn.Module:
-    """Add regularizers to the end of a model's residual branches, replacing what was there.
+    """Add regularizers to the end of a model's residual branches, replacing those that are there.
 
     Every block of the CIFAR ResNets, of PyramidNet, PVT and timm's models has a ``drop_path``, which is applied to its
     residual branch before the shortcut is added. Regularizers have no parameters: the names of the weights stay.
