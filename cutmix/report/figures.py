@@ -44,9 +44,9 @@ class Curve:
     """One line of a plot.
 
     Attributes:
-        x: positions, rising; of a histogram the edges of its bins, one more than there are values.
-        y: values.
-        style: which of the styles; the same number looks the same in every figure and in its `key`.
+        x: Ascending positions; the edges of a histogram's bins, one more than there are values.
+        y: Values.
+        style: Number of the style, the same in every figure and in its ``key``.
     """
 
     x: Sequence[float]
@@ -64,16 +64,16 @@ def lines(
     axis: Axis = "whole",
     from_zero: bool = False,
 ) -> Markup:
-    """A line plot as `<svg>`, told apart by colour, dashes and markers; the legend is the page's, made of `key`.
+    """Return a line plot as ``<svg>``; lines differ in colour, dashes and markers, and ``key`` makes the legend.
 
     Args:
-        curves: what to draw; empty ones are left out.
-        xlabel: what the horizontal axis is.
-        ylabel: what the vertical axis is, with its unit.
-        alt: what a reader who does not see the figure is told.
-        axis: the horizontal axis counts in whole numbers, is a share from 0 to 1, or has 0 and doublings of 1 at equal
+        curves: Curves; empty ones are left out.
+        xlabel: Label of the horizontal axis.
+        ylabel: Label of the vertical axis, with the unit.
+        alt: Description for a reader who does not see the figure.
+        axis: Ticks of the horizontal axis: whole numbers, a share from 0 to 1, or 0 and doublings of 1 at equal
             distances.
-        from_zero: the vertical axis starts at 0.
+        from_zero: Whether the vertical axis starts at 0.
     """
     figure, axes = _axes(xlabel, ylabel)
     if axis == "doubling":
@@ -97,11 +97,11 @@ def lines(
 
 @rc_context(_STYLE)
 def reliability(curves: Sequence[Curve], *, alt: str) -> Markup:
-    """A reliability diagram as `<svg>`: accuracy over confidence, both in per cent, with the diagonal.
+    """Return a reliability diagram as ``<svg>``: accuracy over confidence, both in per cent, with the diagonal.
 
     Args:
-        curves: mean confidence and accuracy of the bins that hold images.
-        alt: what a reader who does not see the figure is told.
+        curves: Mean confidence and accuracy of the bins that hold images.
+        alt: Description for a reader who does not see the figure.
     """
     figure, axes = _axes("mean confidence, %", "accuracy, %")
     axes.plot((0, 100), (0, 100), color=_FOREGROUND, alpha=0.5, linewidth=1)
@@ -114,14 +114,14 @@ def reliability(curves: Sequence[Curve], *, alt: str) -> Markup:
 
 @rc_context(_STYLE)
 def outlines(histograms: Sequence[Curve], *, xlabel: str, ylabel: str, alt: str, small: bool = False) -> Markup:
-    """Histograms as `<svg>`: steps, told apart by colour and dashes.
+    """Return histograms as ``<svg>``: steps that differ in colour and dashes.
 
     Args:
-        histograms: the edges of the bins for x, rising, and one value fewer for y, the height of each bin.
-        xlabel: what is counted.
-        ylabel: what the heights are.
-        alt: what a reader who does not see the figure is told.
-        small: one of many figures of their kind.
+        histograms: Ascending edges of the bins as x, and one value fewer as y, the height of each bin.
+        xlabel: Quantity that is binned.
+        ylabel: Quantity of the heights.
+        alt: Description for a reader who does not see the figure.
+        small: Whether the figure is one of many of its kind.
     """
     figure, axes = _axes(xlabel, ylabel, (3, 2.3) if small else _SIZE)
     for each in histograms:
@@ -135,7 +135,7 @@ def outlines(histograms: Sequence[Curve], *, xlabel: str, ylabel: str, alt: str,
 
 @rc_context(_STYLE)
 def key(style: int, *, marker: bool = True) -> Markup:
-    """The sample of a curve's style that stands before its name in a legend, as a small decorative `<svg>`."""
+    """Return a sample of a style for a legend, as a small decorative ``<svg>``."""
     figure = Figure(figsize=(0.6, 0.2))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
@@ -181,19 +181,19 @@ def _svg(figure: Figure, alt: str | None) -> Markup:
 
 
 # ---- curves ----
-# Measures and losses by epoch, all runs of a task in the same plots. No torch here.
+# Metrics and losses by epoch, all runs of a task in the same plots.
 
 
 def learning_curves(
     runs: Sequence[Run], styles: Mapping[str, int], figures: Sequence[tuple[str, str, str]], caption: str
 ) -> Markup:
-    """Return a plot for each figure, the seeds of a recipe alike; nothing where no run has logged an epoch.
+    """Return a plot for each figure, with one style for the seeds of a recipe; nothing if no run has logged an epoch.
 
     Args:
-        runs: Those to draw; what was only evaluated has no training to show.
+        runs: Runs; those of evaluated files have no curve.
         styles: The style of each recipe, the same on all of the page.
         figures: Title, field of the log and name of the vertical axis.
-        caption: What stands below.
+        caption: Caption of the figures.
     """
     runs = [run for run in runs if run.epochs and not run.evaluated]
     if not runs:
@@ -212,12 +212,12 @@ def learning_curves(
 
 
 def _curve(run: Run, field: str, style: int) -> Curve:
-    measured = [entry for entry in run.epochs if entry.get(field) is not None]
-    return Curve([entry["epoch"] for entry in measured], [entry[field] for entry in measured], style)
+    logged = [entry for entry in run.epochs if entry.get(field) is not None]
+    return Curve([entry["epoch"] for entry in logged], [entry[field] for entry in logged], style)
 
 
 def _spoken(run: Run, field: str) -> str:
-    """A curve in words: where it starts and ends."""
+    """Return the first and the last value of a curve in words."""
     curve = _curve(run, field, 0)
     if not curve.x:
         return f"{run.label}: not run."
@@ -225,7 +225,7 @@ def _spoken(run: Run, field: str) -> str:
 
 
 # ---- card figures ----
-# The figures of the report card: sweeps, reliability, histograms of scores, and the suites' own pictures. No torch.
+# Sweeps, reliability diagrams, histograms of scores, and the images that a suite has drawn.
 
 
 def curves(card: Card, sweeps: dict[tuple[str, str], list[Key]], *, small: bool = False) -> Markup:
@@ -269,7 +269,7 @@ _AXES: dict[str, tuple[Axis, str]] = {
 
 
 def reliability_of(card: Card) -> Markup:
-    """Return the reliability diagram of all runs, and how many images are how sure."""
+    """Return the reliability diagram and the histogram of confidences of all runs."""
     drawn, sure, said, counted = [], [], [], []
     for run in card.runs:
         path = run.arrays(card.suite)
@@ -289,13 +289,13 @@ def reliability_of(card: Card) -> Markup:
     plots = [
         ("Reliability diagram", reliability(drawn, alt=alt)),
         (
-            "How sure the network is",
+            "Confidence of the predictions",
             outlines(sure, xlabel="confidence, %", ylabel="images, %", alt=f"Confidences. {' '.join(counted)}"),
         ),
     ]
     caption = (
         "Accuracy against mean confidence of the images in each bin; on the thin diagonal both are the same, below it "
-        "the network is over-confident. Bins that hold few images are noise: how many each holds is shown beside."
+        "the model is overconfident. Bins with few images are noisy; the histogram shows their sizes."
     )
     return Markup(HTML.curves(_legend(card), plots, caption))
 
@@ -325,7 +325,7 @@ def histograms(card: Card) -> Markup:
             axes = {"xlabel": "largest softmax probability", "ylabel": "images, %"}
             plots.append((of, outlines(both, **axes, alt=alt, small=True)))
         legend = [(key(0, marker=False), f"test images of {run.data}"), (key(1, marker=False), "the other set")]
-        caption = f"{run.label}: how sure the network is of its own test images and of others; apart is better."
+        caption = f"{run.label}: confidence for the run’s own test images and for other images; less overlap is better."
         body += Markup(HTML.curves(legend, plots, caption, True))
     return body
 
@@ -338,11 +338,11 @@ def _legend(card: Card) -> list[tuple[Markup, str]]:
 
 
 def pictures(card: Card) -> Markup:
-    """Return the pictures that the suite drew for each run."""
+    """Return the images that the suite has drawn for each run."""
     items = []
     for run in card.runs:
         prefix = run.arrays(card.suite).stem
         for path in sorted((run.folder / "pictures").glob(f"{prefix}-*.png")):
             said = f"{run.label}: {path.stem.removeprefix(f'{prefix}-').replace('-', ' ')}"
-            items.append(picture(path.read_bytes(), path, alt=f"Pictures of {said}", caption=said))
+            items.append(picture(path.read_bytes(), path, alt=f"Images of {said}", caption=said))
     return Markup(HTML.images(items)) if items else Markup("")

@@ -1,7 +1,4 @@
-"""What every measure of the suites is: its name, unit and better direction for a table, and its definition. No torch.
-
-The definitions are the ones that a page links to; each names its source.
-"""
+"""Definitions of the metrics: name, unit, better direction, text and source, as tables and the page show them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,17 +14,17 @@ _ROUNDING = 1e-6  # what float32 may add to a largest change of ε
 
 @dataclass(frozen=True)
 class Measure:
-    """One measure.
+    """A metric.
 
     Attributes:
-        suite: Which suite of ``cutmix evaluate`` measures it, or which task of ``cutmix transfer``.
-        label: Its name in a table.
-        definition: In one to three sentences, with the source.
-        unit: "%" or another; "" for a plain number.
+        suite: Suite of ``cutmix evaluate`` or task of ``cutmix transfer`` that computes it.
+        label: Name in a table.
+        definition: One to three sentences, with the source.
+        unit: "%", another unit, or "" for a plain number.
         digits: Decimals in a table.
-        better: Which direction is; "" where neither is.
-        at: What a record's ``at`` is, where it is part of what is measured.
-        check: Of a check of an attack, when it holds: the value is 1, at most ε, or 0.
+        better: Better direction; "" where there is none.
+        at: Meaning of a record's ``at``, where it is part of the metric.
+        check: Condition under which a check of an attack holds: the value is 1, at most ε, or 0.
     """
 
     suite: str
@@ -41,29 +38,29 @@ class Measure:
 
     @property
     def heading(self) -> str:
-        """Its name with its unit."""
+        """The name with the unit."""
         return f"{self.label}, {self.unit}" if self.unit else self.label
 
     def holds(self, line: Record) -> bool:
-        """Whether a record of a check says that the attack is sound."""
+        """Whether a check holds."""
         if self.check == "within ε":
             return line.value is not None and line.at is not None and line.value <= line.at + _ROUNDING
         return line.value == (1 if self.check == "true" else 0)
 
 
 def name_of(line: Record) -> str:
-    """Return a record's key in ``MEASURES``: its metric, with a score or convention that is not the usual one."""
+    """Return a record's key in ``MEASURES``: the metric, with a score or convention other than the default."""
     other = [name for name in (line.convention, line.score) if name not in (None, "exact", "max-softmax")]
     return "_".join([line.metric, *map(str, other)])
 
 
 def measure_of(name: str, suite: str = "") -> Measure:
-    """Return a measure by its key; one that is not known here has its key for a name and no definition."""
+    """Return a metric by its key; an unknown one has its key as its name and no definition."""
     return MEASURES.get(name) or Measure(suite, name.replace("_", " "), "", unit="", digits=3, better="")
 
 
 def at_in_words(measure: Measure, at: float) -> str:
-    """Return where something was measured, as it stands behind the measure's name."""
+    """Return a record's ``at`` as it follows the name of the metric."""
     if measure.at == "ε":
         return f"ε\u00a0=\u00a0{in_255ths(at)}"
     unit = "\u00a0px" if measure.at.startswith("side") else ""
@@ -71,7 +68,7 @@ def at_in_words(measure: Measure, at: float) -> str:
 
 
 def in_255ths(value: float) -> str:
-    """Return a change of a pixel, in [0, 1], as people write it: 8/255."""
+    """Return a change of a pixel, in [0, 1], as a fraction such as 8/255."""
     steps = value * 255
     if value == 1:
         return "1"
@@ -143,114 +140,99 @@ def _bleu(n: int) -> Measure:
     runs = "the share of words" if n == 1 else f"the geometric mean of the shares of 1 to {n} words in a row"
     return _captioning(
         f"BLEU-{n}",
-        f"Over all captions at once, {runs} that are in a reference of the same picture too; made smaller where "
+        f"Over all captions at once, {runs} that are in a reference of the same image too; made smaller where "
         "captions are shorter than the references closest in length. The interval is the bootstrap’s over the "
-        "pictures. Source: Papineni et al. 2002; Yun et al. 2019, Table A2.",
+        "images. Source: Papineni et al. 2002; Yun et al. 2019, Table A2.",
     )
 
 
 _HELD_OUT = "on the random half of the test images that the temperature was not fitted on"
 _CENTRE = (
-    "with the same Gaussian in the centre in place of every map, as a floor that needs no network (Choe et al. 2020)"
+    "with the same Gaussian in the centre in place of every map, as a floor that needs no model (Choe et al. 2020)"
 )
 _SUBSET = "on the random images that PGD attacks"
 
 MEASURES = {
     # calibration
-    "ece": _calibration(
-        "Expected calibration error (ECE)",
+    "ece": _calibration("Expected calibration error (ECE)",
         "Images are put into bins of equal width by the confidence, the largest probability; ECE is the mean over "
         "images of the gap between a bin’s accuracy and its mean confidence. Noise makes it larger, the more the "
         "fewer images there are. Source: Guo et al. 2017.",
     ),
-    "ece_adaptive": _calibration(
-        "ECE, bins of equal mass",
+    "ece_adaptive": _calibration("ECE, bins of equal mass",
         "ECE with bins that hold equally many images instead of equally wide ones. Source: Nguyen and O’Connor 2015.",
     ),
-    "ece_debiased": _calibration(
-        "ECE, debiased",
+    "ece_debiased": _calibration("ECE, debiased",
         "ECE less what the noise of the bins’ accuracies adds to it on average; it can be below 0. Source: Kumar et "
         "al. 2019.",
     ),
-    "mce": _calibration(
-        "Maximum calibration error (MCE)",
+    "mce": _calibration("Maximum calibration error (MCE)",
         "The largest gap between accuracy and mean confidence of any bin, however few images it holds. Source: Guo et "
         "al. 2017.",
     ),
-    "signed_gap": _calibration(
-        "Mean confidence − accuracy",
-        "Above 0 the network is over-confident, below 0 under-confident, in points of per cent; 0 is best, and does "
-        "not mean that it is calibrated. Source: Guo et al. 2017, who plot both.",
+    "signed_gap": _calibration("Mean confidence − accuracy",
+        "Above 0 the model is overconfident, below 0 underconfident, in percentage points; 0 is best, but does not "
+        "imply calibration. Source: Guo et al. 2017, who plot both.",
         better="",
     ),
-    "nll": _calibration(
-        "Negative log-likelihood (NLL)",
+    "nll": _calibration("Negative log-likelihood (NLL)",
         "The mean of −log of the true class’s probability, in nats. It needs no bins, and mixes calibration with "
         "accuracy. Source: a proper score, Gneiting and Raftery 2007.",
         unit="nats", digits=3,
     ),
-    "brier": _calibration(
-        "Brier score",
+    "brier": _calibration("Brier score",
         "The mean over images of the squared distance between the probabilities and the true class, from 0 to 2. "
         "Source: Brier 1950.",
         unit="", digits=3,
     ),
-    "temperature": _calibration(
-        "Temperature",
+    "temperature": _calibration("Temperature",
         "The number by which the logits are divided before the softmax, with the least NLL on a random half of the "
-        "test images; above 1 the network was over-confident. It changes no predicted class. Source: Guo et al. 2017.",
+        "test images; above 1 the model was overconfident. It changes no predicted class. Source: Guo et al. 2017.",
         unit="", digits=3, better="",
     ),
-    "ece_unscaled": _calibration("ECE before", f"ECE {_HELD_OUT}, as the network is. Source: Guo et al. 2017."),
+    "ece_unscaled": _calibration("ECE before", f"ECE {_HELD_OUT}, without the temperature. Source: Guo et al. 2017."),
     "ece_scaled": _calibration("ECE after", f"ECE {_HELD_OUT}, with the temperature. Source: Guo et al. 2017."),
     "signed_gap_unscaled": _calibration(
-        "Confidence − accuracy before", f"Mean confidence − accuracy {_HELD_OUT}, as the network is.", better=""
+        "Confidence − accuracy before", f"Mean confidence − accuracy {_HELD_OUT}, without the temperature.", better=""
     ),
     "signed_gap_scaled": _calibration(
         "Confidence − accuracy after", f"Mean confidence − accuracy {_HELD_OUT}, with the temperature.", better=""
     ),
-    "nll_unscaled": _calibration("NLL before", f"NLL {_HELD_OUT}, as the network is.", "nats", 3),
+    "nll_unscaled": _calibration("NLL before", f"NLL {_HELD_OUT}, without the temperature.", "nats", 3),
     "nll_scaled": _calibration("NLL after", f"NLL {_HELD_OUT}, with the temperature.", "nats", 3),
-    "brier_unscaled": _calibration("Brier score before", f"Brier score {_HELD_OUT}, as the network is.", "", 3),
+    "brier_unscaled": _calibration("Brier score before", f"Brier score {_HELD_OUT}, without the temperature.", "", 3),
     "brier_scaled": _calibration("Brier score after", f"Brier score {_HELD_OUT}, with the temperature.", "", 3),
     # robustness: attacks
-    "clean_err": _robustness(
-        "Error on images as they are",
+    "clean_err": _robustness("Error on images as they are",
         "Top-1 error of the same images before anything is done to them: where each attack and occlusion starts.",
     ),
-    "fgsm_err": _robustness(
-        "FGSM error",
+    "fgsm_err": _robustness("FGSM error",
         "Top-1 error after one step by which every pixel goes ε up or down, whichever raises the loss; ε is in the "
         "space of the pixels, from 0 to 1, which the result is kept in. Source: Goodfellow et al. 2015; Yun et al. "
         "2019, Table 11.",
         "ε",
     ),
-    "noise_err": _robustness(
-        "Random noise error",
+    "noise_err": _robustness("Random noise error",
         "Top-1 error when every pixel goes ε up or down at random: what FGSM has to exceed to be an attack. Source: "
         "Carlini et al. 2019.",
         "ε",
     ),
     "fgsm_subset_err": _robustness("FGSM error, PGD’s images", f"FGSM error {_SUBSET}, to compare the two.", "ε"),
-    "pgd_err": _robustness(
-        "PGD error",
+    "pgd_err": _robustness("PGD error",
         "Top-1 error after a random start within ±ε and several steps of FGSM, each taken back to ±ε, on a random part "
         "of the images. Source: Madry et al. 2018.",
         "ε",
     ),
-    "apgd_err": _robustness(
-        "APGD error",
+    "apgd_err": _robustness("APGD error",
         "Top-1 error after Auto-PGD on the cross entropy, which chooses its own steps. Source: Croce and Hein 2020, by "
         "the package pyautoattack.",
         "ε",
     ),
-    "worst_case_err": _robustness(
-        "Worst-case error",
+    "worst_case_err": _robustness("Worst-case error",
         f"The share, {_SUBSET}, that are wrong as they are or under any of the attacks. Source: Carlini et al. 2019.",
         "ε",
     ),
-    "pgd_unbounded_err": _robustness(
-        "PGD error without a bound",
+    "pgd_unbounded_err": _robustness("PGD error without a bound",
         "PGD with ε = 1, which may change an image into any other: below 100 % the gradients mislead, and every "
         "smaller error is in doubt. Source: Carlini et al. 2019.",
         "ε", better="",
@@ -268,215 +250,177 @@ MEASURES = {
     "apgd_max_perturbation": _check(
         "APGD stays within ε", "Holds if no pixel of any image changed by more than ε.", "within ε", "ε"
     ),
-    "fgsm_zero_gradients": _check(
-        "Every image has a gradient",
+    "fgsm_zero_gradients": _check("Every image has a gradient",
         "Holds if no image has a gradient of exactly zero, which arithmetic makes of very sure answers; such an image "
         "cannot be attacked. Source: Carlini et al. 2019.",
         "none",
     ),
-    "pgd_not_weaker_than_fgsm": _check(
-        "PGD fools as many as FGSM",
+    "pgd_not_weaker_than_fgsm": _check("PGD is at least as strong as FGSM",
         "Holds if PGD makes at least as many of its images wrong as FGSM does. Source: Carlini et al. 2019.",
         "true", "ε",
     ),
-    "fgsm_sweep_monotone": _check(
-        "FGSM error never falls as ε grows",
+    "fgsm_sweep_monotone": _check("FGSM error never falls as ε grows",
         "Holds if the error at each ε is at least that at the one before. Source: Carlini et al. 2019.",
         "true",
     ),
-    "unbounded_attack_fools_all": _check(
-        "Unbounded PGD fools all",
+    "unbounded_attack_fools_all": _check("Unbounded PGD succeeds on every image",
         "Holds if PGD without a bound makes every image wrong. Source: Carlini et al. 2019.",
         "true", "ε",
     ),
-    "same_classes_twice": _check(
-        "Same classes when asked twice",
-        "Holds if the network says the same classes of the same images again: one that draws at random misleads "
-        "attacks. Source: Carlini et al. 2019.",
+    "same_classes_twice": _check("Same predictions twice",
+        "Holds if the model predicts the same classes again: attacks on a random model are misleading. Source: "
+        "Carlini et al. 2019.",
         "true",
     ),
     # robustness: occlusion, in between, corruptions
-    "occlusion_center_err": _robustness(
-        "Center occlusion error",
+    "occlusion_center_err": _robustness("Center occlusion error",
         "Top-1 error when a centred square is filled with black or with the data set’s mean colour. Source: Yun et al. "
         "2019, Figure 5, which does not name the fill.",
         "side",
     ),
-    "occlusion_boundary_err": _robustness(
-        "Boundary occlusion error",
+    "occlusion_boundary_err": _robustness("Boundary occlusion error",
         "Top-1 error when all but a centred square is filled with black or with the data set’s mean colour; the side "
         "is that of the square that is kept. Source: Yun et al. 2019, Figure 5.",
         "side kept",
     ),
-    "between_mixup_neither": _robustness(
-        "Mixup of two images: class of neither",
+    "between_mixup_neither": _robustness("Mixup of two images: class of neither",
         "The share of random pairs of test images, blended as λ of one and 1 − λ of the other, whose predicted class "
         "is that of neither image. Source: Yun et al. 2019, Figure 5.",
         "λ",
     ),
-    "between_mixup_err": _robustness(
-        "Mixup of two images: error",
+    "between_mixup_err": _robustness("Mixup of two images: error",
         "The same pairs: the share whose predicted class is not that of the image with the larger λ; at λ = 0.5 the "
         "first image counts. Not in the paper.",
         "λ",
     ),
-    "between_cutmix_neither": _robustness(
-        "CutMix of two images: class of neither",
+    "between_cutmix_neither": _robustness("CutMix of two images: class of neither",
         "The share of random pairs of test images, one of them shown through a centred hole in the other, whose "
         "predicted class is that of neither image. Source: Yun et al. 2019, Figure 5.",
         "side",
     ),
-    "between_cutmix_err": _robustness(
-        "CutMix of two images: error",
+    "between_cutmix_err": _robustness("CutMix of two images: error",
         "The same pairs: the share whose predicted class is not that of the image with more pixels; of equal shares "
         "the first image counts. Not in the paper.",
         "side",
     ),
-    "corruption_err": _robustness(
-        "Corruption error",
+    "corruption_err": _robustness("Corruption error",
         "Top-1 error on the published corrupted images of one kind and severity. Source: Hendrycks and Dietterich "
         "2019.",
         "severity",
     ),
-    "corruption_mean_err": _robustness(
-        "Corruption error, mean of severities",
+    "corruption_mean_err": _robustness("Corruption error, mean of severities",
         "Top-1 error on one kind of corruption, averaged over its five severities. Source: Hendrycks and Dietterich "
         "2019.",
     ),
-    "mean_corruption_err": _robustness(
-        "Mean corruption error (not relative)",
+    "mean_corruption_err": _robustness("Mean corruption error (not relative)",
         "Top-1 error averaged over the benchmark’s 15 corruptions and five severities. Source: Hendrycks and "
         "Dietterich 2019.",
     ),
-    "corruption_ce": _robustness(
-        "Corruption error, AlexNet = 100",
+    "corruption_ce": _robustness("Corruption error, AlexNet = 100",
         "Top-1 error on one kind of corruption, over its severities, in per cent of AlexNet’s. Source: Hendrycks and "
         "Dietterich 2019.",
     ),
-    "mean_corruption_ce": _robustness(
-        "mCE, AlexNet = 100",
+    "mean_corruption_ce": _robustness("mCE, AlexNet = 100",
         "The mean over 15 corruptions of the error in per cent of AlexNet’s. Source: Hendrycks and Dietterich 2019.",
     ),
     # out-of-distribution detection
-    "ood_auroc": _ood(
-        "AUROC",
+    "ood_auroc": _ood("AUROC",
         "The probability that a test image has a higher score, its largest softmax probability, than an image of other "
         "data; a tie counts as half. 50 % is chance. Source: Hendrycks and Gimpel 2017; Yun et al. 2019, Table 12.",
     ),
-    "ood_tnr95": _ood(
-        "TNR at TPR 95 %",
+    "ood_tnr95": _ood("TNR at TPR 95 %",
         "The share of the other images below the highest threshold that keeps at least 95 % of the test images. "
         "Source: Liang et al. 2018; Yun et al. 2019, Table 12.",
     ),
-    "ood_detection_acc": _ood(
-        "Detection accuracy",
+    "ood_detection_acc": _ood("Detection accuracy",
         "The mean of the shares of test and of other images on the right side of the threshold that is best for these "
         "images; 50 % is chance. Source: Lee et al. 2018; Yun et al. 2019, Table 12.",
     ),
-    "ood_aupr_in": _ood(
-        "AUPR, test images positive",
+    "ood_aupr_in": _ood("AUPR, test images positive",
         "Average precision of the score for finding the test images; it depends on the numbers of images of both "
         "sides. Source: Hendrycks and Gimpel 2017.",
     ),
-    "ood_aupr_out": _ood(
-        "AUPR, other images positive",
+    "ood_aupr_out": _ood("AUPR, other images positive",
         "Average precision of the negative score for finding the other images; it depends on the numbers of images of "
         "both sides. Source: Hendrycks and Gimpel 2017.",
     ),
-    "ood_ties": _ood(
-        "Tied scores",
+    "ood_ties": _ood("Tied scores",
         "The share of scores that occur on both sides; with many, the convention for ties decides.",
         better="",
     ),
-    "ood_tnr95_mahalanobis": _ood(
-        "TNR at TPR 95 %, as Lee et al. count",
+    "ood_tnr95_mahalanobis": _ood("TNR at TPR 95 %, as Lee et al. count",
         "The same as the program of Lee et al. 2018 (Mahalanobis detector) counts: ties against the test images, and "
         "the threshold whose TPR is nearest to 95 %.",
     ),
-    "ood_auroc_mahalanobis": _ood(
-        "AUROC, as Lee et al. count",
+    "ood_auroc_mahalanobis": _ood("AUROC, as Lee et al. count",
         "The same as the program of Lee et al. 2018 (Mahalanobis detector) counts: a tie is lost.",
     ),
     **_by_other_programs(),
-    "ood_auroc_energy": _ood(
-        "AUROC of the energy",
+    "ood_auroc_energy": _ood("AUROC of the energy",
         "AUROC with the logarithm of the sum of the exponentials of the logits for a score. Source: Liu et al. 2020, "
         "temperature 1.",
     ),
-    "ood_auroc_odin-temperature": _ood(
-        "AUROC with ODIN’s temperature",
+    "ood_auroc_odin-temperature": _ood("AUROC with ODIN’s temperature",
         "AUROC with the largest probability of the softmax at temperature 1,000 for a score, without ODIN’s change of "
         "the images. Source: Liang et al. 2018.",
     ),
     # localization
-    "top1_loc": _localization(
-        "Top-1 localization accuracy",
+    "top1_loc": _localization("Top-1 localization accuracy",
         "The share of images whose predicted class is right and whose box fits a true one with an intersection over "
         "union above 0.5. The box is the tightest around the largest part of the class activation map above a share "
         "of its maximum. Source: Yun et al. 2019, Table 9 and appendix B.",
         "threshold",
     ),
-    "gt_known_loc": _localization(
-        "GT-known localization accuracy",
+    "gt_known_loc": _localization("GT-known localization accuracy",
         "The same with the map of the true class, whatever was predicted. Source: Singh and Lee 2017.",
         "threshold",
     ),
-    "top1_cls": _localization(
-        "Top-1 accuracy, of these images",
+    "top1_cls": _localization("Top-1 accuracy, of these images",
         "The share of the same images whose predicted class is right, which top-1 localization cannot exceed.",
     ),
-    "max_box_acc": _localization(
-        "MaxBoxAcc",
+    "max_box_acc": _localization("MaxBoxAcc",
         "GT-known localization at an intersection over union of 0.5 with maps between 0 and 1, at the threshold that "
         "is best for these very images. Source: Choe et al. 2020 (wsolevaluation).",
     ),
-    "max_box_acc_v2": _localization(
-        "MaxBoxAccV2",
+    "max_box_acc_v2": _localization("MaxBoxAccV2",
         "The mean over intersections over union of 0.3, 0.5 and 0.7, each at its own best threshold for these very "
         "images, where the best box of any contour counts. Source: Choe et al. 2020, journal version.",
     ),
     "center_max_box_acc": _localization("MaxBoxAcc of a centred box", f"MaxBoxAcc {_CENTRE}.", better=""),
     "center_max_box_acc_v2": _localization("MaxBoxAccV2 of a centred box", f"MaxBoxAccV2 {_CENTRE}.", better=""),
     # detection
-    "map": _detection(
-        "mAP, 11 recalls",
+    "map": _detection("mAP, 11 recalls",
         "The mean over classes of VOC 2007’s average precision: the mean, over recalls of 0, 0.1, …, 1, of the highest "
         "precision from there on. A detection is right if it overlaps a free object of its class by more than half; "
-        "difficult objects do not count. The interval is the bootstrap’s over the pictures. Source: Everingham et al. "
+        "difficult objects do not count. The interval is the bootstrap’s over the images. Source: Everingham et al. "
         "2010; Yun et al. 2019, Table 10.",
     ),
-    "map_all_point": _detection(
-        "mAP, all recalls",
+    "map_all_point": _detection("mAP, all recalls",
         "The same with the area below the curve in place of eleven recalls, as VOC has it from 2010 on. Source: "
         "Everingham et al. 2010.",
     ),
-    "coco_map": _detection(
-        "mAP, COCO",
+    "coco_map": _detection("mAP, COCO",
         "The mean over overlaps of 0.50, 0.55, …, 0.95 and over classes of the average precision at 101 recalls, by "
         "COCO’s own program. Source: Lin et al. 2014.",
     ),
     **_coco_metrics(),
-    "ap": _detection(
-        "Average precision",
+    "ap": _detection("Average precision",
         "The average precision of one class at 11 recalls, of which mAP is the mean over the classes with objects. "
         "Source: Everingham et al. 2010.",
     ),
     # captioning
     **{f"bleu_{n}": _bleu(n) for n in range(1, 5)},
-    "meteor": _captioning(
-        "METEOR",
+    "meteor": _captioning("METEOR",
         "Matches of words, stems and synonyms, as METEOR 1.5’s own program in Java computes them; without Java it is "
         "not run, and no other measure has its name. Source: Denkowski and Lavie 2014.",
     ),
-    "rouge_l": _captioning(
-        "ROUGE-L",
-        "The mean over pictures of the F-measure (β = 1.2) of the longest common subsequence of words, with the best "
+    "rouge_l": _captioning("ROUGE-L",
+        "The mean over images of the F-measure (β = 1.2) of the longest common subsequence of words, with the best "
         "precision and the best recall over the references. Source: Lin 2004.",
     ),
-    "cider_d": _captioning(
-        "CIDEr-D",
-        "The mean over pictures of the cosine between the caption’s and each reference’s counts of 1 to 4 words in a "
-        "row, each weighted by how rare it is among the pictures, less for another length; at most 10, so 1000 as "
+    "cider_d": _captioning("CIDEr-D",
+        "The mean over images of the cosine between the caption’s and each reference’s counts of 1 to 4 words in a "
+        "row, each weighted by how rare it is among the images, less for another length; at most 10, so 1000 as "
         "shown. Source: Vedantam et al. 2015.",
     ),
 }  # fmt: skip

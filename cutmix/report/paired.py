@@ -1,6 +1,6 @@
-"""Each run against the baseline, image by image, from what was left of every image. No torch here.
+"""Each run against the baseline on the same images, from the arrays of per-image results. No torch here.
 
-Of a classifier, `cutmix evaluate` leaves it; of a detector or a captioner, its own run.
+``cutmix evaluate`` writes those of a classifier, and the run itself those of a detector or a captioner.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,11 +30,11 @@ IOU = 0.5  # above which a box is right
 
 
 class Compared(NamedTuple):
-    """One measure of a run and of the baseline.
+    """A metric of a run and of the baseline.
 
     Attributes:
         name: The measure's key in ``MEASURES``.
-        of: What it is measured of, such as the other data; "" where it is of the test images alone.
+        of: Subject of the metric, such as the other data; "" for the test images alone.
         at: Where, such as ε.
         run: Label of the run.
         baseline: Label of the baseline's run.
@@ -50,7 +50,7 @@ class Compared(NamedTuple):
 
 
 class _Sample(NamedTuple):
-    """What a measure is made of.
+    """The per-image results of a metric.
 
     Attributes:
         name: The measure's key in ``MEASURES``.
@@ -114,7 +114,7 @@ def against_baseline(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
 
 
 def _comparable(run: Run, first: _Sample, other: Run, second: _Sample) -> bool:
-    """Whether two runs were measured in the same way on the same images, as far as arrays and results tell.
+    """Return whether two runs were evaluated in the same way on the same images, as far as arrays and results tell.
 
     Images that are held out of a folder depend on the share and the seed of the split; images and outliers that were
     drawn, on the evaluation's seed.
@@ -211,7 +211,7 @@ def _last(run: Run, suite: str, metric: str, of: str = "") -> Record | None:
 
 
 # ---- differences ----
-# Two detectors or two captioners on the same pictures, compared by resampling the pictures in pairs. No torch here.
+# Two detectors or two captioners on the same images, compared by resampling the pictures in pairs. No torch here.
 
 # So many that the smallest p, 2 / (draws + 1), stays below 0.05 when Holm multiplies it by a page's scores and runs.
 _DRAWS = {"detection": 2000, "captioning": 5000}
@@ -252,17 +252,17 @@ def caption_difference(
 
     Args:
         first: What one run's scores are made of.
-        second: The other's, of the same pictures; CIDEr-D's weights of n-grams stay those of the whole set.
+        second: The other's, of the same images; CIDEr-D's weights of n-grams stay those of the whole set.
         score: One of those of ``score_captions``.
         draws: Resamples.
         seed: Of the resamples; NumPy's own generator.
 
     Raises:
-        InputError: If they are not of as many pictures, or of none.
+        InputError: If they are not of as many images, or of none.
     """
     n = len(first.rouge_l)
     if n != len(second.rouge_l) or not n:
-        raise InputError(f"two runs on {n} and {len(second.rouge_l)} pictures cannot be compared in pairs")
+        raise InputError(f"two runs on {n} and {len(second.rouge_l)} images cannot be compared in pairs")
     one, other = (part.bleu if score.startswith("bleu") else getattr(part, score) for part in (first, second))
 
     def value(sums: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""The section of the page that says what was run, on what, and by which commands. No torch here."""
+"""The section of the page about recipes, circumstances and commands of the runs. No torch here."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -58,7 +58,7 @@ def _transferred(run: Run) -> Row:
 
 
 def _origins(runs: Sequence[Run]) -> Markup:
-    """Where weights come from that were not trained here."""
+    """Return the origin of evaluated files of weights."""
     items = [
         Markup("<strong>{}</strong>: the weights are those of the file <code>{}</code>. {}").format(
             run.label,
@@ -86,7 +86,7 @@ def _recipe_differences(runs: Sequence[Run]) -> Markup:
 
 
 def status(run: Run) -> str:
-    """Return how far a run got."""
+    """Return the progress of a run."""
     if run.evaluated:
         return "weights from a file"
     if run.finished:
@@ -108,7 +108,7 @@ def _duration(run: Run) -> str:
 
 
 def _text(value: Any) -> str:
-    """A recipe's field or a circumstance as people write it."""
+    """Return a field of a recipe or a circumstance as text."""
     if value is None:
         return "–"
     if isinstance(value, bool):

@@ -36,7 +36,7 @@ from cutmix.statistics import Difference, in_words
 
 
 def calibration(runs: Sequence[Run]) -> Section | None:
-    """Whether confidences mean what they say."""
+    """Calibration before and after a temperature."""
     card = gather(runs, "calibration")
     if card is None:
         return None
@@ -59,7 +59,7 @@ def _of_the_test_set(card: Card, rows: Sequence[Key]) -> str:
 
 
 def robustness(runs: Sequence[Run]) -> Section | None:
-    """What attacks, occlusion, mixtures and corruptions do to the error."""
+    """Errors under attacks, occlusion, mixtures and corruptions."""
     card = gather(runs, "robustness")
     if card is None:
         return None
@@ -83,7 +83,7 @@ def robustness(runs: Sequence[Run]) -> Section | None:
 
 
 def out_of_distribution(runs: Sequence[Run]) -> Section | None:
-    """Whether confidences are lower for images of other data."""
+    """Out-of-distribution detection by the confidence and by other scores."""
     card = gather(runs, "ood")
     if card is None:
         return None
@@ -110,7 +110,7 @@ def out_of_distribution(runs: Sequence[Run]) -> Section | None:
 
 
 def localization(runs: Sequence[Run]) -> Section | None:
-    """Whether networks look at the object that they name."""
+    """Boxes from class activation maps against true boxes."""
     card = gather(runs, "localization")
     if card is None:
         return None
@@ -240,29 +240,29 @@ _PAIRED: dict[Paired, tuple[Definition, str]] = {
 
 _LOSS = (
     "The loss is the mean over an epoch’s batches: the sum of all that a detector is trained by, or the cross-entropy "
-    "of the words. It is not comparable between architectures. The test pictures are measured after some epochs only."
+    "of the words. It is not comparable between architectures. The test images are evaluated after some epochs only."
 )
 
 
 def detection(runs: Sequence[Run]) -> Section | None:
-    """How well detectors find objects."""
+    """Average precision of detectors."""
     card = gather(runs, "detection")
     tables = Markup("")
     if card is not None:
         classes = [row for row in card.rows if row.name == "ap"]
         tables += table(card, "Average precision after the last epoch", [r for r in card.rows if r not in classes])
         tables += differences_of(card) + _per_class(card)
-    return _section(runs, "detection", tables, ("mAP on the test pictures", "map", "mAP, %"))
+    return _section(runs, "detection", tables, ("mAP on the test images", "map", "mAP, %"))
 
 
 def captioning(runs: Sequence[Run]) -> Section | None:
-    """How near captions are to those of people."""
+    """Scores of captions against reference captions."""
     card = gather(runs, "captioning")
     tables = Markup("")
     if card is not None:
-        tables += table(card, "Captions against those of people, after the last epoch", list(card.rows))
+        tables += table(card, "Scores against the reference captions, after the last epoch", list(card.rows))
         tables += differences_of(card)
-    return _section(runs, "captioning", tables, ("CIDEr-D on the test pictures", "cider_d", "CIDEr-D × 100"))
+    return _section(runs, "captioning", tables, ("CIDEr-D on the test images", "cider_d", "CIDEr-D × 100"))
 
 
 def paper_of_transfer(runs: Sequence[Run]) -> Section | None:
@@ -303,29 +303,29 @@ def _per_class(card: Card) -> Markup:
 
 
 _DRAWN = {
-    "detections": "solid: objects; dotted: difficult ones, which do not count; dashed: what was found, all of score "
-    "0.5 or more and, where these are fewer than the objects, the surest others",
-    "captions": "in bold the network’s caption, below it two by people",
+    "detections": "solid: objects; dotted: difficult objects, which do not count; dashed: detections with a score "
+    "of 0.5 or more, or as many as there are objects",
+    "captions": "bold: the model’s caption; below: two reference captions",
 }
 
 
 def _pictures(runs: Sequence[Run]) -> Markup:
-    """Return what each run drew of its test pictures."""
+    """Return the test images that each run has drawn."""
     items = []
     for run in runs:
         for kind, said in _DRAWN.items():
             path = run.folder / "pictures" / f"{kind}.png"
             if path.is_file():
-                alt = f"Test pictures with the {kind} of {run.label}"
+                alt = f"Test images with the {kind} of {run.label}"
                 items.append(picture(path.read_bytes(), path, alt=alt, caption=f"{run.label}: {said}"))
     return Markup(HTML.images(items)) if items else Markup("")
 
 
 # ---- attention card ----
-# Where a network that was trained with SMMix looks, for the page. No torch here.
+# Attention of models that were trained with SMMix.
 
 _LEGEND = (
-    "Top: training images. Middle: how much attention the trained network’s last block pays to each token, the mean "
+    "Top: training images. Middle: the attention of the trained model’s last block to each token, the mean "
     "over its heads and over the image’s tokens (in CaiT, that of the class token); each image has a scale of its own. "
     "Bottom: what SMMix makes of the images, with the shares of their labels: the square with the least attention is "
     "overwritten by the one with the most of another image."
@@ -333,14 +333,14 @@ _LEGEND = (
 
 
 def attention(runs: Sequence[Run]) -> Section | None:
-    """The pictures that runs with SMMix have drawn at their end."""
+    """The attention of runs with SMMix after training."""
     files = [(run, run.folder / "pictures" / "attention.png") for run in runs]
     images = [
         picture(
             path.read_bytes(),
             path,
-            alt=f"Grid of images, the attention of {run.label} to them, the squares that it looks at most and least, "
-            "and the images mixed by SMMix",
+            alt=f"Grid of images, the attention of {run.label}, the squares with the most and the least attention, and the "
+            "images mixed by SMMix",
             caption=f"{run.label}, after training",
         )
         for run, path in files

@@ -40,11 +40,11 @@ from cutmix.statistics import in_words
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:
-    """Write one HTML page about run folders; it needs no script, no network and no other file.
+    """Write one HTML page about run folders; it needs no script, no connection and no other file.
 
     Args:
-        runs: folders that `cutmix train` wrote, finished or not.
-        out: the page's file; one that exists is replaced in one step, or stays as it was.
+        runs: Folders that ``cutmix train`` wrote, finished or not.
+        out: File of the page; an existing one is replaced atomically.
 
     Returns:
         The page's path.
@@ -198,7 +198,7 @@ def paper_sweeps(runs: Sequence[Run]) -> Section | None:
 
 
 def sample_mixes(runs: Sequence[Run]) -> Section | None:
-    """What the network of each run was shown."""
+    """Mixed training images of each run."""
     images = [_image(run, run.samples) for run in runs if run.samples is not None]
     return Section("Sample mixes", "sample-mixes", HTML.images(images)) if images else None
 
@@ -256,7 +256,7 @@ def _unfinished(run: Run) -> Markup:
 
 def _only_suites(run: Run) -> Markup:
     suites = dict.fromkeys(line.suite for line in run.results if line.suite)
-    text = "<strong>{}</strong>: top-1 error not run; what was measured is below ({})."
+    text = "<strong>{}</strong>: top-1 error not run; other results are below ({})."
     return Markup(text).format(run.label, ", ".join(suites))
 
 
@@ -301,8 +301,8 @@ def _image(run: Run, png: bytes) -> dict[str, Any]:
     return picture(
         png,
         run.folder / "samples.png",
-        alt=f"Grid of training images as the network of {run.label} is shown them, mix: {mix}",
-        caption=f"{run.label}: training images as the network is shown them (mix: {mix})",
+        alt=f"Grid of training images of {run.label} as they enter the model, mix: {mix}",
+        caption=f"{run.label}: training images as they enter the model (mix: {mix})",
     )
 
 

@@ -41,7 +41,7 @@ class Card:
     styles: dict[str, int]
 
     def sweeps(self) -> dict[tuple[str, str], list[Key]]:
-        """Rows that differ in nothing but where they were measured, from three places on."""
+        """Rows that differ in ``at`` alone, if there are three or more."""
         found: dict[tuple[str, str], list[Key]] = {}
         for row in self.rows:
             if row.at is not None and not measure_of(row.name).check:
@@ -66,7 +66,7 @@ def gather(runs: Sequence[Run], suite: str) -> Card | None:
             at = line.at if measure_of(name).at else None
             rows.setdefault(Key(name, line.of or "", at), {})[run.label] = line
     for label in {label for lines_ in rows.values() for label in lines_}:
-        refused.pop(label, None)  # it was measured, before or later
+        refused.pop(label, None)  # there is a result from another evaluation
     if not tried:
         return None
     styles = {group: style for style, group in enumerate(groups(runs))}
@@ -195,7 +195,7 @@ def refusals(card: Card) -> Markup:
 _INTERVAL = " [95\u00a0%\u00a0interval]"
 _CHOSEN = Markup('<br><span class="quiet">threshold chosen on the test images</span>')
 _CHOSEN_MEANS = (
-    "Threshold chosen on the test images: the best one for these very images was taken, so the value flatters; it is "
+    "Threshold chosen on the test images: it is the best one for these images, so the value is optimistic and "
     "comparable only with values that were chosen in the same way."
 )
 

@@ -167,7 +167,7 @@ def test_captioners_side_by_side(tmp_path: Path) -> None:
     pytest.importorskip("nltk")
     (first, lines), (second, _) = make_captioner(tmp_path / "a", 5), make_captioner(tmp_path / "b", 2, backbone="x")
     page = Page(tmp_path, first, second)
-    table = page.table("Captions against those of people")
+    table = page.table("Scores against the reference captions")
     by_metric = {record.metric: record for record in lines}
     bleu = by_metric["bleu_4"]
     assert table["BLEU-4, ×\u00a0100"][0] == f"{bleu.value:.2f} [{bleu.low:.2f}, {bleu.high:.2f}]"
@@ -187,9 +187,9 @@ def test_curves_pictures_and_the_papers_tables(tmp_path: Path) -> None:
     detector, (captioner, _) = make_detector(tmp_path / "a"), make_captioner(tmp_path / "c", 3)
     page = Page(tmp_path, detector, captioner)
     said = page.attributes("aria-label")
-    assert "mAP on the test pictures by epoch. a: 20 at epoch 2, 40 at epoch 4." in said
+    assert "mAP on the test images by epoch. a: 20 at epoch 2, 40 at epoch 4." in said
     assert "Training loss by epoch. c: 9 at epoch 1, 2.25 at epoch 4." in said
-    assert page.attributes("alt") == ["Test pictures with the detections of a", "Test pictures with the captions of c"]
+    assert page.attributes("alt") == ["Test images with the detections of a", "Test images with the captions of c"]
     table10 = page.table("Table 10: ")
     assert table10["SSD300, mAP: paper"] == ["76.7", "76.6", "76.8", "77.6"]
     assert table10["SSD300, mAP: here"] == ["not run"] * 4
