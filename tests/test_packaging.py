@@ -79,6 +79,8 @@ def test_the_wheel_works_in_an_environment_of_its_own(built: Path, tmp_path: Pat
 
     assert Path(run("python", "-c", "import cutmix; print(cutmix.__file__)").strip()).is_relative_to(environment)
     assert run("cutmix", "--version").startswith("cutmix ")
+    assert "demo" in run("cutmix", "--help")
+    assert "digits" in run("cutmix", "demo", "--help")
     assert "cifar100-resnet20-cutmix" in run("cutmix", "recipes")
     run("cutmix", "train", "digits-resnet20-cutmix", "--epochs", "1", "--device", "cpu", "--out", "run")
     run("cutmix", "report", "run", "--out", "page.html")

@@ -339,8 +339,8 @@ def attention(runs: Sequence[Run]) -> Section | None:
         picture(
             path.read_bytes(),
             path,
-            alt=f"Grid of images, the attention of {run.label}, the squares with the most and the least attention, and the "
-            "images mixed by SMMix",
+            alt=f"Grid of images, the attention of {run.label}, the squares with the most and the least attention, "
+            "and the images mixed by SMMix",
             caption=f"{run.label}, after training",
         )
         for run, path in files

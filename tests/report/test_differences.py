@@ -121,5 +121,5 @@ def test_other_pictures_are_refused() -> None:
         precision_difference(judged, judged._replace(object_labels=judged.object_labels[::-1]), PICTURES)
     scores = ImageScores((), np.ones((3, 10), int), np.ones(3), np.ones(3))
     for first, second in ((scores, ImageScores((), np.ones((2, 10), int), np.ones(2), np.ones(2))),):
-        with pytest.raises(InputError, match="3 and 2 pictures"):
+        with pytest.raises(InputError, match="3 and 2 images"):
             caption_difference(first, second, "rouge_l")
