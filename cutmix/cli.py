@@ -129,6 +129,7 @@ def parse_train(words: list[str]) -> tuple["Recipe", "TrainOptions"]:
 
     from cutmix.config.options import TrainOptions
     from cutmix.config.recipe import Recipe
+    from cutmix.config.recipes import with_authors_milestones
     from cutmix.training.mixes import MIXES
 
     class Flags(Recipe):  # a recipe is below the table of methods, which has the choices of --mix
@@ -155,7 +156,8 @@ def parse_train(words: list[str]) -> tuple["Recipe", "TrainOptions"]:
         """
         return Recipe(**vars(recipe)), options
 
-    return parse(both, flags, f"train {name or '[RECIPE]'}", TRAIN)
+    recipe, options = parse(both, flags, f"train {name or '[RECIPE]'}", TRAIN)
+    return recipe if "--milestones" in values_of(flags) else with_authors_milestones(recipe), options
 
 
 def base_of(name: str | None, given: dict[str, str], *, asked: bool) -> tuple["Recipe", "TrainOptions"]:

@@ -18,10 +18,11 @@ from cutmix import __version__
 from cutmix.cli import COMMANDS, main, parse_train, parse_transfer
 from cutmix.config.options import TrainOptions
 from cutmix.config.recipe import Recipe, flag
-from cutmix.config.recipes import RECIPES
+from cutmix.config.recipes import RECIPES, find_recipe
 from cutmix.config.transfer import CAPTIONING, FASTER_RCNN, SSD300, small
 from cutmix.runs.folder import saved_recipe
 from cutmix.runs.record import read_records
+from cutmix.training.optim import learning_rate
 
 Refused = Callable[..., str]
 DIGITS = ("train", "digits-resnet20", "--epochs", "1", "--device", "cpu", "--log-every", "1000")
@@ -470,3 +471,23 @@ def test_transfer_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
         said = capsys.readouterr().out
         assert expected in said
         assert not any(name in said for name in ("compile", "download", "skip-unreadable"))  # which are for classifiers
+
+
+@pytest.mark.parametrize("epochs", [300, 90, 150, 200, 20])
+@pytest.mark.parametrize("name", ["imagenet-resnet50-cutmix", "imagenet-resnet101"])
+def test_imagenets_learning_rate_falls_as_in_the_authors_code(name: str, epochs: int) -> None:
+    def adjust_learning_rate(epoch: int) -> float:  # train.py of the CutMix repository, for --dataset imagenet
+        if epochs == 300:
+            return 0.1 * (0.1 ** (epoch // 75))
+        return 0.1 * (0.1 ** (epoch // 30))
+
+    recipe, _ = parse_train([name, "--epochs", str(epochs), "--data", "photos"])
+    rates = [learning_rate(recipe, epoch * 7 + step, 7) for epoch in range(epochs) for step in (0, 6)]
+    assert rates == pytest.approx([adjust_learning_rate(epoch) for epoch in range(epochs) for _ in range(2)])
+
+
+def test_given_milestones_and_other_recipes_stay() -> None:
+    words = ["imagenet-resnet50", "--epochs", "90", "--milestones", "0.5"]
+    assert parse_train(words)[0].milestones == (0.5,)
+    for name in ("cifar100-pyramidnet200", "cub-resnet50-wsol", "imagenet-resnet50-wsol", "imagenet-deit-tiny"):
+        assert parse_train([name, "--epochs", "90"])[0].milestones == find_recipe(name).milestones

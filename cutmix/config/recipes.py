@@ -277,6 +277,21 @@ def find_recipe(name: str) -> Recipe:
     raise InputError(f'there is no recipe "{name}"; close to it are {", ".join(close)}')
 
 
+def with_authors_milestones(recipe: Recipe) -> Recipe:
+    """Return one of the paper's ImageNet recipes with the decays of its authors' code for its number of epochs.
+
+    The code's ``adjust_learning_rate`` decays every 75 epochs if there are 300, and every 30 otherwise; shares of
+    the epochs would move the decays. Any other recipe is returned as it is.
+    """
+    named = RECIPES.get(recipe.name)
+    own = (named.data, named.milestones, named.epochs) if named else ()
+    paper = ("imagenet", PAPER_IMAGENET.milestones, PAPER_IMAGENET.epochs)
+    changed = recipe.schedule != "step" or recipe.milestones != PAPER_IMAGENET.milestones
+    if own != paper or changed or recipe.epochs == PAPER_IMAGENET.epochs:
+        return recipe
+    return replace(recipe, milestones=tuple(epoch / recipe.epochs for epoch in range(30, recipe.epochs, 30)))
+
+
 # Fields that name a run or that its results have anyway; the size of image files where the recipe leaves it open.
 _NO_CHANGE = {"name", "seed", "data", "backbone"}
 _FILE_SIZE = 224

@@ -210,13 +210,23 @@ class Classification:
         )
 
     def notes(self) -> Sequence[str]:
-        """Return which split chooses the best epoch, and which one the results are of."""
+        """Return when a step schedule decays, which split chooses the best epoch, and which the results are of."""
+        return [*self._decays(), self._choice()]
+
+    def _decays(self) -> Sequence[str]:
+        recipe = self.recipe
+        if recipe.schedule != "step":
+            return ()
+        epochs = ", ".join(f"{milestone * recipe.epochs:g}" for milestone in recipe.milestones)
+        return (f"the learning rate is multiplied by {recipe.gamma:g} after these of {recipe.epochs} epochs: {epochs}",)
+
+    def _choice(self) -> str:
         if self.chosen_on is None:
-            return ["no validation images: no best epoch is chosen, and test is evaluated after the last one only"]
+            return "no validation images: no best epoch is chosen, and test is evaluated after the last one only"
         if self.val_batches:
-            return ["val chooses the best epoch; the results are of test, which is evaluated after the last epoch only"]
+            return "val chooses the best epoch; the results are of test, which is evaluated after the last epoch only"
         which = "the test images" if self.chosen_on == "test" else "the same validation images"
-        return [f"the best epoch is chosen and reported on {which}, so its error flatters; that of the last does not"]
+        return f"the best epoch is chosen and reported on {which}, so its error flatters; that of the last does not"
 
     def circumstances(self) -> dict[str, Any]:
         """Return the mix, size and decoder of the images, and the numbers of classes and of test images."""

@@ -407,6 +407,12 @@ def test_a_finished_run_without_its_checkpoint_is_finished(
     assert (run / "log.jsonl").read_bytes() == before
 
 
+def test_a_step_schedule_says_when_the_learning_rate_falls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_training(replace(RECIPE, epochs=1, eval_every=1), options(tmp_path / "run"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "note: the learning rate is multiplied by 0.1 after these of 1 epochs: 0.5, 0.75" in said
+
+
 def test_a_process_lost_before_the_first_checkpoint_starts_its_log_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, Any]
 ) -> None:
