@@ -31,6 +31,8 @@ from cutmix.data import open_data
 open_data("digits", "test")
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
 
 def work(job, environment):
     os.environ.update(environment)

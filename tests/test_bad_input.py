@@ -1,0 +1,478 @@
+"""Bad inputs drawn by hypothesis, over every command: no traceback, no hang, no other file touched, bounded memory."""
+
+import hashlib
+import io
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import cutmix.comparison.command
+import cutmix.training.campaign
+import cutmix.training.loop
+from cutmix.cli import COMMANDS, main
+from cutmix.config import options as command_options
+from cutmix.config.recipe import Recipe
+from cutmix.config.transfer import Captioning, Detection
+from cutmix.evaluation.corruptions import CORRUPTIONS
+
+SECONDS = 60  # an example that takes longer hangs
+MEMORY = 4 << 30  # bytes of addresses beyond those in use before an example
+TRAIN = "--device cpu --workers 0 --epochs 1 --batch-size 4 --precision float32"
+MODEL = "--model test_resnet --no-pretrained --image-size 32"
+
+
+class Command(NamedTuple):
+    """A command that succeeds.
+
+    Attributes:
+        words: Its words; OUT is the only folder, beside those of ``own``, that it may write to.
+        files: The files and folders that it reads.
+        options: The classes of its flags.
+        own: Folders that it writes to though they were there before.
+    """
+
+    words: str
+    files: tuple[str, ...] = ()
+    options: tuple[type, ...] = ()
+    own: tuple[str, ...] = ()
+
+
+RUN = ("run/config.json", "run/model.safetensors", "run/results.jsonl", "run/log.jsonl", "run/environment.json", "run")
+PHOTOS = ("photos/train/a/0.png", "photos/test/b/1.jpg", "photos/train", "photos")
+COCO = ("coco/annotations/instances_train.json", "coco/annotations/instances_val.json", "coco/train/0.png")
+CAPTIONS = ("captions/captions.txt", "captions/images/00.png")
+CIFAR = ("cifar-100-python/train", "cifar-100-python/meta")
+o = command_options
+EVERY = (
+    Command("data photos", PHOTOS, (o.DataOptions,)),
+    Command("data photos --json --out OUT/a.png", PHOTOS, (o.DataOptions,)),
+    Command("data cifar-100-python", CIFAR, (o.DataOptions,)),
+    Command("preview --data photos --count 2 --image-size 32 --out OUT/a.png", PHOTOS, (o.PreviewOptions,)),
+    Command(f"train --data photos {MODEL} {TRAIN} --out OUT/run", PHOTOS, (Recipe, o.TrainOptions)),
+    Command(f"train digits-resnet20-cutmix {TRAIN} --out OUT/run", (), (Recipe, o.TrainOptions)),
+    Command(
+        f"train --data photos --model test_resnet --weights w.pth --image-size 32 {TRAIN} --out OUT/run", ("w.pth",)
+    ),
+    Command(
+        "train --resume --out run --device cpu --workers 0", (*RUN, "run/checkpoint.pt"), (o.TrainOptions,), ("run",)
+    ),
+    Command(
+        f"train --data photos {MODEL} {TRAIN} --overwrite --out run", ("run/config.json",), (o.TrainOptions,), ("run",)
+    ),
+    Command("evaluate run --device cpu --workers 0", (*RUN, *PHOTOS), (o.EvaluateOptions,), ("run",)),
+    Command(
+        "evaluate w.pth --model test_resnet --classes classes.json --image-size 32 --data photos --device cpu "
+        "--out OUT/e",
+        ("w.pth", "classes.json", *PHOTOS), (o.EvaluateOptions,),
+    ),
+    Command(
+        "evaluate run --suite ood --outliers photos --device cpu --workers 0 --out OUT/e.jsonl",
+        ("run/model.safetensors", "photos"), (o.EvaluateOptions,),
+    ),
+    Command(
+        "evaluate run --suite robustness --images 4 --pairs 4 --corruptions corrupted --device cpu --out OUT/e",
+        ("corrupted", "run/predictions/last.npz"), (o.EvaluateOptions,),
+    ),
+    Command(
+        "evaluate run --suite localization --boxes boxes --device cpu --workers 0 --out OUT/e",
+        ("boxes/test/a/0.xml", "boxes"),
+    ),
+    Command("predict run photos/test --device cpu --out OUT/p.csv", (*RUN[:2], *PHOTOS), (o.PredictOptions,)),
+    Command("predict run/model.safetensors photos/test/b/1.jpg --device cpu", ("run/model.safetensors",)),
+    Command(
+        "explain run photos/test/b/1.jpg --neighbours 1 --device cpu --out OUT/x", (*RUN[:2], *PHOTOS),
+        (o.ExplainOptions,),
+    ),
+    Command("export run --format safetensors --out OUT/x", RUN, (o.ExportOptions,)),
+    Command("push run --to OUT/hub", RUN, (o.PushOptions,)),
+    Command("report run --out OUT/r.html", (*RUN, "run/samples.png", "run/predictions/last.npz"), (o.ReportOptions,)),
+    Command("paper table5 --results results.jsonl", ("results.jsonl",), (o.PaperOptions,)),
+    Command("paper --runs run", RUN, (o.PaperOptions,)),
+    Command(
+        "reproduce table5 --rows Baseline --scale smoke --model resnet20 --data cifar-100-python --device cpu "
+        "--out OUT/rep", CIFAR, (o.ReproduceOptions,),
+    ),
+    Command(
+        f"compare --data photos {MODEL} --device cpu --workers 0 --epochs 1 --batch-size 4 --seeds 1 --out OUT/cmp",
+        PHOTOS, (o.CompareOptions,),
+    ),
+    Command(
+        f"transfer detection --small --data coco --model test_resnet --image-size 64 {TRAIN} --out OUT/t", COCO,
+        (Detection, o.RunOptions),
+    ),
+    Command(
+        f"transfer detection --small --data voc --model test_resnet --image-size 64 {TRAIN} --out OUT/t",
+        ("voc/Annotations/00.xml", "voc/JPEGImages/01.png", "voc"),
+    ),
+    Command(
+        f"transfer captioning --small --data captions --model resnet20 --image-size 36 --crop 32 --min-count 1 {TRAIN} "
+        "--out OUT/t", CAPTIONS, (Captioning, o.RunOptions),
+    ),
+    Command("recipes"),
+    Command("demo --epochs 1 --device cpu --out OUT/demo", (), (o.DemoOptions,)),
+)  # fmt: skip
+
+# ---- what is bad ----
+
+NUMBERS = [
+    "nan", "inf", "-inf", "0", "-1", "-0.0", "1e400", "1e308", "1e-320", "99999999999999999999", "1000000000", "100000",
+    "-9223372036854775809", "2147483648", "0.5", "", "abc", "0x10", "٣", "1_0", "None", "True", "\ud800",
+]  # fmt: skip
+NAMES = [
+    "absent", "", " ", ".", "..", "/", "~", "a\nb", "\x1b[31mred", "x" * 300, "x/" * 3000, "\udcff", "\x00", "photos/*",
+    "-", "--", "=", "file/inside", "file", "loop", "pipe", "/dev/null", "/dev/full", "/proc/self/mem", "猫", "\u202eexe",
+]  # fmt: skip
+VALUES: list[Any] = [
+    None, True, 0, -1, 0.5, 1e308, 2**70, 2**31, "", "x", "\ud800", "\u0000", "x" * 10_000, [], {}, [None], [[1]],
+    {"a": 1}, "../../victim", "/etc/passwd", [1] * 1000,
+]  # fmt: skip
+DEEP = b"[" * 200_000 + b"]" * 200_000
+
+
+@dataclass(frozen=True)
+class Case:
+    """One bad input: a command, and what is wrong with its words or one of its files."""
+
+    command: Command
+    kind: str
+    target: str = ""
+    value: Any = None
+    place: float = 0.0
+
+
+def flags(command: Command) -> list[str]:
+    """Return the flags of a command."""
+    left_out = {"jobs", "name", "private", "download", "tensorboard", "compile", "resume", "overwrite", "json", "apgd"}
+    return sorted(
+        f"--{field.name.replace('_', '-')}"
+        for kind in command.options for field in fields(kind)
+        if field.name not in left_out and "Positional" not in str(field.type)
+    )  # fmt: skip
+
+
+@st.composite
+def cases(draw: Callable[..., Any]) -> Case:
+    command = draw(st.sampled_from(EVERY))
+    kinds = ["word"] + ["bytes", "json", "kind"] * bool(command.files) + ["flag", "flag"] * bool(command.options)
+    kind = draw(st.sampled_from(kinds))
+    place = draw(st.floats(0, 1, exclude_max=True))
+    if kind == "flag":
+        target, values = draw(st.sampled_from(flags(command))), draw(st.sampled_from([NUMBERS, NUMBERS, NAMES]))
+        return Case(command, kind, target, draw(st.sampled_from(values) | st.text(max_size=8)), place)
+    if kind == "word":
+        return Case(command, kind, "", draw(st.sampled_from(NAMES) | st.text(max_size=8)), place)
+    target = draw(st.sampled_from(command.files))
+    if kind == "json":
+        return Case(command, kind, target, draw(st.sampled_from([*VALUES, DEEP])), place)
+    how = ["truncate", "flip", "random", "append", "empty"] if kind == "bytes" else ["folder", "absent", "link", "pipe"]
+    return Case(command, kind, target, draw(st.sampled_from(how)), place)
+
+
+def damage(case: Case, folder: Path) -> None:
+    """Make of the target what the case says."""
+    path = folder / case.target
+    files = sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path]
+    if path.is_dir() and (case.kind != "kind" or case.value == "folder"):
+        path = files[int(case.place * len(files))]
+    if case.kind == "kind":
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if case.value == "folder":
+            path.mkdir()
+        elif case.value == "link":
+            path.symlink_to(folder / "victim")
+        elif case.value == "pipe":
+            os.mkfifo(path)
+        return
+    content = path.read_bytes()
+    at = int(case.place * max(len(content), 1))
+    if case.kind == "json":
+        path.write_bytes(with_value(content, case.value, case.place))
+        return
+    noise = hashlib.shake_128(str(case.place).encode()).digest(64)
+    path.write_bytes(
+        {
+            "truncate": content[:at], "empty": b"", "append": content + noise, "random": noise * 40,
+            "flip": content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :] if content else b"",
+        }[case.value]
+    )  # fmt: skip
+
+
+def with_value(content: bytes, value: Any, place: float) -> bytes:
+    """Put a value somewhere into JSON, JSON lines or the header of safetensors; other files become the value."""
+    if isinstance(value, bytes):
+        return value
+    if content[8:9] == b"{":  # safetensors
+        end = 8 + int.from_bytes(content[:8], "little")
+        header = with_value(content[8:end].rstrip(), value, place)
+        return len(header).to_bytes(8, "little") + header + content[end:]
+    lines = content.split(b"\n")
+    number = int(place * len(lines)) if content.startswith(b'{"') else 0
+    try:
+        parsed = json.loads(lines[number] if len(lines) > 2 and content.startswith(b'{"') else content)
+    except ValueError:
+        return json.dumps(value).encode()
+    places: list[tuple[Any, Any]] = []
+
+    def walk(node: Any) -> None:
+        for key in list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
+            places.append((node, key))
+            walk(node[key])
+
+    walk(parsed)
+    if places and place > 0.02:
+        node, key = places[int(place * 7919) % len(places)]
+        node[key] = value
+    else:
+        parsed = value
+    text = json.dumps(parsed).encode()
+    if len(lines) > 2 and content.startswith(b'{"'):
+        return b"\n".join([*lines[:number], text, *lines[number + 1 :]])
+    return text
+
+
+def words_of(case: Case) -> list[str]:
+    """Return the words of the command with the bad one in it."""
+    words = case.command.words.split()
+    if case.kind == "word":
+        words[1 + int(case.place * (len(words) - 1)) if len(words) > 1 else 0] = case.value
+    elif case.kind == "flag":
+        if case.target in words:
+            words[words.index(case.target) + 1] = case.value
+        else:
+            words += [case.target, case.value]
+    return [word.replace("OUT", "out") for word in words]
+
+
+# ---- the bounds ----
+
+
+class Enough(BaseException):
+    """The command has been accepted and trains."""
+
+
+class Hang(BaseException):
+    """The command takes too long."""
+
+
+@contextmanager
+def bounds() -> Iterator[None]:
+    """Bound time and memory."""
+
+    def stop(*_: object) -> None:
+        raise Hang
+
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits, before = resource.getrlimit(resource.RLIMIT_AS), signal.signal(signal.SIGALRM, stop)
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, limits[1]))
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def state(folder: Path, without: tuple[str, ...]) -> dict[str, Any]:
+    """Return the content of all files but those in some folders."""
+    found: dict[str, Any] = {}
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        if not name.startswith(without):
+            found[name] = (
+                os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else path.stat().st_mode
+            )
+    return found
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, voc_folder: Path, caption_folder: Path) -> Iterator[Path]:
+    """A folder with everything that the commands read, and two runs."""
+    folder = tmp_path_factory.mktemp("world")
+    random = np.random.default_rng(0)
+
+    def image(path: Path, side: int = 40) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(folder / path)
+
+    for split, count in (("train", 5), ("test", 3)):
+        for name in "ab":
+            for number in range(count):
+                image(folder / f"photos/{split}/{name}/{number}.{'jpg' if number == 1 else 'png'}")
+    shutil.copytree(voc_folder, folder / "voc")
+    shutil.copytree(caption_folder, folder / "captions")
+    for part in ("train", "val"):
+        for number in range(4):
+            image(folder / f"coco/{part}/{number}.png", 64)
+        content = {
+            "images": [{"id": n, "file_name": f"{n}.png", "width": 64, "height": 64} for n in range(4)],
+            "annotations": [
+                {"id": n + 1, "image_id": n, "category_id": n % 2 + 1, "bbox": [5, 5, 30, 30], "area": 900}
+                for n in range(4)
+            ],
+            "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}],
+        }  # fmt: skip
+        (folder / "coco/annotations").mkdir(exist_ok=True)
+        (folder / f"coco/annotations/instances_{part}.json").write_text(json.dumps(content))
+    (folder / "cifar-100-python").mkdir()
+    for part in ("train", "test"):
+        data = random.integers(0, 256, (120, 3072), dtype=np.uint8)
+        write_pickle(folder / "cifar-100-python" / part, {b"data": data, b"fine_labels": [i % 100 for i in range(120)]})
+    write_pickle(folder / "cifar-100-python/meta", {b"fine_label_names": [b"n%d" % i for i in range(100)]})
+    (folder / "corrupted").mkdir()
+    for name in CORRUPTIONS:
+        np.save(folder / f"corrupted/{name}.npy", random.integers(0, 256, (30, 32, 32, 3), dtype=np.uint8))
+    np.save(folder / "corrupted/labels.npy", np.arange(30) % 2)
+    for image_file in (folder / "photos/test").rglob("*.*"):
+        box = folder / "boxes" / image_file.relative_to(folder / "photos").with_suffix(".xml")
+        box.parent.mkdir(parents=True, exist_ok=True)
+        box.write_text(
+            "<annotation><size><width>40</width><height>40</height></size><object><name>a</name><bndbox>"
+            "<xmin>5</xmin><ymin>5</ymin><xmax>20</xmax><ymax>20</ymax></bndbox></object></annotation>"
+        )
+    (folder / "classes.json").write_text('["a", "b"]')
+    (folder / "file").write_text("text")
+    (folder / "victim").write_text("precious")
+    (folder / "loop").symlink_to(folder / "loop")
+    os.mkfifo(folder / "pipe")
+    import timm
+
+    torch.save(timm.create_model("test_resnet", num_classes=2).state_dict(), folder / "w.pth")
+    before = Path.cwd()
+    os.chdir(folder)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    main(f"train --data photos {MODEL} {TRAIN} --out run".split())
+    shutil.copy("run/results.jsonl", "results.jsonl")
+    yield folder
+    torch.set_num_threads(threads)
+    os.chdir(before)
+
+
+def write_pickle(path: Path, content: Any) -> None:
+    import pickle
+
+    path.write_bytes(pickle.dumps(content, protocol=3))
+
+
+def run(case: Case, world: Path, patch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """Run a case in a copy of the world; return how it ended and what it printed, and check everything else."""
+    folder = world.parent / "case"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(world, folder, symlinks=True, ignore=lambda *_: ["pipe"])
+    os.mkfifo(folder / "pipe")
+    (folder / "out").mkdir()
+    os.chdir(folder)
+    if case.target and not case.target.startswith("--"):
+        damage(case, folder)
+    words = words_of(case)
+    own = ("out", *case.command.own)
+    before = state(folder, own)
+    train_step, steps = cutmix.training.loop.train_step, []
+
+    def few_steps(*arguments: Any) -> Any:
+        steps.append(1)
+        if len(steps) > 12:
+            raise Enough
+        return train_step(*arguments)
+
+    def enough(*_: Any) -> None:
+        raise Enough
+
+    out, err = io.StringIO(), io.StringIO()
+    ended = "done"
+    with patch.context() as patched, warnings.catch_warnings():
+        warnings.simplefilter("default")
+        patched.setattr(cutmix.training.loop, "train_step", few_steps)
+        patched.setattr(cutmix.training.campaign, "train_step", few_steps)
+        patched.setattr(cutmix.comparison.command, "_run_shards", enough)
+        patched.setattr("sys.stdin", io.StringIO("photos/test/b/1.jpg\nabsent.png\n"))
+        try:
+            with redirect_stdout(out), redirect_stderr(err), bounds():
+                main(words)
+        except Enough:
+            ended = "accepted"
+        except SystemExit as stop:
+            ended = f"exit {stop.code or 0}"
+        except BaseException as error:
+            ended = f"{type(error).__name__}"
+            trace = "".join(traceback.format_exception(error)[-12:])
+            pytest.fail(f"{words} with {case.target} {case.value!r:.60} {case.place}:\n{trace}", pytrace=False)
+    said = err.getvalue()
+    after = state(folder, own)
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    new = {name.split("/")[0] for name in changed}
+    if case.kind in ("word", "flag"):  # a bad word can be the name of the output
+        changed = {name for name in changed if name in before}
+    assert not changed, f"{words} changed {sorted(changed)} {new}"
+    assert (folder / "victim").read_text() == "precious"
+    assert ended in ("done", "accepted", "exit 0", "exit 1", "exit 2"), f"{words}: {ended}"
+    if ended == "exit 2":
+        assert re.match(r"cutmix: .+\n\Z", said[said.rfind("cutmix: ") :]) or "╭" in said, f"{words} said {said}"
+    assert "Traceback" not in said + out.getvalue(), f"{words} said {said}"
+    assert not re.search(r"^  (warnings\.)?warn", said, flags=re.MULTILINE), f"{words} said {said}"
+    return ended, said
+
+
+def campaign(world: Path, patch: pytest.MonkeyPatch, examples: int) -> dict[str, int]:
+    """Run examples that hypothesis draws, the same each time; return how they ended."""
+    found: dict[str, int] = {}
+    failures: list[str] = []
+
+    @settings(
+        max_examples=examples, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(cases())
+    def each(case: Case) -> None:
+        try:
+            ended, _ = run(case, world, patch)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            ended = "failure"
+            failures.append(f"{case.command.words}\n  {case.kind} {case.target} {case.value!r:.80}\n{error}")
+        found[ended] = found.get(ended, 0) + 1
+
+    each()
+    assert not failures, f"{len(failures)} of {found}:\n\n" + "\n\n".join(failures)
+    return found
+
+
+def test_some_bad_inputs(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sum(campaign(world, monkeypatch, 12).values()) >= 12
+
+
+@pytest.mark.slow
+def test_200_bad_inputs(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUTMIX_EXAMPLES is another number."""
+    found = campaign(world, monkeypatch, int(os.environ.get("CUTMIX_EXAMPLES", 200)))
+    print(", ".join(f"{ended}: {count}" for ended, count in sorted(found.items())))
+
+
+def test_every_command_is_tried() -> None:
+    assert {command.words.split()[0] for command in EVERY} == set(COMMANDS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", EVERY, ids=lambda command: command.words[:40])
+def test_the_commands_succeed_without_damage(command: Command, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise they would be refused for another reason than the damage."""
+    ended, said = run(Case(command, "none"), world, monkeypatch)
+    assert ended in ("done", "accepted"), said
