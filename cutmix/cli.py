@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from cutmix import __version__
-from cutmix.errors import InputError
+from cutmix.errors import InputError, printable
 
 if TYPE_CHECKING:
     from cutmix.config.options import RunOptions, TrainOptions
@@ -364,8 +364,9 @@ def report(words: list[str]) -> None:
 
     options = parse(ReportOptions, words, "report", "Write one self-contained HTML page of one or several runs.")
     from cutmix.report.summary import write_report
+    from cutmix.runtime.terminal import say
 
-    print(f"wrote {write_report(options.runs, options.out)}")
+    say(f"wrote {write_report(options.runs, options.out)}")
 
 
 def paper(words: list[str]) -> None:
@@ -425,7 +426,7 @@ def parse(what: Callable[..., Options], words: list[str], command: str, descript
             if isinstance(error, InputError):
                 raise error from None
             error = error.__context__
-        print_once(printed.getvalue().rstrip())
+        print_once(printable(printed.getvalue().rstrip(), keep="\n"))
         raise
 
 

@@ -28,9 +28,13 @@ class InputError(ValueError):
         super().__init__(printable(message))
 
 
-def printable(text: str) -> str:
-    """Escape the control characters that the name of a file may hold and a terminal must not get."""
-    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+def printable(text: str, *, keep: str = "") -> str:
+    """Escape the control characters that the name of a file may hold and a terminal must not get, but those to keep."""
+
+    def escaped(found: re.Match[str]) -> str:
+        return found[0] if found[0] in keep else found[0].encode("unicode_escape").decode()
+
+    return _UNPRINTABLE.sub(escaped, text)
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:

@@ -23,6 +23,7 @@ from cutmix.models.attention import predict_and_attend
 from cutmix.models.create import create_model, trying_images
 from cutmix.runtime.files import png_of, write_atomic
 from cutmix.runtime.seeding import derive_seed
+from cutmix.runtime.terminal import say
 
 
 def preview_grid(
@@ -204,5 +205,5 @@ def _preview_smmix(options: PreviewOptions, data: ImageSet) -> Path:
 
 def _write(options: PreviewOptions, png: bytes) -> Path:
     write_atomic(options.out, lambda file: file.write(png))
-    print(f"wrote {options.out}")
+    say(f"wrote {options.out}")
     return options.out

@@ -428,7 +428,7 @@ def too_narrow(value: float, low: float, high: float, n: int, least: float = -np
     """
     tiny = 1e-9
     below, above = value - low < tiny and value - least > tiny, high - value < tiny and most - value > tiny
-    return n < FEW and (high - low < tiny or below or above)
+    return bool(n < FEW and (high - low < tiny or below or above))
 
 
 def _percentiles(drawn: np.ndarray, confidence: float) -> tuple[float, float]:

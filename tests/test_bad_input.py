@@ -92,7 +92,7 @@ EVERY = (
     ),
     Command(
         "evaluate run --suite localization --boxes boxes --device cpu --workers 0 --out OUT/e",
-        ("boxes/test/a/0.xml", "boxes"),
+        ("boxes/0.xml", "boxes"),
     ),
     Command("predict run photos/test --device cpu --out OUT/p.csv", (*RUN[:2], *PHOTOS), (o.PredictOptions,)),
     Command("predict run/model.safetensors photos/test/b/1.jpg --device cpu", ("run/model.safetensors",)),
@@ -131,13 +131,23 @@ EVERY = (
 
 # ---- what is bad ----
 
-NUMBERS = [
-    "nan", "inf", "-inf", "0", "-1", "-0.0", "1e400", "1e308", "1e-320", "99999999999999999999", "1000000000", "100000",
-    "-9223372036854775809", "2147483648", "0.5", "", "abc", "0x10", "٣", "1_0", "None", "True", "\ud800",
-]  # fmt: skip
+WHOLE = [
+    "0",
+    "-1",
+    "1",
+    "100000",
+    "1000000000",
+    "2147483648",
+    "9223372036854775807",
+    "-9223372036854775809",
+    "1" * 5000,
+]
+NUMBERS = [*WHOLE, "nan", "inf", "-inf", "-0.0", "1e400", "1e308", "1e-320", "0.5", "1"]
+NO_NUMBERS = ["", "abc", "0x10", "٣", "1_0", "None", "True", "\ud800"]
 NAMES = [
-    "absent", "", " ", ".", "..", "/", "~", "a\nb", "\x1b[31mred", "x" * 300, "x/" * 3000, "\udcff", "\x00", "photos/*",
-    "-", "--", "=", "file/inside", "file", "loop", "pipe", "/dev/null", "/dev/full", "/proc/self/mem", "猫", "\u202eexe",
+    "absent", "", " ", ".", "..", "/", "~", "a\nb", "\x1b[31mred", "x" * 300, "x/" * 3000, "\udcff", "\x00", 
+    "photos/*", "-", "--", "=", "file/inside", "file", "loop", "pipe", "/dev/null", "/dev/full", "/proc/self/mem", "猫",
+    "\u202eexe",
 ]  # fmt: skip
 VALUES: list[Any] = [
     None, True, 0, -1, 0.5, 1e308, 2**70, 2**31, "", "x", "\ud800", "\u0000", "x" * 10_000, [], {}, [None], [[1]],
@@ -157,14 +167,15 @@ class Case:
     place: float = 0.0
 
 
-def flags(command: Command) -> list[str]:
-    """Return the flags of a command."""
+def flags(command: Command) -> dict[str, str]:
+    """Return the flags of a command that take a value, with their types."""
     left_out = {"jobs", "name", "private", "download", "tensorboard", "compile", "resume", "overwrite", "json", "apgd"}
-    return sorted(
-        f"--{field.name.replace('_', '-')}"
-        for kind in command.options for field in fields(kind)
-        if field.name not in left_out and "Positional" not in str(field.type)
-    )  # fmt: skip
+    return {
+        f"--{field.name.replace('_', '-')}": str(field.type)
+        for kind in command.options
+        for field in sorted(fields(kind), key=lambda field: field.name)
+        if field.name not in left_out and "Positional" not in str(field.type) and "bool" not in str(field.type)
+    }
 
 
 @st.composite
@@ -174,8 +185,10 @@ def cases(draw: Callable[..., Any]) -> Case:
     kind = draw(st.sampled_from(kinds))
     place = draw(st.floats(0, 1, exclude_max=True))
     if kind == "flag":
-        target, values = draw(st.sampled_from(flags(command))), draw(st.sampled_from([NUMBERS, NUMBERS, NAMES]))
-        return Case(command, kind, target, draw(st.sampled_from(values) | st.text(max_size=8)), place)
+        target, hint = draw(st.sampled_from(sorted(flags(command).items())))
+        values = NUMBERS if "float" in hint else WHOLE if "int" in hint else NAMES
+        values = draw(st.sampled_from([values] * 8 + [NO_NUMBERS]))
+        return Case(command, kind, target, draw(st.sampled_from(values)), place)
     if kind == "word":
         return Case(command, kind, "", draw(st.sampled_from(NAMES) | st.text(max_size=8)), place)
     target = draw(st.sampled_from(command.files))
@@ -340,10 +353,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, voc_folder: Path, caption_fo
     for name in CORRUPTIONS:
         np.save(folder / f"corrupted/{name}.npy", random.integers(0, 256, (30, 32, 32, 3), dtype=np.uint8))
     np.save(folder / "corrupted/labels.npy", np.arange(30) % 2)
+    (folder / "boxes").mkdir()
     for image_file in (folder / "photos/test").rglob("*.*"):
-        box = folder / "boxes" / image_file.relative_to(folder / "photos").with_suffix(".xml")
-        box.parent.mkdir(parents=True, exist_ok=True)
-        box.write_text(
+        (folder / f"boxes/{image_file.stem}.xml").write_text(
             "<annotation><size><width>40</width><height>40</height></size><object><name>a</name><bndbox>"
             "<xmin>5</xmin><ymin>5</ymin><xmax>20</xmax><ymax>20</ymax></bndbox></object></annotation>"
         )
@@ -415,18 +427,20 @@ def run(case: Case, world: Path, patch: pytest.MonkeyPatch) -> tuple[str, str]:
             ended = f"{type(error).__name__}"
             trace = "".join(traceback.format_exception(error)[-12:])
             pytest.fail(f"{words} with {case.target} {case.value!r:.60} {case.place}:\n{trace}", pytrace=False)
-    said = err.getvalue()
+    said, shown = err.getvalue(), out.getvalue().replace("\r\n", "\n")  # CSV
     after = state(folder, own)
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     new = {name.split("/")[0] for name in changed}
     if case.kind in ("word", "flag"):  # a bad word can be the name of the output
-        changed = {name for name in changed if name in before}
+        changed = {name for name in changed if name in before and name != case.value}
     assert not changed, f"{words} changed {sorted(changed)} {new}"
     assert (folder / "victim").read_text() == "precious"
     assert ended in ("done", "accepted", "exit 0", "exit 1", "exit 2"), f"{words}: {ended}"
     if ended == "exit 2":
-        assert re.match(r"cutmix: .+\n\Z", said[said.rfind("cutmix: ") :]) or "╭" in said, f"{words} said {said}"
-    assert "Traceback" not in said + out.getvalue(), f"{words} said {said}"
+        sentence = re.match(r"cutmix: .+\n\Z", said[said.rfind("cutmix: ") :])
+        assert sentence or "For full helptext" in said or "files could not be read" in said, f"{words} said {said}"
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", said + shown), f"{words} said {said + shown!r}"
+    assert "Traceback" not in said + shown, f"{words} said {said}"
     assert not re.search(r"^  (warnings\.)?warn", said, flags=re.MULTILINE), f"{words} said {said}"
     return ended, said
 

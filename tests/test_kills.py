@@ -232,12 +232,12 @@ def campaign(server: Server, job: Job, folder: Path, random: random.Random) -> N
     while sum(job.done.values()) < job.kills:
         run = folder / f"run{job.runs}"
         job.start(run)
-        for _ in range(IN_A_ROW):
-            number = random.choice(SIGNALS)
-            codes = server.run(
-                command(run), job.ranks, number, random.uniform(0, 0.9 * min(durations)), random.randrange(job.ranks)
-            )
-            if codes == [0] * job.ranks:
+        for attempt in range(IN_A_ROW):
+            number, after = random.choice(SIGNALS), random.uniform(0, 0.9 * min(durations) * 0.9**attempt)
+            started = time.monotonic()
+            codes = server.run(command(run), job.ranks, number, after, random.randrange(job.ranks))
+            if codes == [0] * job.ranks:  # it ended before the signal
+                durations.append(time.monotonic() - started)
                 break
             job.done[number.name] = job.done.get(number.name, 0) + 1
             stopped = {-number, 128 + number}

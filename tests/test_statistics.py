@@ -26,6 +26,7 @@ from cutmix.statistics import (
     one_hot_bins,
     rate_difference,
     reliability_table,
+    too_narrow,
     welch,
 )
 
@@ -390,3 +391,8 @@ def test_bootstrap_agrees_with_scipy() -> None:
     ours = bootstrap_interval(sample.mean(), bootstrap(lambda c: c @ sample / 80, (80, 0), draws=9000), 80)
     theirs = stats.bootstrap((sample,), np.mean, n_resamples=9000, method="percentile", rng=1).confidence_interval
     assert ours[:2] == pytest.approx((theirs.low, theirs.high), rel=0.02)
+
+
+def test_the_mark_of_few_images_is_a_plain_boolean() -> None:
+    """It is written as JSON."""
+    assert too_narrow(np.float64(1), np.float64(1), np.float64(1), 4) is True

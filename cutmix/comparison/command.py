@@ -12,6 +12,7 @@ from cutmix.data import FileSet, open_data
 from cutmix.errors import InputError
 from cutmix.report.summary import write_report
 from cutmix.runs.folder import write_json
+from cutmix.runtime.terminal import say
 from cutmix.training.campaign import Job, is_first, open_campaign, print_plan, run_jobs
 from cutmix.training.mixes import make_mix
 
@@ -84,10 +85,7 @@ def _run_shards(recipe: Recipe, options: CompareOptions) -> None:
         log = open(options.out / f"shard-{shard}.txt", "w", encoding="utf-8")  # noqa: SIM115
         command = [sys.executable, "-m", "cutmix", "compare", *map(str, words), "--shard", f"{shard}/{options.jobs}"]
         running.append((subprocess.Popen(command, stdout=log, stderr=log, env=environment), log))
-    print(
-        f"{options.jobs} runs at a time, {threads} threads each; their output is in {options.out}/shard-N.txt",
-        flush=True,
-    )
+    say(f"{options.jobs} runs at a time, {threads} threads each; their output is in {options.out}/shard-N.txt")
     try:
         codes = [process.wait() for process, _ in running]
     except BaseException:  # Ctrl-C or a signal: the runs save and stop

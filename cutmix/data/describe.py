@@ -193,7 +193,7 @@ def print_description(options: DataOptions) -> Description:
     Raises:
         InputError: As ``describe_data``.
     """
-    from cutmix.runtime.terminal import Console
+    from cutmix.runtime.terminal import Console, say
 
     description = describe_data(
         options.data, val_fraction=options.val_fraction, seed=options.seed, download=options.download, out=options.out
@@ -202,10 +202,9 @@ def print_description(options: DataOptions) -> Description:
         print(json.dumps(description.to_dict(), indent=2, ensure_ascii=False))
         return description
     Console().print(description.table())
-    for line in description.lines():
-        print(line)
+    say("\n".join(description.lines()))
     if options.out:
-        print(f"wrote {options.out}")
+        say(f"wrote {options.out}")
     return description
 
 

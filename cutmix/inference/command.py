@@ -12,6 +12,7 @@ from cutmix.config.options import PredictOptions
 from cutmix.data.folder import EXTENSIONS
 from cutmix.errors import InputError
 from cutmix.inference.model import Model, Prediction, load
+from cutmix.runtime.terminal import say
 
 
 def run_predict(options: PredictOptions) -> int:
@@ -27,7 +28,7 @@ def run_predict(options: PredictOptions) -> int:
         top=options.top, temperature=options.temperature, flip=options.tta == "flip",
         threshold=options.threshold, batch_size=options.batch_size, workers=max(options.workers, 1),
     )  # fmt: skip
-    print(opening(model, options, files), file=sys.stderr)
+    say(opening(model, options, files), file=sys.stderr)
     if options.out is None:
         return write(predictions, sys.stdout, options)
     try:

@@ -24,6 +24,7 @@ from cutmix.models.attention import find_attention, token_grid
 from cutmix.models.localization import find_head
 from cutmix.runtime.checkpoint import write_atomic
 from cutmix.runtime.seeding import derive_seed
+from cutmix.runtime.terminal import say
 
 _MOST_TRAINING_IMAGES = 5000
 
@@ -53,7 +54,7 @@ def run_explain(options: ExplainOptions) -> list[Path]:
     files = [file for name in options.images for file in find_images(name)]
     explainer = heat_maps(model)
     known, why = training_images(model, options.neighbours)
-    print(f"{model.source}: {explainer.name}; " + (why or f"nearest of {len(known.labels):,} training images"))  # type: ignore[union-attr]
+    say(f"{model.source}: {explainer.name}; " + (why or f"nearest of {len(known.labels):,} training images"))  # type: ignore[union-attr]
     written = []
     for number, file in enumerate(files, 1):
         inputs = model.preprocessing(read_image(file))[None]
@@ -64,7 +65,7 @@ def run_explain(options: ExplainOptions) -> list[Path]:
         out = options.out / f"{number:03d}-{file.stem}.png"
         draw(model, inputs[0], probabilities, chosen, maps, known, nearest, out)
         written.append(out)
-    print(f"wrote {len(written)} images to {options.out}")
+    say(f"wrote {len(written)} images to {options.out}")
     return written
 
 

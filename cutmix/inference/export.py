@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cutmix.config.options import ExportOptions
 from cutmix.errors import InputError, missing_extra
 from cutmix.inference.model import Model, load
+from cutmix.runtime.terminal import say
 
 _LARGEST_DIFFERENCE = 1e-4  # of probabilities, between torch and the exported model
 
@@ -52,7 +53,7 @@ def run_export(options: ExportOptions) -> Path:
         )
     (folder / "README.md").write_text(_readme(model, options, name, difference), encoding="utf-8")
     agreed = "" if difference is None else f"; largest difference of a probability from torch: {difference:.1e}"
-    print(f"wrote {folder / name}{agreed}")
+    say(f"wrote {folder / name}{agreed}")
     return folder
 
 

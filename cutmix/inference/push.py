@@ -15,6 +15,7 @@ from cutmix.config.options import PushOptions
 from cutmix.errors import InputError
 from cutmix.inference.card import model_card
 from cutmix.inference.model import Model, load
+from cutmix.runtime.terminal import say
 
 
 def run_push(options: PushOptions) -> str:
@@ -40,12 +41,12 @@ def run_push(options: PushOptions) -> str:
         if options.to.exists() and (not options.to.is_dir() or any(options.to.iterdir())):
             raise InputError(f"{options.to} exists and is not empty; choose another folder")
         write_folder(model, options.source, options.to)
-        print(f'wrote {options.to}; timm.create_model("local-dir:{options.to}", pretrained=True) loads it')
+        say(f'wrote {options.to}; timm.create_model("local-dir:{options.to}", pretrained=True) loads it')
         return str(options.to)
     with tempfile.TemporaryDirectory() as folder:
         write_folder(model, options.source, Path(folder))
         address = _upload(str(options.name), folder, options.private)
-    print(f'uploaded to {address}; timm.create_model("hf-hub:{options.name}", pretrained=True) loads it')
+    say(f'uploaded to {address}; timm.create_model("hf-hub:{options.name}", pretrained=True) loads it')
     return address
 
 

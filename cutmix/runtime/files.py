@@ -51,7 +51,7 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        unchanged = f"; the previous {path.name} is unchanged" if path.exists() else ""
+        unchanged = f"; the previous {path.name} is unchanged" if os.path.exists(path) else ""
         raise InputError(f"{path} could not be written: {cause.strerror or cause}{unchanged}") from error
     with suppress(OSError):  # some file systems cannot sync a folder; the new file is complete either way
         folder = os.open(path.parent, os.O_RDONLY)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
 import rich.console
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -20,8 +21,20 @@ from cutmix.errors import InputError, printable
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
+# Refusals of the file system that depend on a name or on permissions, whichever function meets them first.
+_REFUSED = (
+    errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENXIO,
+    errno.EINVAL,
+)  # fmt: skip
+
+
 class Console(rich.console.Console):
-    """rich's console, except that a closed pipe raises BrokenPipeError instead of ending the process with code 1."""
+    """rich's console, except that a closed pipe raises BrokenPipeError, and that control characters are escaped."""
+
+    def render(self, *arguments: Any, **named: Any) -> Iterator[Segment]:
+        """Yield the segments of what is printed, with the control characters of names escaped."""
+        for text, style, control in super().render(*arguments, **named):
+            yield Segment(text if control else printable(text, keep="\n"), style, control)
 
     def on_broken_pipe(self) -> None:
         """Raise the exception that is being handled."""
@@ -70,7 +83,7 @@ def guarded_output() -> Iterator[None]:
 
     Raises:
         SystemExit: 141, as of SIGPIPE, if the reader of standard output has gone.
-        InputError: The disk behind standard output is full.
+        InputError: The disk behind standard output is full, or the file system refused to open a file.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -88,6 +101,9 @@ def guarded_output() -> Iterator[None]:
         _discard_output()
         raise SystemExit(141) from None
     except OSError as error:
+        if error.filename is not None and error.errno in _REFUSED:
+            name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename)
+            raise InputError(f"{_shortened(name)} could not be opened: {error.strerror}") from None
         if error.errno not in _FULL or error.filename is not None:
             raise
         _discard_output()
@@ -103,11 +119,20 @@ class _Notes(logging.Handler):
         print(printable(record.getMessage()), flush=True)
 
 
+def say(text: str, *, file: TextIO | None = None) -> None:
+    """Print lines, with the control characters of names escaped."""
+    print(printable(text, keep="\n"), file=file, flush=True)
+
+
 def print_once(message: str) -> None:
     """Print a message to standard error, once for all processes that ``torchrun`` started on a run."""
     if message and _is_first(message):
         with contextlib.suppress(OSError, ValueError):  # standard error is closed
             print(message, file=sys.stderr, flush=True)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 300 else f"{name[:140]}…{name[-140:]}"
 
 
 def _is_first(message: str) -> bool:

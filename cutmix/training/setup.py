@@ -27,6 +27,7 @@ from cutmix.runtime.device import autocast, resolve_precision
 from cutmix.runtime.distributed import World, barrier, parallel
 from cutmix.runtime.header import Header, read_header
 from cutmix.runtime.progress import Progress
+from cutmix.runtime.terminal import say
 from cutmix.training.classification import Classification, Task
 from cutmix.training.mixes import method_of
 from cutmix.training.state import State, start_state
@@ -169,7 +170,7 @@ def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> Splits:
         barrier(world)
     splits = splits or opened()
     if world.first and splits.folders:
-        print(*describe_splits(splits).lines(), sep="\n", flush=True)
+        say("\n".join(describe_splits(splits).lines()))
     if splits.reported is None:
         raise InputError(
             f"{recipe.data} leaves no images to evaluate on; expected two of some class, and --val-fraction above 0"

@@ -8,6 +8,8 @@ import warnings
 from pathlib import Path
 
 import pytest
+from rich.table import Table
+from rich.text import Text
 
 from cutmix.cli import main
 from cutmix.errors import InputError, printable
@@ -56,6 +58,37 @@ def test_other_errors_of_the_system_stay_what_they_are(monkeypatch: pytest.Monke
     monkeypatch.setitem(__import__("cutmix.cli").cli.COMMANDS, "x", command)
     with pytest.raises(FileNotFoundError):
         main(["x"])
+
+
+def test_a_refusal_of_the_file_system_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, reason in (("x" * 1000, "File name too long"), ("loop", "Too many levels of symbolic links")):
+        path = tmp_path / name
+        if name == "loop":
+            path.symlink_to(path)
+        monkeypatch.setitem(__import__("cutmix.cli").cli.COMMANDS, "x", lambda _, path=path: os.stat(path))
+        with pytest.raises(SystemExit, match="2"):
+            main(["x"])
+        said = capsys.readouterr().err
+        assert said.startswith("cutmix: /")
+        assert said.endswith(f" could not be opened: {reason}\n")
+        assert len(said) < 400
+
+
+def test_names_are_escaped_in_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("a\x1bb")
+    table.add_row("c\x9bd")
+    table.add_row(Text("e\x07f"))
+    console = terminal.Console(width=60)
+    console.print("wrote \x1b[31m/\x1f", markup=False)
+    console.print(Text("one\u202e\ntwo"))
+    console.print(table)
+    terminal.say("wrote \x1b[31m\nand")
+    said = capsys.readouterr().out
+    assert "wrote \\x1b[31m/\\x1f\none\\u202e\ntwo\n" in said
+    assert said.endswith("wrote \\x1b[31m\nand\n")
+    assert not set(said) & set("\x1b\x9b\x07\x1f\u202e")
 
 
 def test_a_warning_is_a_line_without_source(
