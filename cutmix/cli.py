@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from cutmix import __version__
-from cutmix.errors import InputError, printable
+from cutmix.errors import InputError, did_you_mean, printable
 
 if TYPE_CHECKING:
     from cutmix.config.options import RunOptions, TrainOptions
@@ -79,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with guarded_output():
             if words[0] not in COMMANDS:
-                raise InputError(f'there is no command "{words[0]}"; the commands are {", ".join(COMMANDS)}')
+                hint = did_you_mean(words[0], COMMANDS, f"the commands are {', '.join(COMMANDS)}")
+                raise InputError(f'there is no command "{words[0]}"; {hint}')
             COMMANDS[words[0]](words[1:])
     except InputError as error:
         print_once(f"cutmix: {error}")

@@ -37,9 +37,16 @@ def printable(text: str, *, keep: str = "") -> str:
     return _UNPRINTABLE.sub(escaped, text)
 
 
-def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """Return a hint at the known names that are close to a name, or ``otherwise`` if none is."""
-    close = [f"'{each}'" for each in get_close_matches(name, list(known), n=3)]
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", *, cutoff: float = 0.6) -> str:
+    """Return a hint at the known names that are close to a name, or ``otherwise`` if none is.
+
+    Args:
+        name: The unknown name.
+        known: The names that there are.
+        otherwise: The hint if no name is close.
+        cutoff: Least similarity of a close name, from 0 to 1 (``difflib``).
+    """
+    close = [f"'{each}'" for each in get_close_matches(name, list(known), n=3, cutoff=cutoff)]
     return f"did you mean {' or '.join(close)}?" if close else otherwise
 
 

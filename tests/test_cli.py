@@ -224,9 +224,10 @@ def test_an_unreadable_file_stops_or_is_counted(
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (("trian",), 'no command "trian"; the commands are demo, data, train'),
+        (("zzz",), 'no command "zzz"; the commands are demo, data, train'),
         (("train",), "give --data FOLDER, or the name of a recipe"),
-        (("train", "digits-resnet21"), 'no recipe "digits-resnet21"; close to it are digits-resnet20'),
+        (("train", "digits-resnet21"), 'there is no recipe "digits-resnet21"; did you mean \'digits-resnet20'),
+        (("tran",), "there is no command \"tran\"; did you mean 'train' or 'transfer'?"),
         (("train", "--data", "digist"), "did you mean 'digits'"),
         (("train", "--data", "/nowhere/at all"), "neither a folder that exists nor a known data set"),
         (("train", "photos"), "there is no data to train on"),

@@ -5,12 +5,11 @@ resolved recipe is written into the run's ``config.json`` and can be run again f
 """
 
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import Any
 
 from cutmix.config.recipe import ARRAYS, Recipe, Training
 from cutmix.config.transfer import Detection, Transfer, recipe_of
-from cutmix.errors import InputError
+from cutmix.errors import InputError, did_you_mean
 
 # ---- methods: what a row of the paper's tables changes in the baseline of its network ----
 
@@ -273,8 +272,8 @@ def find_recipe(name: str) -> Recipe:
     """
     if name in RECIPES:
         return RECIPES[name]
-    close = get_close_matches(name, RECIPES, n=3, cutoff=0.4) or list(RECIPES)[:3]
-    raise InputError(f'there is no recipe "{name}"; close to it are {", ".join(close)}')
+    hint = did_you_mean(name, RECIPES, "cutmix recipes lists them", cutoff=0.4)
+    raise InputError(f'there is no recipe "{name}"; {hint}')
 
 
 def with_authors_milestones(recipe: Recipe) -> Recipe:

@@ -6,7 +6,6 @@ Tiny-ImageNet is cropped and scaled here, from its labelled validation images; O
 are known from its archive alone.
 """
 
-import difflib
 import hashlib
 import io
 import os
@@ -25,7 +24,7 @@ from torch import Tensor
 from cutmix.data.decode import read_image, read_same_size
 from cutmix.data.folder import is_hidden, is_image, list_images
 from cutmix.data.sets import ArraySet, is_small, open_data, random_subset
-from cutmix.errors import InputError
+from cutmix.errors import InputError, did_you_mean
 from cutmix.runtime.seeding import derive_seed
 
 SEVEN = ("tiny-imagenet-crop", "tiny-imagenet-resize", "lsun-crop", "lsun-resize", "isun", "uniform", "gaussian")
@@ -152,9 +151,9 @@ def _open_other(name: str, shape: Shape, count: int, seed: int) -> Tensor:
         if not paths:
             raise InputError(f"{name} holds no images; expected some, at any depth")
     else:
-        close = [] if folder.exists() else difflib.get_close_matches(name.lower(), SEVEN, n=1, cutoff=0.85)
-        if close:  # closer than any data set's name is to it
-            raise InputError(f"'{name}' is no set of outliers: did you mean '{close[0]}'?")
+        hint = "" if folder.exists() else did_you_mean(name.lower(), SEVEN, cutoff=0.85)
+        if hint:  # closer than any data set's name is to it
+            raise InputError(f"'{name}' is no set of outliers: {hint}")
         data = open_data(name, "test")
         if isinstance(data, ArraySet):
             return _fit_tensor(data.images[_part(len(data), count, seed)], shape)

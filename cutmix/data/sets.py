@@ -1,6 +1,5 @@
 """What a data set is, and how one is opened: by a known name or by a path."""
 
-import difflib
 import hashlib
 import os
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from cutmix.data.formats import (
 )
 from cutmix.data.label_file import SUFFIXES, read_label_file
 from cutmix.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from cutmix.errors import InputError
+from cutmix.errors import InputError, did_you_mean
 from cutmix.runtime.seeding import derive_seed
 
 Split = Literal["train", "val", "test", "all"]
@@ -441,8 +440,7 @@ def locate(data: str, download: bool = False) -> tuple[str, Path]:
             f"({', '.join(SUFFIXES)})"
         )
     if data not in _NAMES:
-        close = difflib.get_close_matches(data.lower(), _NAMES, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"expected a folder or one of {', '.join(_NAMES)}"
+        hint = did_you_mean(data.lower(), _NAMES, f"expected a folder or one of {', '.join(_NAMES)}")
         raise InputError(f"'{data}' is neither a folder that exists nor a known data set: {hint}")
     if data == "digits":
         return data, Path()

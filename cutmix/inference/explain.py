@@ -16,7 +16,7 @@ from cutmix.config.options import ExplainOptions
 from cutmix.data import ArraySet, ImageSet, open_data
 from cutmix.data.decode import read_image
 from cutmix.data.sets import take
-from cutmix.errors import InputError, missing_extra
+from cutmix.errors import InputError, did_you_mean, missing_extra
 from cutmix.evaluation.localization import class_activation_map, normalize_maps, resize_maps
 from cutmix.inference.command import find_images
 from cutmix.inference.model import Model, load
@@ -263,8 +263,6 @@ def _class_id(model: Model, name: str | None) -> int | None:
     if name is None:
         return None
     if name not in model.classes:
-        from difflib import get_close_matches
-
-        close = get_close_matches(name, model.classes, n=3) or list(model.classes[:3])
-        raise InputError(f'--class is "{name}"; expected a class of the model, such as {", ".join(close)}')
+        hint = did_you_mean(name, model.classes, f"there are {', '.join(model.classes[:3])}")
+        raise InputError(f'--class is "{name}"; expected a class of the model: {hint}')
     return model.classes.index(name)

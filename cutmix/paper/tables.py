@@ -4,11 +4,10 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.resources import files
 from typing import Any
 
-from cutmix.errors import InputError
+from cutmix.errors import InputError, did_you_mean
 
 METHODS = ("Baseline", "Mixup", "Cutout", "CutMix")
 
@@ -149,8 +148,7 @@ def find_tables(word: str) -> tuple[Table, ...]:
     found = tuple(table for table in TABLES if name == "all" or name in table.names)
     if not found:
         names = [table.name for table in TABLES]
-        close = get_close_matches(name, names, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+        hint = did_you_mean(name, names, f"there are {', '.join(names)}")
         raise InputError(f'there is no table "{word}"; {hint}')
     return found
 
@@ -180,9 +178,9 @@ def find_rows(tables: Sequence[Table], words: tuple[str, ...]) -> tuple[Row, ...
     where = " and ".join(table.name for table in tables)
     for word in words:
         if word.lower() not in names:
-            close = get_close_matches(word.lower(), names, n=2, cutoff=0.4) or list(names)
-            listed = ", ".join(dict.fromkeys(f'"{names[name].label}"' for name in close))
-            raise InputError(f'{where} has no row "{word}"; close to it are {listed}')
+            labels = list(dict.fromkeys(row.label for row in names.values()))
+            hint = did_you_mean(word, labels, f"the rows are {', '.join(labels)}", cutoff=0.4)
+            raise InputError(f'{where} has no row "{word}"; {hint}')
         if names[word.lower()].recipe is None:
             raise InputError(f'the row "{word}" of {where} is quoted in the paper, and no recipe here runs it')
     chosen = {word.lower() for word in words}

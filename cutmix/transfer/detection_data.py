@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from cutmix.data.decode import image_size, read_image
 from cutmix.data.folder import Split
 from cutmix.data.image_files import draws_from
 from cutmix.data.loaders import Job
-from cutmix.errors import InputError
+from cutmix.errors import InputError, did_you_mean
 from cutmix.runtime.seeding import derive_seed
 from cutmix.transfer.average_precision import Objects
 
@@ -170,9 +169,8 @@ def _boxed(raw: RawImage, classes: tuple[str, ...]) -> BoxedImage:
     """
     for number, name in enumerate(raw.names, 1):
         if name not in classes:
-            close = get_close_matches(name, classes, n=1)
-            expected = f"did you mean '{close[0]}'?" if close else f"expected one of {', '.join(classes)}"
-            raise InputError(f"object {number} of {raw.source} is of class '{name}'; {expected}")
+            hint = did_you_mean(name, classes, f"expected one of {', '.join(classes)}")
+            raise InputError(f"object {number} of {raw.source} is of class '{name}'; {hint}")
     width, height = raw.size
     for number, (left, top, right, bottom) in enumerate(raw.boxes, 1):
         where = f"object {number} of {raw.source}: its box ({left:g}, {top:g}, {right:g}, {bottom:g})"

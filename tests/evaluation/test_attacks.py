@@ -283,3 +283,19 @@ def test_models_without_a_gradient_are_refused(change: Any, message: str) -> Non
 def test_pgd_without_a_step_is_refused(more: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="expected at least 1 step of a positive size"):
         pgd(small_network(), random_images(), torch.arange(6) % 4, EPS, **more)
+
+
+def test_fgsm_and_pgd_are_those_of_torchattacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchattacks 3.5.1 wants an old requests, so that it is no requirement: pip install --no-deps torchattacks."""
+    torchattacks = pytest.importorskip("torchattacks")
+    model, images, labels = small_network().float(), random_images(8).float(), torch.arange(8) % 4
+    theirs = torchattacks.FGSM(model, eps=EPS)(images, labels)
+    torch.testing.assert_close(fgsm(model, images, labels, EPS), theirs, rtol=0, atol=1e-6)
+
+    generator = torch.Generator().manual_seed(derive_seed(3, "pgd"))
+    start = EPS * (torch.rand(images.shape, generator=generator) * 2 - 1)
+    monkeypatch.setattr(Tensor, "uniform_", lambda tensor, low, high: tensor.copy_(start))
+    theirs = torchattacks.PGD(model, eps=EPS, alpha=0.01, steps=7)(images, labels)
+    ours = pgd(model, images, labels, EPS, steps=7, step_size=0.01, seed=3)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert (ours - images).abs().max() > 0.9 * EPS

@@ -58,5 +58,5 @@ def test_the_command_writes_an_image_each(run: Path, photos: Path, tmp_path: Pat
     files = sorted((tmp_path / "out").iterdir())
     assert [file.name for file in files] == ["001-0.png", "002-1.png", "003-2.png"]
     assert np.asarray(Image.open(files[0])).std() > 10
-    with pytest.raises(InputError, match='--class is "fisch"; expected a class of the model, such as fish'):
+    with pytest.raises(InputError, match="--class is \"fisch\"; expected a class of the model: did you mean 'fish'"):
         COMMANDS["explain"]([*words[:2], "--class", "fisch"])

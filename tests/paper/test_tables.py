@@ -116,7 +116,7 @@ def test_the_other_tables_are_found_the_same_way(word: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "reason"), [("tabel5", "did you mean table5"), ("2", "there are table1|did you mean"), ("", "no table")]
+    ("word", "reason"), [("tabel5", "did you mean 'table5'"), ("2", "there are table1|did you mean"), ("", "no table")]
 )
 def test_an_unknown_table_is_refused(word: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
@@ -129,7 +129,7 @@ def test_rows_are_found_by_label_or_recipe() -> None:
         "ResNet-50 + Cutout", "ResNet-50 + CutMix"
     ]  # fmt: skip
     assert len(find_rows((table,), ())) == 9  # without those that no recipe runs
-    with pytest.raises(InputError, match='no row "CutMx"; close to it are "ResNet-50 \\+ CutMix"'):
+    with pytest.raises(InputError, match=r'no row "CutMx"; did you mean .*ResNet-50 \+ CutMix'):
         find_rows((table,), ("CutMx",))
     with pytest.raises(InputError, match='"ResNet-152" of table3 is quoted'):
         find_rows((table,), ("ResNet-152",))
