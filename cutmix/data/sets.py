@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 from cutmix.data.class_folders import ClassFolders, printable_name, read_class_folders
 from cutmix.data.decode import find_unreadable
 from cutmix.data.division import Copies, divide, find_copies
-from cutmix.data.folder import File
+from cutmix.data.folder import File, Paths
 from cutmix.data.formats import (
     find_cifar,
     find_cub,
@@ -129,8 +129,12 @@ class FileSet(_Labelled):
         skipped: Unreadable files that were left out on request.
     """
 
-    paths: tuple[Path, ...]
+    paths: Sequence[Path]
     skipped: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "paths", self.paths if isinstance(self.paths, Paths) else Paths(self.paths))
 
     @property
     def in_chans(self) -> int:

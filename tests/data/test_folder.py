@@ -9,6 +9,7 @@ from PIL import Image
 from cutmix.data.decode import _FORMATS
 from cutmix.data.folder import (
     EXTENSIONS,
+    Paths,
     count_suffixes,
     held_share,
     hold_out,
@@ -16,6 +17,17 @@ from cutmix.data.folder import (
     list_images,
 )
 from cutmix.errors import InputError
+
+
+def test_paths_are_a_sequence_of_paths() -> None:
+    names = [Path("a/b.jpg"), Path("ä/\udcff.png"), Path("c"), Path("/d e/f")]
+    paths = Paths(names)
+    assert (list(paths), len(paths), paths[-1], paths[1:3]) == (names, 4, names[-1], tuple(names[1:3]))
+    assert paths == tuple(names)
+    assert names[2] in paths
+    assert list(Paths([])) == []
+    with pytest.raises(IndexError):
+        paths[4]
 
 
 def touch(*paths: Path) -> None:
