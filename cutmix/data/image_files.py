@@ -184,7 +184,9 @@ def _cut_pixels(
     rows = [round(row * height / full[1]) for row in (window.top, window.top + window.height)]
     columns = [round(column * width / full[0]) for column in (window.left, window.left + window.width)]
     pixels = pixels[rows[0] : rows[1], columns[0] : columns[1]]
-    if pixels.shape[:2] != window.to:
+    if pixels.shape[:2] == window.to:
+        pixels = pixels.copy()
+    else:
         planes = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
         resized = F.interpolate(planes, window.to, mode=interpolation, antialias=True, align_corners=False)
         pixels = resized[0].permute(1, 2, 0).numpy()

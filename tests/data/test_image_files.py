@@ -169,6 +169,15 @@ def test_plain_jpeg_files_have_pillows_pixels(tmp_path: Path) -> None:
             assert reduced.shape == (-(-image.height // reduce), -(-image.width // reduce), 3)
 
 
+def test_a_square_outlives_the_next_file(tmp_path: Path) -> None:
+    (first, expected), *others = [(path, read_image(path)) for path in jpegs(tmp_path)][1::2]
+    side = min(expected.size)
+    square = ResizeAndCrop(side, 1.0, False, "bilinear").read(first, "fast")
+    for path, _ in others:
+        ResizeAndCrop(side, 1.0, False, "bilinear").read(path, "fast")
+    assert np.array_equal(square, ResizeAndCrop(side, 1.0, False, "bilinear").read(first, "exact"))
+
+
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_fast_squares_differ_from_exact_ones_by_rounding(tmp_path: Path, interpolation: Any) -> None:
     augment = Augment(image_size=40, crop_scale=(0.3, 1.0), flip=True, interpolation=interpolation)
