@@ -4,7 +4,7 @@
 
 Folders of CIFAR-100 images are written as PNG: 60 and 300 training images of five classes, 3,000 of ten; 100 test
 images a class. A fine-tuned model is EfficientNet-Lite0 with ImageNet's weights (FILE is what
-results/efficientnet_lite0.py writes); a model from random weights is ResNet-10-T. The images are enlarged to 64 pixels.
+scripts/efficientnet_lite0.py writes); a model from random weights is ResNet-10-T. The images are enlarged to 64 pixels.
 Both sides have equal epochs, batches and precision, those that the defaults choose, and the last epoch counts: nothing
 is chosen on the test images. Each line of the file is a run; runs that the file holds are not repeated.
 """

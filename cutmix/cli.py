@@ -43,7 +43,7 @@ Several processes: torchrun --nproc-per-node 4 -m cutmix train RECIPE
 TRAIN = """Train a classifier and evaluate it after each epoch.
 
 A RECIPE is a named set of defaults for the flags below (cutmix recipes lists them). Without one, a folder of images is
-fine-tuned from a pretrained model with CutMix, and a set of small images is trained from scratch."""
+fine-tuned from a pretrained model, and a set of small images is trained from scratch."""
 
 TRANSFER = """Train a detector or a captioner on a backbone, and evaluate it.
 

@@ -64,6 +64,22 @@ def subsets() -> str:
     return table(["images a class", "mix", "steps", "training error (%)", "test error (%)"], rows)
 
 
+def defaults() -> str:
+    """Return the recipe for a folder, with CutMix and without mixing, beside a plain AdamW loop."""
+    sides = {"none": "recipe, no mixing", "cutmix": "recipe, CutMix at 0.5", "plain, lr 0.001": "AdamW, lr 1e-3",
+             "plain, lr 0.0003": "AdamW, lr 3e-4"}  # fmt: skip
+    errors: dict[tuple[int, str, int], dict[str, float]] = {}
+    for text in (RESULTS / "defaults.log.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        side = line["side"] if line["side"].startswith("plain") else line["chosen"]["mix"]
+        errors.setdefault((line["images"], line["start"], line["seed"]), {})[side] = line["top1_err"]
+    rows = [
+        [f"{images:,}", start, str(seed), *(f"{found[side]:.1f}" if side in found else "not run" for side in sides)]
+        for (images, start, seed), found in sorted(errors.items())
+    ]
+    return table(["training images", "start", "seed", *sides.values()], rows)
+
+
 def localization() -> str:
     """Return the localization of the Tiny-ImageNet runs."""
     found = {
@@ -218,7 +234,7 @@ BENCHMARKS = (
 TABLES: dict[str, Callable[[], str]] = {
     **{
         make.__name__: make
-        for make in (pair, short, subsets, localization, suites, outside, transformers, transfer, speed)
+        for make in (pair, short, subsets, defaults, localization, suites, outside, transformers, transfer, speed)
     },
     **{f"benchmark-{name}": partial(benchmark, name) for name in BENCHMARKS},
 }

@@ -19,7 +19,7 @@ def folder(images: int = 240, **given: object) -> Recipe:
 @pytest.mark.parametrize("images", SIZES)
 def test_every_field_is_filled(images: int, pretrained: bool) -> None:
     recipe = folder(images, pretrained=pretrained)
-    allowed = {"weights", "train_per_class", "image_size", "mixup_alpha"}
+    allowed = {"weights", "train_per_class", "image_size", "mixup_alpha", "class_weights"}
     assert {field.name for field in fields(Recipe) if getattr(recipe, field.name) is None} <= allowed
     assert 8 <= recipe.batch_size <= 64
     assert recipe.warmup_epochs < recipe.epochs
@@ -68,7 +68,7 @@ def test_the_lines_name_every_chosen_flag_and_no_other() -> None:
 def test_the_name_says_data_model_and_mix(tmp_path: Path) -> None:
     (tmp_path / "my photos").mkdir()
     data = str(tmp_path / "my photos")
-    assert complete(Recipe(data=data), images=48, classes=5, files=True)[0].name == "my photos-resnet50-cutmix"
+    assert complete(Recipe(data=data), images=48, classes=5, files=True)[0].name == "my photos-resnet50-none"
     assert complete(Recipe(mix="mixup"), images=48, classes=5, files=False)[0].name == "digits-resnet20-mixup"
 
 
