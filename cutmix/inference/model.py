@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cutmix.config.options import WORKERS
 from cutmix.config.recipe import Recipe
 from cutmix.data.decode import read_image
-from cutmix.data.image_files import ResizeAndCrop
+from cutmix.data.image_files import Decoder, ResizeAndCrop
 from cutmix.data.transforms import Interpolation, normalize, resize
 from cutmix.errors import InputError
 from cutmix.models import create_model
@@ -58,6 +58,7 @@ class Preprocessing:
         crop_fraction: Share of the resized short side that the centre crop takes.
         squash: Resize both sides alike, whatever the shape.
         interpolation: How the image is resized.
+        decoder: How JPEG files are decoded.
     """
 
     image_size: int
@@ -68,6 +69,7 @@ class Preprocessing:
     crop_fraction: float = 0.875
     squash: bool = False
     interpolation: Interpolation = "bilinear"
+    decoder: Decoder = "exact"
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return an RGB image as the normalised input, (in_chans, image_size, image_size) float32.
@@ -75,11 +77,21 @@ class Preprocessing:
         The result equals that of ``cutmix.data.test_loader``.
         """
         if not self.small:
-            transform = ResizeAndCrop(self.image_size, self.crop_fraction, self.squash, self.interpolation)
-            return normalize(transform(image)[None], self.mean, self.std)[0]
+            return normalize(self._transform(image)[None], self.mean, self.std)[0]
         pixels = np.array(image.convert("L") if self.in_chans == 1 else image)
         tensor = torch.from_numpy(pixels).view(*pixels.shape[:2], self.in_chans).permute(2, 0, 1)
         return resize(normalize(tensor[None], self.mean, self.std), self.image_size)[0]
+
+    def read(self, path: Path) -> Tensor:
+        """Return a file as the normalised input; the file is decoded as in the evaluation of the run."""
+        if self.small:
+            return self(read_image(path))
+        pixels = torch.from_numpy(self._transform.read(path, self.decoder).copy()).permute(2, 0, 1)
+        return normalize(pixels[None], self.mean, self.std)[0]
+
+    @property
+    def _transform(self) -> ResizeAndCrop:
+        return ResizeAndCrop(self.image_size, self.crop_fraction, self.squash, self.interpolation)
 
 
 class Model:
@@ -187,7 +199,7 @@ class Model:
         """Return the name and the input of an image, or why it cannot be read."""
         if isinstance(source, str | Path):
             try:
-                return str(source), self.preprocessing(read_image(Path(source)))
+                return str(source), self.preprocessing.read(Path(source))
             except InputError as error:
                 return str(source), str(error)
         if isinstance(source, np.ndarray):
@@ -227,7 +239,7 @@ def load(source: str | Path, *, which: str = "last", device: str = "auto") -> Mo
     recipe, classes = Recipe.from_dict(header["recipe"]), header["classes"]
     preprocessing = Preprocessing(
         header["image_size"], header["in_chans"], header["mean"], header["std"], header["small"],
-        recipe.crop_fraction, recipe.squash, recipe.interpolation,
+        recipe.crop_fraction, recipe.squash, recipe.interpolation, recipe.decoder,
     )  # fmt: skip
     network = create_model(recipe.model, len(classes), in_chans=header["in_chans"])
     load_weights(network, path)

@@ -226,7 +226,9 @@ class Classification:
         if self.val_batches:
             return "val chooses the best epoch; the results are of test, which is evaluated after the last epoch only"
         which = "the test images" if self.chosen_on == "test" else "the same validation images"
-        return f"the best epoch is chosen and reported on {which}, so its error flatters; that of the last does not"
+        return (
+            f"the best epoch is chosen and reported on {which}, so its error is optimistic, and the last epoch's is not"
+        )
 
     def circumstances(self) -> dict[str, Any]:
         """Return the mix, size and decoder of the images, and the numbers of classes and of test images."""

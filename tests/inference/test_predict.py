@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import os
 from pathlib import Path
@@ -14,6 +15,8 @@ from PIL import Image
 from cutmix.cli import main
 from cutmix.config.recipe import Recipe
 from cutmix.data import open_data
+from cutmix.data import test_loader as make_test_loader
+from cutmix.data.image_files import Decoder
 from cutmix.errors import InputError
 from cutmix.inference.model import Model, Prediction, Preprocessing, load
 from cutmix.runs.record import read_records
@@ -49,6 +52,18 @@ def test_files_get_the_probabilities_of_the_run(run: Path, photos: Path) -> None
     assert [each.source for each in found] == [str(file) for file in files]
     arrays = [np.asarray(Image.open(file)) for file in files]
     assert [each[1:] for each in model.predict(arrays, top=3, batch_size=4)] == [each[1:] for each in found]
+
+
+@pytest.mark.parametrize("decoder", ["exact", "fast"])
+def test_a_jpeg_file_is_decoded_as_by_the_test_loader(tmp_path: Path, decoder: Decoder) -> None:
+    ramp = np.linspace(0, 255, 640 * 480 * 3).reshape(480, 640, 3).astype(np.uint8)
+    for split, label in itertools.product(("train", "val"), ("a", "b")):
+        (tmp_path / split / label).mkdir(parents=True)
+        Image.fromarray(np.roll(ramp, len(list(tmp_path.rglob("*.jpg"))), 2)).save(tmp_path / split / label / "0.jpg")
+    data = open_data(str(tmp_path), "val")
+    view = Preprocessing(64, 3, data.mean, data.std, small=False, decoder=decoder)
+    loader = make_test_loader(data, 1, torch.device("cpu"), image_size=64, decoder=decoder)
+    torch.testing.assert_close(view.read(tmp_path / "val/a/0.jpg"), next(iter(loader))[0][0], rtol=0, atol=0)
 
 
 def test_small_images_get_the_probabilities_of_the_run(digits_run: Path) -> None:

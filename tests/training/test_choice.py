@@ -101,7 +101,7 @@ def test_val_chooses_and_test_is_reported(tmp_path: Path) -> None:
     page = str(page_of_results(read_runs([run])).body)  # type: ignore[union-attr]
     assert "Best epoch: chosen on the validation images, evaluated on the test images" in page
     assert f"{best['epoch']} (chosen on val)" in page
-    assert "flatters" not in page
+    assert "optimistic" not in page
 
 
 def test_a_run_killed_before_its_report_reports_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,13 +142,15 @@ def test_without_validation_images_the_last_epoch_alone_is_evaluated(
     assert "Best epoch" not in str(page_of_results(read_runs([run])).body)  # type: ignore[union-attr]
 
 
-def test_one_split_for_both_says_that_the_best_flatters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_split_for_both_says_that_the_best_is_optimistic(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = write(tmp_path / "data", {"train": 20, "val": 12})
     run = run_training(replace(RECIPE, data=str(data)), options(tmp_path / "run"))
     assert {(r.which, r.split, r.chosen_on) for r in top1(run).values()} == {
         ("last", "val", None), ("best", "val", "val")
     }  # fmt: skip
-    assert "chosen and reported on the same validation images, so its error flatters" in capsys.readouterr().out
+    assert "chosen and reported on the same validation images, so its error is optimistic" in capsys.readouterr().out
     assert "Best epoch: optimistic where" in str(page_of_results(read_runs([run])).body)  # type: ignore[union-attr]
 
 
