@@ -62,5 +62,5 @@ def test_explain_in_python_shows_an_image(digits_run: Path, image: Path) -> None
     assert found.maps.shape == (2, 8, 8)
     assert found._repr_png_().startswith(b"\x89PNG")
     assert found.overlay().shape == (8, 8, 3)
-    with pytest.raises(InputError, match='the class to explain is "cat"'):
+    with pytest.raises(InputError, match='--class is "cat"'):
         model.explain(np.asarray(Image.open(image)), class_name="cat")
