@@ -30,6 +30,7 @@ HELP = """cutmix: train image classifiers with CutMix, and evaluate what it boug
   cutmix evaluate RUN            evaluate a run, or a file of weights, on its own or on other data
   cutmix predict RUN photos/     print classes and probabilities of images, as CSV or JSON lines
   cutmix explain RUN photo.jpg   draw the heat map of a prediction, beside the nearest training images
+  cutmix serve RUN               open a local page that classifies images and draws heat maps
   cutmix export RUN              export the classifier for onnxruntime or torch.export, preprocessing inside
   cutmix push RUN USER/NAME      publish the classifier on the Hugging Face Hub, in timm's layout
   cutmix report RUN RUN          write one page that compares runs
@@ -324,9 +325,19 @@ def explain(words: list[str]) -> None:
 
     said = "Draw images with the heat map of the predicted class, beside the nearest training images."
     options = parse(ExplainOptions, words, "explain", said)
-    from cutmix.inference.explain import run_explain
+    from cutmix.inference.command import run_explain
 
     run_explain(options)
+
+
+def serve(words: list[str]) -> None:
+    """Serve a classifier on a local page."""
+    from cutmix.config.options import ServeOptions
+
+    options = parse(ServeOptions, words, "serve", "Serve a local page that classifies images and draws heat maps.")
+    from cutmix.inference.serve import run_serve
+
+    run_serve(options)
 
 
 def export(words: list[str]) -> None:
@@ -401,6 +412,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "predict": predict,
     "explain": explain,
+    "serve": serve,
     "export": export,
     "push": push,
     "preview": preview,

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "report": (options.ReportOptions,),
     "predict": (options.PredictOptions,),
     "explain": (options.ExplainOptions,),
+    "serve": (options.ServeOptions,),
     "export": (options.ExportOptions,),
     "push": (options.PushOptions,),
     "transfer detection": (SSD300, options.RunOptions),

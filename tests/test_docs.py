@@ -87,7 +87,7 @@ def test_command_lines_parse(block, tmp_path, monkeypatch):
         "cutmix.evaluation.command": "run_evaluate", "cutmix.preview": "run_preview",
         "cutmix.report.summary": "write_report", "cutmix.paper.command": "run_paper",
         "cutmix.paper.reproduce": "run_reproduce", "cutmix.comparison.command": "run_compare",
-        "cutmix.inference.command": "run_predict", "cutmix.inference.explain": "run_explain",
+        "cutmix.inference.command": "run_predict", "cutmix.inference.serve": "run_serve",
         "cutmix.inference.export": "run_export", "cutmix.inference.push": "run_push",
         "cutmix.data.describe": "print_description",
     }  # fmt: skip

@@ -205,6 +205,20 @@ class ExplainOptions:
 
 
 @dataclass(frozen=True)
+class ServeOptions:
+    """What ``cutmix serve`` shows."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run, or a file of weights that cutmix train wrote."""
+    port: int | None = None
+    """Port on the loopback address; by default the first free one from 7860 on."""
+    which: Literal["last", "best"] = "last"
+    """Epoch of a run."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps, xpu."""
+
+
+@dataclass(frozen=True)
 class ExportOptions:
     """What ``cutmix export`` writes."""
 

@@ -1,4 +1,4 @@
-"""``cutmix predict``: classes and probabilities of images, as CSV or JSON lines, in the order given."""
+"""``cutmix predict``: classes and probabilities as CSV or JSON lines, in order; ``cutmix explain``: an image each."""
 
 import csv
 import json
@@ -8,10 +8,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
-from cutmix.config.options import PredictOptions
+from cutmix.config.options import ExplainOptions, PredictOptions
+from cutmix.data.decode import read_image
 from cutmix.data.folder import EXTENSIONS
 from cutmix.errors import InputError
+from cutmix.inference.explain import explain_image, find_class, heat_maps, training_images
 from cutmix.inference.model import Model, Prediction, load
+from cutmix.runs.folder import write_bytes
 from cutmix.runtime.terminal import say
 
 
@@ -36,6 +39,31 @@ def run_predict(options: PredictOptions) -> int:
             return write(predictions, file, options)
     except OSError as error:
         raise InputError(f"{options.out} cannot be written: {error.strerror}") from None
+
+
+def run_explain(options: ExplainOptions) -> list[Path]:
+    """Write a PNG for each image, and return their paths.
+
+    Raises:
+        InputError: If the model, an image or a class cannot be used.
+    """
+    model = load(options.source, which=options.which, device=options.device)
+    class_id = find_class(model, options.class_name)
+    files = [file for name in options.images for file in find_images(name)]
+    explainer = heat_maps(model)
+    known, why = training_images(model, options.neighbours)
+    nearest = f"nearest of {len(known.labels):,} training images" if known else why
+    say(f"{model.source}: {explainer.name}; {nearest}")
+    written = []
+    for number, file in enumerate(files, 1):
+        found = explain_image(
+            model, read_image(file), explainer=explainer, class_id=class_id, known=known,
+            neighbours=options.neighbours, drawn=True,
+        )  # fmt: skip
+        written.append(options.out / f"{number:03d}-{file.stem}.png")
+        write_bytes(written[-1], found.png)
+    say(f"wrote {len(written)} images to {options.out}")
+    return written
 
 
 def find_images(name: str) -> list[Path]:

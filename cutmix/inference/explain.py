@@ -4,27 +4,25 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor, nn
 
-from cutmix.config.options import ExplainOptions
+from cutmix.config.recipe import Recipe
 from cutmix.data import ArraySet, ImageSet, open_data
 from cutmix.data.decode import read_image
 from cutmix.data.sets import take
 from cutmix.errors import InputError, did_you_mean, missing_extra
 from cutmix.evaluation.localization import class_activation_map, normalize_maps, resize_maps
-from cutmix.inference.command import find_images
-from cutmix.inference.model import Model, load
 from cutmix.models.attention import find_attention, token_grid
 from cutmix.models.localization import find_head
-from cutmix.runtime.checkpoint import write_atomic
 from cutmix.runtime.seeding import derive_seed
-from cutmix.runtime.terminal import say
 
 _MOST_TRAINING_IMAGES = 5000
 
@@ -43,30 +41,75 @@ class Neighbours(NamedTuple):
     features: Tensor
 
 
-def run_explain(options: ExplainOptions) -> list[Path]:
-    """Write a PNG for each image, and return their paths.
+class Classifier(Protocol):
+    """What is explained: ``cutmix.inference.model.Model``."""
 
-    Raises:
-        InputError: If the model, an image or a class cannot be used.
+    network: nn.Module
+    classes: tuple[str, ...]
+    preprocessing: Any
+    recipe: Recipe
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    def probabilities(self, inputs: Tensor) -> Tensor:
+        """Return the class probabilities of normalised images."""
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What a prediction rests on; a notebook shows it as an image.
+
+    Attributes:
+        probabilities: Of each class, (K,) float32.
+        class_ids: Classes with a heat map, the predicted one first.
+        maps: Their heat maps, (len(class_ids), H, W) float32 in [0, 1].
+        pixels: Input of the model, (H, W, 3) float in [0, 1].
+        png: Image, heat maps and nearest training images side by side.
     """
-    model = load(options.source, which=options.which, device=options.device)
-    class_id = _class_id(model, options.class_name)
-    files = [file for name in options.images for file in find_images(name)]
-    explainer = heat_maps(model)
-    known, why = training_images(model, options.neighbours)
-    say(f"{model.source}: {explainer.name}; " + (why or f"nearest of {len(known.labels):,} training images"))  # type: ignore[union-attr]
-    written = []
-    for number, file in enumerate(files, 1):
-        inputs = model.preprocessing(read_image(file))[None]
-        probabilities = model.probabilities(inputs)[0]
-        chosen = [int(probabilities.argmax())] + ([class_id] if class_id is not None else [])
-        maps = torch.cat([explainer(inputs, torch.tensor([each])) for each in chosen])
-        nearest = find_nearest(model, inputs, known, options.neighbours) if known else []
-        out = options.out / f"{number:03d}-{file.stem}.png"
-        draw(model, inputs[0], probabilities, chosen, maps, known, nearest, out)
-        written.append(out)
-    say(f"wrote {len(written)} images to {options.out}")
-    return written
+
+    probabilities: Tensor
+    class_ids: tuple[int, ...]
+    maps: Tensor
+    pixels: np.ndarray
+    png: bytes = b""
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+    def overlay(self) -> np.ndarray:
+        """Return the input in grey under the heat map of the predicted class, (H, W, 3) uint8."""
+        grey = (self.pixels @ np.array([0.299, 0.587, 0.114]))[..., None]
+        heat = self.maps[0].clamp(0, 1).numpy()
+        alpha = 0.65 * np.sqrt(heat)[..., None]
+        colored = colormaps["inferno"](heat)[..., :3]
+        return np.asarray(255 * ((1 - alpha) * grey + alpha * colored), dtype=np.uint8)
+
+
+def explain_image(
+    model: Classifier, image: Image.Image, *, explainer: "HeatMaps | None" = None, class_id: int | None = None,
+    known: "Neighbours | None" = None, neighbours: int = 4, drawn: bool = False,
+) -> Explanation:  # fmt: skip
+    """Explain the prediction of an RGB image.
+
+    Args:
+        model: The classifier.
+        image: RGB.
+        explainer: What ``heat_maps`` made for the model, for many images.
+        class_id: A further class to draw the heat map of.
+        known: What ``training_images`` returned.
+        neighbours: Number of nearest training images among them.
+        drawn: Whether to draw the PNG.
+    """
+    inputs = model.preprocessing(image)[None]
+    probabilities = model.probabilities(inputs)[0]
+    chosen = [int(probabilities.argmax())] + ([class_id] if class_id is not None else [])
+    explainer = explainer or heat_maps(model)
+    maps = torch.cat([explainer(inputs, torch.tensor([each])) for each in chosen])
+    nearest = find_nearest(model, inputs, known, neighbours) if known else []
+    png = draw(model, inputs[0], probabilities, chosen, maps, known, nearest) if drawn else b""
+    return Explanation(probabilities, tuple(chosen), maps, _pixels(model, inputs[0]), png)
 
 
 class HeatMaps:
@@ -105,7 +148,7 @@ class HeatMaps:
         return normalize_maps(resize_maps(maps, (inputs.shape[-2], inputs.shape[-1]))).cpu()
 
 
-def heat_maps(model: Model) -> HeatMaps:
+def heat_maps(model: Classifier) -> HeatMaps:
     """Return what makes heat maps for a model."""
     p = model.preprocessing
     return HeatMaps(model.network, (p.in_chans, p.image_size, p.image_size))
@@ -175,14 +218,14 @@ def _seeing_features(network: nn.Module) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def features_of(model: Model, inputs: Tensor) -> Tensor:
+def features_of(model: Classifier, inputs: Tensor) -> Tensor:
     """Return the inputs of the linear classifier, each of length 1, (N, D) float32 on the CPU."""
     with _seeing_features(model.network) as seen:
         model.probabilities(inputs)
     return nn.functional.normalize(seen[-1], dim=1)
 
 
-def training_images(model: Model, count: int) -> tuple[Neighbours | None, str]:
+def training_images(model: Classifier, count: int) -> tuple[Neighbours | None, str]:
     """Return training images with their features, at most 5,000 drawn at random; or None, and why."""
     if not count:
         return None, "no neighbours asked for"
@@ -199,30 +242,28 @@ def training_images(model: Model, count: int) -> tuple[Neighbours | None, str]:
     return Neighbours(inputs, data.labels, features), ""
 
 
-def _inputs(model: Model, data: ImageSet, size: int = 64) -> Iterator[Tensor]:
+def _inputs(model: Classifier, data: ImageSet, size: int = 64) -> Iterator[Tensor]:
     """Yield the inputs of a set in batches."""
     for start in range(0, len(data), size):
         part = range(start, min(start + size, len(data)))
         if isinstance(data, ArraySet):
-            from PIL import Image
-
             arrays = (data.images[i].permute(1, 2, 0).squeeze(2).numpy() for i in part)
             yield torch.stack([model.preprocessing(Image.fromarray(array).convert("RGB")) for array in arrays])
         else:
             yield torch.stack([model.preprocessing(read_image(data.paths[i])) for i in part])
 
 
-def find_nearest(model: Model, inputs: Tensor, known: Neighbours, count: int) -> list[int]:
+def find_nearest(model: Classifier, inputs: Tensor, known: Neighbours, count: int) -> list[int]:
     """Return the indices of the training images with the largest cosine similarity to an image, (1, C, H, W)."""
     similarity = (known.features @ features_of(model, inputs).T)[:, 0]
     return similarity.topk(min(count, len(similarity))).indices.tolist()
 
 
 def draw(
-    model: Model, image: Tensor, probabilities: Tensor, chosen: Sequence[int], maps: Tensor,
-    known: Neighbours | None, nearest: Sequence[int], out: Path,
-) -> None:  # fmt: skip
-    """Write the image, its heat maps and its neighbours side by side."""
+    model: Classifier, image: Tensor, probabilities: Tensor, chosen: Sequence[int], maps: Tensor,
+    known: Neighbours | None, nearest: Sequence[int],
+) -> bytes:  # fmt: skip
+    """Return a PNG of the image, its heat maps and its neighbours side by side."""
     count = 1 + len(chosen) + len(nearest)
     figure = Figure(figsize=(2.1 * count, 2.7), dpi=120, layout="constrained")
     axes = figure.subplots(1, count, squeeze=False)[0]
@@ -249,17 +290,17 @@ def draw(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+")  # a class name in a script that the font lacks
         figure.savefig(file, format="png")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, lambda written: written.write(file.getvalue()))
+    return file.getvalue()
 
 
-def _pixels(model: Model, image: Tensor) -> np.ndarray:
+def _pixels(model: Classifier, image: Tensor) -> np.ndarray:
     """Return a normalised image as (H, W, 3) in [0, 1]."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (model.preprocessing.mean, model.preprocessing.std))
     return (image * std + mean).clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0).numpy()
 
 
-def _class_id(model: Model, name: str | None) -> int | None:
+def find_class(model: Classifier, name: str | None) -> int | None:
+    """Return the id of a class by its name, None without a name; an unknown one is an ``InputError``."""
     if name is None:
         return None
     if name not in model.classes:

@@ -18,6 +18,7 @@ from cutmix.data.decode import read_image
 from cutmix.data.image_files import Decoder, ResizeAndCrop
 from cutmix.data.transforms import Interpolation, normalize, resize
 from cutmix.errors import InputError
+from cutmix.inference.explain import Explanation, explain_image, find_class, training_images
 from cutmix.models import create_model
 from cutmix.models.regularizers import regularize
 from cutmix.runs.read import read_run
@@ -173,6 +174,26 @@ class Model:
         sources = enumerate([images] if isinstance(images, Source) else images)
         return self._predict(sources, top, temperature, flip, threshold, batch_size, workers)
 
+    def explain(self, image: Source, *, class_name: str | None = None, neighbours: int = 4) -> Explanation:
+        """Explain the prediction of an image by a heat map and the nearest training images.
+
+        Args:
+            image: A file, a PIL image, or a uint8 array, as ``predict`` takes it.
+            class_name: Draw the heat map of this class too, beside that of the predicted one.
+            neighbours: Training images that are nearest in feature space, as far as the data are there; 0 draws none.
+
+        Returns:
+            The probabilities, the heat maps and a drawing, which a notebook shows.
+
+        Raises:
+            InputError: If the image cannot be read, or there is no such class.
+        """
+        known, _ = training_images(self, neighbours)
+        return explain_image(
+            self, self._image(0, image), class_id=find_class(self, class_name), known=known, neighbours=neighbours,
+            drawn=True,
+        )  # fmt: skip
+
     def _predict(
         self, sources: Iterator[tuple[int, Source]], top: int, temperature: float | None, flip: bool,
         threshold: float, batch_size: int, workers: int,
@@ -202,6 +223,12 @@ class Model:
                 return str(source), self.preprocessing.read(Path(source))
             except InputError as error:
                 return str(source), str(error)
+        return str(position), self.preprocessing(self._image(position, source))
+
+    def _image(self, position: int, source: Source) -> Image.Image:
+        """Return an image as RGB."""
+        if isinstance(source, str | Path):
+            return read_image(Path(source))
         if isinstance(source, np.ndarray):
             if source.dtype != np.uint8 or source.ndim not in (2, 3) or source.shape[2:] not in ((), (1,), (3,)):
                 raise InputError(
@@ -209,7 +236,7 @@ class Model:
                     "shape (height, width) or (height, width, 3)"
                 )
             source = Image.fromarray(source.squeeze(2) if source.shape[2:] == (1,) else source)
-        return str(position), self.preprocessing(source.convert("RGB"))
+        return source.convert("RGB")
 
 
 def load(source: str | Path, *, which: str = "last", device: str = "auto") -> Model:
