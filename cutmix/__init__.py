@@ -7,6 +7,7 @@ for images, labels in loader:
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from cutmix.errors import InputError as InputError
@@ -34,11 +35,12 @@ def __getattr__(name: str) -> Any:
     """Import torch only when a name that needs it is used; ``cutmix --help`` needs none."""
     if name == "__all__":
         return ["InputError", "__version__", *_ELSEWHERE, *import_module("cutmix.mixing").__all__]
-    if name.startswith("_"):  # what tools ask every module for
+    if name == "mixing":
+        return import_module("cutmix.mixing")
+    # what tools ask every module for, and modules, which ``from cutmix import cli`` asks for before it imports them
+    if name.startswith("_") or (name not in _ELSEWHERE and find_spec(f"cutmix.{name}")):
         raise AttributeError(f"module 'cutmix' has no attribute '{name}'")
     module = import_module(_ELSEWHERE.get(name, "cutmix.mixing"))
-    if name == "mixing":
-        return module
     if name not in _ELSEWHERE and name not in module.__all__:
         raise AttributeError(f"module 'cutmix' has no attribute '{name}'")
     value = getattr(module, name)

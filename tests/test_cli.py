@@ -73,6 +73,12 @@ SMALL = ("--model", "resnet20", "--no-pretrained", "--image-size", "16", "--epoc
 # ---- what it says ----
 
 
+def test_a_module_is_imported_without_torch() -> None:
+    words = "import sys; from cutmix import cli, errors; print('torch' in sys.modules, cli.__name__)"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert done.stdout == "False cutmix.cli\n"
+
+
 def test_help_is_quick_because_torch_stays_out() -> None:
     code = (
         "import sys; from cutmix.cli import main; main(['--help']); print(sorted({'torch', 'tyro'} & set(sys.modules)))"

@@ -143,7 +143,7 @@ def _class_names(folder: Path, part: str, root: Path) -> dict[str, str]:
     return shown
 
 
-def printable_name(name: str) -> str:
+def printable_name(name: str | bytes) -> str:
     """Return the name of a class for its folder: composed Unicode in which what cannot be printed is escaped."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return printable(unicodedata.normalize("NFC", text))

@@ -275,11 +275,14 @@ class RandAugment:
             op.aug_fn = _Recorded(function, resamples=op.name.startswith(("Shear", "Translate", "Rotate")))
 
     def __call__(self, image: Any) -> Any:
-        """Augment one RGB image, or one (C, H, W) uint8 tensor, as PyTorch's global generator says."""
+        """Augment one RGB image, or one (1 or 3, H, W) uint8 tensor, as PyTorch's global generator says."""
         from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-        result = self.draw(int(torch.randint(2**31, ())))(to_pil_image(image) if isinstance(image, Tensor) else image)
-        return pil_to_tensor(result) if isinstance(image, Tensor) else result
+        change = self.draw(int(torch.randint(2**31, ())))
+        if not isinstance(image, Tensor):
+            return change(image)
+        # a grey image stays grey as RGB, which some of timm's operations need
+        return pil_to_tensor(change(to_pil_image(image.expand(3, -1, -1))))[: len(image)]
 
     def draw(self, seed: int) -> Callable[[Image.Image], Image.Image]:
         """Return what the seed does to an image; not for threads, as timm draws from the generators of the process."""

@@ -241,6 +241,7 @@ def open_splits(
     seed: int = 0,
     skip_unreadable: bool = False,
     download: bool = False,
+    copies: Copies | None = None,
 ) -> Splits:
     """Open all splits of a data set.
 
@@ -257,6 +258,7 @@ def open_splits(
         seed: Decides that division, and nothing else.
         skip_unreadable: Leave out files that are not readable images, listed in ``skipped``, instead of refusing them.
         download: Fetch a known set that is absent.
+        copies: Images of a folder that are there several times, if another process has found them.
 
     Raises:
         InputError: Nothing usable is there; the sentence says what was found and what was expected.
@@ -266,7 +268,7 @@ def open_splits(
     if name not in ("folder", "imagenet"):
         train, test = (_open_known(name, folder, split, skip_unreadable) for split in ("train", "test"))
         return Splits(train, None, test, {"train": "official", "test": "official"}, official=True)
-    return _open_folder(name, folder, val_fraction, seed, skip_unreadable)
+    return _open_folder(name, folder, val_fraction, seed, skip_unreadable, copies=copies)
 
 
 def open_data(
@@ -351,11 +353,12 @@ def _open_folder(
     seed: int,
     skip_unreadable: bool,
     wanted: tuple[str, ...] = ("train", "val", "test"),
+    copies: Copies | None = None,
 ) -> Splits:
     """Divide a folder of class folders; only the splits that are wanted are searched for unreadable files."""
     folders = _listed(folder)
     known = name == "imagenet"
-    copies = Copies() if known else find_copies(folders)
+    copies = Copies() if known else copies or find_copies(folders)
     division = divide(folders, copies, 0.0 if known else val_fraction, seed)
     sets: dict[str, FileSet] = {}
     for split, classes in division.parts.items():

@@ -1,8 +1,8 @@
 """The header of a file of weights: what the model is, what it was trained on, how its images are prepared."""
 
 import json
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,16 @@ class Header:
     data: str | None = None
 
 
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """Open a safetensors file, also one whose name is not UTF-8, which its library does not take."""
+    with ExitStack() as stack:
+        name = str(path)
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            name = f"/dev/fd/{stack.enter_context(open(path, 'rb')).fileno()}"
+        yield stack.enter_context(safe_open(name, framework="pt", device="cpu"))
+
+
 def read_header(path: str | Path) -> Header:
     """Read the header of a file of weights, without its tensors; the header of another program's file is empty.
 
@@ -54,7 +64,7 @@ def read_header(path: str | Path) -> Header:
     if first_bytes(path)[8:9] != b"{":
         return Header()
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with open_safetensors(path) as file:
             strings = file.metadata() or {}
     except SafetensorError as error:
         raise InputError(f"{path} is damaged or incomplete ({error})") from error

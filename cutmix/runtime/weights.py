@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from cutmix.errors import InputError
 from cutmix.runtime.checkpoint import first_bytes, load_checkpoint
 from cutmix.runtime.files import write_atomic
+from cutmix.runtime.header import open_safetensors
 
 _log = logging.getLogger(__name__)
 
@@ -261,7 +262,7 @@ def _walk(content: dict[Any, Any], holder: str, seen: set[int]) -> Iterator[tupl
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return tensors and strings of a safetensors file, whose digest is verified if it has one."""
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with open_safetensors(path) as file:
             strings = dict(file.metadata() or {})
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
         if digest := strings.get("digest"):

@@ -17,6 +17,7 @@ from cutmix.data import Augment, FileSet, ImageSet, Splits, open_splits, test_lo
 from cutmix.data.class_folders import printable_name
 from cutmix.data.decode import FAST_JPEG
 from cutmix.data.describe import describe_splits
+from cutmix.data.division import Copies
 from cutmix.data.loaders import Loader
 from cutmix.data.sets import keep_per_class
 from cutmix.errors import InputError, did_you_mean
@@ -24,7 +25,7 @@ from cutmix.models import weights_normalization
 from cutmix.runs.folder import RunFolder, environment, read_recipe, today
 from cutmix.runs.read import read_environment
 from cutmix.runtime.device import autocast, resolve_precision
-from cutmix.runtime.distributed import World, barrier, parallel
+from cutmix.runtime.distributed import World, gather, parallel
 from cutmix.runtime.header import Header, read_header
 from cutmix.runtime.progress import Progress
 from cutmix.runtime.terminal import say
@@ -97,6 +98,9 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     weights = read_class_weights(recipe.class_weights, train_set) if recipe.class_weights else None
     notes += describe_balance(recipe, train_set, weights)
     state = start_state(recipe, train_set, world, started=started)
+    if (precision := resolve_precision(given.precision, world.device, state.network)) != recipe.precision:
+        recipe = replace(recipe, precision=precision)
+        notes.append("float32, as depthwise convolutions are slower in bfloat16 on a CPU (--precision)")
     task = Classification(
         recipe, state, world, train_set, test_set, test_loader(test_set, **shared),
         autocast(recipe.precision, world.device), val_set=val_set,
@@ -155,20 +159,19 @@ def _as_begun(given: Recipe, resolved: Recipe, path: Path) -> Recipe:
 
 
 def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> Splits:
-    """Open the images to train and to evaluate on; if there is a download, the first process does it for all."""
+    """Open the images to train and to evaluate on; the first process downloads them and finds copies for all."""
     if not recipe.data:
         raise InputError("there is no data to train on; give a folder of class folders or a known set with --data")
 
-    def opened() -> Splits:
+    def opened(copies: Copies | None) -> Splits:
         return open_splits(
-            recipe.data, val_fraction=recipe.val_fraction, seed=recipe.split_seed,
+            recipe.data, val_fraction=recipe.val_fraction, seed=recipe.split_seed, copies=copies,
             skip_unreadable=options.skip_unreadable, download=options.download and world.first,
         )  # fmt: skip
 
-    splits = opened() if world.first or not options.download else None
-    if options.download:
-        barrier(world)
-    splits = splits or opened()
+    first = opened(None) if world.first else None
+    copies = gather(first.copies if first else None, world)[0]  # only one process decodes a folder to find them
+    splits = first or opened(copies)
     if world.first and splits.folders:
         say("\n".join(describe_splits(splits).lines()))
     if splits.reported is None:
@@ -279,7 +282,7 @@ def _read_file(path: Path) -> dict[str, float]:
         number = _number(value)
         if number is None or not 0 < number < math.inf:
             raise InputError(f"{path}: the weight of '{name}' is {value!r}; expected a number above 0")
-        if (shown := printable_name(name)) in found:
+        if (shown := printable_name(name.encode("utf-8", "surrogateescape"))) in found:
             raise InputError(f"{path} has two weights for the class '{shown}'; expected one")
         found[shown] = number
     return found

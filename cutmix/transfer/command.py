@@ -47,10 +47,10 @@ def prepare_transfer(recipe: Transfer, options: RunOptions, world: World) -> Run
         if getattr(options, name, False):  # options of a classifier, from Python
             raise InputError(f"--{flag(name)} is not available for transfer; expected a complete data set on the disk")
     check_tracker(options.log)
-    recipe = replace(recipe, precision=resolve_precision(recipe.precision, world.device))
     torch.manual_seed(derive_seed(recipe.seed, "model"))
     backbone = load_backbone(recipe)
-    recipe = replace(recipe, model=backbone.model)
+    precision = resolve_precision(recipe.precision, world.device, backbone.network)
+    recipe = replace(recipe, model=backbone.model, precision=precision)
     if isinstance(recipe, Detection):
         if recipe.backbone == "none":
             recipe = replace(recipe, freeze=False)

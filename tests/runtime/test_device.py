@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import timm
 import torch
 
 from cutmix.errors import InputError
@@ -33,6 +34,23 @@ def test_auto_is_bfloat16_where_the_hardware_multiplies_it(
     assert resolve_precision("auto", CPU) == expected
     assert resolve_precision("float32", CPU) == "float32"
     assert resolve_precision("bfloat16", CPU) == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("model", "device", "expected"),
+    [
+        ("efficientnet_lite0", "cpu", "float32"), ("convnext_atto", "cpu", "float32"), ("resnet10t", "cpu", "bfloat16"),
+        ("resnext26ts", "cpu", "bfloat16"), ("efficientnet_lite0", "cuda", "bfloat16"),
+    ],
+)  # fmt: skip
+def test_auto_is_float32_for_depthwise_convolutions_on_a_cpu(
+    model: str, device: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    network = timm.create_model(model, num_classes=2)
+    assert resolve_precision("auto", torch.device(device), network) == expected
+    assert resolve_precision("bfloat16", torch.device(device), network) == "bfloat16"
 
 
 def test_an_emulated_precision_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

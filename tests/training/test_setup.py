@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import nn
 
+import cutmix.data.sets
 import cutmix.training.setup
 import cutmix.training.state
 from cutmix.config.options import TrainOptions
@@ -16,7 +18,7 @@ from cutmix.config.recipe import Recipe
 from cutmix.data import open_splits
 from cutmix.errors import InputError
 from cutmix.runtime.distributed import World
-from cutmix.training.setup import prepare, resolve
+from cutmix.training.setup import open_sets, prepare, resolve
 
 WORLD = World(0, 1, torch.device("cpu"))
 DIGITS = Recipe(data="digits", crop_padding=1)
@@ -91,3 +93,34 @@ def test_batches_of_one_are_taken_without_batch_normalisation(tmp_path: Path) ->
     recipe = replace(DIGITS, model="deit_tiny_patch4_8", batch_size=1)
     run = prepare(recipe, TrainOptions(out=tmp_path / "run", workers=0), WORLD)
     assert run.batches.steps == 1000
+
+
+def test_only_one_process_searches_a_folder_for_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, i in ((name, i) for name in ("ant", "bee") for i in range(4)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (i // 2 * 40, 9, len(name) + ord(name[0]))).save(tmp_path / name / f"{i}.png")
+    recipe, options = Recipe(data=str(tmp_path)), TrainOptions()
+    alone = open_sets(recipe, options, WORLD)
+    assert len(alone.copies.groups) == 4
+
+    def search(*_: Any) -> None:
+        raise AssertionError("searched again")
+
+    monkeypatch.setattr(cutmix.training.setup, "gather", lambda value, world: [alone.copies, value])
+    monkeypatch.setattr(cutmix.data.sets, "find_copies", search)
+    second = open_sets(recipe, options, World(1, 2, torch.device("cpu")))
+    assert [part.fingerprint() for part in (second.train, second.val)] == [  # type: ignore[union-attr]
+        part.fingerprint()
+        for part in (alone.train, alone.val)  # type: ignore[union-attr]
+    ]
+
+
+def test_depthwise_convolutions_are_trained_in_float32_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    recipe = replace(DIGITS, model="mobilenetv3_small_050", image_size=32)
+    run = prepare(recipe, TrainOptions(out=tmp_path / "run", workers=0), WORLD)
+    assert run.recipe.precision == "float32"
+    assert run.notes[-1] == "float32, as depthwise convolutions are slower in bfloat16 on a CPU (--precision)"
+    assert prepare(DIGITS, TrainOptions(out=tmp_path / "run", workers=0), WORLD).recipe.precision == "bfloat16"

@@ -114,7 +114,7 @@ def test_processes_start_with_the_same_weights_and_draw_differently(digits: Arra
 def test_each_method_is_built_by_its_name() -> None:
     made = {name: make_mix(small(mix=name)) for name in mixes.MIXES}
     assert all(isinstance(mix, Mix) for mix in made.values())
-    assert {name: type(made[name]).__name__ for name in MIXES} == MIXES
+    assert {name: type(mix).__name__ for name, mix in made.items()} == MIXES
 
 
 def test_an_unknown_method_is_refused() -> None:
