@@ -59,7 +59,9 @@ def test_a_jpeg_file_is_decoded_as_by_the_test_loader(tmp_path: Path, decoder: D
     ramp = np.linspace(0, 255, 640 * 480 * 3).reshape(480, 640, 3).astype(np.uint8)
     for split, label in itertools.product(("train", "val"), ("a", "b")):
         (tmp_path / split / label).mkdir(parents=True)
-        Image.fromarray(np.roll(ramp, len(list(tmp_path.rglob("*.jpg"))), 2)).save(tmp_path / split / label / "0.jpg")
+        Image.fromarray(np.roll(ramp, 50 * len(list(tmp_path.rglob("*.jpg"))), 0)).save(
+            tmp_path / split / label / "0.jpg"
+        )
     data = open_data(str(tmp_path), "val")
     view = Preprocessing(64, 3, data.mean, data.std, small=False, decoder=decoder)
     loader = make_test_loader(data, 1, torch.device("cpu"), image_size=64, decoder=decoder)

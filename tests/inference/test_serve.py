@@ -44,7 +44,8 @@ def test_the_page_answers_as_predict_does_on_the_loopback_address(digits_run: Pa
         assert label["label"] == expected.classes[0]
         found = [each["confidence"] for each in label["confidences"]]
         assert found == pytest.approx(expected.probabilities, abs=1e-5)
-        assert Image.open(heat if isinstance(heat, str) else heat["path"]).size == (8, 8)
+        with Image.open(heat if isinstance(heat, str) else heat["path"]) as drawn:
+            assert drawn.size == (8, 8)
         if CHROMIUM:
             words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=8000", "--dump-dom"]
             shown = subprocess.run(
