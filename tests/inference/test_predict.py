@@ -64,8 +64,8 @@ def test_a_jpeg_file_is_decoded_as_by_the_test_loader(tmp_path: Path, decoder: D
         )
     data = open_data(str(tmp_path), "val")
     view = Preprocessing(64, 3, data.mean, data.std, small=False, decoder=decoder)
-    loader = make_test_loader(data, 1, torch.device("cpu"), image_size=64, decoder=decoder)
-    torch.testing.assert_close(view.read(tmp_path / "val/a/0.jpg"), next(iter(loader))[0][0], rtol=0, atol=0)
+    loader = make_test_loader(data, batch_size=1, device="cpu", image_size=64, decoder=decoder)
+    torch.testing.assert_close(view.read(tmp_path / "val/a/0.jpg"), next(loader.epoch())[0][0], rtol=0, atol=0)
 
 
 def test_small_images_get_the_probabilities_of_the_run(digits_run: Path) -> None:
