@@ -112,7 +112,7 @@ def test_every_field_is_a_flag_and_explained(capsys: pytest.CaptureFixture[str])
         assert f"--{flag(field.name)}" in said, field.name
     for sentence in (
         "Side of Cutout's square in pixels",
-        "Go on with the run in the folder",
+        "Resume the run in the folder",
         "Passes over the training",
     ):
         assert sentence in words
@@ -374,7 +374,7 @@ def test_a_damaged_checkpoint_is_refused(
     damage(copy / "checkpoint.pt")
     damaged = (copy / "checkpoint.pt").read_bytes()
     said = refused("train", "--resume", "--out", copy)
-    assert any(one in said for one in reason.split("|"))
+    assert any(one in said for one in reason.split("|")), said
     assert (copy / "checkpoint.pt").read_bytes() == damaged
     assert not (copy / "ran").exists()
     if "one of this run" not in reason:

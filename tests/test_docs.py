@@ -89,8 +89,9 @@ def test_command_lines_parse(block, tmp_path, monkeypatch):
         "cutmix.paper.reproduce": "run_reproduce", "cutmix.comparison.command": "run_compare",
         "cutmix.inference.command": "run_predict", "cutmix.inference.serve": "run_serve",
         "cutmix.inference.export": "run_export", "cutmix.inference.push": "run_push",
-        "cutmix.data.describe": "print_description",
+        "cutmix.data.describe": "print_description", "cutmix.runs.read": "read_run",
     }  # fmt: skip
+    monkeypatch.setattr("cutmix.inference.command.run_explain", lambda *_: None)
     for module, function in runners.items():
         monkeypatch.setattr(f"{module}.{function}", lambda *_: None)
     for line in block.splitlines():

@@ -55,7 +55,7 @@ class RunFolder:
     Args:
         path: The folder; made if it is not there.
         recipe: What is to be run.
-        resume: Go on with the run that the folder holds.
+        resume: Continue the run that the folder holds.
         overwrite: Remove the run that the folder holds, and nothing else in it.
 
     Raises:

@@ -329,7 +329,9 @@ def begin(run: Run) -> bool:
         run.progress.say(f"note: {note}")
     if run.checkpoint.exists():
         snapshot = load_checkpoint(run.checkpoint)
-        if snapshot.get("data") != run.fingerprint:
+        if "data" not in snapshot:
+            raise InputError(f"{run.checkpoint} is not one of this run: it does not say which images it was trained on")
+        if snapshot["data"] != run.fingerprint:
             what = "images, or --class-weights other values," if getattr(recipe, "class_weights", None) else "images"
             raise InputError(f"{recipe.data} has other {what} than when the run in {run.path} was started")
         restore(run.state, snapshot, run.world)

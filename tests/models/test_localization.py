@@ -65,7 +65,7 @@ def test_networks_without_these_parts_are_refused() -> None:
         find_head(timm.create_model("resnet10t", num_classes=0))
     broken = create_model("resnet20", 5)
     nn.init.constant_(broken.fc.weight, float("nan"))
-    with pytest.raises(InputError, match="gives logits that are NaN or infinite, so nothing can be measured"):
+    with pytest.raises(InputError, match="gives logits that are NaN or infinite, so nothing can be evaluated"):
         find_head(broken)
     with pytest.raises(InputError, match="cannot be tried on images"):
         find_head(create_model("resnet20", 5), (1, 32, 32))
