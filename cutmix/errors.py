@@ -60,8 +60,10 @@ def missing_extra(what: str, extra: str) -> InputError:
     try:
         found = [line.partition(";") for line in requires("cutmix") or ()]
     except PackageNotFoundError:  # a source tree on the path
-        return InputError(f'{what} needs more packages: pip install -e ".[{extra}]" in the source tree')
+        found = []
     packages = [package.strip() for package, _, marker in found if re.search(rf"extra == ['\"]{extra}['\"]", marker)]
+    if not packages:  # or a source tree that is newer than its installation
+        return InputError(f'{what} needs more packages: pip install -e ".[{extra}]" in the source tree')
     names = " and ".join(re.split(r"[^\w.-]", package)[0] for package in packages)
     command = " ".join(f'"{package}"' for package in packages)
     return InputError(f"{what} needs {names}; install it with pip install {command}")

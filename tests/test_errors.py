@@ -26,6 +26,11 @@ def test_a_source_tree_on_the_path_has_no_metadata(monkeypatch: pytest.MonkeyPat
     assert 'pip install -e ".[coco]"' in str(missing_extra("COCO's average precision", "coco"))
 
 
+def test_an_installation_may_be_older_than_its_source_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "requires", lambda _: ['tensorboard>=2.15; extra == "tensorboard"'])
+    assert 'pip install -e ".[serve]"' in str(missing_extra("serve", "serve"))
+
+
 def test_every_extra_that_is_named_exists() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
     named = re.findall(r'missing_extra\([^()]*"([\w-]+)"\)', "".join(path.read_text("utf-8") for path in MODULES))
