@@ -7,6 +7,9 @@ import pytest
 
 from cutmix.config.recipe import ARRAYS, Recipe, complete
 from cutmix.config.recipes import RECIPES, SMALL
+from cutmix.runtime.files import read_lines
+
+RESULTS = Path(__file__).parents[2] / "results"
 
 SIZES = (2, 10, 48, 240, 2400, 60_000, 1_200_000)
 
@@ -83,3 +86,14 @@ def test_a_named_recipe_is_complete() -> None:
     for name, recipe in RECIPES.items():
         if name != "photos":
             assert complete(recipe, images=10, classes=2, files=True) == (recipe, [])
+
+
+def test_no_recorded_run_of_the_defaults_is_worse_than_the_plain_loop_beside_it() -> None:
+    errors: dict[tuple[object, ...], dict[str, float]] = {}
+    for line in read_lines(RESULTS / "defaults.log.jsonl"):
+        side = line["side"] if line["side"].startswith("plain") else line["chosen"]["mix"]
+        errors.setdefault((line["images"], line["start"], line["seed"]), {})[side] = line["top1_err"]
+    both = [found for found in errors.values() if folder().mix in found and len(found) > 2]
+    assert len(both) >= 4
+    for found in both:
+        assert found[folder().mix] <= min(found.values())
