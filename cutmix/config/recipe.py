@@ -337,7 +337,7 @@ def complete(recipe: Recipe, *, images: int, classes: int, files: bool) -> tuple
 def _for_files(recipe: Recipe, images: int, trained: bool) -> dict[str, Any]:
     """Return the defaults for a folder of images; results/defaults.log.jsonl holds the runs behind them.
 
-    There is no mixing by default: in those runs CutMix at 0.5 did not lower the error.
+    There is no mixing by default: those runs show no gain from CutMix at 0.5.
     """
     few = (300 / images) ** (1 / 3)  # three hundred images are the middle of what was tried
     epochs = recipe.epochs or (_clip(30 * few, 10, 60) if trained else _clip(120 * few, 60, 200))
