@@ -247,7 +247,7 @@ def test_an_unreadable_file_stops_or_is_counted(
         ((*DIGITS, "--crop-padding", "9", "--padding-mode", "reflect"), "crop_padding is 9"),
         ((*DIGITS, "--out", "/dev/null/run"), "/dev/null/run could not be made: Not a directory"),
         ((*DIGITS, "--out", "/dev/null"), "/dev/null is a file"),
-        (("evaluate", "nowhere"), "nowhere is not there; expected the folder of a run, or a file of weights"),
+        (("evaluate", "nowhere"), "nowhere does not exist; expected the folder of a run, or a file of weights"),
         (("evaluate", "."), "holds no run"),
         (("report", "nowhere"), "nowhere"),
         (("preview", "--data", "digits", "--count", "1"), "--count is 1"),

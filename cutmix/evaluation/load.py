@@ -21,7 +21,7 @@ from cutmix.data.transforms import Interpolation
 from cutmix.errors import InputError, did_you_mean
 from cutmix.models import create_model, weights_normalization
 from cutmix.models.regularizers import regularize
-from cutmix.runs.folder import saved_recipe
+from cutmix.runs.folder import find_weights, saved_recipe
 from cutmix.runtime.header import Header, read_header
 from cutmix.runtime.seeding import derive_seed
 from cutmix.runtime.weights import Weights, count_classes, load_weights, read_weights
@@ -90,15 +90,9 @@ def find_subject(options: EvaluateOptions) -> Subject:
     Raises:
         InputError: The run is not finished, or the file is missing, damaged or holds no weights.
     """
-    path, run, which = options.source, None, "file"
-    recipe: Recipe | None = None
-    if path.is_dir():
-        run, which, recipe = path, options.which, saved_recipe(path)
-        path = path / ("model.safetensors" if which == "last" else "best.safetensors")
-        if not path.exists():
-            raise InputError(f"{path} is not there: the run is not finished; go on with it with --resume")
-    elif not path.exists():
-        raise InputError(f"{path} is not there; expected the folder of a run, or a file of weights")
+    run, which = (options.source, options.which) if options.source.is_dir() else (None, "file")
+    recipe = saved_recipe(run) if run else None
+    path = find_weights(options.source, options.which)
     header = read_header(path)
     if recipe is None and header.recipe is not None:
         recipe = Recipe.from_dict(header.recipe)

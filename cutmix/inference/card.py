@@ -23,15 +23,10 @@ def model_card(model: Model, source: Path) -> str:
         source: Folder of its run, whose results the card shows; a file of weights has none.
     """
     run = read_run(source) if source.is_dir() else None
-    parts = [_front_matter(model), f"# {model.recipe.name}\n", _description(model), _use(model)]
+    parts = [_FRONT_MATTER, f"# {model.recipe.name}\n", _description(model), _use(model)]
     parts.append(_results(run) if run else "## Results\n\nNot recorded: the card was made from a file of weights.\n")
     parts.append(_LIMITS)
     return "\n".join(parts)
-
-
-def _front_matter(model: Model) -> str:
-    tags = f"tags: [image-classification, timm, cutmix]\n# mix: {model.recipe.mix}\n"
-    return f"---\nlibrary_name: timm\n{tags}license: unknown  # fill in\n---\n"
 
 
 def _description(model: Model) -> str:
@@ -44,13 +39,14 @@ def _description(model: Model) -> str:
     training = (
         f"{recipe.epochs} epochs, batch size {recipe.batch_size}, {recipe.optimizer}, learning rate {recipe.lr:g}"
     )
+    mixing = "none" if recipe.mix == "none" else f"{recipe.mix}, α {recipe.alpha:g}, probability {recipe.mix_prob:g}"
     return f"""| | |
 |---|---|
 | architecture | {recipe.model} |
 | starts from | {start} |
 | data | {Path(recipe.data).name} |
 | classes | {shown} |
-| mixing | {recipe.mix}, α {recipe.alpha:g}, probability {recipe.mix_prob:g} |
+| mixing | {mixing} |
 | training | {training}, seed {recipe.seed} |
 | input | {p.in_chans} × {p.image_size} × {p.image_size}, mean {list(p.mean)}, std {list(p.std)}, {p.interpolation} |
 | temperature | {calibration} |
@@ -88,6 +84,13 @@ def _results(run: Run) -> str:
         made.append("\n".join(rows) + "\n")
     return "\n".join(made)
 
+
+_FRONT_MATTER = """---
+library_name: timm
+tags: [image-classification, timm, cutmix]
+license: unknown  # fill in
+---
+"""
 
 _LIMITS = """## Limits
 

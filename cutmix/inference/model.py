@@ -21,6 +21,7 @@ from cutmix.errors import InputError
 from cutmix.inference.explain import Explanation, explain_image, find_class, training_images
 from cutmix.models import create_model
 from cutmix.models.regularizers import regularize
+from cutmix.runs.folder import find_weights
 from cutmix.runs.read import read_run
 from cutmix.runtime.distributed import find_device
 from cutmix.runtime.header import read_header
@@ -254,14 +255,8 @@ def load(source: str | Path, *, which: str = "last", device: str = "auto") -> Mo
     Raises:
         InputError: If there is no such file, or it does not say how to use it.
     """
-    path, temperature = Path(source), None
-    if path.is_dir():
-        temperature = _fitted_temperature(path, which)
-        path = path / ("model.safetensors" if which == "last" else "best.safetensors")
-        if not path.exists():
-            raise InputError(f"{path} does not exist: the run is not finished; continue it with --resume")
-    elif not path.exists():
-        raise InputError(f"{path} does not exist; expected the folder of a run, or a file of weights")
+    path = find_weights(Path(source), which)
+    temperature = _fitted_temperature(Path(source), which) if Path(source).is_dir() else None
     header = _complete_header(path)
     recipe, classes = Recipe.from_dict(header["recipe"]), header["classes"]
     preprocessing = Preprocessing(

@@ -214,6 +214,25 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     write_atomic(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
 
 
+def find_weights(source: Path, which: str) -> Path:
+    """Return the file of weights of a run, of its last or its best epoch; a file is returned as it is.
+
+    Raises:
+        InputError: If there is no such file.
+    """
+    if not source.exists():
+        raise InputError(f"{source} does not exist; expected the folder of a run, or a file of weights")
+    if not source.is_dir():
+        return source
+    last = source / "model.safetensors"
+    path = last if which == "last" else source / "best.safetensors"
+    if path.exists():
+        return path
+    if last.exists():
+        raise InputError(f"{path} does not exist: no validation images chose a best epoch; use --which last")
+    raise InputError(f"{path} does not exist: the run is not finished; continue it with --resume")
+
+
 def saved_recipe(path: Path) -> Recipe:
     """Return the recipe of the classifier that was trained in a folder; raises as ``read_recipe``."""
     return read_recipe(path, Recipe)

@@ -144,7 +144,7 @@ def test_classes_in_another_order_are_matched_by_name(run: Path, monkeypatch: py
 
 def test_an_unfinished_run_says_so(run: Path) -> None:
     (run / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="the run is not finished; go on with it with --resume"):
+    with pytest.raises(InputError, match="the run is not finished; continue it with --resume"):
         run_evaluate(options(run))
     run_evaluate(options(run, which="best"))
 

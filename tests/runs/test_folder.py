@@ -18,6 +18,7 @@ from cutmix.runs.folder import (
     RunFolder,
     command_line,
     environment,
+    find_weights,
     has_results,
     saved_recipe,
     write_arrays,
@@ -266,3 +267,18 @@ def test_no_file_of_a_run_is_written_through_a_link(run: Path, tmp_path: Path, n
     except InputError as error:
         assert "symbolic link" in str(error)  # noqa: PT017
     assert (theirs / "last.npz" if folder else theirs).read_bytes() in (b"precious", b'{"precious": 1}')
+
+
+def test_the_weights_of_a_run_are_found_or_the_reason_is_given(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected the folder of a run, or a file of weights"):
+        find_weights(tmp_path / "nowhere", "last")
+    for which in ("last", "best"):
+        with pytest.raises(InputError, match="the run is not finished; continue it with --resume"):
+            find_weights(tmp_path, which)
+    last = tmp_path / "model.safetensors"
+    last.touch()
+    assert find_weights(tmp_path, "last") == find_weights(last, "best") == last
+    with pytest.raises(InputError, match="no validation images chose a best epoch; use --which last"):
+        find_weights(tmp_path, "best")
+    (tmp_path / "best.safetensors").touch()
+    assert find_weights(tmp_path, "best") == tmp_path / "best.safetensors"
