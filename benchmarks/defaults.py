@@ -4,7 +4,8 @@
 
 Folders of CIFAR-100 images are written as PNG: 60 and 300 training images of five classes, 3,000 of ten; 100 test
 images a class. A fine-tuned model is EfficientNet-Lite0 with ImageNet's weights (FILE is what
-scripts/efficientnet_lite0.py writes); a model from random weights is ResNet-10-T. The images are enlarged to 64 pixels.
+scripts/efficientnet_lite0.py writes); a model from random weights is ResNet-10-T. The images are enlarged to 64 pixels,
+but for the longest runs, 3,000 images from random weights, which keep their 32.
 Both sides have equal epochs, batches and precision, those that the defaults choose, and the last epoch counts: nothing
 is chosen on the test images. Each line of the file is a run; runs that the file holds are not repeated.
 """
@@ -32,12 +33,16 @@ from cutmix.runtime.files import append_line, read_lines
 from cutmix.training.loop import run_training
 
 MODELS = {"fine-tuned": ("tf_efficientnet_lite0", "float32"), "random": ("resnet10t", "bfloat16")}
-SIDE = 64
 CLASSES = {60: 5, 300: 5, 3000: 10}
 TEST_PER_CLASS = 100
 
 
-def write_folder(root: Path, images: int, seed: int) -> Path:
+def image_size(images: int, start: str) -> int:
+    """Return the height and width of the images of a cell, in pixels."""
+    return 32 if (images, start) == (3000, "random") else 64
+
+
+def write_folder(root: Path, images: int, seed: int, side: int) -> Path:
     """Write train/ and test/ of the first classes of a random order; smaller sets are parts of larger ones."""
     order = torch.randperm(100, generator=torch.Generator().manual_seed(seed)).tolist()
     for split, count in (("train", images // CLASSES[images]), ("test", TEST_PER_CLASS)):
@@ -48,7 +53,7 @@ def write_folder(root: Path, images: int, seed: int) -> Path:
             folder.mkdir(parents=True)
             for i in (data.labels == label).nonzero().flatten()[:count].tolist():
                 pixels = data.images[i].permute(1, 2, 0).numpy()
-                Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+                Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
     return root
 
 
@@ -56,7 +61,11 @@ def plain(recipe: Recipe, root: Path, lr: float) -> float:
     """Return the test error in per cent of the loop that everybody writes: AdamW, crop and flip, nothing else."""
     torch.manual_seed(recipe.seed)
     end = [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
-    augment = [transforms.RandomResizedCrop(SIDE, (0.3, 1.0)), transforms.RandomHorizontalFlip(), *end]
+    augment = [
+        transforms.RandomResizedCrop(recipe.image_size or 64, (0.3, 1.0)),
+        transforms.RandomHorizontalFlip(),
+        *end,
+    ]
     train = datasets.ImageFolder(str(root / "train"), transforms.Compose(augment))
     test = datasets.ImageFolder(str(root / "test"), transforms.Compose(end))
     model = create_model(recipe.model, len(train.classes), pretrained=recipe.weights or False)
@@ -116,8 +125,13 @@ def main(arguments: argparse.Namespace) -> None:
             fields: dict[str, Any] = (
                 {"weights": str(arguments.weights)} if start == "fine-tuned" else {"pretrained": False}
             )
-            fields |= {"model": model, "image_size": SIDE, "precision": precision, "seed": seed} | sides[side]
-            data = write_folder(Path(folder) / "data", images, seed)
+            fields |= {
+                "model": model,
+                "image_size": image_size(images, start),
+                "precision": precision,
+                "seed": seed,
+            } | sides[side]
+            data = write_folder(Path(folder) / "data", images, seed, image_size(images, start))
             asked = Recipe(data=str(data), val_fraction=0.0, eval_every=1000, **fields)
             line = key | run(asked, images, side, Path(folder))
         append_line(arguments.out, line)
