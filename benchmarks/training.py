@@ -27,7 +27,7 @@ from cutmix.mixing import SMMix
 from cutmix.models import WithTokenHead
 from cutmix.runtime.device import keep_freed_memory
 from cutmix.runtime.distributed import processes
-from cutmix.runtime.signals import Stop
+from cutmix.runtime.terminal import Stop
 from cutmix.training.loop import train_epoch, train_step
 from cutmix.training.setup import Run, prepare
 from images import find_data, open_images, write_cifar

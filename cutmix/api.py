@@ -13,7 +13,7 @@ from cutmix.config.recipes import find_recipe
 from cutmix.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
-    from cutmix.comparison.verdict import Comparisons
+    from cutmix.report.verdict import Comparisons
     from cutmix.runs.read import Run
     from cutmix.runs.record import Results
 
@@ -95,10 +95,21 @@ def compare(
     own = {name: settings.pop(name) for name in names & settings.keys()}
     options = _options(CompareOptions, own | {"mix": tuple(mix), "seeds": seeds})
     chosen, _ = settle(recipe, settings)
-    from cutmix.comparison.command import run_compare
+    from cutmix.report.summary import write_report
+    from cutmix.report.verdict import Comparisons, compare_runs
+    from cutmix.runs.folder import write_json
+    from cutmix.runs.read import read_runs
+    from cutmix.training.campaign import run_methods
 
     with _interruptible():
-        return run_compare(chosen, options)
+        jobs = run_methods(chosen, options)
+    if not jobs:
+        return Comparisons()
+    paths = [job.path for job in jobs]
+    found = Comparisons(compare_runs(read_runs(paths), options.mix[0]))
+    write_json(options.out / "comparison.json", [one.to_json() for one in found])
+    found.page = write_report(paths, options.out / "report.html")
+    return found
 
 
 # ---- what decides a training run ----

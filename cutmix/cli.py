@@ -335,7 +335,7 @@ def serve(words: list[str]) -> None:
     from cutmix.config.options import ServeOptions
 
     options = parse(ServeOptions, words, "serve", "Serve a local page that classifies images and draws heat maps.")
-    from cutmix.inference.serve import run_serve
+    from cutmix.inference.command import run_serve
 
     run_serve(options)
 
@@ -396,7 +396,7 @@ def reproduce(words: list[str]) -> None:
     from cutmix.config.options import ReproduceOptions
 
     options = parse(ReproduceOptions, words, "reproduce", REPRODUCE)
-    from cutmix.paper.reproduce import run_reproduce
+    from cutmix.paper.command import run_reproduce
     from cutmix.runtime.device import keep_freed_memory
 
     keep_freed_memory()

@@ -23,7 +23,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import cutmix.comparison.command
 import cutmix.training.campaign
 import cutmix.training.loop
 from cutmix.cli import COMMANDS, main
@@ -414,7 +413,7 @@ def run(case: Case, world: Path, patch: pytest.MonkeyPatch) -> tuple[str, str]:
         warnings.simplefilter("default")
         patched.setattr(cutmix.training.loop, "train_step", few_steps)
         patched.setattr(cutmix.training.campaign, "train_step", few_steps)
-        patched.setattr(cutmix.comparison.command, "_run_shards", enough)
+        patched.setattr(cutmix.training.campaign, "_run_shards", enough)
         patched.setattr("sys.stdin", io.StringIO("photos/test/b/1.jpg\nabsent.png\n"))
         try:
             with redirect_stdout(out), redirect_stderr(err), bounds():

@@ -82,18 +82,16 @@ def test_command_lines_parse(block, tmp_path, monkeypatch):
     for name in ("a", "b"):
         (tmp_path / "photos" / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    runners = {
-        "cutmix.demo": "run_demo", "cutmix.training.loop": "run_training", "cutmix.transfer.command": "transfer",
-        "cutmix.evaluation.command": "run_evaluate", "cutmix.preview": "run_preview",
-        "cutmix.report.summary": "write_report", "cutmix.paper.command": "run_paper",
-        "cutmix.paper.reproduce": "run_reproduce", "cutmix.comparison.command": "run_compare",
-        "cutmix.inference.command": "run_predict", "cutmix.inference.serve": "run_serve",
-        "cutmix.inference.export": "run_export", "cutmix.inference.push": "run_push",
-        "cutmix.data.describe": "print_description", "cutmix.runs.read": "read_run",
-    }  # fmt: skip
+    runners = (
+        "demo.run_demo", "training.loop.run_training", "transfer.command.transfer", "evaluation.command.run_evaluate",
+        "preview.run_preview", "report.summary.write_report", "paper.command.run_paper", "paper.command.run_reproduce",
+        "training.campaign.run_methods", "inference.command.run_predict", "inference.command.run_serve",
+        "inference.export.run_export", "inference.push.run_push", "data.describe.print_description",
+        "runs.read.read_run",
+    )  # fmt: skip
     monkeypatch.setattr("cutmix.inference.command.run_explain", lambda *_: None)
-    for module, function in runners.items():
-        monkeypatch.setattr(f"{module}.{function}", lambda *_: None)
+    for runner in runners:
+        monkeypatch.setattr(f"cutmix.{runner}", lambda *_: None)
     for line in block.splitlines():
         words = shlex.split(line, comments=True)
         if words[:2] == ["torchrun", "--nproc-per-node"]:

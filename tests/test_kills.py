@@ -24,7 +24,7 @@ from cutmix.runtime.files import read_lines
 # returns the exit codes. When a rank has died, the others get SIGTERM and at last SIGKILL, as torchrun does.
 SERVER = """
 import atexit, json, os, signal, sys, time
-import cutmix.evaluation.command, cutmix.paper.reproduce, cutmix.training.loop, cutmix.transfer.command
+import cutmix.evaluation.command, cutmix.paper.command, cutmix.training.loop, cutmix.transfer.command
 from cutmix.cli import main
 from cutmix.data import open_data
 

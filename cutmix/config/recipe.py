@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, Self, TypeVar, get_type_hints
 
 from cutmix.errors import InputError
-from cutmix.runtime.schema import check_fields
+from cutmix.runtime.files import check_fields
 
 Value = TypeVar("Value")
 if TYPE_CHECKING:

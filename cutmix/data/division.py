@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cutmix.data.class_folders import ClassFolders
 from cutmix.data.decode import Pixels, digest_pixels, in_threads
-from cutmix.data.folder import File, held_share, hold_out
+from cutmix.data.folder import ClassFolders, File, held_share, hold_out
 from cutmix.errors import InputError
 
 MOST_BYTES = 2 << 30

@@ -1,8 +1,10 @@
-"""Which image files lie in a folder, and how files are divided into splits by their names' hashes. No torch here."""
+"""Folders of images: which files are images, and which folders are classes and splits. No torch here."""
 
 import itertools
 import os
+import re
 import stat
+import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar, overload
 
-from cutmix.errors import InputError
+from cutmix.errors import InputError, printable
 from cutmix.runtime.seeding import derive_seed
 
 EXTENSIONS = (
@@ -202,3 +204,202 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as text: {error}") from None
+
+
+_PARTS = {
+    "train": r"(train|training|trn)",
+    "val": r"(val|valid|validation|validate|dev|eval)",
+    "test": r"(test|testing|tst)",
+}
+NAMES_OF_PARTS = {
+    part: re.compile(rf"{names}[-_ .]?(set|data|dataset|images|imgs|split)?", re.I) for part, names in _PARTS.items()
+}
+
+
+@dataclass(frozen=True)
+class ClassFolders:
+    """The images of a folder of class folders.
+
+    Attributes:
+        root: The folder.
+        classes: The class names, printable, in the order of their labels.
+        parts: The images of each class, by the part that their folders are in: "train", "val" and "test" as far as they
+            are there, or "all".
+        folders: The folder of each part.
+        listings: Everything that lies in the class folders.
+        beside: Folders and images that lie beside the class folders or the parts, and are left out.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    parts: dict[str, list[list[File]]]
+    folders: dict[str, Path]
+    listings: list[Listing] = field(default_factory=list)
+    beside: list[Path] = field(default_factory=list)
+
+
+def read_class_folders(root: Path) -> ClassFolders:
+    """List the images of a data set and the classes that they belong to.
+
+    With folders named ``train``, ``val`` or ``test`` inside (in any case, and ``Training``, ``valid``, ``test_set`` and
+    the like), these are the parts, and each holds the class folders. Otherwise ``root`` holds them. Classes are sorted
+    by the names of their folders, as torchvision does.
+
+    Raises:
+        InputError: There are no images, fewer than two classes, a class without images, a file in two classes, or
+            folders that can be understood in several ways.
+    """
+    folders = find_parts(root) or {"all": root}
+    names = {part: _class_names(folder, part, root) for part, folder in folders.items()}
+    beside = [path for path in _visible(root) if path not in folders.values()] if "all" not in folders else []
+    beside = [path for path in beside if path.is_dir() or is_image(path.name)]
+    first = next(iter(folders))
+    for part, folder in folders.items():
+        beside += [path for path in _visible(folder) if not path.is_dir() and is_image(path.name)]
+        _compare_classes(folders[first], names[first], folder, names[part])
+    listings = {part: {name: list_images(folders[part] / own) for name, own in names[part].items()} for part in folders}
+    for part, listed in listings.items():
+        _refuse_empty(folders[part], names[part], listed)
+    _refuse_two_classes(listings)
+    parts = {part: [listing.files for listing in listed.values()] for part, listed in listings.items()}
+    every = [listing for listed in listings.values() for listing in listed.values()]
+    return ClassFolders(root, tuple(names[first]), parts, folders, every, beside)
+
+
+def find_parts(root: Path) -> dict[str, Path]:
+    """Return the folders of the splits by their part, "train", "val" and "test"; none where a folder is not split.
+
+    A folder called ``train`` may also be a class of that name: it then holds images, and other classes are beside it.
+
+    Raises:
+        InputError: Two folders stand for the same part, or there is nothing to train on.
+    """
+    visible = [path for path in _visible(root) if path.is_dir()]
+    found: dict[str, Path] = {}
+    for part, pattern in NAMES_OF_PARTS.items():
+        folders = [path for path in visible if pattern.fullmatch(path.name)]
+        if len(folders) > 1:
+            names = " and ".join(f"{path.name}/" for path in folders)
+            raise InputError(f"{root} has {names}, which both stand for the {part} split; expected one of them")
+        if folders:
+            found[part] = folders[0]
+    beside = [path for path in visible if path not in found.values()]
+    if beside and all(_holds_images(path) for path in found.values()):
+        return {}
+    if list(found) == ["train"] and (classes := [path.name for path in beside if list_images(path).files]):
+        raise InputError(
+            f"{root} has {found['train'].name}/ beside {_some(classes)}, which hold images too; expected class folders "
+            "only, or the splits train/, val/ and test/ only"
+        )
+    if found and "train" not in found:
+        names = " and ".join(f"{path.name}/" for path in found.values())
+        raise InputError(
+            f"{root} has {names} but no train/; give both, or one folder of class folders such as "
+            f"{next(iter(found.values()))}"
+        )
+    return found
+
+
+# ---- class folders ----
+
+
+def _visible(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not is_hidden(path.name))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}") from None
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(is_image(path.name) and not path.is_dir() for path in _visible(folder))
+
+
+def _class_names(folder: Path, part: str, root: Path) -> dict[str, str]:
+    """Return the folder of each class by the class's name."""
+    names = [path.name for path in _visible(folder) if path.is_dir()]
+    if not names:
+        if not _holds_images(folder):
+            raise InputError(f"{folder} holds no images; expected one folder a class with its images inside")
+        hint = f", or give {root / 'train'} alone if they have no labels" if part not in ("all", "train") else ""
+        raise InputError(
+            f"{folder} holds images but no class folders; expected one folder a class with its images inside{hint}"
+        )
+    if len(names) == 1 and (deeper := _deeper(folder / names[0])):
+        what = "give that path" if part == "all" else f"move them into {folder}"
+        raise InputError(f"{folder} holds one folder only; the class folders are in {deeper}: {what}")
+    _refuse_same_subfolders(folder, names)
+    shown = {printable_name(name): name for name in names}
+    if len(shown) < len(names):
+        twice = next(name for name in names if shown[printable_name(name)] != name)
+        raise InputError(
+            f"{folder} has two folders whose names both read '{printable_name(twice)}'; expected each class once"
+        )
+    if len(names) < 2:
+        raise InputError(f"{folder} holds one class only ('{names[0]}'); a classifier needs two or more")
+    return shown
+
+
+def printable_name(name: str | bytes) -> str:
+    """Return the name of a class for its folder: composed Unicode in which what cannot be printed is escaped."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return printable(unicodedata.normalize("NFC", text))
+
+
+def _deeper(folder: Path) -> Path | None:
+    """Return the first folder at or below this one that holds several folders, if no images come before."""
+    for _ in range(100):  # a link may lead back
+        inside = [path for path in _visible(folder) if path.is_dir()]
+        if _holds_images(folder) or not inside:
+            return None
+        if len(inside) > 1:
+            return folder
+        folder = inside[0]
+    return None
+
+
+def _refuse_same_subfolders(folder: Path, names: list[str]) -> None:
+    """Refuse class folders that look like splits, or like folders around the class folders."""
+    inside = [frozenset(path.name for path in _visible(folder / name) if path.is_dir()) for name in names]
+    if len(names) < 2 or len(set(inside)) > 1 or any(_holds_images(folder / name) for name in names):
+        return
+    if len(inside[0]) > 1 or any(pattern.fullmatch(name) for name in inside[0] for pattern in NAMES_OF_PARTS.values()):
+        raise InputError(
+            f"{_some(names)} in {folder} all hold the same folders, {_some(sorted(inside[0]))}: if they are splits, "
+            "name them train, val and test; if they are classes, move the images up into them"
+        )
+
+
+def _some(names: Iterable[str], most: int = 4) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _compare_classes(folder: Path, names: dict[str, str], other: Path, others: dict[str, str]) -> None:
+    if differing := set(names) ^ set(others):
+        name = min(differing)
+        has, lacks = (folder, other) if name in names else (other, folder)
+        raise InputError(f"the class '{name}' is in {has} but not in {lacks}; both need the same classes")
+
+
+def _refuse_empty(folder: Path, names: dict[str, str], listed: dict[str, Listing]) -> None:
+    empty = [name for name, listing in listed.items() if not listing.files]
+    others = count_suffixes(path for name in empty for path in listed[name].others)
+    only = ", only " + ", ".join(f"{count} {suffix}" for suffix, count in others.items()) if others else ""
+    if len(empty) == len(listed):
+        raise InputError(f"{folder} holds no images in its {len(listed)} folders{only}")
+    if empty:
+        what = f"the class folder {folder / names[empty[0]]} holds"
+        if len(empty) > 1:
+            what = f"{len(empty)} class folders in {folder} ({_some(empty)}) hold"
+        raise InputError(f"{what} no images{only}; fill or remove them")
+
+
+def _refuse_two_classes(listings: dict[str, dict[str, Listing]]) -> None:
+    """Refuse a file that links put into two classes: one of the labels is wrong."""
+    seen: dict[tuple[int, int], tuple[str, Path]] = {}
+    for listed in listings.values():
+        for name, listing in listed.items():
+            for file in listing.files:
+                other, path = seen.setdefault(file.identity, (name, file.path))
+                if other != name and file.identity[0] != -1:
+                    raise InputError(f"{path} and {file.path} are links to one file, in two classes; remove one")

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cutmix.data.class_folders import NAMES_OF_PARTS, ClassFolders, printable_name
-from cutmix.data.folder import File, Listing, read_text
+from cutmix.data.folder import NAMES_OF_PARTS, ClassFolders, File, Listing, printable_name, read_text
 from cutmix.errors import InputError, missing_extra
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")

@@ -11,10 +11,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from cutmix.data.class_folders import ClassFolders, printable_name, read_class_folders
 from cutmix.data.decode import find_unreadable
 from cutmix.data.division import Copies, divide, find_copies
-from cutmix.data.folder import File, Paths
+from cutmix.data.folder import ClassFolders, File, Paths, printable_name, read_class_folders
 from cutmix.data.formats import (
     find_cifar,
     find_cub,

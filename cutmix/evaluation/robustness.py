@@ -40,8 +40,8 @@ from cutmix.evaluation.occlusion import (
 )
 from cutmix.runs.record import Record
 from cutmix.runtime.device import check_memory
-from cutmix.runtime.progress import duration
 from cutmix.runtime.seeding import derive_seed
+from cutmix.runtime.terminal import duration
 
 SWEEP = tuple(k / 255 for k in (0, 1, 2, 4, 8, 16, 32, 64))
 LAMBDAS = (0.0, 0.25, 0.5, 0.75, 1.0)

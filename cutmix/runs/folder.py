@@ -33,9 +33,16 @@ from cutmix.errors import InputError
 from cutmix.runs.read import read_config, read_log
 from cutmix.runs.record import Record, read_records
 from cutmix.runtime.device import device_name
-from cutmix.runtime.files import append_line, open_no_link, to_json, truncate, why_not_written, write_atomic
+from cutmix.runtime.files import (
+    append_line,
+    check_fields,
+    open_no_link,
+    to_json,
+    truncate,
+    why_not_written,
+    write_atomic,
+)
 from cutmix.runtime.header import read_header
-from cutmix.runtime.schema import check_fields
 
 Kind = TypeVar("Kind", bound=Training)
 

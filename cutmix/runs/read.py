@@ -21,8 +21,7 @@ from cutmix.config.recipe import Recipe
 from cutmix.config.transfer import TASKS, Captioning, Detection, task_of
 from cutmix.errors import UNREADABLE, InputError
 from cutmix.runs.record import Record, Results, read_records
-from cutmix.runtime.files import read_lines, read_object
-from cutmix.runtime.schema import check_fields, kind_of
+from cutmix.runtime.files import check_fields, kind_of, read_lines, read_object
 from cutmix.runtime.terminal import Tabular
 
 Json = dict[str, Any]

@@ -10,8 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cutmix.errors import InputError
-from cutmix.runtime.files import append_lines, read_lines
-from cutmix.runtime.schema import check_fields
+from cutmix.runtime.files import append_lines, check_fields, read_lines
 from cutmix.runtime.terminal import Tabular
 
 SCHEMA = 1

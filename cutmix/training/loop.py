@@ -23,7 +23,7 @@ from cutmix.runs.record import Record, with_interval
 from cutmix.runtime.checkpoint import load_checkpoint, save_checkpoint
 from cutmix.runtime.device import describe_precision
 from cutmix.runtime.distributed import any_process, average_loss, barrier, gather, processes, without_sync
-from cutmix.runtime.signals import Stop, remembered_signals
+from cutmix.runtime.terminal import Stop, remembered_signals
 from cutmix.runtime.weights import load_weights, read_weights, save_weights
 from cutmix.training.classification import Evaluation
 from cutmix.training.optim import freeze_backbone, learning_rate, set_learning_rate

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from cutmix.config.options import RunOptions, TrainOptions
 from cutmix.config.recipe import Recipe, Training, complete
 from cutmix.data import Augment, FileSet, ImageSet, Splits, open_splits, test_loader, train_loader
-from cutmix.data.class_folders import printable_name
 from cutmix.data.decode import FAST_JPEG
 from cutmix.data.describe import describe_splits
 from cutmix.data.division import Copies
+from cutmix.data.folder import printable_name
 from cutmix.data.loaders import Loader
 from cutmix.data.sets import keep_per_class
 from cutmix.errors import InputError, did_you_mean
@@ -27,8 +27,7 @@ from cutmix.runs.read import read_environment
 from cutmix.runtime.device import autocast, resolve_precision
 from cutmix.runtime.distributed import World, gather, parallel
 from cutmix.runtime.header import Header, read_header
-from cutmix.runtime.progress import Progress
-from cutmix.runtime.terminal import say
+from cutmix.runtime.terminal import Progress, say
 from cutmix.training.classification import Classification, Task
 from cutmix.training.mixes import method_of
 from cutmix.training.state import State, start_state

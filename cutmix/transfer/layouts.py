@@ -12,7 +12,7 @@ from cutmix.data.decode import Pixels, digest_pixels, in_threads
 from cutmix.data.division import MOST_BYTES
 from cutmix.data.folder import EXTENSIONS, held_share, hold_out
 from cutmix.errors import InputError
-from cutmix.runtime.schema import check_fields, kind_of, parse_object
+from cutmix.runtime.files import check_fields, kind_of, parse_object
 
 _SUFFIXES = (*EXTENSIONS, ".xml")
 _FLAGS = ("-1", "0", "1")  # VOC's lists of one class: absent, difficult, present

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from torchvision import datasets
 
-from cutmix.data.class_folders import find_parts, printable_name, read_class_folders
+from cutmix.data.folder import find_parts, printable_name, read_class_folders
 from cutmix.data.sets import FileSet, open_data, open_splits
 from cutmix.errors import InputError
 

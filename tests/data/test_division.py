@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from cutmix.data import division
-from cutmix.data.class_folders import read_class_folders
 from cutmix.data.division import MIN_SPLIT, find_copies
+from cutmix.data.folder import read_class_folders
 from cutmix.data.sets import FileSet, Splits, open_data, open_splits
 from cutmix.errors import InputError
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from cutmix.cli import main
 from cutmix.data import open_splits
-from cutmix.data.class_folders import read_class_folders
+from cutmix.data.folder import read_class_folders
 from cutmix.data.label_file import read_label_file
 from cutmix.errors import InputError
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from cutmix.config.options import ServeOptions
 from cutmix.errors import InputError
+from cutmix.inference.command import run_serve
 from cutmix.inference.model import load
-from cutmix.inference.serve import run_serve
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

@@ -11,7 +11,7 @@ from cutmix.cli import main
 from cutmix.config.options import ReproduceOptions
 from cutmix.config.recipes import RECIPES
 from cutmix.errors import InputError
-from cutmix.paper.reproduce import plan, run_reproduce, scaled
+from cutmix.paper.command import plan, run_reproduce, scaled
 from cutmix.paper.tables import find_tables
 from cutmix.runs.folder import hold, saved_recipe
 from cutmix.runs.record import read_records

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cutmix.runtime.progress import Progress, duration
+from cutmix.runtime.terminal import Progress, duration
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from cutmix.runtime.signals import remembered_signals
+from cutmix.runtime.terminal import remembered_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

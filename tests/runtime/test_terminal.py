@@ -15,7 +15,7 @@ from cutmix.cli import main
 from cutmix.errors import InputError, printable
 from cutmix.runtime import terminal
 from cutmix.runtime.checkpoint import load_checkpoint
-from cutmix.runtime.progress import Progress
+from cutmix.runtime.terminal import Progress
 
 PRINT = "from cutmix.cli import COMMANDS, main; COMMANDS['x'] = lambda words: {}; main(['x'])"
 CONSOLE = "__import__('cutmix.runtime.terminal').runtime.terminal.Console().print('\\u732b ' * 10)"

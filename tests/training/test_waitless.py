@@ -19,7 +19,7 @@ from cutmix.config.recipe import Recipe, complete
 from cutmix.config.recipes import RECIPES
 from cutmix.data import ArraySet, Augment, loaders
 from cutmix.runtime.distributed import World
-from cutmix.runtime.progress import Progress
+from cutmix.runtime.terminal import Progress
 from cutmix.training.classification import Classification
 from cutmix.training.loop import train_step
 from cutmix.training.optim import make_average, make_optimizer

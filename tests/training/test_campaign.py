@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cutmix.cli import main
-from cutmix.comparison.verdict import ClassDifference, Comparison, in_words
+from cutmix.report.verdict import ClassDifference, Comparison, in_words
 from cutmix.runs.outcomes import crossed_difference
 
 WORDS = ["compare", "digits-resnet20", "--mix", "none", "cutmix", "--seeds", "2", "--epochs", "1", "--device", "cpu",

@@ -12,12 +12,11 @@ from rich.table import Table
 
 from cutmix.errors import InputError
 from cutmix.runs.outcomes import CrossedDifference, crossed_difference
-from cutmix.runs.read import read_outcome, read_run
-from cutmix.runs.record import with_interval
+from cutmix.runs.read import Run, read_outcome
+from cutmix.runs.record import Record, with_interval
 from cutmix.runtime.header import read_header
 from cutmix.runtime.terminal import Tabular
 from cutmix.statistics import holm
-from cutmix.training.campaign import Job
 
 
 @dataclass(frozen=True)
@@ -79,56 +78,47 @@ class Comparison:
         return self.p < 0.05
 
 
-def compare_runs(jobs: Sequence[Job], baseline: str) -> list[Comparison]:
+def compare_runs(runs: Sequence[Run], baseline: str) -> list[Comparison]:
     """Compare each method with the baseline, subset by subset.
 
     Args:
-        jobs: Finished runs.
+        runs: Finished runs.
         baseline: The mix of the baseline.
     """
-    groups: dict[tuple[int | None, str], list[Job]] = {}
-    for job in jobs:
-        groups.setdefault((job.recipe.train_per_class, job.recipe.mix), []).append(job)
+    groups: dict[tuple[int | None, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.recipe["train_per_class"], run.recipe["mix"]), []).append(run)
     made = [_compare(members, groups[count, baseline]) for (count, mix), members in groups.items() if mix != baseline]
     adjusted = holm([one.p for one in made])
     return [Comparison(**{**vars(one), "p": p}) for one, p in zip(made, adjusted, strict=True)]
 
 
-def _compare(method: Sequence[Job], baseline: Sequence[Job]) -> Comparison:
+def _compare(method: Sequence[Run], baseline: Sequence[Run]) -> Comparison:
     wrong, errors, seconds = {}, {}, {}
-    labels = read_outcome(baseline[0].path / "predictions/last.npz").labels
+    labels = read_outcome(baseline[0].folder / "predictions/last.npz").labels
     for name, members in (("method", method), ("baseline", baseline)):
-        ordered = sorted(members, key=lambda job: job.recipe.seed)
-        outcomes = [read_outcome(job.path / "predictions/last.npz") for job in ordered]
+        ordered = sorted(members, key=lambda run: run.recipe["seed"])
+        outcomes = [read_outcome(run.folder / "predictions/last.npz") for run in ordered]
         if any(not np.array_equal(one.labels, labels) for one in outcomes):
             raise InputError(f"the runs of {ordered[0].label} were not evaluated on the same images as the baseline's")
         wrong[name] = np.stack([~one.right for one in outcomes])
         errors[name] = 100 * float(wrong[name].mean())
-        seconds[name] = fmean(_seconds(job) for job in ordered)
+        seconds[name] = fmean(_record(run).seconds or 0.0 for run in ordered)
     found = crossed_difference(wrong["method"], wrong["baseline"])
-    line = _line(method[0])
-    first, second = method[0].recipe, baseline[0].recipe
+    record, first, second = _record(method[0]), method[0].recipe, baseline[0].recipe
+    classes = read_header(method[0].folder / "model.safetensors").classes or ()
     return Comparison(
-        first.mix, second.mix, line.data, line.split, first.train_per_class, errors["method"], errors["baseline"],
-        found, found.p, seconds["method"], seconds["baseline"],
-        _by_class(wrong["method"], wrong["baseline"], labels, _classes(method[0])),
+        first["mix"], second["mix"], record.data, record.split, first["train_per_class"], errors["method"],
+        errors["baseline"], found, found.p, seconds["method"], seconds["baseline"],
+        _by_class(wrong["method"], wrong["baseline"], labels, classes),
     )  # fmt: skip
 
 
-def _line(job: Job) -> Any:
+def _record(run: Run) -> Record:
     """Return the record of the error after the last epoch that the training wrote."""
-    found = read_run(job.path).result("top1_err", "last")
-    assert found is not None, job.path
+    found = run.result("top1_err", "last")
+    assert found is not None, run.folder
     return found
-
-
-def _seconds(job: Job) -> float:
-    return float(_line(job).seconds or 0.0)
-
-
-def _classes(job: Job) -> list[str]:
-    """Return the class names from the run's weights."""
-    return list(read_header(job.path / "model.safetensors").classes or ())
 
 
 def _by_class(

@@ -1,1 +1,0 @@
-"""Train several methods with the same budget, splits and seeds, and say whether they differ by more than chance."""
