@@ -27,14 +27,15 @@ from cutmix.evaluation.attacks import (
 )
 from cutmix.evaluation.classification import wilson_interval
 from cutmix.evaluation.classifier import Classifier, SuiteResult
-from cutmix.evaluation.corruptions import corruption_error, open_corrupted
 from cutmix.evaluation.occlusion import (
     between_classes,
     between_passes,
+    corruption_error,
     draw_pairs,
     neither,
     occlusion_classes,
     occlusion_passes,
+    open_corrupted,
     side_grid,
     wrong,
 )

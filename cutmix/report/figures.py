@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, NullLocator
 
 from cutmix.report.metrics import measure_of
-from cutmix.report.page import HTML, link, picture
-from cutmix.report.tables import Card, Key, anchor, notes
+from cutmix.report.page import HTML, Card, Key, anchor, link, notes, picture
 from cutmix.runs.read import Run, groups, read_arrays
 
 # Each has a contrast of at least 3:1 with white and with the page's dark ground (WCAG 2.2, 1.4.11).

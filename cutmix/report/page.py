@@ -1,7 +1,8 @@
-"""Parts of a section of the page: rows, definitions, links, images, and the macros of the template."""
+"""Parts of the page: sections, rows, definitions, links, images, macros, and tables of several runs. No torch here."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -9,6 +10,9 @@ import jinja2
 from markupsafe import Markup
 
 from cutmix.errors import InputError
+from cutmix.report.metrics import MEASURES, Measure, at_in_words, in_255ths, measure_of, name_of
+from cutmix.runs.read import Run, groups
+from cutmix.runs.record import Record, with_interval
 
 _TEMPLATE = files("cutmix.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
 # The macros of the page; whatever is given to them is escaped unless it is Markup.
@@ -65,3 +69,230 @@ def picture(png: bytes, where: object, *, alt: str, caption: str) -> dict[str, A
         "alt": alt,
         "caption": caption,
     }
+
+
+_POINTS = 3  # values of ``at`` from which a measure is a curve
+
+
+class Key(NamedTuple):
+    """What makes a row: the measure's key in ``MEASURES``, what it is of, and where."""
+
+    name: str
+    of: str
+    at: float | None
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a suite found in several runs.
+
+    Attributes:
+        suite: Its name.
+        runs: The runs in which it was tried, the columns of every table.
+        rows: The line of each run, by the run's label, for each row.
+        refused: Why a run has nothing, by its label.
+        styles: The style of each recipe's curves, the same in every figure of the page.
+    """
+
+    suite: str
+    runs: tuple[Run, ...]
+    rows: dict[Key, dict[str, Record]]
+    refused: dict[str, str]
+    styles: dict[str, int]
+
+    def sweeps(self) -> dict[tuple[str, str], list[Key]]:
+        """Rows that differ in ``at`` alone, if there are three or more."""
+        found: dict[tuple[str, str], list[Key]] = {}
+        for row in self.rows:
+            if row.at is not None and not measure_of(row.name).check:
+                found.setdefault((row.name, row.of), []).append(row)
+        return {same: sorted(rows, key=_at) for same, rows in found.items() if len(rows) >= _POINTS}
+
+
+def gather(runs: Sequence[Run], suite: str) -> Card | None:
+    """Collect a suite's lines, rows in the order of ``MEASURES``; None where no run has any."""
+    rows: dict[Key, dict[str, Record]] = {}
+    refused: dict[str, str] = {}
+    tried = []
+    for run in runs:
+        found = run.suite(suite)
+        if found:
+            tried.append(run)
+        for line in found:
+            if line.metric == suite:  # the whole suite did not fit the classifier
+                refused[run.label] = line.note or "not run"
+                continue
+            name = name_of(line)
+            at = line.at if measure_of(name).at else None
+            rows.setdefault(Key(name, line.of or "", at), {})[run.label] = line
+    for label in {label for lines_ in rows.values() for label in lines_}:
+        refused.pop(label, None)  # there is a result from another evaluation
+    if not tried:
+        return None
+    styles = {group: style for style, group in enumerate(groups(runs))}
+    order = {name: index for index, name in enumerate(MEASURES)}
+    ordered = sorted(rows, key=lambda row: order.get(row.name, len(order)))
+    return Card(suite, tuple(tried), {row: rows[row] for row in ordered}, refused, styles)
+
+
+# ---- tables ----
+
+
+def table(card: Card, caption: str, rows: Sequence[Key], *, with_notes: bool = True) -> Markup:
+    """Return a table of measures, the runs side by side, and the notes that belong to it; nothing without rows."""
+    if not rows:
+        return Markup("")
+    shown = []
+    for row in rows:
+        found = card.rows[row]
+        cells = [cell(measure_of(row.name), found.get(run.label)) for run in card.runs]
+        tag = _CHOSEN if _is_chosen(found) else ""
+        shown.append(Row(name(row) + tag, [*cells, measure_of(row.name).better or "–", _images(found.values())]))
+    header = ["Measure", *(run.label for run in card.runs), "Better", "Images"]
+    made = Markup(HTML.table(caption + _INTERVAL, header, shown))
+    return made + notes(card, rows) if with_notes else made
+
+
+def table_of_sets(card: Card, caption: str, rows: Sequence[Key]) -> Markup:
+    """Return a table of one metric with a row for each set that any run has; the notes are left to the caller."""
+    rows = [row for row in rows if any(line.value is not None for line in card.rows[row].values())]
+    if not rows:
+        return Markup("")
+    measure = measure_of(rows[0].name)
+    caption += f" ({measure.better} is better)" if measure.better else ""
+    caption += "; threshold chosen on the test images" if any(_is_chosen(card.rows[row]) for row in rows) else ""
+    shown = [
+        Row(
+            row.of,
+            [*(cell(measure, card.rows[row].get(run.label)) for run in card.runs), _images(card.rows[row].values())],
+            strong=is_mean(row),
+        )
+        for row in rows
+    ]
+    header = [link(anchor(rows[0].name), measure.heading), *(run.label for run in card.runs), "Images"]
+    return Markup(HTML.table(caption + _INTERVAL, header, shown))
+
+
+def table_of_checks(card: Card, caption: str, rows: Sequence[Key]) -> Markup:
+    """Return a table of checks that hold or fail, each once, wherever it was made."""
+    by_name: dict[str, list[Key]] = {}
+    for row in rows:
+        by_name.setdefault(row.name, []).append(row)
+    if not by_name:
+        return Markup("")
+    shown = []
+    for name_, same in by_name.items():
+        measure = measure_of(name_)
+        made = {
+            run.label: [card.rows[row][run.label] for row in same if run.label in card.rows[row]] for run in card.runs
+        }
+        places = [row.at for row in same if row.at is not None]
+        at = f"ε = {in_255ths(min(places))} to {in_255ths(max(places))}" if len(places) > 1 else ""
+        head = name(same[0]) if len(same) == 1 else name(Key(name_, "", None)) + _quiet(at)
+        every = [line for lines in made.values() for line in lines]
+        shown.append(Row(head, [*(_verdict(measure, lines) for lines in made.values()), _images(every)]))
+    return Markup(HTML.table(caption, ["Check", *(run.label for run in card.runs), "Images"], shown))
+
+
+def _verdict(measure: Measure, lines: Sequence[Record]) -> str:
+    """Say whether a check holds wherever it was made, and where it does not, why."""
+    if not lines:
+        return "not run"
+    failed = [line for line in lines if not measure.holds(line)]
+    if not failed:
+        return "holds"
+    line = failed[-1]
+    share = f" for {line.value:.2g} % of the images" if measure.check == "none" else ""
+    where = f" at {at_in_words(measure, line.at)}" if len(lines) > 1 and line.at is not None else ""
+    return f"fails{share}{where}" + (f": {line.note}" if line.note else "")
+
+
+def cell(measure: Measure, line: Record | None) -> str:
+    """Return a value with its interval and, where it was chosen, the threshold."""
+    if line is None or line.value is None:
+        return "not run"
+    said = with_interval(line, f".{measure.digits}f")
+    chosen_at = line.at if line.chosen_on == "test" else None
+    return said if chosen_at is None else f"{said} at {chosen_at:.2f}"
+
+
+def name(row: Key) -> Markup:
+    """Return a measure's name, which is a link to its definition, and what and where it is of."""
+    measure = measure_of(row.name)
+    head = link(anchor(row.name), measure.heading) if measure.definition else Markup.escape(measure.heading)
+    of = row.of if row.of and row.of != "held-out half" and not is_mean(row) else ""
+    return head + _quiet(of) + _quiet("" if row.at is None else at_in_words(measure, row.at))
+
+
+def notes(card: Card, rows: Iterable[Key]) -> Markup:
+    """Return the caveats of some rows, each once, with what it is about; those of checks stand in their cells."""
+    rows = [row for row in rows if not measure_of(row.name).check]
+    about: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+    for row in rows:
+        for label, line in card.rows[row].items():
+            if line.note:
+                subjects, labels = about.setdefault(line.note, ({}, {}))
+                subjects[row.of if card.suite == "ood" else measure_of(row.name).label] = None
+                labels[label] = None
+    items = []
+    for note, (subjects, labels) in about.items():
+        names = list(subjects) if len(subjects) <= 3 else [f"{next(iter(subjects))} and {len(subjects) - 1} more"]
+        names += [] if len(labels) == len(card.runs) else labels
+        items.append(Markup("{}: {}.").format(", ".join(names), note.rstrip(".")))
+    if any(_is_chosen(card.rows[row]) for row in rows):
+        items.append(Markup(_CHOSEN_MEANS))
+    return Markup(HTML.notes(items)) if items else Markup("")
+
+
+def refusals(card: Card) -> Markup:
+    """Return, for each run to which the suite could not be applied, why."""
+    items = [Markup("<strong>{}</strong>: {}.").format(label, why.rstrip(".")) for label, why in card.refused.items()]
+    return Markup(HTML.sentences(items)) if items else Markup("")
+
+
+# ---- words ----
+
+_INTERVAL = " [95\u00a0%\u00a0interval]"
+_CHOSEN = Markup('<br><span class="quiet">threshold chosen on the test images</span>')
+_CHOSEN_MEANS = (
+    "Threshold chosen on the test images: it is the best one for these images, so the value is optimistic and "
+    "comparable only with values that were chosen in the same way."
+)
+
+
+def anchor(name: str) -> str:
+    """Return where a measure is defined on the page."""
+    return f"measure-{name}"
+
+
+def _quiet(text: str) -> Markup:
+    return Markup('<span class="quiet">, {}</span>').format(text) if text else Markup("")
+
+
+def _images(lines: Iterable[Record]) -> str:
+    """Return the number of images that results are of and, where they are a part, of the whole test set."""
+    counts = sorted({(line.n, whole_of(line)) for line in lines if line.n})
+    return " to ".join(dict.fromkeys(_part(*each) for each in (counts[0], counts[-1]))) if counts else "–"
+
+
+def _part(n: int, whole: int) -> str:
+    return f"{n:,} of {whole:,}" if whole else f"{n:,}"
+
+
+def whole_of(line: Record) -> int:
+    """Return the size of the test set of which a metric has only a part, otherwise 0."""
+    n, whole = line.n or 0, line.test_images or 0
+    return whole if n < whole and line.suite in ("calibration", "robustness", "localization") else 0
+
+
+def _is_chosen(found: dict[str, Record]) -> bool:
+    return any(line.chosen_on == "test" for line in found.values())
+
+
+def is_mean(row: Key) -> bool:
+    """Return whether a row is the mean over sets."""
+    return row.of.startswith("mean of ")
+
+
+def _at(row: Key) -> float:
+    return row.at if row.at is not None else 0.0

@@ -13,23 +13,28 @@ from cutmix.paper.compare import merged, of_run, sheets
 from cutmix.paper.tables import Table, find_tables
 from cutmix.report.figures import curves, histograms, learning_curves, pictures, reliability_of
 from cutmix.report.metrics import MEASURES, Measure, measure_of
-from cutmix.report.page import HTML, Definition, Row, Section, link, picture
-from cutmix.report.paired import against_baseline, differences
-from cutmix.report.tables import (
+from cutmix.report.page import (
+    HTML,
     Card,
+    Definition,
     Key,
+    Row,
+    Section,
     anchor,
     cell,
     gather,
     is_mean,
+    link,
     name,
     notes,
+    picture,
     refusals,
     table,
     table_of_checks,
     table_of_sets,
     whole_of,
 )
+from cutmix.report.paired import against_baseline, differences
 from cutmix.runs.read import Run, groups
 from cutmix.runs.record import with_interval
 from cutmix.statistics import Difference, in_words

@@ -14,7 +14,6 @@ from cutmix.errors import InputError
 from cutmix.runs.outcomes import CrossedDifference, crossed_difference
 from cutmix.runs.read import Run, read_outcome
 from cutmix.runs.record import Record, with_interval
-from cutmix.runtime.header import read_header
 from cutmix.runtime.terminal import Tabular
 from cutmix.statistics import holm
 
@@ -94,6 +93,8 @@ def compare_runs(runs: Sequence[Run], baseline: str) -> list[Comparison]:
 
 
 def _compare(method: Sequence[Run], baseline: Sequence[Run]) -> Comparison:
+    from cutmix.runtime.header import read_header  # loads safetensors
+
     wrong, errors, seconds = {}, {}, {}
     labels = read_outcome(baseline[0].folder / "predictions/last.npz").labels
     for name, members in (("method", method), ("baseline", baseline)):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cutmix.errors import InputError
 from cutmix.evaluation.classifier import Classifier
-from cutmix.evaluation.corruptions import (
+from cutmix.evaluation.occlusion import (
     ALEXNET_ERR,
     CORRUPTIONS,
     corruption_error,

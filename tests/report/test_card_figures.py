@@ -9,7 +9,7 @@ from PIL import Image
 
 from cutmix.errors import InputError
 from cutmix.report.figures import curves, histograms, pictures, reliability_of
-from cutmix.report.tables import Card, gather
+from cutmix.report.page import Card, gather
 from cutmix.runs.read import Run
 from cutmix.runs.record import Record
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cutmix.report.metrics import MEASURES
-from cutmix.report.tables import Key, cell, gather, name, notes, refusals, table, table_of_checks, table_of_sets
+from cutmix.report.page import Key, cell, gather, name, notes, refusals, table, table_of_checks, table_of_sets
 from cutmix.runs.read import Run
 from cutmix.runs.record import Record
 
