@@ -82,7 +82,7 @@ class EvaluateOptions:
     """Image files: resize both sides alike, whatever the aspect ratio, for a file that does not name it."""
     batch_size: int = 256
     """Number of images in a batch."""
-    precision: Literal["auto", "float32", "bfloat16"] | None = None
+    precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] | None = None
     """Arithmetic; by default the run's own, and float32 for a file."""
     device: str = "auto"
     """auto (CUDA or else the CPU), cpu, cuda, cuda:1, xpu, mps."""

@@ -72,8 +72,9 @@ class Training:
     seed: int = 0
     """Seed of everything random."""
 
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the forward pass; auto is bfloat16 where the device is fast at it."""
+    precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the forward pass; auto is bfloat16 where the device has it in hardware, else float32. tf32 needs a
+    CUDA GPU; float16 scales the loss."""
     channels_last: bool = True
     """Memory layout that convolutions are faster in."""
     compile: bool = False

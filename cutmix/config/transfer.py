@@ -33,7 +33,7 @@ class Transfer(Training):
     """Share of the images used for testing, for data without splits of their own."""
     nesterov: bool = False
     """Use Nesterov momentum."""
-    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = "float32"
     """Precision of the forward pass; auto takes bfloat16 where the device has it in hardware."""
     channels_last: bool = False
     """Use the channels_last memory format, in which convolutions can be faster."""

@@ -31,7 +31,7 @@ from cutmix.runs.folder import command_line, environment, hold, only_begun, toda
 from cutmix.runs.outcomes import answers, examples
 from cutmix.runs.read import read_config
 from cutmix.runs.record import Record, Results, append_records, read_records
-from cutmix.runtime.device import autocast, resolve_precision
+from cutmix.runtime.device import arithmetic, autocast, resolve_precision
 from cutmix.runtime.distributed import World, processes
 from cutmix.runtime.terminal import Console
 
@@ -54,7 +54,7 @@ def run_evaluate(options: EvaluateOptions, *, shown: bool = True) -> Results:
             raise InputError(f"--suite {options.suite} runs in one process; start it without torchrun")
         evaluation = Evaluation.open(options, suites, subject, world)
         shared = shared_fields(evaluation)
-        with open_output(options, subject, world) as output:
+        with arithmetic(evaluation.precision, world.device), open_output(options, subject, world) as output:
             try:
                 for suite in suites:
                     result = _run(suite, evaluation)
@@ -109,6 +109,8 @@ class Evaluation:
         data = open_test_set(options, subject)
         index = draw_images(len(data), options.images, options.seed)
         own = subject.recipe.precision if subject.recipe else "float32"
+        if own == "tf32" and world.device.type != "cuda":  # of a run on a GPU
+            own = "float32"
         return cls(
             options, suites, subject, data, index, find_view(options, subject, data),
             load_model(options, subject, data).to(world.device),

@@ -23,6 +23,7 @@ from cutmix.models import create_model
 from cutmix.models.regularizers import regularize
 from cutmix.runs.folder import find_weights
 from cutmix.runs.read import read_run
+from cutmix.runtime.device import arithmetic
 from cutmix.runtime.distributed import find_device
 from cutmix.runtime.header import read_header
 from cutmix.runtime.weights import load_weights
@@ -134,7 +135,7 @@ class Model:
             (N, K) float32 on the CPU, each row with sum 1.
         """
         views = [inputs, inputs.flip(-1)] if flip else [inputs]
-        with torch.inference_mode():
+        with torch.inference_mode(), arithmetic("float32", self.device):
             logits = [self.network(view.to(self.device)).float() for view in views]
         probabilities = torch.stack([z.div(temperature or self.temperature).softmax(1) for z in logits])
         return probabilities.mean(0).cpu()

@@ -275,6 +275,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         **{name: _version(name) for name in ("torch", "torchvision", "timm", "numpy")},
         "device": device_name(device),
         "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
     }

@@ -5,6 +5,7 @@ import ctypes
 import math
 import os
 import platform
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,17 +14,23 @@ from torch import nn
 
 from cutmix.errors import InputError
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
+_HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def resolve_precision(
     precision: Literal["auto"] | Precision, device: torch.device, model: nn.Module | None = None
 ) -> Precision:
-    """Return "float32" or "bfloat16".
+    """Return the precision to compute in.
 
     "auto" is bfloat16 where the device multiplies it in hardware, but float32 for a model with depthwise convolutions
     on a CPU, where these are slower in bfloat16: EfficientNet-Lite0 trains at half the speed.
+
+    Raises:
+        InputError: If the device does not have it.
     """
+    if precision == "tf32" and device.type != "cuda":
+        raise InputError(f"--precision is tf32 on a device of type {device.type}; only CUDA GPUs have TF32")
     if precision != "auto":
         return precision
     if device.type == "cpu" and model is not None and has_depthwise(model):
@@ -40,22 +47,59 @@ def has_depthwise(model: nn.Module) -> bool:
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Return whether a device has bfloat16 instructions; it emulates them otherwise, slower than float32."""
     if device.type in ("cuda", "xpu"):
-        return bool(torch.get_device_module(device).is_bf16_supported())
+        return bool(torch.get_device_module(device).is_bf16_supported(including_emulation=False))
     if device.type != "cpu":  # Apple's GPUs: not before their second generation, and there is no way to ask
         return False
+    return _cpu_has("avx512_bf16", "amx_bf16")
+
+
+def _cpu_has(*instructions: str) -> bool:
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return any(capabilities.get(name) for name in instructions)
 
 
 def describe_precision(precision: str, device: torch.device) -> str:
     """Return a resolved precision in words; an emulated one is named as such."""
     emulated = precision == "bfloat16" and not multiplies_bfloat16(device)
+    emulated |= precision == "float16" and device.type == "cpu" and not _cpu_has("avx512_fp16", "amx_fp16")
     return f"{precision} (emulated: float32 is faster on this device)" if emulated else precision
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Return the context of a forward pass in a resolved precision."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    return torch.autocast(device.type, _HALF.get(precision, torch.bfloat16), enabled=precision in _HALF)
+
+
+def make_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
+    """Return what scales the loss so that gradients do not vanish in float16; in other precisions it does nothing."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "float16")
+
+
+@contextlib.contextmanager
+def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
+    """Compute float32 on a CUDA GPU in IEEE arithmetic, or in TF32 where that is the precision; restore the flags.
+
+    PyTorch's own default is TF32 for convolutions and IEEE for matrix products. cuDNN chooses the fastest of its
+    algorithms by timing them, once for each shape.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark
+    try:
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        cudnn.allow_tf32, cudnn.benchmark = precision == "tf32", True
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        cudnn.allow_tf32, cudnn.benchmark = before[1:]
+
+
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Return whether all values of tensors on one device are finite: a few launches, and a single read."""
+    checked = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    return not checked or bool(torch.stack(torch._foreach_norm(checked, math.inf)).isfinite().all())
 
 
 def random_state(device: torch.device) -> torch.Tensor | None:

@@ -3,13 +3,13 @@
 ``cutmix compare`` and ``cutmix reproduce`` are campaigns; here is which runs the first has.
 """
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from cutmix.errors import InputError
 from cutmix.evaluation.classification import predict
 from cutmix.runs.folder import has_results, hold, saved_recipe, write_json
 from cutmix.runs.read import read_run
+from cutmix.runtime.device import arithmetic
 from cutmix.runtime.distributed import any_process, processes
 from cutmix.runtime.terminal import Console, duration, say
 from cutmix.training.loop import run_to_end, run_training, train_step
@@ -72,7 +73,7 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_campaign(jobs: Sequence[Job], options: CampaignOptions, name: str) -> Iterator[tuple[list[Job], Console]]:
     """Hold the folder for this shard, and yield its jobs with the share that is done, and where to print.
 
@@ -196,8 +197,9 @@ def print_plan(jobs: Sequence[Job], options: CampaignOptions, console: Console, 
 
 def time_run(job: Job, options: CampaignOptions) -> float:
     """Return about how many seconds a run takes, training and evaluation, from a few steps of each."""
-    with processes(options.device) as world:
+    with processes(options.device) as world, contextlib.ExitStack() as flags:
         run = prepare(job.recipe, train_options(job, options), world)
+        flags.enter_context(arithmetic(run.recipe.precision, world.device))
         clock = time.perf_counter()
         tested = run.task.val_batches or run.task.test_batches
         predict(run.state.exported, First(tested, 1).epoch(), world, autocast=run.autocast)

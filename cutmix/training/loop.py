@@ -21,7 +21,7 @@ from cutmix.runs.folder import RunFolder, command_line, has_results, today, writ
 from cutmix.runs.read import read_arrays
 from cutmix.runs.record import Record, with_interval
 from cutmix.runtime.checkpoint import load_checkpoint, save_checkpoint
-from cutmix.runtime.device import describe_precision
+from cutmix.runtime.device import all_finite, arithmetic, describe_precision
 from cutmix.runtime.distributed import any_process, average_loss, barrier, gather, processes, without_sync
 from cutmix.runtime.terminal import Stop, remembered_signals
 from cutmix.runtime.weights import load_weights, read_weights, save_weights
@@ -53,7 +53,7 @@ def run_to_end(run: Run) -> Path:
     try:
         if begin(run):
             return run.path
-        with remembered_signals() as stop, run.progress:
+        with remembered_signals() as stop, run.progress, arithmetic(run.recipe.precision, run.world.device):
             while not is_over(run):
                 train_epoch(run, run.state.epoch, stop)
                 if is_evaluated(run, run.state.epoch + 1):
@@ -113,11 +113,13 @@ def train_step(run: Run, images: Any, targets: Any) -> Tensor:
     for number, (x, y) in enumerate(parts, 1):
         with without_sync(run.network, number < len(parts)):
             loss = run.task.loss(run.network, x, y) * (len(x) / len(images))
-            loss.backward()
+            state.scaler.scale(loss).backward()
         total += loss.detach()
     if recipe.clip_grad_norm:
+        state.scaler.unscale_(state.optimizer)
         nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_grad_norm)
-    state.optimizer.step()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
     if state.average:
         state.average.update(state.network)
     return total
@@ -155,8 +157,7 @@ def check_finite(run: Run) -> None:
         InputError: If one is not finite.
     """
     read_losses(run)
-    finite = all(bool(tensor.isfinite().all()) for tensor in run.state.model.state_dict().values())
-    if any_process(not finite, run.world):
+    if any_process(not all_finite(run.state.model.state_dict().values()), run.world):
         raise diverged(run, "the weights are not finite", run.state.step - 1)
 
 

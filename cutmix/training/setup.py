@@ -140,7 +140,8 @@ def assemble(
         autocast=autocast(recipe.precision, world.device),
         progress=Progress(recipe.epochs, batches.steps, shown=world.first),
         about=environment(world.device)
-        | {"processes": world.size, "parameters": sum(p.numel() for p in state.network.parameters()), "date": today()}
+        | {"precision": recipe.precision, "processes": world.size, "date": today()}
+        | {"parameters": sum(p.numel() for p in state.network.parameters())}
         | about,
     )  # fmt: skip
 

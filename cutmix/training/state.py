@@ -13,7 +13,7 @@ from cutmix.mixing import Cutout, Mix
 from cutmix.models import WithTokenHead, create_model
 from cutmix.models.create import start_new_head, trying_images
 from cutmix.models.regularizers import DropBlock, regularize
-from cutmix.runtime.device import random_state, set_random_state
+from cutmix.runtime.device import make_scaler, random_state, set_random_state
 from cutmix.runtime.distributed import World, gather
 from cutmix.runtime.seeding import derive_seed
 from cutmix.runtime.weights import read_weights
@@ -31,6 +31,7 @@ class State:
         average: Moving average of the weights, or None.
         cutout: What cuts squares out of each batch before it is mixed, or None; it has a random state of its own.
         mix: The mixing method; it has a random state of its own.
+        scaler: What scales the loss in float16.
         epoch: Epochs done.
         step_in_epoch: Optimizer steps done of the epoch that is running.
         step: Optimizer steps done in all.
@@ -47,6 +48,7 @@ class State:
     average: WeightAverage | None
     cutout: Cutout | None
     mix: Mix
+    scaler: torch.amp.GradScaler
     epoch: int = 0
     step_in_epoch: int = 0
     step: int = 0
@@ -108,8 +110,9 @@ def start_state(recipe: Recipe, data: ImageSet, world: World, *, started: bool =
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)
     torch.manual_seed(derive_seed(recipe.seed, "training", world.rank))
+    scaler = make_scaler(recipe.precision, world.device)
     optimizer = make_optimizer(recipe, model, head_lr_factor=recipe.head_lr_factor, layer_decay=recipe.layer_decay)
-    return State(model, optimizer, make_average(recipe, network), make_cutout(recipe), mix)
+    return State(model, optimizer, make_average(recipe, network), make_cutout(recipe), mix, scaler)
 
 
 def checkpoint_activations(recipe: Recipe, model: nn.Module) -> None:
@@ -169,6 +172,7 @@ def take_snapshot(state: State, world: World) -> dict[str, Any]:
         **{name: getattr(state, name) for name in _SHARED},
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
+        "scaler": state.scaler.state_dict(),
         "average": state.average.state_dict() if state.average else None,
         "processes": gather(own, world),
     }
@@ -193,6 +197,7 @@ def restore(state: State, snapshot: dict[str, Any], world: World) -> None:
                 setattr(state, name, values[name])
         state.model.load_state_dict(snapshot["model"])
         state.optimizer.load_state_dict(snapshot["optimizer"])
+        state.scaler.load_state_dict(snapshot["scaler"])
         if state.average:
             state.average.load_state_dict(snapshot["average"])
         for name in ("cutout", "mix"):

@@ -14,7 +14,7 @@ from cutmix.data.loaders import Loader
 from cutmix.errors import InputError
 from cutmix.evaluation.load import read_classes
 from cutmix.mixing import Mix
-from cutmix.runtime.device import autocast, check_memory, resolve_precision
+from cutmix.runtime.device import autocast, check_memory, make_scaler, resolve_precision
 from cutmix.runtime.distributed import World, processes
 from cutmix.runtime.seeding import derive_seed
 from cutmix.training.classification import Task
@@ -136,4 +136,5 @@ def _state(recipe: Transfer, network: nn.Module, world: World) -> State:
     network = network.to(world.device)
     if recipe.channels_last:
         network = network.to(memory_format=torch.channels_last)
-    return State(network, make_optimizer(recipe, network), make_average(recipe, network), None, Mix())
+    scaler = make_scaler(recipe.precision, world.device)
+    return State(network, make_optimizer(recipe, network), make_average(recipe, network), None, Mix(), scaler)

@@ -1,5 +1,6 @@
 """The arithmetic of the forward pass."""
 
+import math
 from types import SimpleNamespace
 
 import psutil
@@ -9,10 +10,13 @@ import torch
 
 from cutmix.errors import InputError
 from cutmix.runtime.device import (
+    all_finite,
+    arithmetic,
     autocast,
     check_memory,
     describe_precision,
     device_name,
+    make_scaler,
     random_state,
     resolve_precision,
     set_random_state,
@@ -20,7 +24,7 @@ from cutmix.runtime.device import (
 )
 from cutmix.runtime.distributed import find_device, processes
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.mark.parametrize(
@@ -47,7 +51,7 @@ def test_auto_is_float32_for_depthwise_convolutions_on_a_cpu(
     model: str, device: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     network = timm.create_model(model, num_classes=2)
     assert resolve_precision("auto", torch.device(device), network) == expected
     assert resolve_precision("bfloat16", torch.device(device), network) == "bfloat16"
@@ -56,12 +60,72 @@ def test_auto_is_float32_for_depthwise_convolutions_on_a_cpu(
 def test_an_emulated_precision_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
     assert describe_precision("bfloat16", CPU) == "bfloat16 (emulated: float32 is faster on this device)"
+    assert describe_precision("float16", CPU) == "float16 (emulated: float32 is faster on this device)"
     assert describe_precision("float32", CPU) == "float32"
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     assert describe_precision("bfloat16", CPU) == "bfloat16"
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+@pytest.mark.parametrize("emulates", [True, False])
+def test_a_gpu_that_emulates_bfloat16_computes_in_float32(emulates: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_bf16_supported(including_emulation: bool = True) -> bool:  # as a T4 or V100 answers
+        return including_emulation or not emulates
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
+    assert resolve_precision("auto", CUDA) == ("float32" if emulates else "bfloat16")
+    assert ("emulated" in describe_precision("bfloat16", CUDA)) == emulates
+
+
+def test_float32_is_ieee_on_a_gpu_and_tf32_goes_by_its_name() -> None:
+    def flags() -> tuple[str, bool, bool]:
+        backends = torch.backends
+        return torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32, backends.cudnn.benchmark
+
+    before = flags()
+    for precision, expected in (
+        ("float32", ("highest", False)),
+        ("bfloat16", ("highest", False)),
+        ("tf32", ("high", True)),
+    ):
+        with arithmetic(precision, CUDA):
+            assert flags() == (*expected, True)
+        assert flags() == before
+    with arithmetic("float32", CPU):
+        assert flags() == before
+    assert resolve_precision("tf32", CUDA) == "tf32"
+    with pytest.raises(InputError, match=r"^--precision is tf32 on a device of type cpu; only CUDA GPUs have TF32$"):
+        resolve_precision("tf32", CPU)
+
+
+def test_the_loss_is_scaled_in_float16_alone() -> None:
+    assert [make_scaler(each, CPU).is_enabled() for each in ("float32", "bfloat16", "float16")] == [False, False, True]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_weights_are_checked_by_one_read(bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = [torch.randn(3, 4), torch.tensor(7), torch.zeros(0), torch.randn(5).bfloat16(), torch.tensor(2.0)]
+    assert all_finite(tensors)
+    assert all_finite([])
+    reads = 0
+
+    def counted(tensor: torch.Tensor) -> bool:
+        nonlocal reads
+        reads += 1
+        return bool(tensor.item())
+
+    monkeypatch.setattr(torch.Tensor, "__bool__", counted)
+    for place in (0, 3, 4):
+        broken = [tensor.clone() for tensor in tensors]
+        broken[place].view(-1)[-1] = bad
+        reads = 0
+        assert not all_finite(broken)
+        assert reads == 1
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)],
+)
 def test_autocast_computes_in_the_precision(precision: str, dtype: torch.dtype) -> None:
     with autocast(precision, CPU):
         assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
@@ -93,7 +157,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, kind: str) -> dict[str, torch.Tensor]:
         held["state"] = state
 
     module = SimpleNamespace(
-        get_rng_state=get_rng_state, set_rng_state=set_rng_state, is_bf16_supported=lambda: True,
+        get_rng_state=get_rng_state, set_rng_state=set_rng_state, is_bf16_supported=lambda including_emulation: True,
         get_device_name=lambda device: "Arc B580", device_count=lambda: 1,
     )  # fmt: skip
     if kind == "mps":

@@ -263,6 +263,7 @@ def test_a_run_stopped_again_and_again_is_the_same_run(
         {"mix": "cutmix-scheduled", "mix_prob": 1.0, "drop_block": 0.2, "drop_block_size": 2},
         {"mix": "manifold-mixup", "cutout": True, "cutout_size": 3, "stochastic_depth": 0.25},
         {"mix": "cutmix-3", "auto_augment": "svhn"},
+        {"precision": "float16", "lr": 0.01},
     ],
     ids=str,
 )
@@ -281,6 +282,9 @@ def test_every_kind_of_noise_goes_on_exactly(
             run_training(recipe, options(tmp_path / "run"))
     run_training(recipe, options(tmp_path / "run", resume=True))
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    scalers = [load_checkpoint(tmp_path / run / "checkpoint.pt")["scaler"] for run in ("run", "whole")]
+    assert scalers[0] == scalers[1]
+    assert bool(scalers[0]) == (recipe.precision == "float16")
 
 
 def create_transformer(name: str, num_classes: int, *, in_chans: int, pretrained: Any) -> nn.Module:
