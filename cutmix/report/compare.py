@@ -121,8 +121,8 @@ def comparisons(runs: Sequence[Run]) -> list[tuple[str, str]]:
     for contest in _contests(runs):
         line, members, estimates = contest.line, contest.members, contest.estimates
         baseline, main = estimates[contest.baseline], contest.main
-        images = "images" if line.n is None else f"{line.n:,} images"
-        said.append((contest.baseline, f"{_main(baseline, main)} on the {images} of {line.data} ({line.split})."))
+        if len(estimates) > 1:  # of a lone recipe the verdict says it
+            said.append((contest.baseline, f"{_main(baseline, main)} on {_images(line)}."))
         for name, found in estimates.items():
             if name == contest.baseline:
                 continue
@@ -143,12 +143,11 @@ def _decide(contest: _Contest) -> list[str]:
     first = best if best != base else min(contest.chance, key=lambda name: contest.chance[name][0], default="")
     other = first or next(name for name in contest.estimates if name != base)
     values = {name: _value(found, main) for name, found in contest.estimates.items()}
-    where = f"({contest.line.n:,} test images of {contest.line.data})" if contest.line.n else f"({contest.line.data})"
     if best == base:
         opening = f"No method is better than the baseline, {base}: {values[base]}, against {values[other]} with {other}"
     else:
         opening = f"The best method is {best}: {values[best]}, against {values[base]} with the baseline, {base}"
-    opening += f" {where}."
+    opening += f" ({_images(contest.line)})."
     if other not in contest.chance:
         return [opening, _verdict(contest.estimates[other], contest.estimates[base])]
     p, seeds = contest.chance[other]
@@ -164,9 +163,8 @@ def _describe(contest: _Contest) -> list[str]:
     """Return the result of the only recipe, and where it is weakest."""
     ((name, found),) = contest.estimates.items()
     line, run = contest.line, contest.members[name][0]
-    images = f"{line.n:,} test images" if line.n else "the test images"
     interval = "" if found.low is None or found.high is None else f" (95\u00a0% interval {_range(found, contest.main)})"
-    said = [f"{name}: {_value(found, contest.main)}{interval}, on {images} of {line.data}."]
+    said = [f"{name}: {_value(found, contest.main)}{interval}, on {_images(line)}."]
     made = read_answers(run)
     if made is not None:
         worst, count = min(count_by_class([made]).items(), key=lambda item: item[1].right / item[1].images)
@@ -177,6 +175,12 @@ def _describe(contest: _Contest) -> list[str]:
             text += f"; {n:,} of its images are taken for {made.classes[taken]}"
         said.append(f"{text}.")
     return said
+
+
+def _images(line: Record) -> str:
+    """Return how many images of which split and data a record is about."""
+    split = {"val": "validation images"}.get(line.split, f"{line.split} images")
+    return f"{line.n:,} {split} of {line.data}" if line.n else f"the {split} of {line.data}"
 
 
 def calibration_findings(runs: Sequence[Run]) -> list[tuple[str, str]]:

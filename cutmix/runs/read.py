@@ -5,6 +5,7 @@ Nothing here imports torch, so that a page or a table of finished runs is made i
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -418,6 +419,8 @@ def pooled(records: Iterable[Record], confidence: float = 0.95) -> Estimate | No
     One run keeps the interval of its record. Several have Student's t interval of the mean over m seeds, x̄ ± t s / √m;
     runs that share a seed are not independent, and equal values have no spread: both have no interval.
 
+    The interval of a share in per cent ends at 0 and 100: few seeds that differ much would give less than no error.
+
     Args:
         records: One for each run.
         confidence: Of the interval over seeds, in (0, 1).
@@ -432,7 +435,15 @@ def pooled(records: Iterable[Record], confidence: float = 0.95) -> Estimate | No
     if len({record.seed for _, record in found}) < len(values) or len({*values}) == 1:
         return Estimate(mean, None, None, len(values))
     half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    return Estimate(mean, mean - half, mean + half, len(values))
+    lowest, highest = (0.0, 100.0) if _SHARES.fullmatch(found[0][1].metric) else (-math.inf, math.inf)
+    return Estimate(mean, max(mean - half, lowest), min(mean + half, highest), len(values))
+
+
+# Metrics that are shares in per cent.
+_SHARES = re.compile(
+    r"\w+_err|(coco_)?map(_all_point)?|ap|ece\w*|ood_(auroc|tnr95|detection_acc|aupr)\w*|"
+    r"(center_)?max_box_acc\w*|(top1|gt_known)_(loc|cls)"
+)
 
 
 def baseline_of(runs: Sequence[Run]) -> str:

@@ -180,7 +180,7 @@ def test_the_summary_says_what_the_intervals_allow(tmp_path, error, said):
     (first, text), (second, sentence) = comparisons(read_runs([mixed, baseline]))
     assert (first, second) == ("none", "cutmix")  # the one without mixing is the baseline, wherever it is given
     assert text.startswith(
-        "66.7 of 100 images right, 95\u00a0% interval 65.8 to 67.6 on the 10,000 images of cifar-100"
+        "66.7 of 100 images right, 95\u00a0% interval 65.8 to 67.6 on 10,000 test images of cifar-100."
     )
     assert said in sentence
     assert said in page_of(tmp_path, mixed, baseline).text
@@ -189,6 +189,14 @@ def test_the_summary_says_what_the_intervals_allow(tmp_path, error, said):
 def test_a_difference_in_more_than_the_mixing_is_said(tmp_path):
     runs = make_run(tmp_path / "a"), make_run(tmp_path / "b", mix="cutmix", lr=0.2, epochs=9)
     assert "also differ in epochs and lr" in comparisons(read_runs(runs))[1][1]
+
+
+def test_an_interval_over_seeds_ends_where_shares_do(tmp_path):
+    """Student's interval of 6.67 and 10 % would begin at -12.8 %."""
+    runs = read_runs([make_run(tmp_path / str(seed), error=error, seed=seed) for seed, error in ((0, 6.67), (1, 10))])
+    found = estimate(runs, "top1_err", "last")
+    assert found is not None
+    assert (found.low, found.high) == (0, pytest.approx(29.5, abs=0.05))
 
 
 def test_seeds_are_pooled_with_the_t_interval(tmp_path):

@@ -144,7 +144,7 @@ def test_the_measures_and_classes_are_those_of_the_files(tmp_path: Path) -> None
     assert "it needs a program" in page.text
     classes = page.table("Average precision of each class")
     assert classes == {"cat": ["40.00", "40.00", "15"], "dog": ["41.00", "41.00", "16"]}
-    assert "a: mAP 41.2 % [30.0, 52.0] on the 30 images of detection-set (test)" in page.text
+    assert "a: mAP 41.2 % [30.0, 52.0] on 30 test images of detection-set" in page.text
     assert "3.0 points above a" in page.text
 
 
