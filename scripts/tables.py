@@ -5,34 +5,22 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import fmean
+from types import SimpleNamespace
 from typing import Any
 
-from cutmix.runs.record import Record, read_records, with_interval
+from cells import RESULTS, ROOT, cell, lines, table
+from claims import claims
+from cutmix.runs.record import Record, with_interval
+from cutmix.runtime.files import read_lines
 from cutmix.statistics import in_words
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "results"
 METHODS = {
     "": "baseline", "-stochastic-depth": "stochastic depth", "-label-smoothing": "label smoothing", "-cutout": "Cutout",
     "-dropblock": "DropBlock", "-mixup-1.0": "Mixup, α = 1", "-manifold-mixup": "Manifold Mixup",
     "-feature-cutmix-layer-1": "Feature CutMix, layer 1", "-cutmix": "CutMix", "-shakedrop": "ShakeDrop",
     "-cutmix-shakedrop": "CutMix + ShakeDrop",
 }  # fmt: skip
-
-
-def lines(name: str) -> list[Record]:
-    """Return the records of a file."""
-    return read_records(RESULTS / name)
-
-
-def cell(line: Record, digits: int = 1) -> str:
-    """Return a value with its interval."""
-    return with_interval(line, f".{digits}f")
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Return a table in Markdown."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])
 
 
 def short() -> str:
@@ -52,16 +40,49 @@ def short() -> str:
     return table(["after 3 epochs", "top-1 error (%)", "top-5 error (%)", "against the baseline"], rows)
 
 
+def compared(name: str) -> list[dict[str, Any]]:
+    """Return the comparisons of a file, smaller subsets first."""
+    return sorted(read_lines(RESULTS / f"{name}.comparison.jsonl"), key=lambda one: one["per_class"])
+
+
+def difference(one: dict[str, Any]) -> list[str]:
+    """Return the cells of a comparison: the difference with its interval, its p-value, what would have been found."""
+    d = SimpleNamespace(**one["difference"])
+    seeds = f"{d.seeds} seed" + "s" * (d.seeds > 1)
+    return [f"{with_interval(d, '+.1f')}, {seeds}", in_words(one["p"]), f"{d.detectable:.1f}"]
+
+
+CHANCE = ["difference [95 %]", "p (Holm)", "would show"]
+
+
 def subsets() -> str:
     """Return the runs on few images of CIFAR-100, with the error on their training images."""
-    log = [json.loads(line) for line in (RESULTS / "cifar100-subsets.log.jsonl").read_text().splitlines()]
+    log = read_lines(RESULTS / "cifar100-subsets.log.jsonl")
     rows = []
-    for line in lines("cifar100-subsets.jsonl"):
-        if line.metric == "top1_err":
-            count = (line.recipe_changes or {})["train_per_class"]
-            seen = [each for each in log if (each["per_class"], each["mix"]) == (count, line.mix)][-1]
-            rows.append([str(count), str(line.mix), f"{seen['step']:,}", f"{seen['train_err']:.1f}", cell(line)])
-    return table(["images a class", "mix", "steps", "training error (%)", "test error (%)"], rows)
+    for one in compared("cifar100-subsets"):
+        seeds = range(one["difference"]["seeds"])
+        last = {(line["mix"], line["seed"]): line for line in log if line["per_class"] == one["per_class"]}
+        cells = [
+            f"{fmean(last[mix, seed][error] for seed in seeds):.1f}"
+            for error in ("train_err", "top1_err") for mix in ("none", "cutmix")
+        ]  # fmt: skip
+        rows.append([str(one["per_class"]), *cells, *difference(one)])
+    errors = ["training error (%), none", "CutMix", "test error (%), none", "CutMix"]
+    return table(["images a class", *errors, *CHANCE], rows)
+
+
+def caltech() -> str:
+    """Return the fine-tuning on Caltech-101, a row for each method."""
+    found = [line for line in lines("caltech-101.jsonl") if line.metric == "top1_err"]
+    against = {one["method"]: difference(one) for one in compared("caltech-101") if one["baseline"] == "none"}
+    rows = []
+    for mix, label in {"none": "none", "mixup": "Mixup", "cutmix": "CutMix"}.items():
+        own = [line for line in sorted(found, key=lambda line: line.seed or 0) if line.mix == mix]
+        if own:
+            errors = [line.value or 0.0 for line in own]
+            cells = [f"{fmean(errors):.1f}", ", ".join(f"{error:.1f}" for error in errors)]
+            rows.append([label, *cells, *against.get(mix, ["", "", ""])])
+    return table(["mixing", "test error (%)", "by seed", *CHANCE], rows)
 
 
 def defaults() -> str:
@@ -145,39 +166,6 @@ def outside() -> str:
     return table(["per cent", "EfficientNet-Lite0"], [[label, cell(found[None, key])] for key, label in wanted.items()])
 
 
-def transformers() -> str:
-    """Return the vision transformers of Tiny-ImageNet, with CutMix and with SMMix."""
-    found = {(line.recipe, line.metric): line for line in lines("tiny-smmix-short.jsonl")}
-    rows = []
-    for network, label in {"deit-tiny": "DeiT-T", "pvt-tiny": "PVT-T", "cait-xxs24": "CaiT-XXS-24"}.items():
-        pair = [f"tiny-{network}-{mix}" for mix in ("cutmix", "smmix")]
-        cells = [cell(found[name, measure]) for measure in ("top1_err", "top5_err") for name in pair]
-        rows.append([label, str(found[pair[0], "top1_err"].epochs), *cells])
-    header = ["", "epochs", "top-1 error (%), CutMix", "SMMix", "top-5 error (%), CutMix", "SMMix"]
-    return table(header, rows)
-
-
-def transfer() -> str:
-    """Return detection and captioning on three backbones."""
-    found = {(line.arch, line.backbone_recipe, line.metric): line for line in lines("transfer-small.jsonl")}
-    backbones = {
-        None: "random weights",
-        "tiny-resnet18": "trained on Tiny-ImageNet",
-        "tiny-resnet18-cutmix": "with CutMix",
-    }
-    measures = {("ssd300", "map"): "SSD, mAP (%)", ("show-and-tell", "bleu_4"): "Show and Tell, BLEU-4",
-                ("show-and-tell", "cider_d"): "CIDEr-D"}  # fmt: skip
-    rows = [[label, *(cell(found[arch, name, what]) for arch, what in measures)] for name, label in backbones.items()]
-    return table(["ResNet-18", *measures.values()], rows)
-
-
-def pair() -> str:
-    """Return five rows of the suites of the CIFAR-100 pair."""
-    header, rule, *rows = suites().splitlines()
-    chosen = ("top-1 error", "ECE", "error, black", "error, PGD", "AUROC, mean")
-    return "\n".join([header, rule, *(row for row in rows if row.startswith(tuple(f"| {label}" for label in chosen)))])
-
-
 def read_benchmark(name: str) -> dict[str, Any]:
     """Return the circumstances and the rows of a benchmark."""
     record: dict[str, Any] = json.loads((RESULTS / f"benchmark-{name}.json").read_text())
@@ -234,7 +222,7 @@ BENCHMARKS = (
 TABLES: dict[str, Callable[[], str]] = {
     **{
         make.__name__: make
-        for make in (pair, short, subsets, defaults, localization, suites, outside, transformers, transfer, speed)
+        for make in (claims, caltech, short, subsets, defaults, localization, suites, outside, speed)
     },
     **{f"benchmark-{name}": partial(benchmark, name) for name in BENCHMARKS},
 }

@@ -219,6 +219,51 @@ def crossed_difference(method: np.ndarray, baseline: np.ndarray, confidence: flo
     )
 
 
+@dataclass(frozen=True)
+class SeedDifference:
+    """The difference of a metric, for other seeds and the same images.
+
+    Attributes:
+        value: Metric of the method less that of the baseline, mean over seeds.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        p: Two-sided p-value of "no difference".
+        seeds: Number of seeds.
+        detectable: Smallest true difference that these seeds would find in 80 % of the cases.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    seeds: int
+    detectable: float
+
+
+def seed_difference(method: Sequence[float], baseline: Sequence[float], confidence: float = 0.95) -> SeedDifference:
+    """Compare a metric of two methods that were trained with the same seeds, by Student's paired t.
+
+    Seeds alone are random here: the interval says nothing about other images. For error rates, use
+    ``crossed_difference``.
+
+    Args:
+        method: The metric of the method for each seed, two or more.
+        baseline: The metric of the baseline for the same seeds in the same order.
+        confidence: In (0, 1).
+
+    Raises:
+        InputError: If they are not of as many seeds, or of fewer than two.
+    """
+    if len(method) != len(baseline) or len(method) < 2:
+        raise InputError(f"{len(method)} and {len(baseline)} seeds are given; expected two or more, the same for both")
+    gains = np.subtract(method, baseline)
+    value, error, df = float(gains.mean()), float(stats.sem(gains)), len(gains) - 1
+    half = float(stats.t.ppf((1 + confidence) / 2, df)) * error
+    p = float(2 * stats.t.sf(abs(value) / error, df)) if error else float(value == 0)
+    detectable = half + float(stats.t.ppf(0.8, df)) * error
+    return SeedDifference(value, value - half, value + half, p, len(gains), detectable)
+
+
 def _error(of_seeds: float, of_images: float, of_both: float, seeds: int, images: int) -> tuple[float, float]:
     """Return the standard error of the mean and its degrees of freedom from the three mean squares."""
     squares = max(of_seeds + of_images - of_both, of_seeds, of_images)

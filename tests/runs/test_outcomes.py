@@ -18,6 +18,7 @@ from cutmix.runs.outcomes import (
     examples,
     least_sure,
     read_answers,
+    seed_difference,
     surest_mistakes,
 )
 from cutmix.runs.read import read_runs
@@ -100,6 +101,23 @@ def test_images_without_differences_of_their_own_are_the_t_test_over_seeds() -> 
     theirs = stats.ttest_1samp([100.0, 0.0, 100.0, 100.0], 0.0)
     assert ours.p == pytest.approx(theirs.pvalue)
     assert ours.df == pytest.approx(3)
+
+
+def test_a_metric_over_seeds_is_the_paired_t_test() -> None:
+    method, baseline = [3.0, 5.0, 4.5, 6.0], [2.0, 4.5, 4.0, 4.0]
+    theirs = stats.ttest_rel(method, baseline)
+    ours = seed_difference(method, baseline)
+    assert (ours.value, ours.seeds) == (pytest.approx(1.0), 4)
+    assert ours.p == pytest.approx(theirs.pvalue)
+    assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval()))
+    assert ours.detectable > ours.high - ours.value
+    assert seed_difference([1.0, 2.0], [1.0, 2.0]).p == 1
+
+
+@pytest.mark.parametrize(("method", "baseline"), [([1.0], [2.0]), ([1.0, 2.0], [1.0])])
+def test_one_seed_or_other_seeds_are_refused(method: list[float], baseline: list[float]) -> None:
+    with pytest.raises(InputError, match="expected two or more, the same for both"):
+        seed_difference(method, baseline)
 
 
 def test_components_are_found() -> None:

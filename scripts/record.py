@@ -1,0 +1,56 @@
+"""Keep the runs of ``cutmix compare`` in results/: ``python scripts/record.py NAME FOLDER [FOLDER ...]``.
+
+Adds to NAME.jsonl the errors of each finished run after its last epoch, to NAME.log.jsonl its errors by epoch, and to
+NAME.comparison.jsonl the comparison without its single classes. Runs and comparisons that the files hold are replaced.
+Paths lose the folders above the one that holds the runs.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from cells import RESULTS
+from cutmix.runs.read import read_run
+from cutmix.runtime.files import read_lines
+
+ERRORS = ("train_loss", "train_err", "test_loss", "top1_err")
+
+
+def main(name: str, *folders: Path) -> None:
+    """Write the three files."""
+    records, log, compared = [], [], []
+    for folder in folders:
+        for config in sorted(folder.glob("*/config.json")):
+            run = read_run(config.parent)
+            if run.finished:
+                own = {"per_class": run.recipe["train_per_class"], "mix": run.recipe["mix"], "seed": run.recipe["seed"]}
+                records += [_public(one.to_json(), folder) for one in run.results if one.which == "last"]
+                log += [
+                    own | {"epoch": one["epoch"], "step": one["step"]} | {key: one[key] for key in ERRORS if key in one}
+                    for one in run.epochs if "top1_err" in one
+                ]  # fmt: skip
+        if (folder / "comparison.json").is_file():
+            for one in json.loads((folder / "comparison.json").read_text(encoding="utf-8")):
+                compared.append({key: value for key, value in one.items() if key != "classes"})
+    _merge(RESULTS / f"{name}.jsonl", records, ("recipe", "recipe_changes", "seed", "metric"))
+    _merge(RESULTS / f"{name}.log.jsonl", log, ("per_class", "mix", "seed", "epoch"))
+    _merge(RESULTS / f"{name}.comparison.jsonl", compared, ("data", "per_class", "method", "baseline"))
+
+
+def _public(line: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a record whose command has no path of this machine."""
+    command = line["command"].replace(str(folder), f"runs/{folder.name}")
+    return line | {"command": re.sub(r"(?<=\s)/\S+/", "", command)}
+
+
+def _merge(path: Path, new: list[dict[str, Any]], keys: tuple[str, ...]) -> None:
+    """Write the lines of a file, of which new ones replace those with the same key."""
+    if new:
+        found = {json.dumps([one.get(key) for key in keys]): one for one in [*read_lines(path), *new]}
+        path.write_text("".join(json.dumps(one) + "\n" for one in found.values()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(Path, sys.argv[2:]))
