@@ -76,7 +76,13 @@ def test_code_runs(block, names, tmp_path, monkeypatch):
         assert any(not torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("block", blocks("sh"))
+def commands_of_claims():
+    found = re.findall(r"`(cutmix [^`]+)` \|$", (DOCS / "experiments/claims.md").read_text("utf-8"), re.MULTILINE)
+    assert len(found) > 30
+    return [pytest.param("\n".join(dict.fromkeys(found)), id="claims")]
+
+
+@pytest.mark.parametrize("block", [*blocks("sh"), *commands_of_claims()])
 def test_command_lines_parse(block, tmp_path, monkeypatch):
     """Every command is one of ours with flags that it has, or begins with a program that is named here."""
     for name in ("a", "b"):
