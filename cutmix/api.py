@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cutmix.config.options import CompareOptions, EvaluateOptions, TrainOptions
 from cutmix.config.recipe import Recipe
-from cutmix.config.recipes import find_recipe
+from cutmix.config.recipes import find_recipe, with_authors_milestones
 from cutmix.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -135,7 +135,9 @@ def settle(recipe: Recipe | str | None, settings: Mapping[str, Any]) -> tuple[Re
     base = base_recipe(recipe, given)
     changes = {name: value for name, value in given.items() if name in of_recipe}
     options = _options(TrainOptions, {name: value for name, value in given.items() if name in of_options})
-    return Recipe.from_dict(base.to_dict() | changes, "cutmix train") if changes else base, options
+    chosen = Recipe.from_dict(base.to_dict() | changes, "cutmix train") if changes else base
+    own_epochs = "epochs" in given and "milestones" not in given
+    return with_authors_milestones(chosen) if own_epochs else chosen, options
 
 
 def base_recipe(recipe: Recipe | str | None, given: Mapping[str, Any]) -> Recipe:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cutmix import __version__
 from cutmix.errors import InputError, did_you_mean, printable
 
 if TYPE_CHECKING:
     from cutmix.config.options import RunOptions, TrainOptions
-    from cutmix.config.recipes import Recipe
+    from cutmix.config.recipe import Recipe
     from cutmix.config.transfer import Transfer
 
 HELP = """cutmix: train image classifiers with CutMix, and evaluate what it bought.
@@ -129,9 +129,9 @@ def parse_train(words: list[str]) -> tuple["Recipe", "TrainOptions"]:
     """Parse ``[RECIPE] [flags]``; the defaults are those of the recipe, or those that fit the data."""
     import tyro
 
+    from cutmix.api import settle
     from cutmix.config.options import TrainOptions
     from cutmix.config.recipe import Recipe
-    from cutmix.config.recipes import with_authors_milestones
     from cutmix.training.mixes import MIXES
 
     class Flags(Recipe):  # a recipe is below the table of methods, which has the choices of --mix
@@ -140,11 +140,12 @@ def parse_train(words: list[str]) -> tuple["Recipe", "TrainOptions"]:
     name = words[0] if words and not words[0].startswith("-") else None
     flags = spell_out_pretrained(words[1:] if name else words)
     given = {flag[2:].replace("-", "_"): value for flag, value in values_of(flags).items() if flag[:2] == "--"}
-    chosen, held = base_of(name, given, asked=asks_for_help(flags))
+    base, held = base_of(name, given, asked=asks_for_help(flags))
+    chosen, defaults = settle(base, {key: value for key, value in held.items() if key not in given})
 
     def both(
         recipe: Annotated[Recipe, tyro.conf.arg(name="", constructor=Flags)] = chosen,
-        options: Annotated[TrainOptions, tyro.conf.arg(name="")] = held,
+        options: Annotated[TrainOptions, tyro.conf.arg(name="")] = defaults,
         config: Path | None = None,
         print_config: bool = False,
     ) -> tuple[Recipe, TrainOptions]:
@@ -159,22 +160,22 @@ def parse_train(words: list[str]) -> tuple["Recipe", "TrainOptions"]:
         return Recipe(**vars(recipe)), options
 
     recipe, options = parse(both, flags, f"train {name or '[RECIPE]'}", TRAIN)
-    return recipe if "--milestones" in values_of(flags) else with_authors_milestones(recipe), options
+    before = chosen.to_dict()
+    changes = {key: value for key, value in recipe.to_dict().items() if key in given or value != before[key]}
+    return settle(base, held | changes | vars(options))
 
 
-def base_of(name: str | None, given: dict[str, str], *, asked: bool) -> tuple["Recipe", "TrainOptions"]:
-    """Return the defaults of the flags: of a recipe, a file of settings, a resumed run, or of the data."""
-    from cutmix.api import base_recipe, read_config_file, settle
-    from cutmix.config.options import TrainOptions
+def base_of(name: str | None, given: dict[str, str], *, asked: bool) -> tuple["Recipe", dict[str, Any]]:
+    """Return what flags change: the recipe that is named, of a resumed run or of the data; and a file's settings."""
+    from cutmix.api import base_recipe, read_config_file
     from cutmix.config.recipe import Recipe
 
     if asked and name is None:
-        return Recipe(), TrainOptions()
+        return Recipe(), {}
     if given.get("resume") == "":
         given = given | {"resume": "True"}
     named, held = read_config_file(Path(given["config"])) if given.get("config") else (None, {})
-    base = base_recipe(name or named, held | given)
-    return settle(base, {key: value for key, value in held.items() if key not in given})
+    return base_recipe(name or named, held | given), held
 
 
 def spell_out_pretrained(flags: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ import re
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,6 +114,25 @@ def test_python_and_the_command_settle_on_the_same(tmp_path: Path) -> None:
     named = {"mix": "cutmix"}
     recipe = "cifar100-pyramidnet200-feature-cutmix-layer-0"
     assert settle(recipe, named)[0] == parse_train([recipe, "--mix", "cutmix"])[0]
+
+
+@pytest.mark.parametrize(("settings", "decays"), [
+    ({"epochs": 90}, [30, 60]), ({"epochs": 200}, [30, 60, 90, 120, 150, 180]), ({"epochs": 300}, [75, 150, 225]),
+    ({}, [75, 150, 225]), ({"epochs": 90, "milestones": [0.25, 0.5, 0.75]}, [22.5, 45, 67.5]),
+])  # fmt: skip
+def test_the_decays_of_the_authors_code_are_those_of_python_command_and_file(
+    settings: dict[str, Any], decays: list[float], tmp_path: Path
+) -> None:
+    words = [str(w) for k, v in settings.items() for w in (f"--{k}", *(v if isinstance(v, list) else [v]))]
+    file = tmp_path / "settings.yaml"
+    file.write_text("".join(f"{name}: {value}\n" for name, value in settings.items()) or "{}")
+    for recipe in (
+        settle("imagenet-resnet50-cutmix", settings)[0],
+        parse_train(["imagenet-resnet50-cutmix", *words])[0],
+        parse_train(["imagenet-resnet50-cutmix", "--config", str(file)])[0],
+        settle("imagenet-resnet50-cutmix", {"config": file})[0],
+    ):
+        assert [share * recipe.epochs for share in recipe.milestones] == pytest.approx(decays)
 
 
 def test_a_config_file_holds_defaults_and_flags_win(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,8 +93,8 @@ def read_boxes(folder: Path, data: ImageSet) -> BoxSet:
         data: The opened test images, whose order the boxes get.
 
     Raises:
-        InputError: The folder holds no boxes, an image has none, or a box is empty or reaches outside its image by more
-            than the one pixel by which ways of counting differ.
+        InputError: The folder holds no boxes, an image has none, two images have the same annotation, or a box is
+            empty or reaches outside its image by more than the one pixel by which ways of counting differ.
     """
     if (folder / "val" / "val_annotations.txt").is_file():
         return _of_tiny_imagenet(folder / "val" / "val_annotations.txt", data)
@@ -114,17 +114,26 @@ Annotated = tuple[np.ndarray, tuple[int, int]]
 """Boxes (B, 4) of an image, and the width and height that they are in."""
 
 
-Reader = Callable[[Path, Header], Annotated]
+Reader = Callable[[Path, Header], tuple[str, Annotated]]
+"""Returns the name of an image's annotation, and its content."""
 
 
 def _of_files(layout: Callable[[Path], Reader], folder: Path, data: ImageSet) -> BoxSet:
     """Read the boxes of every image, in the axes of the upright image."""
     if not isinstance(data, FileSet):
         raise InputError(f"{folder} has the boxes of image files, but {data.name} is not a set of files")
-    boxes_of, found = layout(folder), []
+    read, found = layout(folder), list[Annotated]()
+    images: dict[str, Path] = {}
     for path in data.paths:
         header = read_header(path)
-        found.append(_upright(*boxes_of(path, header), header))
+        name, (boxes, size) = read(path, header)
+        if name in images:
+            raise InputError(
+                f"{images[name]} and {path} both belong to the annotation {name} of {folder}; expected one image for "
+                "each annotation"
+            )
+        images[name] = path
+        found.append(_upright(boxes, size, header))
     boxes, sizes = zip(*found, strict=True)
     return BoxSet(tuple(boxes), np.array(sizes))
 
@@ -164,13 +173,14 @@ def _of_cub(folder: Path) -> Reader:
     name_of = {number: name for _, (number, name) in read_rows(folder / "images.txt", " ", 2)}
     rows = {name_of.get(row[0], ""): (line, row[1:]) for line, row in read_rows(file, " ", 5)}
 
-    def boxes_of(path: Path, header: Header) -> Annotated:
-        line, values = rows.get("/".join(path.parts[-2:])) or _refuse_without(file, path)
+    def read(path: Path, header: Header) -> tuple[str, Annotated]:
+        name = "/".join(path.parts[-2:])
+        line, values = rows.get(name) or _refuse_without(file, path)
         where = f"{file}, line {line}"
         x, y, width, height = _numbers(values, where)
-        return _inside([x, y, x + width, y + height], header.size, where)[None], header.size
+        return name, (_inside([x, y, x + width, y + height], header.size, where)[None], header.size)
 
-    return boxes_of
+    return read
 
 
 def _of_metadata(folder: Path) -> Reader:
@@ -183,7 +193,7 @@ def _of_metadata(folder: Path) -> Reader:
     }
     depth = {len(PurePosixPath(name).parts) for name in rows}
 
-    def boxes_of(path: Path, header: Header) -> Annotated:
+    def read(path: Path, header: Header) -> tuple[str, Annotated]:
         names = ("/".join(path.parts[-parts:]) for parts in depth)
         name = next((name for name in names if name in rows), None) or _refuse_without(file, path)
         width, height = (int(side) for side in sizes.get(name) or _refuse_without(sizes_file, path))
@@ -192,13 +202,13 @@ def _of_metadata(folder: Path) -> Reader:
             where = f"{file}, line {line}"
             x0, y0, x1, y1 = _numbers(corners, where)
             found.append(_inside([x0, y0, x1 + 1, y1 + 1], (width, height), where))
-        return np.stack(found), (width, height)
+        return name, (np.stack(found), (width, height))
 
-    return boxes_of
+    return read
 
 
 def _of_xml(folder: Path) -> Reader:
-    def boxes_of(path: Path, header: Header) -> Annotated:
+    def read(path: Path, header: Header) -> tuple[str, Annotated]:
         file = folder / f"{path.stem}.xml"
         if not file.is_file():
             _refuse_without(folder, path)
@@ -209,9 +219,9 @@ def _of_xml(folder: Path) -> Reader:
         for number, each in enumerate(objects, 1):
             x0, y0, x1, y1 = each.corners
             boxes.append(_inside([x0, y0, x1 + 1, y1 + 1], size, f"object {number} of {file}"))
-        return np.stack(boxes), size
+        return file.name, (np.stack(boxes), size)
 
-    return boxes_of
+    return read
 
 
 # ---- numbers ----

@@ -33,6 +33,7 @@ from cutmix.runs.read import read_config
 from cutmix.runs.record import Record, Results, append_records, read_records
 from cutmix.runtime.device import arithmetic, autocast, resolve_precision
 from cutmix.runtime.distributed import World, processes
+from cutmix.runtime.files import make_folder
 from cutmix.runtime.terminal import Console
 
 _SHARED = ("classification",)  # the only suite that several processes can share
@@ -373,10 +374,7 @@ def _check_folder(folder: Path, subject: Subject) -> None:
     config = folder / "config.json"
     if folder.is_file():
         raise InputError(f"{folder} is a file; give --out a folder, or a file that ends in .jsonl")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be used for results: {error}; give another --out") from None
+    make_folder(folder)
     held = read_config(config).evaluated if config.exists() else None
     if config.exists() and held != str(subject.weights):
         what = f"an evaluation of {held}" if held else "a run"

@@ -1,12 +1,13 @@
 """The commands that apply a model to images: ``cutmix predict``, ``cutmix explain`` and ``cutmix serve``."""
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from PIL import Image
 
@@ -17,6 +18,7 @@ from cutmix.errors import InputError, missing_extra
 from cutmix.inference.explain import explain_image, find_class, heat_maps, training_images
 from cutmix.inference.model import Model, Prediction, load
 from cutmix.runs.folder import write_bytes
+from cutmix.runtime.files import write_atomic
 from cutmix.runtime.terminal import say
 
 
@@ -36,11 +38,15 @@ def run_predict(options: PredictOptions) -> int:
     say(opening(model, options, files), file=sys.stderr)
     if options.out is None:
         return write(predictions, sys.stdout, options)
-    try:
-        with open(options.out, "w", encoding="utf-8", newline="") as file:
-            return write(predictions, file, options)
-    except OSError as error:
-        raise InputError(f"{options.out} cannot be written: {error.strerror}") from None
+    codes: list[int] = []
+
+    def write_text(file: BinaryIO) -> None:
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
+        codes.append(write(predictions, text, options))
+        text.detach()
+
+    write_atomic(options.out, write_text)
+    return codes[0]
 
 
 def run_explain(options: ExplainOptions) -> list[Path]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cutmix.config.options import ExportOptions
 from cutmix.errors import InputError, missing_extra
 from cutmix.inference.model import Model, load
+from cutmix.runtime.files import folder_written_whole
 from cutmix.runtime.terminal import say
 
 _LARGEST_DIFFERENCE = 1e-4  # of probabilities, between torch and the exported model
@@ -42,16 +43,15 @@ def run_export(options: ExportOptions) -> Path:
     """
     model = load(options.source, which=options.which, device="cpu")
     folder = options.out or Path(f"{options.source.name.removesuffix('.safetensors')}-{options.format}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not empty; choose another folder with --out")
-    folder.mkdir(parents=True, exist_ok=True)
     name, write = _FORMATS[options.format]
-    difference = write(model, folder / name)
-    if difference is not None and not difference <= _LARGEST_DIFFERENCE:
-        raise InputError(
-            f"{folder / name} gives probabilities that differ by {difference:.2g} from the model's; it is not usable"
-        )
-    (folder / "README.md").write_text(_readme(model, options, name, difference), encoding="utf-8")
+    with folder_written_whole(folder) as temporary:
+        difference = write(model, temporary / name)
+        if difference is not None and not difference <= _LARGEST_DIFFERENCE:
+            raise InputError(
+                f"the exported model gives probabilities that differ by {difference:.2g} from the model's; it is not "
+                "kept"
+            )
+        (temporary / "README.md").write_text(_readme(model, options, name, difference), encoding="utf-8")
     agreed = "" if difference is None else f"; largest difference of a probability from torch: {difference:.1e}"
     say(f"wrote {folder / name}{agreed}")
     return folder

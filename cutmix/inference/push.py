@@ -19,6 +19,7 @@ from cutmix.errors import InputError
 from cutmix.inference.model import Model, load
 from cutmix.runs.read import Run, read_run
 from cutmix.runs.record import with_interval
+from cutmix.runtime.files import folder_written_whole
 from cutmix.runtime.terminal import say
 
 
@@ -42,9 +43,8 @@ def run_push(options: PushOptions) -> str:
             "cutmix export --format onnx instead"
         )
     if options.to is not None:
-        if options.to.exists() and (not options.to.is_dir() or any(options.to.iterdir())):
-            raise InputError(f"{options.to} exists and is not empty; choose another folder")
-        write_folder(model, options.source, options.to)
+        with folder_written_whole(options.to) as temporary:
+            write_folder(model, options.source, temporary)
         say(f'wrote {options.to}; timm.create_model("local-dir:{options.to}", pretrained=True) loads it')
         return str(options.to)
     with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +60,6 @@ def write_folder(model: Model, source: Path, folder: Path) -> None:
     The configuration says the normalisation, size, crop and interpolation of this model: those of the pretrained
     weights it started from would give other predictions.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     save_for_hf(model.network, str(folder), model_config=timm_config(model), safe_serialization=True)
     (folder / "README.md").write_text(model_card(model, source), encoding="utf-8")
 

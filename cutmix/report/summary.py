@@ -35,7 +35,7 @@ from cutmix.report.suites import (
 )
 from cutmix.runs.read import MAIN, Run, differing_fields, estimate, groups, read_runs
 from cutmix.runs.record import Record, with_interval
-from cutmix.runtime.files import write_atomic
+from cutmix.runtime.files import make_folder, write_atomic
 from cutmix.statistics import in_words
 
 
@@ -59,10 +59,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     out = Path(out)
     if out.is_dir():
         raise InputError(f"{out} is a folder; give the name of the page, for example {out / 'report.html'}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out} could not be written: {error.strerror}") from None
+    make_folder(out.parent)
     write_atomic(out, lambda file: file.write(page.encode("utf-8", "backslashreplace")))
     return out
 

@@ -28,6 +28,7 @@ import torch
 
 from cutmix import __version__
 from cutmix.config.recipe import ARRAYS, Recipe, Training, flag
+from cutmix.config.suites import EVALUATE
 from cutmix.config.transfer import task_of
 from cutmix.errors import InputError
 from cutmix.runs.read import read_config, read_log
@@ -36,6 +37,7 @@ from cutmix.runtime.device import device_name
 from cutmix.runtime.files import (
     append_line,
     check_fields,
+    make_folder,
     open_no_link,
     to_json,
     truncate,
@@ -46,12 +48,15 @@ from cutmix.runtime.header import read_header
 
 Kind = TypeVar("Kind", bound=Training)
 
-_PARTS = (
-    "config.json", "environment.json", "log.jsonl", "checkpoint.pt", "model.safetensors", "best.safetensors",
-    "results.jsonl", "samples.png", "predictions/last.npz", "predictions/best.npz", "best.next.safetensors",
-    "predictions/best.next.npz", "pictures/detections.png", "pictures/captions.png",
-    "pictures/attention.png",
-)  # fmt: skip
+# The files of a run by the folders that hold them; those of an evaluation name its suite, epoch and data.
+_SUITE = rf"(?:evaluated|{'|'.join(EVALUATE)})-(?:last|best)\b.*"
+_PLACES = {
+    "predictions": rf"(?:last|best|best\.next|{_SUITE})\.npz",
+    "pictures": rf"(?:detections|captions|attention|example-.*|{_SUITE})\.png",
+    "tensorboard": r"events\.out\.tfevents\..*",
+    "": r"environment\.json|log\.jsonl|checkpoint\.pt|(?:model|best|best\.next)\.safetensors|samples\.png|"
+    r"results(?:-\d+-epochs)?\.jsonl",
+}
 # What a run that was killed before it had written its configuration leaves, with the temporary files of both.
 _FIRST = re.compile(r"\.lock|environment\.json|\.(environment|config)\.json\.\w+\.tmp")
 
@@ -84,10 +89,7 @@ class RunFolder:
             )
         if not holds_run and path.exists() and not only_begun(path):
             raise InputError(f"{path} is not empty and holds no run; choose another folder with --out")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{path} could not be made: {error.strerror}") from None
+        make_folder(path)
         self._lock = hold(path)
         try:
             if holds_run and resume:
@@ -176,13 +178,10 @@ class RunFolder:
         write_bytes(path, b"".join(to_json(record.to_json()) for record in [*records, *kept]))
 
     def _remove_run(self) -> None:
-        """Remove what a run writes, but its configuration, by which the folder is known; the next one replaces it."""
-        parts = [self.path / name for name in reversed(_PARTS) if name != "config.json"]
-        for part in [
-            *parts,
-            *self.path.glob("pictures/example-*.png"),
-            *self.path.glob("tensorboard/events.out.tfevents.*"),
-        ]:
+        """Remove what a run and its evaluations write, but its configuration, which the next one replaces."""
+        found = [part for place in _PLACES for part in (self.path / place).glob("*") if _is_own(place, part.name)]
+        first = {"results.jsonl": 0, "checkpoint.pt": 1}  # a process killed meanwhile must not leave a finished run
+        for part in sorted(found, key=lambda part: first.get(part.name, 2)):
             try:
                 part.unlink(missing_ok=True)
             except OSError as error:
@@ -192,6 +191,12 @@ class RunFolder:
         """Let another process have the folder."""
         if self._lock is not None:
             self._lock.close()
+
+
+def _is_own(place: str, name: str) -> bool:
+    """Return whether a run or a killed process writes a file of this name in a folder of the run."""
+    hidden = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.tmp", name)
+    return re.fullmatch(_PLACES[place], hidden[1] if hidden else name) is not None
 
 
 def only_begun(path: Path) -> bool:
@@ -211,13 +216,13 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically, in a folder that is made if it is not there."""
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     write_atomic(path, lambda file: file.write(data))
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write an npz file atomically, in a folder that is made if it is not there."""
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     write_atomic(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
 
 

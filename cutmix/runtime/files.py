@@ -8,9 +8,11 @@ import math
 import os
 import re
 import secrets
+import shutil
+import stat
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -34,10 +36,12 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
         write: Called with the open binary file.
 
     Raises:
-        InputError: The system refused to write (disk full, no permission, no such folder).
+        InputError: The system refused to write (disk full, no permission, no such folder), or ``path`` is a device or a
+            pipe.
     """
     path = Path(path)
-    try:
+    with _refused_writes(path):
+        _check_replaceable(path)
         for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
             stale.unlink(missing_ok=True)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -49,6 +53,59 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+    with suppress(OSError):  # some file systems cannot sync a folder; the new file is complete either way
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def folder_written_whole(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder whose files become those of ``folder`` at the end, or are removed after an error.
+
+    Raises:
+        InputError: ``folder`` is there and not empty, or the system refused to write.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not empty; expected a new folder")
+    with _refused_writes(folder):
+        place = folder.resolve()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        for stale in place.parent.glob(f".{glob.escape(place.name)}.*.tmp"):
+            shutil.rmtree(stale)
+        temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
+        temporary.mkdir()
+        try:
+            yield temporary
+            if place.exists():
+                for part in sorted(temporary.iterdir()):
+                    os.replace(part, place / part.name)
+            else:
+                os.rename(temporary, place)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those around it, if they are not there.
+
+    Raises:
+        InputError: The system refused.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise InputError(f"{folder} could not be made: {reason}; expected a folder, or the name of a new one") from None
+
+
+@contextmanager
+def _refused_writes(path: Path) -> Iterator[None]:
+    """Turn a refusal of the system to write into an InputError."""
+    try:
+        yield
     except (OSError, RuntimeError) as error:
         # torch.save reports a failed write as a RuntimeError about positions in the archive.
         cause = error if isinstance(error, OSError) else error.__context__
@@ -56,12 +113,14 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
             raise
         unchanged = f"; the previous {path.name} is unchanged" if os.path.exists(path) else ""
         raise InputError(f"{path} could not be written: {cause.strerror or cause}{unchanged}") from error
-    with suppress(OSError):  # some file systems cannot sync a folder; the new file is complete either way
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuse a device or a pipe, also behind a link such as /dev/stdout, as a file would take its place."""
+    with suppress(OSError):  # nothing is there, or a link to nothing
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or path.parent == Path("/dev"):
+            raise InputError(f"{path} is a device or a pipe; expected the name of a file")
 
 
 def open_no_link(path: str, flags: int) -> int:

@@ -27,7 +27,8 @@ from cutmix.runs.folder import has_results, hold, saved_recipe, write_json
 from cutmix.runs.read import read_run
 from cutmix.runtime.device import arithmetic
 from cutmix.runtime.distributed import any_process, processes
-from cutmix.runtime.terminal import Console, duration, say
+from cutmix.runtime.files import make_folder, open_no_link
+from cutmix.runtime.terminal import Console, duration, remembered_signals, say
 from cutmix.training.loop import run_to_end, run_training, train_step
 from cutmix.training.mixes import make_mix
 from cutmix.training.setup import prepare
@@ -87,10 +88,7 @@ def open_campaign(jobs: Sequence[Job], options: CampaignOptions, name: str) -> I
     """
     first = is_first()
     shard, shards = parse_shard(options.shard)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{options.out} could not be made: {error.strerror}") from None
+    make_folder(options.out)
     lock = hold(options.out, f".{name}-{shard}-of-{shards}.lock") if first else None
     try:
         yield [replace(job, done=share_done(job)) for job in jobs[shard - 1 :: shards]], Console(quiet=not first)
@@ -289,30 +287,32 @@ def _run_shards(recipe: Recipe, options: CompareOptions) -> None:
     """Run shards in processes of their own, each with its share of the cores; their output goes to files."""
     threads = max(WORKERS // options.jobs, 1)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    options.out.mkdir(parents=True, exist_ok=True)
+    make_folder(options.out)
     kept = recipe.to_dict()
     write_json(options.out / "recipe.json", {name: value for name, value in kept.items() if value is not None})
     words = ["--config", options.out / "recipe.json", "--out", options.out, "--mix", *options.mix]
     words += ["--seeds", options.seeds, "--device", options.device, "--workers", options.workers]
     words += ["--train-per-class", *options.train_per_class] if options.train_per_class else []
     words += ["--download"] if options.download else []
-    running = []
-    for shard in range(1, options.jobs + 1):
-        log = open(options.out / f"shard-{shard}.txt", "w", encoding="utf-8")  # noqa: SIM115
-        command = [sys.executable, "-m", "cutmix", "compare", *map(str, words), "--shard", f"{shard}/{options.jobs}"]
-        running.append((subprocess.Popen(command, stdout=log, stderr=log, env=environment), log))
-    say(f"{options.jobs} runs at a time, {threads} threads each; their output is in {options.out}/shard-N.txt")
-    try:
-        codes = [process.wait() for process, _ in running]
-    except BaseException:  # Ctrl-C or a signal: the runs save and stop
-        for process, _ in running:
-            process.terminate()
-        for process, _ in running:
-            process.wait()
-        raise
-    finally:
-        for _, log in running:
-            log.close()
+    running: list[subprocess.Popen[bytes]] = []
+    with remembered_signals() as stop:
+        try:
+            for shard in range(1, options.jobs + 1):
+                part = ["compare", *map(str, words), "--shard", f"{shard}/{options.jobs}"]
+                with open(options.out / f"shard-{shard}.txt", "wb", opener=open_no_link) as log:
+                    command = [sys.executable, "-m", "cutmix", *part]
+                    running.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
+            say(f"{options.jobs} runs at a time, {threads} threads each; their output is in {options.out}/shard-N.txt")
+            while any(process.poll() is None for process in running) and stop.number is None:
+                time.sleep(0.1)
+        finally:  # whatever ends the waiting, the shards save and stop
+            for process in running:
+                process.terminate()
+            codes = [process.wait() for process in running]
+    if stop.number is not None:
+        say("stopped; the same command resumes")
+        raise SystemExit(128 + stop.number)
     if any(codes):
-        last = (options.out / f"shard-{codes.index(next(filter(None, codes))) + 1}.txt").read_text(encoding="utf-8")
+        failed = options.out / f"shard-{codes.index(next(filter(None, codes))) + 1}.txt"
+        last = failed.read_text(encoding="utf-8", errors="backslashreplace")
         raise InputError(f"a shard failed: {(last.strip().splitlines() or ['no output'])[-1]}")
