@@ -1,6 +1,7 @@
 """The Python functions do what the commands do, and their results print and show as tables."""
 
 import re
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -13,6 +14,7 @@ from cutmix.api import settle
 from cutmix.cli import main, parse_train
 from cutmix.config.recipe import Recipe
 from cutmix.errors import InputError
+from cutmix.runs.folder import RunFolder, saved_recipe
 from cutmix.runs.read import Run
 
 FEW = {"epochs": 1, "train_per_class": 3, "device": "cpu", "precision": "float32"}
@@ -160,3 +162,14 @@ def test_a_bad_config_file_is_refused(text: str, said: str, tmp_path: Path) -> N
 
 def test_a_recipe_object_is_accepted() -> None:
     assert settle(Recipe(data="digits", lr=0.2), {"epochs": 2})[0] == Recipe(data="digits", lr=0.2, epochs=2)
+
+
+def test_overwriting_removes_all_that_a_run_and_its_evaluations_wrote(run: Run, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run.folder, copy)
+    cutmix.evaluate(copy, images=20, suites="classification,calibration", device="cpu", workers=0)
+    cutmix.evaluate(copy, data="digits", images=20, suites="calibration", device="cpu", workers=0)
+    assert (copy / "predictions/calibration-last-digits.npz").exists()
+    folder = RunFolder(copy, saved_recipe(copy), resume=False, overwrite=True)
+    folder.close()
+    assert {path.name for path in copy.rglob("*") if path.is_file()} == {".lock", "config.json"}

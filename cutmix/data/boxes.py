@@ -126,14 +126,14 @@ def _of_files(layout: Callable[[Path], Reader], folder: Path, data: ImageSet) ->
     images: dict[str, Path] = {}
     for path in data.paths:
         header = read_header(path)
-        name, (boxes, size) = read(path, header)
+        name, (own, size) = read(path, header)
         if name in images:
             raise InputError(
                 f"{images[name]} and {path} both belong to the annotation {name} of {folder}; expected one image for "
                 "each annotation"
             )
         images[name] = path
-        found.append(_upright(boxes, size, header))
+        found.append(_upright(own, size, header))
     boxes, sizes = zip(*found, strict=True)
     return BoxSet(tuple(boxes), np.array(sizes))
 

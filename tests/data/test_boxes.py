@@ -1,5 +1,7 @@
 """Boxes from files written here in the official layouts, and their way through torchvision's own transforms."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -226,3 +228,32 @@ def test_folders_and_sets_without_boxes_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "bounding_boxes.txt", "")
     with pytest.raises(InputError, match="has the boxes of image files, but tiny-imagenet-200 is not a set of files"):
         read_boxes(tmp_path, tiny(1))
+
+
+def xml_of(folder: Path) -> None:
+    write(folder / "a.xml", annotation((111, 108, 441, 193)))
+
+
+def metadata_of(folder: Path) -> None:
+    write(folder / "localization.txt", "a.jpg,0,1,9,19")
+    write(folder / "image_sizes.txt", "a.jpg,50,40")
+
+
+def cub_of(folder: Path) -> None:
+    write(folder / "images.txt", "1 x/a.jpg")
+    write(folder / "bounding_boxes.txt", "1 1 2 30 20")
+
+
+@pytest.mark.parametrize(
+    ("layout", "names"),
+    [(xml_of, ("x/a.jpg", "x/a.png")), (xml_of, ("x/a.jpg", "y/a.jpg")), (metadata_of, ("x/a.jpg", "y/a.jpg")),
+     (cub_of, ("1/x/a.jpg", "2/x/a.jpg"))],
+)  # fmt: skip
+def test_an_annotation_of_two_images_is_refused(
+    layout: Callable[[Path], None], names: tuple[str, str], tmp_path: Path
+) -> None:
+    layout(tmp_path / "boxes")
+    first, second = (re.escape(name) for name in names)
+    with pytest.raises(InputError, match=f"{first} and .*{second} both belong to the annotation .*a"):
+        read_boxes(tmp_path / "boxes", files(tmp_path, *names))
+    assert len(read_boxes(tmp_path / "boxes", files(tmp_path, names[0]))) == 1

@@ -60,3 +60,13 @@ def test_the_command_writes_an_image_each(run: Path, photos: Path, tmp_path: Pat
     assert np.asarray(Image.open(files[0])).std() > 10
     with pytest.raises(InputError, match="--class is \"fisch\"; expected a class of the model: did you mean 'fish'"):
         COMMANDS["explain"]([*words[:2], "--class", "fisch"])
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(digits_run: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    image = str(photos / "val/fish/0.png")
+    words = [str(digits_run), image, "--device", "cpu", "--neighbours", "0", "--out"]
+    with pytest.raises(InputError, match="file could not be made: it is a file"):
+        COMMANDS["explain"]([*words, str(tmp_path / "file")])
+    COMMANDS["explain"]([*words, str(tmp_path / "deep/new")])
+    assert [path.name for path in (tmp_path / "deep/new").iterdir()] == ["001-0.png"]

@@ -10,7 +10,9 @@ import timm
 import torch
 from PIL import Image
 
+import cutmix.inference.export
 from cutmix.cli import COMMANDS, main
+from cutmix.config.options import ExportOptions
 from cutmix.errors import InputError
 from cutmix.inference.model import load
 
@@ -91,3 +93,19 @@ def test_a_folder_in_use_is_left_alone(words: list[str], run: Path, tmp_path: Pa
     with pytest.raises(InputError, match="is not empty"):
         COMMANDS[words[0]]([str(run), words[1], str(tmp_path)])
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_export_that_fails_leaves_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(model: object, path: Path) -> float:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    def wrong(model: object, path: Path) -> float:
+        path.write_bytes(b"whole")
+        return 0.5
+
+    for write, said in ((full, "new could not be written: No space left"), (wrong, "differ by 0.5 from the model's")):
+        monkeypatch.setitem(cutmix.inference.export._FORMATS, "torch", ("model.pt2", write))
+        with pytest.raises(InputError, match=said):
+            cutmix.inference.export.run_export(ExportOptions(run, format="torch", out=tmp_path / "new"))
+        assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,9 @@ import io
 import itertools
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,3 +164,25 @@ def test_a_name_that_is_not_utf8_is_a_line(run: Path, tmp_path: Path, capsys: py
     code, out, _ = command(capsys, str(run), str(tmp_path / name), "--format", "jsonl")
     assert code == 0
     assert json.loads(out)["predictions"]
+
+
+def test_the_file_of_predictions_is_replaced_whole_or_not_at_all(
+    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "old.csv"
+    out.write_text("precious")
+    words = ["predict", str(run), str(photos / "val"), "--device", "cpu", "--out", str(out)]
+    predict = Model.predict
+
+    def interrupted(*arguments: Any, **named: Any) -> Iterator[Prediction]:
+        yield from itertools.islice(predict(*arguments, **named), 2)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Model, "predict", interrupted)
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+    assert (stopped.value.code, out.read_text()) == (130, "precious")
+    main(words)
+    assert len(out.read_text().splitlines()) == 10
+    assert list(tmp_path.iterdir()) == [out]

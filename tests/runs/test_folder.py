@@ -83,10 +83,21 @@ def test_overwriting_removes_the_runs_own_files_only(run: Path) -> None:
         run / "predictions/mine.npz",
         run / "tensorboard/mine",
         run / "tensorboard/events.out.mine",
+        run / "pictures/ood.png",
+        run / ".mine.npz.tmp",
     ]
-    own = run / "tensorboard/events.out.tfevents.1.host"
-    own.parent.mkdir()
-    for path in (*mine, own):
+    own = [
+        run / "tensorboard/events.out.tfevents.1.host",
+        run / "predictions/evaluated-last.npz",
+        run / "predictions/robustness-best-my photos.npz",
+        run / "predictions/.ood-last.npz.0a1b2c3d.tmp",
+        run / "pictures/localization-last-boxes.png",
+        run / "pictures/example-wrong.png",
+        run / "results-12-epochs.jsonl",
+        run / ".checkpoint.pt.0a1b2c3d.tmp",
+    ]
+    for path in (*mine, *own):
+        path.parent.mkdir(exist_ok=True)
         path.write_text("x")
     with opened(run, replace(RECIPE, lr=0.5), overwrite=True) as folder:
         left = {path for path in run.rglob("*") if path.is_file()}

@@ -1,6 +1,7 @@
 """JSON lines: whole or not at all, and nothing through a link."""
 
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 import cutmix.runtime.files
 from cutmix.errors import InputError
-from cutmix.runtime.files import append_line, read_lines, truncate, write_atomic
+from cutmix.runtime.files import append_line, folder_written_whole, make_folder, read_lines, truncate, write_atomic
 
 
 def test_what_is_appended_is_read(tmp_path: Path) -> None:
@@ -100,3 +101,53 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
         write_atomic(link, lambda file: file.write(b"ours"))
         assert (link.is_symlink(), link.read_bytes(), target.read_bytes()) == (False, b"ours", content)
         link.unlink()
+
+
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path / "link", Path("/dev/null"), Path("/dev/stdout")):
+        with pytest.raises(InputError, match="is a device or a pipe; expected the name of a file"):
+            write_atomic(path, lambda file: file.write(b"ours"))
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+
+
+@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), None])
+def test_a_folder_is_written_whole_or_not_at_all(
+    existing: bool, error: BaseException | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".new.0a1b2c3d.tmp").mkdir()  # of a killed process
+    folder = tmp_path / "new"
+    if existing:
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+
+    def write() -> None:
+        with folder_written_whole(Path() if existing else folder) as temporary:
+            (temporary / "a").write_text("a")
+            (temporary / "b").mkdir()
+            if error:
+                raise error
+            (temporary / "b" / "c").write_text("c")
+
+    if error is None:
+        write()
+    else:
+        kind = InputError if isinstance(error, OSError) else KeyboardInterrupt
+        with pytest.raises(kind, match=r"could not be written: No space|^$"):
+            write()
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert left == (["new", "new/a", "new/b", "new/b/c"] if error is None else ["new"] * existing)
+    if error is None:
+        with pytest.raises(InputError, match="exists and is not empty"):
+            write()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path, reason in ((tmp_path / "file", "it is a file"), (tmp_path / "file/x", "Not a directory"),
+                         (tmp_path / ("x" * 300), "File name too long")):  # fmt: skip
+        with pytest.raises(InputError, match=f"could not be made: {reason}"):
+            make_folder(path)

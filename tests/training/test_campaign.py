@@ -1,6 +1,11 @@
 """The answer of ``cutmix compare`` is that of the runs' own predictions, and a finished run is not run again."""
 
 import json
+import os
+import signal
+import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +108,26 @@ def test_the_words_say_direction_chance_and_classes() -> None:
     assert "1.0 points worse [−4.0, +2.0]" in worse
     assert "Chance is not excluded (p = 0.400" in worse
     assert "No class alone differs" in worse
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_comparison_stops_its_shards_and_waits_for_them(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = tmp_path / "python"
+    shard.write_text(
+        "#!/bin/sh\ntrap 'sleep 0.2; echo saved; exit 143' TERM\necho began\nwhile :; do sleep 0.02; done\n"
+    )
+    shard.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(shard))
+
+    def stop_once_they_run() -> None:
+        while [path.read_text() for path in tmp_path.glob("out/shard-*.txt")] != ["began\n"] * 2:
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=stop_once_they_run, daemon=True).start()
+    with pytest.raises(SystemExit) as stopped:
+        main([*WORDS, "--jobs", "2", "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 128 + number
+    assert [path.read_text() for path in tmp_path.glob("out/shard-*.txt")] == ["began\nsaved\n"] * 2
