@@ -135,7 +135,7 @@ def write_files(folder: Path, images: Path | None, size: tuple[int, int], qualit
         if upright[0] > source.width:
             grain = rng.integers(-6, 7, (image.height, image.width, 1))
             image = Image.fromarray((np.asarray(image) + grain).clip(0, 255).astype(np.uint8))
-        image.save(folder / f"{number:04}.jpg", quality=quality)
+        image.save(folder / f"{number:05}.jpg", quality=quality)
     paths, stats = tuple(sorted(folder.iterdir())), ((0.5,) * 3, (0.5,) * 3)
     return FileSet("photographs", "train", ("all",), torch.zeros(len(paths), dtype=torch.int64), *stats, paths)
 

@@ -109,7 +109,8 @@ def _opened(path: Path, skippable: bool = False) -> Iterator[Image.Image]:
         with Image.open(path, formats=[*known, "TGA"] if path.suffix.lower() in _TGA else known) as image:
             yield image
     except Exception as error:  # damaged files make the decoders raise almost anything
-        reason = " ".join(str(error).replace(repr(str(path)), "").split()) or type(error).__name__
+        told = error.strerror if isinstance(error, OSError) else None
+        reason = told or " ".join(str(error).replace(repr(str(path)), "").split()) or type(error).__name__
         skip = ", or leave such files out with --skip-unreadable (skip_unreadable=True)" if skippable else ""
         raise InputError(f"{path} cannot be read as an image ({reason}): repair or remove it{skip}") from None
 

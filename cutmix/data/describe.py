@@ -113,7 +113,9 @@ class Description:
             extra = sum(map(len, self.copies)) - len(self.copies)
             groups = _count(len(self.copies), "image is", "images are")
             how = "the same pixels" if self.compared == "pixels" else "equal files"
-            lines.append(f"{groups} there several times ({how}, {extra:,} copies), each in one split only")
+            lines.append(
+                f"{groups} there several times ({how}, {_count(extra, 'copy', 'copies')}), each in one split only"
+            )
         for split, files in self.leaks.items():
             n = _count(len(files), f"image of {split} is", f"images of {split} are")
             lines.append(f"{n} in a later split too and left out of {split}: {_some(files)}")
@@ -230,7 +232,7 @@ def describe_splits(splits: Splits, copies: Copies | None = None) -> Description
     folders, copies = splits.folders, copies or splits.copies
 
     def shown(paths: Iterable[Path]) -> list[str]:
-        return [printable(path.relative_to(folders.root).as_posix()) + "/" * path.is_dir() for path in paths]
+        return [printable(folders.name_of(path)) + "/" * path.is_dir() for path in paths]
 
     def grouped(groups: Sequence[Sequence[Any]]) -> list[list[str]]:
         return [shown(file.path for file in group) for group in groups]

@@ -143,14 +143,14 @@ def divide(folders: ClassFolders, copies: Copies, val_fraction: float, seed: int
         return Division(parts, origin, leaks)
     held = f"{val_fraction:.0%} of each class" + (f" of {origin['train']}" if "all" not in folders.parts else "")
     if "val" not in parts:
-        train, val = _hold_out(parts["train"], folders.root, copies, val_fraction, seed)
+        train, val = _hold_out(parts["train"], folders, copies, val_fraction, seed)
         if "test" not in parts or sum(map(len, val)) >= MIN_SPLIT:
             parts["train"], parts["val"] = train, val
             origin |= {"train": f"the images that are not held out{_of(folders)}", "val": held}
         else:
             origin["train"] += f"; {val_fraction:.0%} of it is fewer than {MIN_SPLIT} images, so none validate"
     if "test" not in parts:
-        val, test = _hold_out(parts["val"], folders.root, copies, 0.5, seed)
+        val, test = _hold_out(parts["val"], folders, copies, 0.5, seed)
         if sum(map(len, test)) >= MIN_SPLIT:
             parts["val"], parts["test"] = val, test
             origin |= {"val": f"half of {origin['val']}", "test": f"the other half of {origin['val']}"}
@@ -161,13 +161,15 @@ def _of(folders: ClassFolders) -> str:
     return "" if "all" in folders.parts else f" of {folders.folders['train'].name}/"
 
 
-def _hold_out(classes: Classes, root: Path, copies: Copies, fraction: float, seed: int) -> tuple[Classes, Classes]:
+def _hold_out(
+    classes: Classes, folders: ClassFolders, copies: Copies, fraction: float, seed: int
+) -> tuple[Classes, Classes]:
     """Divide each class by its names' hashes, files of the same image together, in the first class that has it."""
     group_of = {file.path: number for number, group in enumerate(copies.groups) for file in group}
     side: dict[object, bool] = {}
     kept, held = [], []
     for files in classes:
-        names = {file.path.relative_to(root).as_posix(): group_of.get(file.path, file.path) for file in files}
+        names = {folders.name_of(file.path): group_of.get(file.path, file.path) for file in files}
         groups: dict[object, list[str]] = defaultdict(list)
         for name, group in names.items():
             if group not in side:

@@ -202,8 +202,10 @@ def read_text(path: Path) -> str:
     """
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as text: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text from byte {error.start + 1:,} on; save it as UTF-8") from None
 
 
 _PARTS = {
@@ -221,7 +223,7 @@ class ClassFolders:
     """The images of a folder of class folders.
 
     Attributes:
-        root: The folder.
+        root: The folder, or the file of labels.
         classes: The class names, printable, in the order of their labels.
         parts: The images of each class, by the part that their folders are in: "train", "val" and "test" as far as they
             are there, or "all".
@@ -236,6 +238,10 @@ class ClassFolders:
     folders: dict[str, Path]
     listings: list[Listing] = field(default_factory=list)
     beside: list[Path] = field(default_factory=list)
+
+    def name_of(self, path: Path) -> str:
+        """Return a path as it is from the folder, or from that of the file of labels."""
+        return Path(os.path.relpath(path, self.root.parent if self.root.is_file() else self.root)).as_posix()
 
 
 def read_class_folders(root: Path) -> ClassFolders:

@@ -122,9 +122,9 @@ class ResizeAndCrop:
         square = _cut_image(image, self._window(image.size), self.image_size, self.interpolation)
         return torch.from_numpy(square.copy()).permute(2, 0, 1)
 
-    def read(self, path: Path, decoder: Decoder) -> np.ndarray:
+    def read(self, path: Path, decoder: Decoder, *, skippable: bool = True) -> np.ndarray:
         """Make (image_size, image_size, 3) uint8 of a file."""
-        return cut_square(path, self._window, self.image_size, self.interpolation, decoder)
+        return cut_square(path, self._window, self.image_size, self.interpolation, decoder, skippable)
 
     def _window(self, size: tuple[int, int]) -> Window:
         """Return how torchvision resizes an image of this width and height and finds its center."""
@@ -140,7 +140,12 @@ class ResizeAndCrop:
 
 
 def cut_square(
-    path: Path, choose: Callable[[tuple[int, int]], Window], size: int, interpolation: Interpolation, decoder: Decoder
+    path: Path,
+    choose: Callable[[tuple[int, int]], Window],
+    size: int,
+    interpolation: Interpolation,
+    decoder: Decoder,
+    skippable: bool = True,
 ) -> np.ndarray:
     """Decode what a square needs of an image file, resize it, and cut the square.
 
@@ -152,6 +157,7 @@ def cut_square(
         decoder: "exact" has Pillow decode the whole file and resize, as torchvision's transforms do. "fast" decodes a
             plain JPEG with libjpeg-turbo, at a half, a quarter or an eighth of its size where the window is still as
             large as what it is resized to, and resizes uint8 with PyTorch; other files as "exact".
+        skippable: As ``read_image`` takes it.
 
     Returns:
         (size, size, 3) uint8, RGB.
@@ -164,7 +170,7 @@ def cut_square(
         pixels = jpeg.decode(max(k for k in (1, 2, 4, 8) if k == 1 or _fits(window, k)))
         if pixels is not None:
             return _cut_pixels(pixels, jpeg.size, window, size, interpolation)
-    image = read_image(path, skippable=True)
+    image = read_image(path, skippable=skippable)
     return _cut_image(image, window if jpeg else choose(image.size), size, interpolation)
 
 

@@ -1,12 +1,13 @@
 """Images and their labels listed in a file: CSV, JSON lines or Parquet. No torch here."""
 
 import csv
+import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cutmix.data.folder import NAMES_OF_PARTS, ClassFolders, File, Listing, printable_name, read_text
+from cutmix.data.folder import EXTENSIONS, NAMES_OF_PARTS, ClassFolders, File, Listing, printable_name, read_text
 from cutmix.errors import InputError, missing_extra
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -58,8 +59,7 @@ def read_label_file(path: Path) -> ClassFolders:
         if [] in classes:
             raise InputError(f"{path} has no {split} images of the class '{names[classes.index([])]}'; expected some")
     listings = [Listing(files=own) for classes in parts.values() for own in classes]
-    shown = tuple(map(printable_name, names))
-    return ClassFolders(path, shown, parts, dict.fromkeys(parts, path), listings)
+    return ClassFolders(path, tuple(names), parts, dict.fromkeys(parts, path), listings)
 
 
 def _rows(path: Path) -> Iterable[Row]:
@@ -69,7 +69,9 @@ def _rows(path: Path) -> Iterable[Row]:
     if path.suffix.lower() in (".jsonl", ".ndjson"):
         return _named(path, _read_json_lines(path, text), first=1)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ";" if ";" in text.partition("\n")[0] else ","
-    lines = [line for line in csv.reader(text.splitlines(), delimiter=delimiter) if any(cell.strip() for cell in line)]
+    # not splitlines(): a cell may contain line breaks, and a label the line separators of Unicode
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    lines = [line for line in reader if any(cell.strip() for cell in line)]
     if lines and len(lines[0]) in (2, 3) and (path.parent / lines[0][0].strip()).is_file():  # no header
         lines.insert(0, ["path", "label", "split"][: len(lines[0])])
         return _named(path, (dict(zip(lines[0], line, strict=False)) for line in lines[1:]), first=1)
@@ -85,7 +87,8 @@ def _named(path: Path, rows: Iterable[dict[str, Any]], first: int) -> Iterable[R
             value = next((lower[name] for name in known if lower.get(name) is not None), "")
             if isinstance(value, list):
                 value = "|".join(map(str, value))
-            cells.append(str(value).strip())
+            text = str(value).strip().encode("utf-8", "backslashreplace")  # JSON may hold half a character
+            cells.append(printable_name(text) if wanted == "label" else text.decode())
             if not cells[-1] and wanted != "split":
                 raise InputError(
                     f"{path}, row {number} has no {wanted}; expected a column named {', '.join(known[:4])} or the like"
@@ -94,7 +97,7 @@ def _named(path: Path, rows: Iterable[dict[str, Any]], first: int) -> Iterable[R
 
 
 def _read_json_lines(path: Path, text: str) -> Iterable[dict[str, Any]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -121,6 +124,8 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
 def _file(path: Path, number: int, name: str) -> File:
     found = path.parent / Path(name).expanduser()
     try:
+        if not found.suffix and not found.exists():  # a column of ids: the names without their suffixes
+            found = next((each for suffix in EXTENSIONS if (each := found.with_suffix(suffix)).exists()), found)
         status = found.stat()
     except (OSError, ValueError):
         raise InputError(f"{path}, row {number}: there is no {found}; expected paths from {path.parent}") from None

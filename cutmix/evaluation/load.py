@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from cutmix.config.options import EvaluateOptions
 from cutmix.config.recipe import Recipe
 from cutmix.data import FileSet, ImageSet, open_data, open_splits
+from cutmix.data.folder import printable_name
 from cutmix.data.image_files import Decoder
 from cutmix.data.sets import keep_per_class, random_subset
 from cutmix.data.transforms import Interpolation
@@ -22,7 +24,7 @@ from cutmix.errors import InputError, did_you_mean
 from cutmix.models import create_model, weights_normalization
 from cutmix.models.regularizers import regularize
 from cutmix.runs.folder import find_weights, saved_recipe
-from cutmix.runtime.header import Header, read_header
+from cutmix.runtime.header import Header, read_header, timm_config
 from cutmix.runtime.seeding import derive_seed
 from cutmix.runtime.weights import Weights, count_classes, load_weights, read_weights
 
@@ -90,7 +92,8 @@ def find_subject(options: EvaluateOptions) -> Subject:
     Raises:
         InputError: The run is not finished, or the file is missing, damaged or holds no weights.
     """
-    run, which = (options.source, options.which) if options.source.is_dir() else (None, "file")
+    is_run = options.source.is_dir() and timm_config(options.source) is None
+    run, which = (options.source, options.which) if is_run else (None, "file")
     recipe = saved_recipe(run) if run else None
     path = find_weights(options.source, options.which)
     header = read_header(path)
@@ -100,6 +103,9 @@ def find_subject(options: EvaluateOptions) -> Subject:
     content = read_weights(path, use_ema=options.weights_ema)
     if classes and header.num_classes not in (None, len(classes)):
         raise InputError(f"{options.classes} has {len(classes)} names, but {path} has {header.num_classes} classes")
+    if options.classes and header.classes not in (None, classes):
+        named = ", ".join(header.classes[:3])
+        _log.info("%s names its classes otherwise (%s, …); those of %s are used", path, named, options.classes)
     return Subject(path, content, header, classes, recipe, run, which)
 
 
@@ -117,7 +123,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
         text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
     except OSError as error:
         raise InputError(f"{path} could not be read: {error.strerror}") from None
-    names: Any = text.rstrip().splitlines()
+    names: Any = re.split(r"\r\n?|\n", text.rstrip())
     if text.lstrip()[:1] in ("[", "{"):
         try:
             names = json.loads(text)
@@ -128,7 +134,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
             names = [None]
     if not all(isinstance(name, str) and name.strip() for name in names) or not names:
         raise InputError(f"{path} has no list of classes; expected a name in each line, or JSON")
-    names = tuple(name.strip() for name in names)
+    names = tuple(printable_name(name.strip().encode("utf-8", "surrogateescape")) for name in names)
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise InputError(f"{path} has the class '{twice[0]}' twice; expected each name once")
     return names
@@ -149,7 +155,9 @@ def open_test_set(options: EvaluateOptions, subject: Subject) -> ImageSet:
     reading: dict[str, Any] = {"skip_unreadable": options.skip_unreadable}
     if _is_own(options, subject):
         splits = open_splits(name, **reading, **_division_of(subject))
-        data = splits.reported or splits.train
+        if splits.reported is None:
+            raise InputError(f"{subject.weights} was trained on all images of {name}; give others with --data")
+        data: ImageSet = splits.reported
     else:
         data = open_data(name, "all", **reading)
     if subject.header.in_chans not in (None, data.in_chans):
@@ -161,7 +169,7 @@ def open_test_set(options: EvaluateOptions, subject: Subject) -> ImageSet:
         data = match_classes(data, subject.classes, subject.weights)
     else:
         data = _guess_classes(options, subject, data)
-    model = options.model or (subject.recipe.model if subject.recipe else None)
+    model = options.model or (subject.recipe.model if subject.recipe else subject.header.model)
     if normalization := weights_normalization(model, subject.header, data.in_chans):
         data = replace(data, mean=normalization[0], std=normalization[1])
     return data
@@ -235,12 +243,13 @@ def _guess_classes(options: EvaluateOptions, subject: Subject, data: ImageSet) -
             f"{subject.weights} has {count} classes and does not name them, {data.name} has {data.num_classes}; give "
             "the names of its classes with --classes FILE"
         )
-    if all(name.isdecimal() for name in data.classes) and list(data.classes) != sorted(data.classes, key=int):
-        _log.info(
-            "%s: the class folders are numbers and %s does not name its classes; they are sorted as text (%s, …) like "
-            "torchvision's, where timm sorts numbers; give --classes FILE if the outputs are in another order",
-            data.name, subject.weights, ", ".join(data.classes[:3]),
-        )  # fmt: skip
+    numbers = all(name.isdecimal() for name in data.classes) and list(data.classes) != sorted(data.classes, key=int)
+    _log.info(
+        "%s does not name its classes: the outputs are taken in the order of the classes of %s (%s%s)%s; give "
+        "--classes FILE if they are in another order",
+        subject.weights, data.name, ", ".join(data.classes[:4]), ", …" if len(data.classes) > 4 else "",
+        ", numbers sorted as text like torchvision's, where timm sorts by value" if numbers else "",
+    )  # fmt: skip
     return data
 
 
@@ -301,7 +310,7 @@ def load_model(options: EvaluateOptions, subject: Subject, data: ImageSet) -> nn
 
 
 def _model_name(options: EvaluateOptions, subject: Subject) -> str:
-    name = options.model or (subject.recipe.model if subject.recipe else None)
+    name = options.model or (subject.recipe.model if subject.recipe else subject.header.model)
     if not name:
         raise InputError(f"{subject.weights} does not say which model it is; give --model")
     return name

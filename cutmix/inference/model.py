@@ -89,7 +89,7 @@ class Preprocessing:
         """Return a file as the normalised input; the file is decoded as in the evaluation of the run."""
         if self.small:
             return self(read_image(path))
-        pixels = torch.from_numpy(self._transform.read(path, self.decoder).copy()).permute(2, 0, 1)
+        pixels = torch.from_numpy(self._transform.read(path, self.decoder, skippable=False).copy()).permute(2, 0, 1)
         return normalize(pixels[None], self.mean, self.std)[0]
 
     @property
@@ -257,8 +257,8 @@ def load(source: str | Path, *, which: str = "last", device: str = "auto") -> Mo
         InputError: If there is no such file, or it does not say how to use it.
     """
     path = find_weights(Path(source), which)
-    temperature = _fitted_temperature(Path(source), which) if Path(source).is_dir() else None
     header = _complete_header(path)
+    temperature = _fitted_temperature(Path(source), which) if Path(source).is_dir() else None
     recipe, classes = Recipe.from_dict(header["recipe"]), header["classes"]
     preprocessing = Preprocessing(
         header["image_size"], header["in_chans"], header["mean"], header["std"], header["small"],

@@ -357,7 +357,7 @@ def draw_cycle(n: int, generator: torch.Generator) -> Tensor:
     order = torch.randperm(n, generator=generator).numpy()
     partner = np.empty_like(order)
     partner[order[:-1]] = order[1:]
-    partner[order[-1]] = order[0]
+    partner[order[-1:]] = order[:1]  # also of an empty batch
     return torch.from_numpy(partner)
 
 

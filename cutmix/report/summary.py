@@ -364,6 +364,9 @@ def _unfinished(run: Run) -> Markup:
 
 def _only_suites(run: Run) -> Markup:
     suites = dict.fromkeys(line.suite for line in run.results if line.suite)
+    if run.untested and not suites:
+        text = "<strong>{}</strong>: trained on all images, none of which are left to evaluate: no test result."
+        return Markup(text).format(run.label)
     text = "<strong>{}</strong>: top-1 error not run; other results are below ({})."
     return Markup(text).format(run.label, ", ".join(suites))
 

@@ -31,7 +31,7 @@ from cutmix.config.recipe import ARRAYS, Recipe, Training, flag
 from cutmix.config.suites import EVALUATE
 from cutmix.config.transfer import task_of
 from cutmix.errors import InputError
-from cutmix.runs.read import read_config, read_log
+from cutmix.runs.read import NOTHING, read_config, read_environment, read_log
 from cutmix.runs.record import Record, read_records
 from cutmix.runtime.device import device_name
 from cutmix.runtime.files import (
@@ -44,7 +44,7 @@ from cutmix.runtime.files import (
     why_not_written,
     write_atomic,
 )
-from cutmix.runtime.header import read_header
+from cutmix.runtime.header import TIMM_NAMES, read_header, timm_config
 
 Kind = TypeVar("Kind", bound=Training)
 
@@ -204,8 +204,10 @@ def only_begun(path: Path) -> bool:
     return all(_FIRST.fullmatch(part.name) for part in path.iterdir())
 
 
-def has_results(path: Path) -> bool:
-    """Return whether a run's training has written its results; ``cutmix evaluate`` may have added others before."""
+def is_complete(path: Path) -> bool:
+    """Return whether a run's training has written its results, or its weights where it has no image to evaluate."""
+    if read_environment(path / "environment.json").get("evaluated_on") == NOTHING:
+        return (path / "model.safetensors").is_file()
     return any(record.source == "training" for record in read_records(path / "results.jsonl"))
 
 
@@ -227,7 +229,9 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def find_weights(source: Path, which: str) -> Path:
-    """Return the file of weights of a run, of its last or its best epoch; a file is returned as it is.
+    """Return the file of weights of a run, of its last or its best epoch, or of a model that timm saved in a folder.
+
+    A file is returned as it is.
 
     Raises:
         InputError: If there is no such file.
@@ -236,6 +240,11 @@ def find_weights(source: Path, which: str) -> Path:
         raise InputError(f"{source} does not exist; expected the folder of a run, or a file of weights")
     if not source.is_dir():
         return source
+    if timm_config(source):
+        found = [path for name in TIMM_NAMES for path in sorted(source.glob(f"{name}.*"))]
+        if not found:
+            raise InputError(f"{source} describes a model of timm, but holds no {TIMM_NAMES[0]}.safetensors")
+        return found[0]
     last = source / "model.safetensors"
     path = last if which == "last" else source / "best.safetensors"
     if path.exists():

@@ -27,6 +27,9 @@ from cutmix.runtime.terminal import Tabular
 
 Json = dict[str, Any]
 
+NOTHING = "nothing"
+"""What a run that has no image to evaluate was evaluated on, in its environment."""
+
 _RECIPES = {"classification": Recipe, "detection": Detection, "captioning": Captioning}
 # Two records with the same values of these fields are the same metric, evaluated twice.
 _KEY = ("source", "data", "split", "metric", "which", "weights", "of", "at", "convention", "score")
@@ -98,11 +101,18 @@ class Run(Tabular):
 
     @property
     def finished(self) -> bool:
-        """Whether the last planned epoch was evaluated."""
+        """Whether the last planned epoch was evaluated or, without images to evaluate, trained."""
         if self.evaluated:
             return bool(self.results)
+        if self.untested:
+            return (self.folder / "model.safetensors").is_file()
         epochs = [record.epoch or 0 for record in self.results if record.which == "last" and self.is_own(record)]
         return bool(epochs) and (max(epochs) >= self.recipe.get("epochs", 0) or bool(self.recipe.get("patience")))
+
+    @property
+    def untested(self) -> bool:
+        """Whether it was trained without images to evaluate."""
+        return self.environment.get("evaluated_on") == NOTHING
 
     def result(self, metric: str, which: str) -> Record | None:
         """The record of a metric on the run's own test set; None if it was not evaluated.

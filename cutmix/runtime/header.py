@@ -55,21 +55,23 @@ def open_safetensors(path: Path) -> Iterator[Any]:
 
 
 def read_header(path: str | Path) -> Header:
-    """Read the header of a file of weights, without its tensors; the header of another program's file is empty.
+    """Read the header of a file of weights, without its tensors.
+
+    The header of another program's file is empty, or what timm's ``config.json`` beside it says of the model.
 
     Raises:
         InputError: The file is missing or damaged, or a field has another type or is out of its range.
     """
     path = Path(path)
     if first_bytes(path)[8:9] != b"{":
-        return Header()
+        return _timm_header(path)
     try:
         with open_safetensors(path) as file:
             strings = file.metadata() or {}
     except SafetensorError as error:
         raise InputError(f"{path} is damaged or incomplete ({error})") from error
     if "digest" not in strings:
-        return Header()
+        return _timm_header(path)
     values: dict[str, Any] = {}
     for name in {field.name for field in fields(Header)} & strings.keys():
         value, (fits, expected) = strings[name], _HEADER[name]
@@ -77,8 +79,43 @@ def read_header(path: str | Path) -> Header:
             value = value if name in ("model", "data") else json.loads(value)
         if not fits(value):
             raise InputError(f"{path} has {name} {str(value)[:80]} in its header; expected {expected}")
-        values[name] = tuple(value) if isinstance(value, list) else value
-    header = Header(**values)
+        values[name] = value
+    return _header(path, values)
+
+
+def timm_config(folder: Path) -> dict[str, Any] | None:
+    """Return the description of a model that timm saved or published in a folder; None where there is none."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return config if isinstance(config, dict) and isinstance(config.get("architecture"), str) else None
+
+
+def _timm_header(path: Path) -> Header:
+    """Return what timm's description of the model beside its weights says, without what does not fit."""
+    config = timm_config(path.parent)
+    if config is None or path.stem not in TIMM_NAMES:
+        return Header()
+    images = config.get("pretrained_cfg")
+    images = images if isinstance(images, dict) else {}
+    size = images.get("input_size") or (None,)
+    told = {
+        "model": config["architecture"], "num_classes": config.get("num_classes"), "in_chans": size[0],
+        "image_size": size[-1], "mean": images.get("mean"), "std": images.get("std"),
+        "classes": config.get("label_names") or images.get("label_names"),
+    }  # fmt: skip
+    return _header(path, {name: value for name, value in told.items() if _HEADER[name][0](value)})
+
+
+TIMM_NAMES = ("model", "pytorch_model", "open_clip_model")
+"""Names of the files of weights beside timm's description."""
+
+
+def _header(path: Path, values: dict[str, Any]) -> Header:
+    """Return the header with these values, which must agree."""
+    fixed: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in values.items()}
+    header = Header(**fixed)
     channels = {len(numbers) for numbers in (header.mean, header.std) if numbers} | ({header.in_chans} - {None})
     outputs = {len(header.classes or ())} - {0} | ({header.num_classes} - {None})
     if len(channels) > 1 or len(outputs) > 1:
@@ -99,7 +136,7 @@ def _numbers(low: float) -> tuple[Callable[[Any], bool], str]:
 
 # For each field of the header: whether a value fits, and what is expected.
 _HEADER: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "model": (lambda v: 0 < len(v) < 200, "the name of a model"),
+    "model": (lambda v: isinstance(v, str) and 0 < len(v) < 200, "the name of a model"),
     "classes": (
         lambda v: isinstance(v, list) and bool(v) and all(isinstance(name, str) for name in v),
         "a list of names",

@@ -19,11 +19,11 @@ from rich.text import Text
 
 from cutmix.config.options import WORKERS, CampaignOptions, CompareOptions, TrainOptions
 from cutmix.config.recipe import Recipe, complete, flag
-from cutmix.data import FileSet, open_data
+from cutmix.data import FileSet, open_splits
 from cutmix.data.loaders import Batch, Loader
 from cutmix.errors import InputError
 from cutmix.evaluation.classification import predict
-from cutmix.runs.folder import has_results, hold, saved_recipe, write_json
+from cutmix.runs.folder import hold, is_complete, saved_recipe, write_json
 from cutmix.runs.read import read_run
 from cutmix.runtime.device import arithmetic
 from cutmix.runtime.distributed import any_process, processes
@@ -158,7 +158,7 @@ def share_done(job: Job) -> float:
     ]
     if different:
         raise InputError(f"{job.path} holds another run, with {', '.join(different)}; give another folder with --out")
-    if has_results(job.path):
+    if is_complete(job.path):
         return 1.0
     logged = read_run(job.path).epochs
     return logged[-1]["epoch"] / (job.recipe.epochs + 1) if logged else 0.0
@@ -200,6 +200,7 @@ def time_run(job: Job, options: CampaignOptions) -> float:
         flags.enter_context(arithmetic(run.recipe.precision, world.device))
         clock = time.perf_counter()
         tested = run.task.val_batches or run.task.test_batches
+        assert tested is not None
         predict(run.state.exported, First(tested, 1).epoch(), world, autocast=run.autocast)
         testing = time.perf_counter() - clock
         run.network.train()
@@ -213,7 +214,7 @@ def time_run(job: Job, options: CampaignOptions) -> float:
         step = (taken[-1] - taken[0]) / (len(taken) - 1) if warm else taken[0]
         tests = -(-run.recipe.epochs // run.recipe.eval_every) if run.task.chosen_on else 0
         evaluations = tests * tested.steps
-        if run.task.chosen_on != run.task.reported_on:
+        if run.task.test_batches and run.task.chosen_on != run.task.reported_on:
             evaluations += 2 * run.task.test_batches.steps
         return run.recipe.epochs * run.batches.steps * step + evaluations * min(testing, step)
 
@@ -229,8 +230,10 @@ def train_briefly(recipe: Recipe, options: TrainOptions) -> Path:
     """Do what ``run_training`` does on the first batches of one epoch and of the test set."""
     with processes(options.device) as world:
         run = prepare(recipe, options, world)
-        run.batches, run.task.test_batches = First(run.batches, BRIEF_STEPS), First(run.task.test_batches, 2)
-        run.task.val_batches = First(run.task.val_batches, 2) if run.task.val_batches else None
+        run.batches = First(run.batches, BRIEF_STEPS)
+        for name in ("val_batches", "test_batches"):
+            batches: Loader | None = getattr(run.task, name)
+            setattr(run.task, name, batches and First(batches, 2))
         return run_to_end(run)
 
 
@@ -267,7 +270,10 @@ def run_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
 def plan_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
     """Return every run, each once; the seed changes slowest, so that each method is soon seen."""
     jobs = []
-    data = open_data(recipe.data, "train", val_fraction=recipe.val_fraction, seed=recipe.split_seed)
+    splits = open_splits(recipe.data, val_fraction=recipe.val_fraction, seed=recipe.split_seed)
+    if splits.reported is None:
+        raise InputError(f"{recipe.data} leaves no images to compare the runs on; expected --val-fraction above 0")
+    data = splits.train
     classes, files = data.num_classes, isinstance(data, FileSet)
     for seed in range(options.seeds):
         for count in options.train_per_class or (recipe.train_per_class,):

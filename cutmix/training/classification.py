@@ -56,8 +56,6 @@ class Task(Protocol):
         title: Name of the figure in a sentence.
         unit: Its unit.
         command: The words that start such a run.
-        val_batches: Batches of ``chosen_on``; None where that is ``reported_on`` or there is none.
-        test_batches: Batches of ``reported_on``.
     """
 
     key: ClassVar[str]
@@ -65,16 +63,22 @@ class Task(Protocol):
     title: ClassVar[str]
     unit: ClassVar[str]
     command: ClassVar[str]
-    val_batches: Loader | None
-    test_batches: Loader
+
+    @property
+    def val_batches(self) -> Loader | None:
+        """Batches of ``chosen_on``; None where that is ``reported_on`` or there is none."""
+
+    @property
+    def test_batches(self) -> Loader | None:
+        """Batches of ``reported_on``; None where there is none."""
 
     @property
     def chosen_on(self) -> str | None:
         """Split that is evaluated after each epoch to choose the best one; None chooses none."""
 
     @property
-    def reported_on(self) -> str:
-        """Split that the results are of."""
+    def reported_on(self) -> str | None:
+        """Split that the results are of; None where no image is evaluated."""
 
     def split(self, images: Any, targets: Any, progress: float) -> Sequence[tuple[Any, Any]]:
         """Make of a batch the parts that go through the network one by one; ``progress`` is the share of all steps."""
@@ -119,9 +123,9 @@ class Classification:
         state: Model and transforms.
         world: This process among all.
         train_set: Images to train on.
-        test_set: Images to report on.
-        test_batches: Their batches of this process.
         autocast: Context of the forward pass.
+        test_set: Images to report on; None evaluates none.
+        test_batches: Their batches of this process.
         val_set: Images to choose the best epoch by, which may be ``test_set``; None chooses none.
         val_batches: Their batches of this process, if they are not the test images.
         train_batches: The training images, neither augmented nor mixed, where they are evaluated too.
@@ -132,9 +136,9 @@ class Classification:
     state: State
     world: World
     train_set: ImageSet
-    test_set: ImageSet
-    test_batches: Loader
     autocast: contextlib.AbstractContextManager[Any]
+    test_set: ImageSet | None = None
+    test_batches: Loader | None = None
     val_set: ImageSet | None = None
     val_batches: Loader | None = None
     train_batches: Loader | None = None
@@ -152,9 +156,9 @@ class Classification:
         return self.val_set.split if self.val_set else None
 
     @property
-    def reported_on(self) -> str:
+    def reported_on(self) -> str | None:
         """The split that the results are of."""
-        return self.test_set.split
+        return self.test_set.split if self.test_set else None
 
     @property
     def skipped(self) -> int:
@@ -197,11 +201,11 @@ class Classification:
 
     def opening(self) -> str:
         """Return the set's name and sizes, and whether it is another one than the recipe's."""
-        data, test = self.train_set, f"{len(self.test_set):,} to test"
+        data, test = self.train_set, f"{len(self.test_set):,} to test" if self.test_set else "none to evaluate on"
         if self.val_batches and self.val_set:
             test = f"{len(self.val_set):,} to validate, {test}"
         elif self.chosen_on == "val":
-            test = f"{len(self.test_set):,} to validate and to report on"
+            test = f"{len(self.val_set or ()):,} to validate and to report on"
         named = RECIPES.get(self.recipe.name)
         other = f" (not {named.data}, which the recipe is for)" if named and named.data not in ("", data.name) else ""
         return (
@@ -221,6 +225,8 @@ class Classification:
         return (f"the learning rate is multiplied by {recipe.gamma:g} after these of {recipe.epochs} epochs: {epochs}",)
 
     def _choice(self) -> str:
+        if self.test_set is None:
+            return "no images to evaluate on: the weights after the last epoch are kept, and there is no test result"
         if self.chosen_on is None:
             return "no validation images: no best epoch is chosen, and test is evaluated after the last one only"
         if self.val_batches:
@@ -232,8 +238,8 @@ class Classification:
 
     def circumstances(self) -> dict[str, Any]:
         """Return the mix, size and decoder of the images, and the numbers of classes and of test images."""
-        counts = {"classes": self.test_set.num_classes, "test_images": len(self.test_set)}
-        decoder = None if isinstance(self.test_set, ArraySet) else self.recipe.decoder
+        counts = {"classes": self.train_set.num_classes, "test_images": len(self.test_set or ())}
+        decoder = None if isinstance(self.train_set, ArraySet) else self.recipe.decoder
         return {"mix": self.recipe.mix, "image_size": self._image_size(), "decoder": decoder, **counts}
 
     def fingerprint(self) -> str:
@@ -267,6 +273,7 @@ class Classification:
 
     def pictures(self, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
         """Return the test images that a report shows and, of a model trained with SMMix, its attention."""
+        assert self.test_set is not None
         made, recipe = answers(arrays), self.recipe
         index = examples(made)
         few = decode(

@@ -17,7 +17,7 @@ from cutmix.config.options import TrainOptions
 from cutmix.config.recipe import Recipe
 from cutmix.config.recipes import recipe_changes
 from cutmix.errors import InputError
-from cutmix.runs.folder import RunFolder, command_line, has_results, today, write_arrays, write_bytes
+from cutmix.runs.folder import RunFolder, command_line, is_complete, today, write_arrays, write_bytes
 from cutmix.runs.read import read_arrays
 from cutmix.runs.record import Record, with_interval
 from cutmix.runtime.checkpoint import load_checkpoint, save_checkpoint
@@ -200,7 +200,11 @@ def evaluate_epoch(run: Run) -> dict[str, Any]:
             keep(run, same, "best.next", "best.next.safetensors")  # best once the checkpoint says so
         if is_over(run) and chosen_on == reported_on:
             keep(run, arrays, "last", "model.safetensors")
-    if is_over(run) and chosen_on != reported_on:
+    if is_over(run) and reported_on is None:
+        if state.average:
+            state.average.copy_counters(state.network)
+        keep(run, None, "last", "model.safetensors")
+    elif is_over(run) and reported_on and chosen_on != reported_on:
         figures, arrays = evaluate(run, reported_on)
         keep(run, arrays, "last", "model.safetensors")
         record = record if chosen_on else record | {"split": reported_on, **figures}
@@ -233,12 +237,13 @@ def evaluate(run: Run, split: str) -> Evaluation:
 
 def evaluate_best(run: Run) -> None:
     """Evaluate the weights of the best epoch on the split that is reported, where another one chose them."""
-    if not run.state.best or run.task.chosen_on == run.task.reported_on:
+    reported_on = run.task.reported_on
+    if not run.state.best or reported_on is None or run.task.chosen_on == reported_on:
         return
     barrier(run.world)  # the first process has written the weights
     best = copy.deepcopy(run.state.exported)
     load_weights(best, read_weights(run.path / "best.safetensors"))
-    arrays = run.task.evaluate(best, run.task.reported_on).arrays
+    arrays = run.task.evaluate(best, reported_on).arrays
     if run.folder:
         write_arrays(run.path / "predictions/best.npz", arrays)
 
@@ -279,10 +284,22 @@ def log(run: Run, record: dict[str, Any]) -> None:
 
 
 def finish(run: Run) -> None:
-    """Write the records of the last epoch, and of the best one where there is one."""
+    """Write the results, and say where weights and results are."""
     evaluate_best(run)
     if not run.folder:
         return
+    if run.task.reported_on:
+        write_records(run, run.folder)
+    kind = "the moving average of the weights" if run.state.average else "the weights"
+    run.progress.say(f"{run.path / 'model.safetensors'} holds {kind} after the last epoch")
+    if run.task.reported_on:
+        run.progress.say(f"results in {run.path}; cutmix report {run.path} makes a page of them")
+    else:
+        run.progress.say(f"no test result; cutmix evaluate {run.path} --data FOLDER evaluates it on other images")
+
+
+def write_records(run: Run, folder: RunFolder) -> None:
+    """Write and print the records of the last epoch, and of the best one where there is one."""
     recipe = run.recipe
     common: dict[str, Any] = {
         "source": "training", "recipe": recipe.name, "recipe_changes": recipe_changes(recipe), "data": run.data,
@@ -302,15 +319,12 @@ def finish(run: Run) -> None:
         records += [replace(record, **its) for record in run.task.records(arrays)]
         for name, png in run.task.pictures(arrays).items() if which == "last" else ():
             write_bytes(run.path / f"pictures/{name}.png", png)
-    run.folder.write_results(records)
+    folder.write_results(records)
     for record in records:
         if record.metric == run.task.key:
             said = f"{run.task.title} on {record.split} {with_interval(record, unit=run.task.unit)}"
             chosen = f", chosen on {record.chosen_on}" if record.chosen_on else ""
             run.progress.say(f"{record.which} epoch ({record.epoch}{chosen}): {said}")
-    kind = "the moving average of the weights" if run.state.average else "the weights"
-    run.progress.say(f"{run.path / 'model.safetensors'} holds {kind} after the last epoch")
-    run.progress.say(f"results in {run.path}; cutmix report {run.path} makes a page of them")
 
 
 def begin(run: Run) -> bool:
@@ -339,13 +353,13 @@ def begin(run: Run) -> bool:
             for line in run.folder.resume(recipe):
                 run.progress.say(line)
             run.folder.promote_best(run.state.best.get("epoch"))
-        if is_over(run) and has_results(run.path):
+        if is_over(run) and is_complete(run.path):
             run.progress.say(f"{run.path} is finished")
             return True
         if run.folder:
             run.folder.cut_log(snapshot["log_size"])
         run.progress.say(f"going on after step {run.state.step}")
-    elif has_results(run.path):
+    elif is_complete(run.path):
         run.progress.say(f"{run.path} is finished")
         return True
     elif run.folder:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 import math
 from dataclasses import dataclass, field, fields, replace
@@ -23,7 +24,7 @@ from cutmix.data.sets import keep_per_class
 from cutmix.errors import InputError, did_you_mean, missing_extra
 from cutmix.models import weights_normalization
 from cutmix.runs.folder import RunFolder, environment, read_recipe, today
-from cutmix.runs.read import read_environment
+from cutmix.runs.read import NOTHING, read_environment
 from cutmix.runtime.device import autocast, resolve_precision
 from cutmix.runtime.distributed import World, gather, parallel
 from cutmix.runtime.header import Header, read_header
@@ -74,7 +75,6 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     if normalization:
         splits = splits.normalized(*normalization)
     train_set, val_set, test_set = splits.train, splits.chooses, splits.reported
-    assert test_set is not None
     shared: dict[str, Any] = {
         "batch_size": recipe.batch_size, "device": world.device, "workers": options.workers,
         "channels_last": recipe.channels_last, "decoder": recipe.decoder, "rank": world.rank, "world_size": world.size,
@@ -93,15 +93,19 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
         raise InputError(
             "--patience needs images to choose an epoch by; expected a val split apart from the test split"
         )
+    if recipe.train_error and test_set is None:
+        raise InputError("--train-error stands beside the error on other images; expected a val or a test split")
     weights = read_class_weights(recipe.class_weights, train_set) if recipe.class_weights else None
     notes += describe_balance(recipe, train_set, weights)
-    state = start_state(recipe, train_set, world, started=started)
+    if world.first and notes:
+        say("\n".join(notes))  # before any weights are downloaded
+    state, notes = start_state(recipe, train_set, world, started=started), []
     if (precision := resolve_precision(given.precision, world.device, state.network)) != recipe.precision:
         recipe = replace(recipe, precision=precision)
         notes.append("float32, as depthwise convolutions are slower in bfloat16 on a CPU (--precision)")
     task = Classification(
-        recipe, state, world, train_set, test_set, test_loader(test_set, **shared),
-        autocast(recipe.precision, world.device), val_set=val_set,
+        recipe, state, world, train_set, autocast(recipe.precision, world.device), test_set=test_set,
+        test_batches=test_loader(test_set, **shared) if test_set else None, val_set=val_set,
         val_batches=test_loader(val_set, **shared) if val_set and val_set is not test_set else None,
         train_batches=test_loader(train_set, **shared) if recipe.train_error else None,
         class_weights=None if weights is None else weights.to(world.device),
@@ -140,6 +144,7 @@ def assemble(
         autocast=autocast(recipe.precision, world.device),
         progress=Progress(recipe.epochs, batches.steps, shown=world.first),
         about=environment(world.device)
+        | {"evaluated_on": task.reported_on or NOTHING}
         | {"precision": recipe.precision, "processes": world.size, "date": today()}
         | {"parameters": sum(p.numel() for p in state.network.parameters())}
         | about,
@@ -173,9 +178,10 @@ def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> Splits:
     splits = first or opened(copies)
     if world.first and splits.folders:
         say("\n".join(describe_splits(splits).lines()))
-    if splits.reported is None:
+    if splits.reported is None and recipe.val_fraction:
         raise InputError(
-            f"{recipe.data} leaves no images to evaluate on; expected two of some class, and --val-fraction above 0"
+            f"{recipe.data} leaves no images to evaluate on; expected two of some class, or --val-fraction 0 to train "
+            "on all images and evaluate none"
         )
     if recipe.train_per_class is not None:
         splits = replace(splits, train=keep_per_class(splits.train, recipe.train_per_class))
@@ -268,7 +274,7 @@ def _read_file(path: Path) -> dict[str, float]:
             raise InputError(f"{path} is no JSON: {error}") from None
     else:
         try:
-            lines = [row for row in csv.reader(text.splitlines()) if row]
+            lines = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
         except csv.Error as error:
             raise InputError(f"{path} is no CSV: {error}") from None
         if bad := next((row for row in lines if len(row) != 2), None):

@@ -10,7 +10,8 @@ from cutmix.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cutmix.errors import InputError
 from cutmix.models import create_model
 from cutmix.models.create import pretrained_normalization, weights_normalization
-from cutmix.runtime.header import read_header
+from cutmix.runs.folder import find_weights
+from cutmix.runtime.header import read_header, timm_config
 from cutmix.training.state import start_branches_at_one
 
 
@@ -59,7 +60,9 @@ def load_backbone(recipe: Transfer) -> Backbone:
         mean, std = known or (IMAGENET_MEAN, IMAGENET_STD)
         return Backbone(network, model, mean, std, source)
     path = Path(source).expanduser()
-    if path.is_dir():
+    if path.is_dir() and timm_config(path):
+        path = find_weights(path, "last")
+    elif path.is_dir():
         path = path / "model.safetensors"
     if not path.exists():
         raise InputError(

@@ -1,6 +1,7 @@
 """A file of labels lists the same data set as class folders do."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from PIL import Image
 
 from cutmix.cli import main
-from cutmix.data import open_splits
+from cutmix.data import FileSet, open_splits
+from cutmix.data.describe import describe_splits
 from cutmix.data.folder import read_class_folders
 from cutmix.data.label_file import read_label_file
 from cutmix.errors import InputError
@@ -76,9 +78,42 @@ def test_splits_are_those_of_the_file_and_a_run_trains_on_it(folder: Path, tmp_p
     main(["data", str(file)])
 
 
+def test_without_splits_it_is_divided_as_the_folders_are(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "cat/0.png", folder / "cat/copy.png")
+    ids = [(path.removesuffix(".png"), label) for path, label in rows(folder)]
+    listed = write(folder, "image_id,label\n" + "".join(f"{path},{label}\n" for path, label in ids))
+    ours, theirs = open_splits(str(listed)), open_splits(str(folder))
+    for one, other in ((ours.train, theirs.train), (ours.val, theirs.val)):
+        assert isinstance(one, FileSet)
+        assert isinstance(other, FileSet)
+        assert [path.relative_to(folder) for path in one.paths] == [path.relative_to(folder) for path in other.paths]
+    assert describe_splits(ours).copies == describe_splits(theirs).copies == [["cat/0.png", "cat/copy.png"]]
+
+
+def test_images_may_lie_outside_the_folder_of_the_file(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "cat/0.png", folder / "cat/copy.png")
+    aside = tmp_path.with_name(f"{tmp_path.name}-aside")
+    aside.mkdir()
+    listed = write(aside, "path,label\n" + "".join(f"{folder / path},{label}\n" for path, label in rows(folder)))
+    copies = [f"../{tmp_path.name}/cat/{name}.png" for name in (0, "copy")]
+    assert describe_splits(open_splits(str(listed))).copies == [copies]
+
+
 def test_numbers_are_sorted_by_value(folder: Path) -> None:
     text = "".join(f"{path},{number + 1}\n" for number, (path, _) in enumerate(rows(folder)))
     assert read_label_file(write(folder, text)).classes == tuple(map(str, range(1, 13)))
+
+
+def test_unicode_neither_ends_a_line_nor_makes_a_second_class(folder: Path) -> None:
+    first, *others = [path for path, _ in rows(folder)]
+    names = ["a\u2028b", "cafe\u0301", "caf\u00e9", "two\nlines", "\ud800"]
+    listed = list(zip(others, names, strict=False))
+    text = "path,label\n" + "".join(f'{path},"{name}"\n' for path, name in [(first, "a"), *listed[:-1]])
+    classes = [name.encode("unicode_escape").decode() for name in read_label_file(write(folder, text)).classes]
+    assert classes == ["a", "a\\\\u2028b", "caf\\xe9", "two\\\\nlines"]
+    lines = [json.dumps({"path": path, "label": name}, ensure_ascii=name == "\ud800") for path, name in listed]
+    found = read_label_file(write(folder, "\n".join(lines), "labels.jsonl"))
+    assert [len(own) for own in found.parts["all"]] == [1, 1, 2, 1]
 
 
 @pytest.mark.parametrize(

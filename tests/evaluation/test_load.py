@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -17,6 +18,7 @@ from cutmix.data import ImageSet, open_data
 from cutmix.errors import InputError
 from cutmix.evaluation.load import draw_images, find_subject, load_model, open_test_set, read_classes
 from cutmix.models import create_model
+from cutmix.runs.folder import find_weights
 from cutmix.runtime.weights import save_weights
 
 
@@ -128,6 +130,20 @@ def test_a_list_of_classes_gives_the_order_of_the_outputs(tmp_path: Path, text: 
     assert data.labels.tolist() == [1, 0, 2]
 
 
+def test_a_list_of_classes_names_them_as_folders_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    names = ["cafe\u0301", "a\u2028b", "c\x85d"]  # a decomposed letter; line separators that end no line
+    (tmp_path / "classes").write_text("\n".join(names), encoding="utf-8", newline="")
+    torch.save(create_model("resnet20", 3).state_dict(), tmp_path / "w.pth")
+    folder = image_files(tmp_path / "photos", 1, names)
+    data = opened(tmp_path / "w.pth", folder, model="resnet20", classes=tmp_path / "classes")
+    assert [data.classes[label] for label in data.labels] == list(open_data(str(folder), "all").classes)
+    assert not caplog.text
+    named = ours(tmp_path / "w.safetensors", folder, ("x", "y", "z"))
+    assert find_subject(EvaluateOptions(named, classes=tmp_path / "classes")).classes == data.classes
+    assert "names its classes otherwise (x, y, z, …)" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [("", "no list"), ("a\n\nb", "no list"), ("[1, 2]", "no list"), ('{"a": "b"}', "no list"), ("[" * 9999, "no list"),
@@ -142,12 +158,29 @@ def test_a_bad_list_of_classes_is_one_sentence(tmp_path: Path, text: str, said: 
         find_subject(EvaluateOptions(path, classes=tmp_path))
 
 
+@pytest.mark.parametrize("safe", [True, False])
+def test_a_folder_of_timm_tells_model_classes_and_normalization(safe: bool, tmp_path: Path) -> None:
+    """As it is published on the Hugging Face Hub: what config.json says wins over the order of the folders."""
+    network = timm.create_model("resnet10t", num_classes=2)
+    told = {"num_classes": 2, "label_names": ["dog", "cat"], "pretrained_cfg": {"mean": [0.1] * 3, "std": [0.2] * 3}}
+    timm.models.save_for_hf(network, tmp_path / "hub", model_config=told, safe_serialization=safe)
+    folder = image_files(tmp_path / "photos", 1)
+    for source in (tmp_path / "hub", find_weights(tmp_path / "hub", "last")):
+        options = EvaluateOptions(source, str(folder))
+        subject = find_subject(options)
+        data = open_test_set(options, subject)
+        assert (data.classes, data.labels.tolist()) == (("dog", "cat"), [1, 0])
+        assert (data.mean, data.std) == ((0.1,) * 3, (0.2,) * 3)
+        loaded = load_model(options, subject, data)
+        assert torch.equal(loaded.fc.weight, network.fc.weight)
+
+
 def test_numbered_folders_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     torch.save(create_model("resnet20", 11).state_dict(), tmp_path / "w.pth")
     folder = image_files(tmp_path / "photos", 1, [str(n) for n in range(11)])
     assert opened(tmp_path / "w.pth", folder, model="resnet20").classes[:3] == ("0", "1", "10")
-    assert "class folders are numbers" in caplog.text
+    assert "in the order of the classes of photos (0, 1, 10, 2, …), numbers sorted as text" in caplog.text
     (tmp_path / "classes").write_text("\n".join(str(n) for n in range(11)))
     caplog.clear()
     data = opened(tmp_path / "w.pth", folder, model="resnet20", classes=tmp_path / "classes")

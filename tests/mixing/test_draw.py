@@ -177,7 +177,9 @@ def test_what_is_sent_in_one_copy_is_the_draw(batch: tuple[Tensor, Tensor], monk
 
 
 @pytest.mark.parametrize(
-    "make", [CutMix, Mixup, lambda **options: Cutout(4, **options)], ids=["CutMix", "Mixup", "Cutout"]
+    "make",
+    [CutMix, Mixup, lambda **options: Cutout(4, **options), lambda per_sample, inplace, seed: MultiCutMix(seed=seed)],
+    ids=["CutMix", "Mixup", "Cutout", "MultiCutMix"],
 )
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("per_sample", [False, True])

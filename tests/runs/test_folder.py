@@ -19,7 +19,7 @@ from cutmix.runs.folder import (
     command_line,
     environment,
     find_weights,
-    has_results,
+    is_complete,
     saved_recipe,
     write_arrays,
     write_bytes,
@@ -206,11 +206,11 @@ def test_results_of_training_replace_their_own_and_keep_evaluations(run: Path) -
     evaluation = Record(metric="top1_err", value=9.0, file="model.safetensors")
     own = Record(metric="top1_err", value=1.0, source="training")
     append_records(run / "results.jsonl", [evaluation])
-    assert not has_results(run)
+    assert not is_complete(run)
     with opened(run, resume=True) as folder:
         folder.write_results([own])
         folder.write_results([own])
-    assert has_results(run)
+    assert is_complete(run)
     assert read_records(run / "results.jsonl") == [own, evaluation]
 
 

@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 import cutmix.training.loop
 import cutmix.training.state
-from cutmix.config.options import EvaluateOptions, TrainOptions
+from cutmix.config.options import CompareOptions, EvaluateOptions, TrainOptions
 from cutmix.config.recipe import Recipe
 from cutmix.data import FileSet, open_splits
+from cutmix.errors import InputError
 from cutmix.evaluation.command import run_evaluate
 from cutmix.report.summary import results as page_of_results
+from cutmix.report.summary import write_report
 from cutmix.runs.read import read_arrays, read_log, read_runs
 from cutmix.runs.record import Record, read_records
+from cutmix.training.campaign import run_methods
 from cutmix.training.loop import run_training
 
 RECIPE = Recipe(
@@ -180,3 +183,42 @@ def test_the_log_names_the_split(tmp_path: Path) -> None:
         json.dumps({"kind": "epoch", "epoch": 1, "split": "val", "top1_err": 3.0}) + "\n"
     )
     assert read_log(tmp_path / "log.jsonl")[0]["split"] == "val"
+
+
+def test_without_any_image_to_evaluate_the_last_epoch_is_kept_and_nothing_claimed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "data", {"": 12})
+    recipe = replace(RECIPE, data=str(data), val_fraction=0.0, ema_decay=0.9, crop_fraction=1.0)
+    run = run_training(recipe, options(tmp_path / "run"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "24 images to train on, none to evaluate on" in said
+    assert "no images to evaluate on: the weights after the last epoch are kept, and there is no test result" in said
+    assert "no test result; cutmix evaluate" in said
+    assert [entry["epoch"] for entry in entries(run)] == [1, 2, 3, 4]
+    assert not (run / "results.jsonl").exists()
+    assert not (run / "best.safetensors").exists()
+    run_training(recipe, options(run, resume=True))
+    assert "is finished" in capsys.readouterr().out
+    page = write_report([run], tmp_path / "page.html")
+    assert "none of which are left to evaluate: no test result" in page.read_text(encoding="utf-8")
+    with pytest.raises(InputError, match=r"trained on all images of .*; give others with --data"):
+        run_evaluate(EvaluateOptions(run, device="cpu", workers=0))
+    other = open_splits(str(write(tmp_path / "other", {"test": 9, "train": 9})), val_fraction=0).test
+    assert isinstance(other, FileSet)
+    (found, *_) = run_evaluate(EvaluateOptions(run, data=str(tmp_path / "other"), device="cpu", workers=0))
+    assert (found.n, found.value) == (18, pytest.approx(error_of(run / "model.safetensors", other), abs=1e-4))
+
+
+def test_what_needs_images_to_evaluate_is_refused_before_it_trains(tmp_path: Path) -> None:
+    data = str(write(tmp_path / "data", {"": 12}))
+    nothing = replace(RECIPE, data=data, val_fraction=0.0)
+    with pytest.raises(InputError, match="leaves no images to compare the runs on"):
+        run_methods(nothing, CompareOptions(out=tmp_path / "compare"))
+    with pytest.raises(InputError, match="--train-error stands beside"):
+        run_training(replace(nothing, train_error=True), options(tmp_path / "run"))
+    with pytest.raises(InputError, match="--patience needs"):
+        run_training(replace(nothing, patience=2), options(tmp_path / "run"))
+    one = write(tmp_path / "one", {"": 1})
+    with pytest.raises(InputError, match="expected two of some class, or --val-fraction 0"):
+        run_training(replace(nothing, data=str(one), val_fraction=0.2), options(tmp_path / "run"))

@@ -124,3 +124,21 @@ def test_depthwise_convolutions_are_trained_in_float32_on_a_cpu(
     assert run.recipe.precision == "float32"
     assert run.notes[-1] == "float32, as depthwise convolutions are slower in bfloat16 on a CPU (--precision)"
     assert prepare(DIGITS, TrainOptions(out=tmp_path / "run", workers=0), WORLD).recipe.precision == "bfloat16"
+
+
+def test_what_is_chosen_is_said_before_weights_are_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for label in ("cat", "dog"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (8, 8), (40 * i, 0, 100 * (label == "cat"))).save(tmp_path / "photos" / label / f"{i}.png")
+
+    def fail(*_: Any, **__: Any) -> nn.Module:
+        raise InputError("no connection")
+
+    monkeypatch.setattr(cutmix.training.state, "create_model", fail)
+    with pytest.raises(InputError, match="no connection"):
+        prepare(Recipe(data=str(tmp_path / "photos")), TrainOptions(out=tmp_path / "run"), WORLD)
+    said = capsys.readouterr().out
+    assert said.index("12 images of 2 classes") < said.index("chosen by the data") < said.index("--epochs")

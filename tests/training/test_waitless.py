@@ -104,7 +104,7 @@ def make_run(recipe: Recipe) -> Run:
     shared: dict[str, Any] = {"batch_size": 8, "device": GPU, "workers": 0, "channels_last": recipe.channels_last}
     batches = loaders.train_loader(data, augment, seed=0, **shared)
     tests = loaders.test_loader(data, image_size=None, **shared)
-    task = Classification(recipe, state, world, data, data, tests, contextlib.nullcontext())
+    task = Classification(recipe, state, world, data, contextlib.nullcontext(), data, tests)
     return Run(
         recipe, TrainOptions(), world, Path("run"), "zeros", task, batches, state, "",
             state.model,         contextlib.nullcontext(), Progress(2, batches.steps, shown=False), {},
