@@ -1,6 +1,7 @@
 """A description of a data set: classes, splits and how they came about, what was left out, copies, leaks, sizes."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from cutmix.config.options import DataOptions
 from cutmix.data.decode import read_image
 from cutmix.data.division import Copies, find_copies
-from cutmix.data.folder import count_suffixes
+from cutmix.data.folder import ClassFolders, count_suffixes
 from cutmix.data.sets import ArraySet, FileSet, ImageSet, Splits, open_splits
 from cutmix.errors import printable
 from cutmix.runtime.files import write_atomic
@@ -43,6 +44,7 @@ class Description:
         copies: Groups of files of the same image.
         conflicts: The groups among them whose files are in different classes.
         leaks: By split: files left out of it since a later split has the same image.
+        deeper: Number of images in each folder inside a class folder; they are taken too.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Description:
     copies: list[list[str]] = field(default_factory=list)
     conflicts: list[list[str]] = field(default_factory=list)
     leaks: dict[str, list[str]] = field(default_factory=dict)
+    deeper: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them, the counts of each class by its name."""
@@ -100,6 +103,9 @@ class Description:
         if self.beside:
             where = "the split folders" if any(name.endswith("/") for name in self.beside) else "the class folders"
             lines.append(f"left out, beside {where}: {_some(self.beside)}")
+        if self.deeper:
+            images = _count(sum(self.deeper.values()), "image is", "images are")
+            lines.append(f"{images} in folders inside the class folders and taken too: {_some(self.deeper)}")
         if self.links:
             lines.append(f"{_count(len(self.links), 'link repeats a file', 'links repeat files')}: {_some(self.links)}")
         if self.unreadable:
@@ -256,7 +262,20 @@ def describe_splits(splits: Splits, copies: Copies | None = None) -> Description
         grouped(copies.groups),
         grouped(copies.conflicts),
         {split: shown(file.path for file in files) for split, files in splits.leaks.items()},
+        _deeper(folders),
     )
+
+
+def _deeper(folders: ClassFolders) -> dict[str, int]:
+    """Return the number of images in each folder inside a class folder."""
+    if folders.root.is_file():
+        return {}
+    counts: Counter[str] = Counter()
+    for part, classes in folders.parts.items():
+        level = len(folders.folders[part].parts) + 2  # the class, the file
+        paths = [file.path for own in classes for file in own]
+        counts.update(folders.name_of(path.parent) for path in paths if len(path.parts) > level)
+    return {f"{printable(name)}/": count for name, count in sorted(counts.items())}
 
 
 def draw_classes(data: ImageSet, *, per_class: int = 8, most: int = 40, side: int = 96) -> Image.Image:

@@ -327,6 +327,8 @@ def _class_names(folder: Path, part: str, root: Path) -> dict[str, str]:
         if not _holds_images(folder):
             raise InputError(f"{folder} holds no images; expected one folder a class with its images inside")
         hint = f", or give {root / 'train'} alone if they have no labels" if part not in ("all", "train") else ""
+        tables = [path.name for path in _visible(root) if path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".parquet")]
+        hint += f", or as --data a file of labels, such as {root / tables[0]}" if tables else ""
         raise InputError(
             f"{folder} holds images but no class folders; expected one folder a class with its images inside{hint}"
         )
@@ -366,9 +368,17 @@ def _deeper(folder: Path) -> Path | None:
 def _refuse_same_subfolders(folder: Path, names: list[str]) -> None:
     """Refuse class folders that look like splits, or like folders around the class folders."""
     inside = [frozenset(path.name for path in _visible(folder / name) if path.is_dir()) for name in names]
+    splits = NAMES_OF_PARTS.values()
+    for name, own in zip(names, inside, strict=True):
+        found = [part for part in sorted(own) if any(pattern.fullmatch(part) for pattern in splits)]
+        if len(found) > 1 and len(set(inside)) > 1 and not _holds_images(folder / name):
+            raise InputError(
+                f"{folder / name} beside {_some(other for other in names if other != name)} holds the splits "
+                f"{_some(found)}: give {folder / name} if it is the data set"
+            )
     if len(names) < 2 or len(set(inside)) > 1 or any(_holds_images(folder / name) for name in names):
         return
-    if len(inside[0]) > 1 or any(pattern.fullmatch(name) for name in inside[0] for pattern in NAMES_OF_PARTS.values()):
+    if len(inside[0]) > 1 or any(pattern.fullmatch(name) for name in inside[0] for pattern in splits):
         raise InputError(
             f"{_some(names)} in {folder} all hold the same folders, {_some(sorted(inside[0]))}: if they are splits, "
             "name them train, val and test; if they are classes, move the images up into them"

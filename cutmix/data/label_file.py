@@ -91,7 +91,8 @@ def _named(path: Path, rows: Iterable[dict[str, Any]], first: int) -> Iterable[R
             cells.append(printable_name(text) if wanted == "label" else text.decode())
             if not cells[-1] and wanted != "split":
                 raise InputError(
-                    f"{path}, row {number} has no {wanted}; expected a column named {', '.join(known[:4])} or the like"
+                    f"{path}, row {number} has no {wanted} in columns {', '.join(map(str, row))}; expected a column "
+                    f"named {', '.join(known[:4])} or the like"
                 )
         yield number, *cells  # type: ignore[misc]
 

@@ -115,6 +115,19 @@ def class_of_other_files(root: Path) -> None:
         (root / "dog" / f"{k}.heic").write_bytes(b"x")
 
 
+def splits_beside_others(root: Path) -> None:
+    """A repository: the data set, and a folder of charts."""
+    write_classes(root / "dataset" / "training_set")
+    write_classes(root / "dataset" / "test_set")
+    fill(root / "charts" / "resnet")
+
+
+def flat_with_labels(root: Path) -> None:
+    fill(root / "train")
+    fill(root / "test")
+    (root / "labels.csv").write_text("id,breed")
+
+
 def val_alone(root: Path) -> None:
     write_classes(root / "Val")
 
@@ -215,6 +228,14 @@ def linked_parent(root: Path) -> None:
         (too_deep, r"holds one folder only; the class folders are in .*archive/data: give that path"),
         (train_too_deep, r"train holds one folder only; the class folders are in .*images: move them into .*train"),
         (splits_in_classes, r"cat, dog in .* all hold the same folders, test, train: if they are splits, name them"),
+        (
+            splits_beside_others,
+            r"dataset beside charts holds the splits test_set, training_set: give .*dataset",
+        ),
+        (
+            flat_with_labels,
+            r"holds images but no class folders; .*a file of labels, such as .*labels\.csv$",
+        ),
         (unknown_splits, r"Lernen, Prüfen in .* all hold the same folders, ant, bee, cat: if they are splits"),
         (same_reading, "has two folders whose names both read 'café'"),
         (linked_twice, r"ant/1\.png and .*bee/own\.png are links to one file, in two classes; remove one"),

@@ -65,6 +65,17 @@ def test_everything_is_counted_and_named(messy: Path) -> None:
     ]
 
 
+def test_folders_inside_class_folders_are_named(messy: Path) -> None:
+    for part in ("Training", "Testing"):
+        (messy / part / "ant").rename(messy / part / "inner")
+        (messy / part / "ant").mkdir()
+        (messy / part / "inner").rename(messy / part / "ant" / "inner")
+    found = describe_data(str(messy), val_fraction=0)
+    assert found.deeper == {"Testing/ant/inner/": 4, "Training/ant/inner/": 13}
+    said = "17 images are in folders inside the class folders and taken too: Testing/ant/inner/, Training/ant/inner/"
+    assert said in found.warnings()
+
+
 def test_the_lines_of_opened_splits_are_those_of_the_description(messy: Path) -> None:
     lines = describe_splits(open_splits(str(messy), skip_unreadable=True)).lines()
     assert lines == describe_data(str(messy)).lines()
