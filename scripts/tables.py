@@ -216,8 +216,8 @@ def speed() -> str:
 
 
 BENCHMARKS = (
-    "mixing", "training", "network", "network-1-thread", "smmix", "captioning", "average-precision", "localization",
-    "ood",
+    "mixing", "describe", "training", "network", "network-1-thread", "smmix", "captioning", "average-precision",
+    "localization", "ood",
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {
     **{
