@@ -8,8 +8,10 @@ import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 import cutmix
@@ -162,3 +164,31 @@ def test_the_pages_build_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", str(DOCS), str(tmp_path)]
     subprocess.run(command, check=True, timeout=300)
     assert (tmp_path / "index.html").is_file()
+
+
+def test_the_ten_minute_walk_works_as_written(tmp_path, monkeypatch, capsys):
+    """Every block of the page, in its order, with small models and one epoch."""
+    rng = np.random.default_rng(0)
+    for name, level in (("cat", 60), ("dog", 180)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = rng.normal(level, 40, (40, 48, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.jpg")
+    monkeypatch.chdir(tmp_path)
+    text = (DOCS / "guides" / "ten-minutes.md").read_text("utf-8")
+    for long, short in (
+        ("--model resnet18 --image-size 128", "--model resnet10t --no-pretrained --image-size 32"),
+        ("--epochs 5", "--epochs 1"), ("photos-resnet18", "photos-resnet10t"), ("--seeds 3 --epochs 10", "--seeds 2 --epochs 1"),
+    ):  # fmt: skip
+        assert long in text
+        text = text.replace(long, short)
+    for language, block in re.findall(r"```(sh|python)\n(.*?)```", text, re.DOTALL):
+        if language == "python":
+            exec(compile(block, "block", "exec"), {})
+        for line in block.splitlines() if language == "sh" else ():
+            cli.main(shlex.split(line)[1:])
+    for folder in ("exported", "exported-photos"):
+        assert {path.name for path in Path(folder).iterdir()} == {"README.md", "model.onnx"}
+    assert len(Path("predictions.csv").read_text().splitlines()) == 41
+    assert [path.suffix for path in Path().glob("explained*/*")] == [".png"] * 2
+    assert "of 100 images right" in capsys.readouterr().out

@@ -149,9 +149,9 @@ def in_words(one: Comparison) -> str:
     text += f" – {points:.1f} points {better} [{-d.high:+.1f}, {-d.low:+.1f}].".replace("-", "−")
     over = f"{d.seeds} seeds and {d.images:,} test images" if d.seeds > 1 else f"{d.images:,} test images and one seed"
     if one.settled:
-        text += f" This is more than chance (p = {_p(one.p)}, over {over})."
+        text += f" This is more than chance ({_chance(one.p)}, over {over})."
     else:
-        text += f" Chance is not excluded (p = {_p(one.p)}, over {over}); {_what_would_settle(one)}"
+        text += f" Chance is not excluded ({_chance(one.p)}, over {over}); {_what_would_settle(one)}"
     if d.seeds == 1:
         text += " One seed says nothing about another: give --seeds 3 or more."
     return text + f" {_classes_in_words(one)}{_time(one)}"
@@ -159,6 +159,10 @@ def in_words(one: Comparison) -> str:
 
 def _p(p: float) -> str:
     return "below 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _chance(p: float) -> str:
+    return "p below 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def _what_would_settle(one: Comparison) -> str:

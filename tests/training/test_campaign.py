@@ -101,7 +101,7 @@ def comparison(value: float, low: float, high: float, p: float, seeds: int = 3) 
 def test_the_words_say_direction_chance_and_classes() -> None:
     better = in_words(comparison(-5, -7, -3, 0.0001))
     assert "85.0 of 100 images right, 80.0 with none – 5.0 points better [+3.0, +7.0]" in better
-    assert "more than chance (p = below 0.001" in better
+    assert "more than chance (p below 0.001" in better
     assert "Helps most on cat (−10 points of error)" in better
     assert "1.20 times as long" in better
     worse = in_words(comparison(1, -2, 4, 0.4))
