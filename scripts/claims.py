@@ -22,7 +22,7 @@ class Evidence:
         setting: Model, data and metric.
         value: Difference of the two sides, in points.
         over: Seeds and images of the interval.
-        low: Lower end of the 95 % interval; None with one seed.
+        low: Lower end of the 95 % interval, over images alone with one seed; None without an interval.
         high: Upper end of it.
         p: P-value of no difference, adjusted by Holm's method over the page; None with one seed.
         detectable: Smallest true difference that would be found in 80 % of the cases.
@@ -114,7 +114,7 @@ def _printed(name: str, label: str, other: str | int = 0) -> str:
 
 
 def _evidence(asked: Mapping[str, Any], settings: Mapping[str, str]) -> Evidence | None:
-    """Return what an experiment says; None if it was not run with two seeds or more, where it needs them."""
+    """Return what an experiment says; None if it was not run."""
     setting = settings[asked["setting"]] + (f", {asked['what']}" if "what" in asked else "")
     sides = tuple(asked.get("sides", ("cutmix", "none")))
     if "compare" in asked:
@@ -128,9 +128,11 @@ def _compared(setting: str, name: str, per_class: int, sides: tuple[str, ...]) -
     """Return the comparison of two methods over seeds and images."""
     for one in read_lines(RESULTS / f"{name}.comparison.jsonl"):
         d = one["difference"]
-        if (one["per_class"], one["method"], one["baseline"]) == (per_class, *sides) and d["seeds"] > 1:
-            over = f"{d['seeds']} seeds × {d['images']:,} images"
-            return Evidence(setting, d["value"], over, d["low"], d["high"], d["p"], d["detectable"])
+        if (one["per_class"], one["method"], one["baseline"]) == (per_class, *sides):
+            several = d["seeds"] > 1
+            over = f"{d['seeds']} seed{'s' * several} × {d['images']:,} images"
+            p = d["p"] if several else None
+            return Evidence(setting, d["value"], over, d["low"], d["high"], p, d["detectable"])
     return None
 
 

@@ -49,7 +49,8 @@ def difference(one: dict[str, Any]) -> list[str]:
     """Return the cells of a comparison: the difference with its interval, its p-value, what would have been found."""
     d = SimpleNamespace(**one["difference"])
     seeds = f"{d.seeds} seed" + "s" * (d.seeds > 1)
-    return [f"{with_interval(d, '+.1f')}, {seeds}", in_words(one["p"]), f"{d.detectable:.1f}"]
+    chance = in_words(one["p"]) if d.seeds > 1 else f"images alone: {in_words(one['p'])}"
+    return [f"{with_interval(d, '+.1f')}, {seeds}", chance, f"{d.detectable:.1f}"]
 
 
 CHANCE = ["difference [95 %]", "p (Holm)", "would show"]
