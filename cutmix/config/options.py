@@ -348,6 +348,9 @@ class CompareOptions(CampaignOptions):
     """Runs of each method, with seeds from 0."""
     train_per_class: tuple[int, ...] = ()
     """Numbers of training images of each class, for a curve over subsets that contain one another; by default all."""
+    steps: int | None = None
+    """Optimizer steps of each run, so that subsets of all sizes are trained equally long; replaces --epochs, of which
+    --warmup-epochs and --eval-every keep their share."""
     out: Path = Path("runs/compare")
     """Folder that holds a folder for each run, the page and comparison.json; runs that were begun in it are resumed."""
     jobs: int = 1
@@ -363,6 +366,8 @@ class CompareOptions(CampaignOptions):
                 raise InputError(f"--{name} is {getattr(self, name)}; expected 1 to 1000")
         if any(count < 1 for count in self.train_per_class):
             raise InputError(f"--train-per-class is {self.train_per_class}; expected numbers of at least 1")
+        if self.steps is not None and self.steps < 1:
+            raise InputError(f"--steps is {self.steps}; expected a number of at least 1")
         if self.jobs > 1 and self.shard != "1/1":
             raise InputError("--jobs and --shard are both given; --jobs makes shards by itself")
 

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import math
 import os
 import re
 import subprocess
@@ -279,6 +280,7 @@ def plan_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
         for count in options.train_per_class or (recipe.train_per_class,):
             images = len(data) if count is None else count * classes
             shared, _ = complete(recipe, images=images, classes=classes, files=files)
+            shared = shared if options.steps is None else _in_steps(shared, options.steps, images)
             stem = shared.name.removesuffix(f"-{shared.mix}")
             for mix in options.mix:
                 name = f"{stem}-{mix}" if count is None else f"{stem}-{mix}-{count}-per-class"
@@ -287,6 +289,14 @@ def plan_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
                     Job(mix if count is None else f"{mix}, {count} a class", one, options.out / f"{name}-seed{seed}")
                 )
     return jobs
+
+
+def _in_steps(recipe: Recipe, steps: int, images: int) -> Recipe:
+    """Return a recipe with the epochs that make so many steps; warm-up and evaluations keep their share of them."""
+    epochs = max(round(steps / math.ceil(images / recipe.batch_size)), 1)
+    share = epochs / recipe.epochs
+    every = max(round(share * recipe.eval_every), 1)
+    return replace(recipe, epochs=epochs, warmup_epochs=round(share * recipe.warmup_epochs, 3), eval_every=every)
 
 
 def _run_shards(recipe: Recipe, options: CompareOptions) -> None:
@@ -299,6 +309,7 @@ def _run_shards(recipe: Recipe, options: CompareOptions) -> None:
     words = ["--config", options.out / "recipe.json", "--out", options.out, "--mix", *options.mix]
     words += ["--seeds", options.seeds, "--device", options.device, "--workers", options.workers]
     words += ["--train-per-class", *options.train_per_class] if options.train_per_class else []
+    words += ["--steps", options.steps] if options.steps else []
     words += ["--download"] if options.download else []
     running: list[subprocess.Popen[bytes]] = []
     with remembered_signals() as stop:

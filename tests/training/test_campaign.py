@@ -6,14 +6,18 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cutmix.cli import main
+from cutmix.config.options import CompareOptions
+from cutmix.config.recipes import RECIPES
 from cutmix.report.verdict import ClassDifference, Comparison, in_words
 from cutmix.runs.outcomes import crossed_difference
+from cutmix.training.campaign import plan_methods
 
 WORDS = ["compare", "digits-resnet20", "--mix", "none", "cutmix", "--seeds", "2", "--epochs", "1", "--device", "cpu",
          "--precision", "float32"]  # fmt: skip
@@ -70,9 +74,19 @@ def test_shards_and_subsets_together_are_the_whole(tmp_path: Path, capsys: pytes
     assert [one["per_class"] for one in found] == [5, 20]
 
 
+def test_subsets_are_trained_for_equally_many_steps() -> None:
+    recipe = replace(RECIPES["digits-resnet20"], batch_size=16, epochs=20, warmup_epochs=2, eval_every=4)
+    jobs = plan_methods(recipe, CompareOptions(train_per_class=(8, 16, 40), steps=100, seeds=1, mix=("none", "cutmix")))
+    found = {
+        job.recipe.train_per_class: (job.recipe.epochs, job.recipe.warmup_epochs, job.recipe.eval_every) for job in jobs
+    }
+    assert found == {8: (20, 2.0, 4), 16: (10, 1.0, 2), 40: (4, 0.4, 1)}  # 5, 10 and 25 steps an epoch
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--steps", "0"], "--steps is 0; expected a number of at least 1"),
         (["--mix", "none"], "expected two or more different methods"),
         (["--mix", "none", "none"], "expected two or more different methods"),
         (["--mix", "none", "cutmx"], "cutmx"),
