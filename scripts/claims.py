@@ -107,7 +107,7 @@ def _printed(name: str, label: str, other: str | int = 0) -> str:
         before, after = (next(row.numbers[0] for row in its.rows if row.label == one) for one in (label, other))
         return f"{before:.{its.digits}f} → {after:.{its.digits}f} %"
     of = {row.method: f"{row.numbers[other]:.{its.digits}f}" for row in its.rows if row.label == label}
-    return f"{of['CutMix']} % against {of['Baseline']} (Mixup {of['Mixup']}, Cutout {of['Cutout']})"
+    return f"{of['CutMix']} against {of['Baseline']} (Mixup {of['Mixup']}, Cutout {of['Cutout']})"
 
 
 # ---- experiments ----
