@@ -271,12 +271,19 @@ def captioning(runs: Sequence[Run]) -> Section | None:
 
 
 def paper_of_transfer(runs: Sequence[Run]) -> Section | None:
-    """The paper's tables of transfer with what was run by its protocol, and in what the runs differ from it."""
-    tasks = {run.task for run in runs}
-    names = [name for name, of in (("table10", {"detection", "captioning"}), ("tablea2", {"captioning"})) if of & tasks]
-    if not names:
+    """The paper's tables of transfer beside runs on its data, known by the number of test images."""
+    tested = {(run.task, record.n) for run in runs for record in run.results}
+    tables = [
+        table
+        for name in ("table10", "tablea2")
+        for table in find_tables(name)
+        if any(
+            ("detection" if row.metrics == ("map",) else "captioning", row.test_images) in tested for row in table.rows
+        )
+    ]
+    if not tables:
         return None
-    body = Markup("").join(beside_paper(table, runs) for name in names for table in find_tables(name))
+    body = Markup("").join(beside_paper(table, runs) for table in tables)
     return Section("The paper’s transfer", "paper-transfer", body)
 
 
