@@ -268,7 +268,7 @@ def erase(images: Tensor, probability: float, generator: Generator) -> Tensor:
         position = torch.arange(length)
         inside.append((position >= start[:, None]) & (position < (start + own)[:, None]))
     chosen = (u[0] < probability)[:, None]
-    rows, columns = (inside[0] & chosen).to(images.device), inside[1].to(images.device)
+    rows, columns = (side.to(images.device, non_blocking=True) for side in (inside[0] & chosen, inside[1]))
     return images.masked_fill_(rows[:, None, :, None] & columns[:, None, None, :], 0.0)
 
 

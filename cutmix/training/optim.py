@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from cutmix.config.recipe import Training
 from cutmix.errors import InputError
 
+FUSED = ("cuda",)
+"""Types of devices on which one launch updates all parameters."""
+
 
 def make_optimizer(
     recipe: Training, model: nn.Module, *, head_lr_factor: float = 1.0, layer_decay: float = 1.0
@@ -41,7 +44,7 @@ def make_optimizer(
 
 def _optimizer(recipe: Training, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     # one launch for all parameters and, with a gradient scaler, no wait for whether a gradient overflowed
-    fused = True if groups and groups[0]["params"][0].device.type == "cuda" else None
+    fused = groups[0]["params"][0].device.type in FUSED or None
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +15,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import cutmix.training.optim
 from cutmix.config.options import TrainOptions
 from cutmix.config.recipe import Recipe, complete
 from cutmix.config.recipes import RECIPES
 from cutmix.data import ArraySet, Augment, loaders
+from cutmix.runtime.device import make_scaler
 from cutmix.runtime.distributed import World
 from cutmix.runtime.terminal import Progress
 from cutmix.training.classification import Classification
 from cutmix.training.loop import train_step
-from cutmix.training.optim import make_average, make_optimizer
+from cutmix.training.optim import FUSED, make_average, make_optimizer
 from cutmix.training.setup import Run
 from cutmix.training.state import start_state
 
@@ -38,6 +41,9 @@ class Device(TorchDispatchMode):
         self.launches, self.waits = 0, list[str]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._fused_sgd_.default:  # which PyTorch has not for meta tensors
+            self.launches += 1
+            return None
         result = func(*args, **(kwargs or {}))
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
@@ -84,12 +90,26 @@ def different_steps() -> Iterable[Recipe]:
         recipe, _ = complete(recipe, images=1000, classes=10, files=False)
         family = next((small for name, small in SMALL.items() if recipe.model.startswith(name)), "resnet20")
         small = Recipe(model=family, **same, **{name: getattr(recipe, name) for name in names})
-        if small not in seen and small.mix != "smmix":  # asks for the device's autocast, which meta tensors have not
+        if small.mix == "smmix":
+            small = replace(small, mix_prob=1.0)  # each batch, and not by chance Mixup
+        if small not in seen:
             seen.add(small)
             yield small
 
 
 STEPS = list(different_steps())
+
+
+@contextlib.contextmanager
+def as_on_cuda() -> Iterator[None]:
+    """Let meta tensors have what those of a CUDA GPU have: fused optimizers, and autocast, which launches only casts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cutmix.training.optim, "FUSED", (*FUSED, "meta"))
+        patch.setattr(sys.modules["torch.optim.optimizer"], "_get_fused_kernels_supported_devices", lambda: ["meta"])
+        patch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+        patch.setattr(torch, "get_autocast_dtype", lambda *_: torch.bfloat16)
+        patch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+        yield
 
 
 def make_run(recipe: Recipe) -> Run:
@@ -99,8 +119,15 @@ def make_run(recipe: Recipe) -> Run:
     state = start_state(recipe, data, World(0, 1, torch.device("cpu")))
     state.model.to(GPU)
     state.optimizer, state.average = make_optimizer(recipe, state.model), make_average(recipe, state.network)
+    state.scaler = make_scaler(recipe.precision, GPU)
     world = World(0, 1, GPU)
-    augment = Augment(crop_padding=4, flip=True, color_jitter=recipe.color_jitter, lighting=recipe.lighting)
+    augment = Augment(
+        crop_padding=4,
+        flip=True,
+        color_jitter=recipe.color_jitter,
+        lighting=recipe.lighting,
+        random_erasing=recipe.random_erasing,
+    )
     shared: dict[str, Any] = {"batch_size": 8, "device": GPU, "workers": 0, "channels_last": recipe.channels_last}
     batches = loaders.train_loader(data, augment, seed=0, **shared)
     tests = loaders.test_loader(data, image_size=None, **shared)
@@ -114,11 +141,13 @@ def make_run(recipe: Recipe) -> Run:
 @functools.cache
 def step(recipe: Recipe) -> Device:
     """Take one step, and after it one that is watched, with its batch."""
-    run = make_run(recipe)
-    batches = run.batches.epoch(0)
-    train_step(run, *next(batches))
-    with watched() as device:
-        loss = train_step(run, *next(batches))
+    with as_on_cuda():
+        run = make_run(recipe)
+        batches = run.batches.epoch(0)
+        with watched():
+            train_step(run, *next(batches))
+        with watched() as device:
+            loss = train_step(run, *next(batches))
     assert loss.device == GPU
     return device
 
@@ -129,12 +158,35 @@ def test_a_step_waits_for_nothing_and_launches_little_more_than_a_plain_one(reci
     device = step(recipe)
     plain = step(replace(recipe, mix="none", mix_layers=layers, cutout=False, color_jitter=0.0, lighting=0.0))
     assert not device.waits
-    assert device.launches <= plain.launches + 130
+    assert device.launches <= (2 if recipe.mix == "smmix" else 1) * plain.launches + 130  # SMMix has a second pass
+
+
+PLAIN = next(recipe for recipe in STEPS if recipe.mix == "cutmix")
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_no_step_in_float16_waits_for_whether_a_gradient_overflowed(optimizer: Any, clip: float) -> None:
+    recipe = replace(PLAIN, optimizer=optimizer, clip_grad_norm=clip)
+    plain, scaled = step(recipe), step(replace(recipe, precision="float16"))
+    assert not scaled.waits
+    assert scaled.launches - plain.launches <= 10
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"accumulate": 2}, {"clip_grad_norm": 1.0}, {"random_erasing": 0.5}, {"head_lr_factor": 2.0},
+        {"precision": "bfloat16"}, {"precision": "tf32"}, {"channels_last": False}, {"drop_block": 0.1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_no_option_of_a_step_waits(changes: dict[str, Any]) -> None:
+    assert not step(replace(PLAIN, **changes)).waits
 
 
 def test_the_moving_average_is_a_few_launches() -> None:
-    recipe = next(recipe for recipe in STEPS if recipe.mix == "cutmix")
-    plain, averaged = step(recipe), step(replace(recipe, ema_decay=0.9))
+    plain, averaged = step(PLAIN), step(replace(PLAIN, ema_decay=0.9))
     assert not averaged.waits
     assert averaged.launches - plain.launches <= 2
 
