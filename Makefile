@@ -27,12 +27,14 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The stamp is written last, so that an interrupted installation is started again.
+# The stamp is written last, so that an interrupted installation is started again. torchattacks, an oracle of the tests,
+# asks for a requests that other packages do not go with; without it, its test is skipped with the reason.
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "cutmix needs Python 3.11 or newer; name one with make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torchattacks || true
 	touch $@
 
 clean:

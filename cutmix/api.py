@@ -173,7 +173,7 @@ def read_config_file(path: Path) -> tuple[str | None, dict[str, Any]]:
 
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise InputError(f"{path} is no mapping; expected lines such as 'epochs: 30', by the names of the flags")

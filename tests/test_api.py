@@ -150,7 +150,12 @@ def test_a_config_file_holds_defaults_and_flags_win(tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.parametrize(("text", "said"), [("- 1", "is no mapping"), ("a: [", "cannot be read as YAML"),
-                                            ("epoch: 3", "did you mean 'epochs'"), ("lr: fast", "lr is")])  # fmt: skip
+                                            ("epoch: 3", "did you mean 'epochs'"), ("lr: fast", "lr is"),
+                                            ("lr: 2020-01-01", 'lr is "2020-01-01"; expected a number'),
+                                            ("lr: 2020-13-45", "cannot be read as YAML"), ("mix: !!set {a}", "mix is"),
+                                            ("mix: !!binary aGk=", "mix is"), ("lr: 1" + "0" * 5000, "cannot be read"),
+                                            ("[" * 50_000, "cannot be read as YAML")],
+                         ids=range(10))  # fmt: skip
 def test_a_bad_config_file_is_refused(text: str, said: str, tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(text)

@@ -141,6 +141,9 @@ class DataOptions:
     download: bool = False
     """Download a known set that is not there."""
 
+    def __post_init__(self) -> None:
+        _check_ending(self.out, ".png")
+
 
 @dataclass(frozen=True)
 class PredictOptions:
@@ -275,6 +278,9 @@ class PreviewOptions:
     skip_unreadable: bool = False
     """Leave out unreadable images instead of stopping."""
 
+    def __post_init__(self) -> None:
+        _check_ending(self.out, ".png")
+
 
 @dataclass(frozen=True)
 class ReportOptions:
@@ -284,6 +290,9 @@ class ReportOptions:
     """Folders of runs."""
     out: Path = Path("report.html")
     """The page."""
+
+    def __post_init__(self) -> None:
+        _check_ending(self.out, ".html")
 
 
 @dataclass(frozen=True)
@@ -384,3 +393,9 @@ class DemoOptions:
     """Seed of both runs."""
     device: str = "auto"
     """auto (CUDA or else the CPU), cpu, cuda, cuda:1, xpu, mps."""
+
+
+def _check_ending(out: Path | None, ending: str) -> None:
+    """Refuse the name of an output by which an image or the results of a run would be replaced."""
+    if out is not None and out.suffix.lower() != ending:
+        raise InputError(f"--out is {out}; expected a name that ends in {ending}")

@@ -71,7 +71,10 @@ def _rows(path: Path) -> Iterable[Row]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ";" if ";" in text.partition("\n")[0] else ","
     # not splitlines(): a cell may contain line breaks, and a label the line separators of Unicode
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    lines = [line for line in reader if any(cell.strip() for cell in line)]
+    try:
+        lines = [line for line in reader if any(cell.strip() for cell in line)]
+    except csv.Error as error:
+        raise InputError(f"{path}, row {reader.line_num} is no row of a table: {error}") from None
     if lines and len(lines[0]) in (2, 3) and (path.parent / lines[0][0].strip()).is_file():  # no header
         lines.insert(0, ["path", "label", "split"][: len(lines[0])])
         return _named(path, (dict(zip(lines[0], line, strict=False)) for line in lines[1:]), first=1)

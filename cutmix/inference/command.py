@@ -5,6 +5,7 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -14,10 +15,10 @@ from PIL import Image
 from cutmix.config.options import ExplainOptions, PredictOptions, ServeOptions
 from cutmix.data.decode import read_image
 from cutmix.data.folder import EXTENSIONS
-from cutmix.errors import InputError, missing_extra
+from cutmix.errors import InputError, missing_extra, printable
 from cutmix.inference.explain import explain_image, find_class, heat_maps, training_images
 from cutmix.inference.model import Model, Prediction, load
-from cutmix.runs.folder import write_bytes
+from cutmix.runs.folder import is_run_file, write_bytes
 from cutmix.runtime.files import write_atomic
 from cutmix.runtime.terminal import say
 
@@ -28,7 +29,10 @@ def run_predict(options: PredictOptions) -> int:
     Raises:
         InputError: If the model, a path or an option cannot be used.
     """
+    if options.out is not None and is_run_file(options.out):
+        raise InputError(f"--out is {options.out}, a file of the run in {options.out.parent}; expected another name")
     model = load(options.source, which=options.which, device=options.device)
+    options = replace(options, top=min(options.top, len(model.classes)))
     files = [*chain.from_iterable(find_images(name) for name in options.images)] if options.images != ("-",) else None
     predictions = model.predict(
         files if files is not None else (line.rstrip("\n") for line in sys.stdin),
@@ -112,12 +116,18 @@ def write(predictions: Iterable[Prediction], file: TextIO, options: PredictOptio
 
 def _json_lines(predictions: Iterable[Prediction], file: TextIO) -> Iterator[Prediction]:
     for each in predictions:
-        line: dict[str, Any] = {"file": each.source, "error": each.error}
+        name = _named(each, file)
+        line: dict[str, Any] = {"file": name, "error": each.error}
         if each.error is None:
             ranked = [{"class": c, "probability": round(p, 6)} for c, p in zip(*each[1:3], strict=True)]
-            line = {"file": each.source, "sure": each.sure, "predictions": ranked}
+            line = {"file": name, "sure": each.sure, "predictions": ranked}
         print(json.dumps(line, ensure_ascii=False), file=file, flush=True)
         yield each
+
+
+def _named(prediction: Prediction, file: TextIO) -> str:
+    """Return the name of an image: as it is in a file, escaped on a terminal, which it could drive."""
+    return printable(prediction.source) if file.isatty() else prediction.source
 
 
 def _csv_lines(predictions: Iterable[Prediction], file: TextIO, top: int) -> Iterator[Prediction]:
@@ -127,7 +137,7 @@ def _csv_lines(predictions: Iterable[Prediction], file: TextIO, top: int) -> Ite
     for each in predictions:
         ranked = [cell for c, p in zip(*each[1:3], strict=True) for cell in (c, f"{p:.6f}")]
         ranked += [""] * (2 * top - len(ranked))
-        writer.writerow([each.source, *ranked, "" if each.error else str(each.sure).lower(), each.error or ""])
+        writer.writerow([_named(each, file), *ranked, "" if each.error else str(each.sure).lower(), each.error or ""])
         file.flush()
         yield each
 
@@ -169,7 +179,8 @@ def make_page(model: Model) -> Any:
         InputError: If gradio is not installed.
     """
     try:
-        import gradio
+        from gradio import Image as ImageField
+        from gradio import Interface, Label
     except ImportError:
         raise missing_extra("cutmix serve", "serve") from None
     explainer = heat_maps(model)
@@ -182,10 +193,10 @@ def make_page(model: Model) -> Any:
         return dict(ranked), Image.fromarray(found.overlay())
 
     calibrated = "calibrated on held-out images" if model.calibrated else "not calibrated"
-    return gradio.Interface(
-        classify, gradio.Image(type="pil", label="image"),
-        [gradio.Label(num_top_classes=min(5, len(model.classes)), label="classes"),
-         gradio.Image(label=f"heat map ({explainer.name})")],
+    return Interface(
+        classify, ImageField(type="pil", label="image"),
+        [Label(num_top_classes=min(5, len(model.classes)), label="classes"),
+         ImageField(label=f"heat map ({explainer.name})")],
         title=f"{model.recipe.name}: {len(model.classes)} classes",
         description=f"{model.recipe.model}; probabilities are {calibrated}. Images stay on this machine.",
         flagging_mode="never", analytics_enabled=False, api_name="classify",

@@ -102,9 +102,10 @@ def plan(tables: Sequence[Table], options: ReproduceOptions) -> list[Job]:
         raise InputError(f"--epochs is for --scale short; {options.scale} has its own number of epochs")
     if options.lr is not None and options.model is None:
         raise InputError("--lr is for another model, --model; the rows' own models have their own")
-    for option, value in (("seeds", options.seeds), ("epochs", options.epochs)):
-        if value is not None and value < 1:
-            raise InputError(f"--{option} is {value}; expected at least 1")
+    if options.seeds is not None and not 1 <= options.seeds <= 1000:
+        raise InputError(f"--seeds is {options.seeds}; expected 1 to 1000")
+    if options.epochs is not None and options.epochs < 1:
+        raise InputError(f"--epochs is {options.epochs}; expected at least 1")
     seeds = options.seeds if options.seeds is not None else 1 if options.scale == "smoke" else 3
     rows = {row.recipe: row for row in find_rows(tables, options.rows)}
     jobs = []

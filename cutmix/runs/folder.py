@@ -199,6 +199,11 @@ def _is_own(place: str, name: str) -> bool:
     return re.fullmatch(_PLACES[place], hidden[1] if hidden else name) is not None
 
 
+def is_run_file(path: Path) -> bool:
+    """Return whether a path is that of a file that a run keeps in its folder."""
+    return (path.parent / "config.json").is_file() and (path.name == "config.json" or _is_own("", path.name))
+
+
 def only_begun(path: Path) -> bool:
     """Return whether a folder without a configuration is empty, or holds only what is written before one."""
     return all(_FIRST.fullmatch(part.name) for part in path.iterdir())

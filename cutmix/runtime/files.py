@@ -384,5 +384,5 @@ def kind_of(value: Any) -> str:
         return "null"
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
-    text = json.dumps(value)
+    text = json.dumps(value, default=str)  # YAML has dates, bytes and sets
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,10 +1,11 @@
 """The flags that are no part of a recipe."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cutmix.config.options import TrainOptions
+from cutmix.config.options import DataOptions, PreviewOptions, ReportOptions, TrainOptions
 from cutmix.errors import InputError
 
 
@@ -20,3 +21,13 @@ from cutmix.errors import InputError
 def test_what_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         TrainOptions(**changes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ending"), [(DataOptions, ".png"), (PreviewOptions, ".png"), (ReportOptions, ".html")]
+)
+def test_an_output_has_the_ending_of_its_kind(kind: Any, ending: str) -> None:
+    kind("run", out=Path(f"a{ending.upper()}"))
+    for name in ("run/results.jsonl", "photos/a.jpg", "run", ".png"):
+        with pytest.raises(InputError, match=f"--out is {name}; expected a name that ends in {ending}"):
+            kind("run", out=Path(name))

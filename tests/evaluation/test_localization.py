@@ -88,6 +88,32 @@ def test_the_mean_of_a_map_and_the_bias_are_the_logit() -> None:
             )
 
 
+def test_a_map_is_grad_cam_of_the_features_before_the_mean() -> None:
+    """Behind a mean over h×w positions, Grad-CAM's weights are the classifier's over h·w."""
+    library = pytest.importorskip("pytorch_grad_cam")
+    targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets")
+    torch.manual_seed(0)
+    network, images, ids = create_model("resnet20", 3).eval(), torch.rand(3, 3, 20, 28), [2, 0, 1]
+    found: list[np.ndarray] = []
+
+    class Features(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return network.forward_features(x)
+
+    class Recorded(library.GradCAM):
+        def get_cam_image(self, *arguments: Any) -> np.ndarray:
+            found.append(super().get_cam_image(*arguments))
+            return found[-1]
+
+    model = nn.Sequential(Features(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), network.fc)
+    with Recorded(model, [model[0]]) as theirs:
+        theirs(images, [targets.ClassifierOutputTarget(each) for each in ids])
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), network(images))
+        ours = class_activation_map(network.forward_features(images), network.fc.weight, torch.tensor(ids))
+    np.testing.assert_allclose(found[0] * ours[0].numel(), ours.numpy(), rtol=1e-4, atol=1e-5)
+
+
 def test_a_map_is_the_sum_over_channels_of_its_own_class() -> None:
     features, weight = torch.randn(4, 5, 2, 3), torch.randn(7, 5)
     ids = torch.tensor([6, 0, 3, 3])

@@ -14,12 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from cutmix.cli import main
+from cutmix.cli import COMMANDS, main
+from cutmix.config.options import PredictOptions
 from cutmix.config.recipe import Recipe
 from cutmix.data import open_data
 from cutmix.data import test_loader as make_test_loader
 from cutmix.data.image_files import Decoder
 from cutmix.errors import InputError
+from cutmix.inference.command import write
 from cutmix.inference.model import Model, Prediction, Preprocessing, load
 from cutmix.runs.record import read_records
 
@@ -186,3 +188,30 @@ def test_the_file_of_predictions_is_replaced_whole_or_not_at_all(
     main(words)
     assert len(out.read_text().splitlines()) == 10
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_predictions_do_not_replace_a_file_of_a_run(run: Path, photos: Path) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for name in ("results.jsonl", "config.json", "model.safetensors"):
+        with pytest.raises(InputError, match=f"a file of the run in {run}; expected another name"):
+            COMMANDS["predict"]([str(run), str(photos / "val"), "--device", "cpu", "--out", str(run / name)])
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_names_are_as_they_are_in_a_file_and_escaped_on_a_terminal(kind: str, terminal: bool) -> None:
+    file = io.StringIO()
+    file.isatty = lambda: terminal  # type: ignore[method-assign]
+    found = [Prediction("a\x9b2J\x1b.png", ("cat",), (0.5,), True)]
+    assert write(found, file, PredictOptions(Path("run"), ("a",), format=kind)) == 0  # type: ignore[arg-type]
+    assert ("\x9b" in file.getvalue()) is not terminal
+    assert ("\\x9b2J\\x1b.png" in file.getvalue().replace("\\\\", "\\")) is terminal
+
+
+def test_more_classes_than_there_are_are_all_of_them(run: Path, photos: Path, tmp_path: Path) -> None:
+    image, out = str(photos / "val/fish/0.png"), tmp_path / "out.csv"
+    main(["predict", str(run), image, "--device", "cpu", "--top", "1000000000", "--out", str(out)])
+    header, row = csv.reader(out.read_text().splitlines())
+    assert header[-4:] == ["class_3", "probability_3", "sure", "error"]
+    assert len(row) == len(header)

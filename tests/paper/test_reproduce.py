@@ -148,6 +148,7 @@ def test_a_folder_of_another_run_is_refused(data: Path, tmp_path: Path, capsys: 
         (("table5", "--data", "digits"), "digits holds 10 classes of 8×8 pixels, but table5 is about cifar-100: 100"),
         (("table3", "--data", "digits"), "is about imagenet: 1000 classes of images of any size"),
         (("table5", "--seeds", "0"), "--seeds is 0"),
+        (("table5", "--seeds", "1000000000"), "--seeds is 1000000000; expected 1 to 1000"),
         (("table5", "--epochs", "5"), "--epochs is for --scale short"),
         (("table5", "--shard", "3/2"), "--shard is 3/2; expected i/n"),
         (("table5", "--shard", "half"), "--shard is half"),
