@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cutmix import __version__
-from cutmix.errors import InputError, did_you_mean, printable
+from cutmix.errors import InputError, did_you_mean, missing_module, printable
 
 if TYPE_CHECKING:
     from cutmix.config.options import RunOptions, TrainOptions
@@ -75,9 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if words[0] in ("-V", "--version"):
         print(f"cutmix {__version__}")
         return
-    from cutmix.runtime.terminal import guarded_output, print_once
-
     try:
+        from cutmix.runtime.terminal import guarded_output, print_once
+
         with guarded_output():
             if words[0] not in COMMANDS:
                 hint = did_you_mean(words[0], COMMANDS, f"the commands are {', '.join(COMMANDS)}")
@@ -88,6 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except ModuleNotFoundError as error:
+        print("cutmix:", missing_module(f"cutmix {words[0]}", error), file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def demo(words: list[str]) -> None:
@@ -404,24 +407,9 @@ def reproduce(words: list[str]) -> None:
     run_reproduce(options)
 
 
-COMMANDS = {
-    "demo": demo,
-    "data": data,
-    "train": train,
-    "transfer": transfer,
-    "compare": compare,
-    "evaluate": evaluate,
-    "predict": predict,
-    "explain": explain,
-    "serve": serve,
-    "export": export,
-    "push": push,
-    "preview": preview,
-    "report": report,
-    "recipes": recipes,
-    "paper": paper,
-    "reproduce": reproduce,
-}
+_IN_ORDER = (demo, data, train, transfer, compare, evaluate, predict, explain, serve, export, push, preview, report,
+             recipes, paper, reproduce)  # fmt: skip
+COMMANDS = {command.__name__: command for command in _IN_ORDER}
 
 
 def parse(what: Callable[..., Options], words: list[str], command: str, description: str) -> Options:

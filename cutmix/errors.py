@@ -69,6 +69,20 @@ def missing_extra(what: str, extra: str) -> InputError:
     return InputError(f"{what} needs {names}; install it with pip install {command}")
 
 
+def missing_module(what: str, error: ModuleNotFoundError) -> InputError:
+    """Return the error for a required package that is not installed; raises the error if a module of cutmix is missing.
+
+    The transforms and losses need torch and NumPy alone, so the package may be installed without its dependencies.
+    """
+    module = (error.name or "cutmix").partition(".")[0]
+    if module == "cutmix":
+        raise error
+    return InputError(
+        f"{what} needs the module {module}, which is not installed; pip install -e . in the source tree installs what "
+        "every command needs"
+    )
+
+
 def listed(words: Sequence[str]) -> str:
     """Return words as a sentence lists them: a, b and c."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -140,6 +141,28 @@ def test_importing_a_part_loads_no_more(module: str, allowed: set[str]) -> None:
     code = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}} & {known})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_the_transforms_run_with_torch_and_numpy_alone() -> None:
+    """As after ``pip install --no-deps``; a command then says what it lacks."""
+    metadata = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {re.split(r"[^\w-]", line)[0] for line in metadata} - {"torch", "numpy"}
+    modules = {{"pillow": "PIL", "scikit-learn": "sklearn", "pyyaml": "yaml"}.get(name, name) for name in names}
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({sorted(modules)}))
+import torch, cutmix
+images, labels = torch.rand(4, 3, 8, 8), torch.arange(4)
+for mix in (cutmix.CutMix(seed=0), cutmix.Mixup(seed=0), cutmix.RandomChoice([cutmix.CutMix()], seed=0)):
+    mixed, targets = cutmix.collate(mix)([*zip(images, labels.tolist())])
+    assert mixed.shape == images.shape and cutmix.mixed_cross_entropy(torch.zeros(4, 4), targets) > 0
+from cutmix.cli import main
+main(["train"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    said = r"cutmix: cutmix train needs the module \w+, which is not installed; pip install -e \. in the source tree"
+    assert re.match(said, done.stderr)
 
 
 def test_one_file_names_torch_distributed() -> None:

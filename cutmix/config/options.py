@@ -24,7 +24,7 @@ class RunOptions:
     overwrite: bool = False
     """Remove the run in the folder, and start again."""
     device: str = "auto"
-    """auto (CUDA or else the CPU), cpu, cuda, cuda:1, xpu, mps."""
+    """auto (CUDA, XPU, MPS or the CPU, the first there is), cpu, cuda, cuda:1, xpu, mps."""
     workers: int = WORKERS
     """Image files: threads that decode; 0 decodes in the thread of the loop."""
     log_every: int = 50
@@ -85,7 +85,7 @@ class EvaluateOptions:
     precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] | None = None
     """Arithmetic; by default the run's own, and float32 for a file."""
     device: str = "auto"
-    """auto (CUDA or else the CPU), cpu, cuda, cuda:1, xpu, mps."""
+    """auto (CUDA, XPU, MPS or the CPU, the first there is), cpu, cuda, cuda:1, xpu, mps."""
     workers: int = WORKERS
     """Image files: number of decoding threads."""
     skip_unreadable: bool = False
@@ -172,7 +172,7 @@ class PredictOptions:
     workers: int = WORKERS
     """Threads that decode."""
     device: str = "auto"
-    """auto (CUDA or else the CPU), cpu, cuda, cuda:1, xpu, mps."""
+    """auto (CUDA, XPU, MPS or the CPU, the first there is), cpu, cuda, cuda:1, xpu, mps."""
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -198,7 +198,7 @@ class ExplainOptions:
     which: Literal["last", "best"] = "last"
     """Epoch of a run."""
     device: str = "auto"
-    """auto (CUDA or else the CPU), cpu, cuda, cuda:1, xpu, mps."""
+    """auto (CUDA, XPU, MPS or the CPU, the first there is), cpu, cuda, cuda:1, xpu, mps."""
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -218,7 +218,7 @@ class ServeOptions:
     which: Literal["last", "best"] = "last"
     """Epoch of a run."""
     device: str = "auto"
-    """auto (CUDA or else the CPU), cpu, cuda, cuda:1, xpu, mps."""
+    """auto (CUDA, XPU, MPS or the CPU, the first there is), cpu, cuda, cuda:1, xpu, mps."""
 
 
 @dataclass(frozen=True)
@@ -316,7 +316,7 @@ class CampaignOptions:
     shard: str = "1/1"
     """i/n runs every n-th run from the i-th on, to share the runs among machines that see the same folder."""
     device: str = "auto"
-    """auto (CUDA or else the CPU), cpu, cuda, cuda:1, xpu, mps."""
+    """auto (CUDA, XPU, MPS or the CPU, the first there is), cpu, cuda, cuda:1, xpu, mps."""
     workers: int = WORKERS
     """Image files: threads that decode."""
     download: bool = False
@@ -392,7 +392,7 @@ class DemoOptions:
     seed: int = 0
     """Seed of both runs."""
     device: str = "auto"
-    """auto (CUDA or else the CPU), cpu, cuda, cuda:1, xpu, mps."""
+    """auto (CUDA, XPU, MPS or the CPU, the first there is), cpu, cuda, cuda:1, xpu, mps."""
 
 
 def _check_ending(out: Path | None, ending: str) -> None:

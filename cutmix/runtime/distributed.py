@@ -69,7 +69,7 @@ def find_device(name: str, local_rank: int | None = None) -> torch.device:
     """Return the device of a name.
 
     Args:
-        name: "auto" (the CUDA GPU where there is one, else the CPU), "cpu", "cuda", "cuda:1", "xpu", "mps".
+        name: "auto" (the first of CUDA, XPU, MPS and the CPU that is there), "cpu", "cuda", "cuda:1", "xpu", "mps".
         local_rank: Number of this process on its machine, which chooses among several devices; None without.
 
     Raises:
@@ -78,7 +78,9 @@ def find_device(name: str, local_rank: int | None = None) -> torch.device:
     available = {"cpu": 1, "cuda": torch.cuda.device_count(), "xpu": torch.xpu.device_count()}
     available["mps"] = int(torch.backends.mps.is_available())
     if name == "auto":
-        name = "cuda" if available["cuda"] else "cpu"
+        single = ("cuda", "xpu", "mps", "cpu")
+        shared = ("cuda", "cpu")  # what several processes compute on
+        name = next(kind for kind in (single if local_rank is None else shared) if available[kind])
     try:
         device = torch.device(name)
     except RuntimeError:

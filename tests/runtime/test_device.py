@@ -175,7 +175,11 @@ def test_other_accelerators_have_a_precision_a_name_and_a_generator(
     held = fake(monkeypatch, kind)
     device = find_device(kind)
     assert device == torch.device(kind, 0)
-    assert find_device("auto").type in ("cpu", "cuda")  # no other device is chosen unless it is named
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert find_device("auto") == device
+    assert find_device("auto", local_rank=0) == torch.device("cpu")  # several processes compute on CUDA or the CPU
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert find_device("auto") == torch.device("cuda", 0)
     assert resolve_precision("auto", device) == precision
     assert device_name(device).startswith(f"{kind} (")
     assert ("Arc B580" in device_name(device)) == (kind == "xpu")
