@@ -31,6 +31,8 @@ class RunOptions:
     """Log the loss every N steps; each reading waits for the GPU."""
     checkpoint_every: int = 1000
     """Save a checkpoint every N steps; 0 saves at the end of an epoch only."""
+    timeout: float = 1800.0
+    """Several processes: seconds that each waits for the others before it ends with an error."""
     log: Literal["tensorboard", "wandb", "mlflow", "trackio"] | None = None
     """Log to this tracker too; TensorBoard's files are in the folder of the run. Each needs its extra."""
 
@@ -40,6 +42,8 @@ class RunOptions:
         for name, least in (("workers", 0), ("log_every", 1), ("checkpoint_every", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least {least}")
+        if not 1 <= self.timeout <= 1e6:
+            raise InputError(f"--timeout is {self.timeout}; expected 1 to 1,000,000 seconds")
 
 
 @dataclass(frozen=True)

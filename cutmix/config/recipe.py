@@ -77,6 +77,8 @@ class Training:
     CUDA GPU; float16 scales the loss."""
     channels_last: bool = True
     """Memory layout that convolutions are faster in."""
+    sync_bn: bool = False
+    """Several GPUs: batch normalisation over the images of all of them, for few images on each."""
     compile: bool = False
     """Compile the network; the first steps then take a minute."""
 

@@ -13,9 +13,8 @@ _INDEX_BITS = 32
 class TrainOrder:
     """Which samples, shuffled by the seed and the epoch, this rank has in each batch.
 
-    All ranks have equally many: the last ones are filled up from the start of the epoch's order. What remains after
-    the full batches is a batch of its own if it fills at least half of one; otherwise the batches share it, so that
-    they differ by one sample at most, and none is a single sample, which batch normalisation cannot take.
+    All ranks have equally many: the last ones are filled up from the start of the epoch's order. The batches of a rank
+    differ by one sample at most, and none is a single sample, which batch normalisation cannot take.
     """
 
     def __init__(
@@ -65,12 +64,10 @@ class TrainOrder:
 
 
 def _divide(count: int, size: int) -> list[int]:
-    """Return the bounds of the batches of one rank: ``size`` samples each, and the rest as ``TrainOrder`` says."""
+    """Return the bounds of the batches of one rank: as few as can be of at most ``size``, as equal as can be."""
     steps = math.ceil(count / size)
-    rest = count - (steps - 1) * size
-    if size == 1 or steps == 1 or (rest > 1 and 2 * rest >= size):
-        return [*range(0, count, size), count]
-    steps = min(steps, count // 2)  # batches of two, and one of three
+    if size > 1:
+        steps = max(min(steps, count // 2), 1)  # batches of two, and one of three
     return [step * count // steps for step in range(steps + 1)]
 
 

@@ -19,7 +19,7 @@ from cutmix.data import FileSet, ImageSet
 from cutmix.errors import InputError
 from cutmix.evaluation.classifier import check_finite
 from cutmix.runs.record import Record
-from cutmix.runtime.distributed import World, gather
+from cutmix.runtime.distributed import World, gather_first
 from cutmix.statistics import check_confidence
 
 
@@ -58,8 +58,8 @@ def predict(
     world: World,
     *,
     autocast: contextlib.AbstractContextManager | None = None,
-) -> Predictions:
-    """Return the predictions of a model on a test set; each process computes its share, and all return the whole.
+) -> Predictions | None:
+    """Return the predictions of a model on a test set; each process computes its share, and the first has the whole.
 
     No sample is padded or counted twice: process r of R has samples r, r + R, …, and the result is exact whatever
     the number of processes.
@@ -70,8 +70,11 @@ def predict(
         world: This process among all.
         autocast: Context of the forward pass, e.g. ``torch.autocast``.
 
+    Returns:
+        The predictions in the first process, and None in the others.
+
     Raises:
-        InputError: If the test set is empty or a logit is not finite.
+        InputError: In the first process, if the test set is empty or a logit is not finite.
     """
     training, logits, labels = model.training, [], []
     model.eval()
@@ -81,7 +84,10 @@ def predict(
             labels.append(ids)
     model.train(training)
     share = (torch.cat(logits).cpu(), torch.cat(labels).cpu()) if logits else None
-    shares = [part for part in gather(share, world) if part is not None]
+    gathered = gather_first(share, world)
+    if gathered is None:
+        return None
+    shares = [part for part in gathered if part is not None]
     if not shares:
         raise InputError("the test set is empty")
     n, k = sum(len(part[1]) for part in shares), shares[0][0].shape[1]

@@ -32,7 +32,7 @@ from cutmix.runs.outcomes import answers, examples
 from cutmix.runs.read import read_config
 from cutmix.runs.record import Record, Results, append_records, read_records
 from cutmix.runtime.device import arithmetic, autocast, resolve_precision
-from cutmix.runtime.distributed import World, processes
+from cutmix.runtime.distributed import World, from_first, processes
 from cutmix.runtime.files import make_folder
 from cutmix.runtime.terminal import Console
 
@@ -135,8 +135,8 @@ class Evaluation:
         return self.view.decoder if isinstance(self.data, FileSet) else None
 
     @cached_property
-    def predictions(self) -> Predictions:
-        """The logits of all images, over all processes."""
+    def predictions(self) -> Predictions | None:
+        """The logits of all images, over all processes; None in every process but the first."""
         view = self.view._replace(image_size=self.image_size)
         loader = test_loader(
             self.images, batch_size=self.options.batch_size, device=self.world.device,
@@ -144,6 +144,12 @@ class Evaluation:
             world_size=self.world.size, **view._asdict(),
         )  # fmt: skip
         return predict(self.model, loader.epoch(), self.world, autocast=autocast(self.precision, self.world.device))
+
+    @property
+    def logits(self) -> Tensor:
+        """The logits of all images, in the first process."""
+        assert self.predictions is not None
+        return self.predictions.logits
 
     @cached_property
     def classifier(self) -> Classifier:
@@ -165,15 +171,23 @@ class Evaluation:
 
 
 def _classification(evaluation: Evaluation) -> SuiteResult:
-    records = [replace(record, suite="classification") for record in error_records(evaluation.predictions)]
-    arrays = predictions_arrays(evaluation.predictions, evaluation.images)
-    return SuiteResult(records, arrays, _examples(evaluation, arrays))
+    predictions = evaluation.predictions
+
+    def records() -> list[Record]:
+        assert predictions is not None
+        return [replace(record, suite="classification") for record in error_records(predictions)]
+
+    found = from_first(records, evaluation.world)
+    if predictions is None:
+        return SuiteResult(found, {})
+    arrays = predictions_arrays(predictions, evaluation.images)
+    return SuiteResult(found, arrays, _examples(evaluation, arrays))
 
 
 def _examples(evaluation: Evaluation, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
     """Return the images that a report shows; the folder of a run has those of its training."""
     out = evaluation.options.out
-    if not evaluation.world.first or out is None or out.suffix == ".jsonl":
+    if out is None or out.suffix == ".jsonl":
         return {}
     made = answers(arrays)
     index = examples(made)
@@ -183,14 +197,14 @@ def _examples(evaluation: Evaluation, arrays: dict[str, np.ndarray]) -> dict[str
 
 
 def _calibration(evaluation: Evaluation) -> SuiteResult:
-    return calibration_suite(evaluation.classifier, evaluation.predictions.logits)
+    return calibration_suite(evaluation.classifier, evaluation.logits)
 
 
 def _robustness(evaluation: Evaluation) -> SuiteResult:
     options = evaluation.options
     return robustness_suite(
         evaluation.classifier, pairs=options.pairs, apgd=options.apgd, corruptions=options.corruptions,
-        logits=evaluation.predictions.logits,
+        logits=evaluation.logits,
         log=lambda text: Console().print(f"robustness of {text}", markup=False, highlight=False, soft_wrap=True),
     )  # fmt: skip
 
@@ -199,7 +213,7 @@ def _ood(evaluation: Evaluation) -> SuiteResult:
     options = evaluation.options
     return ood_suite(
         evaluation.classifier, options.outliers or None, conventions=options.convention,
-        logits=evaluation.predictions.logits,
+        logits=evaluation.logits,
     )  # fmt: skip
 
 

@@ -5,11 +5,13 @@ Every function works for a single process too, and then does nothing.
 
 import atexit
 import contextlib
+import inspect
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +19,17 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cutmix.errors import InputError
+
+TIMEOUT = 1800.0
+"""Seconds that a process waits for the others; the first one alone looks for copies of images and downloads data."""
+
+_LOST = re.compile(r"gloo|NCCL|pair closure|[Tt]imed? ?out")  # in the errors of gloo, which have no type of their own
+
+_SYNC_BUFFERS = "forward_sync_buffers"  # PyTorch's older name is deprecated where the newer one exists
+if _SYNC_BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
+    _SYNC_BUFFERS = "broadcast_buffers"
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -40,14 +53,16 @@ class World:
 
 
 @contextlib.contextmanager
-def processes(device: str = "auto") -> Iterator[World]:
+def processes(device: str = "auto", timeout: float = TIMEOUT) -> Iterator[World]:
     """Join the processes that ``torchrun`` started, if it did, until this one ends.
 
     Args:
         device: See :func:`find_device`; several processes compute on "cpu" or "cuda".
+        timeout: Seconds that this process waits for the others.
 
     Raises:
-        InputError: If the device does not exist or cannot be shared by several processes.
+        InputError: If the device does not exist or cannot be shared by several processes, or another process ended or
+            did not answer in time.
     """
     size, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     chosen = find_device(device, local_rank if size > 1 else None)
@@ -58,11 +73,30 @@ def processes(device: str = "auto") -> Iterator[World]:
         return
     if chosen.type not in ("cpu", "cuda"):
         raise InputError(f"--device is {device} for {size} processes; expected cpu or cuda, or one process")
-    if not dist.is_initialized():  # a second run in the same processes goes on with the group of the first
-        # CPU tensors and objects travel through gloo beside NCCL: agreeing on something never waits for a GPU.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
-        atexit.register(dist.destroy_process_group)
-    yield World(dist.get_rank(), size, chosen)
+    try:
+        if not dist.is_initialized():  # a second run in the same processes uses the group of the first
+            _join("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timedelta(seconds=timeout))
+        yield World(dist.get_rank(), size, chosen)
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not _LOST.search(str(error)):
+            raise
+        late = re.search("time", str(error), re.I)
+        why = f"did not answer within {timeout:g} seconds (--timeout)" if late else "has ended; see its message"
+        raise InputError(f"another of the {size} processes {why}; restart the run with --resume") from error
+
+
+def _join(backend: str, timeout: timedelta) -> None:
+    """Start the process group; CPU tensors and objects travel through gloo, so that agreeing never waits for a GPU."""
+    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    # torchrun keeps its store when it restarts the processes, with the addresses of those that ended
+    store = dist.PrefixStore(f"restart-{restarts()}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    atexit.register(dist.destroy_process_group)
+
+
+def restarts() -> int:
+    """Return how often ``torchrun --max-restarts`` has restarted the processes."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def find_device(name: str, local_rank: int | None = None) -> torch.device:
@@ -95,11 +129,29 @@ def find_device(name: str, local_rank: int | None = None) -> torch.device:
     return torch.device(device.type, index)
 
 
-def parallel(model: nn.Module, world: World) -> nn.Module:
-    """Return the network that averages its gradients over all processes."""
+def parallel(model: nn.Module, world: World, *, sync_bn: bool = False) -> nn.Module:
+    """Return the model that averages its gradients over all processes.
+
+    Buffers are not sent before each forward pass: the first process's are evaluated and saved, see ``send_buffers``.
+
+    Args:
+        model: The model, on its device.
+        world: This process among all.
+        sync_bn: Whether batch normalisation takes mean and variance over the images of all processes.
+
+    Raises:
+        InputError: If ``sync_bn`` is set without GPUs.
+    """
     if world.size == 1:
         return model
-    return DistributedDataParallel(model, device_ids=[world.device] if world.device.type == "cuda" else None)
+    if sync_bn:
+        if world.device.type != "cuda":
+            raise InputError(f"--sync-bn is set on {world.device.type}; expected cuda, as PyTorch has it for GPUs only")
+        from timm.layers import convert_sync_batchnorm  # PyTorch's own drops the activations of timm's normalisations
+
+        model = convert_sync_batchnorm(model)
+    devices = [world.device] if world.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, **{_SYNC_BUFFERS: False})
 
 
 def without_sync(model: nn.Module, skip: bool) -> contextlib.AbstractContextManager[Any]:
@@ -115,6 +167,34 @@ def any_process(flag: bool, world: World) -> bool:
     votes = torch.tensor(int(flag))
     dist.all_reduce(votes, op=dist.ReduceOp.MAX)
     return bool(votes)
+
+
+class Vote:
+    """Whether any process wants to stop: asked after each step, and answered a step later, so that no step waits.
+
+    Args:
+        world: This process among all.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.cast: tuple[torch.Tensor, Any] | None = None
+
+    def ask(self, flag: bool) -> bool:
+        """Return the answer to the question before, and ask again; a single process has its answer at once."""
+        if self.world.size == 1:
+            return flag
+        answer, votes = self.answer(), torch.tensor(int(flag))
+        self.cast = votes, dist.all_reduce(votes, op=dist.ReduceOp.MAX, async_op=True)
+        return answer
+
+    def answer(self) -> bool:
+        """Return the answer that is still due; False where none is."""
+        if self.cast is None:
+            return False
+        (votes, work), self.cast = self.cast, None
+        work.wait()
+        return bool(votes)
 
 
 def average_loss(loss_sum: float, count: int, world: World) -> float:
@@ -139,6 +219,31 @@ def gather(value: Any, world: World) -> list[Any]:
     values: list[Any] = [None] * world.size
     dist.all_gather_object(values, value)
     return values
+
+
+def gather_first(value: Any, world: World) -> list[Any] | None:
+    """Return every process's value, in the order of ranks, in the first process; None in the others."""
+    if world.size == 1:
+        return [value]
+    values: list[Any] | None = [None] * world.size if world.first else None
+    dist.gather_object(value, values)
+    return values
+
+
+def from_first(make: Callable[[], Made], world: World) -> Made:
+    """Return what the first process makes, in every process; its ``InputError`` is raised in every process too."""
+    if world.size == 1:
+        return make()
+    sent: list[Any] = [None, None]
+    if world.first:
+        try:
+            sent[0] = make()
+        except InputError as error:
+            sent[1] = error
+    dist.broadcast_object_list(sent)
+    if sent[1] is not None:
+        raise sent[1]
+    return sent[0]
 
 
 def barrier(world: World) -> None:

@@ -148,9 +148,9 @@ def _is_first(message: str) -> bool:
     """Return whether no other process has printed this message; the agent of ``torchrun`` counts."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
-    from cutmix.runtime.distributed import count_in_store
+    from cutmix.runtime.distributed import count_in_store, restarts
 
-    return count_in_store(f"cutmix/said/{message}") in (None, 1)
+    return count_in_store(f"cutmix/said/{restarts()}/{message}") in (None, 1)
 
 
 def _discard_output() -> None:

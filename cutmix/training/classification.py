@@ -30,7 +30,7 @@ from cutmix.mixing.targets import Targets
 from cutmix.preview import attention_figure, pick_samples, preview_grid
 from cutmix.runs.outcomes import answers, examples
 from cutmix.runs.record import Record
-from cutmix.runtime.distributed import World, send_buffers
+from cutmix.runtime.distributed import World, from_first, send_buffers
 from cutmix.training.mixes import image_mixing
 from cutmix.training.state import State
 
@@ -87,7 +87,7 @@ class Task(Protocol):
         """Return the mean loss of a part."""
 
     def evaluate(self, model: nn.Module, split: str) -> Evaluation:
-        """Evaluate a model on ``chosen_on`` or ``reported_on``; every process takes part, and each gets the whole."""
+        """Evaluate a model on a split in all processes; each returns the figures, and the first one the arrays."""
 
     def records(self, arrays: dict[str, np.ndarray]) -> list[Record]:
         """Return the records of what ``evaluate`` found on ``reported_on``."""
@@ -188,12 +188,11 @@ class Classification:
         assert batches is not None
         assert data is not None
         predictions = predict(model, batches.epoch(), self.world, autocast=self.autocast)
-        errors = {name: error.value for name, error in classification_error(predictions).items()}
+        seen = None
         if self.train_batches:
             seen = predict(model, self.train_batches.epoch(), self.world, autocast=self.autocast)
-            errors["train_err"] = classification_error(seen)["top1_err"].value
-        figures = {f"{split}_loss": mean_loss(predictions), **errors}
-        return Evaluation(figures, predictions_arrays(predictions, data))
+        figures = from_first(lambda: _figures(split, predictions, seen), self.world)
+        return Evaluation(figures, predictions_arrays(predictions, data) if predictions else {})
 
     def records(self, arrays: dict[str, np.ndarray]) -> list[Record]:
         """Return the errors with their intervals."""
@@ -294,6 +293,14 @@ class Classification:
         images, labels = pick_samples(data, self.recipe.image_size, 8, 0)
         images = images.to(self.world.device)
         return attention_figure(self.state.exported, images, labels, classes=data.classes, mean=data.mean, std=data.std)
+
+
+def _figures(split: str, predictions: Predictions | None, seen: Predictions | None) -> dict[str, float]:
+    """Return the loss and the errors on a split, and the error on the training images where they are evaluated."""
+    assert predictions is not None
+    figures = {f"{split}_loss": mean_loss(predictions)}
+    figures |= {name: error.value for name, error in classification_error(predictions).items()}
+    return figures | ({"train_err": classification_error(seen)["top1_err"].value} if seen else {})
 
 
 def _divide(targets: Targets, parts: int) -> Sequence[Any]:

@@ -7,13 +7,13 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cutmix.config.options import TrainOptions
+from cutmix.config.options import RunOptions, TrainOptions
 from cutmix.config.recipe import Recipe
 from cutmix.config.recipes import recipe_changes
 from cutmix.errors import InputError
@@ -22,13 +22,24 @@ from cutmix.runs.read import read_arrays
 from cutmix.runs.record import Record, with_interval
 from cutmix.runtime.checkpoint import load_checkpoint, save_checkpoint
 from cutmix.runtime.device import all_finite, arithmetic, describe_precision
-from cutmix.runtime.distributed import any_process, average_loss, barrier, gather, processes, without_sync
+from cutmix.runtime.distributed import (
+    Vote,
+    any_process,
+    average_loss,
+    from_first,
+    gather,
+    processes,
+    restarts,
+    without_sync,
+)
 from cutmix.runtime.terminal import Stop, remembered_signals
 from cutmix.runtime.weights import load_weights, read_weights, save_weights
 from cutmix.training.classification import Evaluation
 from cutmix.training.optim import freeze_backbone, learning_rate, set_learning_rate
 from cutmix.training.setup import Run, open_tracker, prepare
 from cutmix.training.state import restore, take_snapshot
+
+Options = TypeVar("Options", bound=RunOptions)
 
 
 def run_training(recipe: Recipe, options: TrainOptions | None = None) -> Path:
@@ -43,8 +54,8 @@ def run_training(recipe: Recipe, options: TrainOptions | None = None) -> Path:
             longer finite.
         SystemExit: With 128 + the signal's number, after SIGTERM, SIGHUP or Ctrl-C and a checkpoint.
     """
-    options = options or TrainOptions()
-    with processes(options.device) as world:
+    options = after_restart(options or TrainOptions())
+    with processes(options.device, options.timeout) as world:
         return run_to_end(prepare(recipe, options, world))
 
 
@@ -77,7 +88,7 @@ def train_epoch(run: Run, epoch: int, stop: Stop) -> None:
     if isinstance(recipe, Recipe) and recipe.freeze:
         freeze_backbone(state.network, frozen=epoch < recipe.freeze)
     run.progress.start_epoch()
-    clock = time.perf_counter()
+    vote, clock = Vote(world), time.perf_counter()
     for images, labels in run.batches.epoch(epoch, start=state.step_in_epoch):
         lr = learning_rate(recipe, state.step, run.batches.steps)
         set_learning_rate(state.optimizer, lr)
@@ -87,9 +98,10 @@ def train_epoch(run: Run, epoch: int, stop: Stop) -> None:
         run.progress.step(len(images) * world.size)
         if state.step % options.log_every == 0:
             log_step(run, epoch, lr)
-        stopping = any_process(stop.number is not None, world)
+        last = state.step_in_epoch == run.batches.steps
+        stopping = vote.ask(stop.number is not None) or (last and vote.answer())
         due = options.checkpoint_every and state.step % options.checkpoint_every == 0
-        if stopping or (due and state.step_in_epoch < run.batches.steps):
+        if stopping or (due and not last):
             state.seconds += time.perf_counter() - clock
             save(run)
             clock = time.perf_counter()
@@ -240,9 +252,8 @@ def evaluate_best(run: Run) -> None:
     reported_on = run.task.reported_on
     if not run.state.best or reported_on is None or run.task.chosen_on == reported_on:
         return
-    barrier(run.world)  # the first process has written the weights
     best = copy.deepcopy(run.state.exported)
-    load_weights(best, read_weights(run.path / "best.safetensors"))
+    load_weights(best, from_first(lambda: read_weights(run.path / "best.safetensors"), run.world))
     arrays = run.task.evaluate(best, reported_on).arrays
     if run.folder:
         write_arrays(run.path / "predictions/best.npz", arrays)
@@ -330,9 +341,7 @@ def write_records(run: Run, folder: RunFolder) -> None:
 def begin(run: Run) -> bool:
     """Take hold of the folder, start the run's files or go on from its checkpoint; return whether it is finished."""
     recipe, options = run.recipe, run.options
-    if run.world.first:
-        run.folder = RunFolder(run.path, recipe, resume=options.resume, overwrite=options.overwrite)
-    barrier(run.world)  # the first process has dealt with the folder
+    snapshot, finished = from_first(lambda: take_hold(run), run.world)
     run.progress.say(
         f"{recipe.name}: {recipe.model}, {run.task.opening()}; {run.world.device.type}, "
         f"{describe_precision(recipe.precision, run.world.device)}"
@@ -341,8 +350,8 @@ def begin(run: Run) -> bool:
         run.progress.say(line)
     for note in run.task.notes():
         run.progress.say(f"note: {note}")
-    if run.checkpoint.exists():
-        snapshot = load_checkpoint(run.checkpoint)
+    check_same_data(run)
+    if snapshot is not None:
         if "data" not in snapshot:
             raise InputError(f"{run.checkpoint} is not one of this run: it does not say which images it was trained on")
         if snapshot["data"] != run.fingerprint:
@@ -353,13 +362,13 @@ def begin(run: Run) -> bool:
             for line in run.folder.resume(recipe):
                 run.progress.say(line)
             run.folder.promote_best(run.state.best.get("epoch"))
-        if is_over(run) and is_complete(run.path):
+        if is_over(run) and finished:
             run.progress.say(f"{run.path} is finished")
             return True
         if run.folder:
             run.folder.cut_log(snapshot["log_size"])
         run.progress.say(f"going on after step {run.state.step}")
-    elif is_complete(run.path):
+    elif finished:
         run.progress.say(f"{run.path} is finished")
         return True
     elif run.folder:
@@ -368,8 +377,28 @@ def begin(run: Run) -> bool:
         run.folder.start(recipe, run.about)
         if samples := run.task.samples():
             write_bytes(run.path / "samples.png", samples)
-    if len(set(gather(run.state.step, run.world))) > 1:
-        raise InputError(f"the processes do not see the same checkpoint; {run.path} has to be a folder that all share")
     if options.log and run.folder:
         run.board = open_tracker(options.log, recipe, run.path, step=run.state.step)
     return False
+
+
+def take_hold(run: Run) -> tuple[dict[str, Any] | None, bool]:
+    """Hold the folder in the first process; return its checkpoint, if any, and whether training has its results."""
+    run.folder = RunFolder(run.path, run.recipe, resume=run.options.resume, overwrite=run.options.overwrite)
+    return load_checkpoint(run.checkpoint) if run.checkpoint.exists() else None, is_complete(run.path)
+
+
+def check_same_data(run: Run) -> None:
+    """Check that every process has the same images and labels; machines may have other copies of them."""
+    fingerprints = gather(run.fingerprint, run.world)
+    for rank, fingerprint in enumerate(fingerprints):
+        if fingerprint != fingerprints[0]:
+            raise InputError(
+                f"process {rank} has other images in {run.recipe.data} than process 0; expected the same data for all "
+                f"{run.world.size} processes"
+            )
+
+
+def after_restart(options: Options) -> Options:
+    """Return options that resume a run whose processes ``torchrun --max-restarts`` has restarted."""
+    return replace(options, resume=True, overwrite=False) if restarts() else options

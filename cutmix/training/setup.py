@@ -26,7 +26,7 @@ from cutmix.models import weights_normalization
 from cutmix.runs.folder import RunFolder, environment, read_recipe, today
 from cutmix.runs.read import NOTHING, read_environment
 from cutmix.runtime.device import autocast, resolve_precision
-from cutmix.runtime.distributed import World, gather, parallel
+from cutmix.runtime.distributed import World, from_first, parallel
 from cutmix.runtime.header import Header, read_header
 from cutmix.runtime.terminal import Progress, say
 from cutmix.training.classification import Classification, Task
@@ -68,10 +68,8 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     splits = open_sets(recipe, options, world)
     given, (recipe, notes) = recipe, resolve(recipe, splits.train, world.device)
     path = run_folder(recipe, options)
-    if options.resume and (path / "config.json").exists():
-        recipe = _as_begun(given, recipe, path)
-    started = options.resume and (path / "checkpoint.pt").exists()
-    normalization = saved_normalization(path) if started else starting_normalization(recipe, splits.train.in_chans)
+    recipe, started, saved = from_first(lambda: _as_begun(given, recipe, path, options), world)
+    normalization = saved if started else starting_normalization(recipe, splits.train.in_chans)
     if normalization:
         splits = splits.normalized(*normalization)
     train_set, val_set, test_set = splits.train, splits.chooses, splits.reported
@@ -137,7 +135,7 @@ def assemble(
         batches: Training batches of this process.
         **about: Entries for the run's environment file.
     """
-    network = parallel(state.model, world)
+    network = parallel(state.model, world, sync_bn=recipe.sync_bn)
     return Run(
         recipe, options, world, run_folder(recipe, options), data, task, batches, state, task.fingerprint(),
         network=torch.compile(network) if recipe.compile else network,  # type: ignore[arg-type]
@@ -156,10 +154,20 @@ def run_folder(recipe: Training, options: RunOptions) -> Path:
     return options.out or Path("runs") / f"{recipe.name}-seed{recipe.seed}"
 
 
-def _as_begun(given: Recipe, resolved: Recipe, path: Path) -> Recipe:
-    """Return a resolved recipe in which the fields that were not given are those of the run in a folder."""
-    saved = read_recipe(path, Recipe)
-    return replace(resolved, **{name: vars(saved)[name] for name, value in vars(given).items() if value is None})
+def _as_begun(
+    given: Recipe, resolved: Recipe, path: Path, options: RunOptions
+) -> tuple[Recipe, bool, tuple[tuple[float, ...], tuple[float, ...]] | None]:
+    """Return the recipe, whether there is a checkpoint to resume from, and the mean and std that it was trained with.
+
+    Fields of the resolved recipe that were not given are those of the run in the folder.
+    """
+    started = options.resume and (path / "checkpoint.pt").exists()
+    if options.resume and (path / "config.json").exists():
+        before = read_recipe(path, Recipe)
+        resolved = replace(
+            resolved, **{name: vars(before)[name] for name, value in vars(given).items() if value is None}
+        )
+    return resolved, started, saved_normalization(path) if started else None
 
 
 def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> Splits:
@@ -173,9 +181,14 @@ def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> Splits:
             skip_unreadable=options.skip_unreadable, download=options.download and world.first,
         )  # fmt: skip
 
-    first = opened(None) if world.first else None
-    copies = gather(first.copies if first else None, world)[0]  # only one process decodes a folder to find them
-    splits = first or opened(copies)
+    found: list[Splits] = []
+
+    def first() -> Copies:
+        found.append(opened(None))
+        return found[0].copies
+
+    copies = from_first(first, world)  # only one process decodes a folder to find them
+    splits = found[0] if found else opened(copies)
     if world.first and splits.folders:
         say("\n".join(describe_splits(splits).lines()))
     if splits.reported is None and recipe.val_fraction:

@@ -14,7 +14,7 @@ from cutmix.models import WithTokenHead, create_model
 from cutmix.models.create import start_new_head, trying_images
 from cutmix.models.regularizers import DropBlock, regularize
 from cutmix.runtime.device import make_scaler, random_state, set_random_state
-from cutmix.runtime.distributed import World, gather
+from cutmix.runtime.distributed import World, gather_first
 from cutmix.runtime.seeding import derive_seed
 from cutmix.runtime.weights import read_weights
 from cutmix.training.mixes import make_cutout, make_mix
@@ -162,7 +162,7 @@ def _train_on_one(network: nn.Module, image: torch.Tensor, refusal: str) -> None
 
 
 def take_snapshot(state: State, world: World) -> dict[str, Any]:
-    """Return all that a run needs to go on bit for bit; every process takes part."""
+    """Return what a run needs to resume bit for bit; every process takes part, and the first one has the whole."""
     own = {name: getattr(state, name) for name in _OF_A_PROCESS}
     own |= {"torch": torch.get_rng_state()}
     own |= {name: part.state_dict() for name in ("cutout", "mix") if (part := getattr(state, name))}
@@ -174,7 +174,7 @@ def take_snapshot(state: State, world: World) -> dict[str, Any]:
         "optimizer": state.optimizer.state_dict(),
         "scaler": state.scaler.state_dict(),
         "average": state.average.state_dict() if state.average else None,
-        "processes": gather(own, world),
+        "processes": gather_first(own, world),
     }
 
 

@@ -18,7 +18,7 @@ from cutmix.runtime.device import autocast, check_memory, make_scaler, resolve_p
 from cutmix.runtime.distributed import World, processes
 from cutmix.runtime.seeding import derive_seed
 from cutmix.training.classification import Task
-from cutmix.training.loop import run_to_end
+from cutmix.training.loop import after_restart, run_to_end
 from cutmix.training.optim import make_average, make_optimizer
 from cutmix.training.setup import Run, assemble, check_tracker
 from cutmix.training.state import State
@@ -36,7 +36,8 @@ def transfer(recipe: Transfer, options: RunOptions | None = None) -> Path:
     options = options or RunOptions()
     if not recipe.data:
         raise InputError("--data is missing; expected the folder of a detection or captioning data set")
-    with processes(options.device) as world:
+    options = after_restart(options)
+    with processes(options.device, options.timeout) as world:
         return run_to_end(prepare_transfer(recipe, options, world))
 
 
