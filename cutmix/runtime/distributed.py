@@ -25,9 +25,9 @@ TIMEOUT = 1800.0
 
 _LOST = re.compile(r"gloo|NCCL|pair closure|[Tt]imed? ?out")  # in the errors of gloo, which have no type of their own
 
-_SYNC_BUFFERS = "forward_sync_buffers"  # PyTorch's older name is deprecated where the newer one exists
-if _SYNC_BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
-    _SYNC_BUFFERS = "broadcast_buffers"
+_NO_BUFFERS: dict[str, Any] = {"forward_sync_buffers": False}
+if "forward_sync_buffers" not in inspect.signature(DistributedDataParallel).parameters:  # its name before PyTorch 2.15
+    _NO_BUFFERS = {"broadcast_buffers": False}
 
 Made = TypeVar("Made")
 
@@ -151,7 +151,7 @@ def parallel(model: nn.Module, world: World, *, sync_bn: bool = False) -> nn.Mod
 
         model = convert_sync_batchnorm(model)
     devices = [world.device] if world.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, **{_SYNC_BUFFERS: False})
+    return DistributedDataParallel(model, device_ids=devices, **_NO_BUFFERS)
 
 
 def without_sync(model: nn.Module, skip: bool) -> contextlib.AbstractContextManager[Any]:
