@@ -149,11 +149,12 @@ def test_shares_of_several_processes_are_put_in_order(monkeypatch: pytest.Monkey
     images, labels = torch.randn(7, 4), torch.arange(7) % 3
     model = nn.Linear(4, 3)
     shares: list[Any] = []
-    monkeypatch.setattr("cutmix.evaluation.classification.gather", lambda share, world: shares.append(share) or [share])
+    gather = "cutmix.evaluation.classification.gather_first"
+    monkeypatch.setattr(gather, lambda share, world: shares.append(share) or [share])
     for rank in range(size):
         own = [(images[rank::size], labels[rank::size])]
         predict(model, own, ALONE)
-    monkeypatch.setattr("cutmix.evaluation.classification.gather", lambda share, world: shares)
+    monkeypatch.setattr(gather, lambda share, world: shares)
     predictions = predict(model, [(images, labels)], World(0, size, torch.device("cpu")))
     torch.testing.assert_close(predictions.logits, model(images).detach())
     assert torch.equal(predictions.labels, labels)
