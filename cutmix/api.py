@@ -11,6 +11,7 @@ from cutmix.config.options import CompareOptions, EvaluateOptions, TrainOptions
 from cutmix.config.recipe import Recipe
 from cutmix.config.recipes import find_recipe, with_authors_milestones
 from cutmix.errors import InputError, did_you_mean
+from cutmix.runtime.files import regular
 
 if TYPE_CHECKING:
     from cutmix.report.verdict import Comparisons
@@ -172,7 +173,7 @@ def read_config_file(path: Path) -> tuple[str | None, dict[str, Any]]:
     import yaml
 
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.safe_load(regular(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):

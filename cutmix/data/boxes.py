@@ -20,6 +20,7 @@ from cutmix.data.decode import Header, read_header
 from cutmix.data.formats import read_rows
 from cutmix.data.sets import ArraySet, FileSet, ImageSet
 from cutmix.errors import InputError
+from cutmix.runtime.files import regular
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,7 +300,7 @@ def read_annotation(file: Path) -> Annotation:
 
 def _parse(file: Path) -> ET.Element:
     try:
-        content = file.read_bytes()
+        content = regular(file).read_bytes()
         declared = re.match(rb"""(?:\xef\xbb\xbf)?\s*<\?xml[^>]*encoding\s*=\s*["']([\w.-]+)""", content)
         if declared and not content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             # decoded here, since expat knows four encodings only

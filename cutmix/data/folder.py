@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar, overload
 
 from cutmix.errors import InputError, printable
+from cutmix.runtime.files import regular
 from cutmix.runtime.seeding import derive_seed
 
 EXTENSIONS = (
@@ -201,7 +202,7 @@ def read_text(path: Path) -> str:
         InputError: The file cannot be read, or is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return regular(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -22,6 +22,7 @@ from torch import Tensor
 from cutmix.data.decode import find_unreadable, read_same_size
 from cutmix.data.folder import read_text
 from cutmix.errors import InputError
+from cutmix.runtime.files import regular
 
 Arrays = tuple[Tensor, Tensor, tuple[str, ...]]
 """Images (N, C, H, W) uint8; labels (N,) int64; the class names."""
@@ -178,7 +179,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 def _unpickle(file: Path) -> dict[str, Any]:
     try:
-        with file.open("rb") as stream:
+        with regular(file).open("rb") as stream:
             _check_pickle(stream)
             stream.seek(0)
             content = _ArraysOnly(stream, encoding="bytes").load()
@@ -276,7 +277,7 @@ def _read_idx_file(file: Path, dims: int) -> Tensor:
     """Read an idx file of unsigned bytes: magic number, sizes (big-endian), values."""
     try:
         most = file.stat().st_size * (_INFLATION if file.suffix == ".gz" else 1)
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+        with gzip.open(regular(file)) if file.suffix == ".gz" else regular(file).open("rb") as stream:
             if stream.read(4) != bytes((0, 0, 8, dims)):
                 raise InputError(f"{file} is not an idx file of unsigned bytes in {dims} dimensions")
             shape = [int.from_bytes(stream.read(4), "big") for _ in range(dims)]

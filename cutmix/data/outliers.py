@@ -25,6 +25,7 @@ from cutmix.data.decode import read_image, read_same_size
 from cutmix.data.folder import is_hidden, is_image, list_images
 from cutmix.data.sets import ArraySet, is_small, open_data, random_subset
 from cutmix.errors import InputError, did_you_mean
+from cutmix.runtime.files import regular
 from cutmix.runtime.seeding import derive_seed
 
 SEVEN = ("tiny-imagenet-crop", "tiny-imagenet-resize", "lsun-crop", "lsun-resize", "isun", "uniform", "gaussian")
@@ -198,7 +199,7 @@ def _read_tar(archive: Path, md5: str, name: str, shape: Shape, count: int, seed
         raise InputError(f"{archive} has the MD5 {found}, and ODIN's has {md5}: fetch it again")
     crop = name.endswith("-crop")
     try:
-        with tarfile.open(archive, "r:gz") as tar:
+        with tarfile.open(regular(archive), "r:gz") as tar:
             members = {m.name: m for m in tar if m.isfile() and _is_visible_image(m.name)}
             names = sorted(members)
             chosen = [members[names[index]] for index in _part(len(names), count, seed)]

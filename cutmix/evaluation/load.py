@@ -24,6 +24,7 @@ from cutmix.errors import InputError, did_you_mean
 from cutmix.models import create_model, weights_normalization
 from cutmix.models.regularizers import regularize
 from cutmix.runs.folder import find_weights, saved_recipe
+from cutmix.runtime.files import regular
 from cutmix.runtime.header import Header, read_header, timm_config
 from cutmix.runtime.seeding import derive_seed
 from cutmix.runtime.weights import Weights, count_classes, load_weights, read_weights
@@ -120,7 +121,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
         InputError: The file cannot be read or is empty, or a name is there twice.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+        text = regular(path).read_bytes().decode("utf-8-sig", "surrogateescape")
     except OSError as error:
         raise InputError(f"{path} could not be read: {error.strerror}") from None
     names: Any = re.split(r"\r\n?|\n", text.rstrip())

@@ -25,6 +25,7 @@ from cutmix.errors import InputError
 from cutmix.evaluation.classification import wilson_interval
 from cutmix.evaluation.classifier import Classifier, SuiteResult
 from cutmix.runs.record import Record
+from cutmix.runtime.files import regular
 from cutmix.runtime.seeding import derive_seed
 from cutmix.statistics import too_narrow
 
@@ -385,7 +386,7 @@ def _labels(classifier: Classifier, path: Path) -> Tensor:
 def _load(path: Path, shape: tuple[int, ...] | None) -> np.ndarray:
     """Map an array into memory, which has to be uint8 if its shape is given."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(regular(path), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
         raise InputError(f"{path} cannot be read as an array: {reason}") from None

@@ -17,6 +17,7 @@ from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, Nul
 from cutmix.report.metrics import measure_of
 from cutmix.report.page import HTML, Card, Key, anchor, link, notes, picture
 from cutmix.runs.read import Run, groups, read_arrays
+from cutmix.runtime.files import regular
 
 # Each has a contrast of at least 3:1 with white and with the page's dark ground (WCAG 2.2, 1.4.11).
 COLOURS = ("#2e7fd0", "#d4622a", "#1d9a70", "#b3589f", "#a8801a", "#d34a5c", "#6b7f95")
@@ -343,5 +344,5 @@ def pictures(card: Card) -> Markup:
         prefix = run.arrays(card.suite).stem
         for path in sorted((run.folder / "pictures").glob(f"{prefix}-*.png")):
             said = f"{run.label}: {path.stem.removeprefix(f'{prefix}-').replace('-', ' ')}"
-            items.append(picture(path.read_bytes(), path, alt=f"Images of {said}", caption=said))
+            items.append(picture(regular(path).read_bytes(), path, alt=f"Images of {said}", caption=said))
     return Markup(HTML.images(items)) if items else Markup("")

@@ -20,6 +20,7 @@ from cutmix.runs.outcomes import (
     surest_mistakes,
 )
 from cutmix.runs.read import Run, groups
+from cutmix.runtime.files import regular
 
 _SHOWN = 12  # classes before the rest is folded
 _PAIRS = 8
@@ -145,7 +146,7 @@ def _example(run: Run, made: Answers, i: int) -> dict[str, Any] | None:
     label, said = made.classes[made.labels[i]], _prediction(made, i)
     verdict = f"{said}; right" if made.right[i] else f"{said}; labelled {label}"
     caption = Markup('{}<br><span class="file">{}</span>').format(verdict, _name(made, i))
-    return picture(path.read_bytes(), path, alt=f"Test image {_name(made, i)}: {verdict}", caption=caption)
+    return picture(regular(path).read_bytes(), path, alt=f"Test image {_name(made, i)}: {verdict}", caption=caption)
 
 
 def _name(made: Answers, i: int) -> str:

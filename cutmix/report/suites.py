@@ -37,6 +37,7 @@ from cutmix.report.page import (
 from cutmix.report.paired import against_baseline, differences
 from cutmix.runs.read import Run, groups
 from cutmix.runs.record import with_interval
+from cutmix.runtime.files import regular
 from cutmix.statistics import Difference, in_words
 
 
@@ -329,7 +330,7 @@ def _pictures(runs: Sequence[Run]) -> Markup:
             path = run.folder / "pictures" / f"{kind}.png"
             if path.is_file():
                 alt = f"Test images with the {kind} of {run.label}"
-                items.append(picture(path.read_bytes(), path, alt=alt, caption=f"{run.label}: {said}"))
+                items.append(picture(regular(path).read_bytes(), path, alt=alt, caption=f"{run.label}: {said}"))
     return Markup(HTML.images(items)) if items else Markup("")
 
 
@@ -349,7 +350,7 @@ def attention(runs: Sequence[Run]) -> Section | None:
     files = [(run, run.folder / "pictures" / "attention.png") for run in runs]
     images = [
         picture(
-            path.read_bytes(),
+            regular(path).read_bytes(),
             path,
             alt=f"Grid of images, the attention of {run.label}, the squares with the most and the least attention, "
             "and the images mixed by SMMix",

@@ -22,7 +22,7 @@ from cutmix.config.recipe import Recipe
 from cutmix.config.transfer import TASKS, Captioning, Detection, task_of
 from cutmix.errors import UNREADABLE, InputError
 from cutmix.runs.record import Record, Results, read_records
-from cutmix.runtime.files import check_fields, kind_of, read_lines, read_object
+from cutmix.runtime.files import check_fields, kind_of, read_lines, read_object, regular
 from cutmix.runtime.terminal import Tabular
 
 Json = dict[str, Any]
@@ -204,7 +204,7 @@ def read_run(folder: Path) -> Run:
         environment=read_environment(folder / "environment.json"),
         epochs=tuple(epochs[epoch] for epoch in sorted(epochs)),
         results=tuple(sorted(latest.values(), key=lambda record: record.data != results[0].data)),
-        samples=samples.read_bytes() if samples.exists() else None,
+        samples=regular(samples).read_bytes() if samples.exists() else None,
         evaluated=config.evaluated,
     )
 
@@ -350,7 +350,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         InputError: If the file is missing or damaged, holds pickled objects, or announces more than it holds.
     """
     try:
-        with open(path, "rb") as file, ZipFile(file) as archive:
+        with open(regular(path), "rb") as file, ZipFile(file) as archive:
             for member in archive.infolist():
                 _check_announced(archive, member)
             file.seek(0)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cutmix.errors import UNREADABLE, InputError
-from cutmix.runtime.files import write_atomic
+from cutmix.runtime.files import regular, write_atomic
 
 # What a NumPy number is pickled as, under the names of NumPy 1 too; only dtypes of plain numbers, so that no Python
 # object can come with one.
@@ -80,7 +80,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 def first_bytes(path: Path) -> bytes:
     """Return the first nine bytes of a file, by which its kind is recognised."""
     try:
-        with open(path, "rb") as file:
+        with open(regular(path), "rb") as file:
             first = file.read(9)
     except OSError as error:
         raise InputError(f"{path} could not be read: {error.strerror or error}") from error

@@ -128,6 +128,17 @@ def open_no_link(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
+def regular(path: Path) -> Path:
+    """Return the path of a file to read, unless it is a pipe or a device, which could keep the reader waiting.
+
+    Raises:
+        OSError: It is one; its ``strerror`` says so.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is a pipe or a device", str(path))
+    return path
+
+
 def truncate(path: Path, size: int) -> None:
     """Shorten a file, which must not be a symbolic link, to ``size`` bytes."""
     with open(path, "r+b", opener=open_no_link) as file:
@@ -207,14 +218,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return regular(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path} could not be read: {error.strerror}") from None
 
 
 def _end_last_line(path: Path) -> int:
     """Drop a last line that was cut short, complete a last line that only lacks its newline; return the size."""
-    content = path.read_bytes()
+    content = regular(path).read_bytes()
     last = content[content.rfind(b"\n") + 1 :]
     if last:
         try:

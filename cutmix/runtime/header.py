@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from cutmix.errors import InputError
 from cutmix.runtime.checkpoint import first_bytes
+from cutmix.runtime.files import regular
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def read_header(path: str | Path) -> Header:
 def timm_config(folder: Path) -> dict[str, Any] | None:
     """Return the description of a model that timm saved or published in a folder; None where there is none."""
     try:
-        config = json.loads((folder / "config.json").read_bytes())
+        config = json.loads(regular(folder / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
     return config if isinstance(config, dict) and isinstance(config.get("architecture"), str) else None

@@ -27,6 +27,7 @@ from cutmix.runs.folder import RunFolder, environment, read_recipe, today
 from cutmix.runs.read import NOTHING, read_environment
 from cutmix.runtime.device import autocast, resolve_precision
 from cutmix.runtime.distributed import World, from_first, parallel
+from cutmix.runtime.files import regular
 from cutmix.runtime.header import Header, read_header
 from cutmix.runtime.terminal import Progress, say
 from cutmix.training.classification import Classification, Task
@@ -273,7 +274,7 @@ def read_class_weights(given: str, data: ImageSet) -> Tensor:
 def _read_file(path: Path) -> dict[str, float]:
     """Return the weights of a file by the printable names of their classes."""
     try:
-        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+        text = regular(path).read_bytes().decode("utf-8-sig", "surrogateescape")
     except OSError as error:
         raise InputError(
             f"--class-weights is {path}, which cannot be read ({error.strerror}); expected balanced, or a CSV or JSON "

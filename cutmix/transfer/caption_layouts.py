@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cutmix.data.folder import EXTENSIONS, Split, list_images
 from cutmix.errors import InputError
+from cutmix.runtime.files import regular
 from cutmix.transfer.caption_data import CaptionSet
 from cutmix.transfer.layouts import (
     Caption,
@@ -188,7 +189,7 @@ def _lists(folder: Path) -> list[Path]:
 def _lines(source: Path) -> str:
     """Return the text of a file; a name in it may be that of a file that is not UTF-8."""
     try:
-        return source.read_bytes().decode("utf-8-sig", "surrogateescape")
+        return regular(source).read_bytes().decode("utf-8-sig", "surrogateescape")
     except OSError as error:
         raise InputError(f"{source} cannot be read: {error.strerror}") from None
 

@@ -12,7 +12,7 @@ from cutmix.data.decode import Pixels, digest_pixels, in_threads
 from cutmix.data.division import MOST_BYTES
 from cutmix.data.folder import EXTENSIONS, held_share, hold_out
 from cutmix.errors import InputError
-from cutmix.runtime.files import check_fields, kind_of, parse_object
+from cutmix.runtime.files import check_fields, kind_of, parse_object, regular
 
 _SUFFIXES = (*EXTENSIONS, ".xml")
 _FLAGS = ("-1", "0", "1")  # VOC's lists of one class: absent, difficult, present
@@ -116,7 +116,7 @@ def read_list(file: Path, names: Collection[str], where: Path) -> list[str]:
         InputError: If the list cannot be read, names no image, one that does not exist, or one twice.
     """
     try:
-        text = file.read_bytes().decode("utf-8-sig", "surrogateescape")  # as names of files are decoded
+        text = regular(file).read_bytes().decode("utf-8-sig", "surrogateescape")  # as names of files are decoded
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}") from None
     found: dict[str, int] = {}
@@ -239,7 +239,7 @@ def read_coco(path: Path, kind: type[Annotation]) -> CocoFile[Annotation]:
             the same id or name, or an annotation refers to an image or a category that is not listed.
     """
     try:
-        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+        content = regular(path).read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     lists, boxes = parse_object(content, str(path)), kind is Box
