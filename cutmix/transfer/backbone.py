@@ -1,18 +1,23 @@
-"""The backbone of a transfer run: a classifier with the weights of a run, of a file, of timm, or random ones."""
+"""The backbone of a transfer run, with the weights of a run, of a file, of timm, or random ones; the task on it."""
 
+import contextlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import nn
 
 from cutmix.config.transfer import Transfer
+from cutmix.data.loaders import Loader
 from cutmix.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cutmix.errors import InputError
 from cutmix.models import create_model
 from cutmix.models.create import pretrained_normalization, weights_normalization
 from cutmix.runs.folder import find_weights
+from cutmix.runtime.distributed import World
 from cutmix.runtime.header import read_header, timm_config
-from cutmix.training.state import start_branches_at_one
+from cutmix.training.state import State, start_branches_at_one
 
 
 @dataclass(frozen=True)
@@ -76,3 +81,74 @@ def load_backbone(recipe: Transfer) -> Backbone:
     network = create_model(model, header.num_classes or 1000, pretrained=path)
     mean, std = weights_normalization(model, header, 3) or (IMAGENET_MEAN, IMAGENET_STD)
     return Backbone(network, model, mean, std, str(path), (header.recipe or {}).get("name"))
+
+
+class TransferSet(Protocol):
+    """A split of a data set for detection or captioning."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out or assumed when the split was read."""
+
+    def __len__(self) -> int: ...
+
+    def fingerprint(self) -> str:
+        """Return a digest of images and annotations."""
+
+
+R = TypeVar("R", bound=Transfer)
+S = TypeVar("S", bound=TransferSet)
+
+
+@dataclass
+class TransferTask(Generic[R, S]):
+    """The part of a task of the training loop that detection and captioning share.
+
+    Attributes:
+        recipe: The recipe of the run.
+        state: The model on the backbone, and its optimizer.
+        world: The processes.
+        train_set: The training split.
+        test_set: The test split.
+        test_batches: Test batches of this process.
+        autocast: Context of the forward pass.
+        backbone: The backbone of the model.
+        val_batches: None; the test split chooses the best epoch too, as in the published results.
+    """
+
+    recipe: R
+    state: State
+    world: World
+    train_set: S
+    test_set: S
+    test_batches: Loader
+    autocast: contextlib.AbstractContextManager[Any]
+    backbone: Backbone
+    val_batches: Loader | None = None
+
+    less_is_better: ClassVar[bool] = False
+    chosen_on: ClassVar[str] = "test"
+    reported_on: ClassVar[str] = "test"
+
+    def notes(self) -> list[str]:
+        """Return what was left out or assumed when the data were read."""
+        return [*self.train_set.notes, *self.test_set.notes]
+
+    def fingerprint(self) -> str:
+        """Return the fingerprint of the training split."""
+        return self.train_set.fingerprint()
+
+    def circumstances(self) -> dict[str, Any]:
+        """Return the source of the backbone and the number of training images."""
+        return {
+            "backbone": self.backbone.source, "backbone_recipe": self.backbone.recipe,
+            "training_images": len(self.train_set),
+        }  # fmt: skip
+
+    def about(self, epoch: int) -> dict[str, str]:
+        """Return what is needed to use the weights."""
+        about = {"recipe": self.recipe.to_dict(), "epoch": epoch, "mean": self.backbone.mean, "std": self.backbone.std}
+        return {"model": self.backbone.model} | {name: json.dumps(value) for name, value in about.items()}
+
+    def samples(self) -> None:
+        """Return no figure: images are drawn with their predictions after training."""

@@ -1,11 +1,10 @@
 """Show and Tell (NIC): a residual network encodes an image, an LSTM generates its caption."""
 
-import contextlib
 import functools
 import json
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 
 from cutmix.config.transfer import Captioning
 from cutmix.data.decode import read_image
-from cutmix.data.loaders import Loader
 from cutmix.data.sets import random_subset
 from cutmix.errors import InputError
 from cutmix.runs.record import Record
@@ -24,8 +22,7 @@ from cutmix.runtime.distributed import World, gather, send_buffers
 from cutmix.runtime.files import png_of
 from cutmix.runtime.seeding import derive_seed
 from cutmix.training.classification import Evaluation
-from cutmix.training.state import State
-from cutmix.transfer.backbone import Backbone
+from cutmix.transfer.backbone import TransferTask
 from cutmix.transfer.caption_data import CaptionSet
 from cutmix.transfer.caption_scores import END, PAD, START, UNKNOWN, Vocabulary, caption_records, image_scores
 
@@ -248,40 +245,19 @@ def has_bfloat16_lstm() -> bool:
 
 
 @dataclass
-class CaptioningTask:
+class CaptioningTask(TransferTask[Captioning, CaptionSet]):
     """Captioning, evaluated by CIDEr-D against the reference captions.
 
     Attributes:
-        recipe: The recipe of the run.
-        state: The captioner and its optimizer.
-        world: The processes.
-        train_set: The training split.
-        test_set: The test split.
-        test_batches: Test batches of this process.
         vocabulary: The vocabulary of the training captions.
-        autocast: Context of the forward pass.
-        backbone: The encoder.
-        val_batches: None; the test split chooses the best epoch too, as in the published results.
     """
 
-    recipe: Captioning
-    state: State
-    world: World
-    train_set: CaptionSet
-    test_set: CaptionSet
-    test_batches: Loader
-    vocabulary: Vocabulary
-    autocast: contextlib.AbstractContextManager[Any]
-    backbone: Backbone
-    val_batches: Loader | None = None
+    vocabulary: Vocabulary = field(kw_only=True)
 
     key: ClassVar[str] = "cider_d"
-    less_is_better: ClassVar[bool] = False
     title: ClassVar[str] = "CIDEr-D"
     unit: ClassVar[str] = ""
     command: ClassVar[str] = "cutmix transfer captioning"
-    chosen_on: ClassVar[str] = "test"
-    reported_on: ClassVar[str] = "test"
 
     def split(self, images: Tensor, tokens: Tensor, progress: float) -> Sequence[tuple[Any, Any]]:
         """Split a batch; the loss of a part is the mean over its words, weighted by its number of captions."""
@@ -332,30 +308,13 @@ class CaptioningTask:
             "; LSTM in float32 (this CPU has no bfloat16 LSTM)" if bfloat16_on_cpu and not has_bfloat16_lstm() else ""
         )
 
-    def notes(self) -> list[str]:
-        """Return what was left out or assumed when the data were read."""
-        return [*self.train_set.notes, *self.test_set.notes]
-
     def circumstances(self) -> dict[str, Any]:
         """Return the source of the encoder and the beam."""
-        return {
-            "task": "captioning", "arch": "show-and-tell", "backbone": self.backbone.source,
-            "backbone_recipe": self.backbone.recipe,
-            "training_images": len(self.train_set), "beam": self.recipe.beam,
-        }  # fmt: skip
-
-    def fingerprint(self) -> str:
-        """Return the fingerprint of the training split."""
-        return self.train_set.fingerprint()
+        return {"task": "captioning", "arch": "show-and-tell", **super().circumstances(), "beam": self.recipe.beam}
 
     def about(self, epoch: int) -> dict[str, str]:
         """Return what is needed to use the weights."""
-        about = {"recipe": self.recipe.to_dict(), "words": self.vocabulary.words, "epoch": epoch,
-                 "mean": self.backbone.mean, "std": self.backbone.std}  # fmt: skip
-        return {"model": self.backbone.model} | {name: json.dumps(value) for name, value in about.items()}
-
-    def samples(self) -> None:
-        """Return no figure: images are drawn with their captions after training."""
+        return super().about(epoch) | {"words": json.dumps(self.vocabulary.words)}
 
     def pictures(self, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
         """Return test images with the generated captions and the references."""

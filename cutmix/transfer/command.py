@@ -99,7 +99,9 @@ def _captioning(recipe: Captioning, backbone: Backbone, world: World) -> tuple[S
     batches = CaptionBatches(train_set, vocabulary, seed=recipe.seed, **shared)
     test_batches = ImageBatches(test_set, **shared)
     cast = autocast(recipe.precision, world.device)
-    task = CaptioningTask(recipe, state, world, train_set, test_set, test_batches, vocabulary, cast, backbone)
+    task = CaptioningTask(
+        recipe, state, world, train_set, test_set, test_batches, cast, backbone, vocabulary=vocabulary
+    )
     return state, task, batches
 
 

@@ -1,6 +1,5 @@
 """Detection as a task of the training loop."""
 
-import contextlib
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -23,7 +22,6 @@ from cutmix.runs.record import Record
 from cutmix.runtime.distributed import World, gather, send_buffers
 from cutmix.runtime.files import png_of
 from cutmix.training.classification import Evaluation
-from cutmix.training.state import State
 from cutmix.transfer.average_precision import (
     Detections,
     Interpolation,
@@ -36,7 +34,7 @@ from cutmix.transfer.average_precision import (
     voc_average_precision,
     voc_interval,
 )
-from cutmix.transfer.backbone import Backbone
+from cutmix.transfer.backbone import Backbone, TransferTask
 from cutmix.transfer.coco_precision import coco_metrics
 from cutmix.transfer.detection import faster_rcnn_c4, ssd300
 from cutmix.transfer.detection_data import (
@@ -55,38 +53,13 @@ _INTERPOLATIONS: dict[str, Interpolation] = {"map": "11-point", "map_all_point":
 
 
 @dataclass
-class DetectionTask:
-    """Detection, evaluated by Pascal VOC's mean average precision.
-
-    Attributes:
-        recipe: The recipe of the run.
-        state: The detector and its optimizer.
-        world: The processes.
-        train_set: The training split.
-        test_set: The test split.
-        test_batches: Test batches of this process.
-        autocast: Context of the forward pass.
-        backbone: The backbone of the detector.
-        val_batches: None; the test split chooses the best epoch too, as in the published results.
-    """
-
-    recipe: Detection
-    state: State
-    world: World
-    train_set: DetectionSet
-    test_set: DetectionSet
-    test_batches: Loader
-    autocast: contextlib.AbstractContextManager[Any]
-    backbone: Backbone
-    val_batches: Loader | None = None
+class DetectionTask(TransferTask[Detection, DetectionSet]):
+    """Detection, evaluated by Pascal VOC's mean average precision."""
 
     key: ClassVar[str] = "map"
-    less_is_better: ClassVar[bool] = False
     title: ClassVar[str] = "mean average precision"
     unit: ClassVar[str] = " %"
     command: ClassVar[str] = "cutmix transfer detection"
-    chosen_on: ClassVar[str] = "test"
-    reported_on: ClassVar[str] = "test"
 
     def split(self, images: list[Tensor], targets: list[Any], progress: float) -> Sequence[tuple[Any, Any]]:
         """Split a batch; a loss is a mean over the objects of a part, so it differs a little from that of the batch."""
@@ -161,30 +134,13 @@ class DetectionTask:
             f"{self.train_set.num_classes} classes"
         )
 
-    def notes(self) -> list[str]:
-        """Return what was left out or assumed when the data were read."""
-        return [*self.train_set.notes, *self.test_set.notes]
-
     def circumstances(self) -> dict[str, Any]:
         """Return the detector and the source of its backbone."""
-        return {
-            "task": "detection", "arch": self.recipe.arch, "backbone": self.backbone.source,
-            "backbone_recipe": self.backbone.recipe,
-            "training_images": len(self.train_set),
-        }  # fmt: skip
-
-    def fingerprint(self) -> str:
-        """Return the fingerprint of the training split."""
-        return self.train_set.fingerprint()
+        return {"task": "detection", "arch": self.recipe.arch, **super().circumstances()}
 
     def about(self, epoch: int) -> dict[str, str]:
         """Return what is needed to use the weights."""
-        about = {"recipe": self.recipe.to_dict(), "classes": self.train_set.classes, "epoch": epoch,
-                 "mean": self.backbone.mean, "std": self.backbone.std}  # fmt: skip
-        return {"model": self.backbone.model} | {name: json.dumps(value) for name, value in about.items()}
-
-    def samples(self) -> None:
-        """Return no figure: images are drawn with their detections after training."""
+        return super().about(epoch) | {"classes": json.dumps(self.train_set.classes)}
 
     def pictures(self, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
         """Return test images with their true boxes and their detections."""
