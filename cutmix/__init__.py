@@ -17,7 +17,15 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from cutmix.api import compare as compare
     from cutmix.api import evaluate as evaluate
+    from cutmix.api import explain as explain
+    from cutmix.api import export as export
+    from cutmix.api import predict as predict
+    from cutmix.api import push as push
+    from cutmix.api import recipes as recipes
+    from cutmix.api import reproduce as reproduce
+    from cutmix.api import serve as serve
     from cutmix.api import train as train
+    from cutmix.config.recipe import Recipe as Recipe
     from cutmix.inference.model import load as load
     from cutmix.mixing import *  # noqa: F403
     from cutmix.models import WithTokenHead as WithTokenHead
@@ -27,7 +35,12 @@ if TYPE_CHECKING:
 
 _ELSEWHERE = {
     "WithTokenHead": "cutmix.models", "create_model": "cutmix.models", "load": "cutmix.inference.model",
-    "train": "cutmix.api", "evaluate": "cutmix.api", "compare": "cutmix.api",
+    "Recipe": "cutmix.config.recipe",
+    # a command whose name is also that of a part of the package is a function of cutmix.api alone
+    **dict.fromkeys(
+        ("train", "evaluate", "compare", "predict", "explain", "serve", "export", "push", "recipes", "reproduce"),
+        "cutmix.api",
+    ),
 }  # fmt: skip
 
 

@@ -1,19 +1,35 @@
-"""The commands as Python functions: ``train``, ``evaluate`` and ``compare``. Torch is imported when they are called."""
+"""Every command as a Python function of its name, which the command calls. Torch is imported when they are called."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cutmix.config.options import CompareOptions, EvaluateOptions, TrainOptions
+from cutmix.config.options import (
+    CompareOptions,
+    DataOptions,
+    DemoOptions,
+    EvaluateOptions,
+    ExplainOptions,
+    ExportOptions,
+    PredictOptions,
+    PreviewOptions,
+    PushOptions,
+    ReproduceOptions,
+    RunOptions,
+    ServeOptions,
+)
 from cutmix.config.recipe import Recipe
-from cutmix.config.recipes import find_recipe, with_authors_milestones
-from cutmix.errors import InputError, did_you_mean
-from cutmix.runtime.files import regular
+from cutmix.config.recipes import RECIPES
+from cutmix.config.transfer import Transfer, backbone_name, find_transfer, small_transfer
+from cutmix.training.settings import make_options, settle
 
 if TYPE_CHECKING:
+    from cutmix.data.describe import Description
+    from cutmix.inference.command import Predictions
+    from cutmix.paper.command import PaperTables
     from cutmix.report.verdict import Comparisons
     from cutmix.runs.read import Run
     from cutmix.runs.record import Results
@@ -21,17 +37,18 @@ if TYPE_CHECKING:
 Pathlike = str | os.PathLike[str]
 
 
-def train(data: Pathlike | None = None, *, recipe: Recipe | str | None = None, **settings: Any) -> "Run":
+def train(data: Pathlike | None = None, *, recipe: Recipe | str | None = None, **settings: Any) -> "Run | Results":
     """Train a classifier and evaluate it after each epoch, as ``cutmix train`` does.
 
     Args:
-        data: Folder of images, or the name of a known set.
+        data: Folder of images, file of labels, or the name of a known set.
         recipe: A recipe, or its name, that the other arguments change; by default the one that suits the data.
         **settings: Any flag of ``cutmix train`` by its name, such as ``model="resnet50"``, ``mix="cutmix"``,
             ``epochs=30``, ``out="runs/x"``, ``resume=True``, ``config="recipe.yaml"``.
 
     Returns:
-        The run. It prints as a table of its results, and is accepted wherever the path of a run is.
+        The run. It prints as a table of its results, and is accepted wherever the path of a run is. With ``folds``, the
+        results of each fold and their means.
 
     Raises:
         InputError: If an argument, the data, the folder or the device does not fit.
@@ -43,16 +60,24 @@ def train(data: Pathlike | None = None, *, recipe: Recipe | str | None = None, *
     from cutmix.runs.read import read_run
     from cutmix.training.loop import run_training
 
+    if chosen.folds and not chosen.fold:
+        from cutmix.training.campaign import run_folds
+
+        with _interruptible():
+            return run_folds(chosen, options)
     with _interruptible():
         return read_run(run_training(chosen, options))
 
 
-def evaluate(run: Pathlike, suites: str | Sequence[str] = "classification", **settings: Any) -> "Results":
+def evaluate(
+    run: Pathlike, suites: str | Sequence[str] = "classification", *, show: bool = False, **settings: Any
+) -> "Results":
     """Evaluate a run, or a file of weights, as ``cutmix evaluate`` does.
 
     Args:
         run: What ``train`` returned, the folder of a run, or a file of weights.
         suites: Names of suites, or "all".
+        show: Print each suite as soon as it is finished, as the command does.
         **settings: Any flag of ``cutmix evaluate`` by its name, such as ``data``, ``images``, ``device``.
 
     Returns:
@@ -62,11 +87,11 @@ def evaluate(run: Pathlike, suites: str | Sequence[str] = "classification", **se
         InputError: If an argument, the weights, the data or a suite do not fit each other.
     """
     suite = suites if isinstance(suites, str) else ",".join(suites)
-    options = _options(EvaluateOptions, {"source": Path(run), "suite": suite} | settings)
+    options = make_options(EvaluateOptions, {"source": Path(run), "suite": suite} | settings)
     from cutmix.evaluation.command import run_evaluate
 
     with _interruptible():
-        return run_evaluate(options, shown=False)
+        return run_evaluate(options, shown=show)
 
 
 def compare(
@@ -94,7 +119,7 @@ def compare(
         settings["data"] = os.fspath(data)
     names = {field.name for field in fields(CompareOptions)}
     own = {name: settings.pop(name) for name in names & settings.keys()}
-    options = _options(CompareOptions, own | {"mix": tuple(mix), "seeds": seeds})
+    options = make_options(CompareOptions, own | {"mix": tuple(mix), "seeds": seeds})
     chosen, _ = settle(recipe, settings)
     from cutmix.report.summary import write_report
     from cutmix.report.verdict import Comparisons, compare_runs
@@ -113,103 +138,281 @@ def compare(
     return found
 
 
-# ---- what decides a training run ----
-
-
-def settle(recipe: Recipe | str | None, settings: Mapping[str, Any]) -> tuple[Recipe, TrainOptions]:
-    """Return the recipe and the options of a training run from what a user gives.
+def transfer(
+    task: str = "",
+    data: Pathlike | None = None,
+    *,
+    recipe: Transfer | None = None,
+    small: bool = False,
+    **settings: Any,
+) -> "Run":
+    """Train a detector or a captioner on a backbone and evaluate it, as ``cutmix transfer`` does.
 
     Args:
-        recipe: A recipe or its name; None for that of the data, or of the run that is resumed.
-        settings: Fields of the recipe and of the options by their names; ``config`` names a file of further ones.
+        task: "detection" or "captioning".
+        data: Folder of the data set.
+        recipe: A recipe that the other arguments change; by default the paper's.
+        small: Use defaults for a few hundred images and a CPU.
+        **settings: Any flag of ``cutmix transfer`` by its name, such as ``backbone="runs/x"``, ``arch="ssd300"``.
+
+    Returns:
+        The run, which prints as a table of its results.
 
     Raises:
-        InputError: If a name or a value is not valid.
+        InputError: If an argument, the data or the backbone does not fit.
+        KeyboardInterrupt: After Ctrl-C and a checkpoint; the same call with ``resume=True`` resumes.
     """
-    given = {name: value for name, value in settings.items() if name not in ("config", "print_config")}
-    if settings.get("config"):
-        named, held = read_config_file(Path(settings["config"]))
-        recipe, given = recipe if recipe is not None else named, held | given
-    of_recipe, of_options = ({field.name for field in fields(kind)} for kind in (Recipe, TrainOptions))
-    for name in given.keys() - of_recipe - of_options:
-        raise InputError(f"there is no setting '{name}' of cutmix train" + _hint(name, of_recipe | of_options))
-    base = base_recipe(recipe, given)
-    changes = {name: value for name, value in given.items() if name in of_recipe}
-    options = _options(TrainOptions, {name: value for name, value in given.items() if name in of_options})
-    chosen = Recipe.from_dict(base.to_dict() | changes, "cutmix train") if changes else base
-    own_epochs = "epochs" in given and "milestones" not in given
-    return with_authors_milestones(chosen) if own_epochs else chosen, options
+    if data is not None:
+        settings["data"] = os.fspath(data)
+    of_options = {field.name for field in fields(RunOptions)}
+    options = make_options(RunOptions, {name: value for name, value in settings.items() if name in of_options})
+    if recipe is None:
+        base = find_transfer(task, settings.get("arch", ""))
+        base = small_transfer(base) if small else base
+        changes = {name: value for name, value in settings.items() if name not in of_options}
+        recipe = type(base).from_dict(base.to_dict() | changes, "cutmix transfer")
+        recipe = recipe if "name" in settings else replace(recipe, name=f"{base.name}-{backbone_name(recipe.backbone)}")
+    from cutmix.runs.read import read_run
+    from cutmix.transfer.command import run_transfer
+
+    with _interruptible():
+        return read_run(run_transfer(recipe, options))
 
 
-def base_recipe(recipe: Recipe | str | None, given: Mapping[str, Any]) -> Recipe:
-    """Return the recipe that given fields change, without the fields of it that contradict one that is given."""
-    resumed = given.get("resume") and given.get("out") and (Path(given["out"]) / "config.json").is_file()
-    if recipe is not None:
-        base = find_recipe(recipe) if isinstance(recipe, str) else recipe
-    elif resumed:
-        from cutmix.runs.folder import saved_recipe
-
-        base = saved_recipe(Path(given["out"]))
-    elif given.get("data"):
-        base = Recipe()
-    else:
-        raise InputError("there is nothing to train on; give --data FOLDER, or the name of a recipe (cutmix recipes)")
-    rivals: dict[str, dict[str, Any]] = {
-        "weights": {"pretrained": False}, "pretrained": {"weights": None}, "mix": {"mix_layers": (0, 1, 2, 3, 4)},
-        "shake_drop": {"stochastic_depth": 0.0}, "stochastic_depth": {"shake_drop": 0.0},
-    }  # fmt: skip
-    changes: dict[str, Any] = {}
-    for field, losers in rivals.items():
-        changes |= {name: value for name, value in losers.items() if field in given and name not in given}
-    return replace(base, **changes)
+# ---- a model, used ----
 
 
-def read_config_file(path: Path) -> tuple[str | None, dict[str, Any]]:
-    """Read a YAML or JSON file of settings: the name of a recipe under ``recipe``, if any, and the others by name.
+def predict(run: Pathlike, images: Pathlike | Sequence[Pathlike], **settings: Any) -> "Predictions":
+    """Classify images, as ``cutmix predict`` does.
+
+    Args:
+        run: A run, its folder, or a file of weights that ``train`` wrote.
+        images: Files and folders of images; arrays and PIL images go to ``cutmix.load(run).predict``.
+        **settings: Any flag of ``cutmix predict`` by its name, such as ``top=3``, ``tta="flip"``.
+
+    Returns:
+        A prediction for each image, in their order, made when it is asked for. They print as a table.
 
     Raises:
-        InputError: If it cannot be read, or is no mapping of names to values.
+        InputError: If the model, a path or an argument cannot be used. An unreadable file is a prediction with error.
     """
-    import yaml
+    options = make_options(PredictOptions, {"source": Path(run), "images": _names(images)} | settings)
+    from cutmix.inference.command import run_predict
 
-    try:
-        found = yaml.safe_load(regular(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise InputError(f"{path} is no mapping; expected lines such as 'epochs: 30', by the names of the flags")
-    found = {name.replace("-", "_"): value for name, value in found.items()}
-    return found.pop("recipe", None), found
+    return run_predict(options)
 
 
-def config_text(recipe: Recipe, options: TrainOptions) -> str:
-    """Return a recipe and its options as YAML, which ``--config`` reads; what is None is left to the data."""
-    import yaml
+def explain(run: Pathlike, images: Pathlike | Sequence[Pathlike], **settings: Any) -> list[Path]:
+    """Draw images with heat maps and the nearest training images, as ``cutmix explain`` does.
 
-    held = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()} | recipe.to_dict()
-    kept = {name: value for name, value in held.items() if value is not None}
-    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, default_flow_style=None)
+    Args:
+        run: A run, its folder, or a file of weights that ``train`` wrote.
+        images: Files and folders of images. ``cutmix.load(run).explain(image)`` shows one in a notebook.
+        **settings: Any flag of ``cutmix explain`` by its name, such as ``class_name="cat"``, ``out="heat"``.
 
+    Returns:
+        The PNG files.
 
-def _options(kind: type, values: Mapping[str, Any]) -> Any:
-    """Return an options object from keyword arguments; paths may be strings, and tuples lists."""
-    known = {field.name: str(field.type) for field in fields(kind)}
-    converted = {}
-    for name, value in values.items():
-        if name not in known:
-            raise InputError(f"there is no setting '{name}'" + _hint(name, known))
-        several = isinstance(value, list | tuple)
-        converted[name] = tuple(value) if several else Path(value) if _is_path(known[name], value) else value
-    return kind(**converted)
+    Raises:
+        InputError: If the model, an image or an argument cannot be used.
+    """
+    options = make_options(ExplainOptions, {"source": Path(run), "images": _names(images)} | settings)
+    from cutmix.inference.command import run_explain
 
-
-def _is_path(annotation: str, value: Any) -> bool:
-    return "Path" in annotation and isinstance(value, str)
+    return run_explain(options)
 
 
-def _hint(name: str, known: Any) -> str:
-    hint = did_you_mean(name, known)
-    return f"; {hint}" if hint else ""
+def serve(run: Pathlike, *, block: bool = True, **settings: Any) -> Any:
+    """Serve a local page that classifies images, as ``cutmix serve`` does; return gradio's page.
+
+    Args:
+        run: A run, its folder, or a file of weights that ``train`` wrote.
+        block: Wait until Ctrl-C; otherwise return while a thread serves, until ``close()`` of the page is called.
+        **settings: Any flag of ``cutmix serve`` by its name, such as ``port``.
+
+    Raises:
+        InputError: If the model cannot be used, gradio is not installed, or the port is in use.
+    """
+    options = make_options(ServeOptions, {"source": Path(run)} | settings)
+    from cutmix.inference.command import run_serve
+
+    return run_serve(options, block=block)
+
+
+def export(run: Pathlike, **settings: Any) -> Path:
+    """Export a classifier with its preprocessing and check the result, as ``cutmix export`` does.
+
+    Args:
+        run: A run, its folder, or a file of weights that ``train`` wrote.
+        **settings: Any flag of ``cutmix export`` by its name, such as ``format="onnx"``, ``out="model"``.
+
+    Returns:
+        The folder, which has a README.
+
+    Raises:
+        InputError: If the model cannot be exported, or the exported one does not agree with it.
+    """
+    options = make_options(ExportOptions, {"source": Path(run)} | settings)
+    from cutmix.inference.export import run_export
+
+    return run_export(options)
+
+
+def push(run: Pathlike, name: str | None = None, **settings: Any) -> str:
+    """Publish a classifier with a model card in timm's layout, as ``cutmix push`` does.
+
+    Args:
+        run: A run, its folder, or a file of weights that ``train`` wrote.
+        name: Repository on the Hugging Face Hub, "USER/NAME"; or give ``to=FOLDER``.
+        **settings: Any flag of ``cutmix push`` by its name.
+
+    Returns:
+        The address of the repository, or the folder.
+
+    Raises:
+        InputError: If the model is not one of timm's, the folder is in use, or the upload fails.
+    """
+    options = make_options(PushOptions, {"source": Path(run), "name": name} | settings)
+    from cutmix.inference.push import run_push
+
+    return run_push(options)
+
+
+# ---- data, pages, tables ----
+
+
+def data(data: Pathlike, **settings: Any) -> "Description":
+    """Describe a data set, as ``cutmix data`` does.
+
+    Args:
+        data: Folder of images, file of labels, or the name of a known set.
+        **settings: Any flag of ``cutmix data`` by its name, such as ``out="classes.png"``.
+
+    Returns:
+        The description, which prints as a table and sentences.
+
+    Raises:
+        InputError: If the data cannot be understood.
+    """
+    options = make_options(DataOptions, {"data": os.fspath(data)} | settings)
+    from cutmix.data.describe import run_data
+
+    return run_data(options)
+
+
+def preview(data: Pathlike, **settings: Any) -> Path:
+    """Draw images of a data set unmixed and mixed, as ``cutmix preview`` does, and return the PNG file.
+
+    Args:
+        data: Folder of images, file of labels, or the name of a known set.
+        **settings: Any flag of ``cutmix preview`` by its name, such as ``out="preview.png"``.
+
+    Raises:
+        InputError: If the data or an argument does not fit.
+    """
+    options = make_options(PreviewOptions, {"data": os.fspath(data)} | settings)
+    from cutmix.preview import run_preview
+
+    return run_preview(options)
+
+
+def report(runs: Pathlike | Sequence[Pathlike], out: Pathlike = "report.html") -> Path:
+    """Write one self-contained HTML page of one or several runs, as ``cutmix report`` does, and return it.
+
+    Args:
+        runs: Runs, or their folders.
+        out: The page.
+
+    Raises:
+        InputError: If a folder is no run or is damaged, or the page cannot be written.
+    """
+    from cutmix.report.summary import write_report
+
+    return write_report([Path(run) for run in _names(runs)], Path(out))
+
+
+def paper(
+    tables: str | Sequence[str] = (), runs: Sequence[Pathlike] = (), results: Sequence[Pathlike] = ()
+) -> "PaperTables":
+    """Return the paper's tables beside the results here, as ``cutmix paper`` prints them.
+
+    Args:
+        tables: Names, such as "table5"; by default all.
+        runs: Folders of runs, or folders that hold them; by default runs/, and results/*.jsonl beside it.
+        results: JSON-lines files of results.
+
+    Raises:
+        InputError: If there is no such table, or a run or a file cannot be read.
+    """
+    from cutmix.paper.command import run_paper
+
+    names = (tables,) if isinstance(tables, str) else tuple(tables)
+    return run_paper(names, [Path(run) for run in runs], [Path(file) for file in results])
+
+
+def reproduce(table: str, **settings: Any) -> "PaperTables":
+    """Train the rows of a table of the paper, as ``cutmix reproduce`` does.
+
+    Args:
+        table: "table5" or another; "all" for every row that a recipe runs.
+        **settings: Any flag of ``cutmix reproduce`` by its name, such as ``scale="smoke"``, ``rows=("CutMix",)``.
+
+    Returns:
+        The table with the results here.
+
+    Raises:
+        InputError: If an argument or the data does not fit, or rows failed.
+        KeyboardInterrupt: After Ctrl-C and a checkpoint; the same call resumes.
+    """
+    options = make_options(ReproduceOptions, {"table": table} | settings)
+    from cutmix.paper.command import run_reproduce
+
+    with _interruptible():
+        return run_reproduce(options)
+
+
+def recipes() -> dict[str, Recipe]:
+    """Return the recipes by their names, as ``cutmix recipes`` lists them."""
+    return dict(RECIPES)
+
+
+def demo(**settings: Any) -> Path:
+    """Train on embedded digits with and without CutMix, as ``cutmix demo`` does, and return the page.
+
+    Args:
+        **settings: Any flag of ``cutmix demo`` by its name, such as ``epochs``, ``out``.
+    """
+    options = make_options(DemoOptions, settings)
+    from rich.table import Table
+
+    from cutmix.report.compare import comparisons
+    from cutmix.report.summary import write_report
+    from cutmix.runs.read import read_runs
+    from cutmix.runs.record import read_records, with_interval
+    from cutmix.runtime.terminal import Console
+
+    runs = []
+    for name in ("digits-resnet20", "digits-resnet20-cutmix"):
+        how = {"out": options.out / name, "overwrite": True, "device": options.device, "log_every": 8}
+        runs.append(Path(train(recipe=name, epochs=options.epochs, seed=options.seed, **how)))
+    console = Console()
+    table = Table("mix", "top-1 error, % [95 % interval]", "test images", "training (s)")
+    for run in runs:
+        records = read_records(run / "results.jsonl")
+        line = next(record for record in records if (record.metric, record.which) == ("top1_err", "last"))
+        table.add_row(line.mix, with_interval(line), f"{line.n:,}", f"{line.seconds:.0f}")
+    console.print(table)
+    for name, sentence in comparisons(read_runs(runs)):
+        console.print(f"{name}: {sentence}", highlight=False, markup=False)
+    page = write_report(runs, options.out / "report.html")
+    console.print(f"The page with curves and pictures: {page}", soft_wrap=True, highlight=False)
+    return page
+
+
+def _names(paths: Pathlike | Sequence[Pathlike]) -> tuple[str, ...]:
+    """Return one or several paths as texts."""
+    several = isinstance(paths, list | tuple)
+    return tuple(map(os.fspath, paths if several else [paths]))  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -4,10 +4,11 @@ import contextlib
 import io
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields, make_dataclass, replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 from cutmix import __version__
 from cutmix.errors import InputError, did_you_mean, missing_module, printable
@@ -37,7 +38,8 @@ HELP = """cutmix: train image classifiers with CutMix, and evaluate what it boug
   cutmix paper [TABLE]           print the paper's tables beside the results here
   cutmix reproduce TABLE         train the rows of a table; --scale smoke only tries them
 
-cutmix COMMAND --help explains the flags of a command, cutmix --version prints the version.
+cutmix COMMAND --help explains the flags of a command, cutmix --version prints the version. Completion of commands and
+flags with the tab key, in bash and zsh: eval "$(cutmix --completion bash)" in ~/.bashrc, or zsh in ~/.zshrc.
 Several processes: torchrun --nproc-per-node 4 -m cutmix train RECIPE
 """
 
@@ -79,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from cutmix.runtime.terminal import guarded_output, print_once
 
         with guarded_output():
+            if words[0] == "--completion":
+                print_completion(words[1] if len(words) > 1 else "")
+                return
             if words[0] not in COMMANDS:
                 hint = did_you_mean(words[0], COMMANDS, f"the commands are {', '.join(COMMANDS)}")
                 raise InputError(f'there is no command "{words[0]}"; {hint}')
@@ -93,31 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
-def demo(words: list[str]) -> None:
-    """Train on embedded digits with and without CutMix, and write a page."""
-    from cutmix.config.options import DemoOptions
-
-    options = parse(DemoOptions, words, "demo", "Train a small model on embedded digits, with and without CutMix.")
-    from cutmix.demo import run_demo
-
-    run_demo(options)
-
-
-def data(words: list[str]) -> None:
-    """Describe a data set."""
-    from cutmix.config.options import DataOptions
-
-    options = parse(DataOptions, words, "data", "Describe a data set: classes, splits, sizes, copies, leaks.")
-    from cutmix.data.describe import print_description
-
-    print_description(options)
-
-
 def train(words: list[str]) -> None:
     """Train a recipe, or a folder of images."""
     recipe, options = parse_train(words)
-    from cutmix.api import config_text
     from cutmix.api import train as run
+    from cutmix.training.settings import config_text
 
     if "--print-config" in words:
         print(config_text(recipe, options), end="")
@@ -132,16 +117,20 @@ def parse_train(words: list[str]) -> tuple["Recipe", "TrainOptions"]:
     """Parse ``[RECIPE] [flags]``; the defaults are those of the recipe, or those that fit the data."""
     import tyro
 
-    from cutmix.api import settle
     from cutmix.config.options import TrainOptions
     from cutmix.config.recipe import Recipe
     from cutmix.training.mixes import MIXES
+    from cutmix.training.settings import settle
 
     class Flags(Recipe):  # a recipe is below the table of methods, which has the choices of --mix
         mix: Literal[tuple(MIXES)] | None  # type: ignore[assignment, valid-type]
 
     name = words[0] if words and not words[0].startswith("-") else None
     flags = spell_out_pretrained(words[1:] if name else words)
+    if "--labels" in values_of(flags):
+        if "--data" in values_of(flags):
+            raise InputError("--data and --labels are both given; a file of labels names its images by itself")
+        flags = [f"--data{word[8:]}" if word.partition("=")[0] == "--labels" else word for word in flags]
     given = {flag[2:].replace("-", "_"): value for flag, value in values_of(flags).items() if flag[:2] == "--"}
     base, held = base_of(name, given, asked=asks_for_help(flags))
     chosen, defaults = settle(base, {key: value for key, value in held.items() if key not in given})
@@ -170,8 +159,8 @@ def parse_train(words: list[str]) -> tuple["Recipe", "TrainOptions"]:
 
 def base_of(name: str | None, given: dict[str, str], *, asked: bool) -> tuple["Recipe", dict[str, Any]]:
     """Return what flags change: the recipe that is named, of a resumed run or of the data; and a file's settings."""
-    from cutmix.api import base_recipe, read_config_file
     from cutmix.config.recipe import Recipe
+    from cutmix.training.settings import base_recipe, read_config_file
 
     if asked and name is None:
         return Recipe(), {}
@@ -206,11 +195,11 @@ def values_of(flags: list[str]) -> dict[str, str]:
 def transfer(words: list[str]) -> None:
     """Train a detector or a captioner on a backbone."""
     recipe, options = parse_transfer(words)
+    from cutmix.api import transfer as run
     from cutmix.runtime.device import keep_freed_memory
-    from cutmix.transfer.command import transfer as run
 
     keep_freed_memory()
-    run(recipe, options)
+    run(recipe=recipe, **vars(options))
 
 
 def parse_transfer(words: list[str]) -> tuple["Transfer", "RunOptions"]:
@@ -218,8 +207,7 @@ def parse_transfer(words: list[str]) -> tuple["Transfer", "RunOptions"]:
     import tyro
 
     from cutmix.config.options import RunOptions
-    from cutmix.config.transfer import Transfer, backbone_name, find_transfer
-    from cutmix.config.transfer import small as smaller
+    from cutmix.config.transfer import Transfer, backbone_name, find_transfer, small_transfer
 
     task, flags = (words[0], words[1:]) if words and not words[0].startswith("-") else ("", words)
     if not task and asks_for_help(flags):
@@ -227,7 +215,7 @@ def parse_transfer(words: list[str]) -> tuple["Transfer", "RunOptions"]:
         raise SystemExit(0)
     given = values_of(flags)
     base = find_transfer(task, given.get("--arch", ""))
-    base = smaller(base) if "--small" in given else base
+    base = small_transfer(base) if "--small" in given else base
     resumed = "--resume" in given and "--out" in given and (Path(given["--out"]) / "config.json").is_file()
     if resumed:
         from cutmix.runs.folder import read_recipe
@@ -256,11 +244,11 @@ def parse_transfer(words: list[str]) -> tuple["Transfer", "RunOptions"]:
 
 def recipes(words: list[str]) -> None:
     """List the recipes."""
-    from cutmix.config.recipes import RECIPES
+    from cutmix import api
 
     parse(lambda: None, words, "recipes", "List the recipes of cutmix train.")
-    width = max(map(len, RECIPES))
-    for name, recipe in RECIPES.items():
+    width = max(map(len, found := api.recipes()))
+    for name, recipe in found.items():
         data = recipe.data or "your own folder"
         print(f"{name:<{width}}  {recipe.model} on {data}, mix {recipe.mix}, {recipe.epochs} epochs")
 
@@ -298,118 +286,129 @@ def _split_flags(words: list[str], options: type) -> tuple[list[str], list[str]]
     return own, rest
 
 
-def evaluate(words: list[str]) -> None:
-    """Evaluate a run or a file of weights."""
-    from cutmix.config.options import EvaluateOptions
+def print_completion(shell: str) -> None:
+    """Print a script for the completion of commands and flags in a shell."""
+    from cutmix.config import options as kinds
+    from cutmix.config.completion import completion_script
+    from cutmix.config.recipe import Recipe
+    from cutmix.config.recipes import RECIPES
+    from cutmix.config.transfer import TASKS, Captioning, Detection
+    from cutmix.training.mixes import MIXES
 
-    options = parse(
-        EvaluateOptions, words, "evaluate", "Evaluate a run, or a file of weights, with one or several suites."
-    )
-    from cutmix.evaluation.command import run_evaluate
-    from cutmix.runtime.device import keep_freed_memory
+    own: dict[str, list[type]] = {
+        "train": [Recipe, kinds.TrainOptions, make_dataclass("More", [("config", str), ("print_config", bool)])],
+        "compare": [kinds.CompareOptions, Recipe],
+        "transfer": [Detection, Captioning, kinds.RunOptions], "recipes": [],
+    }  # fmt: skip
+    flags = {name: own[name] if name in own else [getattr(kinds, PLAIN[name].options)] for name in COMMANDS}
+    choices = {f"{command} --mix": tuple(MIXES) for command in ("train", "compare")}
+    print(completion_script(shell, flags, choices, {"train": RECIPES, "transfer": TASKS}), end="")
 
-    keep_freed_memory()
-    run_evaluate(options)
+
+class Plain(NamedTuple):
+    """A command whose flags are the fields of one class of ``config.options``.
+
+    Attributes:
+        options: Name of the class.
+        said: Description in its help.
+        first: Fields that are positional arguments of the function of ``cutmix.api``.
+        show: What is done with its result.
+        keep_memory: Whether it keeps freed memory, as training does.
+    """
+
+    options: str
+    said: str
+    first: tuple[str, ...] = ("source",)
+    show: Callable[[Any, Any], None] = lambda found, options: None
+    keep_memory: bool = False
 
 
-def predict(words: list[str]) -> None:
-    """Classify images."""
-    from cutmix.config.options import PredictOptions
+def run_plain(command: str, words: list[str]) -> None:
+    """Parse the words of a command, call its function of ``cutmix.api``, and show the result."""
+    from cutmix import api
+    from cutmix.config import options as kinds
 
-    options = parse(PredictOptions, words, "predict", "Print classes and probabilities of images, in the order given.")
-    from cutmix.inference.command import run_predict
+    plain = PLAIN[command]
+    options: Any = parse(getattr(kinds, plain.options), words, command, plain.said)
+    if plain.keep_memory:
+        from cutmix.runtime.device import keep_freed_memory
 
-    if code := run_predict(options):
+        keep_freed_memory()
+    given = dict(vars(options))
+    first = [given.pop(name) for name in plain.first]
+    if command == "evaluate":
+        given |= {"suites": given.pop("suite"), "show": True}
+    plain.show(getattr(api, command)(*first, **given), options)
+
+
+def show_tables(found: Any, options: Any) -> None:
+    """Print a result as tables and sentences, or as JSON where that is asked for."""
+    from cutmix.runtime.terminal import print_tables, say
+
+    if getattr(options, "json", False):
+        print(found.to_json())
+        return
+    print_tables(found)
+    if getattr(options, "out", None):
+        say(f"wrote {options.out}")
+
+
+def show_paper(found: Any, options: Any) -> None:
+    """Print tables of the paper, once for all processes."""
+    from cutmix.runtime.terminal import print_tables
+
+    if found.found or not hasattr(options, "shard"):
+        print_tables(found)
+
+
+def show_page(page: Any, options: Any) -> None:
+    """Print where a page was written."""
+    from cutmix.runtime.terminal import say
+
+    say(f"wrote {page}")
+
+
+def show_predictions(found: Any, options: Any) -> None:
+    """Write predictions as soon as they are made; exit code 2 if a file could not be read."""
+    from cutmix.inference.command import write_predictions
+
+    if code := write_predictions(found, options):
         raise SystemExit(code)
 
 
-def explain(words: list[str]) -> None:
-    """Draw what a prediction rests on."""
-    from cutmix.config.options import ExplainOptions
-
-    said = "Draw images with the heat map of the predicted class, beside the nearest training images."
-    options = parse(ExplainOptions, words, "explain", said)
-    from cutmix.inference.command import run_explain
-
-    run_explain(options)
-
-
-def serve(words: list[str]) -> None:
-    """Serve a classifier on a local page."""
-    from cutmix.config.options import ServeOptions
-
-    options = parse(ServeOptions, words, "serve", "Serve a local page that classifies images and draws heat maps.")
-    from cutmix.inference.command import run_serve
-
-    run_serve(options)
-
-
-def export(words: list[str]) -> None:
-    """Export a classifier to another runtime."""
-    from cutmix.config.options import ExportOptions
-
-    options = parse(ExportOptions, words, "export", "Export a classifier with its preprocessing, and check the result.")
-    from cutmix.inference.export import run_export
-
-    run_export(options)
-
-
-def push(words: list[str]) -> None:
-    """Publish a classifier."""
-    from cutmix.config.options import PushOptions
-
-    options = parse(PushOptions, words, "push", "Publish a classifier with a model card, in timm's layout.")
-    from cutmix.inference.push import run_push
-
-    run_push(options)
-
-
-def preview(words: list[str]) -> None:
-    """Draw what mixing does to a set of images."""
-    from cutmix.config.options import PreviewOptions
-
-    options = parse(PreviewOptions, words, "preview", "Draw images unmixed and mixed, with their labels.")
-    from cutmix.preview import run_preview
-
-    run_preview(options)
-
-
-def report(words: list[str]) -> None:
-    """Write one page of one or several runs."""
-    from cutmix.config.options import ReportOptions
-
-    options = parse(ReportOptions, words, "report", "Write one self-contained HTML page of one or several runs.")
-    from cutmix.report.summary import write_report
-    from cutmix.runtime.terminal import say
-
-    say(f"wrote {write_report(options.runs, options.out)}")
-
-
-def paper(words: list[str]) -> None:
-    """Print the paper's tables beside the results here."""
-    from cutmix.config.options import PaperOptions
-
-    options = parse(PaperOptions, words, "paper", "Print the paper's tables beside the results here.")
-    from cutmix.paper.command import run_paper
-
-    run_paper(options.tables, options.runs, options.results)
-
-
-def reproduce(words: list[str]) -> None:
-    """Train rows of the paper's tables."""
-    from cutmix.config.options import ReproduceOptions
-
-    options = parse(ReproduceOptions, words, "reproduce", REPRODUCE)
-    from cutmix.paper.command import run_reproduce
-    from cutmix.runtime.device import keep_freed_memory
-
-    keep_freed_memory()
-    run_reproduce(options)
-
-
-_IN_ORDER = (demo, data, train, transfer, compare, evaluate, predict, explain, serve, export, push, preview, report,
-             recipes, paper, reproduce)  # fmt: skip
-COMMANDS = {command.__name__: command for command in _IN_ORDER}
+PLAIN = {
+    "demo": Plain("DemoOptions", "Train a small model on embedded digits, with and without CutMix.", ()),
+    "data": Plain("DataOptions", "Describe a data set: classes, splits, sizes, copies, leaks.", ("data",), show_tables),
+    "evaluate": Plain(
+        "EvaluateOptions", "Evaluate a run, or a file of weights, with one or several suites.", keep_memory=True
+    ),
+    "predict": Plain(
+        "PredictOptions",
+        "Print classes and probabilities of images, in the order given.",
+        ("source", "images"),
+        show_predictions,
+    ),
+    "explain": Plain(
+        "ExplainOptions",
+        "Draw images with the heat map of the predicted class, beside the nearest training images.",
+        ("source", "images"),
+    ),
+    "serve": Plain("ServeOptions", "Serve a local page that classifies images and draws heat maps."),
+    "export": Plain("ExportOptions", "Export a classifier with its preprocessing, and check the result."),
+    "push": Plain("PushOptions", "Publish a classifier with a model card, in timm's layout.", ("source", "name")),
+    "preview": Plain("PreviewOptions", "Draw images unmixed and mixed, with their labels.", ("data",)),
+    "report": Plain(
+        "ReportOptions", "Write one self-contained HTML page of one or several runs.", ("runs",), show_page
+    ),
+    "paper": Plain("PaperOptions", "Print the paper's tables beside the results here.", ("tables",), show_paper),
+    "reproduce": Plain("ReproduceOptions", REPRODUCE, ("table",), show_paper, keep_memory=True),
+}
+_OWN = {"train": train, "transfer": transfer, "compare": compare, "recipes": recipes}
+_ORDER = (
+    "demo", "data", "train", "transfer", "compare", "evaluate", "predict", "explain", "serve", "export", "push",
+    "preview", "report", "recipes", "paper", "reproduce",
+)  # fmt: skip
+COMMANDS: dict[str, Callable[[list[str]], None]] = {name: _OWN.get(name) or partial(run_plain, name) for name in _ORDER}
 
 
 def parse(what: Callable[..., Options], words: list[str], command: str, description: str) -> Options:

@@ -55,7 +55,8 @@ def preview_grid(
     figure = Figure(figsize=(1.0 + 1.7 * len(images), 2.1 * len(rows)), dpi=120, layout="constrained")
     axes = figure.subplots(len(rows), len(images), squeeze=False)
     for row, (name, (x, targets)) in zip(axes, rows.items(), strict=True):
-        pixels = (x.float() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).squeeze(-1)
+        pixels = (x.float() * std + mean).clamp(0, 1)
+        pixels = (pixels[:, :3] if pixels.shape[1] > 2 else pixels[:, :1]).permute(0, 2, 3, 1).squeeze(-1)
         for i, axis in enumerate(row):
             axis.imshow(pixels[i].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
@@ -66,9 +67,12 @@ def preview_grid(
 
 def caption(targets: Targets, i: int, classes: tuple[str, ...]) -> str:
     """Return a sample's labels in words, e.g. "0.62 cat" over "0.38 dog"."""
+    if isinstance(targets, Tensor) and targets.ndim == 2:
+        shares = {label: share for label, share in enumerate(targets[i].tolist()) if share > 0}
+        return "\n".join(f"{share:.2f} {_short(classes[label])}" for label, share in shares.items()) or "no label"
     if isinstance(targets, Tensor):
         return _short(classes[int(targets[i])])
-    shares: dict[int, float] = {}
+    shares = {}
     for label, share in zip(*(terms[i].tolist() for terms in targets.terms()), strict=True):
         shares[label] = shares.get(label, 0.0) + share
     return "\n".join(f"{share:.2f} {_short(classes[label])}" for label, share in shares.items() if share > 0)
@@ -175,7 +179,7 @@ def run_preview(options: PreviewOptions) -> Path:
         raise InputError(f"--alpha is {options.alpha}; expected a number above 0")
     if options.cutout_size is not None and options.cutout_size < 1:
         raise InputError(f"--cutout-size is {options.cutout_size}; expected at least 1 pixel")
-    data = open_data(options.data, "train", skip_unreadable=options.skip_unreadable)
+    data = open_data(options.data, "train", skip_unreadable=options.skip_unreadable, channels=options.channels)
     side = options.image_size or (min(data.images.shape[-2:]) if isinstance(data, ArraySet) else 224)
     if options.mix == "smmix":
         return _preview_smmix(options, data)

@@ -1,8 +1,11 @@
 """The Python functions do what the commands do, and their results print and show as tables."""
 
+import inspect
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,12 +13,13 @@ from typing import Any
 import pytest
 
 import cutmix
-from cutmix.api import settle
-from cutmix.cli import main, parse_train
+from cutmix import api
+from cutmix.cli import COMMANDS, main, parse_train
 from cutmix.config.recipe import Recipe
 from cutmix.errors import InputError
 from cutmix.runs.folder import RunFolder, saved_recipe
 from cutmix.runs.read import Run
+from cutmix.training.settings import settle
 
 FEW = {"epochs": 1, "train_per_class": 3, "device": "cpu", "precision": "float32"}
 
@@ -178,3 +182,93 @@ def test_overwriting_removes_all_that_a_run_and_its_evaluations_wrote(run: Run, 
     folder = RunFolder(copy, saved_recipe(copy), resume=False, overwrite=True)
     folder.close()
     assert {path.name for path in copy.rglob("*") if path.is_file()} == {".lock", "config.json"}
+
+
+# ---- a function for each command ----
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_documented_function_of_its_name(command: str) -> None:
+    function = getattr(api, command)
+    documented = inspect.getdoc(function) or ""
+    for name, parameter in inspect.signature(function).parameters.items():
+        stars = "**" if parameter.kind is parameter.VAR_KEYWORD else ""
+        assert f"    {stars}{name}: " in documented, name
+
+
+_WORDS = {
+    "demo": "--epochs 1", "data": "digits", "train": "digits-resnet20", "transfer": "detection --data x",
+    "compare": "--data digits", "evaluate": "run --suite calibration", "predict": "run a.jpg", "explain": "run a.jpg",
+    "serve": "run", "export": "run", "push": "run me/model", "preview": "--data digits", "report": "run",
+    "recipes": "", "paper": "table5", "reproduce": "table5 --scale smoke",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_calls_its_function(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+
+    class Called(Exception):
+        pass
+
+    def function(*values: object, **named: object) -> None:
+        inspect.signature(original).bind(*values, **named)
+        called.append((values, named))
+        raise Called
+
+    original = getattr(api, command)
+    monkeypatch.setattr(api, command, function)
+    with pytest.raises(Called):
+        main([command, *_WORDS[command].split()])
+    ((values, named),) = called
+    if command == "evaluate":
+        assert (values, named["suites"], named["show"]) == ((Path("run"),), "calibration", True)
+    if command == "predict":
+        assert values == (Path("run"), ("a.jpg",))
+
+
+def test_names_that_are_no_part_of_the_package_are_at_its_root() -> None:
+    for command in COMMANDS.keys() - {"data", "preview", "report", "paper", "transfer", "demo"}:
+        assert getattr(cutmix, command) is getattr(api, command)
+    assert cutmix.Recipe is Recipe
+
+
+def test_other_results_print_as_tables_too(run: Run, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_text("no image")
+    found = cutmix.predict(run, [tmp_path / "a.png", tmp_path / "b.png"], top=2, device="cpu")
+    assert [len(each.classes) for each in found] == [2, 0]
+    assert len(found) == len(list(found)) == 2
+    assert "cannot be read as an image" in str(found)
+    assert found._repr_html_().count("<tr>") == 3
+    described = api.data("digits")
+    assert "test: 797 images" in str(described)
+    assert "<table>" in described._repr_html_()
+    table = api.paper("table5", runs=[run.folder])
+    assert "PyramidNet" in str(table)
+    assert "<table>" in table._repr_html_()
+    assert api.report(run, tmp_path / "page.html").is_file()
+    assert api.preview("digits", out=tmp_path / "preview.png", count=2).is_file()
+    assert cutmix.export(run, out=tmp_path / "torch", format="torch").is_dir()
+
+
+def test_importing_the_package_takes_less_than_a_tenth_of_a_second() -> None:
+    code = "import time; start = time.process_time(); import cutmix; print(time.process_time() - start)"
+    taken = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        for _ in range(3)
+    ]
+    assert min(taken) < 0.1
+
+
+def test_mixing_imports_torch_and_numpy_alone() -> None:
+    code = """
+import sys, torch
+before = set(sys.modules)
+import cutmix.mixing
+print(*{name.partition(".")[0] for name in set(sys.modules) - before} - {"cutmix", "torch", "numpy"})
+"""
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert set(loaded) <= sys.stdlib_module_names, loaded

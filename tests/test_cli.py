@@ -19,7 +19,7 @@ from cutmix.cli import COMMANDS, main, parse_train, parse_transfer
 from cutmix.config.options import TrainOptions
 from cutmix.config.recipe import Recipe, flag
 from cutmix.config.recipes import RECIPES, find_recipe
-from cutmix.config.transfer import CAPTIONING, FASTER_RCNN, SSD300, small
+from cutmix.config.transfer import CAPTIONING, FASTER_RCNN, SSD300, small_transfer
 from cutmix.runs.folder import saved_recipe
 from cutmix.runs.record import read_records
 from cutmix.training.optim import learning_rate
@@ -435,9 +435,9 @@ def test_transfer_takes_the_defaults_of_the_task_and_its_architecture() -> None:
         (["detection"], SSD300),
         (["detection", "--arch", "ssd300"], SSD300),
         (["detection", "--arch=faster-rcnn"], FASTER_RCNN),
-        (["detection", "--small", "--arch", "faster-rcnn"], small(FASTER_RCNN)),
+        (["detection", "--small", "--arch", "faster-rcnn"], small_transfer(FASTER_RCNN)),
         (["captioning"], CAPTIONING),
-        (["captioning", "--small"], small(CAPTIONING)),
+        (["captioning", "--small"], small_transfer(CAPTIONING)),
     ):
         recipe, _ = parse_transfer([*words, *flags])
         assert type(recipe) is type(base)

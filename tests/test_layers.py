@@ -16,7 +16,7 @@ PACKAGE = ROOT / "cutmix"
 TESTS = ROOT / "tests"
 HEAVY = {"torch", "torchvision", "timm", "safetensors"}
 WITHOUT_TORCH = (
-    "config", "runs.record", "cli", "errors", "runtime.files", "training.mixes",
+    "config", "runs.record", "cli", "errors", "runtime.files", "training.mixes", "training.settings",
     "statistics", "paper.compare", "report",
 )  # fmt: skip
 

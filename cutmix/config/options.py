@@ -128,6 +128,12 @@ class EvaluateOptions:
             raise InputError(f"--crop-fraction is {self.crop_fraction}; expected a share above 0, at most 1")
 
 
+def check_channels(channels: int) -> None:
+    """Raise InputError unless image files can be decoded to this number of channels."""
+    if not 1 <= channels <= 16:
+        raise InputError(f"--channels is {channels}; expected 1 to 16")
+
+
 @dataclass(frozen=True)
 class DataOptions:
     """What ``cutmix data`` describes."""
@@ -142,11 +148,14 @@ class DataOptions:
     """Share of each class to hold out where a folder has no validation split; 0 holds out nothing."""
     seed: int = 0
     """Seed of that division; cutmix train with the same seed has the same splits."""
+    channels: int = 3
+    """Channels that image files are decoded to, as of cutmix train."""
     download: bool = False
     """Download a known set that is not there."""
 
     def __post_init__(self) -> None:
         _check_ending(self.out, ".png")
+        check_channels(self.channels)
 
 
 @dataclass(frozen=True)
@@ -281,9 +290,12 @@ class PreviewOptions:
     """Seed of the samples and of the mixing."""
     skip_unreadable: bool = False
     """Leave out unreadable images instead of stopping."""
+    channels: int = 3
+    """Channels that image files are decoded to, as of cutmix train."""
 
     def __post_init__(self) -> None:
         _check_ending(self.out, ".png")
+        check_channels(self.channels)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A recipe: all fields that decide the result of a training run; each is a flag. Imports no torch."""
 
 import math
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, Self, TypeVar, get_type_hints
@@ -163,10 +164,18 @@ class Recipe(Training):
     """Share of each class to hold out where a folder has no validation split; 0 holds out nothing."""
     split_seed: int = 0
     """Seed of that division; runs with other seeds of training share it."""
+    folds: int = 0
+    """Cross-validate: divide a folder without splits into this many folds, and train as often, each time tested on
+    another fold; 0 trains once."""
+    fold: int = 0
+    """Test on this fold alone, from 1; 0 is each in turn."""
     train_per_class: int | None = None
     """Train on this many images of each class; smaller subsets are parts of larger ones. By default all."""
     train_error: bool = False
     """Evaluate the training images too, neither augmented nor mixed."""
+    channels: int = 3
+    """Files: channels that images are decoded to: 1 grey, 3 RGB, 4 RGB and opacity; up to 16 for files with as many
+    bands. Pretrained weights are adapted, and the images normalised by statistics of the training images."""
     image_size: int | None = None
     """Side of the model's input in pixels; by default a small set's own size, and 224 for image files."""
     crop_padding: int = 4
@@ -186,9 +195,12 @@ class Recipe(Training):
     """Image files: resize to a square, whatever the shape, and crop without resizing, as for localization."""
     flip: bool = True
     """Mirror half of the training images."""
-    auto_augment: Literal["none", "imagenet", "cifar10", "svhn", "rand-m9-mstd0.5-inc1", "trivial"] = "none"
-    """Change each training image by AutoAugment's policy for imagenet, cifar10 or svhn, by timm's RandAugment, or by
-    TrivialAugment."""
+    auto_augment: str = "none"
+    """Change each training image by AutoAugment's policy for imagenet, cifar10 or svhn, by TrivialAugment (trivial), or
+    by a RandAugment that timm's syntax describes, such as rand-m9-mstd0.5-inc1; none changes nothing."""
+    repeated_augmentation: int = 1
+    """Copies of a training image in a batch, each augmented differently; an epoch then sees that many times fewer
+    images. 1 has no effect."""
     random_erasing: float = 0.0
     """Probability of replacing a rectangle of a training image by the mean colour."""
     color_jitter: float = 0.0
@@ -245,7 +257,8 @@ class Recipe(Training):
     """Side of Cutout's square in pixels, and of the box of cutmix-fixed-size."""
 
     label_smoothing: Derived[float] = BY_DATA
-    """Share of the target that is spread over all classes; by default 0.1 for files, 0 for small sets."""
+    """Share of the target that is spread over all classes; by default 0.1 for files with one label each,
+    0 for small sets. Where an image can have several labels, each moves this share of the way to ½."""
     class_weights: str | None = None
     """Weight the loss of each class: balanced, by the inverse of its number of training images, or a CSV or JSON file
     of weights by class name. They are scaled to a mean of 1 over the training images. By default all are equal."""
@@ -259,9 +272,11 @@ class Recipe(Training):
         self._check_range("crop_fraction", "layer_decay", high=1, above=True)
         self._check_range("random_erasing", high=1)
         self._check_range("freeze", "patience")
+        self._check_range("repeated_augmentation", low=1)
         if self.layer_decay != 1 and (self.head_lr_factor != 1 or self.mix == "smmix"):
             raise InputError("--layer-decay sets the learning rates: give neither --head-lr-factor nor --mix smmix")
         self._check_range("crop_padding", "lighting")
+        self._check_range("channels", low=1, high=16)
         self._check_range("cutout_size", "drop_block_size", "train_per_class", low=1)
         self._check_range("alpha", "mixup_alpha", "head_lr_factor", above=True)
         if self.image_size is not None and self.image_size < 1:
@@ -270,7 +285,17 @@ class Recipe(Training):
             raise InputError(f"--crop-scale is {self.crop_scale}; expected two rising shares in (0, 1]")
         if self.pretrained and self.weights:
             raise InputError("--pretrained and --weights are both given; the network can start from one only")
+        if not (self.folds == 0 == self.fold or 2 <= self.folds <= 100):
+            raise InputError(f"--folds is {self.folds}; expected 0, or 2 to 100")
+        if not 0 <= self.fold <= self.folds:
+            raise InputError(f"--fold is {self.fold}; expected 0 to {self.folds}, the number of folds")
+        check_policy(self.auto_augment)
         self._check_methods()
+
+    def reading(self) -> dict[str, Any]:
+        """Return the arguments of ``open_splits`` that decide how the data are divided and decoded."""
+        division = {"val_fraction": self.val_fraction, "seed": self.split_seed, "channels": self.channels}
+        return division | {"fold": (self.fold, self.folds) if self.folds else None}
 
     def _check_methods(self) -> None:
         """Check that no regularizer drops everything or is given twice, and that the layers exist."""
@@ -283,10 +308,27 @@ class Recipe(Training):
             raise InputError(
                 f"--mix-layers is {self.mix_layers}; expected some of 0 (the image), 1 (the stem), 2, 3, 4 (the stages)"
             )
+        if self.repeated_augmentation > 1 and self.sampler == "balanced":
+            raise InputError("--repeated-augmentation and --sampler balanced are both given; each orders the images")
         if self.class_weights == self.sampler == "balanced":
             raise InputError(
                 "--class-weights balanced and --sampler balanced are both given, which would balance twice; give one"
             )
+
+
+_POLICIES = ("none", "imagenet", "cifar10", "svhn", "trivial")
+_RAND_AUGMENT = re.compile(
+    r"rand(-m\d+|-n[1-9]\d*|-p(0|1|[01]\.\d+)|-mstd\d+(\.\d+)?|-mmax[1-9]\d*|-inc[01]|-t(weights|3aw?))*"
+)
+
+
+def check_policy(policy: str) -> None:
+    """Raise InputError unless a policy of AutoAugment is known, or is a RandAugment in timm's syntax."""
+    if policy not in _POLICIES and not _RAND_AUGMENT.fullmatch(policy):
+        raise InputError(
+            f"auto_augment is '{policy}'; expected one of {', '.join(_POLICIES)}, or a RandAugment in timm's syntax, "
+            "such as rand-m9-mstd0.5-inc1 (m, n, p, mstd, mmax, inc, t)"
+        )
 
 
 def _float_fields(kind: type) -> list[str]:
@@ -313,7 +355,9 @@ ARRAYS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def complete(recipe: Recipe, *, images: int, classes: int, files: bool) -> tuple[Recipe, list[str]]:
+def complete(
+    recipe: Recipe, *, images: int, classes: int, files: bool, multi_label: bool = False
+) -> tuple[Recipe, list[str]]:
     """Replace every field that is None by the value that suits the data.
 
     Args:
@@ -321,6 +365,7 @@ def complete(recipe: Recipe, *, images: int, classes: int, files: bool) -> tuple
         images: Number of training images.
         classes: Number of classes.
         files: Whether the images are files of any size, which ``image_size`` pixels are cropped from.
+        multi_label: Whether an image can have several classes; its labels are not smoothed then.
 
     Returns:
         The complete recipe, and lines that say what was chosen and why; none for sets of small images.
@@ -329,6 +374,7 @@ def complete(recipe: Recipe, *, images: int, classes: int, files: bool) -> tuple
     if files:
         trained = bool(recipe.weights) or recipe.pretrained is not False
         values = _for_files(recipe, images, trained) | {"pretrained": trained and not recipe.weights}
+        values |= {"label_smoothing": 0.0} if multi_label else {}
     missing = {name: value for name, value in values.items() if getattr(recipe, name) is None}
     filled = replace(recipe, **missing)
     if filled.name is None:

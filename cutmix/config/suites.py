@@ -31,13 +31,14 @@ class Suite:
     paired: Paired
     flags: tuple[str, ...] = ()
     paper: str = ""
-    command: Literal["evaluate", "transfer"] = "evaluate"
+    command: Literal["evaluate", "train", "transfer"] = "evaluate"
 
 
 SUITES = {
     suite.name: suite
     for suite in (
         Suite("classification", "Classification", "top-1 and top-5 error", "rates"),
+        Suite("labels", "Labels", "mAP and F1 of images with several labels", "rates", command="train"),
         Suite("calibration", "Calibration", "calibration errors, NLL, Brier score, temperature", "ece"),
         Suite(
             "robustness", "Robustness", "attacks, occlusion, mixtures of two images, published corruptions", "rates",

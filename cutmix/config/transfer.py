@@ -161,7 +161,7 @@ def task_of(recipe: Mapping[str, Any]) -> str:
     return "detection" if "arch" in recipe else "captioning"
 
 
-def small(recipe: Transfer) -> Transfer:
+def small_transfer(recipe: Transfer) -> Transfer:
     """Return a recipe for a few hundred images and a CPU: small model, small images, few epochs, AdamW."""
     if isinstance(recipe, Captioning):
         return replace(recipe, name="captioning-small", model="resnet20", epochs=15, image_size=72, crop=64)

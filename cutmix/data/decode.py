@@ -10,6 +10,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -18,7 +19,7 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from cutmix.errors import InputError
+from cutmix.errors import InputError, missing_extra
 
 try:
     import simplejpeg
@@ -65,6 +66,76 @@ def read_image(path: Path, *, skippable: bool = False) -> Image.Image:
         image.load()
         turn = _TURNS.get(_orientation(image))
         return _to_rgb(image.transpose(turn) if turn is not None else image)
+
+
+Decoded = Image.Image | np.ndarray
+"""A grey or RGB image, or (H, W, C) uint8 of another number of channels."""
+
+_ALPHA = {2: "LA", 4: "RGBA"}
+
+
+def read_channels(path: Path, channels: int, *, skippable: bool = False) -> Decoded:
+    """Decode one image file to a number of channels.
+
+    One channel is the luminance and three are RGB, both of what ``read_image`` makes. A file with as many bands as
+    there are to be channels is taken as it is, its 16-bit values scaled to 8 bits. Of any other file, two channels are
+    luminance and opacity, four are RGB and opacity. TIFF files whose bands Pillow does not know are read by tifffile.
+
+    Args:
+        path: The file.
+        channels: 1 to 16.
+        skippable: As of ``read_image``.
+
+    Raises:
+        InputError: As ``read_image``; or the file has another number of bands, or tifffile is not installed.
+    """
+    if channels in (1, 3):
+        image = read_image(path, skippable=skippable)
+        return image.convert("L") if channels == 1 else image
+    try:
+        if path.suffix.lower() in (".tif", ".tiff") and (bands := _read_bands(path)).shape[2] == channels:
+            return bands
+        with _opened(path, skippable) as image:
+            image.load()
+            turn = _TURNS.get(_orientation(image))
+            image = image.transpose(turn) if turn is not None else image
+            if (len(image.getbands()) != channels or image.mode == "P") and channels in _ALPHA:
+                image = image.convert(_ALPHA[channels])
+            if len(image.getbands()) == channels:
+                return np.array(image)
+            raise InputError(f"it has {len(image.getbands())} channels; expected {channels}, as --channels says")
+    except InputError as error:
+        if str(path) in str(error):
+            raise
+        raise InputError(f"{path} cannot be read as an image ({error}): repair or remove it") from None
+
+
+def _read_bands(path: Path) -> np.ndarray:
+    """Return the bands of a TIFF file, (H, W, C) uint8, whether they are samples of a page or pages."""
+    try:
+        import tifffile
+    except ImportError:
+        raise missing_extra(f"{path}: TIFF files of several bands", "tiff") from None
+    try:
+        with tifffile.TiffFile(path) as file:
+            series = file.series[0]
+            pixels, axes = series.asarray(), series.axes
+    except Exception as error:  # damaged files make the decoder raise almost anything
+        raise InputError(" ".join(str(error).split()) or type(error).__name__) from None
+    rows, columns = axes.index("Y"), axes.index("X")
+    pixels = np.moveaxis(pixels, (rows, columns), (0, 1)).reshape(pixels.shape[rows], pixels.shape[columns], -1)
+    if pixels.dtype == np.uint16:
+        pixels = ((pixels.astype(np.int32) + 128) // 257).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise InputError(f"its values are {pixels.dtype}; expected 8 or 16 bits without a sign")
+    return pixels
+
+
+def displayed(image: Decoded) -> Image.Image:
+    """Return an image to show: the first three of more channels as RGB, and one or two as grey."""
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    return Image.fromarray(image[..., :3] if image.shape[2] > 2 else image[..., 0]).convert("RGB")
 
 
 class Header(NamedTuple):
@@ -213,7 +284,7 @@ def _scan_header(content: bytes) -> tuple[tuple[int, int] | None, bool]:
 
 
 def read_same_size(
-    paths: Sequence[Path], height: int, width: int, read: Callable[[Path], np.ndarray] | None = None
+    paths: Sequence[Path], height: int, width: int, read: Callable[[Path], np.ndarray] | None = None, channels: int = 3
 ) -> Tensor:
     """Decode many images, in threads, into one tensor.
 
@@ -221,15 +292,16 @@ def read_same_size(
         paths: The files.
         height: Of every image.
         width: Of every image.
-        read: Makes (height, width, 3) uint8 of a file; without it each image must have that size.
+        read: Makes (height, width, channels) uint8 of a file; without it each image must have that size.
+        channels: Of what ``read`` makes; 3 without it.
 
     Returns:
-        (N, 3, height, width) uint8.
+        (N, channels, height, width) uint8.
 
     Raises:
         InputError: A file cannot be read or has another size.
     """
-    images = torch.empty((len(paths), 3, height, width), dtype=torch.uint8)
+    images = torch.empty((len(paths), channels, height, width), dtype=torch.uint8)
     pixels = images.numpy()
 
     def read_into(index: int) -> None:
@@ -254,40 +326,49 @@ class Pixels(NamedTuple):
     Attributes:
         size: Width and height, upright.
         digest: Of size and pixels: equal for the same image in another file or format.
+        thumbnail: Its luminance at 16×16 pixels, row by row.
     """
 
     size: tuple[int, int]
     digest: bytes
+    thumbnail: bytes
 
 
-_DIGESTS: dict[tuple[Path, int, int], Pixels | InputError] = {}  # of unchanged files that this process has decoded
+_DIGESTS: dict[tuple[Path, int, int, int], Pixels | InputError] = {}  # of unchanged files that this process has decoded
 
 
-def digest_pixels(path: Path) -> Pixels | InputError:
+def digest_pixels(path: Path, channels: int = 3) -> Pixels | InputError:
     """Decode an image file; return its size and digest, or why it cannot be read."""
     try:
         status = path.stat()
     except OSError:
-        return _digest_pixels(path)
-    key = (path, status.st_size, status.st_mtime_ns)
+        return _digest_pixels(path, channels)
+    key = (path, status.st_size, status.st_mtime_ns, channels)
     if key not in _DIGESTS:
-        _DIGESTS[key] = _digest_pixels(path)
+        _DIGESTS[key] = _digest_pixels(path, channels)
     return _DIGESTS[key]
 
 
-def _digest_pixels(path: Path) -> Pixels | InputError:
+def _digest_pixels(path: Path, channels: int) -> Pixels | InputError:
     try:
-        image = read_image(path, skippable=True)
+        image = read_channels(path, channels, skippable=True)
     except InputError as error:
         return error
-    digest = hashlib.blake2b(repr(image.size).encode(), digest_size=16)
+    size = size_of(image)
+    digest = hashlib.blake2b(repr(size).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(image).data)
-    return Pixels(image.size, digest.digest())
+    thumbnail = displayed(image).convert("L").resize((16, 16), Image.Resampling.HAMMING)
+    return Pixels(size, digest.digest(), thumbnail.tobytes())
 
 
-def find_unreadable(paths: Sequence[Path]) -> set[Path]:
-    """Decode every file, in threads, and return those that :func:`read_image` refuses."""
-    found = in_threads(digest_pixels, paths)
+def size_of(image: Decoded) -> tuple[int, int]:
+    """Return the width and height of an image."""
+    return image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
+
+
+def find_unreadable(paths: Sequence[Path], channels: int = 3) -> set[Path]:
+    """Decode every file, in threads, and return those that :func:`read_channels` refuses."""
+    found = in_threads(partial(digest_pixels, channels=channels), paths)
     return {path for path, each in zip(paths, found, strict=True) if isinstance(each, InputError)}
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from cutmix.config.options import DataOptions
-from cutmix.data.decode import read_image
+from cutmix.data.decode import displayed, read_channels
 from cutmix.data.division import Copies, find_copies
 from cutmix.data.folder import ClassFolders, count_suffixes
 from cutmix.data.sets import ArraySet, FileSet, ImageSet, Splits, open_splits
 from cutmix.errors import printable
 from cutmix.runtime.files import write_atomic
+from cutmix.runtime.terminal import Tabular
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,8 +26,8 @@ UNBALANCED = 3.0
 """Classes are called unbalanced where the largest has this many times the training images of the smallest."""
 
 
-@dataclass(frozen=True)
-class Description:
+@dataclass(frozen=True, repr=False)
+class Description(Tabular):
     """A description of a data set.
 
     Attributes:
@@ -45,6 +46,8 @@ class Description:
         conflicts: The groups among them whose files are in different classes.
         leaks: By split: files left out of it since a later split has the same image.
         deeper: Number of images in each folder inside a class folder; they are taken too.
+        near: Number of images beyond the first of each group of nearly the same ones.
+        images: By split: the number of images, where an image can have several classes, or none.
     """
 
     name: str
@@ -62,6 +65,13 @@ class Description:
     conflicts: list[list[str]] = field(default_factory=list)
     leaks: dict[str, list[str]] = field(default_factory=dict)
     deeper: dict[str, int] = field(default_factory=dict)
+    near: int = 0
+    images: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """The number of images of each split."""
+        return self.images or {split: sum(counts) for split, counts in self.splits.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them, the counts of each class by its name."""
@@ -70,19 +80,32 @@ class Description:
             for label, name in enumerate(self.classes)
         ]
         splits = {
-            split: {"images": sum(counts), "origin": self.origin.get(split, "")}
-            for split, counts in self.splits.items()
+            split: {"images": images, "origin": self.origin.get(split, "")} for split, images in self.totals.items()
         }
-        rest = {name: value for name, value in vars(self).items() if name not in ("origin", "classes", "splits")}
+        rest = {
+            name: value for name, value in vars(self).items() if name not in ("origin", "classes", "splits", "images")
+        }
         return rest | {"classes": classes, "splits": splits, "warnings": self.warnings()}
+
+    def tables(self) -> "Iterator[Table | str]":
+        """Yield the table of the classes, and what was understood in words."""
+        yield self.table()
+        yield from self.lines()
+
+    def to_json(self) -> str:
+        """Return the description as JSON text."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
 
     def lines(self) -> list[str]:
         """Return what was understood, in a few lines: the splits, the sizes, what was left out, and the warnings."""
-        total = sum(map(sum, self.splits.values()))
+        total = sum(self.totals.values())
         lines = [f"{self.name}: {total:,} images of {len(self.classes)} classes ({_some(self.classes)})"]
+        if self.images:
+            mean = sum(map(sum, self.splits.values())) / total
+            lines.append(f"an image can have several labels: {mean:.2g} on average")
         lines += [
-            f"{split}: {sum(counts):,} images" + (f" ({self.origin[split]})" if self.origin.get(split) else "")
-            for split, counts in self.splits.items()
+            f"{split}: {images:,} images" + (f" ({self.origin[split]})" if self.origin.get(split) else "")
+            for split, images in self.totals.items()
         ]
         if self.sizes:
             (w0, w, w1), (h0, h, h1) = self.sizes["width"], self.sizes["height"]
@@ -122,6 +145,8 @@ class Description:
             lines.append(
                 f"{groups} there several times ({how}, {_count(extra, 'copy', 'copies')}), each in one split only"
             )
+        if self.near:
+            lines.append(f"{_count(self.near, 'image is', 'images are')} nearly the same as another, in the same fold")
         for split, files in self.leaks.items():
             n = _count(len(files), f"image of {split} is", f"images of {split} are")
             lines.append(f"{n} in a later split too and left out of {split}: {_some(files)}")
@@ -138,9 +163,10 @@ class Description:
         if len(counts) > 1 and max(counts) >= UNBALANCED * min(counts):
             least, most = (self.classes[counts.index(number)] for number in (min(counts), max(counts)))
             share = max(counts) / sum(counts)
+            always = "" if self.images else f"; always predicting {most} is right for {share:.0%} of them"
             lines.append(
-                f"classes are unbalanced: from {min(counts):,} ({least}) to {max(counts):,} ({most}) training images; "
-                f"always predicting {most} is right for {share:.0%} of them"
+                f"classes are unbalanced: from {min(counts):,} ({least}) to {max(counts):,} ({most}) training images"
+                f"{always}"
             )
         for split, numbers in self.splits.items():
             if missing := [name for name, number in zip(self.classes, numbers, strict=True) if not number]:
@@ -165,13 +191,14 @@ class Description:
                 table.add_row(escape(_short(row[1])), *(f"{counts[row[0]]:,}" for counts in self.splits.values()))
         if len(self.classes) > 1:
             table.add_section()
-            table.add_row("all", *(f"{sum(counts):,}" for counts in self.splits.values()))
+            table.add_row("images" if self.images else "all", *(f"{images:,}" for images in self.totals.values()))
         return table
 
 
 def describe_data(
-    data: str, *, val_fraction: float = 0.2, seed: int = 0, download: bool = False, out: Path | None = None
-) -> Description:
+    data: str, *, val_fraction: float = 0.2, seed: int = 0, download: bool = False, out: Path | None = None,
+    channels: int = 3,
+) -> Description:  # fmt: skip
     """Describe a data set, after decoding every image of a folder; ``cutmix data`` prints it.
 
     Args:
@@ -180,14 +207,17 @@ def describe_data(
         seed: See ``open_splits``.
         download: See ``open_splits``.
         out: Draw a few images of each class into this PNG file.
+        channels: See ``open_splits``.
 
     Raises:
         InputError: The folder cannot be understood; the sentence says what was found and what was expected.
     """
-    splits = open_splits(data, val_fraction=val_fraction, seed=seed, download=download, skip_unreadable=True)
+    splits = open_splits(
+        data, val_fraction=val_fraction, seed=seed, download=download, skip_unreadable=True, channels=channels
+    )
     copies = None
     if splits.folders and splits.copies.compared == "files":
-        copies = find_copies(splits.folders, None)
+        copies = find_copies(splits.folders, None, channels)
     description = describe_splits(splits, copies)
     if out:
         image = draw_classes(splits.train)
@@ -195,25 +225,12 @@ def describe_data(
     return description
 
 
-def print_description(options: DataOptions) -> Description:
-    """Print the description of a data set; the function of ``cutmix data``.
-
-    Raises:
-        InputError: As ``describe_data``.
-    """
-    from cutmix.runtime.terminal import Console, say
-
-    description = describe_data(
-        options.data, val_fraction=options.val_fraction, seed=options.seed, download=options.download, out=options.out
-    )
-    if options.json:
-        print(json.dumps(description.to_dict(), indent=2, ensure_ascii=False))
-        return description
-    Console().print(description.table())
-    say("\n".join(description.lines()))
-    if options.out:
-        say(f"wrote {options.out}")
-    return description
+def run_data(options: DataOptions) -> Description:
+    """Return the description of a data set; raises as ``describe_data``."""
+    return describe_data(
+        options.data, val_fraction=options.val_fraction, seed=options.seed, download=options.download, out=options.out,
+        channels=options.channels,
+    )  # fmt: skip
 
 
 def describe_splits(splits: Splits, copies: Copies | None = None) -> Description:
@@ -224,7 +241,7 @@ def describe_splits(splits: Splits, copies: Copies | None = None) -> Description
         copies: The images that are there several times, if not as ``splits`` has them.
     """
     parts = {split: part for split in ("train", "val", "test") if (part := getattr(splits, split)) is not None}
-    counts = {split: part.labels.bincount(minlength=part.num_classes).tolist() for split, part in parts.items()}
+    counts = {split: part.counts().tolist() for split, part in parts.items()}
     train = splits.train
     if splits.folders is None:
         sizes = {}
@@ -263,6 +280,8 @@ def describe_splits(splits: Splits, copies: Copies | None = None) -> Description
         grouped(copies.conflicts),
         {split: shown(file.path for file in files) for split, files in splits.leaks.items()},
         _deeper(folders),
+        sum(map(len, copies.near or ())) - len(copies.near or ()),
+        {split: len(part) for split, part in parts.items()} if train.multi_label else {},
     )
 
 
@@ -294,7 +313,7 @@ def draw_classes(data: ImageSet, *, per_class: int = 8, most: int = 40, side: in
     draw = ImageDraw.Draw(page)
     for label in range(rows):
         top = label * (line + side + gap)
-        members = (data.labels == label).nonzero()[:, 0].tolist()
+        members = data.members(label).tolist()
         draw.text((gap, top + 2), f"{_short(data.classes[label])} ({len(members):,})", "black", font)
         for column, index in enumerate(members[:per_class]):
             image = ImageOps.pad(_load(data, index), (side, side), color=(230, 230, 230))
@@ -304,7 +323,7 @@ def draw_classes(data: ImageSet, *, per_class: int = 8, most: int = 40, side: in
 
 def _load(data: ImageSet, index: int) -> Image.Image:
     if isinstance(data, FileSet):
-        return read_image(data.paths[index])
+        return displayed(read_channels(data.paths[index], data.in_chans))
     pixels = data.images[index].permute(1, 2, 0).numpy()
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
 

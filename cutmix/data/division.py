@@ -4,14 +4,21 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from cutmix.data.decode import Pixels, digest_pixels, in_threads
 from cutmix.data.folder import ClassFolders, File, held_share, hold_out
 from cutmix.errors import InputError
+from cutmix.runtime.seeding import derive_seed
 
 MOST_BYTES = 2 << 30
 """Images are decoded to find copies if their files take no more than this; else only equal files are found."""
+
+MOST_NEAR = 20_000
+"""Images of a folder up to which nearly equal ones are searched."""
 
 MIN_SPLIT = 50
 """The smallest second split: fewer images are not divided into val and test, nor held out for val beside ``test/``."""
@@ -29,6 +36,7 @@ class Copies:
         conflicts: The groups among them whose files are in different classes.
         unreadable: Files that cannot be decoded, and why; empty unless pixels were compared.
         sizes: Width and height of the images that were decoded.
+        near: Files of nearly the same image, the same ones included; None where they were not searched.
     """
 
     compared: str = "nothing"
@@ -36,6 +44,7 @@ class Copies:
     conflicts: list[list[File]] = field(default_factory=list)
     unreadable: dict[Path, InputError] = field(default_factory=dict)
     sizes: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    near: list[list[File]] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,23 +65,25 @@ class Division:
 # ---- copies ----
 
 
-def find_copies(folders: ClassFolders, most_bytes: int | None = MOST_BYTES) -> Copies:
+def find_copies(folders: ClassFolders, most_bytes: int | None = MOST_BYTES, channels: int = 3) -> Copies:
     """Find the images that are there several times, whatever their names, classes and formats.
 
     Args:
         folders: The data set.
         most_bytes: Compare pixels if the files take no more than this together, else whole files; None always compares
             pixels.
+        channels: Channels that the images are decoded to.
     """
-    label_of = {
+    label_of: dict[Path, object] = {
         file.path: label for classes in folders.parts.values() for label, own in enumerate(classes) for file in own
     }
+    label_of |= folders.labels or {}
     files = [file for classes in folders.parts.values() for own in classes for file in own]
     if most_bytes is not None and sum(file.size for file in files) > most_bytes:
         groups, found = _equal(files, _contents(files)), Copies("files")
     else:
         paths = [file.path for file in files]
-        decoded = dict(zip(paths, in_threads(digest_pixels, paths), strict=True))
+        decoded = dict(zip(paths, in_threads(partial(digest_pixels, channels=channels), paths), strict=True))
         unreadable = {path: each for path, each in decoded.items() if isinstance(each, InputError)}
         pixels = {path: each for path, each in decoded.items() if isinstance(each, Pixels)}
         groups = _equal(files, {path: each.digest for path, each in pixels.items()})
@@ -80,6 +91,42 @@ def find_copies(folders: ClassFolders, most_bytes: int | None = MOST_BYTES) -> C
     found.groups.extend(groups)
     found.conflicts.extend(group for group in groups if len({label_of[file.path] for file in group}) > 1)
     return found
+
+
+def find_near(folders: ClassFolders, channels: int = 3) -> list[list[File]]:
+    """Find images that are nearly the same: thumbnails of 16×16 pixels that differ by 3 of 255 levels or less (RMS).
+
+    These are copies in another format, quality or size, and not shots of the same thing from another place.
+
+    Args:
+        folders: The data set.
+        channels: Channels that the images are decoded to.
+    """
+    files = [file for classes in folders.parts.values() for own in classes for file in own]
+    found = in_threads(partial(digest_pixels, channels=channels), [file.path for file in files])
+    known = [(file, each.thumbnail) for file, each in zip(files, found, strict=True) if isinstance(each, Pixels)]
+    thumbnails = np.array([np.frombuffer(thumbnail, np.uint8) for _, thumbnail in known], np.float32).reshape(-1, 256)
+    squares = (thumbnails**2).sum(1)
+    group = list(range(len(known)))
+
+    def root(i: int) -> int:
+        while group[i] != i:
+            i = group[i] = group[group[i]]
+        return i
+
+    for start in range(0, len(known), 1024):
+        block = slice(start, start + 1024)
+        distance = squares[block, None] + squares - 2 * thumbnails[block] @ thumbnails.T
+        for i, j in zip(*(distance <= _NEAR**2 * 256 + 0.5).nonzero(), strict=True):
+            if start + i < j:
+                group[root(int(j))] = root(start + int(i))
+    groups: dict[int, list[File]] = defaultdict(list)
+    for i, (file, _) in enumerate(known):
+        groups[root(i)].append(file)
+    return [its for its in groups.values() if len(its) > 1]
+
+
+_NEAR = 3.0  # levels of 255
 
 
 def _equal(files: list[File], keys: dict[Path, bytes]) -> list[list[File]]:
@@ -157,6 +204,59 @@ def divide(folders: ClassFolders, copies: Copies, val_fraction: float, seed: int
     return Division(parts, origin, leaks)
 
 
+def divide_folds(folders: ClassFolders, copies: Copies, fold: int, folds: int, seed: int) -> Division:
+    """Divide the images of one folder for cross-validation: a fold to test on, and the others to train on.
+
+    Each class is dealt out to the folds in the order of its names' hashes, files of nearly the same image together, in
+    the first class that has it.
+
+    Args:
+        folders: The images.
+        copies: What ``find_copies`` and ``find_near`` found.
+        fold: The fold to test on, 1 to ``folds``.
+        folds: Number of folds, 2 or more.
+        seed: Decides which image is in which fold, and nothing else does.
+
+    Raises:
+        InputError: The folder has splits of its own, or a class has fewer than two images.
+    """
+    if "all" not in folders.parts:
+        raise InputError(
+            f"{folders.root} has {', '.join(folders.parts)} already; --folds divides a folder without splits"
+        )
+    same = copies.groups if copies.near is None else copies.near
+    group_of = {file.path: number for number, group in enumerate(same) for file in group}
+    fold_of: dict[object, int] = {}
+    sizes = [0] * folds
+    kept, held = [], []
+    for label, files in enumerate(folders.parts["all"]):
+        groups: dict[object, list[File]] = defaultdict(list)
+        for file in files:
+            groups[group_of.get(file.path, file.path)].append(file)
+        if len(groups) < 2 and folders.labels is None:
+            raise InputError(
+                f"the class '{folders.classes[label]}' has 1 image; --folds needs two or more of each class"
+            )
+        own = [0] * folds
+        first = {group: min(folders.name_of(file.path) for file in its) for group, its in groups.items()}
+        for group in sorted(groups, key=lambda group: derive_seed(seed, "fold", first[group])):
+            if group not in fold_of:
+                fold_of[group] = min(range(folds), key=lambda k: (own[k], sizes[k], k))
+            own[fold_of[group]] += len(groups[group])
+            sizes[fold_of[group]] += len(groups[group])
+        sides = [fold_of[group_of.get(file.path, file.path)] == fold - 1 for file in files]
+        kept.append([file for file, tested in zip(files, sides, strict=True) if not tested])
+        held.append([file for file, tested in zip(files, sides, strict=True) if tested])
+        if not kept[-1] and folders.labels is None:
+            raise InputError(
+                f"every image of the class '{folders.classes[label]}' is in fold {fold}; expected other images too"
+            )
+    if not any(held):
+        raise InputError(f"fold {fold} of {folds} has no test images; expected fewer folds")
+    origin = {"train": f"the other {folds - 1} folds", "test": f"fold {fold} of {folds}"}
+    return Division({"train": kept, "test": held}, origin)
+
+
 def _of(folders: ClassFolders) -> str:
     return "" if "all" in folders.parts else f" of {folders.folders['train'].name}/"
 
@@ -196,7 +296,7 @@ def _drop_leaks(parts: dict[str, Classes], folders: ClassFolders, copies: Copies
         if dropped:
             leaks[part], paths = dropped, {file.path for file in dropped}
             parts[part] = [[file for file in own if file.path not in paths] for own in parts[part]]
-            if [] in parts[part]:
+            if [] in parts[part] and folders.labels is None:
                 name = folders.classes[parts[part].index([])]
                 raise InputError(
                     f"every image of class '{name}' in {folders.folders[part]} is in another split too; expected "

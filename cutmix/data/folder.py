@@ -231,6 +231,8 @@ class ClassFolders:
         folders: The folder of each part.
         listings: Everything that lies in the class folders.
         beside: Folders and images that lie beside the class folders or the parts, and are left out.
+        labels: Where an image can have several classes: the ids of those of each image; ``parts`` then has the images
+            in groups by their rarest class, in place of classes.
     """
 
     root: Path
@@ -239,6 +241,7 @@ class ClassFolders:
     folders: dict[str, Path]
     listings: list[Listing] = field(default_factory=list)
     beside: list[Path] = field(default_factory=list)
+    labels: dict[Path, tuple[int, ...]] | None = None
 
     def name_of(self, path: Path) -> str:
         """Return a path as it is from the folder, or from that of the file of labels."""

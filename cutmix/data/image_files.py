@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Generator, Tensor
 from torch.overrides import TorchFunctionMode
 
-from cutmix.data.decode import read_image, read_jpeg
-from cutmix.data.transforms import Augment, AutoAugmentPolicy, Interpolation
+from cutmix.data.decode import Decoded, read_channels, read_jpeg, size_of
+from cutmix.data.transforms import Augment, Interpolation
+from cutmix.errors import InputError
 
 Decoder = Literal["exact", "fast"]
 
@@ -48,10 +49,12 @@ class TrainTransform:
     Args:
         augment: With an ``image_size``.
         decoder: See ``cut_square``.
+        channels: See ``cut_square``.
     """
 
-    def __init__(self, augment: Augment, decoder: Decoder) -> None:
+    def __init__(self, augment: Augment, decoder: Decoder, channels: int = 3) -> None:
         assert augment.image_size is not None
+        self.channels = channels
         self.augment, self.size, self.decoder = augment, augment.image_size, decoder
         named = augment.auto_augment != "none"
         self.policy = auto_augment(augment.auto_augment, augment.interpolation) if named else None
@@ -61,16 +64,17 @@ class TrainTransform:
         return self.policy.draw(seed) if isinstance(self.policy, RandAugment) else self.policy
 
     def __call__(self, path: Path, generator: Generator, policy: Callable[[Any], Any] | None) -> np.ndarray:
-        """Make (image_size, image_size, 3) uint8 of a file; ``policy`` is what ``plan`` returned."""
+        """Make (image_size, image_size, channels) uint8 of a file; ``policy`` is what ``plan`` returned."""
         square = cut_square(
-            path, lambda size: self._draw(*size, generator), self.size, self.augment.interpolation, self.decoder
-        )
+            path, lambda size: self._draw(*size, generator), self.size, self.augment.interpolation, self.decoder,
+            self.channels,
+        )  # fmt: skip
         if float(torch.rand(1, generator=generator)) < (0.5 if self.augment.flip else 0.0):
             square = square[:, ::-1]
         if policy:
             with draws_from(generator):
                 square = np.asarray(policy(Image.fromarray(np.ascontiguousarray(square))))
-        return square
+        return _grey(square) if self.channels == 1 else square
 
     def _draw(self, width: int, height: int, generator: Generator) -> Window:
         size = self.size
@@ -111,20 +115,28 @@ class ResizeAndCrop:
         crop_fraction: The square's share of the resized short side, in (0, 1].
         squash: Resize both sides to image_size / crop_fraction, whatever the shape.
         interpolation: How to resize.
+        channels: See ``cut_square``.
     """
 
-    def __init__(self, image_size: int, crop_fraction: float, squash: bool, interpolation: Interpolation) -> None:
+    def __init__(
+        self, image_size: int, crop_fraction: float, squash: bool, interpolation: Interpolation, channels: int = 3
+    ) -> None:
         self.image_size, self.side, self.squash = image_size, round(image_size / crop_fraction), squash
+        self.channels = channels
         self.interpolation: Interpolation = interpolation
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Make (3, image_size, image_size) uint8 of an RGB image."""
-        square = _cut_image(image, self._window(image.size), self.image_size, self.interpolation)
+    def __call__(self, image: Decoded) -> Tensor:
+        """Make (channels, image_size, image_size) uint8 of an RGB image, or of what ``read_channels`` returned."""
+        square = _cut(image, self._window(size_of(image)), self.image_size, self.interpolation)
+        square = _grey(square) if self.channels == 1 else square
         return torch.from_numpy(square.copy()).permute(2, 0, 1)
 
     def read(self, path: Path, decoder: Decoder, *, skippable: bool = True) -> np.ndarray:
-        """Make (image_size, image_size, 3) uint8 of a file."""
-        return cut_square(path, self._window, self.image_size, self.interpolation, decoder, skippable)
+        """Make (image_size, image_size, channels) uint8 of a file."""
+        square = cut_square(
+            path, self._window, self.image_size, self.interpolation, decoder, self.channels, skippable=skippable
+        )
+        return _grey(square) if self.channels == 1 else square
 
     def _window(self, size: tuple[int, int]) -> Window:
         """Return how torchvision resizes an image of this width and height and finds its center."""
@@ -140,13 +152,9 @@ class ResizeAndCrop:
 
 
 def cut_square(
-    path: Path,
-    choose: Callable[[tuple[int, int]], Window],
-    size: int,
-    interpolation: Interpolation,
-    decoder: Decoder,
-    skippable: bool = True,
-) -> np.ndarray:
+    path: Path, choose: Callable[[tuple[int, int]], Window], size: int, interpolation: Interpolation, decoder: Decoder,
+    channels: int = 3, *, skippable: bool = True,
+) -> np.ndarray:  # fmt: skip
     """Decode what a square needs of an image file, resize it, and cut the square.
 
     Args:
@@ -157,21 +165,31 @@ def cut_square(
         decoder: "exact" has Pillow decode the whole file and resize, as torchvision's transforms do. "fast" decodes a
             plain JPEG with libjpeg-turbo, at a half, a quarter or an eighth of its size where the window is still as
             large as what it is resized to, and resizes uint8 with PyTorch; other files as "exact".
+        channels: Of the model: for 1 and 3 an RGB square is cut, which is made grey at the end for 1; for others what
+            ``read_channels`` returns is resized with PyTorch.
         skippable: As ``read_image`` takes it.
 
     Returns:
-        (size, size, 3) uint8, RGB.
+        (size, size, 3) uint8, RGB; or (size, size, channels) for other channels than 1 and 3.
 
     Raises:
-        InputError: As ``read_image``.
+        InputError: As ``read_channels``.
     """
+    if channels not in (1, 3):
+        image = read_channels(path, channels, skippable=skippable)
+        return _cut(image, choose(size_of(image)), size, interpolation)
     jpeg = read_jpeg(path) if decoder == "fast" else None
     if jpeg and not _is_enormous((window := choose(jpeg.size)).to, size):
         pixels = jpeg.decode(max(k for k in (1, 2, 4, 8) if k == 1 or _fits(window, k)))
         if pixels is not None:
             return _cut_pixels(pixels, jpeg.size, window, size, interpolation)
-    image = read_image(path, skippable=skippable)
-    return _cut_image(image, window if jpeg else choose(image.size), size, interpolation)
+    image = read_channels(path, 3, skippable=skippable)
+    return _cut(image, window if jpeg else choose(size_of(image)), size, interpolation)
+
+
+def _grey(square: np.ndarray) -> np.ndarray:
+    """Return the luminance of an RGB square, (size, size, 1) uint8."""
+    return np.asarray(Image.fromarray(np.ascontiguousarray(square)).convert("L"))[..., None]
 
 
 def _fits(window: Window, reduce: int) -> bool:
@@ -185,7 +203,7 @@ def _is_enormous(to: tuple[int, int], size: int) -> bool:
 def _cut_pixels(
     pixels: np.ndarray, full: tuple[int, int], window: Window, size: int, interpolation: Interpolation
 ) -> np.ndarray:
-    """Cut a square out of pixels (H, W, 3) uint8, decoded at the full width and height or less."""
+    """Cut a square out of pixels (H, W, C) uint8, decoded at the full width and height or less."""
     height, width = pixels.shape[:2]
     rows = [round(row * height / full[1]) for row in (window.top, window.top + window.height)]
     columns = [round(column * width / full[0]) for column in (window.left, window.left + window.width)]
@@ -197,6 +215,17 @@ def _cut_pixels(
         resized = F.interpolate(planes, window.to, mode=interpolation, antialias=True, align_corners=False)
         pixels = resized[0].permute(1, 2, 0).numpy()
     return pixels[window.at[0] : window.at[0] + size, window.at[1] : window.at[1] + size]
+
+
+def _cut(image: Decoded, window: Window, size: int, interpolation: Interpolation) -> np.ndarray:
+    """Cut a square out of an RGB image or of pixels with other channels."""
+    if isinstance(image, Image.Image):
+        return _cut_image(image.convert("RGB"), window, size, interpolation)
+    if _is_enormous(window.to, size):
+        raise InputError(
+            f"an image of {image.shape[1]}×{image.shape[0]} pixels is too long for --channels other than 3"
+        )
+    return _cut_pixels(image, size_of(image), window, size, interpolation)
 
 
 def _cut_image(image: Image.Image, window: Window, size: int, interpolation: Interpolation) -> np.ndarray:
@@ -239,13 +268,13 @@ def draws_from(generator: Generator) -> Iterator[None]:
         yield
 
 
-def auto_augment(policy: AutoAugmentPolicy, interpolation: Interpolation | None = None) -> Callable[[Any], Any]:
+def auto_augment(policy: str, interpolation: Interpolation | None = None) -> Callable[[Any], Any]:
     """Return torchvision's AutoAugment, or timm's RandAugment, for one RGB image or one (C, H, W) uint8 tensor.
 
     It draws from PyTorch's global generator.
 
     Args:
-        policy: The data set of the policy, or timm's name of a RandAugment; not "none".
+        policy: As of ``Augment``; not "none".
         interpolation: How RandAugment rotates and shifts an image file, filled up with ImageNet's mean, as timm trains;
             None draws the interpolation each time and fills up with grey.
 
@@ -253,7 +282,7 @@ def auto_augment(policy: AutoAugmentPolicy, interpolation: Interpolation | None 
     """
     from torchvision.transforms import v2  # slow to import
 
-    if policy.startswith("rand-"):
+    if policy.startswith("rand"):
         return RandAugment(policy, interpolation)
     if policy == "trivial":
         return v2.TrivialAugmentWide()

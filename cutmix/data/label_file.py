@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,43 +25,56 @@ def read_label_file(path: Path) -> ClassFolders:
     """Read the images, labels and splits that a file lists.
 
     A row has a path, relative to the folder of the file, a label, and possibly a split: train, val or test. A CSV file
-    names these columns in its first line, or has them in this order. Classes are sorted by name; a label in each row
-    that is a whole number sorts by value.
+    names these columns in its first line, or has them in this order. Classes are sorted by name; labels that are all
+    whole numbers sort by value.
+
+    An image has several labels where they are separated by ``|`` or, in JSON lines and Parquet, are a list. If one
+    image has, all can have any number of labels, also none.
 
     Returns:
         The images by split and class, as of a folder of class folders.
 
     Raises:
-        InputError: The file cannot be read; a column, an image or a label is missing; an image has several labels or is
-            listed twice; there are fewer than two classes; some rows have a split and others not.
+        InputError: The file cannot be read; a column, an image or a label is missing; an image is listed twice; there
+            are fewer than two classes; some rows have a split and others not.
     """
     rows = list(_rows(path))
     if not rows:
         raise InputError(f"{path} lists no images; expected rows of path, label and possibly split")
-    several = next((row for row in rows if "|" in row[2]), None)
-    if several:
-        raise InputError(f"{path}, row {several[0]} has the labels {several[2]}; expected one label for each image")
-    names = sorted({label for _, _, label, _ in rows}, key=_order([label for _, _, label, _ in rows]))
+    several = any("|" in label for _, _, label, _ in rows)
+    labels = [[*dict.fromkeys(part.strip() for part in label.split("|") if part.strip())] for _, _, label, _ in rows]
+    if not several and [] in labels:
+        raise InputError(f"{path}, row {rows[labels.index([])][0]} has no label; expected one in each row")
+    counts = Counter(chain.from_iterable(labels))
+    names = sorted(counts, key=_order(counts))
+    if not names:
+        raise InputError(f"{path} holds no labels; expected some in the column of labels")
     if len(names) < 2:
         raise InputError(f"{path} holds one class only ('{names[0]}'); a classifier needs two or more")
     parts: dict[str, list[list[File]]] = {}
     seen: dict[tuple[int, int], int] = {}
-    for number, name, label, split in rows:
+    ids: dict[Path, tuple[int, ...]] = {}
+    number_of = {name: number for number, name in enumerate(names)}
+    for (number, name, _, split), own in zip(rows, labels, strict=True):
         file = _file(path, number, name)
         if file.identity in seen:
             raise InputError(f"{path}, row {number} lists {name} again, after row {seen[file.identity]}")
         seen[file.identity] = number
-        part = parts.setdefault(_part(path, number, split), [[] for _ in names])
-        part[names.index(label)].append(file)
+        ids[file.path] = tuple(sorted(number_of[label] for label in own))
+        part = parts.setdefault(_part(path, number, split), [[] for _ in range(len(names) + several)])
+        # images with several labels are grouped by the rarest, and those without any are the last group
+        group = min(ids[file.path], key=lambda label: counts[names[label]], default=len(names))
+        part[group].append(file)
     if "all" in parts and len(parts) > 1:
         raise InputError(f"{path} has a split in some rows only; expected train, val or test in each, or in none")
     if "all" not in parts and "train" not in parts:
         raise InputError(f"{path} has no train split; expected one")
     for split, classes in parts.items():
-        if [] in classes:
+        if [] in classes and not several:
             raise InputError(f"{path} has no {split} images of the class '{names[classes.index([])]}'; expected some")
     listings = [Listing(files=own) for classes in parts.values() for own in classes]
-    return ClassFolders(path, tuple(names), parts, dict.fromkeys(parts, path), listings)
+    labels_of = ids if several else None
+    return ClassFolders(path, tuple(names), parts, dict.fromkeys(parts, path), listings, labels=labels_of)
 
 
 def _rows(path: Path) -> Iterable[Row]:
@@ -92,7 +107,8 @@ def _named(path: Path, rows: Iterable[dict[str, Any]], first: int) -> Iterable[R
                 value = "|".join(map(str, value))
             text = str(value).strip().encode("utf-8", "backslashreplace")  # JSON may hold half a character
             cells.append(printable_name(text) if wanted == "label" else text.decode())
-            if not cells[-1] and wanted != "split":
+            there = wanted == "label" and any(name in lower for name in known)  # an image may have none of the labels
+            if not cells[-1] and wanted != "split" and not there:
                 raise InputError(
                     f"{path}, row {number} has no {wanted} in columns {', '.join(map(str, row))}; expected a column "
                     f"named {', '.join(known[:4])} or the like"
@@ -145,6 +161,6 @@ def _part(path: Path, number: int, split: str) -> str:
     raise InputError(f"{path}, row {number}: the split is '{split}'; expected train, val or test")
 
 
-def _order(labels: list[str]) -> Any:
+def _order(labels: Iterable[str]) -> Any:
     """Return the key by which classes are sorted: numbers by value, other names as text."""
     return int if all(label.isdecimal() for label in labels) else str

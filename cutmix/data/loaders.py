@@ -19,7 +19,6 @@ from cutmix.data.order import TestOrder, TrainOrder, split_draw
 from cutmix.data.sets import ArraySet, FileSet, ImageSet
 from cutmix.data.transforms import (
     Augment,
-    AutoAugmentPolicy,
     ColorDraw,
     Interpolation,
     draw_color,
@@ -62,6 +61,7 @@ def train_loader(
     rank: int = 0,
     world_size: int = 1,
     balanced: bool = False,
+    repeats: int = 1,
 ) -> Loader:
     """Return shuffled, augmented batches.
 
@@ -81,6 +81,8 @@ def train_loader(
         rank: This process.
         world_size: All processes.
         balanced: Draw as many images of each class as of any other, in all as many as there are, instead of each once.
+        repeats: Copies of an image in an epoch, one after another and each augmented differently; in all as many as
+            there are images.
 
     Raises:
         InputError: An argument is out of its range, or a batch would not fit into the memory.
@@ -88,7 +90,10 @@ def train_loader(
     _check(data, batch_size, augment.image_size, workers, rank, world_size)
     if (augment.color_jitter or augment.lighting) and data.in_chans != 3:
         raise InputError(f"the images of {data.name} have {data.in_chans} channels; colour jitter and lighting need 3")
-    order = TrainOrder(len(data), batch_size, seed, rank, world_size, data.labels if balanced else None)
+    if augment.auto_augment != "none" and data.in_chans not in (1, 3):
+        raise InputError(f"the images of {data.name} have {data.in_chans} channels; --auto-augment needs 1 or 3")
+    balance = data.labels if balanced else None
+    order = TrainOrder(len(data), batch_size, seed, rank, world_size, balance, repeats)
     color = _Color(order, augment) if augment.color_jitter or augment.lighting else None
     erasing = (augment.random_erasing, order) if augment.random_erasing else None
     finish = _Finish(data, torch.device(device), augment.image_size, channels_last, erasing)
@@ -96,7 +101,9 @@ def train_loader(
         if augment.squash:
             side = round((augment.image_size or 0) / augment.crop_fraction)
             check_memory(6.0 * side**2, f"an image of {side}×{side} pixels (image_size / crop_fraction)")
-        return _file_loader(_Files, data, TrainTransform(augment, decoder), order, finish, workers, seed, color)
+        return _file_loader(
+            _Files, data, TrainTransform(augment, decoder, data.in_chans), order, finish, workers, seed, color
+        )
     smallest = min(data.images.shape[2:])
     if augment.crop_padding > smallest - (augment.padding_mode == "reflect"):
         most = "less than" if augment.padding_mode == "reflect" else "at most"
@@ -148,7 +155,8 @@ def test_loader(
     finish = _Finish(data, torch.device(device), image_size, channels_last)
     if isinstance(data, FileSet):
         assert image_size is not None
-        transform = partial(ResizeAndCrop(image_size, crop_fraction, squash, interpolation).read, decoder=decoder)
+        cut = ResizeAndCrop(image_size, crop_fraction, squash, interpolation, data.in_chans)
+        transform = partial(cut.read, decoder=decoder)
         return _file_loader(_TestFiles, data, transform, order, finish, workers)
     return _ArrayLoader(data, order, finish)
 
@@ -177,7 +185,7 @@ def _check(data: ImageSet, batch_size: int, image_size: int | None, workers: int
 class _Policy:
     """AutoAugment, image by image, on their device: seeded by the epoch and the position in its order."""
 
-    def __init__(self, policy: AutoAugmentPolicy, seed: int) -> None:
+    def __init__(self, policy: str, seed: int) -> None:
         self.augment, self.seed = auto_augment(policy), seed
 
     def __call__(self, images: Tensor, epoch: int, first: int) -> Tensor:
@@ -287,18 +295,18 @@ class _Files:
 
     Args:
         data: The files and their labels.
-        transform: Makes (image_size, image_size, 3) uint8 of a file; ``TrainTransform`` with a generator.
+        transform: Makes (image_size, image_size, channels) uint8 of a file; ``TrainTransform`` with a generator.
         image_size: Height and width of the batches.
         seed: Of the augmentation.
         pin_memory: Whether batches go to a GPU.
     """
 
     def __init__(self, data: FileSet, transform: Any, image_size: int, seed: int, pin_memory: bool) -> None:
-        self.paths, self.labels, self.transform = data.paths, data.labels, transform
+        self.paths, self.labels, self.channels, self.transform = data.paths, data.labels, data.in_chans, transform
         self.image_size, self.seed, self.pin_memory = image_size, seed, pin_memory
 
     def begin(self, epoch: int, indices: list[int]) -> tuple[list[Job], Callable[[], Batch]]:
-        shape = len(indices), 3, self.image_size, self.image_size
+        shape = len(indices), self.channels, self.image_size, self.image_size
         images = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pin_memory)
         samples = [split_draw(draw) for draw in indices]
         jobs = [

@@ -15,12 +15,25 @@ class TrainOrder:
 
     All ranks have equally many: the last ones are filled up from the start of the epoch's order. The batches of a rank
     differ by one sample at most, and none is a single sample, which batch normalisation cannot take.
+
+    Args:
+        size: Number of samples.
+        batch_size: Of all processes together.
+        seed: Decides the order of each epoch.
+        rank: This process.
+        world_size: All processes.
+        balance: Class ids (size,), of which each class is drawn equally often; None draws each sample once.
+        repeats: Copies of a sample in a row; the epoch has as many samples as before, so fewer different ones.
+
+    Source: Hoffer et al. 2020, "Augment your batch", and Berman et al. 2019, for ``repeats``; timm's
+    ``RepeatAugSampler`` gives the copies to different processes, here they are in one batch.
     """
 
     def __init__(
-        self, size: int, batch_size: int, seed: int, rank: int, world_size: int, balance: Tensor | None = None
-    ) -> None:
-        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self, size: int, batch_size: int, seed: int, rank: int, world_size: int, balance: Tensor | None = None,
+        repeats: int = 1,
+    ) -> None:  # fmt: skip
+        self.size, self.batch_size, self.seed, self.repeats = size, batch_size, seed, repeats
         self.members = [] if balance is None else [(balance == label).nonzero()[:, 0] for label in balance.unique()]
         self.rank, self.world_size = rank, world_size
         own = batch_size // world_size
@@ -31,6 +44,7 @@ class TrainOrder:
         """Return the epoch's order, begun again until the last batch is full."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
         order = self._balanced(generator) if self.members else torch.randperm(self.size, generator=generator)
+        order = order.repeat_interleave(self.repeats)[: self.size]
         length = max(self.steps * self.batch_size, self.bounds[-1] * self.world_size)
         return order[torch.arange(length) % self.size]
 
@@ -40,7 +54,7 @@ class TrainOrder:
         An image that comes again can so be augmented differently; ``split_draw`` takes a draw apart.
         """
         indices = self.indices(epoch)
-        return indices + (_repeats(indices) << _INDEX_BITS) if self.members else indices
+        return indices + (_repeats(indices) << _INDEX_BITS) if self.members or self.repeats > 1 else indices
 
     def _balanced(self, generator: torch.Generator) -> Tensor:
         """Return equally many samples of each class, one more of some; none again before all others of its class."""

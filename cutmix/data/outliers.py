@@ -23,7 +23,8 @@ from torch import Tensor
 
 from cutmix.data.decode import read_image, read_same_size
 from cutmix.data.folder import is_hidden, is_image, list_images
-from cutmix.data.sets import ArraySet, is_small, open_data, random_subset
+from cutmix.data.places import is_small
+from cutmix.data.sets import ArraySet, open_data, random_subset
 from cutmix.errors import InputError, did_you_mean
 from cutmix.runtime.files import regular
 from cutmix.runtime.seeding import derive_seed

@@ -2,33 +2,29 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from cutmix.data.decode import find_unreadable
-from cutmix.data.division import Copies, divide, find_copies
+from cutmix.data.division import MOST_NEAR, Copies, divide, divide_folds, find_copies, find_near
 from cutmix.data.folder import ClassFolders, File, Paths, printable_name, read_class_folders
 from cutmix.data.formats import (
-    find_cifar,
-    find_cub,
-    find_idx,
-    find_imagenet,
-    find_tiny_imagenet,
     read_cifar,
     read_cub,
     read_digits,
     read_idx,
     read_tiny_imagenet,
 )
-from cutmix.data.label_file import SUFFIXES, read_label_file
+from cutmix.data.label_file import read_label_file
+from cutmix.data.places import locate
 from cutmix.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from cutmix.errors import InputError, did_you_mean
+from cutmix.errors import InputError
 from cutmix.runtime.seeding import derive_seed
 
 Split = Literal["train", "val", "test", "all"]
@@ -54,7 +50,7 @@ class _Labelled:
         name: A known name, or the folder's.
         split: "train", "val", "test" or "all".
         classes: The class names; a label is an index into them.
-        labels: (N,) int64.
+        labels: Class ids, (N,) int64; or, where an image can have several classes, (N, K) uint8 of 0 and 1.
         mean: Of each channel, pixels taken as 0 to 1.
         std: Of each channel, pixels taken as 0 to 1.
     """
@@ -67,6 +63,8 @@ class _Labelled:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        if self.multi_label:
+            return
         if len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes:
             raise InputError(
                 f"the {self.split} labels of {self.name} run from {int(self.labels.min())} to "
@@ -75,6 +73,21 @@ class _Labelled:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image can have several classes, or none."""
+        return self.labels.ndim == 2
+
+    def counts(self) -> Tensor:
+        """Return the number of images of each class, (K,) int64."""
+        if self.multi_label:
+            return self.labels.sum(0, dtype=torch.int64)
+        return self.labels.bincount(minlength=self.num_classes)
+
+    def members(self, label: int) -> Tensor:
+        """Return the indices of the images of a class, ascending, (n,) int64."""
+        return (self.labels[:, label] if self.multi_label else self.labels == label).nonzero()[:, 0]
 
     def fingerprint(self) -> str:
         """Return a digest of the samples, their order, labels and classes, wherever they lie; computed once."""
@@ -126,19 +139,16 @@ class FileSet(_Labelled):
             them; mean and standard deviation of each channel, pixels taken as 0 to 1.
         paths: The N files.
         skipped: Unreadable files that were left out on request.
+        in_chans: Channels that the files are decoded to; see ``decode.read_channels``.
     """
 
     paths: Sequence[Path]
     skipped: tuple[Path, ...] = ()
+    in_chans: int = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "paths", self.paths if isinstance(self.paths, Paths) else Paths(self.paths))
-
-    @property
-    def in_chans(self) -> int:
-        """Channels of the decoded images."""
-        return 3
 
 
 ImageSet = ArraySet | FileSet
@@ -218,6 +228,8 @@ def keep_per_class(data: ImageSet, count: int, seed: int = 0) -> ImageSet:
     Raises:
         InputError: If a class has fewer images.
     """
+    if data.multi_label:
+        raise InputError(f"--train-per-class needs one label an image; images of {data.name} have several")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(derive_seed(seed, "subset")))
     kept = []
     for label, name in enumerate(data.classes):
@@ -241,6 +253,8 @@ def open_splits(
     skip_unreadable: bool = False,
     download: bool = False,
     copies: Copies | None = None,
+    channels: int = 3,
+    fold: tuple[int, int] | None = None,
 ) -> Splits:
     """Open all splits of a data set.
 
@@ -258,16 +272,20 @@ def open_splits(
         skip_unreadable: Leave out files that are not readable images, listed in ``skipped``, instead of refusing them.
         download: Fetch a known set that is absent.
         copies: Images of a folder that are there several times, if another process has found them.
+        channels: Channels that image files are decoded to; see ``decode.read_channels``.
+        fold: Of a folder without splits: the fold to test on, from 1, and the number of folds; see ``divide_folds``.
 
     Raises:
         InputError: Nothing usable is there; the sentence says what was found and what was expected.
     """
     _check_fraction(val_fraction)
     name, folder = locate(data, download)
+    if fold is not None and name != "folder":
+        raise InputError(f"{name} has splits of its own; --folds divides a folder of images without splits")
     if name not in ("folder", "imagenet"):
         train, test = (_open_known(name, folder, split, skip_unreadable) for split in ("train", "test"))
         return Splits(train, None, test, {"train": "official", "test": "official"}, official=True)
-    return _open_folder(name, folder, val_fraction, seed, skip_unreadable, copies=copies)
+    return _open_folder(name, folder, val_fraction, seed, skip_unreadable, copies=copies, channels=channels, fold=fold)
 
 
 def open_data(
@@ -278,6 +296,8 @@ def open_data(
     seed: int = 0,
     skip_unreadable: bool = False,
     download: bool = False,
+    channels: int = 3,
+    fold: tuple[int, int] | None = None,
 ) -> ImageSet:
     """Open one split of a data set.
 
@@ -289,6 +309,8 @@ def open_data(
         seed: See ``open_splits``.
         skip_unreadable: See ``open_splits``.
         download: Fetch a known set that is absent.
+        channels: See ``open_splits``.
+        fold: See ``open_splits``.
 
     Returns:
         An :class:`ArraySet` for the small known sets, a :class:`FileSet` otherwise.
@@ -305,20 +327,13 @@ def open_data(
             raise InputError(f"{name} has no val split; expected 'train' or 'test'")
         return _open_known(name, folder, "train" if split == "train" else "test", skip_unreadable)
     if split == "all":
-        return _open_all(name, folder, skip_unreadable)
-    splits = _open_folder(name, folder, val_fraction, seed, skip_unreadable, (split,))
+        return _open_all(name, folder, skip_unreadable, channels)
+    splits = _open_folder(name, folder, val_fraction, seed, skip_unreadable, (split,), channels=channels, fold=fold)
     found = {"train": splits.train, "val": splits.val, "test": splits.test}[split]
     if found is None:
         why = f"; it has {', '.join(splits.origin)}" + ("" if val_fraction else " (val_fraction is 0)")
         raise InputError(f"{data} has no {split} split{why}")
     return found
-
-
-def is_small(data: str) -> bool:
-    """Return whether ``data``, as ``open_splits`` takes it, is a set of small images, held as one tensor."""
-    if data in _NAMES and not Path(data).is_dir():
-        return data not in _OF_FILES
-    return locate(data)[0] not in ("folder", *_OF_FILES)
 
 
 def _check_fraction(val_fraction: float) -> None:
@@ -353,18 +368,27 @@ def _open_folder(
     skip_unreadable: bool,
     wanted: tuple[str, ...] = ("train", "val", "test"),
     copies: Copies | None = None,
+    channels: int = 3,
+    fold: tuple[int, int] | None = None,
 ) -> Splits:
     """Divide a folder of class folders; only the splits that are wanted are searched for unreadable files."""
     folders = _listed(folder)
     known = name == "imagenet"
-    copies = Copies() if known else copies or find_copies(folders)
-    division = divide(folders, copies, 0.0 if known else val_fraction, seed)
+    copies = Copies() if known else copies or find_copies(folders, channels=channels)
+    if fold is not None:
+        few = copies.compared == "pixels" and sum(len(own) for classes in folders.parts.values() for own in classes)
+        if copies.near is None and 0 < few <= MOST_NEAR:
+            copies = replace(copies, near=find_near(folders, channels))
+        division = divide_folds(folders, copies, *fold, seed)
+    else:
+        division = divide(folders, copies, 0.0 if known else val_fraction, seed)
     sets: dict[str, FileSet] = {}
     for split, classes in division.parts.items():
         samples = _samples(classes)
         if samples:
-            unreadable = _unreadable(samples, split, copies, skip_unreadable) if split in wanted else set()
-            sets[split] = _file_set(name, folder, split, samples, folders.classes, unreadable)  # type: ignore[arg-type]
+            unreadable = _unreadable(samples, split, copies, skip_unreadable, channels) if split in wanted else set()
+            about: Any = (name, folder, split, samples, folders.classes, unreadable)
+            sets[split] = _file_set(*about, several=folders.labels, channels=channels)
     origin = {split: phrase for split, phrase in division.origin.items() if split in sets}
     return Splits(sets["train"], sets.get("val"), sets.get("test"), origin, folders, copies, division.leaks, known)
 
@@ -374,23 +398,25 @@ def _listed(path: Path) -> ClassFolders:
     return read_label_file(path) if path.is_file() else read_class_folders(path)
 
 
-def _open_all(name: str, folder: Path, skip_unreadable: bool) -> FileSet:
+def _open_all(name: str, folder: Path, skip_unreadable: bool, channels: int) -> FileSet:
     folders = _listed(folder)
     part = next(part for part in ("all", "test", "val", "train") if part in folders.parts)
     samples = _samples(folders.parts[part])
-    unreadable = find_unreadable([path for path, _ in samples]) if skip_unreadable else set()
+    unreadable = find_unreadable([path for path, _ in samples], channels) if skip_unreadable else set()
     split: Split = "all" if part in ("all", "train") else "test"
-    return _file_set(name, folder, split, samples, folders.classes, unreadable)
+    return _file_set(
+        name, folder, split, samples, folders.classes, unreadable, several=folders.labels, channels=channels
+    )
 
 
 def _samples(classes: list[list[File]]) -> list[tuple[Path, int]]:
     return [(file.path, label) for label, own in enumerate(classes) for file in own]
 
 
-def _unreadable(samples: list[tuple[Path, int]], split: str, copies: Copies, skip: bool) -> set[Path]:
+def _unreadable(samples: list[tuple[Path, int]], split: str, copies: Copies, skip: bool, channels: int) -> set[Path]:
     """Return the files of a split that cannot be read, or refuse them, as far as they are known already."""
     if skip and copies.compared != "pixels":
-        return find_unreadable([path for path, _ in samples])
+        return find_unreadable([path for path, _ in samples], channels)
     found = {path for path, _ in samples if path in copies.unreadable}
     if found and not skip:
         more = f" ({len(found)} {split} images cannot be read)" if len(found) > 1 else ""
@@ -405,93 +431,24 @@ def _file_set(
     samples: list[tuple[Path, int]],
     classes: tuple[str, ...],
     unreadable: set[Path],
+    *,
+    several: dict[Path, tuple[int, ...]] | None = None,
+    channels: int = 3,
 ) -> FileSet:
-    """Make a set of the files that can be read."""
+    """Make a set of the files that can be read; ``several`` has their labels where an image can have several."""
     kept = [(path, label) for path, label in samples if path not in unreadable]
     labels = torch.tensor([label for _, label in kept], dtype=torch.int64)
-    if emptied := {label for _, label in samples} - set(labels.tolist()):
+    if several is not None:
+        labels = torch.zeros(len(kept), len(classes), dtype=torch.uint8)
+        for row, (path, _) in zip(labels, kept, strict=True):
+            row[list(several[path])] = 1
+        if split == "train" and (missing := (labels.sum(0) == 0).nonzero().flatten().tolist()):
+            raise InputError(f"{folder} leaves no training images with the label '{classes[missing[0]]}'")
+    elif emptied := {label for _, label in samples} - set(labels.tolist()):
         raise InputError(
             f"{folder}: none of the {split} images of class '{classes[min(emptied)]}' can be read; repair them"
         )
     shown = printable_name(folder.resolve().name) if name == "folder" else name
     paths, skipped = tuple(path for path, _ in kept), tuple(sorted(unreadable))
-    return FileSet(shown, split, classes, labels, *_IMAGENET, paths, skipped)
-
-
-# ---- location ----
-
-_FINDERS: dict[str, Callable[[Path], Path | None]] = {
-    "cifar-10": lambda root: find_cifar("cifar-10", root),
-    "cifar-100": lambda root: find_cifar("cifar-100", root),
-    "fashion-mnist": lambda root: find_idx("fashion-mnist", root),
-    "mnist": lambda root: find_idx("mnist", root),
-    "tiny-imagenet-200": find_tiny_imagenet,
-    "cub-200-2011": find_cub,
-    "imagenet": find_imagenet,
-}
-_OF_FILES = ("imagenet", "cub-200-2011")  # of many sizes
-_NAMES = ("digits", "cifar-10", "cifar-100", "fashion-mnist", "tiny-imagenet-200", "imagenet", "cub-200-2011")
-
-
-def locate(data: str, download: bool = False) -> tuple[str, Path]:
-    """Return the known set's name, or "folder", and where it lies; data and errors are those of ``open_data``."""
-    path = Path(data).expanduser()
-    if path.is_dir():
-        return _recognise(path)
-    if path.is_file() and path.suffix.lower() in SUFFIXES:
-        return "folder", path
-    if path.exists():
-        raise InputError(
-            f"{data} is a file; expected a folder of class folders or of a known data set, unpacked, or labels "
-            f"({', '.join(SUFFIXES)})"
-        )
-    if data not in _NAMES:
-        hint = did_you_mean(data.lower(), _NAMES, f"expected a folder or one of {', '.join(_NAMES)}")
-        raise InputError(f"'{data}' is neither a folder that exists nor a known data set: {hint}")
-    if data == "digits":
-        return data, Path()
-    roots = [Path(root) for root in (os.environ.get("CUTMIX_DATA"), "data") if root]
-    found = _find_named(data, roots)
-    if not found and download and data not in _OF_FILES:
-        _download(data, roots[0])
-        found = _find_named(data, roots)
-    if found:
-        return data, found
-    places = " and ".join(str(root) for root in roots) + ("" if len(roots) > 1 else " ($CUTMIX_DATA is not set)")
-    remedy = "give its path, or fetch it with cutmix train --download (download=True)"
-    if data == "cub-200-2011":
-        remedy = "fetch its archive by hand, unpack it, and give its path"
-    if data == "imagenet":
-        remedy = "prepare its train/ and val/ by hand, and give the path of the folder around them"
-    raise InputError(f"{data} was not found in {places}: {remedy}")
-
-
-def _recognise(path: Path) -> tuple[str, Path]:
-    found = {name: folder for name, find in _FINDERS.items() if (folder := find(path))}
-    if len(found) > 1:
-        raise InputError(f"{path} holds {' and '.join(found)}: give the path of one of them, or its name")
-    return next(iter(found.items()), ("folder", path))
-
-
-def _find_named(name: str, roots: list[Path]) -> Path | None:
-    places = [place for root in roots for place in (root, root / name)]
-    if name == "imagenet":
-        return next((place for place in places if place.name == name and place.is_dir()), None)
-    return next((folder for place in places if place.is_dir() and (folder := _FINDERS[name](place))), None)
-
-
-def _download(name: str, root: Path) -> None:
-    from torchvision import datasets  # slow to import, and rarely needed here
-
-    try:
-        if name == "tiny-imagenet-200":
-            datasets.utils.download_and_extract_archive(
-                "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
-                str(root),
-                md5="90528d7ca1a48142e341f4ef8d21d0de",
-            )
-        else:
-            fetch = {"cifar-10": "CIFAR10", "cifar-100": "CIFAR100", "fashion-mnist": "FashionMNIST"}
-            getattr(datasets, fetch[name])(root, download=True)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"{name} could not be downloaded into {root}: {error}") from None
+    normalization = _IMAGENET if channels == 3 else ((0.5,) * channels, (0.25,) * channels)
+    return FileSet(shown, split, classes, labels, *normalization, paths, skipped, channels)

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from cutmix.config.recipe import check_policy
 from cutmix.errors import InputError
 
 PaddingMode = Literal["constant", "reflect"]
 Interpolation = Literal["bilinear", "bicubic"]
-AutoAugmentPolicy = Literal["none", "imagenet", "cifar10", "svhn", "rand-m9-mstd0.5-inc1", "trivial"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -31,8 +31,8 @@ class Augment:
         squash: File sets: resize each image to a square, whatever its shape, and do not resize the crop.
         crop_fraction: File sets, with ``squash``: the random crop's share of the square's side, in (0, 1].
         interpolation: File sets: how images are resized.
-        auto_augment: The policy of AutoAugment or RandAugment, before the crop of an array set (as its authors have it)
-            and after that of a file.
+        auto_augment: "none", "imagenet", "cifar10", "svhn", "trivial" or timm's name of a RandAugment: the policy,
+            applied before the crop of an array set (as its authors have it) and after that of a file.
         random_erasing: Probability of an erased rectangle, in [0, 1]; see ``erase``.
         color_jitter: Largest change of brightness, contrast and saturation, in [0, 1]; see ``draw_color``.
         lighting: Standard deviation of the noise along ImageNet's principal colours; see ``draw_color``.
@@ -49,7 +49,7 @@ class Augment:
     squash: bool = False
     crop_fraction: float = 0.875
     interpolation: Interpolation = "bilinear"
-    auto_augment: AutoAugmentPolicy = "none"
+    auto_augment: str = "none"
     color_jitter: float = 0.0
     lighting: float = 0.0
     random_erasing: float = 0.0
@@ -62,10 +62,7 @@ class Augment:
             )
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise InputError(f"crop_scale is {self.crop_scale}; expected two shares, 0 < least ≤ largest ≤ 1")
-        if self.auto_augment not in get_args(AutoAugmentPolicy):
-            raise InputError(
-                f"auto_augment is '{self.auto_augment}'; expected one of {', '.join(get_args(AutoAugmentPolicy))}"
-            )
+        check_policy(self.auto_augment)
 
 
 # ---- batches on their device ----

@@ -8,6 +8,7 @@ Source: Guo et al. (2017) for ECE, MCE and the temperature; Nguyen and O'Connor 
 al. (2019) for the debiased error. Checked against torchmetrics' ``MulticlassCalibrationError`` (ℓ₁ and max norm).
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -80,7 +81,7 @@ def calibration_metrics(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor, 
         InputError: If the values are not logits, or the labels do not fit them.
     """
     z = as_logits(logits)
-    return {name: float(value) for name, value in _Sums(z, class_ids(labels, z), bins).values.items()}
+    return {name: float(value) for name, value in _class_sums(z, class_ids(labels, z), bins).values.items()}
 
 
 def fit_temperature(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> float:
@@ -109,6 +110,11 @@ def fit_temperature(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> f
         p = np.exp(log_softmax(z * np.exp(-log_t), axis=1))
         return float(((p * z).sum(1) - own).mean())
 
+    return zero_of(slope)
+
+
+def zero_of(slope: Callable[[float], float]) -> float:
+    """Return the temperature at which the slope of a loss in log T is 0, or the end of the range that is lower."""
     cold, hot = np.log(_TEMPERATURES)
     at_cold, at_hot = slope(cold), slope(hot)
     if at_cold == at_hot:  # constant logits: every temperature is the same
@@ -152,12 +158,16 @@ def calibration_suite(
     z = as_logits(classifier.predict() if logits is None else logits)
     ids = class_ids(classifier.labels, z)
     common: dict[str, Any] = {"confidence": confidence, "suite": "calibration"}
-    whole = _Sums(z, ids, bins)
+    whole = _class_sums(z, ids, bins)
     records = whole.records(common, draws, (seed, "calibration", "all"))
-    half = torch.randperm(len(z), generator=torch.Generator().manual_seed(derive_seed(seed, "calibration", "half")))
-    fitted, held_out = half[: len(z) // 2].numpy(), half[len(z) // 2 :].numpy()
+    fitted, held_out = random_halves(len(z), seed)
     if len(fitted):
-        records += _temperature_records(z, ids, fitted, held_out, bins, common, draws, seed)
+        t = fit_temperature(z[fitted], ids[fitted])
+        scaled = {
+            name: _class_sums(z[held_out] / scale, ids[held_out], bins)
+            for name, scale in (("unscaled", 1.0), ("scaled", t))
+        }
+        records += calibration_records(t, scaled, len(fitted), common, seed, draws)
     arrays = {
         "labels": ids,
         "confidence": whole.confidence,
@@ -169,43 +179,77 @@ def calibration_suite(
     return SuiteResult(records, arrays)
 
 
-def _temperature_records(
-    z: np.ndarray, ids: np.ndarray, fitted: np.ndarray, held_out: np.ndarray, bins: int, common: dict[str, Any],
-    draws: int, seed: int,
-) -> list[Record]:  # fmt: skip
-    t = fit_temperature(z[fitted], ids[fitted])
-    note = f"fitted on a random half of the images, {len(fitted):,}, and evaluated on the other {len(held_out):,}"
+def random_halves(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of two random halves of n images: to fit a temperature on, and to evaluate it on."""
+    half = torch.randperm(n, generator=torch.Generator().manual_seed(derive_seed(seed, "calibration", "half")))
+    return half[: n // 2].numpy(), half[n // 2 :].numpy()
+
+
+def calibration_records(
+    t: float, scaled: dict[str, "CalibrationSums"], fitted: int, common: dict[str, Any], seed: int, draws: int = 1000
+) -> list[Record]:
+    """Return the records of a temperature and of the held-out half before and after it.
+
+    Args:
+        t: The temperature.
+        scaled: The held-out half, "unscaled" and "scaled".
+        fitted: Number of images that the temperature was fitted on.
+        common: Fields of all records.
+        seed: Seed of the resamples.
+        draws: Number of resamples.
+    """
+    note = f"fitted on a random half of the images, {fitted:,}, and evaluated on the other {scaled['scaled'].n:,}"
     if t in _TEMPERATURES:
         note += "; the temperature is at the end of its range, as no temperature is the best for the fitted half"
-    records = [Record(metric="temperature", value=t, n=len(fitted), note=note, **common)]
-    for name, scale in (("unscaled", 1.0), ("scaled", t)):
+    records = [Record(metric="temperature", value=t, n=fitted, note=note, **common)]
+    for name, sums in scaled.items():
         stream = (seed, "calibration", "held out")  # the same for both, so that their intervals are comparable
-        for record in _Sums(z[held_out] / scale, ids[held_out], bins).records(common, draws, stream):
+        for record in sums.records(common, draws, stream):
             if record.metric in ("ece", "nll", "brier", "signed_gap"):
                 record = replace(record, metric=f"{record.metric}_{name}", of="held-out half")
                 records.append(replace(record, at=t, note=note) if name == "scaled" else record)
     return records
 
 
-class _Sums:
-    """The columns whose sums over images determine every metric, so that all resamples are one matrix product."""
+def _class_sums(logits: np.ndarray, ids: np.ndarray, bins: int) -> "CalibrationSums":
+    """Return the calibration of the predicted class of each image."""
+    log_p = log_softmax(logits, axis=1)
+    p = np.exp(log_p)
+    confidence, right = _top(p, ids)
+    return CalibrationSums(confidence, right, -log_p[np.arange(len(ids)), ids], _brier(p, ids), bins)
 
-    def __init__(self, logits: np.ndarray, ids: np.ndarray, bins: int) -> None:
-        log_p = log_softmax(logits, axis=1)
-        p = np.exp(log_p)
-        self.n = len(ids)
-        self.confidence, self.right = _top(p, ids)
+
+class CalibrationSums:
+    """The columns whose sums over images determine every metric, so that all resamples are one matrix product.
+
+    Args:
+        confidence: Probability of each prediction, (E,), with the same number of predictions for each image in turn.
+        right: Whether it is right, (E,), 0 or 1.
+        loss: Its negative log-likelihood, (E,).
+        square: Its Brier score, (E,).
+        bins: Number of bins.
+        images: Number of images; None for one prediction an image.
+    """
+
+    def __init__(
+        self, confidence: np.ndarray, right: np.ndarray, loss: np.ndarray, square: np.ndarray, bins: int, *,
+        images: int | None = None,
+    ) -> None:  # fmt: skip
+        self.n = images or len(confidence)
+        self.confidence, self.right = confidence, right
         self.edges = [bin_edges(self.confidence, bins, adaptive) for adaptive in (False, True)]
-        one = np.ones(self.n)
-        losses = np.stack([one, self.confidence, self.right, -log_p[np.arange(self.n), ids], _brier(p, ids)], 1)
+        one = np.ones(len(confidence))
+        losses = np.stack([one, confidence, right, loss, square], 1)
         hot = np.concatenate([one_hot_bins(self.confidence, edge) for edge in self.edges], 1)
         parts = [hot * column[:, None] for column in (one, self.confidence, self.right)]
-        self.columns = np.concatenate([losses, *parts], 1)
+        columns = np.concatenate([losses, *parts], 1)
+        self.columns = columns.reshape(self.n, -1, columns.shape[1]).sum(1)
         sums = self.columns.sum(0)
         self.equal, self.adaptive = self.tables(sums)
         self.values = self.metrics(sums)
 
     def tables(self, sums: np.ndarray) -> tuple[Reliability, Reliability]:
+        """Return the tables of equal width and of equal mass of sums over images, (..., columns)."""
         parts = sums[..., 5:].reshape(*sums.shape[:-1], 3, 2, -1)
         equal, adaptive = (np.moveaxis(parts[..., kind, :], -2, -1) for kind in (0, 1))
         return reliability_table(self.edges[0], equal), reliability_table(self.edges[1], adaptive)
@@ -221,6 +265,8 @@ class _Sums:
         }  # fmt: skip
 
     def records(self, common: dict[str, Any], draws: int, stream: tuple[int | str, ...]) -> list[Record]:
+        """Return a record of each metric with a bootstrap interval over the images, seeded by ``stream``."""
+
         def resampled(counts: np.ndarray) -> np.ndarray:
             return np.stack([*self.metrics(counts.astype(np.float64) @ self.columns).values()], 1)
 

@@ -28,11 +28,16 @@ class Predictions(NamedTuple):
 
     Attributes:
         logits: (N, K) float32 on the CPU.
-        labels: Class ids, (N,) int64 on the CPU.
+        labels: Class ids, (N,) int64 on the CPU; or (N, K) uint8, 0 or 1, where an image can have several labels.
     """
 
     logits: Tensor
     labels: Tensor
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image can have several labels."""
+        return self.labels.ndim == 2
 
 
 class Proportion(NamedTuple):
@@ -91,7 +96,8 @@ def predict(
     if not shares:
         raise InputError("the test set is empty")
     n, k = sum(len(part[1]) for part in shares), shares[0][0].shape[1]
-    every = Predictions(torch.empty(n, k), torch.empty(n, dtype=torch.int64))
+    labels_of = shares[0][1]
+    every = Predictions(torch.empty(n, k), torch.empty(n, *labels_of.shape[1:], dtype=labels_of.dtype))
     for rank, (its_logits, its_labels) in enumerate(shares):
         every.logits[rank :: world.size] = its_logits
         every.labels[rank :: world.size] = its_labels
@@ -150,7 +156,9 @@ def true_class_rank(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def mean_loss(predictions: Predictions) -> float:
-    """Return the mean cross-entropy of the true classes, in nats, computed in float64."""
+    """Return the mean cross-entropy of the true classes, or of every label, in nats, computed in float64."""
+    if predictions.multi_label:
+        return float(F.binary_cross_entropy_with_logits(predictions.logits.double(), predictions.labels.double()))
     return float(F.cross_entropy(predictions.logits.double(), predictions.labels))
 
 
@@ -162,8 +170,8 @@ def predictions_arrays(predictions: Predictions, data: ImageSet) -> dict[str, np
         data: The images, in the same order.
 
     Returns:
-        ``logits`` (N, K) float32, ``labels`` (N,) int64, ``classes`` (K,) text and, for image files, ``files`` (N,)
-        text: each path below the folder that all of them share.
+        ``logits`` (N, K) float32, ``labels`` (N,) int64 or (N, K) uint8, ``classes`` (K,) text and, for image files,
+        ``files`` (N,) text: each path below the folder that all of them share.
     """
     arrays = {"logits": predictions.logits.numpy(), "labels": predictions.labels.numpy()}
     arrays["classes"] = np.array(data.classes, dtype=np.str_)

@@ -192,10 +192,9 @@ def decode(
     if not isinstance(data, FileSet):
         return data
     side = image_size or 224
-    check_memory(len(data) * 3 * side**2, f"--image-size is {side}: decoding {len(data):,} images")
-    images = read_same_size(
-        data.paths, side, side, partial(ResizeAndCrop(side, crop_fraction, squash, interpolation).read, decoder=decoder)
-    )
+    check_memory(len(data) * data.in_chans * side**2, f"--image-size is {side}: decoding {len(data):,} images")
+    cut = ResizeAndCrop(side, crop_fraction, squash, interpolation, data.in_chans)
+    images = read_same_size(data.paths, side, side, partial(cut.read, decoder=decoder), data.in_chans)
     return ArraySet(data.name, data.split, data.classes, data.labels, data.mean, data.std, images, data.skipped)
 
 

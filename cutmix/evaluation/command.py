@@ -17,7 +17,8 @@ from cutmix.config.recipes import recipe_changes
 from cutmix.config.suites import EVALUATE, SUITES, parse_suites
 from cutmix.data import ArraySet, FileSet, ImageSet, test_loader
 from cutmix.data.boxes import benchmark_boxes, read_boxes
-from cutmix.data.sets import locate, take
+from cutmix.data.places import locate
+from cutmix.data.sets import take
 from cutmix.errors import InputError
 from cutmix.evaluation.calibration import calibration_suite
 from cutmix.evaluation.classification import Predictions, error_records, predict, predictions_arrays
@@ -25,6 +26,7 @@ from cutmix.evaluation.classifier import Classifier, SuiteResult, decode
 from cutmix.evaluation.gallery import box_gallery, example_pictures, mixed_maps
 from cutmix.evaluation.load import Subject, View, draw_images, find_subject, find_view, load_model, open_test_set
 from cutmix.evaluation.localization import localization_suite
+from cutmix.evaluation.multilabel import label_calibration, label_records
 from cutmix.evaluation.ood import ood_suite
 from cutmix.evaluation.robustness import robustness_suite
 from cutmix.runs.folder import command_line, environment, hold, only_begun, today, write_arrays, write_bytes, write_json
@@ -171,17 +173,35 @@ class Evaluation:
 
 
 def _classification(evaluation: Evaluation) -> SuiteResult:
-    predictions = evaluation.predictions
+    predictions, several = evaluation.predictions, evaluation.data.multi_label
 
     def records() -> list[Record]:
         assert predictions is not None
+        if several:
+            return _label_records(evaluation, predictions)
         return [replace(record, suite="classification") for record in error_records(predictions)]
 
     found = from_first(records, evaluation.world)
     if predictions is None:
         return SuiteResult(found, {})
     arrays = predictions_arrays(predictions, evaluation.images)
+    if several:
+        return SuiteResult(found, arrays | {"thresholds": _thresholds(evaluation)})
     return SuiteResult(found, arrays, _examples(evaluation, arrays))
+
+
+def _thresholds(evaluation: Evaluation) -> np.ndarray:
+    """Return the thresholds of the labels, 0.5 where the weights have none."""
+    return np.array(evaluation.subject.header.thresholds or [0.5] * evaluation.data.num_classes)
+
+
+def _label_records(evaluation: Evaluation, predictions: Predictions) -> list[Record]:
+    thresholds = _thresholds(evaluation)
+    return label_records(
+        predictions.logits.numpy(), predictions.labels.numpy(), evaluation.data.classes, thresholds,
+        chosen_on="val" if {*thresholds.tolist()} != {0.5} else None, split=evaluation.data.split,
+        seed=evaluation.options.seed,
+    )  # fmt: skip
 
 
 def _examples(evaluation: Evaluation, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
@@ -197,6 +217,9 @@ def _examples(evaluation: Evaluation, arrays: dict[str, np.ndarray]) -> dict[str
 
 
 def _calibration(evaluation: Evaluation) -> SuiteResult:
+    if evaluation.data.multi_label:
+        assert evaluation.predictions is not None
+        return label_calibration(*evaluation.predictions, seed=evaluation.options.seed)
     return calibration_suite(evaluation.classifier, evaluation.logits)
 
 
@@ -240,6 +263,8 @@ RUNNERS: dict[str, Callable[[Evaluation], SuiteResult]] = {
 def _run(suite: str, evaluation: Evaluation) -> SuiteResult:
     """Return the results of a suite; among all suites, one that cannot be run is recorded with the reason."""
     try:
+        if evaluation.data.multi_label and suite not in ("classification", "calibration"):
+            raise InputError(f"--suite {suite} needs one label an image; images of {evaluation.data.name} have several")
         return RUNNERS[suite](evaluation)
     except InputError as error:
         named = any(getattr(evaluation.options, flag) for flag in SUITES[suite].flags)
@@ -367,7 +392,8 @@ def open_output(options: EvaluateOptions, subject: Subject, world: World) -> Ite
             recipe = subject.recipe.to_dict() if subject.recipe else {"name": subject.weights.stem}
             recipe |= {name: value for name in ("model", "data") if (value := getattr(options, name))}
             config = {"recipe": recipe, "command": command_line(), "evaluated": str(subject.weights)}
-            write_json(out / "environment.json", environment(world.device))
+            task = {"task": "multilabel"} if subject.header.multi_label else {}
+            write_json(out / "environment.json", environment(world.device) | task)
             write_json(out / "config.json", config)
         yield Output(folder / "results.jsonl", folder, own=out is not None)
     finally:

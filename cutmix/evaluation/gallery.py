@@ -186,7 +186,8 @@ def _mixed(classifier: Classifier, pair: Tensor) -> dict[str, Tensor]:
 def _pixels(images: Tensor) -> np.ndarray:
     """Return images (n, C, H, W), bytes or shares, as (n, H, W, 3) in [0, 1]."""
     shares = images.float() / 255 if images.dtype == torch.uint8 else images
-    return shares.clamp(0, 1).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
+    shares = shares[:, :3] if shares.shape[1] > 2 else shares[:, :1].expand(-1, 3, -1, -1)
+    return shares.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _overlay(axis: Any, image: np.ndarray, cam: np.ndarray) -> None:

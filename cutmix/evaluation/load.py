@@ -160,12 +160,18 @@ def open_test_set(options: EvaluateOptions, subject: Subject) -> ImageSet:
             raise InputError(f"{subject.weights} was trained on all images of {name}; give others with --data")
         data: ImageSet = splits.reported
     else:
-        data = open_data(name, "all", **reading)
+        channels = 3 if subject.header.small else subject.header.in_chans or 3
+        data = open_data(name, "all", channels=channels, **reading)
     if subject.header.in_chans not in (None, data.in_chans):
         raise InputError(
             f"{subject.weights} takes images of {subject.header.in_chans} channels; those of {data.name} have "
             f"{data.in_chans}"
         )
+    trained_on = subject.header.multi_label or (None if subject.recipe is None else False)
+    if trained_on is not None and data.multi_label != trained_on:
+        several, single = "any number of labels an image", "one label an image"
+        kinds = (several, single) if data.multi_label else (single, several)
+        raise InputError(f"{data.name} has {kinds[0]}; expected {kinds[1]}, as {subject.weights} was trained on")
     if subject.classes:
         data = match_classes(data, subject.classes, subject.weights)
     else:
@@ -178,7 +184,7 @@ def open_test_set(options: EvaluateOptions, subject: Subject) -> ImageSet:
 
 def _division_of(subject: Subject) -> dict[str, Any]:
     """Return how the run divided its own data."""
-    return {"val_fraction": subject.recipe.val_fraction, "seed": subject.recipe.split_seed} if subject.recipe else {}
+    return subject.recipe.reading() if subject.recipe else {}
 
 
 def _is_own(options: EvaluateOptions, subject: Subject) -> bool:
@@ -224,7 +230,11 @@ def match_classes(data: ImageSet, classes: tuple[str, ...], weights: Path) -> Im
             "%s: %d of the %d classes of the model; labels are matched by name, predictions are among all classes",
             data.name, len(data.classes), len(classes),
         )  # fmt: skip
-    return replace(data, classes=classes, labels=torch.tensor([output[name] for name in data.classes])[data.labels])
+    order = torch.tensor([output[name] for name in data.classes])
+    if data.multi_label:
+        labels = data.labels.new_zeros(len(data), len(classes)).index_copy_(1, order, data.labels)
+        return replace(data, classes=classes, labels=labels)
+    return replace(data, classes=classes, labels=order[data.labels])
 
 
 def _guess_classes(options: EvaluateOptions, subject: Subject, data: ImageSet) -> ImageSet:

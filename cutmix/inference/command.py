@@ -5,26 +5,74 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from PIL import Image
+from rich.table import Table
+from rich.text import Text
 
 from cutmix.config.options import ExplainOptions, PredictOptions, ServeOptions
-from cutmix.data.decode import read_image
 from cutmix.data.folder import EXTENSIONS
 from cutmix.errors import InputError, missing_extra, printable
 from cutmix.inference.explain import explain_image, find_class, heat_maps, training_images
 from cutmix.inference.model import Model, Prediction, load
 from cutmix.runs.folder import is_run_file, write_bytes
 from cutmix.runtime.files import write_atomic
-from cutmix.runtime.terminal import say
+from cutmix.runtime.terminal import Tabular, say
 
 
-def run_predict(options: PredictOptions) -> int:
-    """Write a line for each image and return the exit code: 2 if a file could not be read, else 0.
+class Predictions(Tabular):
+    """Predictions of images in their order, each made when it is asked for; they print as a table.
+
+    Attributes:
+        opening: What is predicted by which model, in one line.
+        top: Largest number of classes of each prediction.
+        several: Whether an image can have several labels.
+    """
+
+    def __init__(self, made: Iterable[Prediction], opening: str, *, top: int = 1, several: bool = False) -> None:
+        self.opening, self.top, self.several = opening, top, several
+        self._rest, self._made = iter(made), []  # type: tuple[Iterator[Prediction], list[Prediction]]
+
+    def __iter__(self) -> Iterator[Prediction]:
+        yield from self._made
+        for each in self._rest:
+            self._made.append(each)
+            yield each
+
+    def __len__(self) -> int:
+        for _ in self:
+            pass
+        return len(self._made)
+
+    def __getitem__(self, index: int) -> Prediction:
+        return list(self)[index]
+
+    def stream(self) -> Iterator[Prediction]:
+        """Yield the predictions once, without keeping them."""
+        return self._rest
+
+    def tables(self) -> "Iterator[Table | str]":
+        """Yield the opening, and a table of the first hundred predictions."""
+        yield self.opening
+        made = list(self)
+        table = Table("image", "labels" if self.several else "class", "probability", "error")
+        for each in made[:_MOST_ROWS]:
+            probabilities = ", ".join(f"{p:.3f}" for p in each.probabilities)
+            unsure = "" if each.sure or each.error else " (not sure)"
+            table.add_row(*map(Text, [each.source, ", ".join(each.classes) + unsure, probabilities, each.error or ""]))
+        yield table
+        if len(made) > _MOST_ROWS:
+            yield f"… {len(made) - _MOST_ROWS:,} more images"
+
+
+_MOST_ROWS = 100
+
+
+def run_predict(options: PredictOptions) -> Predictions:
+    """Return a prediction for each image, made when it is asked for.
 
     Raises:
         InputError: If the model, a path or an option cannot be used.
@@ -32,21 +80,31 @@ def run_predict(options: PredictOptions) -> int:
     if options.out is not None and is_run_file(options.out):
         raise InputError(f"--out is {options.out}, a file of the run in {options.out.parent}; expected another name")
     model = load(options.source, which=options.which, device=options.device)
-    options = replace(options, top=min(options.top, len(model.classes)))
+    top = min(options.top, len(model.classes))
     files = [*chain.from_iterable(find_images(name) for name in options.images)] if options.images != ("-",) else None
     predictions = model.predict(
         files if files is not None else (line.rstrip("\n") for line in sys.stdin),
-        top=options.top, temperature=options.temperature, flip=options.tta == "flip",
+        top=top, temperature=options.temperature, flip=options.tta == "flip",
         threshold=options.threshold, batch_size=options.batch_size, workers=max(options.workers, 1),
     )  # fmt: skip
-    say(opening(model, options, files), file=sys.stderr)
+    several = model.thresholds is not None
+    return Predictions(predictions, opening(model, options, files), top=top, several=several)
+
+
+def write_predictions(found: Predictions, options: PredictOptions) -> int:
+    """Write each prediction as soon as it is made, and return the exit code: 2 if a file could not be read, else 0.
+
+    Raises:
+        InputError: If the file of ``--out`` cannot be written.
+    """
+    say(found.opening, file=sys.stderr)
     if options.out is None:
-        return write(predictions, sys.stdout, options)
+        return _write(found, sys.stdout, options)
     codes: list[int] = []
 
     def write_text(file: BinaryIO) -> None:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
-        codes.append(write(predictions, text, options))
+        codes.append(_write(found, text, options))
         text.detach()
 
     write_atomic(options.out, write_text)
@@ -69,7 +127,7 @@ def run_explain(options: ExplainOptions) -> list[Path]:
     written = []
     for number, file in enumerate(files, 1):
         found = explain_image(
-            model, read_image(file), explainer=explainer, class_id=class_id, known=known,
+            model, model.preprocessing.open(file), explainer=explainer, class_id=class_id, known=known,
             neighbours=options.neighbours, drawn=True,
         )  # fmt: skip
         written.append(options.out / f"{number:03d}-{file.stem}.png")
@@ -102,12 +160,17 @@ def opening(model: Model, options: PredictOptions, files: list[Path] | None) -> 
         said = f"temperature {model.temperature:.3g}, fitted on held-out images"
     else:
         said = "no temperature (cutmix evaluate RUN --suite calibration fits one)"
+    if model.thresholds is not None:
+        how = f"{options.threshold:g} for every label" if options.threshold else "of each label, chosen in training"
+        said += f"; thresholds {how}"
     return f"{model.source}: {model.recipe.model}, {len(model.classes)} classes; {images}; {said}"
 
 
-def write(predictions: Iterable[Prediction], file: TextIO, options: PredictOptions) -> int:
-    """Write each prediction as soon as it is made, and return the exit code."""
-    lines = _json_lines(predictions, file) if options.format == "jsonl" else _csv_lines(predictions, file, options.top)
+def _write(found: Predictions, file: TextIO, options: PredictOptions) -> int:
+    if options.format == "jsonl":
+        lines = _json_lines(found.stream(), file)
+    else:
+        lines = _csv_lines(found.stream(), file, found.top, several=found.several)
     failed = sum(prediction.error is not None for prediction in lines)
     if failed:
         print(f"{failed:,} of the files could not be read", file=sys.stderr)
@@ -130,8 +193,16 @@ def _named(prediction: Prediction, file: TextIO) -> str:
     return printable(prediction.source) if file.isatty() else prediction.source
 
 
-def _csv_lines(predictions: Iterable[Prediction], file: TextIO, top: int) -> Iterator[Prediction]:
+def _csv_lines(predictions: Iterable[Prediction], file: TextIO, top: int, *, several: bool) -> Iterator[Prediction]:
     writer = csv.writer(file)
+    if several:
+        writer.writerow(["file", "labels", "probabilities", "error"])
+        for each in predictions:
+            values = "|".join(f"{p:.6f}" for p in each.probabilities)
+            writer.writerow([_named(each, file), "|".join(each.classes), values, each.error or ""])
+            file.flush()
+            yield each
+        return
     ranks = range(1, top + 1)
     writer.writerow(["file", *(f"{field}_{i}" for i in ranks for field in ("class", "probability")), "sure", "error"])
     for each in predictions:
@@ -183,6 +254,8 @@ def make_page(model: Model) -> Any:
         from gradio import Interface, Label
     except ImportError:
         raise missing_extra("cutmix serve", "serve") from None
+    if (channels := model.preprocessing.in_chans) not in (1, 3):
+        raise InputError(f"the model takes {channels} channels; cutmix serve shows images of 1 or 3")
     explainer = heat_maps(model)
 
     def classify(image: Image.Image | None) -> tuple[dict[str, float], Image.Image | None]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cutmix.config.recipe import Recipe
 from cutmix.data import ArraySet, ImageSet, open_data
-from cutmix.data.decode import read_image
+from cutmix.data.decode import Decoded
 from cutmix.data.sets import take
 from cutmix.errors import InputError, did_you_mean, missing_extra
 from cutmix.evaluation.localization import class_activation_map, normalize_maps, resize_maps
@@ -25,6 +25,7 @@ from cutmix.models.transformers import find_attention, token_grid
 from cutmix.runtime.seeding import derive_seed
 
 _MOST_TRAINING_IMAGES = 5000
+_MOST_MAPS = 4  # of an image with several labels
 
 
 class Neighbours(NamedTuple):
@@ -32,7 +33,7 @@ class Neighbours(NamedTuple):
 
     Attributes:
         inputs: Normalised images, (N, C, H, W) float32.
-        labels: Class ids, (N,) int64.
+        labels: Class ids, (N,) int64, or (N, K) uint8.
         features: Inputs of the linear classifier, of length 1, (N, D) float32.
     """
 
@@ -46,6 +47,7 @@ class Classifier(Protocol):
 
     network: nn.Module
     classes: tuple[str, ...]
+    thresholds: tuple[float, ...] | None
     preprocessing: Any
     recipe: Recipe
 
@@ -56,6 +58,9 @@ class Classifier(Protocol):
     def probabilities(self, inputs: Tensor) -> Tensor:
         """Return the class probabilities of normalised images."""
 
+    def label_thresholds(self) -> Tensor:
+        """Return the thresholds of the labels, where an image can have several."""
+
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
@@ -63,7 +68,8 @@ class Explanation:
 
     Attributes:
         probabilities: Of each class, (K,) float32.
-        class_ids: Classes with a heat map, the predicted one first.
+        class_ids: Classes with a heat map: the predicted one, or the labels above their thresholds, at most four and
+            at least the most probable one; then the class that was asked for.
         maps: Their heat maps, (len(class_ids), H, W) float32 in [0, 1].
         pixels: Input of the model, (H, W, 3) float in [0, 1].
         png: Image, heat maps and nearest training images side by side.
@@ -88,14 +94,14 @@ class Explanation:
 
 
 def explain_image(
-    model: Classifier, image: Image.Image, *, explainer: "HeatMaps | None" = None, class_id: int | None = None,
+    model: Classifier, image: Decoded, *, explainer: "HeatMaps | None" = None, class_id: int | None = None,
     known: "Neighbours | None" = None, neighbours: int = 4, drawn: bool = False,
 ) -> Explanation:  # fmt: skip
-    """Explain the prediction of an RGB image.
+    """Explain the prediction of an image.
 
     Args:
         model: The classifier.
-        image: RGB.
+        image: RGB, or what ``read_channels`` returned for the model's channels.
         explainer: What ``heat_maps`` made for the model, for many images.
         class_id: A further class to draw the heat map of.
         known: What ``training_images`` returned.
@@ -104,7 +110,11 @@ def explain_image(
     """
     inputs = model.preprocessing(image)[None]
     probabilities = model.probabilities(inputs)[0]
-    chosen = [int(probabilities.argmax())] + ([class_id] if class_id is not None else [])
+    chosen = [int(probabilities.argmax())]
+    if model.thresholds is not None:
+        above = (probabilities >= model.label_thresholds()).nonzero().flatten().tolist()
+        chosen = sorted(above, key=lambda label: -float(probabilities[label]))[:_MOST_MAPS] or chosen
+    chosen += [class_id] if class_id is not None and class_id not in chosen else []
     explainer = explainer or heat_maps(model)
     maps = torch.cat([explainer(inputs, torch.tensor([each])) for each in chosen])
     nearest = find_nearest(model, inputs, known, neighbours) if known else []
@@ -231,7 +241,7 @@ def training_images(model: Classifier, count: int) -> tuple[Neighbours | None, s
         return None, "no neighbours asked for"
     recipe = model.recipe
     try:
-        data = open_data(recipe.data, "train", val_fraction=recipe.val_fraction, seed=recipe.split_seed)
+        data = open_data(recipe.data, "train", **recipe.reading())
     except InputError as error:
         return None, f"no neighbours: {error}"
     if len(data) > _MOST_TRAINING_IMAGES:
@@ -250,7 +260,7 @@ def _inputs(model: Classifier, data: ImageSet, size: int = 64) -> Iterator[Tenso
             arrays = (data.images[i].permute(1, 2, 0).squeeze(2).numpy() for i in part)
             yield torch.stack([model.preprocessing(Image.fromarray(array).convert("RGB")) for array in arrays])
         else:
-            yield torch.stack([model.preprocessing(read_image(data.paths[i])) for i in part])
+            yield torch.stack([model.preprocessing(model.preprocessing.open(data.paths[i])) for i in part])
 
 
 def find_nearest(model: Classifier, inputs: Tensor, known: Neighbours, count: int) -> list[int]:
@@ -283,7 +293,9 @@ def draw(
         assert known is not None
         axis.imshow(_pixels(model, known.inputs[index]))
         axis.set_title("near in training", fontsize=8)
-        axis.set_xlabel(model.classes[int(known.labels[index])][:24], fontsize=8, parse_math=False)
+        label = known.labels[index]
+        ids = label.nonzero().flatten().tolist() if label.ndim else [int(label)]
+        axis.set_xlabel(", ".join(model.classes[i] for i in ids)[:24], fontsize=8, parse_math=False)
     for axis in axes:
         axis.set(xticks=[], yticks=[])
     file = io.BytesIO()
@@ -296,7 +308,8 @@ def draw(
 def _pixels(model: Classifier, image: Tensor) -> np.ndarray:
     """Return a normalised image as (H, W, 3) in [0, 1]."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (model.preprocessing.mean, model.preprocessing.std))
-    return (image * std + mean).clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0).numpy()
+    shown = (image * std + mean).clamp(0, 1)
+    return (shown[:3] if len(shown) > 2 else shown[:1].expand(3, -1, -1)).permute(1, 2, 0).numpy()
 
 
 def find_class(model: Classifier, name: str | None) -> int | None:

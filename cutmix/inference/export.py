@@ -19,11 +19,14 @@ _LARGEST_DIFFERENCE = 1e-4  # of probabilities, between torch and the exported m
 
 
 class WithPreprocessing(nn.Module):
-    """Maps uint8 images (N, C, S, S) of the model's input size to calibrated probabilities (N, K)."""
+    """Maps uint8 images (N, C, S, S) of the model's input size to calibrated probabilities (N, K).
+
+    They are a softmax's or, where an image can have several labels, each label's sigmoid.
+    """
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.network, self.temperature = model.network, model.temperature
+        self.network, self.temperature, self.several = model.network, model.temperature, model.thresholds is not None
         mean, std = (
             torch.tensor(values).view(1, -1, 1, 1) for values in (model.preprocessing.mean, model.preprocessing.std)
         )
@@ -32,7 +35,8 @@ class WithPreprocessing(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the probabilities of a batch."""
         logits = self.network(images.float() * self.scale + self.shift)
-        return (logits / self.temperature).softmax(1)
+        scaled = logits / self.temperature
+        return scaled.sigmoid() if self.several else scaled.softmax(1)
 
 
 def run_export(options: ExportOptions) -> Path:
@@ -126,7 +130,11 @@ def _difference(model: Model, module: nn.Module, run: Any) -> float:
 
 def _metadata(model: Model) -> dict[str, str]:
     """Return what a user of the file has to know, as JSON texts."""
+    thresholds = "[]"
+    if model.thresholds is not None:
+        thresholds = json.dumps(model.label_thresholds().tolist())
     return {
+        "multi_label": json.dumps(model.thresholds is not None), "thresholds": thresholds,
         "classes": json.dumps(model.classes, ensure_ascii=False), "temperature": repr(model.temperature),
         "image_size": str(model.preprocessing.image_size), "model": model.recipe.model,
     }  # fmt: skip
@@ -140,9 +148,10 @@ _FORMATS = {
 
 _CALL = {
     "onnx": """session = onnxruntime.InferenceSession("model.onnx")
-classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+texts = session.get_modelmeta().custom_metadata_map
+classes = json.loads(texts["classes"])
 probabilities = session.run(None, {"images": pixels})[0]""",
-    "torch": """texts = {"classes": ""}
+    "torch": """texts = {"classes": "", "thresholds": ""}
 program = torch.export.load("model.pt2", extra_files=texts)
 classes = json.loads(texts["classes"])
 probabilities = program.module()(torch.from_numpy(pixels)).detach().numpy()""",
@@ -153,12 +162,13 @@ _IMPORTS = {"onnx": "import onnxruntime", "torch": "import torch"}
 def _readme(model: Model, options: ExportOptions, name: str, difference: float | None) -> str:
     """Return how to call the exported model from Python."""
     p = model.preprocessing
-    size, mode = p.image_size, "L" if p.in_chans == 1 else "RGB"
+    size, mode = p.image_size, {1: "L", 3: "RGB"}.get(p.in_chans, f"{p.in_chans} channels")
     head = (
         f"# {model.recipe.name}\n\n{model.recipe.model}, {len(model.classes)} classes, exported by `cutmix export`.\n"
     )
     if options.format == "safetensors":
-        lines = f'import cutmix\n\nmodel = cutmix.load("{name}")\nprint(*model.predict("photo.jpg", top=3))'
+        top = ", top=3" if model.thresholds is None else ""
+        lines = f'import cutmix\n\nmodel = cutmix.load("{name}")\nprint(*model.predict("photo.jpg"{top}))'
         return f"{head}\n```python\n{lines}\n```\n"
     if p.small:
         crop = f"image = image.resize(({size}, {size}), Image.Resampling.{p.interpolation.upper()})"
@@ -173,9 +183,21 @@ def _readme(model: Model, options: ExportOptions, name: str, difference: float |
         )
     calibrated = f"temperature {model.temperature:.3g}" if model.calibrated else "not calibrated (temperature 1)"
     array = "numpy.asarray(image)[None, None]" if p.in_chans == 1 else "numpy.asarray(image).transpose(2, 0, 1)[None]"
+    read = f'image = Image.open("photo.jpg").convert("{mode}")\n{crop}\npixels = numpy.ascontiguousarray({array})'
+    if p.in_chans not in (1, 3):
+        read = (
+            f"pixels = ...  # uint8, (1, {p.in_chans}, {size}, {size}): the bands, resized and cropped as in training"
+        )
+    shown, kind = "print(classes[probabilities[0].argmax()], probabilities[0].max())", ""
+    if model.thresholds is not None:
+        shown = (
+            'thresholds = json.loads(texts["thresholds"])\n'
+            "print([(name, p) for name, p, t in zip(classes, probabilities[0], thresholds) if p >= t])"
+        )
+        kind = "; of each label by itself, which an image has from its threshold on"
     return f"""{head}
 * Input `images`: uint8, (batch, {p.in_chans}, {size}, {size}), {mode}. Normalisation is inside.
-* Output `probabilities`: float32, (batch, {len(model.classes)}); {calibrated}.
+* Output `probabilities`: float32, (batch, {len(model.classes)}){kind}; {calibrated}.
 * Largest difference of a probability from torch, on random images in batches of 1 and 3: {difference:.1e}.
 
 ```python
@@ -185,10 +207,8 @@ import json
 import numpy
 from PIL import Image
 
-image = Image.open("photo.jpg").convert("{mode}")
-{crop}
-pixels = numpy.ascontiguousarray({array})
+{read}
 {_CALL[options.format]}
-print(classes[probabilities[0].argmax()], probabilities[0].max())
+{shown}
 ```
 """

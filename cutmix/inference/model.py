@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cutmix.config.options import WORKERS
 from cutmix.config.recipe import Recipe
-from cutmix.data.decode import read_image
+from cutmix.data.decode import Decoded, read_channels, read_image
 from cutmix.data.image_files import Decoder, ResizeAndCrop
 from cutmix.data.transforms import Interpolation, normalize, resize
 from cutmix.errors import InputError
@@ -32,11 +32,11 @@ Source = Path | str | Image.Image | np.ndarray
 
 
 class Prediction(NamedTuple):
-    """The most probable classes of one image.
+    """The most probable classes of one image; of a model with several labels an image, all above their thresholds.
 
     Attributes:
         source: The file, or the position of the image in the input where it is no file.
-        classes: Class names, the most probable first; empty for an unreadable file.
+        classes: Class names, the most probable first; empty for an unreadable file, and where no label is predicted.
         probabilities: Of these classes, in [0, 1].
         sure: Whether the largest probability reaches the threshold.
         error: Why the file cannot be read; None for an image.
@@ -55,7 +55,7 @@ class Preprocessing:
 
     Attributes:
         image_size: Side of the input in pixels.
-        in_chans: 1 (grey) or 3 (RGB).
+        in_chans: Channels: 1 (grey), 3 (RGB) or others, up to 16.
         mean, std: Of each channel, pixels taken as 0 to 1.
         small: Resize the whole image, as for data sets of small images, instead of a resized centre crop.
         crop_fraction: Share of the resized short side that the centre crop takes.
@@ -74,13 +74,18 @@ class Preprocessing:
     interpolation: Interpolation = "bilinear"
     decoder: Decoder = "exact"
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Return an RGB image as the normalised input, (in_chans, image_size, image_size) float32.
+    def open(self, path: Path) -> Decoded:
+        """Decode a file: RGB, or (H, W, in_chans) uint8 of other channels than 1 and 3."""
+        return read_image(path) if self.in_chans in (1, 3) else read_channels(path, self.in_chans)
+
+    def __call__(self, image: Decoded) -> Tensor:
+        """Return what ``open`` returned as the normalised input, (in_chans, image_size, image_size) float32.
 
         The result equals that of ``cutmix.data.test_loader``.
         """
         if not self.small:
             return normalize(self._transform(image)[None], self.mean, self.std)[0]
+        assert isinstance(image, Image.Image)
         pixels = np.array(image.convert("L") if self.in_chans == 1 else image)
         tensor = torch.from_numpy(pixels).view(*pixels.shape[:2], self.in_chans).permute(2, 0, 1)
         return resize(normalize(tensor[None], self.mean, self.std), self.image_size)[0]
@@ -94,7 +99,7 @@ class Preprocessing:
 
     @property
     def _transform(self) -> ResizeAndCrop:
-        return ResizeAndCrop(self.image_size, self.crop_fraction, self.squash, self.interpolation)
+        return ResizeAndCrop(self.image_size, self.crop_fraction, self.squash, self.interpolation, self.in_chans)
 
 
 class Model:
@@ -106,17 +111,19 @@ class Model:
         preprocessing: How an image becomes the input.
         temperature: Divides the logits before the softmax.
         calibrated: Whether the temperature was fitted on held-out images.
+        thresholds: Where an image can have several labels: the probability at temperature 1 from which on each of them
+            is predicted, (K,); None for one label an image.
         source: The file of weights.
         recipe: What the model was trained by.
     """
 
     def __init__(
         self, network: nn.Module, classes: tuple[str, ...], preprocessing: Preprocessing, *, temperature: float = 1.0,
-        calibrated: bool = False, source: Path, recipe: Recipe,
+        calibrated: bool = False, thresholds: tuple[float, ...] | None = None, source: Path, recipe: Recipe,
     ) -> None:  # fmt: skip
         self.network = network.eval().requires_grad_(False)
         self.classes, self.preprocessing, self.source, self.recipe = classes, preprocessing, source, recipe
-        self.temperature, self.calibrated = temperature, calibrated
+        self.temperature, self.calibrated, self.thresholds = temperature, calibrated, thresholds
 
     @property
     def device(self) -> torch.device:
@@ -124,7 +131,7 @@ class Model:
         return next(self.network.parameters()).device
 
     def probabilities(self, inputs: Tensor, *, temperature: float | None = None, flip: bool = False) -> Tensor:
-        """Return the calibrated class probabilities of a batch.
+        """Return the calibrated probabilities of a batch: of the classes, or of each label by itself.
 
         Args:
             inputs: Normalised images, (N, C, H, W) float32, on any device.
@@ -132,13 +139,18 @@ class Model:
             flip: Average the probabilities with those of the mirrored images.
 
         Returns:
-            (N, K) float32 on the CPU, each row with sum 1.
+            (N, K) float32 on the CPU, each row with sum 1 unless an image can have several labels.
         """
         views = [inputs, inputs.flip(-1)] if flip else [inputs]
         with torch.inference_mode(), arithmetic("float32", self.device):
             logits = [self.network(view.to(self.device)).float() for view in views]
-        probabilities = torch.stack([z.div(temperature or self.temperature).softmax(1) for z in logits])
+        scaled = [z.div(temperature or self.temperature) for z in logits]
+        probabilities = torch.stack([z.softmax(1) if self.thresholds is None else z.sigmoid() for z in scaled])
         return probabilities.mean(0).cpu()
+
+    def label_thresholds(self, temperature: float | None = None) -> Tensor:
+        """Return the thresholds of the labels for probabilities at a temperature, by default the model's, (K,)."""
+        return torch.tensor(self.thresholds, dtype=torch.float64).logit().div(temperature or self.temperature).sigmoid()
 
     def predict(
         self,
@@ -154,11 +166,13 @@ class Model:
         """Classify images, in their order, one batch at a time.
 
         Args:
-            images: Files, PIL images, or uint8 arrays (H, W), (H, W, 1) or (H, W, 3); one or many.
-            top: Number of classes of each prediction, at least 1.
+            images: Files, PIL images, or uint8 arrays (H, W), (H, W, 1) or (H, W, 3); one or many. A model of other
+                channels C takes files and arrays (H, W, C).
+            top: Number of classes of each prediction, at least 1; only for one label an image.
             temperature: Divides the logits; by default the model's own.
             flip: Average with the prediction of the mirrored image.
-            threshold: Smallest largest probability, in [0, 1], of a prediction that is ``sure``.
+            threshold: Smallest largest probability, in [0, 1], of a prediction that is ``sure``. Where an image can
+                have several labels: if above 0, the probability from which on each label is predicted.
             batch_size: Images at a time.
             workers: Threads that decode.
 
@@ -173,6 +187,8 @@ class Model:
             raise InputError(f"threshold is {threshold}; expected a probability in [0, 1]")
         if temperature is not None and not 0 < temperature < float("inf"):
             raise InputError(f"temperature is {temperature}; expected a number above 0")
+        if top > 1 and self.thresholds is not None:
+            raise InputError(f"top is {top}; expected 1, as every label of an image above its threshold is predicted")
         sources = enumerate([images] if isinstance(images, Source) else images)
         return self._predict(sources, top, temperature, flip, threshold, batch_size, workers)
 
@@ -200,6 +216,10 @@ class Model:
         self, sources: Iterator[tuple[int, Source]], top: int, temperature: float | None, flip: bool,
         threshold: float, batch_size: int, workers: int,
     ) -> Iterator[Prediction]:  # fmt: skip
+        limits = None
+        if self.thresholds is not None:
+            limits = self.label_thresholds(temperature)
+            limits = torch.full_like(limits, threshold) if threshold else limits
         with ThreadPoolExecutor(workers) as threads:
             following = [threads.submit(self._read, *each) for each in islice(sources, batch_size)]
             while following:
@@ -214,9 +234,14 @@ class Model:
                     if not isinstance(found, Tensor):
                         yield Prediction(name, sure=False, error=found)
                         continue
-                    values, index = next(rows).topk(min(top, len(self.classes)))
+                    row = next(rows)
+                    if limits is not None:
+                        row = row.where(row >= limits, -1.0)
+                        count = int((row >= 0).sum())
+                    values, index = row.topk(min(top, len(self.classes)) if limits is None else count)
                     names = tuple(self.classes[i] for i in index.tolist())
-                    yield Prediction(name, names, tuple(values.tolist()), values[0].item() >= threshold)
+                    sure = limits is not None or values[0].item() >= threshold
+                    yield Prediction(name, names, tuple(values.tolist()), sure)
 
     def _read(self, position: int, source: Source) -> tuple[str, Tensor | str]:
         """Return the name and the input of an image, or why it cannot be read."""
@@ -227,10 +252,18 @@ class Model:
                 return str(source), str(error)
         return str(position), self.preprocessing(self._image(position, source))
 
-    def _image(self, position: int, source: Source) -> Image.Image:
-        """Return an image as RGB."""
+    def _image(self, position: int, source: Source) -> Decoded:
+        """Return an image as RGB, or as an array of the model's channels."""
         if isinstance(source, str | Path):
-            return read_image(Path(source))
+            return self.preprocessing.open(Path(source))
+        if (channels := self.preprocessing.in_chans) not in (1, 3):
+            array = source if isinstance(source, np.ndarray) else np.asarray(source)
+            if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != channels:
+                raise InputError(
+                    f"image {position} is an array of shape {array.shape} and dtype {array.dtype}; expected uint8 of "
+                    f"shape (height, width, {channels}), as the model takes {channels} channels"
+                )
+            return array
         if isinstance(source, np.ndarray):
             if source.dtype != np.uint8 or source.ndim not in (2, 3) or source.shape[2:] not in ((), (1,), (3,)):
                 raise InputError(
@@ -264,12 +297,13 @@ def load(source: str | Path, *, which: str = "last", device: str = "auto") -> Mo
         header["image_size"], header["in_chans"], header["mean"], header["std"], header["small"],
         recipe.crop_fraction, recipe.squash, recipe.interpolation, recipe.decoder,
     )  # fmt: skip
+    thresholds = read_header(path).thresholds
     network = create_model(recipe.model, len(classes), in_chans=header["in_chans"])
     load_weights(network, path)
     regularize(network, shake_drop=recipe.shake_drop, decay=recipe.depth_decay)
     return Model(
         network.to(find_device(device)), classes, preprocessing, temperature=temperature or 1.0,
-        calibrated=temperature is not None, source=path, recipe=recipe,
+        calibrated=temperature is not None, thresholds=thresholds, source=path, recipe=recipe,
     )  # fmt: skip
 
 

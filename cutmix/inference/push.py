@@ -77,10 +77,13 @@ def timm_config(model: Model) -> dict[str, Any]:
         "interpolation": p.interpolation, "crop_pct": 1.0 if p.small else crop_pct, "crop_mode": crop,
         "test_crop_pct": None, "num_classes": len(model.classes),
     }  # fmt: skip
+    several = {}
+    if model.thresholds is not None:
+        several = {"multi_label": True, "thresholds": list(model.thresholds)}
     recipe = {name: value for name, value in asdict(model.recipe).items() if name in ("name", "mix", "epochs", "seed")}
     return {
         "num_classes": len(model.classes), "label_names": list(model.classes), "pretrained_cfg": config,
-        "cutmix": {"recipe": recipe, "temperature": model.temperature},
+        "cutmix": {"recipe": recipe, "temperature": model.temperature} | several,
     }  # fmt: skip
 
 
@@ -96,6 +99,7 @@ def _upload(name: str, folder: str, private: bool) -> str:
 
 _SUITES = {
     "classification": "Error",
+    "labels": "Labels",
     "calibration": "Calibration",
     "robustness": "Robustness",
     "ood": "Out-of-distribution detection",
@@ -113,7 +117,7 @@ def model_card(model: Model, source: Path) -> str:
     run = read_run(source) if source.is_dir() else None
     parts = [_FRONT_MATTER, f"# {model.recipe.name}\n", _description(model), _use(model)]
     parts.append(_results(run) if run else "## Results\n\nNot recorded: the card was made from a file of weights.\n")
-    parts.append(_LIMITS)
+    parts.append(_LIMITS.replace(_ONE_CLASS, _SEVERAL) if model.thresholds is not None else _LIMITS)
     return "\n".join(parts)
 
 
@@ -142,7 +146,8 @@ def _description(model: Model) -> str:
 
 
 def _use(model: Model) -> str:
-    return """## Use
+    mode = "L" if model.preprocessing.in_chans == 1 else "RGB"
+    return f"""## Use
 
 ```python
 import timm
@@ -150,7 +155,7 @@ from PIL import Image
 
 model = timm.create_model("hf-hub:USER/NAME", pretrained=True).eval()  # or "local-dir:FOLDER"
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-logits = model(transform(Image.open("photo.jpg").convert("RGB"))[None])
+logits = model(transform(Image.open("photo.jpg").convert("{mode}"))[None])
 print(model.pretrained_cfg["label_names"][int(logits.argmax())])
 ```
 """
@@ -160,6 +165,8 @@ def _results(run: Run) -> str:
     """Return a table of each suite after the last epoch."""
     made = ["## Results\n"]
     for suite, title in _SUITES.items():
+        if suite == ("classification" if run.task == "multilabel" else "labels"):
+            continue
         suited = [r for r in run.results if (r.suite or "classification") == suite and r.which == "last"]
         lines = [r for r in suited if r.value is not None]
         if not lines:
@@ -180,9 +187,15 @@ license: unknown  # fill in
 ---
 """
 
-_LIMITS = """## Limits
+_ONE_CLASS = "The model knows the classes above and no others: an image of anything else gets one of them."
+_SEVERAL = (
+    "The outputs are independent: the probability of a label is the sigmoid of its output, and a label is predicted\n"
+    "  from the threshold on that `config.json` has for it."
+)
 
-* The model knows the classes above and no others: an image of anything else gets one of them.
+_LIMITS = f"""## Limits
+
+* {_ONE_CLASS}
 * The results hold for images like those of the test split; their intervals cover the draw of test images, not other
   cameras, places or times, nor another seed of training.
 

@@ -7,9 +7,12 @@ short   the same with fewer epochs; milestones and warm-up are shares of them, s
 smoke   a few steps on a few images: shows that a row runs; its results mean nothing
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+from rich.table import Table as Grid
+from rich.text import Text
 
 from cutmix.config.options import ReproduceOptions
 from cutmix.config.recipe import Recipe
@@ -17,13 +20,45 @@ from cutmix.config.recipes import find_recipe
 from cutmix.data import ArraySet, open_data
 from cutmix.errors import InputError
 from cutmix.models import create_model
-from cutmix.paper.compare import Found, Sheet, find, footnotes, sheets
+from cutmix.paper.compare import Found, find, footnotes, sheets
 from cutmix.paper.tables import DATA, Table, find_rows, find_runnable, find_tables
+from cutmix.runtime.terminal import Tabular, print_tables
 from cutmix.training.campaign import Job, is_first, open_campaign, parse_shard, print_plan, run_jobs
 
 
-def run_paper(tables: Sequence[str], runs: Sequence[Path], results: Sequence[Path]) -> None:
-    """Print tables of the paper with the results here.
+class PaperTables(Tabular):
+    """Tables of the paper with the results here, and their footnotes.
+
+    Args:
+        shown: The tables.
+        found: The results.
+    """
+
+    def __init__(self, shown: Sequence[Table], found: Sequence[Found]) -> None:
+        self.shown, self.found = shown, found
+
+    def tables(self) -> "Iterator[Grid | str]":
+        """Yield each table below its caption, and the footnotes."""
+        for table in self.shown:
+            made, how = sheets(table, self.found)
+            for sheet in made:
+                grid = Grid()
+                for name in sheet.header:
+                    grid.add_column(Text(name), overflow="fold")
+                for cells in sheet.rows:
+                    grid.add_row(*(Text(cell.replace("; ", "\n")) for cell in cells))
+                yield f"\n{sheet.caption}"
+                yield grid
+            yield from how
+            yield from table.remarks
+            if table.command:
+                yield f"Run by: {table.command}"
+        by_row = [table for table in self.shown if not table.command]
+        yield from footnotes(by_row) if by_row else ()
+
+
+def run_paper(tables: Sequence[str], runs: Sequence[Path], results: Sequence[Path]) -> PaperTables:
+    """Return tables of the paper with the results here.
 
     Args:
         tables: Names; by default all.
@@ -34,44 +69,15 @@ def run_paper(tables: Sequence[str], runs: Sequence[Path], results: Sequence[Pat
     if not runs and not results:
         runs = [path for path in [Path("runs")] if path.is_dir()]
         results = sorted(path for path in Path("results").glob("*.jsonl") if not path.name.endswith(".log.jsonl"))
-    show(wanted, find(runs, results))
-
-
-def show(tables: Sequence[Table], found: Sequence[Found]) -> None:
-    """Print tables and their footnotes."""
-    for table in tables:
-        made, how = sheets(table, found)
-        _print(made, [*how, *table.remarks, *([f"Run by: {table.command}"] if table.command else [])])
-    by_row = [table for table in tables if not table.command]
-    if by_row:
-        _print([], footnotes(by_row))
-
-
-def _print(made: Sequence[Sheet], notes: Sequence[str] = ()) -> None:
-    from rich.table import Table as Grid
-    from rich.text import Text
-
-    from cutmix.runtime.terminal import Console
-
-    console = Console()
-    for sheet in made:
-        grid = Grid()
-        for name in sheet.header:
-            grid.add_column(Text(name), overflow="fold")
-        for cells in sheet.rows:
-            grid.add_row(*(Text(cell.replace("; ", "\n")) for cell in cells))
-        console.print(Text(f"\n{sheet.caption}", style="bold"))
-        console.print(grid)
-    for note in notes:
-        console.print(Text(note))
+    return PaperTables(wanted, find(runs, results))
 
 
 SHORT_EPOCHS = 10
 SMOKE_BATCH = 16
 
 
-def run_reproduce(options: ReproduceOptions) -> None:
-    """Run the rows of a table that are not finished, and print the table.
+def run_reproduce(options: ReproduceOptions) -> PaperTables:
+    """Run the rows of a table that are not finished, and return the table; it is printed where rows failed.
 
     Raises:
         InputError: If table, row, data or folder do not fit, another process is running it, or rows failed; the others
@@ -88,12 +94,13 @@ def run_reproduce(options: ReproduceOptions) -> None:
     with open_campaign(planned, options, "reproduce") as (jobs, console):
         print_plan(jobs, options, console, brief=brief)
         failures = run_jobs(jobs, options, console, brief=brief)
-        if not console.quiet:
-            show(tables, find([options.out], []))
+        made = PaperTables(tables, find([options.out], []) if is_first() else [])
         if failures:
+            print_tables(made, console)
             raise InputError(
                 f"{len(failures)} of {sum(job.done < 1 for job in jobs)} runs failed, the first being {failures[0]}"
             )
+    return made
 
 
 def plan(tables: Sequence[Table], options: ReproduceOptions) -> list[Job]:

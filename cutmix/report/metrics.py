@@ -108,6 +108,10 @@ def _by_other_programs() -> dict[str, Measure]:
     }  # fmt: skip
 
 
+def _labels(label: str, definition: str, better: Better = "higher") -> Measure:
+    return Measure("labels", label, definition, better=better)
+
+
 def _localization(label: str, definition: str, at: At = "", better: Better = "higher") -> Measure:
     return Measure("localization", label, definition, better=better, at=at)
 
@@ -363,6 +367,27 @@ MEASURES = {
     "ood_auroc_odin-temperature": _ood("AUROC with ODIN’s temperature",
         "AUROC with the largest probability of the softmax at temperature 1,000 for a score, without ODIN’s change of "
         "the images. Source: Liang et al. 2018.",
+    ),
+    # labels
+    "label_map": _labels("mAP",
+        "The mean over labels of the average precision: the mean of the precision at the rank of each image with the "
+        "label. The interval is the bootstrap’s over the images. Labels without test images are left out.",
+    ),
+    "f1_macro": _labels("F1, mean of the labels",
+        "The mean over labels of 2 TP / (2 TP + FP + FN) at the threshold of each label.",
+    ),
+    "f1_micro": _labels("F1, all labels together", "2 TP / (2 TP + FP + FN) of the labels of all images together."),
+    "f1_images": _labels("F1, mean of the images",
+        "The mean over images of the F1 of their labels; 1 where an image has none and none is predicted.",
+    ),
+    "hamming": _labels("Wrong labels",
+        "The share of wrong answers among all labels of all images (Hamming loss).", better="lower",
+    ),
+    "label_ap": _labels("Average precision", "The average precision of one label, of which mAP is the mean."),
+    "label_f1": _labels("F1 of a label", "2 TP / (2 TP + FP + FN) of one label at its threshold."),
+    "label_threshold": Measure("labels", "Threshold",
+        "The probability from which on a label is predicted, chosen for the largest F1 on the validation images.",
+        unit="", better="",
     ),
     # localization
     "top1_loc": _localization("Top-1 localization accuracy",

@@ -125,6 +125,19 @@ def localization(runs: Sequence[Run]) -> Section | None:
     return Section(SUITES[card.suite].title, card.suite, body + (_beside_paper_of(card) if card.rows else Markup("")))
 
 
+def labels(runs: Sequence[Run]) -> Section | None:
+    """Metrics of images with several labels, and of each label."""
+    card = gather(runs, "labels")
+    if card is None:
+        return None
+    body = refusals(card) + table(card, "All labels, after the last epoch", [row for row in card.rows if not row.of])
+    for metric in ("label_ap", "label_f1", "label_threshold"):
+        body += table_of_sets(card, f"{measure_of(metric).label}: each label", [
+            row for row in card.rows if row.name == metric
+        ])  # fmt: skip
+    return Section(SUITES[card.suite].title, card.suite, body)
+
+
 def definitions(runs: Sequence[Run]) -> list[tuple[str, list[Definition]]]:
     """The definitions of the measures that the page shows, by section."""
     found = []

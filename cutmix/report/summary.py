@@ -28,6 +28,7 @@ from cutmix.report.suites import (
     captioning,
     definitions,
     detection,
+    labels,
     localization,
     out_of_distribution,
     paper_of_transfer,
@@ -206,12 +207,15 @@ def method_definitions(runs: Sequence[Run]) -> Section:
     return Section("Definitions", "definitions", HTML.definitions(definitions(runs), errors))
 
 
-_LEARNERS = {"classification": "the classifiers", "detection": "the detectors", "captioning": "the captioners"}
+_LEARNERS = {
+    "classification": "the classifiers", "multilabel": "the classifiers with several labels an image",
+    "detection": "the detectors", "captioning": "the captioners",
+}  # fmt: skip
 
 
 def what_was_run(runs: Sequence[Run]) -> Section:
     """The recipes and the circumstances of every run."""
-    classifiers = [run for run in runs if run.task == "classification"]
+    classifiers = [run for run in runs if run.task in ("classification", "multilabel")]
     recipes = [
         Row(run.label, [status(run), *map(_text, (run.recipe.get("name"), run.data, run.recipe.get("model"),
             run.fact("parameters"), run.recipe.get("mix"), run.recipe.get("epochs"), run.recipe.get("seed")))])
@@ -222,7 +226,7 @@ def what_was_run(runs: Sequence[Run]) -> Section:
             _duration(run)])
         for run in runs
     ]  # fmt: skip
-    transferred = [run for run in runs if run.task != "classification"]
+    transferred = [run for run in runs if run not in classifiers]
     body = Markup("")
     if recipes:
         header = ["Run", "Status", "Recipe", "Data", "Model", "Parameters", "Mix", "Epochs", "Seed"]
@@ -318,9 +322,9 @@ def _text(value: Any) -> str:
 
 
 SECTIONS = (
-    summarize, where_it_errs, results, paired_comparisons, error_curves, calibration, robustness, out_of_distribution,
-    localization, attention, detection, captioning, paper_tables, paper_sweeps, paper_of_transfer, sample_mixes,
-    method_definitions, what_was_run,
+    summarize, where_it_errs, results, labels, paired_comparisons, error_curves, calibration, robustness,
+    out_of_distribution, localization, attention, detection, captioning, paper_tables, paper_sweeps, paper_of_transfer,
+    sample_mixes, method_definitions, what_was_run,
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from cutmix.errors import InputError
-from cutmix.runs.outcomes import CrossedDifference, crossed_difference
+from cutmix.runs.outcomes import CrossedDifference, crossed_difference, label_outcome
 from cutmix.runs.read import Run, read_outcome
 from cutmix.runs.record import Record, with_interval
 from cutmix.runtime.terminal import Tabular
@@ -45,6 +45,7 @@ class Comparison:
         data: Name of the data.
         split: Split of the test images.
         per_class: Training images of each class; None for all.
+        metric: "top1_err"; or "f1_images", whose complement is the error, where images can have several labels.
         error: Mean error over seeds of the method, in per cent.
         baseline_error: The same for the baseline.
         difference: Their difference over seeds and images.
@@ -66,6 +67,7 @@ class Comparison:
     seconds: float
     baseline_seconds: float
     classes: tuple[ClassDifference, ...]
+    metric: str = "top1_err"
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them."""
@@ -95,29 +97,37 @@ def compare_runs(runs: Sequence[Run], baseline: str) -> list[Comparison]:
 def _compare(method: Sequence[Run], baseline: Sequence[Run]) -> Comparison:
     from cutmix.runtime.header import read_header  # loads safetensors
 
-    wrong, errors, seconds = {}, {}, {}
-    labels = read_outcome(baseline[0].folder / "predictions/last.npz").labels
+    wrong, missed, errors, seconds = {}, {}, {}, {}
+    record, first, second = _record(method[0]), method[0].recipe, baseline[0].recipe
+    read = _outcome if record.metric == "top1_err" else label_outcome
+    labels, _, _ = read(baseline[0].folder / "predictions/last.npz")
     for name, members in (("method", method), ("baseline", baseline)):
         ordered = sorted(members, key=lambda run: run.recipe["seed"])
-        outcomes = [read_outcome(run.folder / "predictions/last.npz") for run in ordered]
-        if any(not np.array_equal(one.labels, labels) for one in outcomes):
+        outcomes = [read(run.folder / "predictions/last.npz") for run in ordered]
+        if any(not np.array_equal(its, labels) for its, _, _ in outcomes):
             raise InputError(f"the runs of {ordered[0].label} were not evaluated on the same images as the baseline's")
-        wrong[name] = np.stack([~one.right for one in outcomes])
+        wrong[name] = np.stack([its for _, its, _ in outcomes])
+        missed[name] = np.stack([its for _, _, its in outcomes])
         errors[name] = 100 * float(wrong[name].mean())
         seconds[name] = fmean(_record(run).seconds or 0.0 for run in ordered)
     found = crossed_difference(wrong["method"], wrong["baseline"])
-    record, first, second = _record(method[0]), method[0].recipe, baseline[0].recipe
     classes = read_header(method[0].folder / "model.safetensors").classes or ()
     return Comparison(
         first["mix"], second["mix"], record.data, record.split, first["train_per_class"], errors["method"],
         errors["baseline"], found, found.p, seconds["method"], seconds["baseline"],
-        _by_class(wrong["method"], wrong["baseline"], labels, classes),
+        _by_class(missed["method"], missed["baseline"], labels, classes), record.metric,
     )  # fmt: skip
+
+
+def _outcome(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the labels of images with one each, (N,), whether each is wrong, (N,), and the same as (N, 1)."""
+    labels, right = read_outcome(path)
+    return labels, ~right, ~right[:, None]
 
 
 def _record(run: Run) -> Record:
     """Return the record of the error after the last epoch that the training wrote."""
-    found = run.result("top1_err", "last")
+    found = run.result("top1_err", "last") or run.result("f1_images", "last")
     assert found is not None, run.folder
     return found
 
@@ -125,12 +135,13 @@ def _record(run: Run) -> Record:
 def _by_class(
     method: np.ndarray, baseline: np.ndarray, labels: np.ndarray, names: Sequence[str]
 ) -> tuple[ClassDifference, ...]:
-    """Return the differences by class, the most helped first."""
+    """Return the differences by class, the most helped first; of errors (S, N, K), or (S, N, 1) for all classes."""
     found = []
     for index, name in enumerate(names):
-        its = labels == index
+        its = labels[:, index] if labels.ndim == 2 else labels == index
+        k = index if labels.ndim == 2 else 0
         if its.sum() > 1:
-            found.append((name, int(its.sum()), crossed_difference(method[:, its], baseline[:, its])))
+            found.append((name, int(its.sum()), crossed_difference(method[:, its, k], baseline[:, its, k])))
     adjusted = holm([one.p for *_, one in found])
     made = [ClassDifference(name, one.value, n, p) for (name, n, one), p in zip(found, adjusted, strict=True)]
     return tuple(sorted(made, key=lambda one: one.value))
@@ -145,7 +156,10 @@ def in_words(one: Comparison) -> str:
     points, better = abs(d.value), "better" if d.value < 0 else "worse"
     where = "" if one.per_class is None else f" with {one.per_class} training images a class"
     right, before = 100 - one.error, 100 - one.baseline_error
-    text = f"{one.method}{where}: {right:.1f} of 100 images right, {before:.1f} with {one.baseline}"
+    if one.metric == "top1_err":
+        text = f"{one.method}{where}: {right:.1f} of 100 images right, {before:.1f} with {one.baseline}"
+    else:
+        text = f"{one.method}{where}: F1 of the labels of an image {right:.1f} %, {before:.1f} % with {one.baseline}"
     text += f" – {points:.1f} points {better} [{-d.high:+.1f}, {-d.low:+.1f}].".replace("-", "−")
     over = f"{d.seeds} seeds and {d.images:,} test images" if d.seeds > 1 else f"{d.images:,} test images and one seed"
     if one.settled:
@@ -219,9 +233,8 @@ class Comparisons(Tabular, list[Comparison]):
 
 def _tables(found: Sequence[Comparison]) -> Iterable[Table]:
     """Yield a table of the comparisons, and of the classes that differ most."""
-    grid = Table(
-        "method", "training images a class", "error (%)", "baseline (%)", "difference [95 %]", "p (Holm)", "time"
-    )
+    error = "error (%)" if all(one.metric == "top1_err" for one in found) else "100 − F1 (%)"
+    grid = Table("method", "training images a class", error, "baseline (%)", "difference [95 %]", "p (Holm)", "time")
     for one in found:
         d = one.difference
         ratio = f"{one.seconds / one.baseline_seconds:.2f} ×" if one.baseline_seconds else "–"

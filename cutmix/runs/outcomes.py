@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -62,6 +63,26 @@ def read_answers(run: Run) -> Answers | None:
     if not {"logits", "labels"} <= arrays.keys() or arrays["logits"].shape[:1] != arrays["labels"].shape:
         raise InputError(f"{path} holds the arrays {', '.join(arrays) or 'none'}; expected logits and labels")
     return answers(arrays)
+
+
+def label_outcome(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the labels of images that can have several, and how wrong the predicted ones are.
+
+    Returns:
+        The labels, (N, K) bool; 1 − F1 of the labels of each image, (N,) float64 in [0, 1], 0 where there are none and
+        none is predicted; and which labels of each image are missed, (N, K) bool.
+
+    Raises:
+        InputError: If the file is damaged or holds other arrays.
+    """
+    arrays = read_arrays(path)
+    if not {"logits", "labels", "thresholds"} <= arrays.keys() or arrays["logits"].shape != arrays["labels"].shape:
+        raise InputError(f"{path} holds the arrays {', '.join(arrays) or 'none'}; expected logits, labels, thresholds")
+    labels, t = arrays["labels"] > 0, arrays["thresholds"]
+    predicted = arrays["logits"].astype(np.float64) >= np.log(t) - np.log1p(-t)
+    either = predicted.sum(1) + labels.sum(1)
+    f1 = np.where(either > 0, 2 * (predicted & labels).sum(1) / np.maximum(either, 1), 1.0)
+    return labels, 1 - f1, labels & ~predicted
 
 
 def surest_mistakes(made: Answers, count: int = EXAMPLES) -> list[int]:
@@ -187,7 +208,8 @@ def crossed_difference(method: np.ndarray, baseline: np.ndarray, confidence: flo
     in 92 % with 2.
 
     Args:
-        method: Whether each image is classified wrongly by the method, (S, N) bool, a row for each seed.
+        method: Whether each image is classified wrongly by the method, (S, N) bool, a row for each seed; or its error
+            in [0, 1].
         baseline: The same for the baseline, with the same seeds and images in the same places.
         confidence: In (0, 1).
 

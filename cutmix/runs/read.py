@@ -88,8 +88,8 @@ class Run(Tabular):
 
     @property
     def task(self) -> str:
-        """What it learns: classification, detection or captioning."""
-        return task_of(self.recipe)
+        """What it learns: classification, multilabel, detection or captioning."""
+        return str(self.environment.get("task") or task_of(self.recipe))
 
     @property
     def data(self) -> str:
@@ -97,7 +97,7 @@ class Run(Tabular):
         if self.results:
             return self.results[0].data
         planned = str(self.recipe.get("data", "unknown data"))
-        return planned if self.task == "classification" else Path(planned).name
+        return planned if task_of(self.recipe) == "classification" else Path(planned).name
 
     @property
     def finished(self) -> bool:
@@ -271,12 +271,12 @@ def groups(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 def differing_fields(runs: Sequence[Run]) -> list[str]:
     """The recipe fields, other than its name and the seed, in which the runs are not all alike."""
-    fields = dict.fromkeys(field for run in runs for field in run.recipe if field not in ("name", "seed"))
+    fields = dict.fromkeys(field for run in runs for field in run.recipe if field not in ("name", "seed", "fold"))
     return [field for field in fields if len({_canonical(run.recipe.get(field)) for run in runs}) > 1]
 
 
 def _labelled(runs: Sequence[Run]) -> tuple[Run, ...]:
-    keys = [_canonical({**run.recipe, "seed": None, "evaluated": run.evaluated}) for run in runs]
+    keys = [_canonical({**run.recipe, "seed": None, "fold": None, "evaluated": run.evaluated}) for run in runs]
     firsts = [runs[keys.index(key)] for key in dict.fromkeys(keys)]
     names = [str(run.recipe.get("name") or run.folder.resolve().name) for run in firsts]
     mixes = [str(run.recipe.get("mix") or "") for run in firsts] if len(firsts) > 1 else [""]
@@ -393,6 +393,7 @@ class Main(NamedTuple):
 
 MAIN = {
     "classification": Main("top1_err", "top-1 error", " %"),
+    "multilabel": Main("label_map", "mAP", " %"),
     "detection": Main("map", "mAP", " %"),
     "captioning": Main("cider_d", "CIDEr-D", ""),
 }

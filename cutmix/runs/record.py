@@ -16,7 +16,7 @@ from cutmix.runtime.terminal import Tabular
 SCHEMA = 1
 
 Source = Literal["training", "evaluation"]
-Task = Literal["classification", "detection", "captioning"]
+Task = Literal["classification", "multilabel", "detection", "captioning"]
 Which = Literal["last", "best", "file"]
 
 # Fields that every line has, though others may be left out.
@@ -32,12 +32,13 @@ class Record:
 
     Attributes:
         source: Whether the run's own training wrote the record, or a later evaluation.
-        task: What the model was trained for.
+        task: What the model was trained for; "multilabel" where an image can have several labels.
         recipe: Name of the recipe; of a file of weights that names none, the name of the file.
         recipe_changes: Fields in which the run's recipe differs from the named one, with their values; None where no
             recipe has this name.
         data: Name of the test data.
         split: "test", "val" or "all".
+        fold: Of a cross-validation: "2 of 5", or "mean of 5".
         which: "last" or "best" epoch of a run, or "file" for a file of weights.
         epoch: Number of that epoch, from 1.
         metric: Name of the metric, such as "top1_err".
@@ -91,6 +92,7 @@ class Record:
     recipe_changes: Mapping[str, Any] | None = None
     data: str = ""
     split: str = ""
+    fold: str | None = None
     which: Which = "last"
     epoch: int | None = None
     metric: str
@@ -233,7 +235,8 @@ class Results(Tabular, list[Record]):
             for heading in ("metric", "of", "at", "value [95 % interval]", "n"):
                 table.add_column(heading, overflow="fold")
             for r in records:
-                how = ", ".join(word for word in (r.of, r.score, r.convention) if word)
+                fold = r.fold and f"fold {r.fold}".replace("fold mean", "mean")
+                how = ", ".join(word for word in (r.of, fold, r.score, r.convention) if word)
                 cells = [r.metric, how, "" if r.at is None else f"{r.at:.4g}"]
                 table.add_row(*map(Text, [*cells, with_interval(r, ".4g"), "" if r.n is None else f"{r.n:,}"]))
             yield table

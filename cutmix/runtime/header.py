@@ -30,6 +30,8 @@ class Header:
         epoch: Epoch after which the weights were saved.
         recipe: The fields of the recipe that trained the weights.
         data: Fingerprint of the training set.
+        multi_label: Whether an image can have several classes, so that each output is a yes-or-no answer.
+        thresholds: Probability from which on each class is predicted, where an image can have several.
     """
 
     model: str | None = None
@@ -43,6 +45,8 @@ class Header:
     epoch: int | None = None
     recipe: dict[str, Any] | None = None
     data: str | None = None
+    multi_label: bool | None = None
+    thresholds: tuple[float, ...] | None = None
 
 
 @contextmanager
@@ -118,7 +122,7 @@ def _header(path: Path, values: dict[str, Any]) -> Header:
     fixed: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in values.items()}
     header = Header(**fixed)
     channels = {len(numbers) for numbers in (header.mean, header.std) if numbers} | ({header.in_chans} - {None})
-    outputs = {len(header.classes or ())} - {0} | ({header.num_classes} - {None})
+    outputs = {len(header.classes or ()), len(header.thresholds or ())} - {0} | ({header.num_classes} - {None})
     if len(channels) > 1 or len(outputs) > 1:
         raise InputError(f"{path} has a header that contradicts itself: numbers of classes or of channels differ")
     return header
@@ -144,6 +148,11 @@ _HEADER: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "num_classes": _whole(1, 10_000_000), "in_chans": _whole(1, 10_000), "image_size": _whole(1, 16_384),
     "epoch": _whole(0, 1 << 40), "mean": _numbers(-1e6), "std": _numbers(0),
+    "thresholds": (
+        lambda v: isinstance(v, list) and bool(v) and all(type(t) is float and 0 < t < 1 for t in v),
+        "a probability in (0, 1) for each class",
+    ),
+    "multi_label": (lambda v: isinstance(v, bool), "true or false"),
     "small": (lambda v: isinstance(v, bool), "true or false"),
     "recipe": (lambda v: isinstance(v, dict), "the fields of a recipe"),
     "data": (lambda v: len(v) < 200, "a fingerprint"),

@@ -74,6 +74,13 @@ class Tabular:
         return "\n".join(f"<p>{html.escape(x)}</p>" if isinstance(x, str) else _html(x) for x in self.tables())
 
 
+def print_tables(results: Tabular, console: Console | None = None) -> None:
+    """Print results as tables and sentences on the terminal, as wide as it is."""
+    console = console or Console()
+    for each in results.tables():
+        console.print(Text(each) if isinstance(each, str) else each)
+
+
 def _html(table: Table) -> str:
     """Return a table as HTML."""
 
@@ -172,8 +179,9 @@ def _show_warning(
 _SHOWN = {
     "val_loss": ("val loss", 3, ""), "test_loss": ("test loss", 3, ""),
     "top1_err": ("top-1 error", 2, " %"), "top5_err": ("top-5", 2, " %"),
-    "map": ("mAP", 2, " %"), "bleu_4": ("BLEU-4", 2, ""), "cider_d": ("CIDEr-D", 2, ""),
+    "map": ("mAP", 2, " %"), "label_map": ("mAP", 2, " %"), "bleu_4": ("BLEU-4", 2, ""), "cider_d": ("CIDEr-D", 2, ""),
     "model_top1_err": ("without averaging", 2, " %"), "model_map": ("without averaging", 2, " %"),
+    "model_label_map": ("without averaging", 2, " %"),
     "model_bleu_4": ("without averaging", 2, ""),
 }  # fmt: skip
 

@@ -123,7 +123,7 @@ def load_weights(model: nn.Module, source: str | Path | Weights, *, new_head: bo
         model: The model; its classifier is what ``get_classifier()`` returns (timm), else its last linear layer.
         source: A file, or what ``read_weights`` returned of it.
         new_head: Whether a classifier that is absent or for another number of classes is left out, so that the model
-            keeps its own.
+            keeps its own; a first convolution for RGB is then adapted to other channels, as timm does.
 
     Raises:
         InputError: The file cannot be read, is of another model, is of another class count without ``new_head``, or
@@ -133,6 +133,8 @@ def load_weights(model: nn.Module, source: str | Path | Weights, *, new_head: bo
     own = model.state_dict()
     prefix = find_prefix(weights, own)
     found = {name: weights.tensors[prefix + name] for name in own if prefix + name in weights.tensors}
+    if new_head:
+        found |= {name: _adapted(tensor, own[name]) for name, tensor in found.items() if _is_stem(tensor, own[name])}
     holders = {weights.held_in[prefix + name] for name in found}
     beside = [name.removeprefix(prefix) for name, holder in weights.held_in.items()
               if name.startswith(prefix) and holder in holders and name.removeprefix(prefix) not in own]  # fmt: skip
@@ -157,6 +159,18 @@ def load_weights(model: nn.Module, source: str | Path | Weights, *, new_head: bo
         raise _refusal(weights.path, model, misfits, found, own, classifier)
     model.load_state_dict(found, strict=False)
     _report(weights, prefix, found, bool(head))
+
+
+def _is_stem(tensor: Tensor, own: Tensor) -> bool:
+    """Return whether a tensor is a convolution of RGB images where the model's own is of other channels."""
+    return own.ndim == 4 and tensor.shape == (len(own), 3, *own.shape[2:]) != own.shape
+
+
+def _adapted(stem: Tensor, own: Tensor) -> Tensor:
+    """Return the stem for the channels of the model's own: the sum for one, else repeated and scaled."""
+    from timm.models import adapt_input_conv  # slow to import
+
+    return adapt_input_conv(own.shape[1], stem)
 
 
 def find_prefix(weights: Weights, own: Mapping[str, Tensor]) -> str:

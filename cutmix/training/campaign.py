@@ -1,6 +1,7 @@
 """Many training runs in one folder: timed before they start, resumed, shared among machines, failures kept apart.
 
-``cutmix compare`` and ``cutmix reproduce`` are campaigns; here is which runs the first has.
+``cutmix compare``, ``cutmix reproduce`` and ``cutmix train --folds`` are campaigns; here is which runs the first and
+the last have.
 """
 
 import contextlib
@@ -15,8 +16,10 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from rich.table import Table as Grid
 from rich.text import Text
+from scipy import stats
 
 from cutmix.config.options import WORKERS, CampaignOptions, CompareOptions, TrainOptions
 from cutmix.config.recipe import Recipe, complete, flag
@@ -24,8 +27,9 @@ from cutmix.data import FileSet, open_splits
 from cutmix.data.loaders import Batch, Loader
 from cutmix.errors import InputError
 from cutmix.evaluation.classification import predict
-from cutmix.runs.folder import hold, is_complete, saved_recipe, write_json
-from cutmix.runs.read import read_run
+from cutmix.runs.folder import hold, is_complete, saved_recipe, write_arrays, write_json
+from cutmix.runs.read import read_arrays, read_run
+from cutmix.runs.record import Record, Results, append_records
 from cutmix.runtime.device import arithmetic
 from cutmix.runtime.distributed import any_process, processes
 from cutmix.runtime.files import make_folder, open_no_link
@@ -98,7 +102,9 @@ def open_campaign(jobs: Sequence[Job], options: CampaignOptions, name: str) -> I
             lock.close()
 
 
-def run_jobs(jobs: Sequence[Job], options: CampaignOptions, console: Console, *, brief: bool = False) -> list[str]:
+def run_jobs(
+    jobs: Sequence[Job], options: CampaignOptions | TrainOptions, console: Console, *, brief: bool = False
+) -> list[str]:
     """Run each job that is not finished, resuming those that were begun, and return why some failed.
 
     A run that fails, for example because its loss is not finite, does not stop the others.
@@ -168,7 +174,9 @@ def share_done(job: Job) -> float:
 RESOLVED = ("image_size", "precision")  # fields that a run resolves from its data and its device
 
 
-def print_plan(jobs: Sequence[Job], options: CampaignOptions, console: Console, *, brief: bool = False) -> float:
+def print_plan(
+    jobs: Sequence[Job], options: CampaignOptions | TrainOptions, console: Console, *, brief: bool = False
+) -> float:
     """Print what will be run and for how long, timed on a few steps of each recipe; return the seconds.
 
     Brief runs are not timed before: the first of them is, and says how long the others take.
@@ -194,7 +202,7 @@ def print_plan(jobs: Sequence[Job], options: CampaignOptions, console: Console, 
     return total
 
 
-def time_run(job: Job, options: CampaignOptions) -> float:
+def time_run(job: Job, options: CampaignOptions | TrainOptions) -> float:
     """Return about how many seconds a run takes, training and evaluation, from a few steps of each."""
     with processes(options.device) as world, contextlib.ExitStack() as flags:
         run = prepare(job.recipe, train_options(job, options), world)
@@ -220,8 +228,10 @@ def time_run(job: Job, options: CampaignOptions) -> float:
         return run.recipe.epochs * run.batches.steps * step + evaluations * min(testing, step)
 
 
-def train_options(job: Job, options: CampaignOptions) -> TrainOptions:
+def train_options(job: Job, options: CampaignOptions | TrainOptions) -> TrainOptions:
     """Return the options of a run, which resumes what its folder holds."""
+    if isinstance(options, TrainOptions):
+        return replace(options, out=job.path, resume=True)
     return TrainOptions(
         out=job.path, resume=True, device=options.device, workers=options.workers, download=options.download
     )
@@ -249,6 +259,8 @@ def run_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
         InputError: If recipe, data or folder do not fit, or runs failed; the others were run nevertheless.
         SystemExit: After SIGTERM or Ctrl-C; the same command resumes.
     """
+    if recipe.folds:
+        raise InputError("--folds is for cutmix train; cutmix compare trains on one division of the images")
     jobs = plan_methods(recipe, options)
     for job in jobs:
         make_mix(job.recipe)  # refuses a method that does not exist
@@ -271,7 +283,7 @@ def run_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
 def plan_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
     """Return every run, each once; the seed changes slowest, so that each method is soon seen."""
     jobs = []
-    splits = open_splits(recipe.data, val_fraction=recipe.val_fraction, seed=recipe.split_seed)
+    splits = open_splits(recipe.data, **recipe.reading())
     if splits.reported is None:
         raise InputError(f"{recipe.data} leaves no images to compare the runs on; expected --val-fraction above 0")
     data = splits.train
@@ -279,7 +291,7 @@ def plan_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
     for seed in range(options.seeds):
         for count in options.train_per_class or (recipe.train_per_class,):
             images = len(data) if count is None else count * classes
-            shared, _ = complete(recipe, images=images, classes=classes, files=files)
+            shared, _ = complete(recipe, images=images, classes=classes, files=files, multi_label=data.multi_label)
             shared = shared if options.steps is None else _in_steps(shared, options.steps, images)
             stem = shared.name.removesuffix(f"-{shared.mix}")
             for mix in options.mix:
@@ -333,3 +345,76 @@ def _run_shards(recipe: Recipe, options: CompareOptions) -> None:
         failed = options.out / f"shard-{codes.index(next(filter(None, codes))) + 1}.txt"
         last = failed.read_text(encoding="utf-8", errors="backslashreplace")
         raise InputError(f"a shard failed: {(last.strip().splitlines() or ['no output'])[-1]}")
+
+
+# ---- cross-validation ----
+
+
+def run_folds(recipe: Recipe, options: TrainOptions) -> Results:
+    """Train a recipe once for each of its folds, and return the results of each fold and their means.
+
+    The folder gets a folder for each fold; ``results.jsonl`` with the lines of all folds and the means; and
+    ``predictions/out-of-fold.npz``, the prediction for each image by the model that was not trained on it. Runs that
+    were begun in it are resumed.
+
+    Args:
+        recipe: With ``folds``, and 0 for ``fold``.
+        options: How each fold is trained; ``out`` is the folder of all.
+
+    Raises:
+        InputError: If data or folder do not fit, or folds failed; the others were run nevertheless.
+        SystemExit: After SIGTERM or Ctrl-C; the same command resumes.
+    """
+    if options.overwrite:
+        raise InputError("--overwrite and --folds are both given; give another --out instead")
+    data = open_splits(recipe.data, **replace(recipe, fold=1).reading()).train
+    shared, _ = complete(recipe, images=len(data), classes=data.num_classes, files=True, multi_label=data.multi_label)
+    out = options.out or Path("runs") / f"{shared.name}-{recipe.folds}-folds-seed{recipe.seed}"
+    jobs = [
+        Job(f"{recipe.folds} folds", replace(shared, fold=k), out / f"fold-{k}") for k in range(1, recipe.folds + 1)
+    ]
+    with open_campaign(jobs, CampaignOptions(out=out), "folds") as (own, console):
+        left = sum(job.done < 1 for job in own)
+        if left:
+            print_plan(own, options, console)
+        failures = run_jobs(own, options, console)
+        if failures:
+            raise InputError(f"{len(failures)} of {left} folds failed, the first being {failures[0]}")
+        if not is_first():
+            return Results()
+        found = Results(summarize_folds(jobs, out))
+        console.print(f"results of all folds: {out / 'results.jsonl'}", soft_wrap=True, markup=False, highlight=False)
+    return found
+
+
+def summarize_folds(jobs: Sequence[Job], out: Path) -> list[Record]:
+    """Write the predictions and the results of all folds, and return the latter.
+
+    The mean over K folds has Student's interval with the variance (1/K + 1/(K − 1)) s², as the folds share most of
+    their training images.
+
+    Source: Nadeau and Bengio 2003, "Inference for the generalization error", the corrected resampled t-test.
+    """
+    folds, records = len(jobs), []
+    predictions = [read_arrays(job.path / "predictions/last.npz") for job in jobs]
+    for k, job in enumerate(jobs, 1):
+        its = [r for r in read_run(job.path).results if r.source == "training" and r.which == "last"]
+        records += [replace(r, fold=f"{k} of {folds}") for r in its]
+    note = "mean over the folds; the interval allows for the training images that they share (Nadeau and Bengio 2003)"
+    for metric, of in dict.fromkeys((r.metric, r.of) for r in records):
+        same = [r for r in records if (r.metric, r.of) == (metric, of) and r.value is not None]
+        if len(same) == folds:
+            values = np.array([r.value for r in same], dtype=np.float64)
+            half = float(stats.t.ppf(0.975, folds - 1)) * values.std(ddof=1) * (1 / folds + 1 / (folds - 1)) ** 0.5
+            records.append(replace(
+                same[0], fold=f"mean of {folds}", value=values.mean(), low=values.mean() - half,
+                high=values.mean() + half, few=False, note=note, n=sum(r.n or 0 for r in same) or None,
+                test_images=sum(r.test_images or 0 for r in same) or None, epoch=None,
+                seconds=sum(r.seconds or 0.0 for r in same) or None,
+            ))  # fmt: skip
+    arrays = {name: np.concatenate([each[name] for each in predictions]) for name in ("logits", "labels", "files")}
+    arrays["fold"] = np.repeat(np.arange(1, folds + 1), [len(each["labels"]) for each in predictions])
+    write_arrays(out / "predictions/out-of-fold.npz", arrays | {"classes": predictions[0]["classes"]})
+    (out / "results.jsonl").unlink(missing_ok=True)
+    append_records(out / "results.jsonl", records)
+    return records

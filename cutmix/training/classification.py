@@ -26,7 +26,8 @@ from cutmix.evaluation.classification import (
 )
 from cutmix.evaluation.classifier import Classifier, decode
 from cutmix.evaluation.gallery import example_pictures
-from cutmix.mixing.targets import Targets
+from cutmix.evaluation.multilabel import average_precisions, best_thresholds, label_records
+from cutmix.mixing.targets import Targets, mixed_binary_cross_entropy
 from cutmix.preview import attention_figure, pick_samples, preview_grid
 from cutmix.runs.outcomes import answers, examples
 from cutmix.runs.record import Record
@@ -182,17 +183,28 @@ class Classification:
 
     def evaluate(self, model: nn.Module, split: str) -> Evaluation:
         """Return the errors and the loss, and the logits of every image of a split."""
-        send_buffers(model, self.world)
-        validate = self.val_batches is not None and split == self.chosen_on
-        batches, data = (self.val_batches, self.val_set) if validate else (self.test_batches, self.test_set)
-        assert batches is not None
+        predictions = self._predictions(model, split)
+        data = self.val_set if split == self.chosen_on else self.test_set
         assert data is not None
-        predictions = predict(model, batches.epoch(), self.world, autocast=self.autocast)
         seen = None
         if self.train_batches:
             seen = predict(model, self.train_batches.epoch(), self.world, autocast=self.autocast)
-        figures = from_first(lambda: _figures(split, predictions, seen), self.world)
+        figures = from_first(lambda: self._figures(split, predictions, seen), self.world)
         return Evaluation(figures, predictions_arrays(predictions, data) if predictions else {})
+
+    def _figures(self, split: str, predictions: Predictions | None, seen: Predictions | None) -> dict[str, float]:
+        """Return the loss and the errors on a split, and the error on the training images where they are evaluated."""
+        assert predictions is not None
+        figures = {f"{split}_loss": mean_loss(predictions)}
+        figures |= {name: error.value for name, error in classification_error(predictions).items()}
+        return figures | ({"train_err": classification_error(seen)["top1_err"].value} if seen else {})
+
+    def _predictions(self, model: nn.Module, split: str) -> Predictions | None:
+        """Return the predictions of a model on ``chosen_on`` or ``reported_on``, in the first process."""
+        send_buffers(model, self.world)
+        batches = self.val_batches if self.val_batches and split == self.chosen_on else self.test_batches
+        assert batches is not None
+        return predict(model, batches.epoch(), self.world, autocast=self.autocast)
 
     def records(self, arrays: dict[str, np.ndarray]) -> list[Record]:
         """Return the errors with their intervals."""
@@ -295,12 +307,69 @@ class Classification:
         return attention_figure(self.state.exported, images, labels, classes=data.classes, mean=data.mean, std=data.std)
 
 
-def _figures(split: str, predictions: Predictions | None, seen: Predictions | None) -> dict[str, float]:
-    """Return the loss and the errors on a split, and the error on the training images where they are evaluated."""
-    assert predictions is not None
-    figures = {f"{split}_loss": mean_loss(predictions)}
-    figures |= {name: error.value for name, error in classification_error(predictions).items()}
-    return figures | ({"train_err": classification_error(seen)["top1_err"].value} if seen else {})
+@dataclass
+class MultiLabel(Classification):
+    """Labels of images, any number of each: binary cross-entropy, and a threshold for each label.
+
+    Attributes:
+        thresholds: Probability from which on each label is predicted, (K,), of the model that was evaluated last.
+    """
+
+    thresholds: np.ndarray | None = None
+
+    key: ClassVar[str] = "label_map"
+    less_is_better: ClassVar[bool] = False
+    title: ClassVar[str] = "mAP"
+
+    def split(self, images: Tensor, labels: Tensor, progress: float) -> list[tuple[Tensor, Any]]:
+        """Mix a batch and its labels, which are smoothed towards ½."""
+        smoothing = self.recipe.label_smoothing
+        return super().split(images, labels.float() * (1 - smoothing) + smoothing / 2, progress)
+
+    def loss(self, network: nn.Module, images: Tensor, targets: Any) -> Tensor:
+        """Return the mean binary cross-entropy of every label."""
+        with self.autocast:
+            return mixed_binary_cross_entropy(*self.state.mix.forward(network, images, targets))
+
+    def evaluate(self, model: nn.Module, split: str) -> Evaluation:
+        """Return mAP and loss, and the logits of every image of a split; choose the thresholds on the val split."""
+        figures, arrays = super().evaluate(model, split)
+        if self.chosen_on is None:
+            self.thresholds = np.full(self.train_set.num_classes, 0.5)
+        else:
+            chosen = arrays
+            if split != self.chosen_on and (predictions := self._predictions(model, self.chosen_on)):
+                chosen = {name: values.numpy() for name, values in predictions._asdict().items()}
+            self.thresholds = from_first(lambda: best_thresholds(chosen["logits"], chosen["labels"]), self.world)
+        return Evaluation(figures, arrays | {"thresholds": self.thresholds} if arrays else {})
+
+    def records(self, arrays: dict[str, np.ndarray]) -> list[Record]:
+        """Return mAP, F1 and the thresholds, with their intervals."""
+        return label_records(
+            arrays["logits"], arrays["labels"], self.train_set.classes, arrays["thresholds"], chosen_on=self.chosen_on,
+            split=str(self.reported_on),
+        )  # fmt: skip
+
+    def about(self, epoch: int) -> dict[str, str]:
+        """Return enough to use the weights: that labels are independent, and their thresholds."""
+        thresholds = np.full(self.train_set.num_classes, 0.5) if self.thresholds is None else self.thresholds
+        own = {"multi_label": True, "thresholds": thresholds.tolist()}
+        return super().about(epoch) | {name: json.dumps(value) for name, value in own.items()}
+
+    def pictures(self, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
+        """Return no PNGs: the mistakes that a report draws are of one label an image."""
+        return {}
+
+    def _figures(self, split: str, predictions: Predictions | None, seen: Predictions | None) -> dict[str, float]:
+        assert predictions is not None
+        figures = {f"{split}_loss": mean_loss(predictions), "label_map": _mean_precision(predictions)}
+        return figures | ({"train_label_map": _mean_precision(seen)} if seen else {})
+
+
+def _mean_precision(predictions: Predictions) -> float:
+    """Return mAP over the labels that have images, in per cent; 0 where none has."""
+    found = average_precisions(predictions.logits.numpy(), predictions.labels.numpy())
+    return 100 * float(np.nanmean(found)) if not np.isnan(found).all() else 0.0
 
 
 def _divide(targets: Targets, parts: int) -> Sequence[Any]:

@@ -9,18 +9,19 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cutmix.config.options import RunOptions, TrainOptions
 from cutmix.config.recipe import Recipe, Training, complete
 from cutmix.data import Augment, FileSet, ImageSet, Splits, open_splits, test_loader, train_loader
-from cutmix.data.decode import FAST_JPEG
+from cutmix.data.decode import FAST_JPEG, read_channels
 from cutmix.data.describe import describe_splits
 from cutmix.data.division import Copies
 from cutmix.data.folder import printable_name
 from cutmix.data.loaders import Loader
-from cutmix.data.sets import keep_per_class
+from cutmix.data.sets import keep_per_class, random_subset
 from cutmix.errors import InputError, did_you_mean, missing_extra
 from cutmix.models import weights_normalization
 from cutmix.runs.folder import RunFolder, environment, read_recipe, today
@@ -30,7 +31,7 @@ from cutmix.runtime.distributed import World, from_first, parallel
 from cutmix.runtime.files import regular
 from cutmix.runtime.header import Header, read_header
 from cutmix.runtime.terminal import Progress, say
-from cutmix.training.classification import Classification, Task
+from cutmix.training.classification import Classification, MultiLabel, Task
 from cutmix.training.mixes import method_of
 from cutmix.training.state import State, start_state
 
@@ -79,13 +80,18 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
         "channels_last": recipe.channels_last, "decoder": recipe.decoder, "rank": world.rank, "world_size": world.size,
     }  # fmt: skip
     augment = Augment(**{field.name: getattr(recipe, field.name) for field in fields(Augment)})
-    batches = train_loader(train_set, augment, seed=recipe.seed, balanced=recipe.sampler == "balanced", **shared)
+    batches = train_loader(
+        train_set, augment, seed=recipe.seed, balanced=recipe.sampler == "balanced",
+        repeats=recipe.repeated_augmentation, **shared,
+    )  # fmt: skip
     shared |= {name: getattr(recipe, name) for name in ("image_size", "crop_fraction", "squash", "interpolation")}
     if method_of(recipe).whole and recipe.batch_size < 2 * world.size:
         raise InputError(
             f"--batch-size is {recipe.batch_size}; expected at least {2 * world.size}, as --mix {recipe.mix} needs a "
             "partner for each image of a process"
         )
+    if train_set.multi_label:
+        refuse_for_labels(recipe)
     if recipe.freeze and world.size > 1:
         raise InputError("--freeze trains in one process; start it without torchrun")
     if recipe.patience and (val_set is None or val_set is test_set):
@@ -102,7 +108,7 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     if (precision := resolve_precision(given.precision, world.device, state.network)) != recipe.precision:
         recipe = replace(recipe, precision=precision)
         notes.append("float32, as depthwise convolutions are slower in bfloat16 on a CPU (--precision)")
-    task = Classification(
+    task = (MultiLabel if train_set.multi_label else Classification)(
         recipe, state, world, train_set, autocast(recipe.precision, world.device), test_set=test_set,
         test_batches=test_loader(test_set, **shared) if test_set else None, val_set=val_set,
         val_batches=test_loader(val_set, **shared) if val_set and val_set is not test_set else None,
@@ -111,6 +117,7 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     )  # fmt: skip
     about: dict[str, Any] = {"skipped": task.skipped, "mean": _listed(train_set.mean), "std": _listed(train_set.std)}
     run = assemble(recipe, options, world, train_set.name, state, task, batches, **about)
+    run.about |= {"task": "multilabel"} if train_set.multi_label else {}
     return replace(run, notes=notes)
 
 
@@ -178,8 +185,8 @@ def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> Splits:
 
     def opened(copies: Copies | None) -> Splits:
         return open_splits(
-            recipe.data, val_fraction=recipe.val_fraction, seed=recipe.split_seed, copies=copies,
-            skip_unreadable=options.skip_unreadable, download=options.download and world.first,
+            recipe.data, copies=copies, skip_unreadable=options.skip_unreadable,
+            download=options.download and world.first, **recipe.reading(),
         )  # fmt: skip
 
     found: list[Splits] = []
@@ -197,6 +204,12 @@ def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> Splits:
             f"{recipe.data} leaves no images to evaluate on; expected two of some class, or --val-fraction 0 to train "
             "on all images and evaluate none"
         )
+    if recipe.channels != 3:
+        if not isinstance(splits.train, FileSet):
+            raise InputError(
+                f"--channels is {recipe.channels}; {splits.train.name} has {splits.train.in_chans} already"
+            )
+        splits = splits.normalized(*channel_statistics(splits.train))
     if recipe.train_per_class is not None:
         splits = replace(splits, train=keep_per_class(splits.train, recipe.train_per_class))
     return splits
@@ -204,6 +217,23 @@ def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> Splits:
 
 def _listed(values: tuple[float, ...]) -> str:
     return ", ".join(map(repr, values))
+
+
+def channel_statistics(data: FileSet, count: int = 256) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and the standard deviation of each channel of some training images, pixels taken as 0 to 1.
+
+    Args:
+        data: The training images.
+        count: Number of images, drawn at random but always the same ones; at most 10,000 pixels of each are read.
+    """
+    sums = torch.zeros(3, data.in_chans, dtype=torch.float64)
+    for index in random_subset(len(data), count, 0).tolist():
+        pixels = np.asarray(read_channels(data.paths[index], data.in_chans, skippable=True))
+        step = max(math.isqrt(pixels.shape[0] * pixels.shape[1] // 10_000), 1)
+        values = torch.from_numpy(pixels[::step, ::step].reshape(-1, data.in_chans) / 255.0)
+        sums += torch.stack([torch.ones(data.in_chans), values.mean(0), values.square().mean(0)])
+    mean, square = sums[1:] / sums[0]
+    return tuple(mean.tolist()), tuple((square - mean**2).clamp(min=1 / 255**2).sqrt().tolist())
 
 
 def saved_normalization(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -226,7 +256,9 @@ def starting_normalization(recipe: Recipe, in_chans: int) -> tuple[tuple[float, 
 def resolve(recipe: Recipe, data: ImageSet, device: torch.device) -> tuple[Recipe, list[str]]:
     """Return the recipe with every field that follows from data or device filled in, and lines about the choices."""
     files = isinstance(data, FileSet)
-    recipe, notes = complete(recipe, images=len(data), classes=data.num_classes, files=files)
+    recipe, notes = complete(
+        recipe, images=len(data), classes=data.num_classes, files=files, multi_label=data.multi_label
+    )
     size = recipe.image_size or (224 if files else None)
     if files and recipe.decoder == "fast" and not FAST_JPEG:
         recipe = replace(recipe, decoder="exact")
@@ -234,6 +266,17 @@ def resolve(recipe: Recipe, data: ImageSet, device: torch.device) -> tuple[Recip
             "the package simplejpeg is not installed: JPEG files are decoded by Pillow, as --decoder exact does"
         )
     return replace(recipe, image_size=size, precision=resolve_precision(recipe.precision, device)), notes
+
+
+def refuse_for_labels(recipe: Recipe) -> None:
+    """Refuse what needs one label an image, where images can have several."""
+    given = {
+        "--class-weights": recipe.class_weights is not None, "--sampler balanced": recipe.sampler == "balanced",
+        f"--mix {recipe.mix}": method_of(recipe).whole,
+    }  # fmt: skip
+    for name, is_given in given.items():
+        if is_given:
+            raise InputError(f"{name} needs one label an image; images of {recipe.data} can have several")
 
 
 # ---- classes of unequal size ----

@@ -31,7 +31,7 @@ from cutmix.transfer.detection_layouts import open_detection
 from cutmix.transfer.detection_task import DetectionTask, make_batches, make_detector
 
 
-def transfer(recipe: Transfer, options: RunOptions | None = None) -> Path:
+def run_transfer(recipe: Transfer, options: RunOptions | None = None) -> Path:
     """Train and evaluate a detector or a captioner, and return the folder of the run; raises as ``run_training``."""
     options = options or RunOptions()
     if not recipe.data:

@@ -16,7 +16,7 @@ from cutmix.config.transfer import (
     backbone_in_words,
     backbone_name,
     find_transfer,
-    small,
+    small_transfer,
 )
 from cutmix.errors import InputError
 from cutmix.training.optim import learning_rate
@@ -53,7 +53,7 @@ def test_biases_decay_as_in_each_code_base() -> None:
 
 @pytest.mark.parametrize("recipe", EVERY, ids=lambda recipe: recipe.name)
 def test_a_recipe_survives_its_file(recipe: Training) -> None:
-    for one in (recipe, small(recipe)):  # type: ignore[arg-type]
+    for one in (recipe, small_transfer(recipe)):  # type: ignore[arg-type]
         assert type(one).from_dict(one.to_dict()) == one
         assert (one.nesterov, one.compile, one.clip_grad_norm) == (False, False, 0)
 
@@ -94,9 +94,9 @@ def test_what_a_detector_does_not_read_is_the_papers() -> None:
 
 def test_the_small_recipes_are_small() -> None:
     for recipe in EVERY:
-        assert small(recipe).epochs <= 40
-        assert small(recipe).name.endswith("-small")
-    assert small(FASTER_RCNN).freeze is FASTER_RCNN.freeze  # type: ignore[attr-defined]
+        assert small_transfer(recipe).epochs <= 40
+        assert small_transfer(recipe).name.endswith("-small")
+    assert small_transfer(FASTER_RCNN).freeze is FASTER_RCNN.freeze  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

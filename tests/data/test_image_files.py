@@ -97,10 +97,11 @@ def test_rand_augment_of_image_files_has_the_settings_of_timms_training() -> Non
     assert not any(isinstance(step, v2.ColorJitter | ColorJitter) for step in timms.transforms)
 
 
+@pytest.mark.parametrize("policy", [RAND, "rand", "rand-m7-n3-p0.8-mmax15-tweights", "rand-m5-mstd101-inc0-t3a"])
 @pytest.mark.parametrize("interpolation", [None, "bicubic"])
-def test_rand_augment_drawn_ahead_equals_timms(interpolation: Any) -> None:
+def test_rand_augment_drawn_ahead_equals_timms(interpolation: Any, policy: str) -> None:
     settings = {"interpolation": Image.Resampling.BICUBIC, "img_mean": (124, 116, 104)} if interpolation else {}
-    ours, timms, changed = RandAugment(RAND, interpolation), rand_augment_transform(RAND, settings), 0
+    ours, timms, changed = RandAugment(policy, interpolation), rand_augment_transform(policy, settings), 0
     states = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
     drawn = [ours.draw(seed)(noise()) for seed in range(40)]
     assert (random.getstate(), np.random.get_state()[1].tolist()) == states  # type: ignore[index]  # noqa: NPY002
@@ -113,7 +114,7 @@ def test_rand_augment_drawn_ahead_equals_timms(interpolation: Any) -> None:
             continue
         assert np.array_equal(image, expected)
         changed += not np.array_equal(image, noise())
-    assert changed > 20
+    assert changed > 15
 
 
 # ---- test images ----

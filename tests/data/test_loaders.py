@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from cutmix.data import loaders
-from cutmix.data.order import TrainOrder
+from cutmix.data.order import TrainOrder, split_draw
 from cutmix.data.sets import ArraySet, FileSet, open_data
 from cutmix.data.transforms import Augment, Interpolation, draw_color, draw_crop_flip
 from cutmix.errors import InputError
@@ -229,6 +229,25 @@ def test_file_batches_do_not_depend_on_workers_or_what_went_before(tmp_path: Pat
     next(helped.epoch(0))  # left in the middle
     assert same(list(helped.epoch(0, start=1)), first[1:])
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_repeated_augmentation_puts_copies_of_an_image_into_one_batch(world_size: int) -> None:
+    orders = [TrainOrder(12, 6, 0, rank, world_size, repeats=3) for rank in range(world_size)]
+    batches = [[order.indices(0)[order.share(step)] for order in orders] for step in range(orders[0].steps)]
+    assert [sorted(torch.cat(batch).bincount().tolist(), reverse=True)[:3] for batch in batches] == [[3, 3, 0]] * 2
+    assert len(torch.cat([torch.cat(batch) for batch in batches])) == 12
+    draws = [split_draw(draw) for draw in orders[0].draws(0).tolist()]
+    assert len({*draws}) == 12
+    assert [repeats for _, repeats in draws[:3]] == [(), (1,), (2,)]
+    assert torch.equal(orders[0].indices(0), TrainOrder(12, 6, 0, 0, 1).indices(0)[:4].repeat_interleave(3))
+
+
+def test_copies_of_an_image_are_augmented_differently(tmp_path: Path) -> None:
+    data = photos(tmp_path)
+    loader = train(data, batch_size=4, repeats=2, crop_scale=(0.2, 0.9))
+    images = torch.cat([batch for batch, _ in loader.epoch(0)])
+    assert len(images) == len(images.flatten(1).unique(dim=0)) == len(data)
 
 
 def test_epochs_of_one_loader_do_not_disturb_each_other(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cutmix.config.transfer import Transfer, find_transfer, small
+from cutmix.config.transfer import Transfer, find_transfer, small_transfer
 from cutmix.errors import InputError
 from cutmix.report.suites import captioning, detection, paper_of_transfer
 from cutmix.report.summary import write_report
@@ -35,7 +35,7 @@ def make_transfer(
     **changes: Any,
 ) -> Path:
     """Write the folder of a finished run of transfer, or of an unfinished one."""
-    base: Transfer = small(find_transfer(task))
+    base: Transfer = small_transfer(find_transfer(task))
     recipe = base.to_dict() | {"name": folder.name, "data": f"data/{task}-set", "epochs": 4} | changes
     (folder / "predictions").mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"recipe": recipe, "command": f"cutmix transfer {task}"}))

@@ -27,7 +27,7 @@ from cutmix.runs.record import read_records
 from cutmix.runtime.distributed import World
 from cutmix.runtime.files import read_lines
 from cutmix.runtime.weights import load_weights
-from cutmix.transfer.command import prepare_transfer, transfer
+from cutmix.transfer.command import prepare_transfer, run_transfer
 from cutmix.transfer.detection_task import COCO_METRICS
 
 # Three steps an epoch of nine images, or of 18 captions; everything that has a state is on.
@@ -74,7 +74,7 @@ def options(out: Path, **changes: Any) -> RunOptions:
 def runs(recipes: dict[str, Transfer], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Every task, trained to the end."""
     folder = tmp_path_factory.mktemp("runs")
-    return {kind: transfer(recipe, options(folder / kind)) for kind, recipe in recipes.items()}
+    return {kind: run_transfer(recipe, options(folder / kind)) for kind, recipe in recipes.items()}
 
 
 def outcome(run: Path) -> dict[str, Any]:
@@ -130,9 +130,9 @@ def test_a_killed_run_goes_on_bit_for_bit(
     # Slow, and not compared.
     monkeypatch.setattr(cutmix.transfer.detection_task, "gallery_of_detections", lambda *_: b"")
     with pytest.raises(Killed):
-        transfer(recipes[kind], options(tmp_path / "run"))
+        run_transfer(recipes[kind], options(tmp_path / "run"))
     torch.manual_seed(99)  # the state of the process that goes on does not matter
-    assert outcome(transfer(recipes[kind], options(tmp_path / "run", resume=True))) == outcome(runs[kind])
+    assert outcome(run_transfer(recipes[kind], options(tmp_path / "run", resume=True))) == outcome(runs[kind])
 
 
 def test_accumulation_adds_up_the_losses_of_the_parts(recipes: dict[str, Transfer], tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_finished_run_is_left_alone(
     runs: dict[str, Path], recipes: dict[str, Transfer], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in runs["ssd300"].iterdir() if path.name != ".lock"}
-    transfer(recipes["ssd300"], options(runs["ssd300"], resume=True))
+    run_transfer(recipes["ssd300"], options(runs["ssd300"], resume=True))
     assert "is finished" in capsys.readouterr().out
     assert before == {path.name: path.stat().st_mtime_ns for path in runs["ssd300"].iterdir() if path.name != ".lock"}
 
@@ -188,7 +188,7 @@ def test_evaluate_is_for_classifiers(runs: dict[str, Path], capsys: pytest.Captu
 def test_a_detector_is_no_backbone(runs: dict[str, Path], recipes: dict[str, Transfer], tmp_path: Path) -> None:
     recipe = replace(recipes["captioning"], backbone=str(runs["ssd300"]))
     with pytest.raises(InputError, match=r"ssd300/model\.safetensors is a checkpoint of another model"):
-        transfer(recipe, options(tmp_path / "run"))
+        run_transfer(recipe, options(tmp_path / "run"))
 
 
 def _break_box(folder: Path) -> None:
@@ -249,7 +249,7 @@ def test_wrong_data_is_one_sentence_with_the_files_name(
     shutil.copytree(recipes[kind].data, tmp_path / "data")
     damage(tmp_path / "data")
     with pytest.raises(InputError, match=message):
-        transfer(replace(recipes[kind], data=str(tmp_path / "data")), options(tmp_path / "run"))
+        run_transfer(replace(recipes[kind], data=str(tmp_path / "data")), options(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -277,14 +277,14 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     recipes: dict[str, Transfer], tmp_path: Path, kind: str, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        transfer(replace(recipes[kind], **changes), options(tmp_path / "run"))
+        run_transfer(replace(recipes[kind], **changes), options(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["download", "skip_unreadable"])
 def test_flags_of_classifiers_only_are_refused(recipes: dict[str, Transfer], tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=f"--{name.replace('_', '-')} is not available for transfer"):
-        transfer(recipes["ssd300"], TrainOptions(tmp_path / "run", **{name: True}))  # type: ignore[arg-type]
+        run_transfer(recipes["ssd300"], TrainOptions(tmp_path / "run", **{name: True}))  # type: ignore[arg-type]
 
 
 DRIVER = """
@@ -293,12 +293,12 @@ import torch
 from pathlib import Path
 from cutmix.config.options import RunOptions
 from cutmix.config.transfer import Captioning, Detection
-from cutmix.transfer.command import transfer
+from cutmix.transfer.command import run_transfer
 
 torch.set_num_threads(1)
 for kind, values in json.loads(Path(sys.argv[1], "recipes.json").read_text()).items():
     recipe = (Captioning if kind == "captioning" else Detection).from_dict(values)
-    transfer(recipe, RunOptions(out=Path(sys.argv[1], kind), workers=0, device="cpu"))
+    run_transfer(recipe, RunOptions(out=Path(sys.argv[1], kind), workers=0, device="cpu"))
 """
 
 

@@ -1,0 +1,121 @@
+"""The recipe and the options of a training run, from keyword arguments, a file of settings, or a resumed run."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from cutmix.config.options import TrainOptions
+from cutmix.config.recipe import Recipe
+from cutmix.config.recipes import find_recipe, with_authors_milestones
+from cutmix.errors import InputError, did_you_mean
+from cutmix.runtime.files import regular
+
+
+def settle(recipe: Recipe | str | None, settings: Mapping[str, Any]) -> tuple[Recipe, TrainOptions]:
+    """Return the recipe and the options of a training run from what a user gives.
+
+    Args:
+        recipe: A recipe or its name; None for that of the data, or of the run that is resumed.
+        settings: Fields of the recipe and of the options by their names; ``config`` names a file of further ones, and
+            ``labels`` is ``data`` that is a file.
+
+    Raises:
+        InputError: If a name or a value is not valid.
+    """
+    given = {name: value for name, value in settings.items() if name not in ("config", "print_config")}
+    if "labels" in given:
+        if "data" in given:
+            raise InputError("data and labels are both given; a file of labels names its images by itself")
+        given["data"] = os.fspath(given.pop("labels"))
+    if settings.get("config"):
+        named, held = read_config_file(Path(settings["config"]))
+        recipe, given = recipe if recipe is not None else named, held | given
+    of_recipe, of_options = ({field.name for field in fields(kind)} for kind in (Recipe, TrainOptions))
+    for name in given.keys() - of_recipe - of_options:
+        raise InputError(f"there is no setting '{name}' of cutmix train" + _hint(name, of_recipe | of_options))
+    base = base_recipe(recipe, given)
+    changes = {name: value for name, value in given.items() if name in of_recipe}
+    options = make_options(TrainOptions, {name: value for name, value in given.items() if name in of_options})
+    chosen = Recipe.from_dict(base.to_dict() | changes, "cutmix train") if changes else base
+    own_epochs = "epochs" in given and "milestones" not in given
+    return with_authors_milestones(chosen) if own_epochs else chosen, options
+
+
+def base_recipe(recipe: Recipe | str | None, given: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that given fields change, without the fields of it that contradict one that is given."""
+    resumed = given.get("resume") and given.get("out") and (Path(given["out"]) / "config.json").is_file()
+    if recipe is not None:
+        base = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    elif resumed:
+        from cutmix.runs.folder import saved_recipe
+
+        base = saved_recipe(Path(given["out"]))
+    elif given.get("data"):
+        base = Recipe()
+    else:
+        raise InputError("there is nothing to train on; give --data FOLDER, or the name of a recipe (cutmix recipes)")
+    rivals: dict[str, dict[str, Any]] = {
+        "weights": {"pretrained": False}, "pretrained": {"weights": None}, "mix": {"mix_layers": (0, 1, 2, 3, 4)},
+        "shake_drop": {"stochastic_depth": 0.0}, "stochastic_depth": {"shake_drop": 0.0},
+    }  # fmt: skip
+    changes: dict[str, Any] = {}
+    for field, losers in rivals.items():
+        changes |= {name: value for name, value in losers.items() if field in given and name not in given}
+    return replace(base, **changes)
+
+
+def read_config_file(path: Path) -> tuple[str | None, dict[str, Any]]:
+    """Read a YAML or JSON file of settings: the name of a recipe under ``recipe``, if any, and the others by name.
+
+    Raises:
+        InputError: If it cannot be read, or is no mapping of names to values.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(regular(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise InputError(f"{path} is no mapping; expected lines such as 'epochs: 30', by the names of the flags")
+    found = {name.replace("-", "_"): value for name, value in found.items()}
+    return found.pop("recipe", None), found
+
+
+def config_text(recipe: Recipe, options: TrainOptions) -> str:
+    """Return a recipe and its options as YAML, which ``--config`` reads; what is None is left to the data."""
+    import yaml
+
+    held = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()} | recipe.to_dict()
+    kept = {name: value for name, value in held.items() if value is not None}
+    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, default_flow_style=None)
+
+
+def make_options(kind: type, values: Mapping[str, Any]) -> Any:
+    """Return an options object from keyword arguments; paths may be strings, and tuples lists.
+
+    Raises:
+        InputError: If there is no such setting, or a value is not valid.
+    """
+    known = {field.name: str(field.type) for field in fields(kind)}
+    converted: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            raise InputError(f"there is no setting '{name}'" + _hint(name, known))
+        if isinstance(value, list | tuple):
+            paths = "tuple[Path" in known[name]
+            converted[name] = tuple(Path(each) if paths else each for each in value)
+        else:
+            converted[name] = Path(value) if _is_path(known[name], value) else value
+    return kind(**converted)
+
+
+def _is_path(annotation: str, value: Any) -> bool:
+    return "Path" in annotation and isinstance(value, str | os.PathLike)
+
+
+def _hint(name: str, known: Any) -> str:
+    hint = did_you_mean(name, known)
+    return f"; {hint}" if hint else ""

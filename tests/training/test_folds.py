@@ -1,0 +1,110 @@
+"""Cross-validation: which image is in which fold, and what is left of all folds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+import cutmix
+from cutmix.cli import main
+from cutmix.data import open_splits
+from cutmix.errors import InputError
+from cutmix.runs.read import read_arrays, read_run
+from cutmix.runs.record import read_records
+
+FEW = {"model": "resnet10t", "pretrained": False, "image_size": 32, "batch_size": 8, "epochs": 1, "workers": 0}
+FEW |= {"device": "cpu", "precision": "float32"}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of 13 and 8 images, three of which are the same, one of them larger and a JPEG file."""
+    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for name, count in (("cat", 13), ("dog", 8)):
+        (root / name).mkdir()
+        for i in range(count):
+            pixels = rng.integers(0, 120, (40, 36, 3), dtype=np.uint8)
+            pixels[..., 0] += 100 * (name == "dog")
+            Image.fromarray(pixels).save(root / name / f"{i:02}.png")
+    (root / "cat/05.png").write_bytes((root / "cat/00.png").read_bytes())
+    (root / "cat/11.png").unlink()
+    Image.open(root / "cat/00.png").resize((180, 200)).save(root / "cat/11.jpg", quality=80)
+    return root
+
+
+def test_folds_are_stratified_and_keep_copies_together(photos: Path) -> None:
+    splits = [open_splits(str(photos), fold=(k, 4)) for k in range(1, 5)]
+    tested = [{str(path) for path in each.test.paths} for each in splits if each.test]
+    assert sum(map(len, tested)) == len(set().union(*tested)) == 21
+    for each, held in zip(splits, tested, strict=True):
+        assert each.val is None
+        assert {str(path) for path in each.train.paths} == set().union(*tested) - held
+        assert each.test is not None
+        assert each.test.counts()[1] == 2
+        assert 2 <= each.test.counts()[0] <= 4
+    (home,) = [held for held in tested if str(photos / "cat/00.png") in held]
+    assert {str(photos / f"cat/{name}") for name in ("05.png", "11.jpg")} <= home
+    assert splits[0].copies.near is not None
+    assert [[file.path.name for file in group] for group in splits[0].copies.near] == [["00.png", "05.png", "11.jpg"]]
+    again = open_splits(str(photos), fold=(1, 4))
+    assert again.test is not None
+    assert {str(path) for path in again.test.paths} == tested[0]
+    other = open_splits(str(photos), fold=(1, 4), seed=1)
+    assert other.test is not None
+    assert {str(path) for path in other.test.paths} != tested[0]
+
+
+def test_every_image_is_predicted_once_and_the_mean_has_an_interval(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cv"
+    found = cutmix.train(photos, folds=3, out=out, **FEW)
+    arrays = read_arrays(out / "predictions/out-of-fold.npz")
+    assert sorted(arrays["files"].tolist()) == sorted(
+        path.relative_to(photos).as_posix() for path in photos.rglob("*.*g")
+    )
+    wrong = arrays["logits"].argmax(1) != arrays["labels"]
+    errors = [100 * wrong[arrays["fold"] == k].mean() for k in (1, 2, 3)]
+    records = [r for r in read_records(out / "results.jsonl") if r.metric == "top1_err"]
+    assert [(r.fold, r.value) for r in records[:3]] == [(f"{k} of 3", pytest.approx(errors[k - 1])) for k in (1, 2, 3)]
+    mean = records[3]
+    half = stats.t.ppf(0.975, 2) * np.std(errors, ddof=1) * np.sqrt(1 / 3 + 1 / 2)
+    assert (mean.fold, mean.value, mean.n) == ("mean of 3", pytest.approx(np.mean(errors)), 21)
+    assert (mean.low, mean.high) == (pytest.approx(mean.value - half), pytest.approx(mean.value + half))
+    assert "mean of 3" in str(found)
+    before = {path: path.stat().st_mtime_ns for path in out.glob("fold-*/checkpoint.pt")}
+    assert len(before) == 3
+    main(["train", "--data", str(photos), "--folds", "3", "--out", str(out), "--model", "resnet10t", "--no-pretrained",
+          "--image-size", "32", "--batch-size", "8", "--epochs", "1", "--workers", "0", "--device", "cpu",
+          "--precision", "float32"])  # fmt: skip
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    cutmix.evaluate(out / "fold-2", device="cpu", workers=0)
+    own = {(r.source, r.metric): r.value for r in read_run(out / "fold-2").results}
+    assert own["evaluation", "top1_err"] == own["training", "top1_err"] == pytest.approx(errors[1])
+    main(["report", *map(str, sorted(out.glob("fold-*"))), "--out", str(tmp_path / "page.html")])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"folds": 1}, "--folds is 1; expected 0, or 2 to 100"),
+        ({"folds": 3, "fold": 4}, "--fold is 4; expected 0 to 3"),
+        ({"folds": 3, "overwrite": True}, "--overwrite and --folds are both given"),
+        ({"folds": 3, "fold": 1, "patience": 2}, "--patience needs images to choose an epoch by"),
+        ({"folds": 30}, "no test images"),
+    ],
+)
+def test_folds_that_cannot_be_are_refused(changes: dict, said: str, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=said):
+        cutmix.train(photos, out=tmp_path / "x", **FEW, **changes)
+
+
+def test_a_folder_with_splits_and_a_known_set_are_refused(photos: Path, tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        (tmp_path / part).symlink_to(photos)
+    with pytest.raises(InputError, match="--folds divides a folder without splits"):
+        open_splits(str(tmp_path), fold=(1, 3))
+    with pytest.raises(InputError, match="digits has splits of its own"):
+        cutmix.train("digits", folds=3, out=tmp_path / "x", device="cpu")
+    with pytest.raises(InputError, match="--folds is for cutmix train"):
+        cutmix.compare(photos, folds=3, out=tmp_path / "x", **FEW)
