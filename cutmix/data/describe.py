@@ -217,7 +217,7 @@ def describe_data(
     )
     copies = None
     if splits.folders and splits.copies.compared == "files":
-        copies = find_copies(splits.folders, None, channels)
+        copies = find_copies(splits.folders, None, channels=channels)
     description = describe_splits(splits, copies)
     if out:
         image = draw_classes(splits.train)

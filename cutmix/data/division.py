@@ -65,7 +65,7 @@ class Division:
 # ---- copies ----
 
 
-def find_copies(folders: ClassFolders, most_bytes: int | None = MOST_BYTES, channels: int = 3) -> Copies:
+def find_copies(folders: ClassFolders, most_bytes: int | None = MOST_BYTES, *, channels: int = 3) -> Copies:
     """Find the images that are there several times, whatever their names, classes and formats.
 
     Args:

@@ -110,11 +110,13 @@ def explain_image(
     """
     inputs = model.preprocessing(image)[None]
     probabilities = model.probabilities(inputs)[0]
+    asked = [] if class_id is None else [class_id]
     chosen = [int(probabilities.argmax())]
     if model.thresholds is not None:
         above = (probabilities >= model.label_thresholds()).nonzero().flatten().tolist()
         chosen = sorted(above, key=lambda label: -float(probabilities[label]))[:_MOST_MAPS] or chosen
-    chosen += [class_id] if class_id is not None and class_id not in chosen else []
+        asked = [label for label in asked if label not in chosen]
+    chosen += asked
     explainer = explainer or heat_maps(model)
     maps = torch.cat([explainer(inputs, torch.tensor([each])) for each in chosen])
     nearest = find_nearest(model, inputs, known, neighbours) if known else []
