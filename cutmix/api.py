@@ -394,7 +394,8 @@ def demo(**settings: Any) -> Path:
     runs = []
     for name in ("digits-resnet20", "digits-resnet20-cutmix"):
         how = {"out": options.out / name, "overwrite": True, "device": options.device, "log_every": 8}
-        runs.append(Path(train(recipe=name, epochs=options.epochs, seed=options.seed, **how)))
+        train(recipe=name, epochs=options.epochs, seed=options.seed, **how)
+        runs.append(options.out / name)
     console = Console()
     table = Table("mix", "top-1 error, % [95 % interval]", "test images", "training (s)")
     for run in runs:

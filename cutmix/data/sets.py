@@ -376,8 +376,8 @@ def _open_folder(
     known = name == "imagenet"
     copies = Copies() if known else copies or find_copies(folders, channels=channels)
     if fold is not None:
-        few = copies.compared == "pixels" and sum(len(own) for classes in folders.parts.values() for own in classes)
-        if copies.near is None and 0 < few <= MOST_NEAR:
+        count = sum(len(own) for classes in folders.parts.values() for own in classes)
+        if copies.near is None and copies.compared == "pixels" and count <= MOST_NEAR:
             copies = replace(copies, near=find_near(folders, channels))
         division = divide_folds(folders, copies, *fold, seed)
     else:
