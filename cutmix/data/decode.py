@@ -20,6 +20,7 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from cutmix.errors import InputError, missing_extra
+from cutmix.runtime.files import regular
 
 try:
     import simplejpeg
@@ -117,7 +118,7 @@ def _read_bands(path: Path) -> np.ndarray:
     except ImportError:
         raise missing_extra(f"{path}: TIFF files of several bands", "tiff") from None
     try:
-        with tifffile.TiffFile(path) as file:
+        with tifffile.TiffFile(regular(path)) as file:
             series = file.series[0]
             pixels, axes = series.asarray(), series.axes
     except Exception as error:  # damaged files make the decoder raise almost anything
