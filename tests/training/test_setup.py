@@ -30,8 +30,8 @@ def test_everything_automatic_is_resolved(tmp_path: Path) -> None:
     assert run.recipe.precision in ("float32", "bfloat16")
     assert run.about["parameters"] == sum(p.numel() for p in run.network.parameters())
     images, labels = next(iter(run.batches.epoch()))
-    assert images.shape == (128, 1, 8, 8)
-    assert labels.shape == (128,)
+    assert images.shape == (125, 1, 8, 8)  # eight batches of 1,000 images
+    assert labels.shape == (125,)
     assert not run.path.exists()
 
 
@@ -106,7 +106,7 @@ def test_only_one_process_searches_a_folder_for_copies(tmp_path: Path, monkeypat
     def search(*_: Any) -> None:
         raise AssertionError("searched again")
 
-    monkeypatch.setattr(cutmix.training.setup, "gather", lambda value, world: [alone.copies, value])
+    monkeypatch.setattr(cutmix.training.setup, "from_first", lambda make, world: alone.copies)
     monkeypatch.setattr(cutmix.data.sets, "find_copies", search)
     second = open_sets(recipe, options, World(1, 2, torch.device("cpu")))
     assert [part.fingerprint() for part in (second.train, second.val)] == [  # type: ignore[union-attr]
