@@ -80,8 +80,9 @@ class Training:
     """Memory layout that convolutions are faster in."""
     sync_bn: bool = False
     """Several GPUs: batch normalisation over the images of all of them, for few images on each."""
-    compile: bool = False
-    """Compile the network; the first steps then take a minute."""
+    compile: Literal["off", "model", "step"] = "off"
+    """model: compile the model, for training and evaluation; step: also how a batch of a small set is cropped, flipped,
+    normalised and mixed, as one graph. The first steps then take a minute."""
 
     def __post_init__(self) -> None:
         for name in _float_fields(type(self)):  # equal recipes are equal texts: 1.0, as it is read, and not 1

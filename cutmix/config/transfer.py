@@ -37,14 +37,14 @@ class Transfer(Training):
     """Precision of the forward pass; auto takes bfloat16 where the device has it in hardware."""
     channels_last: bool = False
     """Use the channels_last memory format, in which convolutions can be faster."""
-    compile: Annotated[bool, tyro.conf.Suppress] = False
+    compile: Annotated[Literal["off", "model", "step"], tyro.conf.Suppress] = "off"
     """Not available for transfer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.val_fraction < 1:
             raise InputError(f"--val-fraction is {self.val_fraction}; expected a number above 0 and below 1")
-        if self.compile:
+        if self.compile != "off":
             raise InputError("--compile is not available for transfer, where sizes and counts differ between images")
 
 

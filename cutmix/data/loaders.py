@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from cutmix.data.sets import ArraySet, FileSet, ImageSet
 from cutmix.data.transforms import (
     Augment,
     ColorDraw,
+    CropFlip,
     Interpolation,
     draw_color,
     draw_crop_flip,
@@ -62,6 +64,7 @@ def train_loader(
     world_size: int = 1,
     balanced: bool = False,
     repeats: int = 1,
+    raw: bool = False,
 ) -> Loader:
     """Return shuffled, augmented batches.
 
@@ -83,6 +86,7 @@ def train_loader(
         balanced: Draw as many images of each class as of any other, in all as many as there are, instead of each once.
         repeats: Copies of an image in an epoch, one after another and each augmented differently; in all as many as
             there are images.
+        raw: Array sets: yield ``RawBatch`` in place of images, where these are cropped, flipped and normalised alone.
 
     Raises:
         InputError: An argument is out of its range, or a batch would not fit into the memory.
@@ -111,7 +115,7 @@ def train_loader(
             f"crop_padding is {augment.crop_padding} with padding_mode '{augment.padding_mode}'; expected {most} the "
             f"image's {smallest} pixels"
         )
-    return _ArrayLoader(data, order, finish, augment, color, seed)
+    return _ArrayLoader(data, order, finish, augment, color, seed, raw)
 
 
 def test_loader(
@@ -235,6 +239,33 @@ class _Finish:
 # ---- sets that are one tensor ----
 
 
+@dataclass(frozen=True, eq=False)
+class RawBatch:
+    """Images of a batch before they are cropped, flipped and normalised, which a compiled graph does with their mixing.
+
+    Attributes:
+        images: (n, C, H, W) uint8, on the device.
+        crops: Their crops and flips, on the device; or None.
+        mean: (C,) float32, on the device.
+        std: (C,) float32, on the device.
+        channels_last: The memory format of the result.
+    """
+
+    images: Tensor
+    crops: CropFlip | None
+    mean: Tensor
+    std: Tensor
+    channels_last: bool
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def finished(self) -> Tensor:
+        """Return what the loader yields otherwise, (n, C, H, W) float32."""
+        images = self.crops.apply(self.images) if self.crops else self.images
+        return normalize(images, self.mean, self.std, channels_last=self.channels_last)
+
+
 class _ArrayLoader:
     """Gathers, crops, flips and normalises on the device; indices and draws go there once an epoch."""
 
@@ -246,13 +277,16 @@ class _ArrayLoader:
         augment: Augment = Augment(),  # noqa: B008 - frozen
         color: _Color | None = None,
         seed: int = 0,
+        raw: bool = False,
     ) -> None:
         self.steps = order.steps
         self.images, self.labels = data.images.to(finish.device), data.labels.to(finish.device)
         self.order, self.finish, self.augment, self.color, self.seed = order, finish, augment, color, seed
         self.policy = _Policy(augment.auto_augment, seed) if augment.auto_augment != "none" else None
+        more = (self.policy, color, finish.erasing, finish.image_size)
+        self.raw = raw and all(part is None for part in more)
 
-    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Any]:
         indices = self.order.indices(epoch)
         crops = None
         if (own := self.augment).crop_padding or own.flip:
@@ -263,6 +297,11 @@ class _ArrayLoader:
         for step in range(start, self.steps):
             share = self.order.share(step)
             images = self.images.index_select(0, indices[share])
+            if self.raw:
+                finish = self.finish
+                batch = RawBatch(images, crops[share] if crops else None, finish.mean, finish.std, finish.channels_last)
+                yield batch, self.labels.index_select(0, indices[share])
+                continue
             if self.policy:
                 images = self.policy(images, epoch, share.start)
             if crops:

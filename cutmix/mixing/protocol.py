@@ -147,6 +147,10 @@ class ImageMix(Mix):
         """Apply the transform; see ``Mix.mix``."""
         return self(images, labels)
 
+    def draw_at(self, shape: Sequence[int], progress: float) -> Drawn:
+        """Draw what ``mix`` applies to a batch of this shape, at a share of the training in [0, 1]."""
+        return self.draw(shape)
+
     def on_images(self) -> BatchTransform:
         """Return the transform itself."""
         return self

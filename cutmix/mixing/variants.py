@@ -139,6 +139,11 @@ class ScheduledCutMix(CutMix):
         self.progress = progress
         return self(images, labels)
 
+    def draw_at(self, shape: Sequence[int], progress: float) -> Draw:
+        """Set ``progress``, then draw."""
+        self.progress = progress
+        return self.draw(shape)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the random state and the progress."""
         return super().state_dict() | {"progress": self.progress}

@@ -3,8 +3,9 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from cutmix.config.recipe import Recipe
 from cutmix.config.recipes import RECIPES
 from cutmix.data import ArraySet, ImageSet
-from cutmix.data.loaders import Loader
+from cutmix.data.loaders import Loader, RawBatch
 from cutmix.data.sets import take
 from cutmix.evaluation.classification import (
     Predictions,
@@ -27,6 +28,7 @@ from cutmix.evaluation.classification import (
 from cutmix.evaluation.classifier import Classifier, decode
 from cutmix.evaluation.gallery import example_pictures
 from cutmix.evaluation.multilabel import average_precisions, best_thresholds, label_records
+from cutmix.mixing.protocol import Drawn, ImageMix
 from cutmix.mixing.targets import Targets, mixed_binary_cross_entropy
 from cutmix.preview import attention_figure, pick_samples, preview_grid
 from cutmix.runs.outcomes import answers, examples
@@ -166,14 +168,26 @@ class Classification:
         """Number of unreadable images that were left out."""
         return sum(len(part.skipped) for part in {self.train_set, self.val_set, self.test_set} if part)
 
-    def split(self, images: Tensor, labels: Tensor, progress: float) -> list[tuple[Tensor, Any]]:
+    def split(self, images: Tensor | RawBatch, labels: Tensor, progress: float) -> list[tuple[Tensor, Any]]:
         """Mix a batch as a whole, so that the number of parts changes nothing, and divide it."""
         state = self.state
+        targets: Targets = labels
         parts = max(min(self.recipe.accumulate, len(images) // 2), 1)  # batch normalisation needs two images
-        if state.cutout:
-            images, _ = state.cutout(images, labels)
-        images, targets = state.mix.mix(images, labels, progress)
+        if isinstance(images, RawBatch):
+            shape = images.images.shape
+            holes = state.cutout.draw(shape) if state.cutout else None
+            draw = state.mix.draw_at(shape, progress) if isinstance(state.mix, ImageMix) else None
+            images = self._prepare(images, holes, draw)
+            targets = draw.targets(labels) if draw else labels
+        else:
+            if state.cutout:
+                images, _ = state.cutout(images, labels)
+            images, targets = state.mix.mix(images, labels, progress)
         return list(zip(images.tensor_split(parts), _divide(targets, parts), strict=True))
+
+    @cached_property
+    def _prepare(self) -> Callable[..., Tensor]:
+        return torch.compile(finish_and_mix, dynamic=False, fullgraph=True)
 
     def loss(self, network: nn.Module, images: Tensor, targets: Any) -> Tensor:
         """Return the loss of a part, which the mixing method defines."""
@@ -370,6 +384,14 @@ def _mean_precision(predictions: Predictions) -> float:
     """Return mAP over the labels that have images, in per cent; 0 where none has."""
     found = average_precisions(predictions.logits.numpy(), predictions.labels.numpy())
     return 100 * float(np.nanmean(found)) if not np.isnan(found).all() else 0.0
+
+
+def finish_and_mix(batch: RawBatch, *draws: Drawn | None) -> Tensor:
+    """Return the images of a batch, cropped, flipped, normalised and mixed: the graph of ``--compile step``."""
+    images = batch.finished()
+    for draw in draws:
+        images = draw.apply(images) if draw else images
+    return images
 
 
 def _divide(targets: Targets, parts: int) -> Sequence[Any]:

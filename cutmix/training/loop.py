@@ -36,7 +36,7 @@ from cutmix.runtime.terminal import Stop, remembered_signals
 from cutmix.runtime.weights import load_weights, read_weights, save_weights
 from cutmix.training.classification import Evaluation
 from cutmix.training.optim import freeze_backbone, learning_rate, set_learning_rate
-from cutmix.training.setup import Run, open_tracker, prepare
+from cutmix.training.setup import Run, compiled, open_tracker, prepare
 from cutmix.training.state import restore, take_snapshot
 
 Options = TypeVar("Options", bound=RunOptions)
@@ -239,11 +239,12 @@ def is_evaluated(run: Run, epoch: int) -> bool:
 def evaluate(run: Run, split: str) -> Evaluation:
     """Evaluate the model that is exported; where that is the moving average, add the figures of the model itself."""
     state, task = run.state, run.task
+    network = compiled(state.network, run.recipe)
     if not state.average:
-        return task.evaluate(state.network, split)
+        return task.evaluate(network, split)
     state.average.copy_counters(state.network)
-    itself = task.evaluate(state.network, split).figures
-    figures, arrays = task.evaluate(state.average.module, split)
+    itself = task.evaluate(network, split).figures
+    figures, arrays = task.evaluate(compiled(state.average.module, run.recipe), split)
     return Evaluation(figures | {f"model_{name}": value for name, value in itself.items()}, arrays)
 
 

@@ -82,7 +82,7 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     augment = Augment(**{field.name: getattr(recipe, field.name) for field in fields(Augment)})
     batches = train_loader(
         train_set, augment, seed=recipe.seed, balanced=recipe.sampler == "balanced",
-        repeats=recipe.repeated_augmentation, **shared,
+        repeats=recipe.repeated_augmentation, raw=recipe.compile == "step", **shared,
     )  # fmt: skip
     shared |= {name: getattr(recipe, name) for name in ("image_size", "crop_fraction", "squash", "interpolation")}
     if method_of(recipe).whole and recipe.batch_size < 2 * world.size:
@@ -146,7 +146,7 @@ def assemble(
     network = parallel(state.model, world, sync_bn=recipe.sync_bn)
     return Run(
         recipe, options, world, run_folder(recipe, options), data, task, batches, state, task.fingerprint(),
-        network=torch.compile(network) if recipe.compile else network,  # type: ignore[arg-type]
+        network=compiled(network, recipe),
         autocast=autocast(recipe.precision, world.device),
         progress=Progress(recipe.epochs, batches.steps, shown=world.first),
         about=environment(world.device)
@@ -155,6 +155,18 @@ def assemble(
         | {"parameters": sum(p.numel() for p in state.network.parameters())}
         | about,
     )  # fmt: skip
+
+
+def compiled(network: nn.Module, recipe: Training) -> nn.Module:
+    """Return a network that is compiled for each size of its batches, where the recipe has it compiled.
+
+    A graph for every size at once would be slower than one for the usual size and one for the last batch of an epoch.
+    """
+    if recipe.compile == "off":
+        return network
+    limit = "recompile_limit"  # training and evaluation, of the model and of its average, at two sizes or more
+    setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), 32))
+    return torch.compile(network, dynamic=False)  # type: ignore[return-value]
 
 
 def run_folder(recipe: Training, options: RunOptions) -> Path:

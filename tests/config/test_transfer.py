@@ -55,7 +55,7 @@ def test_biases_decay_as_in_each_code_base() -> None:
 def test_a_recipe_survives_its_file(recipe: Training) -> None:
     for one in (recipe, small_transfer(recipe)):  # type: ignore[arg-type]
         assert type(one).from_dict(one.to_dict()) == one
-        assert (one.nesterov, one.compile, one.clip_grad_norm) == (False, False, 0)
+        assert (one.nesterov, one.compile, one.clip_grad_norm) == (False, "off", 0)
 
 
 def test_recipes_are_found_by_task_and_architecture() -> None:
@@ -102,7 +102,7 @@ def test_the_small_recipes_are_small() -> None:
 @pytest.mark.parametrize(
     ("kind", "fields", "message"),
     [
-        (Detection, {"compile": True}, "--compile is not available for transfer"),
+        (Detection, {"compile": "model"}, "--compile is not available for transfer"),
         (Detection, {"image_size": 16}, "--image-size is 16; expected a number of at least 32"),
         (Detection, {"val_fraction": 0.0}, "--val-fraction is 0.0; expected a number above 0 and below 1"),
         (Detection, {"val_fraction": 1.0}, "--val-fraction is 1.0; expected a number above 0 and below 1"),

@@ -113,7 +113,7 @@ def test_accuracy_is_turned(tmp_path: Path) -> None:
         ("", {"data": "cifar-10"}, "data cifar-10"),
         ("", {"weights": "ema"}, "averaged weights"),
         ("", {"recipe_changes": {"lr": 0.5, "nesterov": False}}, "lr and nesterov changed"),
-        ("", {"recipe_changes": {"precision": "float32", "compile": True}}, ""),
+        ("", {"recipe_changes": {"precision": "float32", "compile": "model"}}, ""),
         ("", {"recipe_changes": None}, "how it was trained is not known"),
     ],
 )

@@ -102,7 +102,7 @@ STEPS = list(different_steps())
 
 @contextlib.contextmanager
 def as_on_cuda() -> Iterator[None]:
-    """Let meta tensors have what those of a CUDA GPU have: fused optimizers, and autocast, which launches only casts."""
+    """Let meta tensors have what those of a CUDA GPU have: fused optimizers, and autocast, which only casts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cutmix.training.optim, "FUSED", (*FUSED, "meta"))
         patch.setattr(sys.modules["torch.optim.optimizer"], "_get_fused_kernels_supported_devices", lambda: ["meta"])
