@@ -61,7 +61,7 @@ def test_a_compiled_run_has_the_bits_of_the_same_run_without(mix: str, graphs: C
     (plain, log), (ours, same) = train(tmp_path / "off", mix=mix), train(tmp_path / "step", mix=mix, compile="step")
     assert log == same
     assert all(torch.equal(ours[name], plain[name]) for name in plain)
-    # a step has 300 images or the last 40; as many or the last ones are evaluated, and one graph is for any weights
+    # steps have two sizes, batches of the evaluation too, and one graph is for any weights
     assert graphs == {"network": 2 + 2, "batch": 2}
 
 
