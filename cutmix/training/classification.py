@@ -335,7 +335,7 @@ class MultiLabel(Classification):
     less_is_better: ClassVar[bool] = False
     title: ClassVar[str] = "mAP"
 
-    def split(self, images: Tensor, labels: Tensor, progress: float) -> list[tuple[Tensor, Any]]:
+    def split(self, images: Tensor | RawBatch, labels: Tensor, progress: float) -> list[tuple[Tensor, Any]]:
         """Mix a batch and its labels, which are smoothed towards ½."""
         smoothing = self.recipe.label_smoothing
         return super().split(images, labels.float() * (1 - smoothing) + smoothing / 2, progress)
