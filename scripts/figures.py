@@ -53,9 +53,7 @@ def gain() -> None:
     _intervals(
         axis, [(-one["difference"]["value"], -one["difference"]["high"], -one["difference"]["low"]) for one in found]
     )
-    labels = [
-        f"{one['per_class']} ({one['difference']['seeds']} seeds)".replace("(1 seeds)", "(1 seed)") for one in found
-    ]
+    labels = [f"{one['per_class']}\nseeds: {one['difference']['seeds']}" for one in found]
     axis.set_xticks(range(len(found)), labels)
     axis.set_xlim(-0.6, len(found) - 0.4)
     axis.set_xlabel("training images a class (ResNet-20, CIFAR-100)", fontsize=9)
@@ -119,7 +117,7 @@ def claims() -> None:
         value, low, high = (claim.sign * (each or 0) for each in (one.value, one.low, one.high))
         spread = [[value - min(low, high)], [max(low, high) - value]]
         axis.errorbar(value, y, xerr=spread, fmt="o", color=COLOURS["cutmix"], capsize=4, linewidth=1.6)
-    labels = [f"{claim.where}: {one.setting}" for claim, one in reversed(found)]
+    labels = [f"{claim.where}: {one.setting}; {one.over}" for claim, one in reversed(found)]
     axis.set_yticks(range(len(found)), labels, fontsize=7)
     axis.set_ylim(-0.6, len(found) - 0.4)
     axis.set_xlabel("difference in points; right of 0 agrees with the paper", fontsize=9)
