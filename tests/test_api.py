@@ -158,8 +158,12 @@ def test_a_config_file_holds_defaults_and_flags_win(tmp_path: Path, capsys: pyte
                                             ("lr: 2020-01-01", 'lr is "2020-01-01"; expected a number'),
                                             ("lr: 2020-13-45", "cannot be read as YAML"), ("mix: !!set {a}", "mix is"),
                                             ("mix: !!binary aGk=", "mix is"), ("lr: 1" + "0" * 5000, "cannot be read"),
-                                            ("[" * 50_000, "cannot be read as YAML")],
-                         ids=range(10))  # fmt: skip
+                                            ("[" * 50_000, "cannot be read as YAML"),
+                                            ("workers: many", 'the settings: workers is "many"; expected a whole'),
+                                            ("workers: 1.5", "workers is 1.5"), ("resume: maybe", "resume is"),
+                                            ("out: 3", "out is 3; expected a path"), ("log: [1]", "log is a list"),
+                                            ("recipe: [1]", "recipe is a list; expected a recipe, or the name")],
+                         ids=range(16))  # fmt: skip
 def test_a_bad_config_file_is_refused(text: str, said: str, tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(text)

@@ -5,6 +5,7 @@ Nothing here imports torch, so that a page or a table of finished runs is made i
 
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -351,6 +352,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         with open(regular(path), "rb") as file, ZipFile(file) as archive:
+            file.seek(-22, os.SEEK_END)
+            if int.from_bytes(file.read()[10:12], "little") != len(archive.infolist()):  # which zipfile ignores
+                raise ValueError("its list of arrays is damaged")
             for member in archive.infolist():
                 _check_announced(archive, member)
             file.seek(0)

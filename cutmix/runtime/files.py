@@ -289,7 +289,8 @@ def check_fields(kind: type, values: Mapping[str, Any], where: str, required: tu
     """Return JSON values as arguments of a dataclass: lists become tuples, whole numbers floats where a float is meant.
 
     Args:
-        kind: A dataclass whose fields are numbers, texts, booleans, ``Literal``, None, tuples of these, or a mapping.
+        kind: A dataclass whose fields are numbers, texts, booleans, paths, ``Literal``, None, tuples of these, or a
+            mapping.
         values: The JSON object.
         where: Name of the file, and of the line if there are several.
         required: Fields that must be there.
@@ -334,6 +335,8 @@ def _check(hint: Any) -> Check:
         return _float
     if hint is NoneType:
         return lambda value: value if value is None else _refuse()
+    if hint is Path:
+        return lambda value: Path(value) if isinstance(value, str | os.PathLike) else _refuse()
     wanted = dict if origin is not None else hint  # Mapping[str, Any]
     return lambda value: value if type(value) is wanted else _refuse()
 
@@ -386,6 +389,7 @@ def _words(hint: Any) -> str:
     if origin is tuple:
         return f"a list of {_words(arguments[0]).removeprefix('a ')}s"
     words = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
+    words |= {Path: "a path"}
     return words.get(hint, "an object")
 
 

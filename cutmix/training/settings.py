@@ -10,7 +10,7 @@ from cutmix.config.options import TrainOptions
 from cutmix.config.recipe import Recipe
 from cutmix.config.recipes import find_recipe, with_authors_milestones
 from cutmix.errors import InputError, did_you_mean
-from cutmix.runtime.files import regular
+from cutmix.runtime.files import check_fields, kind_of, regular
 
 
 def settle(recipe: Recipe | str | None, settings: Mapping[str, Any]) -> tuple[Recipe, TrainOptions]:
@@ -48,6 +48,8 @@ def base_recipe(recipe: Recipe | str | None, given: Mapping[str, Any]) -> Recipe
     resumed = given.get("resume") and given.get("out") and (Path(given["out"]) / "config.json").is_file()
     if recipe is not None:
         base = find_recipe(recipe) if isinstance(recipe, str) else recipe
+        if not isinstance(base, Recipe):
+            raise InputError(f"recipe is {kind_of(recipe)}; expected a recipe, or the name of one (cutmix recipes)")
     elif resumed:
         from cutmix.runs.folder import saved_recipe
 
@@ -99,21 +101,11 @@ def make_options(kind: type, values: Mapping[str, Any]) -> Any:
     Raises:
         InputError: If there is no such setting, or a value is not valid.
     """
-    known = {field.name: str(field.type) for field in fields(kind)}
-    converted: dict[str, Any] = {}
-    for name, value in values.items():
-        if name not in known:
-            raise InputError(f"there is no setting '{name}'" + _hint(name, known))
-        if isinstance(value, list | tuple):
-            paths = "tuple[Path" in known[name]
-            converted[name] = tuple(Path(each) if paths else each for each in value)
-        else:
-            converted[name] = Path(value) if _is_path(known[name], value) else value
-    return kind(**converted)
-
-
-def _is_path(annotation: str, value: Any) -> bool:
-    return "Path" in annotation and isinstance(value, str | os.PathLike)
+    known = {field.name for field in fields(kind)}
+    for name in values.keys() - known:
+        raise InputError(f"there is no setting '{name}'" + _hint(name, known))
+    device = {"device": str(values["device"])} if "device" in values else {}  # a torch.device too
+    return kind(**check_fields(kind, {**values, **device}, "the settings"))
 
 
 def _hint(name: str, known: Any) -> str:

@@ -1,6 +1,5 @@
 """Predictions: what was written comes back; damaged and lying files are refused before memory is asked for."""
 
-import contextlib
 import io
 import zipfile
 from pathlib import Path
@@ -52,14 +51,23 @@ def test_what_is_no_predictions_is_refused(tmp_path: Path) -> None:
         read_outcome(tmp_path / "absent.npz")
 
 
-def test_any_byte_may_be_wrong(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flipped", [0xFF, 0x01])
+def test_a_wrong_byte_is_refused_or_changes_nothing(tmp_path: Path, flipped: int) -> None:
     path = tmp_path / "arrays.npz"
-    np.savez(path, logits=np.zeros((2, 2)), labels=np.arange(2))
-    whole = path.read_bytes()
+    arrays = {"logits": np.arange(4.0).reshape(2, 2), "labels": np.arange(2)}
+    np.savez(path, **arrays)
+    whole, refused = path.read_bytes(), 0
     for at in range(len(whole)):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
-        with contextlib.suppress(InputError):
-            read_outcome(path)
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ flipped]) + whole[at + 1 :])
+        try:
+            found = read_arrays(path)
+        except InputError:
+            refused += 1
+            continue
+        assert {name: array.tolist() for name, array in found.items()} == {
+            name: array.tolist() for name, array in arrays.items()
+        }, at
+    assert refused > len(whole) / 2
 
 
 def test_an_array_that_announces_more_than_it_holds_is_refused(tmp_path: Path) -> None:
