@@ -376,38 +376,16 @@ def recipes() -> dict[str, Recipe]:
     return dict(RECIPES)
 
 
-def demo(**settings: Any) -> Path:
-    """Train on embedded digits with and without CutMix, as ``cutmix demo`` does, and return the page.
+def demo(**settings: Any) -> "Comparisons":
+    """Compare training without mixing and with CutMix on embedded digits, as ``cutmix demo`` does.
 
     Args:
         **settings: Any flag of ``cutmix demo`` by its name, such as ``epochs``, ``out``.
+
+    Returns:
+        The comparison, which prints as words and tables. Called again, finished runs are read and not run again.
     """
-    options = make_options(DemoOptions, settings)
-    from rich.table import Table
-
-    from cutmix.report.compare import comparisons
-    from cutmix.report.summary import write_report
-    from cutmix.runs.read import read_runs
-    from cutmix.runs.record import read_records, with_interval
-    from cutmix.runtime.terminal import Console
-
-    runs = []
-    for name in ("digits-resnet20", "digits-resnet20-cutmix"):
-        how = {"out": options.out / name, "overwrite": True, "device": options.device, "log_every": 8}
-        train(recipe=name, epochs=options.epochs, seed=options.seed, **how)
-        runs.append(options.out / name)
-    console = Console()
-    table = Table("mix", "top-1 error, % [95 % interval]", "test images", "training (s)")
-    for run in runs:
-        records = read_records(run / "results.jsonl")
-        line = next(record for record in records if (record.metric, record.which) == ("top1_err", "last"))
-        table.add_row(line.mix, with_interval(line), f"{line.n:,}", f"{line.seconds:.0f}")
-    console.print(table)
-    for name, sentence in comparisons(read_runs(runs)):
-        console.print(f"{name}: {sentence}", highlight=False, markup=False)
-    page = write_report(runs, options.out / "report.html")
-    console.print(f"The page with curves and pictures: {page}", soft_wrap=True, highlight=False)
-    return page
+    return compare(mix=("none", "cutmix"), recipe="digits-resnet20", **vars(make_options(DemoOptions, settings)))
 
 
 def _names(paths: Pathlike | Sequence[Pathlike]) -> tuple[str, ...]:

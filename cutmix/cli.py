@@ -377,7 +377,9 @@ def show_predictions(found: Any, options: Any) -> None:
 
 
 PLAIN = {
-    "demo": Plain("DemoOptions", "Train a small model on embedded digits, with and without CutMix.", ()),
+    "demo": Plain(
+        "DemoOptions", "Train a small model on embedded digits, with and without CutMix.", (), show_tables, True
+    ),
     "data": Plain("DataOptions", "Describe a data set: classes, splits, sizes, copies, leaks.", ("data",), show_tables),
     "evaluate": Plain(
         "EvaluateOptions", "Evaluate a run, or a file of weights, with one or several suites.", keep_memory=True

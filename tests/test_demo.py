@@ -8,14 +8,18 @@ from cutmix.cli import main
 from cutmix.runs.record import read_records
 
 
-def test_the_demo_trains_twice_and_makes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for _ in range(2):  # an earlier demo is replaced
-        main(["demo", "--epochs", "1", "--device", "cpu", "--out", str(tmp_path / "demo")])
+def test_the_demo_compares_two_methods_and_is_not_run_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["demo", "--epochs", "1", "--device", "cpu", "--out", str(tmp_path / "demo")]
+    main(words)
     said = capsys.readouterr().out
-    for name, mix in (("digits-resnet20", "none"), ("digits-resnet20-cutmix", "cutmix")):
-        line = read_records(tmp_path / "demo" / name / "results.jsonl")[0]
+    written = {}
+    for mix in ("none", "cutmix"):
+        file = tmp_path / f"demo/digits-resnet20-{mix}-seed0/results.jsonl"
+        line, written[file] = read_records(file)[0], file.stat().st_mtime_ns
         assert (line.mix, line.n, line.epoch) == (mix, 797, 1)
         assert f"{line.value:.2f}" in said
-    page = (tmp_path / "demo/report.html").read_text()
-    assert "<html" in page
-    assert "digits-resnet20-cutmix" in page
+        assert f"{100 - line.value:.1f}" in said
+    assert "digits-resnet20-cutmix" in (tmp_path / "demo/report.html").read_text()
+    main(words)
+    assert {file: file.stat().st_mtime_ns for file in written} == written
+    assert "of 100 images right" in capsys.readouterr().out

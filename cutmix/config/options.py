@@ -402,11 +402,11 @@ class DemoOptions:
     """What ``cutmix demo`` does."""
 
     out: Path = Path("runs/demo")
-    """Folder of its two runs and its page; an earlier demo in it is replaced."""
+    """Folder of the runs and their page; runs that were begun in it are resumed."""
     epochs: int = 40
     """Passes over the thousand training digits."""
-    seed: int = 0
-    """Seed of both runs."""
+    seeds: int = 1
+    """Runs of each method, with seeds from 0."""
     device: str = "auto"
     """auto (CUDA, XPU, MPS or the CPU, the first there is), cpu, cuda, cuda:1, xpu, mps."""
 
