@@ -32,7 +32,7 @@ def main() -> None:
 
 def rows(scratch: Path, images: Path | None, count: int) -> Iterator[Row]:
     """Yield the CPU time and the time on the clock of describing ``count`` files."""
-    paths = list(write_files(scratch / "all", images, (500, 375), 95, count).paths)
+    paths = [Path(str(p)) for p in write_files(scratch / "all", images, (500, 375), 95, count).paths]
     kilobytes = sum(path.stat().st_size for path in paths) / len(paths) / 1000
     for number, path in enumerate(paths):
         folder = scratch / "photos" / f"class-{number % CLASSES}"

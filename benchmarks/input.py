@@ -22,6 +22,7 @@ from torchvision.transforms import v2
 
 from cutmix.data import Augment, FileSet
 from cutmix.data.loaders import FileLoader, train_loader
+from cutmix.data.sources import Paths
 from measuring import Row, arguments, report, versions
 
 SIZES = {"256 px": (341, 256, 90, 128), "500×375": (500, 375, 95, 96), "12 MP": (4000, 3000, 86, 12)}
@@ -45,7 +46,7 @@ def rows(scratch: Path, images: Path | None, workers: int, quick: bool) -> Itera
     """Yield the comparisons of every size of files."""
     for size, (width, height, quality, count) in SIZES.items():
         data = write_files(scratch / size, images, (width, height), quality, BATCH if quick else count)
-        kilobytes = sum(path.stat().st_size for path in data.paths) / len(data) / 1000
+        kilobytes = sum(len(path.read_bytes()) for path in data.paths) / len(data) / 1000
         at = f"{size}, {kilobytes:,.0f} KB"
         rounds = 1 if quick else 7
         found = in_turns(sides(data, 0), rounds, time.process_time, len(data))
@@ -114,8 +115,8 @@ class Files(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[object, int]:
-        with self.paths[index].open("rb") as file:
-            return self.transform(Image.open(file).convert("RGB")), self.labels[index]
+        with Image.open(str(self.paths[index])) as image:
+            return self.transform(image.convert("RGB")), self.labels[index]
 
 
 def exhaust(batches: Iterator[object]) -> None:
@@ -137,7 +138,7 @@ def write_files(folder: Path, images: Path | None, size: tuple[int, int], qualit
             image = Image.fromarray((np.asarray(image) + grain).clip(0, 255).astype(np.uint8))
         image.save(folder / f"{number:05}.jpg", quality=quality)
     paths, stats = tuple(sorted(folder.iterdir())), ((0.5,) * 3, (0.5,) * 3)
-    return FileSet("photographs", "train", ("all",), torch.zeros(len(paths), dtype=torch.int64), *stats, paths)
+    return FileSet("photographs", "train", ("all",), torch.zeros(len(paths), dtype=torch.int64), *stats, Paths(paths))
 
 
 def open_sources(images: Path | None) -> list[Image.Image]:

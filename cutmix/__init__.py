@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cutmix.api import recipes as recipes
     from cutmix.api import reproduce as reproduce
     from cutmix.api import serve as serve
+    from cutmix.api import shards as shards
     from cutmix.api import train as train
     from cutmix.config.recipe import Recipe as Recipe
     from cutmix.inference.model import load as load
@@ -38,7 +39,8 @@ _ELSEWHERE = {
     "Recipe": "cutmix.config.recipe",
     # a command whose name is also that of a part of the package is a function of cutmix.api alone
     **dict.fromkeys(
-        ("train", "evaluate", "compare", "predict", "explain", "serve", "export", "push", "recipes", "reproduce"),
+        ("train", "evaluate", "compare", "predict", "explain", "serve", "export", "push", "recipes", "reproduce",
+         "shards"),
         "cutmix.api",
     ),
 }  # fmt: skip

@@ -20,6 +20,7 @@ from cutmix.config.options import (
     ReproduceOptions,
     RunOptions,
     ServeOptions,
+    ShardsOptions,
 )
 from cutmix.config.recipe import Recipe
 from cutmix.config.recipes import RECIPES
@@ -298,6 +299,26 @@ def data(data: Pathlike, **settings: Any) -> "Description":
     from cutmix.data.describe import run_data
 
     return run_data(options)
+
+
+def shards(data: Pathlike, out: Pathlike, **settings: Any) -> Path:
+    """Write a data set as tar shards in webdataset's format, as ``cutmix shards`` does.
+
+    Args:
+        data: Folder of images, file of labels, or another data set of images.
+        out: Folder of the shards: new, or left by an earlier call that did not end.
+        **settings: Any flag of ``cutmix shards`` by its name, such as ``shard_size``, ``val_fraction``, ``seed``.
+
+    Returns:
+        The folder, which ``train`` takes as ``data``.
+
+    Raises:
+        InputError: If an argument or the data does not fit, or the folder holds something else.
+    """
+    options = make_options(ShardsOptions, {"data": os.fspath(data), "out": Path(out)} | settings)
+    from cutmix.data.shard_writer import write_shards
+
+    return write_shards(options)
 
 
 def preview(data: Pathlike, **settings: Any) -> Path:

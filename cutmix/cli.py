@@ -22,6 +22,7 @@ HELP = """cutmix: train image classifiers with CutMix, and evaluate what it boug
 
   cutmix demo                    train on embedded digits with and without CutMix: two minutes, no data needed
   cutmix data photos/            describe a data set: classes, splits, sizes, files left out, copies, leaks
+  cutmix shards photos/ --out D  write tar shards, for more images than a file system likes; --data D trains on them
   cutmix preview --data photos/  draw what Cutout, Mixup and CutMix do to your images
   cutmix train --data photos/    fine-tune a pretrained model on a folder that holds one folder per class
   cutmix train RECIPE            train a recipe; every field of it is a flag
@@ -381,6 +382,11 @@ PLAIN = {
         "DemoOptions", "Train a small model on embedded digits, with and without CutMix.", (), show_tables, True
     ),
     "data": Plain("DataOptions", "Describe a data set: classes, splits, sizes, copies, leaks.", ("data",), show_tables),
+    "shards": Plain(
+        "ShardsOptions",
+        "Write a data set as tar shards; after an interruption, the same command continues.",
+        ("data", "out"),
+    ),
     "evaluate": Plain(
         "EvaluateOptions", "Evaluate a run, or a file of weights, with one or several suites.", keep_memory=True
     ),
@@ -407,7 +413,7 @@ PLAIN = {
 }
 _OWN = {"train": train, "transfer": transfer, "compare": compare, "recipes": recipes}
 _ORDER = (
-    "demo", "data", "train", "transfer", "compare", "evaluate", "predict", "explain", "serve", "export", "push",
+    "demo", "data", "shards", "train", "transfer", "compare", "evaluate", "predict", "explain", "serve", "export", "push",
     "preview", "report", "recipes", "paper", "reproduce",
 )  # fmt: skip
 COMMANDS: dict[str, Callable[[list[str]], None]] = {name: _OWN.get(name) or partial(run_plain, name) for name in _ORDER}

@@ -90,7 +90,7 @@ def pick_samples(data: ImageSet, image_size: int | None, count: int, seed: int) 
     if isinstance(data, ArraySet):
         few: ImageSet = replace(data, labels=data.labels[chosen], images=data.images[chosen])
     else:
-        few = replace(data, labels=data.labels[chosen], paths=tuple(data.paths[i] for i in chosen.tolist()))
+        few = replace(data, labels=data.labels[chosen], paths=data.paths.take(chosen.tolist()))
         image_size = 224 if image_size is None else image_size
     loader = test_loader(few, batch_size=count, device="cpu", image_size=image_size)
     return next(iter(loader.epoch()))

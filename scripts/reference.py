@@ -26,6 +26,7 @@ from cutmix.runs.record import SCHEMA, Record
 COMMANDS: dict[str, tuple[Any, ...]] = {
     "demo": (options.DemoOptions,),
     "data": (options.DataOptions,),
+    "shards": (options.ShardsOptions,),
     "preview": (options.PreviewOptions,),
     "train": (Recipe(), options.TrainOptions),
     "compare": (options.CompareOptions,),

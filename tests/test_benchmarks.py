@@ -9,7 +9,7 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 RUNS = (
-    "average_precision", "captioning", "describe", "input", "localization", "mixing", "ood", "predict",
+    "average_precision", "captioning", "describe", "input", "localization", "mixing", "ood", "predict", "shards",
     *(f"training --only {part}" for part in ("memory", "step", "loop", "network", "smmix")),
 )  # fmt: skip
 

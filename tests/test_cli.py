@@ -230,7 +230,7 @@ def test_an_unreadable_file_stops_or_is_counted(
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (("zzz",), 'no command "zzz"; the commands are demo, data, train'),
+        (("zzz",), 'no command "zzz"; the commands are demo, data, shards, train'),
         (("train",), "give --data FOLDER, or the name of a recipe"),
         (("train", "digits-resnet21"), 'there is no recipe "digits-resnet21"; did you mean \'digits-resnet20'),
         (("tran",), "there is no command \"tran\"; did you mean 'train' or 'transfer'?"),

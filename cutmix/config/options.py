@@ -159,13 +159,35 @@ class DataOptions:
 
 
 @dataclass(frozen=True)
+class ShardsOptions:
+    """What ``cutmix shards`` writes."""
+
+    data: Annotated[str, tyro.conf.Positional]
+    """A folder of images, a file of labels, or any other data set of images that cutmix train takes."""
+    out: Annotated[Path, tyro.conf.arg(name="out")]
+    """Folder of the shards; started again, the shards that are there are not written again."""
+    shard_size: int = 256
+    """Megabytes of a shard."""
+    val_fraction: float = 0.2
+    """Share of each class to hold out where the data have no validation split; 0 holds out nothing."""
+    seed: int = 0
+    """Seed of that division and of the order in the training shards."""
+    skip_unreadable: bool = False
+    """Leave out unreadable images and count them, instead of stopping."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shard_size <= 100_000:
+            raise InputError(f"--shard-size is {self.shard_size}; expected 1 to 100,000 megabytes")
+
+
+@dataclass(frozen=True)
 class PredictOptions:
     """What ``cutmix predict`` classifies."""
 
     source: Annotated[Path, tyro.conf.Positional]
     """Folder of a run, or a file of weights that cutmix train wrote."""
     images: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Image files, folders of images, or - for file names from standard input, a line each."""
+    """Image files, folders of images or of tar shards, or - for file names from standard input, a line each."""
     top: int = 1
     """Number of classes of each prediction."""
     format: Literal["csv", "jsonl"] = "csv"

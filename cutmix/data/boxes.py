@@ -19,6 +19,7 @@ import numpy as np
 from cutmix.data.decode import Header, read_header
 from cutmix.data.formats import read_rows
 from cutmix.data.sets import ArraySet, FileSet, ImageSet
+from cutmix.data.sources import Paths
 from cutmix.errors import InputError
 from cutmix.runtime.files import regular
 
@@ -121,7 +122,7 @@ Reader = Callable[[Path, Header], tuple[str, Annotated]]
 
 def _of_files(layout: Callable[[Path], Reader], folder: Path, data: ImageSet) -> BoxSet:
     """Read the boxes of every image, in the axes of the upright image."""
-    if not isinstance(data, FileSet):
+    if not isinstance(data, FileSet) or not isinstance(data.paths, Paths):
         raise InputError(f"{folder} has the boxes of image files, but {data.name} is not a set of files")
     read, found = layout(folder), list[Annotated]()
     images: dict[str, Path] = {}

@@ -19,6 +19,7 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
+from cutmix.data.sources import Source, Stored
 from cutmix.errors import InputError, missing_extra
 from cutmix.runtime.files import regular
 
@@ -45,7 +46,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def read_image(path: Path, *, skippable: bool = False) -> Image.Image:
+def read_image(path: Source, *, skippable: bool = False) -> Image.Image:
     """Decode one image file.
 
     The EXIF orientation is applied if it can be read. Transparent pixels are laid on white, the page that such images
@@ -53,7 +54,7 @@ def read_image(path: Path, *, skippable: bool = False) -> Image.Image:
     animation the first frame is taken.
 
     Args:
-        path: The file.
+        path: The file, or the place of an image inside a larger one.
         skippable: Whether --skip-unreadable could leave the file out, which an error then offers.
 
     Returns:
@@ -75,7 +76,7 @@ Decoded = Image.Image | np.ndarray
 _ALPHA = {2: "LA", 4: "RGBA"}
 
 
-def read_channels(path: Path, channels: int, *, skippable: bool = False) -> Decoded:
+def read_channels(path: Source, channels: int, *, skippable: bool = False) -> Decoded:
     """Decode one image file to a number of channels.
 
     One channel is the luminance and three are RGB, both of what ``read_image`` makes. A file with as many bands as
@@ -111,14 +112,14 @@ def read_channels(path: Path, channels: int, *, skippable: bool = False) -> Deco
         raise InputError(f"{path} cannot be read as an image ({error}): repair or remove it") from None
 
 
-def _read_bands(path: Path) -> np.ndarray:
+def _read_bands(path: Source) -> np.ndarray:
     """Return the bands of a TIFF file, (H, W, C) uint8, whether they are samples of a page or pages."""
     try:
         import tifffile
     except ImportError:
         raise missing_extra(f"{path}: TIFF files of several bands", "tiff") from None
     try:
-        with tifffile.TiffFile(regular(path)) as file:
+        with tifffile.TiffFile(io.BytesIO(path.read_bytes()) if isinstance(path, Stored) else regular(path)) as file:
             series = file.series[0]
             pixels, axes = series.asarray(), series.axes
     except Exception as error:  # damaged files make the decoder raise almost anything
@@ -151,7 +152,7 @@ class Header(NamedTuple):
     orientation: int
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Source) -> Header:
     """Read the header of an image file.
 
     Raises:
@@ -162,23 +163,29 @@ def read_header(path: Path) -> Header:
         return Header((image.height, image.width) if orientation >= 5 else image.size, orientation)
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Source) -> tuple[int, int]:
     """Return the width and height of the image that ``read_image`` makes; see ``read_header``."""
     return read_header(path).size
 
 
 @contextlib.contextmanager
-def _opened(path: Path, skippable: bool = False) -> Iterator[Image.Image]:
+def _opened(path: Source, skippable: bool = False) -> Iterator[Image.Image]:
     """Open an image file; whatever goes wrong with it is an ``InputError`` with its name."""
+    file: Path | io.BytesIO
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
-            raise InputError("it is not a regular file")
-        if not status.st_size:
+        if isinstance(path, Stored):
+            content = path.read_bytes()
+            file, size = io.BytesIO(content), len(content)
+        else:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+                raise InputError("it is not a regular file")
+            file, size = path, status.st_size
+        if not size:
             raise InputError("the file is empty")
         Image.init()
         known = [name for name in _FORMATS if name in Image.OPEN]  # AVIF comes with newer releases of Pillow
-        with Image.open(path, formats=[*known, "TGA"] if path.suffix.lower() in _TGA else known) as image:
+        with Image.open(file, formats=[*known, "TGA"] if path.suffix.lower() in _TGA else known) as image:
             yield image
     except Exception as error:  # damaged files make the decoders raise almost anything
         told = error.strerror if isinstance(error, OSError) else None
@@ -248,12 +255,12 @@ class Jpeg(NamedTuple):
         return turned.swapaxes(0, 1) if exchanged else turned
 
 
-def read_jpeg(path: Path) -> Jpeg | None:
+def read_jpeg(path: Source) -> Jpeg | None:
     """Read a plain JPEG file without decoding it; None for anything else, which ``read_image`` decodes or refuses."""
     if simplejpeg is None:
         return None
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        if isinstance(path, Path) and not stat.S_ISREG(path.stat().st_mode):
             return None
         content = path.read_bytes()
         size, described = _scan_header(content)
@@ -285,7 +292,11 @@ def _scan_header(content: bytes) -> tuple[tuple[int, int] | None, bool]:
 
 
 def read_same_size(
-    paths: Sequence[Path], height: int, width: int, read: Callable[[Path], np.ndarray] | None = None, channels: int = 3
+    paths: Sequence[Source],
+    height: int,
+    width: int,
+    read: Callable[[Source], np.ndarray] | None = None,
+    channels: int = 3,
 ) -> Tensor:
     """Decode many images, in threads, into one tensor.
 
@@ -338,8 +349,10 @@ class Pixels(NamedTuple):
 _DIGESTS: dict[tuple[Path, int, int, int], Pixels | InputError] = {}  # of unchanged files that this process has decoded
 
 
-def digest_pixels(path: Path, channels: int = 3) -> Pixels | InputError:
+def digest_pixels(path: Source, channels: int = 3) -> Pixels | InputError:
     """Decode an image file; return its size and digest, or why it cannot be read."""
+    if isinstance(path, Stored):
+        return _digest_pixels(path, channels)
     try:
         status = path.stat()
     except OSError:
@@ -350,7 +363,7 @@ def digest_pixels(path: Path, channels: int = 3) -> Pixels | InputError:
     return _DIGESTS[key]
 
 
-def _digest_pixels(path: Path, channels: int) -> Pixels | InputError:
+def _digest_pixels(path: Source, channels: int) -> Pixels | InputError:
     try:
         image = read_channels(path, channels, skippable=True)
     except InputError as error:

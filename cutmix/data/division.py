@@ -11,6 +11,7 @@ import numpy as np
 
 from cutmix.data.decode import Pixels, digest_pixels, in_threads
 from cutmix.data.folder import ClassFolders, File, held_share, hold_out
+from cutmix.data.shards import Catalogue
 from cutmix.errors import InputError
 from cutmix.runtime.seeding import derive_seed
 
@@ -308,3 +309,44 @@ def _drop_leaks(parts: dict[str, Classes], folders: ClassFolders, copies: Copies
 
 def _files(classes: Classes) -> Iterable[File]:
     return (file for own in classes for file in own)
+
+
+# ---- images inside larger files ----
+
+Part = tuple[str, np.ndarray | None]
+"""A part of a catalogue, and the indices of its samples, rising; None for all."""
+
+
+def divide_stored(
+    found: Catalogue, root: Path, val_fraction: float, seed: int
+) -> tuple[dict[str, Part], dict[str, str]]:
+    """Divide a catalogue as ``divide`` divides a folder, by the names of its samples.
+
+    Returns:
+        The part and the indices of each split, and how each split came about, as a phrase.
+    """
+    parts = set(found.parts)
+    if {"train", "val", "test"} <= parts:
+        return {part: (part, None) for part in found.parts}, dict(found.places)
+    divided = "val" if "val" in parts else "train" if "train" in parts else "all"  # the others stay as they are
+    empty: Classes = [[] for _ in found.classes]
+    listed = {part: _as_files(found, part, root) if part == divided else empty for part in found.parts}
+    folders = ClassFolders(root, found.classes, listed, {part: root / part for part in listed})
+    division = divide(folders, Copies(), val_fraction, seed)
+    splits: dict[str, Part] = {}
+    for split, classes in division.parts.items():
+        index = np.sort(np.array([file.identity[1] for file in _files(classes)], np.int64))
+        splits[split] = (divided, index) if len(index) else (split, None)
+    return splits, {split: division.origin[split] for split in splits}
+
+
+def _as_files(found: Catalogue, part: str, root: Path) -> Classes:
+    """Return the samples of a part by class, as ``divide`` takes them: paths that are names, numbered."""
+    labels, images = found.parts[part]
+    names = [name.lstrip("/") for name in images.names()]
+    if len(set(names)) < len(names):
+        names = [f"{i}/{name}" for i, name in enumerate(names)]
+    classes: Classes = [[] for _ in found.classes]
+    for i, (label, name) in enumerate(zip(labels.tolist(), names, strict=True)):
+        classes[label].append(File(root / name, (0, i), 0))
+    return classes

@@ -1,16 +1,14 @@
 """Folders of images: which files are images, and which folders are classes and splits. No torch here."""
 
-import itertools
 import os
 import re
 import stat
 import unicodedata
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar, overload
+from typing import Literal, NamedTuple, TypeVar
 
 from cutmix.errors import InputError, printable
 from cutmix.runtime.files import regular
@@ -38,39 +36,6 @@ class File(NamedTuple):
     path: Path
     identity: tuple[int, int]
     size: int
-
-
-class Paths(Sequence[Path]):
-    """Paths in little memory: a million ``Path`` objects take 320 MB, their names a quarter of that.
-
-    Args:
-        paths: The paths, in their order.
-    """
-
-    def __init__(self, paths: Iterable[Path]) -> None:
-        names = [os.fsencode(path) for path in paths]
-        self._ends = array("q", itertools.accumulate(map(len, names)))
-        self._names = b"".join(names)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    @overload
-    def __getitem__(self, index: int) -> Path: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Path, ...]: ...
-    def __getitem__(self, index: int | slice) -> Path | tuple[Path, ...]:
-        """Return a path, or a tuple of them for a slice."""
-        if isinstance(index, slice):
-            return tuple(self[i] for i in range(len(self))[index])
-        number = range(len(self))[index]
-        return Path(os.fsdecode(self._names[self._ends[number - 1] if number else 0 : self._ends[number]]))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and tuple(self) == tuple(other)
-
-    def __hash__(self) -> int:
-        return hash(self._names)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import contextlib
 import math
 import random
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Generator, Tensor
 from torch.overrides import TorchFunctionMode
 
 from cutmix.data.decode import Decoded, read_channels, read_jpeg, size_of
+from cutmix.data.sources import Source
 from cutmix.data.transforms import Augment, Interpolation
 from cutmix.errors import InputError
 
@@ -63,7 +63,7 @@ class TrainTransform:
         """Return the policy for one image; the draws of RandAugment are done now, in the thread of the loop."""
         return self.policy.draw(seed) if isinstance(self.policy, RandAugment) else self.policy
 
-    def __call__(self, path: Path, generator: Generator, policy: Callable[[Any], Any] | None) -> np.ndarray:
+    def __call__(self, path: Source, generator: Generator, policy: Callable[[Any], Any] | None) -> np.ndarray:
         """Make (image_size, image_size, channels) uint8 of a file; ``policy`` is what ``plan`` returned."""
         square = cut_square(
             path, lambda size: self._draw(*size, generator), self.size, self.augment.interpolation, self.decoder,
@@ -131,7 +131,7 @@ class ResizeAndCrop:
         square = _grey(square) if self.channels == 1 else square
         return torch.from_numpy(square.copy()).permute(2, 0, 1)
 
-    def read(self, path: Path, decoder: Decoder, *, skippable: bool = True) -> np.ndarray:
+    def read(self, path: Source, decoder: Decoder, *, skippable: bool = True) -> np.ndarray:
         """Make (image_size, image_size, channels) uint8 of a file."""
         square = cut_square(
             path, self._window, self.image_size, self.interpolation, decoder, self.channels, skippable=skippable
@@ -152,13 +152,13 @@ class ResizeAndCrop:
 
 
 def cut_square(
-    path: Path, choose: Callable[[tuple[int, int]], Window], size: int, interpolation: Interpolation, decoder: Decoder,
-    channels: int = 3, *, skippable: bool = True,
+    path: Source, choose: Callable[[tuple[int, int]], Window], size: int, interpolation: Interpolation,
+    decoder: Decoder, channels: int = 3, *, skippable: bool = True,
 ) -> np.ndarray:  # fmt: skip
     """Decode what a square needs of an image file, resize it, and cut the square.
 
     Args:
-        path: The file.
+        path: The file, or the place of an image inside a larger one.
         choose: Returns the window of an image of some width and height.
         size: Side of the square.
         interpolation: How to resize.

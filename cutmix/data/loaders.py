@@ -97,7 +97,8 @@ def train_loader(
     if augment.auto_augment != "none" and data.in_chans not in (1, 3):
         raise InputError(f"the images of {data.name} have {data.in_chans} channels; --auto-augment needs 1 or 3")
     balance = data.labels if balanced else None
-    order = TrainOrder(len(data), batch_size, seed, rank, world_size, balance, repeats)
+    shards = data.paths.shard if isinstance(data, FileSet) else None
+    order = TrainOrder(len(data), batch_size, seed, rank, world_size, balance, repeats, shards)
     color = _Color(order, augment) if augment.color_jitter or augment.lighting else None
     erasing = (augment.random_erasing, order) if augment.random_erasing else None
     finish = _Finish(data, torch.device(device), augment.image_size, channels_last, erasing)
@@ -330,10 +331,10 @@ class Samples(Protocol):
 
 
 class _Files:
-    """Image files, each written by its job into its place in one uint8 batch.
+    """Encoded images, each written by its job into its place in one uint8 batch.
 
     Args:
-        data: The files and their labels.
+        data: The images and their labels.
         transform: Makes (image_size, image_size, channels) uint8 of a file; ``TrainTransform`` with a generator.
         image_size: Height and width of the batches.
         seed: Of the augmentation.

@@ -2,10 +2,14 @@
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cutmix.runtime.seeding import derive_seed
+
+WINDOW = 16
+"""Shards that are read at a time, in random order: disks and networks read few places faster than many."""
 
 _INDEX_BITS = 32
 
@@ -24,6 +28,7 @@ class TrainOrder:
         world_size: All processes.
         balance: Class ids (size,), of which each class is drawn equally often; None draws each sample once.
         repeats: Copies of a sample in a row; the epoch has as many samples as before, so fewer different ones.
+        shards: The shard of each sample, (size,), if they are read a few shards at a time.
 
     Source: Hoffer et al. 2020, "Augment your batch", and Berman et al. 2019, for ``repeats``; timm's
     ``RepeatAugSampler`` gives the copies to different processes, here they are in one batch.
@@ -31,8 +36,9 @@ class TrainOrder:
 
     def __init__(
         self, size: int, batch_size: int, seed: int, rank: int, world_size: int, balance: Tensor | None = None,
-        repeats: int = 1,
+        repeats: int = 1, shards: np.ndarray | None = None,
     ) -> None:  # fmt: skip
+        self.shards = None if shards is None else np.unique(shards, return_inverse=True)[1].astype(np.uint16)
         self.size, self.batch_size, self.seed, self.repeats = size, batch_size, seed, repeats
         self.members = [] if balance is None else [(balance == label).nonzero()[:, 0] for label in balance.unique()]
         self.rank, self.world_size = rank, world_size
@@ -44,6 +50,7 @@ class TrainOrder:
         """Return the epoch's order, begun again until the last batch is full."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
         order = self._balanced(generator) if self.members else torch.randperm(self.size, generator=generator)
+        order = order if self.shards is None else self._in_windows(order, generator)
         order = order.repeat_interleave(self.repeats)[: self.size]
         length = max(self.steps * self.batch_size, self.bounds[-1] * self.world_size)
         return order[torch.arange(length) % self.size]
@@ -55,6 +62,15 @@ class TrainOrder:
         """
         indices = self.indices(epoch)
         return indices + (_repeats(indices) << _INDEX_BITS) if self.members or self.repeats > 1 else indices
+
+    def _in_windows(self, order: Tensor, generator: torch.Generator) -> Tensor:
+        """Return an order that goes through ``WINDOW`` random shards at a time; unchanged for fewer shards."""
+        assert self.shards is not None
+        count = int(self.shards.max()) + 1
+        if count <= WINDOW:
+            return order
+        window = (torch.randperm(count, generator=generator) // WINDOW).numpy().astype(np.uint16)
+        return order[np.argsort(window[self.shards[order.numpy()]], kind="stable")]
 
     def _balanced(self, generator: torch.Generator) -> Tensor:
         """Return equally many samples of each class, one more of some; none again before all others of its class."""

@@ -25,6 +25,7 @@ from cutmix.data.decode import read_image, read_same_size
 from cutmix.data.folder import is_hidden, is_image, list_images
 from cutmix.data.places import is_small
 from cutmix.data.sets import ArraySet, open_data, random_subset
+from cutmix.data.sources import Source
 from cutmix.errors import InputError, did_you_mean
 from cutmix.runtime.files import regular
 from cutmix.runtime.seeding import derive_seed
@@ -146,7 +147,7 @@ def _tiny_imagenet(name: str, shape: Shape, count: int, seed: int) -> Tensor:
 
 def _open_other(name: str, shape: Shape, count: int, seed: int) -> Tensor:
     """Open a known set, or any folder of images."""
-    paths: Sequence[Path]
+    paths: Sequence[Source]
     folder = Path(name).expanduser()
     if folder.is_dir() and not is_small(name):
         paths = _images(folder)

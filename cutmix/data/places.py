@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cutmix.data.formats import find_cifar, find_cub, find_idx, find_imagenet, find_tiny_imagenet
+from cutmix.data.hub import PREFIX, is_saved
 from cutmix.data.label_file import SUFFIXES
+from cutmix.data.shards import find_shards
 from cutmix.errors import InputError, did_you_mean
 
 _FINDERS: dict[str, Callable[[Path], Path | None]] = {
@@ -18,11 +20,14 @@ _FINDERS: dict[str, Callable[[Path], Path | None]] = {
     "imagenet": find_imagenet,
 }
 OF_FILES = ("imagenet", "cub-200-2011")  # of many sizes
+STORED = ("shards", "hub")  # of images inside larger files
 NAMES = ("digits", "cifar-10", "cifar-100", "fashion-mnist", "tiny-imagenet-200", "imagenet", "cub-200-2011")
 
 
 def locate(data: str, download: bool = False) -> tuple[str, Path]:
-    """Return the known set's name, or "folder", and where it lies; data and errors are those of ``open_data``."""
+    """Return the name of a known set, or "folder", "shards" or "hub", and where it lies; raise as ``open_data``."""
+    if data.startswith(PREFIX):
+        return "hub", Path(data)
     path = Path(data).expanduser()
     if path.is_dir():
         return _recognise(path)
@@ -58,7 +63,9 @@ def _recognise(path: Path) -> tuple[str, Path]:
     found = {name: folder for name, find in _FINDERS.items() if (folder := find(path))}
     if len(found) > 1:
         raise InputError(f"{path} holds {' and '.join(found)}: give the path of one of them, or its name")
-    return next(iter(found.items()), ("folder", path))
+    if found:
+        return next(iter(found.items()))
+    return "hub" if is_saved(path) else "shards" if find_shards(path) else "folder", path
 
 
 def _find_named(name: str, roots: list[Path]) -> Path | None:
@@ -89,4 +96,4 @@ def is_small(data: str) -> bool:
     """Return whether ``data``, as ``open_splits`` takes it, is a set of small images, held as one tensor."""
     if data in NAMES and not Path(data).is_dir():
         return data not in OF_FILES
-    return locate(data)[0] not in ("folder", *OF_FILES)
+    return locate(data)[0] not in ("folder", *STORED, *OF_FILES)

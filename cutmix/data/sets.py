@@ -1,28 +1,24 @@
 """What a data set is, and how one is opened: by a known name or by a path."""
 
 import hashlib
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from cutmix.data.decode import find_unreadable
-from cutmix.data.division import MOST_NEAR, Copies, divide, divide_folds, find_copies, find_near
-from cutmix.data.folder import ClassFolders, File, Paths, printable_name, read_class_folders
-from cutmix.data.formats import (
-    read_cifar,
-    read_cub,
-    read_digits,
-    read_idx,
-    read_tiny_imagenet,
-)
+from cutmix.data.decode import digest_pixels, find_unreadable, in_threads
+from cutmix.data.division import MOST_NEAR, Copies, divide, divide_folds, divide_stored, find_copies, find_near
+from cutmix.data.folder import ClassFolders, File, printable_name, read_class_folders
+from cutmix.data.formats import read_cifar, read_cub, read_digits, read_idx, read_tiny_imagenet
+from cutmix.data.hub import read_hub
 from cutmix.data.label_file import read_label_file
-from cutmix.data.places import locate
+from cutmix.data.places import STORED, locate
+from cutmix.data.shards import Catalogue, find_shards, read_shards
+from cutmix.data.sources import Paths, Source, Sources
 from cutmix.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cutmix.errors import InputError
 from cutmix.runtime.seeding import derive_seed
@@ -100,8 +96,8 @@ class _Labelled:
         if isinstance(self, ArraySet):
             digest.update(self.images.contiguous().numpy().data)
         if isinstance(self, FileSet):
-            for path in self.paths:
-                digest.update(os.fsencode(path.name) + b"/%d" % _size(path))
+            for identity in self.paths.identities():
+                digest.update(identity)
         return digest.hexdigest()
 
     @property
@@ -122,7 +118,7 @@ class ArraySet(_Labelled):
     """
 
     images: Tensor
-    skipped: tuple[Path, ...] = ()
+    skipped: tuple[Source, ...] = ()
 
     @property
     def in_chans(self) -> int:
@@ -132,33 +128,26 @@ class ArraySet(_Labelled):
 
 @dataclass(frozen=True, eq=False)
 class FileSet(_Labelled):
-    """A split of image files, decoded to RGB when they are loaded.
+    """A split of encoded images, decoded to RGB when they are loaded.
 
     Args:
         name, split, classes, labels, mean, std: Name of the set; its split; the class names; (N,) int64 indices into
             them; mean and standard deviation of each channel, pixels taken as 0 to 1.
-        paths: The N files.
-        skipped: Unreadable files that were left out on request.
+        paths: The N images: paths of files, or the places of images inside larger files.
+        skipped: Unreadable images that were left out on request.
         in_chans: Channels that the files are decoded to; see ``decode.read_channels``.
     """
 
-    paths: Sequence[Path]
-    skipped: tuple[Path, ...] = ()
+    paths: Sources
+    skipped: tuple[Source, ...] = ()
     in_chans: int = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "paths", self.paths if isinstance(self.paths, Paths) else Paths(self.paths))
+        object.__setattr__(self, "paths", self.paths if isinstance(self.paths, Sources) else Paths(self.paths))
 
 
 ImageSet = ArraySet | FileSet
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # refused when it is decoded
-        return -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +197,7 @@ def take(data: ImageSet, index: Tensor) -> ImageSet:
     """Return the images of a set at some indices, (n,) int64, in their order."""
     labels = data.labels[index]
     if isinstance(data, FileSet):
-        return replace(data, labels=labels, paths=tuple(data.paths[i] for i in index.tolist()))
+        return replace(data, labels=labels, paths=data.paths.take(index.tolist()))
     return replace(data, labels=labels, images=data.images[index])
 
 
@@ -263,10 +252,11 @@ def open_splits(
     describes: into train and val, and a test split where there are enough images.
 
     Args:
-        data: "digits", "cifar-10", "cifar-100", "fashion-mnist", "tiny-imagenet-200", "imagenet", "cub-200-2011", or a
-            path. A path that exists wins; its contents are recognized: an official layout (the folder itself or its
-            parent), the folders of splits (``train/``, ``val/``, ``test/``, in any case and by their usual other
-            names), or one folder of class folders. A name is looked up in ``$CUTMIX_DATA``, then in ``./data``.
+        data: "digits", "cifar-10", "cifar-100", "fashion-mnist", "tiny-imagenet-200", "imagenet", "cub-200-2011",
+            "hf:NAME" of the Hugging Face Hub, or a path. A path that exists wins; its contents are recognized: an
+            official layout (the folder itself or its parent), folders of splits (``train/``, ``val/``, ``test/``, in
+            any case and by their usual other names), one folder of class folders, tar shards, or what ``datasets``
+            saved. A name is looked up in ``$CUTMIX_DATA``, then in ``./data``.
         val_fraction: In [0, 1): the share of each class to hold out where a folder has no validation split.
         seed: Decides that division, and nothing else.
         skip_unreadable: Leave out files that are not readable images, listed in ``skipped``, instead of refusing them.
@@ -282,6 +272,8 @@ def open_splits(
     name, folder = locate(data, download)
     if fold is not None and name != "folder":
         raise InputError(f"{name} has splits of its own; --folds divides a folder of images without splits")
+    if name in STORED:
+        return _open_stored(name, folder, val_fraction, seed, skip_unreadable, channels=channels)
     if name not in ("folder", "imagenet"):
         train, test = (_open_known(name, folder, split, skip_unreadable) for split in ("train", "test"))
         return Splits(train, None, test, {"train": "official", "test": "official"}, official=True)
@@ -322,13 +314,16 @@ def open_data(
         raise InputError(f"split is '{split}'; expected 'train', 'val', 'test' or 'all'")
     _check_fraction(val_fraction)
     name, folder = locate(data, download)
-    if name not in ("folder", "imagenet"):
+    if name not in ("folder", "imagenet", *STORED):
         if split == "val":
             raise InputError(f"{name} has no val split; expected 'train' or 'test'")
         return _open_known(name, folder, "train" if split == "train" else "test", skip_unreadable)
     if split == "all":
         return _open_all(name, folder, skip_unreadable, channels)
-    splits = _open_folder(name, folder, val_fraction, seed, skip_unreadable, (split,), channels=channels, fold=fold)
+    if name in STORED:
+        splits = _open_stored(name, folder, val_fraction, seed, skip_unreadable, (split,), channels=channels)
+    else:
+        splits = _open_folder(name, folder, val_fraction, seed, skip_unreadable, (split,), channels=channels, fold=fold)
     found = {"train": splits.train, "val": splits.val, "test": splits.test}[split]
     if found is None:
         why = f"; it has {', '.join(splits.origin)}" + ("" if val_fraction else " (val_fraction is 0)")
@@ -399,14 +394,14 @@ def _listed(path: Path) -> ClassFolders:
 
 
 def _open_all(name: str, folder: Path, skip_unreadable: bool, channels: int) -> FileSet:
-    folders = _listed(folder)
-    part = next(part for part in ("all", "test", "val", "train") if part in folders.parts)
-    samples = _samples(folders.parts[part])
-    unreadable = find_unreadable([path for path, _ in samples], channels) if skip_unreadable else set()
+    found = _catalogue(name, folder) if name in STORED else _listed(folder)
+    part = next(part for part in ("all", "test", "val", "train") if part in found.parts)
     split: Split = "all" if part in ("all", "train") else "test"
-    return _file_set(
-        name, folder, split, samples, folders.classes, unreadable, several=folders.labels, channels=channels
-    )
+    if isinstance(found, Catalogue):
+        return _stored_set(folder.name, split, found.classes, *found.parts[part], skip_unreadable, channels)
+    samples = _samples(found.parts[part])
+    unreadable = find_unreadable([path for path, _ in samples], channels) if skip_unreadable else set()
+    return _file_set(name, folder, split, samples, found.classes, unreadable, several=found.labels, channels=channels)
 
 
 def _samples(classes: list[list[File]]) -> list[tuple[Path, int]]:
@@ -449,6 +444,49 @@ def _file_set(
             f"{folder}: none of the {split} images of class '{classes[min(emptied)]}' can be read; repair them"
         )
     shown = printable_name(folder.resolve().name) if name == "folder" else name
-    paths, skipped = tuple(path for path, _ in kept), tuple(sorted(unreadable))
-    normalization = _IMAGENET if channels == 3 else ((0.5,) * channels, (0.25,) * channels)
-    return FileSet(shown, split, classes, labels, *normalization, paths, skipped, channels)
+    paths, skipped = Paths(path for path, _ in kept), tuple(sorted(unreadable))
+    return FileSet(shown, split, classes, labels, *_normalization(channels), paths, skipped, channels)
+
+
+def _normalization(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return _IMAGENET if channels == 3 else ((0.5,) * channels, (0.25,) * channels)
+
+
+# ---- images inside larger files ----
+
+
+def _catalogue(name: str, folder: Path) -> Catalogue:
+    return read_hub(str(folder)) if name == "hub" else read_shards(folder, find_shards(folder))
+
+
+def _open_stored(
+    name: str, folder: Path, val_fraction: float, seed: int, skip_unreadable: bool,
+    wanted: tuple[str, ...] = ("train", "val", "test"), channels: int = 3,
+) -> Splits:  # fmt: skip
+    """Divide shards, or a data set of Hugging Face, as far as they are not; copies of images are not searched for."""
+    found = _catalogue(name, folder)
+    parts, origin = divide_stored(found, folder, val_fraction, seed)
+    sets: dict[str, FileSet] = {}
+    for split, (part, index) in parts.items():
+        labels, images = found.parts[part]
+        if index is not None:
+            labels, images = labels[index], images.take(index)
+        skip = skip_unreadable and split in wanted
+        sets[split] = _stored_set(folder.name, split, found.classes, labels, images, skip, channels)  # type: ignore[arg-type]
+    return Splits(sets["train"], sets.get("val"), sets.get("test"), origin)
+
+
+def _stored_set(
+    name: str, split: Split, classes: tuple[str, ...], labels: np.ndarray, images: Sources, skip: bool, channels: int
+) -> FileSet:
+    """Make a set of the images that can be read."""
+    skipped: tuple[Source, ...] = ()
+    if skip:
+        found = in_threads(partial(digest_pixels, channels=channels), images)
+        bad = [i for i, each in enumerate(found) if isinstance(each, InputError)]
+        kept = np.setdiff1d(np.arange(len(images)), bad)
+        skipped, labels, images = tuple(images[i] for i in bad), labels[kept], images.take(kept)
+    normalization = _normalization(channels)
+    return FileSet(
+        printable_name(name), split, classes, torch.from_numpy(labels), *normalization, images, skipped, channels
+    )

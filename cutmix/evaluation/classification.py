@@ -5,7 +5,6 @@ Source: the paper's tables report top-1 and top-5 error in per cent. The interva
 """
 
 import contextlib
-import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -176,6 +175,5 @@ def predictions_arrays(predictions: Predictions, data: ImageSet) -> dict[str, np
     arrays = {"logits": predictions.logits.numpy(), "labels": predictions.labels.numpy()}
     arrays["classes"] = np.array(data.classes, dtype=np.str_)
     if isinstance(data, FileSet):
-        top = os.path.commonpath([path.parent for path in data.paths])
-        arrays["files"] = np.array([os.path.relpath(path, top) for path in data.paths], dtype=np.str_)
+        arrays["files"] = np.array(data.paths.names(), dtype=np.str_)
     return arrays

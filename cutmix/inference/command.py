@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -15,6 +15,8 @@ from rich.text import Text
 
 from cutmix.config.options import ExplainOptions, PredictOptions, ServeOptions
 from cutmix.data.folder import EXTENSIONS
+from cutmix.data.shards import find_shards, read_unlabelled
+from cutmix.data.sources import Source
 from cutmix.errors import InputError, missing_extra, printable
 from cutmix.inference.explain import explain_image, find_class, heat_maps, training_images
 from cutmix.inference.model import Model, Prediction, load
@@ -136,22 +138,24 @@ def run_explain(options: ExplainOptions) -> list[Path]:
     return written
 
 
-def find_images(name: str) -> list[Path]:
-    """Return an image file, or all images of a folder and its folders, sorted by path.
+def find_images(name: str) -> Sequence[Source]:
+    """Return an image file, all images of a folder and its folders, sorted by path, or those in a folder of shards.
 
     Raises:
-        InputError: If there is no such path, or the folder holds no image.
+        InputError: If there is no such path, the folder holds no image, or a shard is damaged.
     """
     path = Path(name)
     if not path.is_dir():
         return [path]  # a missing file becomes a line of the output
+    if parts := find_shards(path, trained=False):
+        return read_unlabelled([shard for part in parts.values() for shard in part])
     found = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
     if not found:
         raise InputError(f"{path} holds no images; expected image files, or a folder of them")
     return found
 
 
-def opening(model: Model, options: PredictOptions, files: list[Path] | None) -> str:
+def opening(model: Model, options: PredictOptions, files: list[Source] | None) -> str:
     """Return what is about to be done, in one line."""
     images = "images from standard input" if files is None else f"{len(files):,} images"
     if options.temperature is not None:

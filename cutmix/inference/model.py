@@ -16,6 +16,7 @@ from cutmix.config.options import WORKERS
 from cutmix.config.recipe import Recipe
 from cutmix.data.decode import Decoded, read_channels, read_image
 from cutmix.data.image_files import Decoder, ResizeAndCrop
+from cutmix.data.sources import Stored
 from cutmix.data.transforms import Interpolation, normalize, resize
 from cutmix.errors import InputError
 from cutmix.inference.explain import Explanation, explain_image, find_class, training_images
@@ -28,7 +29,7 @@ from cutmix.runtime.distributed import find_device
 from cutmix.runtime.header import read_header
 from cutmix.runtime.weights import load_weights
 
-Source = Path | str | Image.Image | np.ndarray
+Source = Path | str | Stored | Image.Image | np.ndarray
 
 
 class Prediction(NamedTuple):
@@ -74,7 +75,7 @@ class Preprocessing:
     interpolation: Interpolation = "bilinear"
     decoder: Decoder = "exact"
 
-    def open(self, path: Path) -> Decoded:
+    def open(self, path: Path | Stored) -> Decoded:
         """Decode a file: RGB, or (H, W, in_chans) uint8 of other channels than 1 and 3."""
         return read_image(path) if self.in_chans in (1, 3) else read_channels(path, self.in_chans)
 
@@ -90,7 +91,7 @@ class Preprocessing:
         tensor = torch.from_numpy(pixels).view(*pixels.shape[:2], self.in_chans).permute(2, 0, 1)
         return resize(normalize(tensor[None], self.mean, self.std), self.image_size)[0]
 
-    def read(self, path: Path) -> Tensor:
+    def read(self, path: Path | Stored) -> Tensor:
         """Return a file as the normalised input; the file is decoded as in the evaluation of the run."""
         if self.small:
             return self(read_image(path))
@@ -245,17 +246,17 @@ class Model:
 
     def _read(self, position: int, source: Source) -> tuple[str, Tensor | str]:
         """Return the name and the input of an image, or why it cannot be read."""
-        if isinstance(source, str | Path):
+        if isinstance(source, str | Path | Stored):
             try:
-                return str(source), self.preprocessing.read(Path(source))
+                return str(source), self.preprocessing.read(Path(source) if isinstance(source, str) else source)
             except InputError as error:
                 return str(source), str(error)
         return str(position), self.preprocessing(self._image(position, source))
 
     def _image(self, position: int, source: Source) -> Decoded:
         """Return an image as RGB, or as an array of the model's channels."""
-        if isinstance(source, str | Path):
-            return self.preprocessing.open(Path(source))
+        if isinstance(source, str | Path | Stored):
+            return self.preprocessing.open(Path(source) if isinstance(source, str) else source)
         if (channels := self.preprocessing.in_chans) not in (1, 3):
             array = source if isinstance(source, np.ndarray) else np.asarray(source)
             if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != channels:

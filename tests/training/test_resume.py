@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import cutmix.data.sets
+import cutmix.data.sources
 import cutmix.training.loop
 import cutmix.training.state
 from cutmix.cli import parse_train
@@ -207,8 +207,8 @@ def test_more_epochs_leave_what_followed_from_them(
 
 def test_the_digest_is_computed_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[Path] = []
-    original = cutmix.data.sets._size
-    monkeypatch.setattr(cutmix.data.sets, "_size", lambda path: counted.append(path) or original(path))
+    original = cutmix.data.sources._size
+    monkeypatch.setattr(cutmix.data.sources, "_size", lambda path: counted.append(path) or original(path))
     run_training(replace(RECIPE, data=str(photos)), options(tmp_path / "run"))
     assert len(counted) == len(set(counted)) == 40
     assert open_data(str(photos), "train").fingerprint() == open_data(f"{photos}/", "train").fingerprint()

@@ -1,0 +1,336 @@
+"""Tar shards in webdataset's format: an index of their samples, and reads at an offset. No torch here.
+
+Shards whose names, or whose folders, say train, val or test are splits. The index is a cache beside the shards; it is
+built again where they have changed.
+"""
+
+import functools
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from cutmix.data.folder import EXTENSIONS, NAMES_OF_PARTS, is_hidden, printable_name, read_text
+from cutmix.data.sources import Sources, Stored
+from cutmix.data.tars import CLASSES, Sample, opened, scan
+from cutmix.errors import UNREADABLE, InputError
+from cutmix.runtime.files import write_atomic
+
+INDEX = "cutmix-index.npz"
+
+_ROW = np.dtype([("shard", "<u2"), ("offset", "<i8"), ("size", "<u4"), ("name", "<u4"), ("suffix", "u1")])
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The samples of a data set whose images lie inside larger files.
+
+    Attributes:
+        classes: The class names, in the order of their labels.
+        parts: Labels, (n,) int64, and images, by "train", "val", "test", or "all".
+        places: What each part consists of, as a phrase.
+    """
+
+    classes: tuple[str, ...]
+    parts: dict[str, tuple[np.ndarray, Sources]]
+    places: dict[str, str] = field(default_factory=dict)
+
+
+# ---- images inside shards ----
+
+
+class _Names(Sequence[str]):
+    """Names in one piece of memory, read from the index when they are first asked for."""
+
+    def __init__(self, load: Callable[[], tuple[bytes, np.ndarray]]) -> None:
+        self._load = load
+
+    @functools.cached_property
+    def _held(self) -> tuple[bytes, np.ndarray]:
+        return self._load()
+
+    def __len__(self) -> int:
+        return len(self._held[1])
+
+    def __getitem__(self, number: Any) -> Any:
+        text, ends = self._held
+        return text[ends[number - 1] if number else 0 : ends[number]].decode("utf-8", "surrogatepass")
+
+
+class Members(Sources):
+    """Images inside tar shards: 19 bytes of memory each, and their names in the index.
+
+    Args:
+        shards: The tar files.
+        rows: Shard, offset and size of each image, and the number of its name.
+        names: The names.
+    """
+
+    def __init__(self, shards: Sequence[Path], rows: np.ndarray, names: Sequence[str]) -> None:
+        self.shards, self.rows, self.known_names = tuple(shards), rows, names
+        self.shard = rows["shard"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Stored: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Stored, ...]: ...
+    def __getitem__(self, index: int | slice) -> Stored | tuple[Stored, ...]:
+        """Return an image, or a tuple of them for a slice."""
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(len(self))[index])
+        return _Member(self, self.rows[index].tolist())
+
+    def __iter__(self) -> Iterator[Stored]:
+        return (self[i] for i in range(len(self)))
+
+    def take(self, index: Sequence[int] | np.ndarray) -> "Members":
+        """Return some of the images, by their indices."""
+        return Members(self.shards, self.rows[np.asarray(index, np.int64)], self.known_names)
+
+    def names(self) -> list[str]:
+        """Return the name of each image: of the file that it was, or of the shard and the member."""
+        return [self.known_names[i] for i in self.rows["name"].tolist()]
+
+    def identities(self) -> Iterable[bytes]:
+        """Yield the name of each image, without folders, and its size."""
+        for name, size in zip(self.names(), self.rows["size"].tolist(), strict=True):
+            yield os.fsencode(os.path.basename(name)) + b"/%d" % size
+
+
+class _Member(Stored):
+    """An image inside a shard."""
+
+    def __init__(self, members: Members, row: tuple[int, int, int, int, int]) -> None:
+        self.members, (self.shard, self.offset, self.size, self.number, suffix) = members, row
+        self.suffix = EXTENSIONS[suffix]
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.members.known_names[self.number]
+
+    @property
+    def place(self) -> str:  # type: ignore[override]
+        return str(self.members.shards[self.shard])
+
+    def read_bytes(self) -> bytes:
+        content = os.pread(opened(self.members.shards[self.shard]).number, self.size, self.offset)
+        if len(content) < self.size:
+            raise OSError("the shard is shorter than its index says")
+        return content
+
+
+# ---- finding shards ----
+
+
+def find_shards(folder: Path, *, trained: bool = True) -> dict[str, list[Path]]:
+    """Return the shards of a folder by their part, "train", "val", "test" or "all"; none where it holds no shards.
+
+    Args:
+        folder: The folder.
+        trained: Whether a part to train on is needed.
+
+    Raises:
+        InputError: The shards are compressed, there are none to train on, or some belong to a split and others not.
+    """
+    visible = sorted(path for path in folder.iterdir() if not is_hidden(path.name))
+    folders = [path for path in visible if path.is_dir()]
+    parts: dict[str, list[Path]] = {}
+    if not folders:
+        for path in _tars(visible):
+            parts.setdefault(_part_of(path.stem), []).append(path)
+    for path in folders:
+        inside = _tars(sorted(path.iterdir()))
+        part = _part_of(path.name)
+        if part == "all" or not inside:
+            return {}
+        parts.setdefault(part, []).extend(inside)
+    if len(parts) > 1 and "all" in parts:
+        raise InputError(f"{parts['all'][0]} belongs to no split, others in {folder} do; expected train, val or test")
+    if parts and trained and not {"train", "all"} & parts.keys():
+        raise InputError(f"{folder} has shards of {' and '.join(parts)} but none to train on; expected train-*.tar")
+    return parts
+
+
+def _tars(paths: Iterable[Path]) -> list[Path]:
+    paths = [path for path in paths if not is_hidden(path.name)]
+    found = [path for path in paths if path.suffix.lower() == ".tar" and path.is_file()]
+    packed = [path for path in paths if re.search(r"-\d+\.(tar\.\w+|tgz)$", path.name)]
+    if packed and not found:
+        raise InputError(f"{packed[0]} is compressed, so that no image in it can be read alone; expected .tar files")
+    return found
+
+
+def _part_of(stem: str) -> str:
+    """Return the split that a word of a name stands for, or "all"."""
+    words = re.split(r"[-_.\d]+", stem)
+    return next((part for part, names in NAMES_OF_PARTS.items() for word in words if names.fullmatch(word)), "all")
+
+
+# ---- classes ----
+
+
+def _classes(root: Path, samples: Iterable[Sample]) -> tuple[tuple[str, ...], Callable[[Sample], int]]:
+    """Return the class names, and what returns the index of a sample's class among them.
+
+    Ids keep their values: they are the outputs of a model. Their names are those of the samples or of ``classes.txt``.
+    """
+    names: dict[int, str] = {}
+    only_names: set[str] = set()
+    most = -1
+    for sample in samples:
+        if sample.label is None:
+            only_names.add(str(sample.class_name))
+            continue
+        most = max(most, sample.label)
+        name = sample.class_name
+        if name is not None and names.setdefault(sample.label, name) != name:
+            raise InputError(
+                f"{root} has the names '{names[sample.label]}' and '{name}' of class {sample.label}; expected one"
+            )
+    if only_names and most >= 0:
+        raise InputError(f"{root} has class ids for some samples and names for others; expected either for all")
+    if only_names:
+        listed = sorted(only_names)
+        number = {name: i for i, name in enumerate(listed)}
+        return _checked(root, listed), lambda sample: number[str(sample.class_name)]
+    if (root / CLASSES).is_file():
+        listed = read_text(root / CLASSES).splitlines()
+        if most >= len(listed):
+            raise InputError(f"{root} has the label {most}, but {CLASSES} there names {len(listed)} classes")
+        if wrong := next((i for i, name in names.items() if listed[i] != name), None):
+            raise InputError(f"{root} names class {wrong} '{names[wrong]}', but {CLASSES} there '{listed[wrong]}'")
+    else:
+        listed = [names.get(i, str(i)) for i in range(most + 1)]
+    return _checked(root, listed), lambda sample: int(sample.label or 0)
+
+
+def _checked(root: Path, names: list[str]) -> tuple[str, ...]:
+    shown = tuple(map(printable_name, names))
+    if len(set(shown)) < len(shown):
+        twice = next(name for i, name in enumerate(shown) if name in shown[:i])
+        raise InputError(f"{root} has two classes named '{twice}'; expected each name once")
+    if len(shown) < 2:
+        raise InputError(f"{root} holds one class only; a classifier needs two or more")
+    return shown
+
+
+# ---- the index ----
+
+
+def read_shards(root: Path, shards: dict[str, list[Path]]) -> Catalogue:
+    """Return the samples of shards, from the index beside them or by reading every header.
+
+    Args:
+        root: The folder of the data set.
+        shards: What ``find_shards`` found there.
+
+    Returns:
+        The samples, in the order of shards and members; or in that of their keys, where these count from 0.
+
+    Raises:
+        InputError: A shard is damaged, or holds links, names that lead out of it, a sample twice, or one without label.
+    """
+    order = [path for part in shards.values() for path in part]
+    state = json.dumps(
+        [[part, path.relative_to(root).as_posix(), *_state(path)] for part in shards for path in shards[part]]
+    )
+    state += read_text(root / CLASSES) if (root / CLASSES).is_file() else ""
+    arrays: dict[str, Any] | None = _load_index(root / INDEX, state, order)
+    load: Callable[[], tuple[bytes, np.ndarray]]
+    if arrays is None:
+        arrays = _build_index(root, shards, order) | {"state": np.array(state)}
+        held = arrays["names"].tobytes(), arrays["ends"]
+        with suppress(InputError):  # a folder that cannot be written is read again each time
+            write_atomic(root / INDEX, lambda file: np.savez(file, **arrays))
+        load = lambda: held  # noqa: E731
+    else:
+        load = functools.partial(_load_names, root / INDEX)
+    names, start = _Names(load), 0
+    parts: dict[str, tuple[np.ndarray, Sources]] = {}
+    counts = [len(arrays[f"labels-{part}"]) for part in shards]
+    for part, count in zip(shards, counts, strict=True):
+        images = Members(order, arrays["rows"][start : start + count], names)
+        parts[part], start = (arrays[f"labels-{part}"], images), start + count
+    places = {part: f"{len(paths):,} shards" if len(paths) > 1 else "1 shard" for part, paths in shards.items()}
+    return Catalogue(tuple(arrays["classes"].tolist()), parts, places)
+
+
+def read_unlabelled(shards: Sequence[Path]) -> Members:
+    """Return the images of shards, whether or not they have labels; raises as ``read_shards``."""
+    samples = [(number, sample) for number, path in enumerate(shards) for sample in scan(path, False)]
+    rows = np.array([(n, s.offset, s.size, i, s.suffix) for i, (n, s) in enumerate(samples)], _ROW)
+    return Members(shards, rows, [sample.name for _, sample in samples])
+
+
+def _state(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _build_index(root: Path, shards: dict[str, list[Path]], order: list[Path]) -> dict[str, np.ndarray]:
+    """Read the headers of all shards."""
+    if len(order) > np.iinfo(np.uint16).max:
+        raise InputError(f"{root} has {len(order):,} shards; expected at most {np.iinfo(np.uint16).max:,}")
+    number = {path: i for i, path in enumerate(order)}
+    parts = {
+        part: _in_order([(number[path], sample) for path in paths for sample in scan(path, True)])
+        for part, paths in shards.items()
+    }
+    for part, found in parts.items():
+        if not found:
+            raise InputError(f"{root} has no {part} images in its {len(shards[part])} shards; expected some")
+    classes, label_of = _classes(root, (sample for found in parts.values() for _, sample in found))
+    every = [pair for found in parts.values() for pair in found]
+    texts = [sample.name.encode("utf-8", "surrogatepass") for _, sample in every]
+    rows = [(shard, s.offset, s.size, i, s.suffix) for i, (shard, s) in enumerate(every)]
+    labels = {
+        f"labels-{part}": np.array([label_of(sample) for _, sample in found], np.int64) for part, found in parts.items()
+    }
+    return labels | {
+        "rows": np.array(rows, _ROW), "names": np.frombuffer(b"".join(texts), np.uint8),
+        "ends": np.cumsum([len(text) for text in texts], dtype=np.int64), "classes": np.array(classes, np.str_),
+    }  # fmt: skip
+
+
+def _in_order(found: list[tuple[int, Sample]]) -> list[tuple[int, Sample]]:
+    """Return samples in the order of their keys, if these are the numbers from 0 on; else as they are."""
+    if not all(sample.key.isascii() and sample.key.isdecimal() for _, sample in found):
+        return found
+    numbered = sorted(found, key=lambda pair: int(pair[1].key))
+    return numbered if [int(sample.key) for _, sample in numbered] == list(range(len(found))) else found
+
+
+def _load_index(path: Path, state: str, shards: list[Path]) -> dict[str, np.ndarray] | None:
+    """Return the index if it is whole and of these shards; its names are read when they are asked for."""
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            if str(file["state"]) != state:
+                return None
+            arrays = {name: file[name] for name in file.files if name not in ("names", "ends", "state")}
+        rows, classes = arrays["rows"], arrays["classes"]
+        labels = np.concatenate([values for name, values in arrays.items() if name.startswith("labels-")])
+        sizes = np.array([shard.stat().st_size for shard in shards])
+        whole = rows.dtype == _ROW and len(rows) == len(labels) and classes.dtype.kind == "U"
+        whole = whole and labels.dtype == np.int64 and 0 <= labels.min() <= labels.max() < len(classes)
+        whole = whole and rows["shard"].max() < len(shards) and rows["suffix"].max() < len(EXTENSIONS)
+        whole = whole and rows["offset"].min() >= 0
+        return arrays if whole and bool((rows["offset"] + rows["size"] <= sizes[rows["shard"]]).all()) else None
+    except (*UNREADABLE, KeyError):
+        return None
+
+
+def _load_names(path: Path) -> tuple[bytes, np.ndarray]:
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            return file["names"].tobytes(), file["ends"]
+    except (*UNREADABLE, KeyError) as error:
+        raise InputError(f"{path} was changed while it was read ({error}); start again") from None

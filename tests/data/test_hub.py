@@ -1,0 +1,88 @@
+"""Data sets of Hugging Face's ``datasets``, saved to a folder: no network."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cutmix.config.options import TrainOptions
+from cutmix.config.recipe import Recipe
+from cutmix.data import FileSet, describe, open_data, open_splits
+from cutmix.data.decode import read_image
+from cutmix.errors import InputError
+from cutmix.runs.record import read_records
+from cutmix.training.loop import run_training
+
+datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
+
+
+def table(count: int, names: tuple[str, ...] | None = ("ant", "bee"), first: int = 0, **columns: Any) -> Any:
+    """Return a data set of images whose left top pixel is their number."""
+    images = []
+    for i in range(count):
+        pixels = np.full((20, 20 + i % 3, 3), 60 * (i % 2), np.uint8)
+        pixels[0, 0] = first + i
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        images.append({"bytes": file.getvalue(), "path": None})
+    label = datasets.ClassLabel(names=list(names)) if names else datasets.Value("string")
+    labels = [i % 2 if names else ("bee", "ant")[i % 2] for i in range(count)]
+    features = datasets.Features({"image": datasets.Image(), "label": label})
+    return datasets.Dataset.from_dict({"image": images, "label": labels} | columns, features=features)
+
+
+def test_the_splits_of_a_saved_dictionary_are_used(tmp_path: Path) -> None:
+    given = {"train": table(12), "validation": table(6, first=100), "test": table(4, first=200)}
+    datasets.DatasetDict(given).save_to_disk(tmp_path / "set")
+    splits = open_splits(str(tmp_path / "set"))
+    assert splits.train.classes == ("ant", "bee")
+    for data, count, first in ((splits.train, 12, 0), (splits.val, 6, 100), (splits.test, 4, 200)):
+        assert isinstance(data, FileSet)
+        assert data.labels.tolist() == [i % 2 for i in range(count)]
+        assert [read_image(path).getpixel((0, 0))[0] for path in data.paths] == [first + i for i in range(count)]
+    assert len({data.fingerprint() for data in (splits.train, splits.val, splits.test) if data}) == 3
+    datasets.DatasetDict(given | {"train": table(12, first=1)}).save_to_disk(tmp_path / "other")
+    assert describe.describe_data(str(tmp_path / "set")).splits["val"] == [3, 3]
+
+
+def test_a_single_table_is_divided_and_text_labels_are_sorted(tmp_path: Path) -> None:
+    table(20, names=None).shuffle(seed=1).save_to_disk(tmp_path / "set")
+    splits = open_splits(str(tmp_path / "set"))
+    assert splits.train.classes == ("ant", "bee")
+    assert splits.val is not None
+    assert (len(splits.train), len(splits.val)) == (16, 4)
+    for data in (splits.train, splits.val):
+        assert isinstance(data, FileSet)
+        numbers = torch.tensor([read_image(path).getpixel((0, 0))[0] for path in data.paths])
+        assert torch.equal(data.labels, 1 - numbers % 2)
+
+
+def test_a_run_trains_on_it(tmp_path: Path) -> None:
+    table(24).save_to_disk(tmp_path / "set")
+    recipe = Recipe(data=str(tmp_path / "set"), model="resnet20", pretrained=False, image_size=16, epochs=1)
+    run = run_training(recipe, TrainOptions(out=tmp_path / "run", workers=1, device="cpu"))
+    assert read_records(run / "results.jsonl")[0].n == 4
+    run_training(recipe, TrainOptions(out=tmp_path / "run", workers=0, device="cpu", resume=True))
+
+
+def test_what_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(tmp_path / "text")
+    with pytest.raises(InputError, match="has the columns text; expected one of images and one of labels"):
+        open_data(str(tmp_path / "text"), "train")
+    datasets.DatasetDict({"test": table(4)}).save_to_disk(tmp_path / "test")
+    with pytest.raises(InputError, match="has the splits test; expected train"):
+        open_data(str(tmp_path / "test"), "train")
+    table(4).save_to_disk(tmp_path / "broken")
+    next((tmp_path / "broken").glob("*.arrow")).write_bytes(b"noise")
+    with pytest.raises(InputError, match="could not be loaded"):
+        open_data(str(tmp_path / "broken"), "train")
+
+
+def test_without_the_package_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    with pytest.raises(InputError, match="hf:nobody/nothing, a data set of Hugging Face needs"):
+        open_data("hf:nobody/nothing", "train")
