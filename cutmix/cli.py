@@ -413,8 +413,8 @@ PLAIN = {
 }
 _OWN = {"train": train, "transfer": transfer, "compare": compare, "recipes": recipes}
 _ORDER = (
-    "demo", "data", "shards", "train", "transfer", "compare", "evaluate", "predict", "explain", "serve", "export", "push",
-    "preview", "report", "recipes", "paper", "reproduce",
+    "demo", "data", "shards", "train", "transfer", "compare", "evaluate", "predict", "explain", "serve", "export",
+    "push", "preview", "report", "recipes", "paper", "reproduce",
 )  # fmt: skip
 COMMANDS: dict[str, Callable[[list[str]], None]] = {name: _OWN.get(name) or partial(run_plain, name) for name in _ORDER}
 

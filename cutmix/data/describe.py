@@ -14,7 +14,8 @@ from cutmix.config.options import DataOptions
 from cutmix.data.decode import displayed, read_channels
 from cutmix.data.division import Copies, find_copies
 from cutmix.data.folder import ClassFolders, count_suffixes
-from cutmix.data.sets import ArraySet, FileSet, ImageSet, Splits, open_splits
+from cutmix.data.opening import open_splits
+from cutmix.data.sets import ArraySet, FileSet, ImageSet, Splits
 from cutmix.errors import printable
 from cutmix.runtime.files import write_atomic
 from cutmix.runtime.terminal import Tabular

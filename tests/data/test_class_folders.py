@@ -10,7 +10,8 @@ from PIL import Image
 from torchvision import datasets
 
 from cutmix.data.folder import find_parts, printable_name, read_class_folders
-from cutmix.data.sets import FileSet, open_data, open_splits
+from cutmix.data.opening import open_data, open_splits
+from cutmix.data.sets import FileSet
 from cutmix.errors import InputError
 
 

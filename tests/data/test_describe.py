@@ -11,7 +11,7 @@ from PIL import Image
 
 from cutmix.cli import main
 from cutmix.data.describe import describe_data, describe_splits, draw_classes
-from cutmix.data.sets import open_data, open_splits
+from cutmix.data.opening import open_data, open_splits
 
 
 @pytest.fixture

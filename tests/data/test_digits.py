@@ -3,7 +3,7 @@
 import torch
 from sklearn.datasets import load_digits
 
-from cutmix.data.sets import open_data
+from cutmix.data.opening import open_data
 
 
 def test_the_splits_are_the_whole_set_once() -> None:

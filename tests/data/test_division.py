@@ -12,7 +12,8 @@ from PIL import Image
 from cutmix.data import division
 from cutmix.data.division import MIN_SPLIT, find_copies
 from cutmix.data.folder import read_class_folders
-from cutmix.data.sets import FileSet, Splits, open_data, open_splits
+from cutmix.data.opening import open_data, open_splits
+from cutmix.data.sets import FileSet, Splits
 from cutmix.errors import InputError
 
 

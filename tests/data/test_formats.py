@@ -13,7 +13,7 @@ import pytest
 import torch
 from torchvision import datasets
 
-from cutmix.data.sets import open_data
+from cutmix.data.opening import open_data
 from cutmix.errors import InputError
 
 NAMES = {"cifar-10": [f"name{k}" for k in range(10)], "cifar-100": [f"name{k}" for k in range(100)]}
@@ -168,14 +168,14 @@ def test_labels_out_of_range(tmp_path: Path) -> None:
 
 _PEAK = """
 import re, sys, torch
-import cutmix.data.sets
+import cutmix.data.opening
 
 def kilobytes(what):
     with open("/proc/self/status") as status:
         return int(re.search(what + r":\\s+(\\d+) kB", status.read())[1])
 
 before = kilobytes("VmRSS")
-data = cutmix.data.sets.open_data(sys.argv[1], "train")
+data = cutmix.data.opening.open_data(sys.argv[1], "train")
 print((kilobytes("VmHWM") - before) * 1024 / data.images.nbytes)
 """
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision import datasets
 
-from cutmix.data.sets import open_data
+from cutmix.data.opening import open_data
 from cutmix.errors import InputError
 
 LABELS = [0, 9, 4, 4, 7]

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from cutmix.data.sets import ArraySet, FileSet, keep_per_class, open_data, open_splits, random_subset, take
+from cutmix.data.opening import open_data, open_splits
+from cutmix.data.sets import ArraySet, FileSet, keep_per_class, random_subset, take
 from cutmix.errors import InputError
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from cutmix.data.sets import open_data
+from cutmix.data.opening import open_data
 from cutmix.errors import InputError
 
 IDS = ["n02", "n01", "n03"]  # the official list is not sorted either

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-import cutmix.data.sets
+import cutmix.data.opening
 import cutmix.training.setup
 import cutmix.training.state
 from cutmix.config.options import TrainOptions
@@ -107,7 +107,7 @@ def test_only_one_process_searches_a_folder_for_copies(tmp_path: Path, monkeypat
         raise AssertionError("searched again")
 
     monkeypatch.setattr(cutmix.training.setup, "from_first", lambda make, world: alone.copies)
-    monkeypatch.setattr(cutmix.data.sets, "find_copies", search)
+    monkeypatch.setattr(cutmix.data.opening, "find_copies", search)
     second = open_sets(recipe, options, World(1, 2, torch.device("cpu")))
     assert [part.fingerprint() for part in (second.train, second.val)] == [  # type: ignore[union-attr]
         part.fingerprint()

@@ -1,0 +1,292 @@
+"""How a data set is opened: by a known name or by a path, divided into its splits."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+
+from cutmix.data.decode import digest_pixels, find_unreadable, in_threads
+from cutmix.data.division import MOST_NEAR, Copies, divide, divide_folds, divide_stored, find_copies, find_near
+from cutmix.data.folder import ClassFolders, File, printable_name, read_class_folders
+from cutmix.data.formats import read_cifar, read_cub, read_digits, read_idx, read_tiny_imagenet
+from cutmix.data.hub import read_hub
+from cutmix.data.label_file import read_label_file
+from cutmix.data.places import STORED, locate
+from cutmix.data.sets import ArraySet, FileSet, ImageSet, Split, Splits
+from cutmix.data.shards import Catalogue, find_shards, read_shards
+from cutmix.data.sources import Paths, Source, Sources
+from cutmix.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from cutmix.errors import InputError
+
+_CIFAR = (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255)  # the paper's, for both
+_IMAGENET = IMAGENET_MEAN, IMAGENET_STD
+_MEAN_STD = {
+    "digits": ((0.3049,), (0.3754,)),
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion-mnist": ((0.2860,), (0.3530,)),
+    "cifar-10": _CIFAR,
+    "cifar-100": _CIFAR,
+    "tiny-imagenet-200": _IMAGENET,
+    "imagenet": _IMAGENET,
+}
+
+
+def open_splits(
+    data: str,
+    *,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    skip_unreadable: bool = False,
+    download: bool = False,
+    copies: Copies | None = None,
+    channels: int = 3,
+    fold: tuple[int, int] | None = None,
+) -> Splits:
+    """Open all splits of a data set.
+
+    The known sets have the official training and test images and nothing to validate on; the test images of "imagenet"
+    and "tiny-imagenet-200" are the validation images, whose labels are known. A folder is divided as ``divide``
+    describes: into train and val, and a test split where there are enough images.
+
+    Args:
+        data: "digits", "cifar-10", "cifar-100", "fashion-mnist", "tiny-imagenet-200", "imagenet", "cub-200-2011",
+            "hf:NAME" of the Hugging Face Hub, or a path. A path that exists wins; its contents are recognized: an
+            official layout (the folder itself or its parent), folders of splits (``train/``, ``val/``, ``test/``, in
+            any case and by their usual other names), one folder of class folders, tar shards, or what ``datasets``
+            saved. A name is looked up in ``$CUTMIX_DATA``, then in ``./data``.
+        val_fraction: In [0, 1): the share of each class to hold out where a folder has no validation split.
+        seed: Decides that division, and nothing else.
+        skip_unreadable: Leave out files that are not readable images, listed in ``skipped``, instead of refusing them.
+        download: Fetch a known set that is absent.
+        copies: Images of a folder that are there several times, if another process has found them.
+        channels: Channels that image files are decoded to; see ``decode.read_channels``.
+        fold: Of a folder without splits: the fold to test on, from 1, and the number of folds; see ``divide_folds``.
+
+    Raises:
+        InputError: Nothing usable is there; the sentence says what was found and what was expected.
+    """
+    _check_fraction(val_fraction)
+    name, folder = locate(data, download)
+    if fold is not None and name != "folder":
+        raise InputError(f"{name} has splits of its own; --folds divides a folder of images without splits")
+    if name in STORED:
+        return _open_stored(name, folder, val_fraction, seed, skip_unreadable, channels=channels)
+    if name not in ("folder", "imagenet"):
+        train, test = (_open_known(name, folder, split, skip_unreadable) for split in ("train", "test"))
+        return Splits(train, None, test, {"train": "official", "test": "official"}, official=True)
+    return _open_folder(name, folder, val_fraction, seed, skip_unreadable, copies=copies, channels=channels, fold=fold)
+
+
+def open_data(
+    data: str,
+    split: Split,
+    *,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    skip_unreadable: bool = False,
+    download: bool = False,
+    channels: int = 3,
+    fold: tuple[int, int] | None = None,
+) -> ImageSet:
+    """Open one split of a data set.
+
+    Args:
+        data: As ``open_splits`` takes it.
+        split: "train"; "val", to choose by; "test", to report on; or "all": every image of one folder of class folders,
+            and the test images (``test/``, else all of ``val/``) of anything else.
+        val_fraction: See ``open_splits``.
+        seed: See ``open_splits``.
+        skip_unreadable: See ``open_splits``.
+        download: Fetch a known set that is absent.
+        channels: See ``open_splits``.
+        fold: See ``open_splits``.
+
+    Returns:
+        An :class:`ArraySet` for the small known sets, a :class:`FileSet` otherwise.
+
+    Raises:
+        InputError: Nothing usable is there, or the data set has no such split.
+    """
+    if split not in get_args(Split):
+        raise InputError(f"split is '{split}'; expected 'train', 'val', 'test' or 'all'")
+    _check_fraction(val_fraction)
+    name, folder = locate(data, download)
+    if name not in ("folder", "imagenet", *STORED):
+        if split == "val":
+            raise InputError(f"{name} has no val split; expected 'train' or 'test'")
+        return _open_known(name, folder, "train" if split == "train" else "test", skip_unreadable)
+    if split == "all":
+        return _open_all(name, folder, skip_unreadable, channels)
+    if name in STORED:
+        splits = _open_stored(name, folder, val_fraction, seed, skip_unreadable, (split,), channels=channels)
+    else:
+        splits = _open_folder(name, folder, val_fraction, seed, skip_unreadable, (split,), channels=channels, fold=fold)
+    found = {"train": splits.train, "val": splits.val, "test": splits.test}[split]
+    if found is None:
+        why = f"; it has {', '.join(splits.origin)}" + ("" if val_fraction else " (val_fraction is 0)")
+        raise InputError(f"{data} has no {split} split{why}")
+    return found
+
+
+def _check_fraction(val_fraction: float) -> None:
+    if not 0 <= val_fraction < 1:
+        raise InputError(f"val_fraction is {val_fraction}; expected a share of at least 0 and below 1")
+
+
+def _open_known(name: str, folder: Path, split: Literal["train", "test"], skip_unreadable: bool) -> ImageSet:
+    skipped: tuple[Path, ...] = ()
+    if name == "digits":
+        images, labels, classes = read_digits(split)
+    elif name in ("cifar-10", "cifar-100"):
+        images, labels, classes = read_cifar(name, folder, split)
+    elif name in ("fashion-mnist", "mnist"):
+        images, labels, classes = read_idx(name, folder, split)
+    elif name == "tiny-imagenet-200":
+        images, labels, classes, skipped = read_tiny_imagenet(folder, split, skip_unreadable=skip_unreadable)
+    else:
+        paths, numbers, classes = read_cub(folder, split)
+        unreadable = find_unreadable(paths) if skip_unreadable else set()
+        return _file_set(name, folder, split, list(zip(paths, numbers, strict=True)), classes, unreadable)
+    if not len(labels):
+        raise InputError(f"{folder} holds no {split} images of {name}")
+    return ArraySet(name, split, classes, labels, *_MEAN_STD[name], images, skipped)
+
+
+def _open_folder(
+    name: str,
+    folder: Path,
+    val_fraction: float,
+    seed: int,
+    skip_unreadable: bool,
+    wanted: tuple[str, ...] = ("train", "val", "test"),
+    copies: Copies | None = None,
+    channels: int = 3,
+    fold: tuple[int, int] | None = None,
+) -> Splits:
+    """Divide a folder of class folders; only the splits that are wanted are searched for unreadable files."""
+    folders = _listed(folder)
+    known = name == "imagenet"
+    copies = Copies() if known else copies or find_copies(folders, channels=channels)
+    if fold is not None:
+        count = sum(len(own) for classes in folders.parts.values() for own in classes)
+        if copies.near is None and copies.compared == "pixels" and count <= MOST_NEAR:
+            copies = replace(copies, near=find_near(folders, channels))
+        division = divide_folds(folders, copies, *fold, seed)
+    else:
+        division = divide(folders, copies, 0.0 if known else val_fraction, seed)
+    sets: dict[str, FileSet] = {}
+    for split, classes in division.parts.items():
+        samples = _samples(classes)
+        if samples:
+            unreadable = _unreadable(samples, split, copies, skip_unreadable, channels) if split in wanted else set()
+            about: Any = (name, folder, split, samples, folders.classes, unreadable)
+            sets[split] = _file_set(*about, several=folders.labels, channels=channels)
+    origin = {split: phrase for split, phrase in division.origin.items() if split in sets}
+    return Splits(sets["train"], sets.get("val"), sets.get("test"), origin, folders, copies, division.leaks, known)
+
+
+def _listed(path: Path) -> ClassFolders:
+    """Return the images of a folder of class folders, or of a file of labels."""
+    return read_label_file(path) if path.is_file() else read_class_folders(path)
+
+
+def _open_all(name: str, folder: Path, skip_unreadable: bool, channels: int) -> FileSet:
+    found = _catalogue(name, folder) if name in STORED else _listed(folder)
+    part = next(part for part in ("all", "test", "val", "train") if part in found.parts)
+    split: Split = "all" if part in ("all", "train") else "test"
+    if isinstance(found, Catalogue):
+        return _stored_set(folder.name, split, found.classes, *found.parts[part], skip_unreadable, channels)
+    samples = _samples(found.parts[part])
+    unreadable = find_unreadable([path for path, _ in samples], channels) if skip_unreadable else set()
+    return _file_set(name, folder, split, samples, found.classes, unreadable, several=found.labels, channels=channels)
+
+
+def _samples(classes: list[list[File]]) -> list[tuple[Path, int]]:
+    return [(file.path, label) for label, own in enumerate(classes) for file in own]
+
+
+def _unreadable(samples: list[tuple[Path, int]], split: str, copies: Copies, skip: bool, channels: int) -> set[Path]:
+    """Return the files of a split that cannot be read, or refuse them, as far as they are known already."""
+    if skip and copies.compared != "pixels":
+        return find_unreadable([path for path, _ in samples], channels)
+    found = {path for path, _ in samples if path in copies.unreadable}
+    if found and not skip:
+        more = f" ({len(found)} {split} images cannot be read)" if len(found) > 1 else ""
+        raise InputError(f"{copies.unreadable[min(found)]}{more}")
+    return found
+
+
+def _file_set(
+    name: str,
+    folder: Path,
+    split: Split,
+    samples: list[tuple[Path, int]],
+    classes: tuple[str, ...],
+    unreadable: set[Path],
+    *,
+    several: dict[Path, tuple[int, ...]] | None = None,
+    channels: int = 3,
+) -> FileSet:
+    """Make a set of the files that can be read; ``several`` has their labels where an image can have several."""
+    kept = [(path, label) for path, label in samples if path not in unreadable]
+    labels = torch.tensor([label for _, label in kept], dtype=torch.int64)
+    if several is not None:
+        labels = torch.zeros(len(kept), len(classes), dtype=torch.uint8)
+        for row, (path, _) in zip(labels, kept, strict=True):
+            row[list(several[path])] = 1
+        if split == "train" and (missing := (labels.sum(0) == 0).nonzero().flatten().tolist()):
+            raise InputError(f"{folder} leaves no training images with the label '{classes[missing[0]]}'")
+    elif emptied := {label for _, label in samples} - set(labels.tolist()):
+        raise InputError(
+            f"{folder}: none of the {split} images of class '{classes[min(emptied)]}' can be read; repair them"
+        )
+    shown = printable_name(folder.resolve().name) if name == "folder" else name
+    paths, skipped = Paths(path for path, _ in kept), tuple(sorted(unreadable))
+    return FileSet(shown, split, classes, labels, *_normalization(channels), paths, skipped, channels)
+
+
+def _normalization(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return _IMAGENET if channels == 3 else ((0.5,) * channels, (0.25,) * channels)
+
+
+# ---- images inside larger files ----
+
+
+def _catalogue(name: str, folder: Path) -> Catalogue:
+    return read_hub(str(folder)) if name == "hub" else read_shards(folder, find_shards(folder))
+
+
+def _open_stored(
+    name: str, folder: Path, val_fraction: float, seed: int, skip_unreadable: bool,
+    wanted: tuple[str, ...] = ("train", "val", "test"), channels: int = 3,
+) -> Splits:  # fmt: skip
+    """Divide shards, or a data set of Hugging Face, as far as they are not; copies of images are not searched for."""
+    found = _catalogue(name, folder)
+    parts, origin = divide_stored(found, folder, val_fraction, seed)
+    sets: dict[str, FileSet] = {}
+    for split, (part, index) in parts.items():
+        labels, images = found.parts[part]
+        if index is not None:
+            labels, images = labels[index], images.take(index)
+        skip = skip_unreadable and split in wanted
+        sets[split] = _stored_set(folder.name, split, found.classes, labels, images, skip, channels)  # type: ignore[arg-type]
+    return Splits(sets["train"], sets.get("val"), sets.get("test"), origin)
+
+
+def _stored_set(
+    name: str, split: Split, classes: tuple[str, ...], labels: np.ndarray, images: Sources, skip: bool, channels: int
+) -> FileSet:
+    """Make a set of the images that can be read."""
+    skipped: tuple[Source, ...] = ()
+    if skip:
+        found = in_threads(partial(digest_pixels, channels=channels), images)
+        bad = [i for i, each in enumerate(found) if isinstance(each, InputError)]
+        kept = np.setdiff1d(np.arange(len(images)), bad)
+        skipped, labels, images = tuple(images[i] for i in bad), labels[kept], images.take(kept)
+    normalization = _normalization(channels)
+    return FileSet(
+        printable_name(name), split, classes, torch.from_numpy(labels), *normalization, images, skipped, channels
+    )
