@@ -148,9 +148,9 @@ def find_shards(folder: Path, *, trained: bool = True) -> dict[str, list[Path]]:
         for path in _tars(visible):
             parts.setdefault(_part_of(path.stem), []).append(path)
     for path in folders:
-        inside = _tars(sorted(path.iterdir()))
         part = _part_of(path.name)
-        if part == "all" or not inside:
+        inside = [] if part == "all" else _tars(sorted(path.iterdir()))
+        if not inside:
             return {}
         parts.setdefault(part, []).extend(inside)
     if len(parts) > 1 and "all" in parts:
