@@ -6,7 +6,7 @@ Every side's time includes drawing.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -44,9 +44,10 @@ def rows(device: str, rounds: int) -> Iterator[Row]:
     yield from loss_rows(device, rounds)
 
 
-def mixing_rows(device: str, rounds: int) -> Iterator[Row]:
-    """Yield CutMix and Mixup on batches of large and of small images."""
-    for n, side, peers in ((256, 224, large_peers), (128, 32, small_peers)):
+def mixing_rows(device: str, rounds: int, sizes: Sequence[tuple[int, int]] = ((256, 224), (128, 32))) -> Iterator[Row]:
+    """Yield CutMix and Mixup on batches of n images of a side, by default of large and of small ones."""
+    for n, side in sizes:
+        peers = large_peers if side >= 224 else small_peers
         images = torch.randn(n, 3, side, side, device=device)
         labels = torch.randint(CLASSES, (n,), device=device)
         at = f"{n}×3×{side}×{side}"
