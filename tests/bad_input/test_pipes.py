@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from cutmix.api import read_config_file
 from cutmix.data.boxes import read_annotation
 from cutmix.data.decode import read_image
 from cutmix.data.folder import read_text
@@ -20,6 +19,7 @@ from cutmix.runtime.checkpoint import load_checkpoint
 from cutmix.runtime.files import read_lines, regular
 from cutmix.runtime.header import read_header
 from cutmix.runtime.weights import read_weights
+from cutmix.training.settings import read_config_file
 from cutmix.training.setup import _read_file
 from cutmix.transfer.caption_layouts import _lines
 from cutmix.transfer.layouts import Box, read_coco, read_list
