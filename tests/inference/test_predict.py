@@ -21,7 +21,7 @@ from cutmix.data import open_data
 from cutmix.data import test_loader as make_test_loader
 from cutmix.data.image_files import Decoder
 from cutmix.errors import InputError
-from cutmix.inference.command import write
+from cutmix.inference.command import Predictions, write_predictions
 from cutmix.inference.model import Model, Prediction, Preprocessing, load
 from cutmix.runs.record import read_records
 
@@ -200,11 +200,15 @@ def test_predictions_do_not_replace_a_file_of_a_run(run: Path, photos: Path) -> 
 
 @pytest.mark.parametrize("terminal", [False, True])
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_names_are_as_they_are_in_a_file_and_escaped_on_a_terminal(kind: str, terminal: bool) -> None:
+def test_names_are_as_they_are_in_a_file_and_escaped_on_a_terminal(
+    kind: str, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = io.StringIO()
     file.isatty = lambda: terminal  # type: ignore[method-assign]
     found = [Prediction("a\x9b2J\x1b.png", ("cat",), (0.5,), True)]
-    assert write(found, file, PredictOptions(Path("run"), ("a",), format=kind)) == 0  # type: ignore[arg-type]
+    monkeypatch.setattr("sys.stdout", file)
+    options = PredictOptions(Path("run"), ("a",), format=kind)  # type: ignore[arg-type]
+    assert write_predictions(Predictions(found, "one image"), options) == 0
     assert ("\x9b" in file.getvalue()) is not terminal
     assert ("\\x9b2J\\x1b.png" in file.getvalue().replace("\\\\", "\\")) is terminal
 
