@@ -159,7 +159,7 @@ def parse_train(words: list[str]) -> tuple["Recipe", "TrainOptions"]:
 
 
 def base_of(name: str | None, given: dict[str, str], *, asked: bool) -> tuple["Recipe", dict[str, Any]]:
-    """Return what flags change: the recipe that is named, of a resumed run or of the data; and a file's settings."""
+    """Return the recipe that flags change (by its name, of a resumed run, or for the data) and a file's settings."""
     from cutmix.config.recipe import Recipe
     from cutmix.training.settings import base_recipe, read_config_file
 
@@ -172,7 +172,7 @@ def base_of(name: str | None, given: dict[str, str], *, asked: bool) -> tuple["R
 
 
 def spell_out_pretrained(flags: list[str]) -> list[str]:
-    """Give --pretrained and --no-pretrained their value, as neither is a third choice that the data decide."""
+    """Give --pretrained and --no-pretrained a value; without either flag, the data decide."""
     spelled = []
     for flag, following in zip_longest(flags, flags[1:], fillvalue=""):
         if flag == "--no-pretrained":

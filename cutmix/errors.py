@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend, and what reading a damaged file raises."""
+"""The exception for user errors, and the exceptions that a damaged file raises."""
 
 import re
 import zlib
@@ -29,7 +29,7 @@ class InputError(ValueError):
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Escape the control characters that the name of a file may hold and a terminal must not get, but those to keep."""
+    """Escape control characters, which a file name may hold, for a terminal, except those in ``keep``."""
 
     def escaped(found: re.Match[str]) -> str:
         return found[0] if found[0] in keep else found[0].encode("unicode_escape").decode()

@@ -141,7 +141,7 @@ def displayed(image: Decoded) -> Image.Image:
 
 
 class Header(NamedTuple):
-    """What the header of an image file says.
+    """The header of an image file.
 
     Attributes:
         size: Width and height of the image that ``read_image`` makes.
@@ -333,7 +333,7 @@ def read_same_size(
 
 
 class Pixels(NamedTuple):
-    """What decoding an image file found.
+    """The size and the digest of a decoded image file.
 
     Attributes:
         size: Width and height, upright.

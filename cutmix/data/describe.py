@@ -1,4 +1,4 @@
-"""A description of a data set: classes, splits and how they came about, what was left out, copies, leaks, sizes."""
+"""Description of a data set: classes, splits and their origin, files left out, copies, leaks, sizes."""
 
 import json
 from collections import Counter
@@ -98,7 +98,7 @@ class Description(Tabular):
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
 
     def lines(self) -> list[str]:
-        """Return what was understood, in a few lines: the splits, the sizes, what was left out, and the warnings."""
+        """Return a summary in a few lines: the splits, the sizes, the files left out, and the warnings."""
         total = sum(self.totals.values())
         lines = [f"{self.name}: {total:,} images of {len(self.classes)} classes ({_some(self.classes)})"]
         if self.images:

@@ -29,7 +29,7 @@ Classes = list[list[File]]
 
 @dataclass(frozen=True)
 class Copies:
-    """Images that are in a data set several times, and what else decoding them found.
+    """Duplicate images of a data set, and the unreadable files and sizes found while decoding.
 
     Attributes:
         compared: "pixels", or "files" where the images are too many to decode, or "nothing".

@@ -24,7 +24,7 @@ _RATIOS = torch.log(torch.tensor((3.0 / 4.0, 4.0 / 3.0)))  # of width to height,
 
 
 class Window(NamedTuple):
-    """What becomes the square: a rectangle of an image that is resized.
+    """The part of an image that becomes the square: a rectangle, resized and cropped.
 
     Attributes:
         top, left, height, width: The rectangle in pixels of the image.
@@ -263,7 +263,7 @@ class _Draws(TorchFunctionMode):
 
 @contextlib.contextmanager
 def draws_from(generator: Generator) -> Iterator[None]:
-    """Let what draws from PyTorch's global generator draw from this one, in this thread alone."""
+    """Redirect draws from PyTorch's global generator to this generator, in this thread alone."""
     with _Draws(generator):
         yield
 

@@ -58,7 +58,7 @@ class TrainOrder:
     def draws(self, epoch: int) -> Tensor:
         """Return the epoch's order, each index with how often it came before where samples are drawn repeatedly.
 
-        An image that comes again can so be augmented differently; ``split_draw`` takes a draw apart.
+        So a repeated image is augmented differently each time; ``split_draw`` splits a draw.
         """
         indices = self.indices(epoch)
         return indices + (_repeats(indices) << _INDEX_BITS) if self.members or self.repeats > 1 else indices
@@ -110,7 +110,7 @@ class TestOrder:
         self.steps = math.ceil(len(self.all) / self.batch_size)
 
     def indices(self, epoch: int) -> Tensor:
-        """Return this rank's, the same in every epoch."""
+        """Return this rank's indices, the same in every epoch."""
         return self.all
 
     def draws(self, epoch: int) -> Tensor:

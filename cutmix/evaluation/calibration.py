@@ -276,7 +276,7 @@ class CalibrationSums:
             value, (least, most) = float(each), _RANGES.get(name, (0.0, 100.0))
             ends = bootstrap_interval(value, spread, self.n, common["confidence"], least=least, most=most)
             bins = len(self.edges[0]) - 1
-            more: dict[str, Any] = {} if name in ("nll", "brier", "signed_gap") else {"bins": bins}
+            more: dict[str, Any] = {"bins": bins} if name in _BINNED else {}
             if name == "ece":
                 more["note"] = (
                     f"biased upwards: with {self.n:,} images in {bins} bins, a perfectly calibrated classifier "
@@ -286,6 +286,8 @@ class CalibrationSums:
         return records
 
 
+# Metrics that depend on the number of bins, which their records name; ranges other than 0 to 100.
+_BINNED = ("ece", "ece_adaptive", "ece_debiased", "mce")
 _RANGES = {"signed_gap": (-100.0, 100.0), "nll": (0.0, np.inf), "brier": (0.0, 2.0), "ece_debiased": (-100.0, 100.0)}
 
 

@@ -133,7 +133,7 @@ def comparisons(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 
 def verdict(runs: Sequence[Run]) -> list[str]:
-    """Return two sentences for a person who decides: the result, and how far it can be relied on."""
+    """Return two sentences: the result, and its reliability."""
     return next((_decide(one) if len(one.estimates) > 1 else _describe(one) for one in _contests(runs)), [])
 
 
@@ -217,7 +217,7 @@ class Pair(NamedTuple):
     Attributes:
         first: Label of a run.
         second: Label of another.
-        counts: Images that only the one and only the other classifies correctly, and the p-value by itself.
+        counts: Images that only the first or only the second classifies correctly, and the unadjusted p-value.
         p: The p-value, adjusted for all pairs by Holm's method.
     """
 

@@ -255,8 +255,8 @@ MEASURES = {
         "APGD stays within ε", "Holds if no pixel of any image changed by more than ε.", "within ε", "ε"
     ),
     "fgsm_zero_gradients": _check("Every image has a gradient",
-        "Holds if no image has a gradient of exactly zero, which arithmetic makes of very sure answers; such an image "
-        "cannot be attacked. Source: Carlini et al. 2019.",
+        "Holds if no image has a gradient of exactly zero, which rounding makes of very confident predictions; such "
+        "an image cannot be attacked. Source: Carlini et al. 2019.",
         "none",
     ),
     "pgd_not_weaker_than_fgsm": _check("PGD is at least as strong as FGSM",
@@ -434,14 +434,14 @@ MEASURES = {
     ),
     **_coco_metrics(),
     "ap": _detection("Average precision",
-        "The average precision of one class at 11 recalls, of which mAP is the mean over the classes with objects. "
+        "The average precision of one class at 11 recalls; mAP is its mean over the classes with objects. "
         "Source: Everingham et al. 2010.",
     ),
     # captioning
     **{f"bleu_{n}": _bleu(n) for n in range(1, 5)},
     "meteor": _captioning("METEOR",
         "Matches of words, stems and synonyms, as METEOR 1.5’s own program in Java computes them; without Java it is "
-        "not run, and no other measure has its name. Source: Denkowski and Lavie 2014.",
+        "not run, and no other metric has its name. Source: Denkowski and Lavie 2014.",
     ),
     "rouge_l": _captioning("ROUGE-L",
         "The mean over images of the F-measure (β = 1.2) of the longest common subsequence of words, with the best "

@@ -1,4 +1,4 @@
-"""The section of the page about single classes and images: where a classifier errs, and what it is unsure of."""
+"""The section of the page about classes and images: accuracy, confusions, and predictions with a low margin."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -154,7 +154,7 @@ def _name(made: Answers, i: int) -> str:
 
 
 def _prediction(made: Answers, i: int) -> str:
-    """Return the predicted class with its probability in per cent and, where it is unsure, the second one."""
+    """Return the predicted class with its probability in per cent and, at a low margin, the second class."""
     p = made.probabilities[i]
     second, first = p.argsort(kind="stable")[-2:]
     first = made.predicted[i]

@@ -75,7 +75,7 @@ _POINTS = 3  # values of ``at`` from which a measure is a curve
 
 
 class Key(NamedTuple):
-    """What makes a row: the measure's key in ``MEASURES``, what it is of, and where."""
+    """The key of a row: the key of its metric in ``MEASURES``, its subject and its ``at``."""
 
     name: str
     of: str
@@ -84,7 +84,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Card:
-    """What a suite found in several runs.
+    """The results of a suite in several runs.
 
     Attributes:
         suite: Its name.
@@ -148,7 +148,7 @@ def table(card: Card, caption: str, rows: Sequence[Key], *, with_notes: bool = T
         cells = [cell(measure_of(row.name), found.get(run.label)) for run in card.runs]
         tag = _CHOSEN if _is_chosen(found) else ""
         shown.append(Row(name(row) + tag, [*cells, measure_of(row.name).better or "–", _images(found.values())]))
-    header = ["Measure", *(run.label for run in card.runs), "Better", "Images"]
+    header = ["Metric", *(run.label for run in card.runs), "Better", "Images"]
     made = Markup(HTML.table(caption + _INTERVAL, header, shown))
     return made + notes(card, rows) if with_notes else made
 
@@ -217,7 +217,7 @@ def cell(measure: Measure, line: Record | None) -> str:
 
 
 def name(row: Key) -> Markup:
-    """Return a measure's name, which is a link to its definition, and what and where it is of."""
+    """Return the name of a metric, linked to its definition, with its subject and its ``at``."""
     measure = measure_of(row.name)
     head = link(anchor(row.name), measure.heading) if measure.definition else Markup.escape(measure.heading)
     of = row.of if row.of and row.of != "held-out half" and not is_mean(row) else ""
@@ -270,7 +270,7 @@ def _quiet(text: str) -> Markup:
 
 
 def _images(lines: Iterable[Record]) -> str:
-    """Return the number of images that results are of and, where they are a part, of the whole test set."""
+    """Return the number of evaluated images and, where they are a subset, the size of the whole test set."""
     counts = sorted({(line.n, whole_of(line)) for line in lines if line.n})
     return " to ".join(dict.fromkeys(_part(*each) for each in (counts[0], counts[-1]))) if counts else "–"
 
@@ -280,7 +280,7 @@ def _part(n: int, whole: int) -> str:
 
 
 def whole_of(line: Record) -> int:
-    """Return the size of the test set of which a metric has only a part, otherwise 0."""
+    """Return the size of the whole test set where a metric uses a subset, otherwise 0."""
     n, whole = line.n or 0, line.test_images or 0
     return whole if n < whole and line.suite in ("calibration", "robustness", "localization") else 0
 

@@ -56,7 +56,7 @@ class _Sample(NamedTuple):
         name: The measure's key in ``MEASURES``.
         of: What it is of; "" where it is of the test images alone.
         at: Where.
-        line: Its latest record, of which the arrays are; None where it was not evaluated.
+        line: Its latest record, which belongs to the arrays; None where it was not evaluated.
         values: The arrays.
         compare: How those of two runs are compared.
         same: What has to be the same in both runs, beside the test images.
@@ -205,7 +205,7 @@ _SAMPLES: dict[str, Callable[[Run, Arrays], Iterator[_Sample]]] = {
 
 
 def _last(run: Run, suite: str, metric: str, of: str = "") -> Record | None:
-    """Return the latest record of a metric, of which the arrays are; None where it was not evaluated."""
+    """Return the latest record of a metric, which belongs to the arrays; None where it was not evaluated."""
     lines = (line for line in reversed(run.suite(suite)) if line.metric == metric)
     return next((line for line in lines if (line.of or "") == of), None)
 
@@ -225,7 +225,7 @@ def precision_difference(
     Args:
         first: Judged detections of one run.
         second: Those of the other, of the same objects.
-        pictures: How many there are, those without objects among them.
+        pictures: Number of images, including those without objects.
         draws: Resamples.
         seed: Of the resamples; NumPy's own generator.
 

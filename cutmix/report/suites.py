@@ -106,11 +106,11 @@ def out_of_distribution(runs: Sequence[Run]) -> Section | None:
     mean = [row for row in others if is_mean(row)]
     each_set = [row for row in others if row not in mean]
     if mean:
-        body += table(card, "Other measures and scores, mean of the sets", mean)
-        folded = table(card, "Other measures and scores, each set", each_set, with_notes=False)
-        body += HTML.folded("Other measures and scores, each set", folded) if each_set else ""
+        body += table(card, "Other metrics and scores, mean of the sets", mean)
+        folded = table(card, "Other metrics and scores, each set", each_set, with_notes=False)
+        body += HTML.folded("Other metrics and scores, each set", folded) if each_set else ""
     else:
-        body += table(card, "Other measures and scores", each_set, with_notes=False)
+        body += table(card, "Other metrics and scores", each_set, with_notes=False)
     body += pictures(card) + _beside_paper_of(card)
     return Section(SUITES[card.suite].title, card.suite, body)
 
@@ -139,7 +139,7 @@ def labels(runs: Sequence[Run]) -> Section | None:
 
 
 def definitions(runs: Sequence[Run]) -> list[tuple[str, list[Definition]]]:
-    """The definitions of the measures that the page shows, by section."""
+    """The definitions of the metrics on the page, by section."""
     found = []
     compared: dict[str, Definition] = {}
     for suite, about in SUITES.items():
@@ -182,7 +182,7 @@ def differences_of(card: Card) -> Markup:
                 "0 where p says not significant."
             ).format(len(found))
         )
-    return Markup(HTML.table(caption, ["Measure", *labels], shown)) + Markup(HTML.notes(about))
+    return Markup(HTML.table(caption, ["Metric", *labels], shown)) + Markup(HTML.notes(about))
 
 
 def _difference(row: Key, found: Difference) -> str:
@@ -197,7 +197,7 @@ def _beside_paper_of(card: Card) -> Markup:
 
 
 def beside_paper(table: Table, runs: Sequence[Run]) -> Markup:
-    """Return a table of the paper with what was run by its protocol, and in what other runs of its rows differ."""
+    """Return a table of the paper beside the runs by its protocol, and the differences of other runs of its rows."""
     made, differing = sheets(table, merged(map(of_run, runs)))
     body = Markup("")
     for sheet in made:
@@ -302,7 +302,7 @@ def paper_of_transfer(runs: Sequence[Run]) -> Section | None:
 
 
 def _section(runs: Sequence[Run], task: str, tables: Markup, figure: tuple[str, str, str]) -> Section | None:
-    """Return a task's section: its tables, what was learnt by epoch, and pictures; None where no run is of it."""
+    """Return a task's section: its tables, learning curves and images; None without a run of the task."""
     styles = {group: style for style, group in enumerate(groups(runs))}
     runs = [run for run in runs if run.task == task]
     if not runs:

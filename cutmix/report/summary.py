@@ -154,7 +154,7 @@ def paired_comparisons(runs: Sequence[Run]) -> Section | None:
 
 
 def paper_tables(runs: Sequence[Run]) -> Section | None:
-    """The paper's tables and figures of which a row was run, with its numbers where the protocol is the same."""
+    """The paper's tables and figures with a row that was run, and its numbers where the protocol is the same."""
     ours = merged(map(of_run, runs))
     known = {table: rows for table in TABLES if not table.command and (rows := rows_run(table, ours))}
     more = [table for table, rows in known.items() if not all(row.is_baseline for row in rows)]
@@ -264,10 +264,10 @@ def _origins(runs: Sequence[Run]) -> Markup:
         Markup("<strong>{}</strong>: the weights are those of the file <code>{}</code>. {}").format(
             run.label,
             run.evaluated,
-            "The recipe is what the file says of itself."
+            "The recipe is read from the header of the file."
             if "epochs" in run.recipe
             else "How they were trained is not "
-            "known here, so their normalisation and the test images may not be those of their training.",
+            "known here, so normalisation and test images may differ from those of their training.",
         )
         for run in runs
         if run.evaluated

@@ -71,7 +71,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def make_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
-    """Return what scales the loss so that gradients do not vanish in float16; in other precisions it does nothing."""
+    """Return the gradient scaler, which keeps float16 gradients from vanishing; disabled in other precisions."""
     return torch.amp.GradScaler(device.type, enabled=precision == "float16")
 
 

@@ -62,7 +62,7 @@ def open_safetensors(path: Path) -> Iterator[Any]:
 def read_header(path: str | Path) -> Header:
     """Read the header of a file of weights, without its tensors.
 
-    The header of another program's file is empty, or what timm's ``config.json`` beside it says of the model.
+    The header of another program's file is empty, or comes from timm's ``config.json`` beside the file.
 
     Raises:
         InputError: The file is missing or damaged, or a field has another type or is out of its range.

@@ -161,7 +161,7 @@ def _is_first(message: str) -> bool:
 
 
 def _discard_output() -> None:
-    """Point standard output to nowhere, or Python would complain once more when it ends."""
+    """Redirect standard output to the null device, so that Python does not report the error again at its exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -217,7 +217,7 @@ class Progress:
         self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def start_epoch(self) -> None:
-        """Begin to count images and time; measuring and saving are not in the speed."""
+        """Start to count images and time; the speed excludes evaluating and saving."""
         self._images, self._since = 0, time.perf_counter()
 
     def step(self, images: int) -> None:
@@ -244,7 +244,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as people say it."""
+    """Return a duration in words."""
     for limit, unit, length in ((120, "s", 1), (7200, "min", 60), (172_800, "h", 3600)):
         if seconds < limit:
             return f"{seconds / length:.0f} {unit}"

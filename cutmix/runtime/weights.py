@@ -174,7 +174,7 @@ def _adapted(stem: Tensor, own: Tensor) -> Tensor:
 
 
 def find_prefix(weights: Weights, own: Mapping[str, Tensor]) -> str:
-    """Return what stands before the names of a model's tensors in a file, such as "", ``module.``, ``state_dict.``.
+    """Return the prefix of the names of a model's tensors in a file, such as "", ``module.``, ``state_dict.``.
 
     Args:
         weights: The content of the file.
@@ -204,7 +204,7 @@ def find_prefix(weights: Weights, own: Mapping[str, Tensor]) -> str:
 
 
 def count_classes(model: nn.Module, weights: Weights) -> int | None:
-    """Return how many classes the classifier in a file is for, whatever the model's number; None if it has none."""
+    """Return the number of classes of the classifier in a file, not of the model; None without a classifier."""
     own = model.state_dict()
     prefix = find_prefix(weights, own)
     head = [prefix + name for name in own if name.startswith(_classifier_prefixes(model))]

@@ -1,7 +1,7 @@
 """Many training runs in one folder: timed before they start, resumed, shared among machines, failures kept apart.
 
-``cutmix compare``, ``cutmix reproduce`` and ``cutmix train --folds`` are campaigns; here is which runs the first and
-the last have.
+``cutmix compare``, ``cutmix reproduce`` and ``cutmix train --folds`` are campaigns; this file also lists the runs of
+the first and the last.
 """
 
 import contextlib
@@ -86,7 +86,7 @@ def open_campaign(jobs: Sequence[Job], options: CampaignOptions, name: str) -> I
     Args:
         jobs: Every run of the campaign, in the order in which they are to run.
         options: Folder, shard and device.
-        name: Command, of which the lock is named.
+        name: Command, which names the lock.
 
     Raises:
         InputError: If a folder holds another run, or another process is at the same shard.
@@ -179,7 +179,7 @@ def print_plan(
 ) -> float:
     """Print what will be run and for how long, timed on a few steps of each recipe; return the seconds.
 
-    Brief runs are not timed before: the first of them is, and says how long the others take.
+    Brief runs are not timed in advance; the time of the first is the estimate for the others.
     """
     total = 0.0
     grid = Grid("Recipe", "Model", "Epochs", "Runs left", "A run takes", "Together")
@@ -249,7 +249,7 @@ def train_briefly(recipe: Recipe, options: TrainOptions) -> Path:
 
 
 def run_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
-    """Run what is not finished of each method, seed and subset; return all runs, or none while others do some of them.
+    """Run every unfinished method, seed and subset; return all runs, or none while other shards run some.
 
     Args:
         recipe: What all runs share; its mix, seed and subset are those of the options.

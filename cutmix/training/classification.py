@@ -1,4 +1,4 @@
-"""What a run learns: how a batch becomes a loss and how the network is measured. The loop knows no more of it."""
+"""The classification task: the loss of a batch and the evaluation. ``Task`` is its interface to the loop."""
 
 import contextlib
 import hashlib
@@ -39,11 +39,11 @@ from cutmix.training.state import State
 
 
 class Evaluation(NamedTuple):
-    """What a measurement of the test set found.
+    """The results of an evaluation.
 
     Attributes:
         figures: Numbers for the log.
-        arrays: What came out for each sample, from which every record can be computed.
+        arrays: Outputs for each sample, from which every record can be computed.
     """
 
     figures: dict[str, float]
@@ -51,7 +51,7 @@ class Evaluation(NamedTuple):
 
 
 class Task(Protocol):
-    """What the loop asks for.
+    """The interface of a task to the loop.
 
     Attributes:
         key: Figure that decides which epoch is the best one.
@@ -84,7 +84,7 @@ class Task(Protocol):
         """Split that the results are of; None where no image is evaluated."""
 
     def split(self, images: Any, targets: Any, progress: float) -> Sequence[tuple[Any, Any]]:
-        """Make of a batch the parts that go through the network one by one; ``progress`` is the share of all steps."""
+        """Divide a batch into parts for separate forward passes; ``progress`` is the share of the steps done."""
 
     def loss(self, network: nn.Module, images: Any, targets: Any) -> Tensor:
         """Return the mean loss of a part."""
@@ -96,7 +96,7 @@ class Task(Protocol):
         """Return the records of what ``evaluate`` found on ``reported_on``."""
 
     def opening(self) -> str:
-        """Return what is said of method and data before the first step."""
+        """Return the description of method and data that is printed before the first step."""
 
     def notes(self) -> Sequence[str]:
         """Return what was left out or assumed when the data were read, one sentence each."""
@@ -105,13 +105,13 @@ class Task(Protocol):
         """Return the fields of a record that depend on the task."""
 
     def fingerprint(self) -> str:
-        """Return a digest of the samples, by which a resumed run knows its data wherever they lie."""
+        """Return a digest of the samples, by which a resumed run checks its data at any path."""
 
     def about(self, epoch: int) -> dict[str, str]:
-        """Return what a file of weights says of itself."""
+        """Return the header of a file of weights."""
 
     def samples(self) -> bytes | None:
-        """Return a PNG of what the network is shown, or None."""
+        """Return a PNG of training images, or None."""
 
     def pictures(self, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
         """Return PNGs of what ``evaluate`` found after the last epoch, by their names."""
@@ -119,7 +119,7 @@ class Task(Protocol):
 
 @dataclass
 class Classification:
-    """Classes of images, with whatever is mixed.
+    """Image classification with any mixing method.
 
     Attributes:
         recipe: What is run.
@@ -274,7 +274,7 @@ class Classification:
         return hashlib.blake2b(json.dumps([parts, weights]).encode(), digest_size=16).hexdigest()
 
     def about(self, epoch: int) -> dict[str, str]:
-        """Return enough to use the weights and to measure them."""
+        """Return the header of the weights: the fields needed to use and to evaluate them."""
         recipe, data = self.recipe, self.train_set
         about: dict[str, Any] = {
             "model": recipe.model, "num_classes": data.num_classes, "in_chans": data.in_chans, "classes": data.classes,
@@ -314,7 +314,7 @@ class Classification:
         return drawn | ({"attention": self._attention()} if self.state.mix.uses_attention else {})
 
     def _attention(self) -> bytes:
-        """Draw where the network looks now, and what SMMix makes of it."""
+        """Draw the attention of the model, and the images that SMMix mixes by it."""
         data = self.train_set
         images, labels = pick_samples(data, self.recipe.image_size, 8, 0)
         images = images.to(self.world.device)

@@ -43,7 +43,7 @@ Options = TypeVar("Options", bound=RunOptions)
 
 
 def run_training(recipe: Recipe, options: TrainOptions | None = None) -> Path:
-    """Train a recipe, measure it after each epoch, and return the folder of the run.
+    """Train a recipe, evaluate it after each epoch, and return the folder of the run.
 
     Args:
         recipe: What to compute.
@@ -60,7 +60,7 @@ def run_training(recipe: Recipe, options: TrainOptions | None = None) -> Path:
 
 
 def run_to_end(run: Run) -> Path:
-    """Train what is prepared, from its start or its checkpoint, and return its folder; raises as ``run_training``."""
+    """Train a prepared run, from its start or its checkpoint, and return its folder; raises as ``run_training``."""
     try:
         if begin(run):
             return run.path
@@ -82,7 +82,7 @@ def run_to_end(run: Run) -> Path:
 
 
 def train_epoch(run: Run, epoch: int, stop: Stop) -> None:
-    """Train on what is left of an epoch; look, save and stop between two steps."""
+    """Train on the rest of an epoch; log, save and stop between two steps."""
     recipe, options, state, world = run.recipe, run.options, run.state, run.world
     run.network.train()
     if isinstance(recipe, Recipe) and recipe.freeze:
@@ -108,7 +108,7 @@ def train_epoch(run: Run, epoch: int, stop: Stop) -> None:
         if stopping:
             run.progress.say(
                 f"stopped at step {state.step} in epoch {epoch + 1}; "
-                f"{run.task.command} --resume --out {shlex.quote(str(run.path))} goes on from there"
+                f"{run.task.command} --resume --out {shlex.quote(str(run.path))} resumes the run"
             )
             raise SystemExit(128 + (stop.number or signal.SIGTERM))
     check_finite(run)
@@ -116,7 +116,7 @@ def train_epoch(run: Run, epoch: int, stop: Stop) -> None:
 
 
 def train_step(run: Run, images: Any, targets: Any) -> Tensor:
-    """Take one optimizer step on a batch, and return its mean loss, which nothing has waited for."""
+    """Take one optimizer step on a batch, and return its mean loss without waiting for the device."""
     recipe, state = run.recipe, run.state
     state.optimizer.zero_grad(set_to_none=True)
     # the batch is mixed here, as a whole, and then divided
@@ -138,10 +138,10 @@ def train_step(run: Run, images: Any, targets: Any) -> Tensor:
 
 
 def read_losses(run: Run) -> None:
-    """Read the losses since the last look, and add them one by one: the sums do not depend on when one looked.
+    """Read the losses since the last read and add them one by one: the sums do not depend on when they are read.
 
     Raises:
-        InputError: If one is not finite, with its step and learning rate and the last good checkpoint.
+        InputError: If a loss is not finite, with its step and learning rate and the last good checkpoint.
     """
     if not run.unread:
         return
@@ -161,12 +161,12 @@ def read_losses(run: Run) -> None:
 
 
 def check_finite(run: Run) -> None:
-    """Look at the losses and the weights before they are saved or measured, so that every checkpoint is good.
+    """Check the losses and the weights before they are saved or evaluated, so that every checkpoint is finite.
 
-    A finite loss can leave infinite weights: they are its gradient's.
+    A finite loss can have an infinite gradient, which makes the weights infinite.
 
     Raises:
-        InputError: If one is not finite.
+        InputError: If a loss or a weight is not finite.
     """
     read_losses(run)
     if any_process(not all_finite(run.state.model.state_dict().values()), run.world):
@@ -174,14 +174,14 @@ def check_finite(run: Run) -> None:
 
 
 def diverged(run: Run, what: str, step: int) -> InputError:
-    """Return the error of a run that cannot go on, with what is needed to find out why."""
+    """Return the error of a diverged run, with the step, the learning rate and the last good checkpoint."""
     lr = learning_rate(run.recipe, step, run.batches.steps)
     good = f"the last good checkpoint is {run.checkpoint}" if run.checkpoint.exists() else "no checkpoint was saved"
     return InputError(f"{what} at step {step + 1}, with learning rate {lr:.4g}; {good}")
 
 
 def log_step(run: Run, epoch: int, lr: float) -> None:
-    """Show and log the loss since the last such line of the epoch."""
+    """Show and log the mean loss since the last logged step of the epoch."""
     read_losses(run)
     loss = run.state.recent_sum / run.state.recent_seen
     run.state.recent_sum, run.state.recent_seen = 0.0, 0
@@ -249,7 +249,7 @@ def evaluate(run: Run, split: str) -> Evaluation:
 
 
 def evaluate_best(run: Run) -> None:
-    """Evaluate the weights of the best epoch on the split that is reported, where another one chose them."""
+    """Evaluate the weights of the best epoch on the reported split, if another split chose the epoch."""
     reported_on = run.task.reported_on
     if not run.state.best or reported_on is None or run.task.chosen_on == reported_on:
         return
@@ -267,7 +267,7 @@ def is_best(run: Run, figures: dict[str, float]) -> bool:
 
 
 def keep(run: Run, arrays: dict[str, np.ndarray] | None, which: str, weights: str) -> None:
-    """Write the outputs for each sample that is reported on, if given, and the weights that gave them."""
+    """Write the outputs for each sample of the reported split, if given, and the weights that produced them."""
     if run.folder:
         if arrays is not None:
             write_arrays(run.path / f"predictions/{which}.npz", arrays)
@@ -340,7 +340,7 @@ def write_records(run: Run, folder: RunFolder) -> None:
 
 
 def begin(run: Run) -> bool:
-    """Take hold of the folder, start the run's files or go on from its checkpoint; return whether it is finished."""
+    """Lock the folder, start the run's files or resume from its checkpoint; return whether the run is finished."""
     recipe, options = run.recipe, run.options
     snapshot, finished = from_first(lambda: take_hold(run), run.world)
     run.progress.say(
@@ -354,7 +354,7 @@ def begin(run: Run) -> bool:
     check_same_data(run)
     if snapshot is not None:
         if "data" not in snapshot:
-            raise InputError(f"{run.checkpoint} is not one of this run: it does not say which images it was trained on")
+            raise InputError(f"{run.checkpoint} is not one of this run: it has no fingerprint of the training images")
         if snapshot["data"] != run.fingerprint:
             what = "images, or --class-weights other values," if getattr(recipe, "class_weights", None) else "images"
             raise InputError(f"{recipe.data} has other {what} than when the run in {run.path} was started")
@@ -368,7 +368,7 @@ def begin(run: Run) -> bool:
             return True
         if run.folder:
             run.folder.cut_log(snapshot["log_size"])
-        run.progress.say(f"going on after step {run.state.step}")
+        run.progress.say(f"resuming after step {run.state.step}")
     elif finished:
         run.progress.say(f"{run.path} is finished")
         return True

@@ -1,4 +1,4 @@
-"""What moves the weights: the optimizer, the learning rate at a step, the moving average."""
+"""The optimizer, the learning rate of a step, and the moving average of the weights."""
 
 import copy
 import math
@@ -20,9 +20,9 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the recipe's optimizer.
 
-    With ``decay_all`` off, vectors (biases, normalisation) are not decayed, nor is what a network of timm names in
-    ``no_weight_decay`` (position embeddings, class tokens). With a ``head_lr_factor`` that is not 1,
-    the parameters of the classifier are in groups of their own, which ``set_learning_rate`` knows by "lr_factor".
+    Without ``decay_all``, weight decay leaves out vectors (biases, normalisation) and the parameters in the
+    ``no_weight_decay`` of a timm model (position embeddings, class tokens). With a ``head_lr_factor`` other than 1,
+    the parameters of the classifier are in groups of their own, with the factor as "lr_factor".
     """
     if layer_decay != 1:
         return _optimizer(recipe, _decayed_layers(recipe, model, layer_decay))
@@ -114,13 +114,11 @@ def find_classifier(model: nn.Module) -> nn.Linear:
     """Return the layer that maps features to classes.
 
     Raises:
-        InputError: If the network does not say which it is, or it is no linear layer.
+        InputError: If the model has no ``get_classifier``, or its classifier is not a linear layer.
     """
     classifier = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
     if not isinstance(classifier, nn.Linear):
-        raise InputError(
-            f"{type(model).__name__} has no linear classifier that --head-lr-factor or --freeze could be for"
-        )
+        raise InputError(f"{type(model).__name__} has no linear classifier, which --head-lr-factor and --freeze need")
     return classifier
 
 

@@ -1,4 +1,4 @@
-"""What a training run works with: data, loaders, network and all around it, made before the first step."""
+"""Setup of a training run: data, loaders, model, state and folder, before the first step."""
 
 import contextlib
 import csv
@@ -38,7 +38,7 @@ from cutmix.training.state import State, start_state
 
 @dataclass
 class Run:
-    """What the loop works with, made once; ``prepare`` makes it for classifiers."""
+    """A prepared training run, the input of the loop; ``prepare`` returns that of a classifier."""
 
     recipe: Training
     options: RunOptions
@@ -60,12 +60,12 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """Where to go on."""
+        """The file to resume from."""
         return self.path / "checkpoint.pt"
 
 
 def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
-    """Open the data, make everything that the loop works with, and find what is wrong before anything is written."""
+    """Open the data, create the model and its loaders, and refuse contradictions before anything is written."""
     check_tracker(options.log)
     splits = open_sets(recipe, options, world)
     given, (recipe, notes) = recipe, resolve(recipe, splits.train, world.device)
@@ -99,7 +99,7 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
             "--patience needs images to choose an epoch by; expected a val split apart from the test split"
         )
     if recipe.train_error and test_set is None:
-        raise InputError("--train-error stands beside the error on other images; expected a val or a test split")
+        raise InputError("--train-error is compared with the error on other images; expected a val or a test split")
     weights = read_class_weights(recipe.class_weights, train_set) if recipe.class_weights else None
     notes += describe_balance(recipe, train_set, weights)
     if world.first and notes:
@@ -382,7 +382,7 @@ def describe_balance(recipe: Recipe, data: ImageSet, weights: Tensor | None) -> 
         share = len(data) / int((counts > 0).sum())
         times = [f"{share / count:.3g}" if count else "0" for count in counts.tolist()]
         lines.append(
-            f"balanced sampler: about {share:.0f} images of each class an epoch, so that an image is seen this often: "
+            f"balanced sampler: about {share:.0f} images of each class an epoch; draws of each image, by class: "
             f"{_some(data.classes, times)}"
         )
     return lines
@@ -396,7 +396,7 @@ def _some(names: tuple[str, ...], values: list[str], most: int = 10) -> str:
 
 
 class Tracker(Protocol):
-    """What the loop logs to."""
+    """An experiment tracker, such as TensorBoard."""
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
         """Log a number at an optimizer step."""

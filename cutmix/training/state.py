@@ -1,4 +1,4 @@
-"""All that changes while training: how it starts, and how it is saved and restored bit for bit."""
+"""The state of a training run: created, saved, and restored bit for bit."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,15 +23,15 @@ from cutmix.training.optim import WeightAverage, find_classifier, make_average, 
 
 @dataclass
 class State:
-    """What a checkpoint holds, beside the states of the global random generators.
+    """The content of a checkpoint, without the states of the global random generators.
 
     Attributes:
         model: The network, without what wraps it for several processes or compilation.
-        optimizer: What moves its weights.
+        optimizer: The optimizer of the model.
         average: Moving average of the weights, or None.
-        cutout: What cuts squares out of each batch before it is mixed, or None; it has a random state of its own.
+        cutout: The Cutout before the mix, or None; it has a random state of its own.
         mix: The mixing method; it has a random state of its own.
-        scaler: What scales the loss in float16.
+        scaler: The gradient scaler of float16.
         epoch: Epochs done.
         step_in_epoch: Optimizer steps done of the epoch that is running.
         step: Optimizer steps done in all.
@@ -40,7 +40,7 @@ class State:
         recent_sum: The same as ``loss_sum``, since the last line of the log.
         recent_seen: The same as ``seen``, since the last line of the log.
         seconds: Time spent on training steps so far.
-        best: Epoch and errors of the best measurement so far; empty before the first.
+        best: Epoch and errors of the best evaluation so far; empty before the first.
     """
 
     model: nn.Module
@@ -80,7 +80,7 @@ _OF_A_PROCESS = ("loss_sum", "seen", "recent_sum", "recent_seen")
 
 
 def start_state(recipe: Recipe, data: ImageSet, world: World, *, started: bool = False) -> State:
-    """Make the network and all that moves it, the same in every process; random numbers drawn later differ.
+    """Create model, optimizer and mix with equal weights in every process; later random draws differ.
 
     Args:
         recipe: What is run.
@@ -162,7 +162,7 @@ def _train_on_one(network: nn.Module, image: torch.Tensor, refusal: str) -> None
 
 
 def take_snapshot(state: State, world: World) -> dict[str, Any]:
-    """Return what a run needs to resume bit for bit; every process takes part, and the first one has the whole."""
+    """Return the state that a run needs to resume bit for bit, on the first process; every process takes part."""
     own = {name: getattr(state, name) for name in _OF_A_PROCESS}
     own |= {"torch": torch.get_rng_state()}
     own |= {name: part.state_dict() for name in ("cutout", "mix") if (part := getattr(state, name))}
@@ -187,8 +187,7 @@ def restore(state: State, snapshot: dict[str, Any], world: World) -> None:
     processes = snapshot.get("processes", [])
     if len(processes) not in (0, world.size):
         raise InputError(
-            f"the run was started with {len(processes)} processes and goes on exactly only with as many; there "
-            f"are {world.size}"
+            f"the run was started with {len(processes)} processes, and needs as many to resume; there are {world.size}"
         )
     try:
         own = processes[world.rank]

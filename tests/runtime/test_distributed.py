@@ -176,7 +176,7 @@ def test_torchrun_restarts_a_killed_process_and_the_run_ends_with_the_same_weigh
     out.mkdir()
     done = launch(together, "0", restarts=1, out=out.name)  # the one that writes
     assert done.returncode == 0, done.stderr
-    assert "going on after step 3" in done.stdout
+    assert "resuming after step 3" in done.stdout
     assert "Traceback (most recent call last)" not in done.stdout
     for name in ("model.safetensors", "best.safetensors"):
         assert (out / "run" / name).read_bytes() == (together / "run" / name).read_bytes()

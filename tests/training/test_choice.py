@@ -215,7 +215,7 @@ def test_what_needs_images_to_evaluate_is_refused_before_it_trains(tmp_path: Pat
     nothing = replace(RECIPE, data=data, val_fraction=0.0)
     with pytest.raises(InputError, match="leaves no images to compare the runs on"):
         run_methods(nothing, CompareOptions(out=tmp_path / "compare"))
-    with pytest.raises(InputError, match="--train-error stands beside"):
+    with pytest.raises(InputError, match="--train-error is compared with"):
         run_training(replace(nothing, train_error=True), options(tmp_path / "run"))
     with pytest.raises(InputError, match="--patience needs"):
         run_training(replace(nothing, patience=2), options(tmp_path / "run"))

@@ -191,7 +191,7 @@ def test_pictures_show_cutout_first_and_no_layer_but_the_images() -> None:
         (lambda s: s.update(model={}), "not one of this run"),
         (lambda s: s.update(average=None), "not one of this run"),
         (lambda s: s["optimizer"].update(param_groups=[]), "not one of this run"),
-        (lambda s: s["processes"].append({}), "started with 2 processes and goes on exactly only with as many"),
+        (lambda s: s["processes"].append({}), "started with 2 processes, and needs as many to resume"),
         (lambda s: s["processes"][0].update(torch=torch.zeros(3, dtype=torch.uint8)), "not one of this run"),
     ],
 )
