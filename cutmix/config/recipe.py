@@ -390,9 +390,13 @@ def _for_files(recipe: Recipe, images: int, trained: bool) -> dict[str, Any]:
     There is no mixing by default: those runs show no gain from CutMix at 0.5.
     """
     few = (300 / images) ** (1 / 3)  # three hundred images are the middle of what was tried
-    epochs = recipe.epochs or (_clip(30 * few, 10, 60) if trained else _clip(120 * few, 60, 200))
+    enough = _clip(30 * few, 10, 60) if trained else _clip(120 * few, 60, 200)
+    epochs = recipe.epochs or enough
     batch_size = recipe.batch_size or 2 ** _clip(math.log2(images / 12), 3, 6)
-    lr = (5e-4 if trained else 1e-3) * math.sqrt(batch_size / 32)
+    power = 0.25 if trained and batch_size < 32 else 0.5
+    lr = (5e-4 if trained else 1e-3) * (batch_size / 32) ** power
+    if epochs < enough:  # in few steps a low rate leaves the weights where they were
+        lr = max(lr, min(lr * enough / epochs, 1.5e-3))
     return {
         "model": "resnet50", "epochs": epochs, "batch_size": batch_size, "optimizer": "adamw", "lr": float(f"{lr:.2g}"),
         "weight_decay": 0.05, "warmup_epochs": round(epochs / 10, 1), "ema_decay": 0.99, "crop_scale": (0.3, 1.0),

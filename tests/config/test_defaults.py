@@ -44,6 +44,18 @@ def test_random_weights_train_longer_at_a_higher_rate() -> None:
     assert scratch.lr > tuned.lr
 
 
+def test_fewer_epochs_than_chosen_have_a_higher_rate() -> None:
+    chosen = folder(300, pretrained=True)
+    assert (chosen.epochs, chosen.lr) == (30, 5e-4)
+    assert [folder(300, pretrained=True, epochs=epochs).lr for epochs in (60, 30, 20, 3)] == [
+        5e-4,
+        5e-4,
+        7.5e-4,
+        1.5e-3,
+    ]
+    assert folder(300, pretrained=True, epochs=3, lr=1e-4).lr == 1e-4
+
+
 def test_weights_from_a_file_are_fine_tuned() -> None:
     given, published = folder(weights="w.pth"), folder()
     assert (given.pretrained, published.pretrained) == (False, True)
