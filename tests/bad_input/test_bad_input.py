@@ -69,6 +69,7 @@ EVERY = (
     Command("data tiny-imagenet-200", TINY),
     Command("data labels.csv", ("labels.csv", "photos/train/a/0.png")),
     Command("data labels.jsonl", ("labels.jsonl",)),
+    Command("shards photos --out OUT/shards", PHOTOS, (o.ShardsOptions,)),
     Command("preview --data photos --count 2 --image-size 32 --out OUT/a.png", PHOTOS, (o.PreviewOptions,)),
     Command(f"train --data photos {MODEL} {TRAIN} --out OUT/run", PHOTOS, (Recipe, o.TrainOptions)),
     Command(f"train digits-resnet20-cutmix {TRAIN} --out OUT/run", (), (Recipe, o.TrainOptions)),

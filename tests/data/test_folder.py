@@ -9,13 +9,13 @@ from PIL import Image
 from cutmix.data.decode import _FORMATS
 from cutmix.data.folder import (
     EXTENSIONS,
-    Paths,
     count_suffixes,
     held_share,
     hold_out,
     is_image,
     list_images,
 )
+from cutmix.data.sources import Paths
 from cutmix.errors import InputError
 
 
