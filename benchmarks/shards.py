@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cutmix.data.order import TrainOrder
 from cutmix.data.shards import Members, find_shards, read_shards
-from cutmix.data.sources import Paths, Sources
-from cutmix.data.tars import plan_shards, write_shard
+from cutmix.data.sources import Paths, Sources, plan_shards, write_shard
+from cutmix.data.transforms import TrainOrder
 from input import in_turns
 from measuring import Row, arguments, report
 

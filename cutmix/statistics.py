@@ -320,7 +320,7 @@ def max_error(table: Reliability) -> np.ndarray:
 
 
 def debiased_error(table: Reliability) -> np.ndarray:
-    """Return the expected error less what noise adds to it, (...); see ``ece_debiased`` in ``evaluation.calibration``."""
+    """Return the expected error less what noise adds to it, (...): ``ece_debiased``."""
     count, accuracy = table.images, table.accuracy
     gap = np.abs(accuracy - table.confidence)
     deviation = np.sqrt((accuracy * (1 - accuracy)).clip(0) / np.maximum(count, 1))

@@ -1,8 +1,7 @@
 """Data sets, transforms and loaders: from files to normalised batches on the device."""
 
 from cutmix.data.loaders import test_loader, train_loader
-from cutmix.data.opening import open_data, open_splits
-from cutmix.data.places import is_small
+from cutmix.data.opening import is_small, open_data, open_splits
 from cutmix.data.sets import ArraySet, FileSet, ImageSet, Splits
 from cutmix.data.transforms import Augment, CropFlip, draw_crop_flip, normalize
 

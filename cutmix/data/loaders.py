@@ -16,18 +16,20 @@ import torch
 from torch import Tensor
 
 from cutmix.data.image_files import Decoder, ResizeAndCrop, TrainTransform, auto_augment, draws_from
-from cutmix.data.order import TestOrder, TrainOrder, split_draw
 from cutmix.data.sets import ArraySet, FileSet, ImageSet
 from cutmix.data.transforms import (
     Augment,
     ColorDraw,
     CropFlip,
     Interpolation,
+    TestOrder,
+    TrainOrder,
     draw_color,
     draw_crop_flip,
     erase,
     normalize,
     resize,
+    split_draw,
 )
 from cutmix.errors import InputError
 from cutmix.runtime.device import check_memory

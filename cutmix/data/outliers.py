@@ -23,8 +23,7 @@ from torch import Tensor
 
 from cutmix.data.decode import read_image, read_same_size
 from cutmix.data.folder import is_hidden, is_image, list_images
-from cutmix.data.opening import open_data
-from cutmix.data.places import is_small
+from cutmix.data.opening import is_small, open_data
 from cutmix.data.sets import ArraySet, random_subset
 from cutmix.data.sources import Source
 from cutmix.errors import InputError, did_you_mean

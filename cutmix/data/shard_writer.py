@@ -8,11 +8,10 @@ import torch
 from cutmix.config.options import ShardsOptions
 from cutmix.data.describe import describe_splits
 from cutmix.data.folder import is_hidden
-from cutmix.data.opening import open_splits
-from cutmix.data.places import is_small
+from cutmix.data.opening import is_small, open_splits
 from cutmix.data.sets import FileSet
 from cutmix.data.shards import find_shards, read_shards
-from cutmix.data.tars import CLASSES, plan_shards, write_shard
+from cutmix.data.sources import CLASSES, plan_shards, write_shard
 from cutmix.errors import InputError
 from cutmix.runtime.files import read_object, to_json, write_atomic
 from cutmix.runtime.seeding import derive_seed

@@ -17,8 +17,7 @@ from typing import Any, overload
 import numpy as np
 
 from cutmix.data.folder import EXTENSIONS, NAMES_OF_PARTS, is_hidden, printable_name, read_text
-from cutmix.data.sources import Sources, Stored
-from cutmix.data.tars import CLASSES, Sample, opened, scan
+from cutmix.data.sources import CLASSES, Sample, Sources, Stored, opened, scan
 from cutmix.errors import UNREADABLE, InputError
 from cutmix.runtime.files import write_atomic
 

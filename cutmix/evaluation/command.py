@@ -17,7 +17,7 @@ from cutmix.config.recipes import recipe_changes
 from cutmix.config.suites import EVALUATE, SUITES, parse_suites
 from cutmix.data import ArraySet, FileSet, ImageSet, test_loader
 from cutmix.data.boxes import benchmark_boxes, read_boxes
-from cutmix.data.places import locate
+from cutmix.data.opening import locate
 from cutmix.data.sets import take
 from cutmix.errors import InputError
 from cutmix.evaluation.calibration import calibration_suite

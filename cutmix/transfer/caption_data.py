@@ -17,8 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cutmix.data.decode import read_image
 from cutmix.data.folder import Split
-from cutmix.data.order import TestOrder, TrainOrder
-from cutmix.data.transforms import IMAGENET_MEAN, IMAGENET_STD, crop_and_flip, normalize
+from cutmix.data.transforms import IMAGENET_MEAN, IMAGENET_STD, TestOrder, TrainOrder, crop_and_flip, normalize
 from cutmix.errors import InputError
 from cutmix.runtime.seeding import derive_seed
 from cutmix.transfer.caption_scores import PAD, Vocabulary

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cutmix.config.transfer import Detection
 from cutmix.data.loaders import FileLoader, Loader
-from cutmix.data.order import TestOrder, TrainOrder
+from cutmix.data.transforms import TestOrder, TrainOrder
 from cutmix.errors import InputError, printable
 from cutmix.runs.record import Record
 from cutmix.runtime.distributed import World, gather, send_buffers

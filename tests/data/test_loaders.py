@@ -12,9 +12,8 @@ from torchvision.transforms import v2
 
 from cutmix.data import loaders
 from cutmix.data.opening import open_data
-from cutmix.data.order import TrainOrder, split_draw
 from cutmix.data.sets import ArraySet, FileSet
-from cutmix.data.transforms import Augment, Interpolation, draw_color, draw_crop_flip
+from cutmix.data.transforms import Augment, Interpolation, TrainOrder, draw_color, draw_crop_flip, split_draw
 from cutmix.errors import InputError
 from cutmix.runtime.seeding import derive_seed
 

@@ -22,8 +22,8 @@ from cutmix.config.options import TrainOptions
 from cutmix.config.recipe import Recipe
 from cutmix.data import Augment, FileSet, loaders, open_data, open_splits
 from cutmix.data.decode import read_image
-from cutmix.data.order import WINDOW, TrainOrder
 from cutmix.data.shards import INDEX, Members
+from cutmix.data.transforms import WINDOW, TrainOrder
 from cutmix.errors import InputError
 from cutmix.training.loop import run_training
 

@@ -19,8 +19,8 @@ import cutmix.training.state
 from cutmix.config.options import TrainOptions
 from cutmix.config.recipe import Recipe
 from cutmix.data import ArraySet, Augment, FileSet, train_loader
-from cutmix.data.order import TrainOrder
 from cutmix.data.sets import take
+from cutmix.data.transforms import TrainOrder
 from cutmix.errors import InputError
 from cutmix.runtime.distributed import World
 from cutmix.runtime.weights import read_weights
