@@ -220,7 +220,7 @@ def test_an_unreadable_file_stops_or_is_counted(
     assert str(text) in said
     assert "--skip-unreadable" in said
     main([*words, "--skip-unreadable", "--overwrite"])
-    assert "1 unreadable images left out" in capsys.readouterr().out
+    assert "unreadable images left out: 1" in capsys.readouterr().out
     assert json.loads((out / "environment.json").read_text())["skipped"] == 1
 
 

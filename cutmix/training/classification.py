@@ -235,7 +235,7 @@ class Classification:
         other = f" (not {named.data}, which the recipe is for)" if named and named.data not in ("", data.name) else ""
         return (
             f"mix {self.recipe.mix}; {data.name}{other}: {len(data):,} images to train on, {test}, "
-            f"{data.num_classes} classes" + (f", {self.skipped} unreadable images left out" if self.skipped else "")
+            f"{data.num_classes} classes" + (f", unreadable images left out: {self.skipped}" if self.skipped else "")
         )
 
     def notes(self) -> Sequence[str]:
