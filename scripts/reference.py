@@ -44,7 +44,8 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "reproduce": (options.ReproduceOptions,),
 }
 MODULES = (
-    "cutmix.models.regularizers", "cutmix.statistics", "cutmix.evaluation.attacks", "cutmix.evaluation.calibration",
+    "cutmix.api", "cutmix.models.regularizers", "cutmix.statistics", "cutmix.evaluation.attacks",
+    "cutmix.evaluation.calibration", "cutmix.evaluation.multilabel",
     "cutmix.evaluation.localization", "cutmix.evaluation.boxes", "cutmix.evaluation.ood",
     "cutmix.evaluation.ood_conventions", "cutmix.transfer.average_precision", "cutmix.transfer.caption_scores",
     "cutmix.data.outliers",

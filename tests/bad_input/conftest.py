@@ -36,6 +36,8 @@ def write_photos(folder: Path) -> None:
                 image(folder / f"photos/{split}/{name}/{stem}.{'jpg' if number == 1 else 'png'}")
     rows = [(str(path.relative_to(folder)), path.parent.name) for path in sorted(folder.glob("photos/*/*/*"))]
     (folder / "labels.csv").write_text("path,label\n" + "".join(f"{path},{label}\n" for path, label in rows))
+    several = [(path, f"{label}|all") if number else (path, "") for number, (path, label) in enumerate(rows)]
+    (folder / "several.csv").write_text("path,labels\n" + "".join(f"{path},{labels}\n" for path, labels in several))
     (folder / "labels.jsonl").write_text(
         "".join(json.dumps({"path": path, "label": label, "split": path.split("/")[1]}) + "\n" for path, label in rows)
     )

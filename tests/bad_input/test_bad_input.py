@@ -68,6 +68,8 @@ EVERY = (
     Command("data CUB_200_2011", CUB),
     Command("data tiny-imagenet-200", TINY),
     Command("data labels.csv", ("labels.csv", "photos/train/a/0.png")),
+    Command("data several.csv --channels 1", ("several.csv",), (o.DataOptions,)),
+    Command(f"train --labels several.csv {MODEL} {TRAIN} --out OUT/run", ("several.csv",)),
     Command("data labels.jsonl", ("labels.jsonl",)),
     Command("shards photos --out OUT/shards", PHOTOS, (o.ShardsOptions,)),
     Command("preview --data photos --count 2 --image-size 32 --out OUT/a.png", PHOTOS, (o.PreviewOptions,)),
