@@ -111,7 +111,11 @@ def train(words: list[str]) -> None:
     from cutmix.runtime.device import keep_freed_memory
 
     keep_freed_memory()
-    run(recipe=recipe, **vars(options))
+    found = run(recipe=recipe, **vars(options))
+    if recipe.folds and not recipe.fold:
+        from cutmix.runtime.terminal import print_tables
+
+        print_tables(found)
 
 
 def parse_train(words: list[str]) -> tuple["Recipe", "TrainOptions"]:

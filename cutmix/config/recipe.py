@@ -290,7 +290,7 @@ class Recipe(Training):
             raise InputError(f"--folds is {self.folds}; expected 0, or 2 to 100")
         if not 0 <= self.fold <= self.folds:
             raise InputError(f"--fold is {self.fold}; expected 0 to {self.folds}, the number of folds")
-        check_policy(self.auto_augment)
+        check_policy(self.auto_augment, "--auto-augment")
         self._check_methods()
 
     def reading(self) -> dict[str, Any]:
@@ -323,11 +323,11 @@ _RAND_AUGMENT = re.compile(
 )
 
 
-def check_policy(policy: str) -> None:
+def check_policy(policy: str, name: str = "auto_augment") -> None:
     """Raise InputError unless a policy of AutoAugment is known, or is a RandAugment in timm's syntax."""
     if policy not in _POLICIES and not _RAND_AUGMENT.fullmatch(policy):
         raise InputError(
-            f"auto_augment is '{policy}'; expected one of {', '.join(_POLICIES)}, or a RandAugment in timm's syntax, "
+            f"{name} is '{policy}'; expected one of {', '.join(_POLICIES)}, or a RandAugment in timm's syntax, "
             "such as rand-m9-mstd0.5-inc1 (m, n, p, mstd, mmax, inc, t)"
         )
 

@@ -84,19 +84,31 @@ class Preprocessing:
 
         The result equals that of ``cutmix.data.test_loader``.
         """
-        if not self.small:
-            return normalize(self._transform(image)[None], self.mean, self.std)[0]
-        assert isinstance(image, Image.Image)
-        pixels = np.array(image.convert("L") if self.in_chans == 1 else image)
-        tensor = torch.from_numpy(pixels).view(*pixels.shape[:2], self.in_chans).permute(2, 0, 1)
-        return resize(normalize(tensor[None], self.mean, self.std), self.image_size)[0]
+        return self.finish(self.cut(image)[None])[0]
 
     def read(self, path: Path | Stored) -> Tensor:
         """Return a file as the normalised input; the file is decoded as in the evaluation of the run."""
+        return self.finish(self.cut(path)[None])[0]
+
+    def cut(self, image: Decoded | Path) -> Tensor:
+        """Return the square of an image or a file, (in_chans, image_size, image_size), which ``finish`` normalises.
+
+        It is uint8; of small images, which are resized behind the normalisation, it is the input itself.
+        """
         if self.small:
-            return self(read_image(path))
-        pixels = torch.from_numpy(self._transform.read(path, self.decoder, skippable=False).copy()).permute(2, 0, 1)
-        return normalize(pixels[None], self.mean, self.std)[0]
+            image = read_image(image) if isinstance(image, Path) else image
+            assert isinstance(image, Image.Image)
+            pixels = np.array(image.convert("L") if self.in_chans == 1 else image)
+            tensor = torch.from_numpy(pixels).view(*pixels.shape[:2], self.in_chans).permute(2, 0, 1)
+            return resize(normalize(tensor[None], self.mean, self.std), self.image_size)[0]
+        if isinstance(image, Path):
+            square = self._transform.read(image, self.decoder, skippable=False)
+            return torch.from_numpy(np.ascontiguousarray(square.transpose(2, 0, 1)))
+        return self._transform(image)
+
+    def finish(self, squares: Tensor) -> Tensor:
+        """Return squares (N, in_chans, image_size, image_size) as normalised inputs."""
+        return squares if squares.is_floating_point() else normalize(squares, self.mean, self.std)
 
     @property
     def _transform(self) -> ResizeAndCrop:
@@ -227,10 +239,11 @@ class Model:
                 # the next batch is decoded while this one is classified
                 batch, following = following, [threads.submit(self._read, *s) for s in islice(sources, batch_size)]
                 read = [future.result() for future in batch]
-                inputs = [tensor for _, tensor in read if isinstance(tensor, Tensor)]
-                rows = iter(
-                    self.probabilities(torch.stack(inputs), temperature=temperature, flip=flip) if inputs else ()
-                )
+                squares = [square for _, square in read if isinstance(square, Tensor)]
+                rows: Iterator[Tensor] = iter(())
+                if squares:
+                    inputs = self.preprocessing.finish(torch.stack(squares))
+                    rows = iter(self.probabilities(inputs, temperature=temperature, flip=flip))
                 for name, found in read:
                     if not isinstance(found, Tensor):
                         yield Prediction(name, sure=False, error=found)
@@ -245,13 +258,13 @@ class Model:
                     yield Prediction(name, names, tuple(values.tolist()), sure)
 
     def _read(self, position: int, source: Source) -> tuple[str, Tensor | str]:
-        """Return the name and the input of an image, or why it cannot be read."""
+        """Return the name and the square of an image, or why it cannot be read."""
         if isinstance(source, str | Path | Stored):
             try:
-                return str(source), self.preprocessing.read(Path(source) if isinstance(source, str) else source)
+                return str(source), self.preprocessing.cut(Path(source) if isinstance(source, str) else source)
             except InputError as error:
                 return str(source), str(error)
-        return str(position), self.preprocessing(self._image(position, source))
+        return str(position), self.preprocessing.cut(self._image(position, source))
 
     def _image(self, position: int, source: Source) -> Decoded:
         """Return an image as RGB, or as an array of the model's channels."""
