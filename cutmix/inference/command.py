@@ -101,12 +101,12 @@ def write_predictions(found: Predictions, options: PredictOptions) -> int:
     """
     say(found.opening, file=sys.stderr)
     if options.out is None:
-        return _write(found, sys.stdout, options)
+        return write(found, sys.stdout, options)
     codes: list[int] = []
 
     def write_text(file: BinaryIO) -> None:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
-        codes.append(_write(found, text, options))
+        codes.append(write(found, text, options))
         text.detach()
 
     write_atomic(options.out, write_text)
@@ -170,7 +170,8 @@ def opening(model: Model, options: PredictOptions, files: list[Source] | None) -
     return f"{model.source}: {model.recipe.model}, {len(model.classes)} classes; {images}; {said}"
 
 
-def _write(found: Predictions, file: TextIO, options: PredictOptions) -> int:
+def write(found: Predictions, file: TextIO, options: PredictOptions) -> int:
+    """Write each prediction as soon as it is made, and return the exit code."""
     if options.format == "jsonl":
         lines = _json_lines(found.stream(), file)
     else:

@@ -90,18 +90,18 @@ class Preprocessing:
         """Return a file as the normalised input; the file is decoded as in the evaluation of the run."""
         return self.finish(self.cut(path)[None])[0]
 
-    def cut(self, image: Decoded | Path) -> Tensor:
+    def cut(self, image: Decoded | Path | Stored) -> Tensor:
         """Return the square of an image or a file, (in_chans, image_size, image_size), which ``finish`` normalises.
 
         It is uint8; of small images, which are resized behind the normalisation, it is the input itself.
         """
         if self.small:
-            image = read_image(image) if isinstance(image, Path) else image
+            image = read_image(image) if isinstance(image, Path | Stored) else image
             assert isinstance(image, Image.Image)
             pixels = np.array(image.convert("L") if self.in_chans == 1 else image)
             tensor = torch.from_numpy(pixels).view(*pixels.shape[:2], self.in_chans).permute(2, 0, 1)
             return resize(normalize(tensor[None], self.mean, self.std), self.image_size)[0]
-        if isinstance(image, Path):
+        if isinstance(image, Path | Stored):
             square = self._transform.read(image, self.decoder, skippable=False)
             return torch.from_numpy(np.ascontiguousarray(square.transpose(2, 0, 1)))
         return self._transform(image)
