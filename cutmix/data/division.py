@@ -225,8 +225,7 @@ def divide_folds(folders: ClassFolders, copies: Copies, fold: int, folds: int, s
         raise InputError(
             f"{folders.root} has {', '.join(folders.parts)} already; --folds divides a folder without splits"
         )
-    same = copies.groups if copies.near is None else copies.near
-    group_of = {file.path: number for number, group in enumerate(same) for file in group}
+    group_of = _groups_of(folders, copies, folds)
     fold_of: dict[object, int] = {}
     sizes = [0] * folds
     kept, held = [], []
@@ -256,6 +255,19 @@ def divide_folds(folders: ClassFolders, copies: Copies, fold: int, folds: int, s
         raise InputError(f"fold {fold} of {folds} has no test images; expected fewer folds")
     origin = {"train": f"the other {folds - 1} folds", "test": f"fold {fold} of {folds}"}
     return Division({"train": kept, "test": held}, origin)
+
+
+def _groups_of(folders: ClassFolders, copies: Copies, folds: int) -> dict[Path, int]:
+    """Return the group of each file that has copies; only exact ones where near ones leave a class too few groups."""
+    same, near = (
+        {file.path: number for number, group in enumerate(groups) for file in group}
+        for groups in (copies.groups, copies.near or copies.groups)
+    )
+    for files in folders.parts["all"]:
+        counts = [len({groups.get(file.path, file.path) for file in files}) for groups in (same, near)]
+        if counts[1] < min(counts[0], folds):
+            return same
+    return near
 
 
 def _of(folders: ClassFolders) -> str:

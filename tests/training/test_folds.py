@@ -56,6 +56,15 @@ def test_folds_are_stratified_and_keep_copies_together(photos: Path) -> None:
     assert {str(path) for path in other.test.paths} != tested[0]
 
 
+def test_images_that_are_all_alike_are_divided_nevertheless(tmp_path: Path) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            Image.new("RGB", (20, 20), (100 * number, i, 0)).save(tmp_path / name / f"{i}.png")
+    splits = [open_splits(str(tmp_path), fold=(k, 3)) for k in (1, 2, 3)]
+    assert [each.test.counts().tolist() for each in splits if each.test] == [[2, 2]] * 3
+
+
 def test_every_image_is_predicted_once_and_the_mean_has_an_interval(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "cv"
     found = cutmix.train(photos, folds=3, out=out, **FEW)
