@@ -189,7 +189,7 @@ def cut_square(
 
 def _grey(square: np.ndarray) -> np.ndarray:
     """Return the luminance of an RGB square, (size, size, 1) uint8."""
-    return np.asarray(Image.fromarray(np.ascontiguousarray(square)).convert("L"))[..., None]
+    return np.array(Image.fromarray(np.ascontiguousarray(square)).convert("L"))[..., None]
 
 
 def _fits(window: Window, reduce: int) -> bool:

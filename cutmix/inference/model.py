@@ -240,22 +240,17 @@ class Model:
                 batch, following = following, [threads.submit(self._read, *s) for s in islice(sources, batch_size)]
                 read = [future.result() for future in batch]
                 squares = [square for _, square in read if isinstance(square, Tensor)]
-                rows: Iterator[Tensor] = iter(())
+                ranked: Iterator[tuple[list[float], list[int]]] = iter(())
                 if squares:
                     inputs = self.preprocessing.finish(torch.stack(squares))
-                    rows = iter(self.probabilities(inputs, temperature=temperature, flip=flip))
+                    ranked = _rank(self.probabilities(inputs, temperature=temperature, flip=flip), top, limits)
                 for name, found in read:
                     if not isinstance(found, Tensor):
                         yield Prediction(name, sure=False, error=found)
                         continue
-                    row = next(rows)
-                    if limits is not None:
-                        row = row.where(row >= limits, -1.0)
-                        count = int((row >= 0).sum())
-                    values, index = row.topk(min(top, len(self.classes)) if limits is None else count)
-                    names = tuple(self.classes[i] for i in index.tolist())
-                    sure = limits is not None or values[0].item() >= threshold
-                    yield Prediction(name, names, tuple(values.tolist()), sure)
+                    values, index = next(ranked)
+                    sure = limits is not None or values[0] >= threshold
+                    yield Prediction(name, tuple(self.classes[i] for i in index), tuple(values), sure)
 
     def _read(self, position: int, source: Source) -> tuple[str, Tensor | str]:
         """Return the name and the square of an image, or why it cannot be read."""
@@ -286,6 +281,17 @@ class Model:
                 )
             source = Image.fromarray(source.squeeze(2) if source.shape[2:] == (1,) else source)
         return source.convert("RGB")
+
+
+def _rank(probabilities: Tensor, top: int, limits: Tensor | None) -> Iterator[tuple[list[float], list[int]]]:
+    """Yield the largest probabilities of each image and their classes; with limits, all that reach them."""
+    values, index = probabilities.topk(min(top, probabilities.shape[1]) if limits is None else probabilities.shape[1])
+    if limits is None:
+        yield from zip(values.tolist(), index.tolist(), strict=True)
+        return
+    for row, order, reached in zip(values.tolist(), index.tolist(), (values >= limits[index]).tolist(), strict=True):
+        kept = [k for k, is_reached in enumerate(reached) if is_reached]
+        yield [row[k] for k in kept], [order[k] for k in kept]
 
 
 def load(source: str | Path, *, which: str = "last", device: str = "auto") -> Model:
