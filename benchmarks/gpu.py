@@ -194,7 +194,7 @@ def network(args: argparse.Namespace, scratch: Path) -> Iterator[Measurement]:
     recipe = replace(find_recipe(name), data=args.small, batch_size=16 if args.quick else 64)
     rounds = 1 if args.quick else 20
     for precision in ("float32",) if args.device == "cpu" else ("float32", "tf32", "bfloat16"):
-        its = replace(recipe, precision=precision)
+        its = replace(recipe, precision=cast("Any", precision))
         yield f"network {precision}", partial(loops, its, scratch, args.device, rounds, ("off",))
     if not args.quick:
         its = replace(recipe, precision="bfloat16")

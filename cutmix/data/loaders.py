@@ -32,7 +32,7 @@ from cutmix.data.transforms import (
     split_draw,
 )
 from cutmix.errors import InputError
-from cutmix.runtime.device import check_memory
+from cutmix.runtime.device import Upload, check_memory
 from cutmix.runtime.seeding import derive_seed
 
 Batch = tuple[Tensor, Tensor]
@@ -390,8 +390,10 @@ def _file_loader(
     assert finish.image_size is not None
     files = make(data, transform, finish.image_size, seed, pin_memory=finish.device.type == "cuda")
 
+    upload = Upload(finish.device)
+
     def finish_batch(batch: Batch, epoch: int, step: int) -> Batch:
-        images, labels = (part.to(finish.device, non_blocking=True) for part in batch)
+        images, labels = upload(batch)
         return finish(color.draw(epoch, step).apply(images) if color else images, epoch, step), labels
 
     return FileLoader(files, order, finish_batch, workers)

@@ -4,6 +4,8 @@ Images are in [0, 1] and the normalization is part of the model. The same ε app
 several times smaller and could leave the range of pixels.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,17 +67,17 @@ def pgd(
 
 
 def ascend(
-    model: nn.Module, images: Tensor, labels: Tensor, eps: float, steps: int, step_size: float | None, seed: int,
-    *, check: bool = False,
+    model: nn.Module, images: Tensor, labels: Tensor, eps: float, steps: int, step_size: float | None,
+    seed: int | Sequence[int], *, check: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the images attacked by PGD and whether all gradients were finite, () bool; nothing waits for a GPU.
 
-    With ``check``, the logits of the start are checked, which does wait.
+    With a seed for each image, its start does not depend on the batch that it is in. With ``check``, the logits of the
+    start are checked, which does wait.
     """
     size = 2.5 * eps / steps if step_size is None else step_size
     low, high = (images - eps).clamp(min=0), (images + eps).clamp(max=1)
-    generator = torch.Generator(images.device).manual_seed(derive_seed(seed, "pgd"))
-    start = torch.rand(images.shape, generator=generator, device=images.device, dtype=torch.float32).to(images) * 2 - 1
+    start = uniform(images, [seed] if isinstance(seed, int) else seed).to(images) * 2 - 1
     attacked = torch.clamp(images + eps * start, low, high)
     finite = torch.ones((), dtype=torch.bool, device=images.device)
     for number in range(steps):
@@ -83,6 +85,18 @@ def ascend(
         finite &= gradient.isfinite().all()
         attacked = torch.clamp(attacked + size * gradient.sign(), low, high)
     return attacked, finite
+
+
+def uniform(images: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Return numbers in [0, 1) of the shape of images, float32 on their device, from a seed for each or for all."""
+    device, shape = images.device, (len(images) // len(seeds), *images.shape[1:])
+    generator = torch.Generator(device)
+
+    def draw(seed: int) -> Tensor:
+        generator.manual_seed(derive_seed(seed, "pgd"))
+        return torch.rand(shape, generator=generator, device=device, dtype=torch.float32)
+
+    return torch.cat([draw(seed) for seed in seeds])
 
 
 def apgd(model: nn.Module, images: Tensor, labels: Tensor, eps: float, *, steps: int = 20, seed: int = 0) -> Tensor:

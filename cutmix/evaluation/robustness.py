@@ -6,6 +6,7 @@ Source: Yun et al. 2019 §4.4, Table 11 and Fig. 5; Carlini et al. 2019, "On eva
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from cutmix.evaluation.attacks import (
     checked_gradient,
     loss_gradient,
     step,
+    uniform,
 )
 from cutmix.evaluation.classification import wilson_interval
 from cutmix.evaluation.classifier import Classifier, SuiteResult
@@ -296,20 +298,19 @@ def _fgsm_sweep(classifier: Classifier, clean: Tensor, epsilons: Sequence[float]
 
 def _noise(classifier: Classifier, eps: float) -> Tensor:
     """Return which images are wrong, (N,), when every pixel changes by +ε or −ε at random."""
-    device = classifier.device
-    generator = torch.Generator(device).manual_seed(derive_seed(classifier.seed, "robustness", "noise"))
+    seeds = (derive_seed(classifier.seed, "robustness", "noise", image) for image in range(len(classifier)))
 
     def change(pixels: Tensor) -> Tensor:
-        return step(pixels, torch.rand(pixels.shape, generator=generator, device=device) - 0.5, eps)
+        return step(pixels, uniform(pixels, list(islice(seeds, len(pixels)))) - 0.5, eps)
 
     return classifier.predict(change).argmax(1) != classifier.labels.cpu()
 
 
 def _apgd(
-    model: nn.Module, images: Tensor, labels: Tensor, eps: float, steps: int, step_size: None, seed: int
+    model: nn.Module, images: Tensor, labels: Tensor, eps: float, steps: int, step_size: None, seeds: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Return the images attacked by APGD, in the form of ``ascend``; it chooses its own step size."""
-    return apgd(model, images, labels, eps, steps=steps, seed=seed), torch.ones((), dtype=torch.bool)
+    """Return the images attacked by APGD, in the form of ``ascend``; step sizes and one start for all are its own."""
+    return apgd(model, images, labels, eps, steps=steps, seed=seeds[0]), torch.ones((), dtype=torch.bool)
 
 
 def _attack(
@@ -317,11 +318,11 @@ def _attack(
 ) -> _Attacked:
     """Attack a subset of the images."""
     model, fooled, largest, finite = classifier.exact(), [], [], []
-    for number, part in enumerate(index.split(classifier.batch_size)):
+    for part in index.split(classifier.batch_size):
         pixels = classifier.pixels(part)
         labels = classifier.labels[part].to(classifier.device)
-        seed = derive_seed(classifier.seed, "robustness", number)
-        attacked, gradients = attack(model, pixels, labels, eps, steps, None, seed)
+        seeds = [derive_seed(classifier.seed, "robustness", image) for image in part.tolist()]
+        attacked, gradients = attack(model, pixels, labels, eps, steps, None, seeds)
         finite.append(gradients.to(pixels.device))
         largest.append((attacked - pixels).abs().max())
         fooled.append(classifier.logits(attacked).argmax(1) != labels)

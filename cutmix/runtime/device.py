@@ -102,6 +102,29 @@ def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
     return not checked or bool(torch.stack(torch._foreach_norm(checked, math.inf)).isfinite().all())
 
 
+class Upload:
+    """Copies batches to a device; to a CUDA GPU in a stream of its own, so that a copy runs beside the step before it.
+
+    Args:
+        device: Where the batches are wanted.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, parts: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """Return tensors of the host, pinned or small, on the device; nothing waits but what uses them."""
+        with torch.cuda.stream(self.stream):  # None has no effect
+            there = [part.to(self.device, non_blocking=True) for part in parts]
+        if self.stream:
+            using = torch.cuda.current_stream(self.device)
+            using.wait_stream(self.stream)
+            for part in there:
+                part.record_stream(using)  # its memory is not used again before the step has read it
+        return there
+
+
 def random_state(device: torch.device) -> torch.Tensor | None:
     """Return the state of a device's own generator, (n,) uint8 on the CPU; None for the CPU."""
     if device.type == "cpu":

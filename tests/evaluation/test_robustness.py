@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cutmix.errors import InputError
 from cutmix.evaluation import robustness
-from cutmix.evaluation.attacks import fgsm
+from cutmix.evaluation.attacks import fgsm, uniform
 from cutmix.evaluation.classifier import Classifier, SuiteResult
 from cutmix.evaluation.occlusion import side_grid
 from cutmix.evaluation.robustness import robustness_suite
@@ -166,6 +166,22 @@ def test_the_same_seed_gives_the_same_suite_and_another_other_draws(found: tuple
     assert not np.array_equal(other.arrays["pgd_index"], suite.arrays["pgd_index"])
 
 
+def test_no_record_depends_on_the_size_of_the_batches() -> None:
+    classifier = make_classifier(12)
+    suites = [
+        robustness_suite(dataclasses.replace(classifier, batch_size=size), sweep=SWEEP, pgd_images=10, pairs=20)
+        for size in (3, 12)
+    ]
+    ours, theirs = ([r for r in suite.records if r.metric != "same_classes_twice"] for suite in suites)  # of a batch
+    assert ours == theirs
+    noise = [torch.cat([uniform(part, seeds) for part, seeds in batches]) for batches in (
+        [(torch.zeros(2, 3, 4, 4), [5, 6]), (torch.zeros(1, 3, 4, 4), [7])], [(torch.zeros(3, 3, 4, 4), [5, 6, 7])],
+    )]  # fmt: skip
+    assert torch.equal(*noise)
+    assert 0.4 < float(noise[0].mean()) < 0.6
+    assert len(noise[0].unique()) == noise[0].numel()
+
+
 def make_classifier_with_seed(of: Classifier, seed: int) -> Classifier:
     return Classifier(
         of.network, of.mean, of.std, of.images, of.labels, of.classes, of.data, of.autocast, of.batch_size, seed
@@ -238,7 +254,8 @@ def test_one_step_is_masked_where_many_are_not() -> None:
     """The margin is a wave of period ε: the step of FGSM lands where it began, in the next period."""
     records = attacked(toy_classifier(lambda d: torch.cos(2 * math.pi * d / EPS + 0.5)), sweep=(0, EPS / 2, EPS))
     assert records["fgsm_err"].value == 0
-    assert records["pgd_err"].value == records["worst_case_err"].value == 100
+    # of other seeds 85 to 100: from some starts the last steps go to and fro over the edge of a wave
+    assert records["pgd_err"].value == records["worst_case_err"].value > 80
     assert records["pgd_not_weaker_than_fgsm"].value == 1
     assert records["fgsm_sweep_monotone"].value == 0
     assert "falls by 100.00 points from ε = 0.01569 to 0.03137" in records["fgsm_sweep_monotone"].note
