@@ -43,7 +43,7 @@ class Evidence:
         if self.p >= LEVEL:
             return f"cannot tell: p = {self.p:.2f}, from {self.detectable:.1f} points on it would show"
         chance = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
-        return f"{'agrees' if self.value * sign > 0 else 'disagrees'}: {chance}"
+        return f"{'agrees' if self.value * sign > 0 else 'disagrees'} here: {chance}"
 
     def __str__(self) -> str:
         between = "" if self.low is None else f" [{number(self.low, '+.1f')}, {number(self.high or 0, '+.1f')}]"

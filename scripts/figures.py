@@ -120,7 +120,7 @@ def claims() -> None:
     labels = [f"{claim.where}: {one.setting}; {one.over}" for claim, one in reversed(found)]
     axis.set_yticks(range(len(found)), labels, fontsize=7)
     axis.set_ylim(-0.6, len(found) - 0.4)
-    axis.set_xlabel("difference in points; right of 0 agrees with the paper", fontsize=9)
+    axis.set_xlabel("points; right of 0 agrees", fontsize=9)
     save(figure, "claims")
 
 
