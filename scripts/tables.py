@@ -11,6 +11,7 @@ from typing import Any
 
 from cells import RESULTS, ROOT, cell, lines, table
 from claims import claims
+from cutmix.runs.outcomes import seed_difference
 from cutmix.runs.record import Record, with_interval
 from cutmix.runtime.files import read_lines
 from cutmix.statistics import in_words
@@ -74,16 +75,22 @@ def subsets() -> str:
 
 def caltech() -> str:
     """Return the fine-tuning on Caltech-101, a row for each method."""
-    found = [line for line in lines("caltech-101.jsonl") if line.metric == "top1_err"]
-    against = {one["method"]: difference(one) for one in compared("caltech-101") if one["baseline"] == "none"}
+    errors: dict[str | None, dict[int, float]] = {}
+    for line in lines("caltech-101.jsonl"):
+        if line.metric == "top1_err":
+            errors.setdefault(line.mix, {})[line.seed or 0] = line.value or 0.0
+    against = {one["method"]: one for one in compared("caltech-101") if one["baseline"] == "none"}
     rows = []
     for mix, label in {"none": "none", "mixup": "Mixup", "cutmix": "CutMix"}.items():
-        own = [line for line in sorted(found, key=lambda line: line.seed or 0) if line.mix == mix]
-        if own:
-            errors = [line.value or 0.0 for line in own]
-            cells = [f"{fmean(errors):.1f}", ", ".join(f"{error:.1f}" for error in errors)]
-            rows.append([label, *cells, *against.get(mix, ["", "", ""])])
-    return table(["mixing", "test error (%)", "by seed", *CHANCE], rows)
+        seeds = sorted(errors[mix])
+        cells = [label, f"{fmean(errors[mix].values()):.1f}", ", ".join(f"{errors[mix][seed]:.1f}" for seed in seeds)]
+        if mix in against:
+            own, base = ([errors[each][seed] for seed in seeds] for each in (mix, "none"))
+            alone = seed_difference(own, base).p
+            rows.append([*cells, *difference(against[mix]), f"p = {alone:.2f}"])
+        else:
+            rows.append([*cells, "", "", "", ""])
+    return table(["mixing", "test error (%)", "by seed", *CHANCE, "seeds alone"], rows)
 
 
 def defaults() -> str:
