@@ -224,7 +224,8 @@ def speed() -> str:
 
 
 BENCHMARKS = (
-    "mixing", "predict", "describe", "training", "network", "network-1-thread", "smmix", "captioning", "average-precision",
+    "mixing", "predict", "describe", "training", "network", "network-1-thread", "smmix", "captioning",
+    "average-precision",
     "localization", "ood", "shards",
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {
