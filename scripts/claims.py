@@ -126,7 +126,7 @@ def _evidence(asked: Mapping[str, Any], settings: Mapping[str, str]) -> Evidence
 
 def _compared(setting: str, name: str, per_class: int, sides: tuple[str, ...]) -> Evidence | None:
     """Return the comparison of two methods over seeds and images."""
-    for one in read_lines(RESULTS / f"{name}.comparison.jsonl"):
+    for one in read_lines(RESULTS / f"{name}-comparison.log.jsonl"):
         d = one["difference"]
         if (one["per_class"], one["method"], one["baseline"]) == (per_class, *sides):
             several = d["seeds"] > 1

@@ -1,7 +1,7 @@
 """Keep the runs of ``cutmix compare`` in results/: ``python scripts/record.py NAME FOLDER [FOLDER ...]``.
 
 Adds to NAME.jsonl the errors of each finished run after its last epoch, to NAME.log.jsonl its errors by epoch, and to
-NAME.comparison.jsonl the comparison without its single classes. Runs and comparisons that the files hold are replaced.
+NAME-comparison.log.jsonl the comparison without its single classes. Runs and comparisons that the files hold are replaced.
 Paths lose the folders above the one that holds the runs.
 """
 
@@ -36,7 +36,7 @@ def main(name: str, *folders: Path) -> None:
                 compared.append({key: value for key, value in one.items() if key != "classes"})
     _merge(RESULTS / f"{name}.jsonl", records, ("recipe", "recipe_changes", "seed", "metric"))
     _merge(RESULTS / f"{name}.log.jsonl", log, ("per_class", "mix", "seed", "epoch"))
-    _merge(RESULTS / f"{name}.comparison.jsonl", compared, ("data", "per_class", "method", "baseline"))
+    _merge(RESULTS / f"{name}-comparison.log.jsonl", compared, ("data", "per_class", "method", "baseline"))
 
 
 def _public(line: dict[str, Any], folder: Path) -> dict[str, Any]:

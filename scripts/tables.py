@@ -43,7 +43,7 @@ def short() -> str:
 
 def compared(name: str) -> list[dict[str, Any]]:
     """Return the comparisons of a file, smaller subsets first."""
-    return sorted(read_lines(RESULTS / f"{name}.comparison.jsonl"), key=lambda one: one["per_class"])
+    return sorted(read_lines(RESULTS / f"{name}-comparison.log.jsonl"), key=lambda one: one["per_class"])
 
 
 def difference(one: dict[str, Any]) -> list[str]:

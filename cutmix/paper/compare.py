@@ -15,7 +15,8 @@ from cutmix.config.recipes import RECIPES
 from cutmix.config.transfer import backbone_in_words, backbone_name, recipe_of_arch
 from cutmix.errors import InputError, listed
 from cutmix.paper.tables import DATA, FOOTNOTES, METHODS, Row, Table
-from cutmix.runs.read import Estimate, Run, pooled, read_outcome, read_run
+from cutmix.runs.outcomes import Estimate, pooled
+from cutmix.runs.read import Run, read_outcome, read_run
 from cutmix.runs.record import Record, read_records, with_interval
 from cutmix.statistics import holm, in_words, mcnemar, welch
 

@@ -7,16 +7,14 @@ from typing import NamedTuple
 import numpy as np
 
 from cutmix.errors import listed
-from cutmix.runs.outcomes import confused_pairs, count_by_class, crossed_difference, read_answers
+from cutmix.runs.outcomes import Estimate, confused_pairs, count_by_class, crossed_difference, estimate, read_answers
 from cutmix.runs.read import (
     MAIN,
-    Estimate,
     Main,
     Outcome,
     Run,
     baseline_of,
     differing_fields,
-    estimate,
     groups,
     read_outcome,
 )

@@ -34,7 +34,8 @@ from cutmix.report.suites import (
     paper_of_transfer,
     robustness,
 )
-from cutmix.runs.read import MAIN, Run, differing_fields, estimate, groups, read_runs
+from cutmix.runs.outcomes import estimate
+from cutmix.runs.read import MAIN, Run, differing_fields, groups, read_runs
 from cutmix.runs.record import Record, with_interval
 from cutmix.runtime.files import make_folder, write_atomic
 from cutmix.statistics import in_words

@@ -1,9 +1,15 @@
-"""Predictions of single test images: mistakes, doubtful labels, and the difference of two methods. No torch here."""
+"""Predictions of single test images: mistakes, doubtful labels, the difference of two methods; a metric over seeds.
 
+No torch here.
+"""
+
+import math
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +17,7 @@ from scipy import stats
 
 from cutmix.errors import InputError
 from cutmix.runs.read import Run, read_arrays
+from cutmix.runs.record import Record
 
 EXAMPLES = 12  # images of each list
 
@@ -291,3 +298,64 @@ def _error(of_seeds: float, of_images: float, of_both: float, seeds: int, images
     squares = max(of_seeds + of_images - of_both, of_seeds, of_images)
     spread = (of_seeds**2 + of_both**2 / max(images - 1, 1)) / (seeds - 1) + of_images**2 / max(images - 1, 1)
     return (squares / (seeds * images)) ** 0.5, squares**2 / spread if spread else float(seeds - 1)
+
+
+# ---- a metric over the seeds of a recipe ----
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric of a recipe: of its only run, or the mean over its seeds.
+
+    Attributes:
+        value: In the metric's unit.
+        low: Lower end of the interval; None without an interval.
+        high: Upper end of the interval.
+        count: Number of runs.
+        few: Whether the interval of the only run is of too few images to be trusted.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    count: int
+    few: bool = False
+
+
+def estimate(runs: Iterable[Run], metric: str, which: str, confidence: float = 0.95) -> Estimate | None:
+    """Return a metric of the finished runs of one recipe; None where none of them has it. See ``pooled``."""
+    found = [run.result(metric, which) for run in runs if run.finished]
+    return pooled([record for record in found if record is not None], confidence)
+
+
+def pooled(records: Iterable[Record], confidence: float = 0.95) -> Estimate | None:
+    """Return the mean of a metric over runs with different seeds; None where no record has a value.
+
+    One run keeps the interval of its record. Several have Student's t interval of the mean over m seeds, x̄ ± t s / √m;
+    runs that share a seed are not independent, and equal values have no spread: both have no interval.
+
+    The interval of a share in per cent ends at 0 and 100: few seeds that differ much would give less than no error.
+
+    Args:
+        records: One for each run.
+        confidence: Of the interval over seeds, in (0, 1).
+    """
+    found = [(record.value, record) for record in records if record.value is not None]
+    values = [value for value, _ in found]
+    if not values:
+        return None
+    if len(values) == 1:
+        return Estimate(values[0], found[0][1].low, found[0][1].high, 1, found[0][1].few)
+    mean = fmean(values)
+    if len({record.seed for _, record in found}) < len(values) or len({*values}) == 1:
+        return Estimate(mean, None, None, len(values))
+    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    lowest, highest = (0.0, 100.0) if _SHARES.fullmatch(found[0][1].metric) else (-math.inf, math.inf)
+    return Estimate(mean, max(mean - half, lowest), min(mean + half, highest), len(values))
+
+
+# Metrics that are shares in per cent.
+_SHARES = re.compile(
+    r"\w+_err|label_(map|ap|f1)\w*|(coco_)?map(_all_point)?|ap|ece\w*|f1_\w+|hamming|ood_(auroc|tnr95|detection_acc|aupr)\w*|"
+    r"(center_)?max_box_acc\w*|(top1|gt_known)_(loc|cls)"
+)

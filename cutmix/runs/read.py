@@ -6,18 +6,15 @@ Nothing here imports torch, so that a page or a table of finished runs is made i
 import json
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any, NamedTuple
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
 from rich.table import Table
-from scipy import stats
 
 from cutmix.config.recipe import Recipe
 from cutmix.config.transfer import TASKS, Captioning, Detection, task_of
@@ -401,64 +398,6 @@ MAIN = {
     "detection": Main("map", "mAP", " %"),
     "captioning": Main("cider_d", "CIDEr-D", ""),
 }
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A metric of a recipe: of its only run, or the mean over its seeds.
-
-    Attributes:
-        value: In the metric's unit.
-        low: Lower end of the interval; None without an interval.
-        high: Upper end of the interval.
-        count: Number of runs.
-        few: Whether the interval of the only run is of too few images to be trusted.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-    count: int
-    few: bool = False
-
-
-def estimate(runs: Iterable[Run], metric: str, which: str, confidence: float = 0.95) -> Estimate | None:
-    """Return a metric of the finished runs of one recipe; None where none of them has it. See ``pooled``."""
-    found = [run.result(metric, which) for run in runs if run.finished]
-    return pooled([record for record in found if record is not None], confidence)
-
-
-def pooled(records: Iterable[Record], confidence: float = 0.95) -> Estimate | None:
-    """Return the mean of a metric over runs with different seeds; None where no record has a value.
-
-    One run keeps the interval of its record. Several have Student's t interval of the mean over m seeds, x̄ ± t s / √m;
-    runs that share a seed are not independent, and equal values have no spread: both have no interval.
-
-    The interval of a share in per cent ends at 0 and 100: few seeds that differ much would give less than no error.
-
-    Args:
-        records: One for each run.
-        confidence: Of the interval over seeds, in (0, 1).
-    """
-    found = [(record.value, record) for record in records if record.value is not None]
-    values = [value for value, _ in found]
-    if not values:
-        return None
-    if len(values) == 1:
-        return Estimate(values[0], found[0][1].low, found[0][1].high, 1, found[0][1].few)
-    mean = fmean(values)
-    if len({record.seed for _, record in found}) < len(values) or len({*values}) == 1:
-        return Estimate(mean, None, None, len(values))
-    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    lowest, highest = (0.0, 100.0) if _SHARES.fullmatch(found[0][1].metric) else (-math.inf, math.inf)
-    return Estimate(mean, max(mean - half, lowest), min(mean + half, highest), len(values))
-
-
-# Metrics that are shares in per cent.
-_SHARES = re.compile(
-    r"\w+_err|(coco_)?map(_all_point)?|ap|ece\w*|ood_(auroc|tnr95|detection_acc|aupr)\w*|"
-    r"(center_)?max_box_acc\w*|(top1|gt_known)_(loc|cls)"
-)
 
 
 def baseline_of(runs: Sequence[Run]) -> str:

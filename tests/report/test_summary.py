@@ -19,8 +19,8 @@ from cutmix.report.compare import calibration_findings, comparisons, lead, verdi
 from cutmix.report.figures import Curve, key, learning_curves, lines, outlines, reliability
 from cutmix.report.mistakes import where_it_errs
 from cutmix.report.summary import SECTIONS, write_report
-from cutmix.runs.outcomes import crossed_difference
-from cutmix.runs.read import differing_fields, estimate, groups, read_runs
+from cutmix.runs.outcomes import crossed_difference, estimate
+from cutmix.runs.read import differing_fields, groups, read_runs
 from cutmix.runs.record import Record, append_records
 
 VOID = {"meta", "img", "br", "hr", "input", "link", "col"}
