@@ -1,8 +1,8 @@
 """Models: those of the paper that timm does not have, and timm's by their names."""
 
+from cutmix.models.attention import WithTokenHead, predict_and_attend
 from cutmix.models.cifar import CifarResNet, PyramidNet
 from cutmix.models.create import create_model, pretrained_normalization, weights_normalization
-from cutmix.models.transformers import WithTokenHead, predict_and_attend
 
 __all__ = [
     "CifarResNet",

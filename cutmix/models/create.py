@@ -74,7 +74,7 @@ def create_model(name: str, num_classes: int, *, in_chans: int = 3, pretrained: 
         model = _timm_model(_GATHER_EXCITE[name], num_classes, in_chans, download=False, **attention)
     elif name.startswith("pvt_") and not name.startswith("pvt_v2"):
         _refuse_download(name, pretrained)
-        from cutmix.models.transformers import create_pvt  # with timm, which is slow to import
+        from cutmix.models.pvt import create_pvt  # with timm, which is slow to import
 
         model = create_pvt(name, num_classes, in_chans)
     elif (found := _OTHER_PATCHES.fullmatch(name)) and found[1] in _TRANSFORMERS:
