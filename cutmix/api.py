@@ -274,7 +274,7 @@ def push(run: Pathlike, name: str | None = None, **settings: Any) -> str:
         InputError: If the model is not one of timm's, the folder is in use, or the upload fails.
     """
     options = make_options(PushOptions, {"source": Path(run), "name": name} | settings)
-    from cutmix.inference.push import run_push
+    from cutmix.inference.export import run_push
 
     return run_push(options)
 

@@ -1,7 +1,7 @@
 """Keep the runs of ``cutmix compare`` in results/: ``python scripts/record.py NAME FOLDER [FOLDER ...]``.
 
 Adds to NAME.jsonl the errors of each finished run after its last epoch, to NAME.log.jsonl its errors by epoch, and to
-NAME-comparison.log.jsonl the comparison without its single classes. Runs and comparisons that the files hold are replaced.
+NAME-comparison.log.jsonl the comparison without its single classes. What the files hold of the same runs is replaced.
 Paths lose the folders above the one that holds the runs.
 """
 

@@ -45,7 +45,7 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
 }
 MODULES = (
     "cutmix.api", "cutmix.models.regularizers", "cutmix.statistics", "cutmix.evaluation.attacks",
-    "cutmix.evaluation.calibration", "cutmix.evaluation.multilabel",
+    "cutmix.evaluation.calibration", "cutmix.evaluation.classification",
     "cutmix.evaluation.localization", "cutmix.evaluation.boxes", "cutmix.evaluation.ood",
     "cutmix.evaluation.ood_conventions", "cutmix.transfer.average_precision", "cutmix.transfer.caption_scores",
     "cutmix.data.outliers",

@@ -204,7 +204,7 @@ _WORDS = {
     "demo": "--epochs 1", "data": "digits", "train": "digits-resnet20", "transfer": "detection --data x",
     "compare": "--data digits", "evaluate": "run --suite calibration", "predict": "run a.jpg", "explain": "run a.jpg",
     "serve": "run", "export": "run", "push": "run me/model", "preview": "--data digits", "report": "run",
-    "recipes": "", "paper": "table5", "reproduce": "table5 --scale smoke",
+    "recipes": "", "paper": "table5", "reproduce": "table5 --scale smoke", "shards": "photos --out x",
 }  # fmt: skip
 
 

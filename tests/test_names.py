@@ -11,7 +11,7 @@ from PIL import Image
 
 from cutmix.runs.read import read_config
 from cutmix.runs.record import read_records
-from cutmix.runtime.header import read_header
+from cutmix.runtime.checkpoint import read_header
 
 _COMMANDS = """
 import os, sys

@@ -1,25 +1,32 @@
-"""Classification error: predictions of a whole test set, and top-1 and top-5 error with Wilson intervals.
+"""Classification: predictions of a whole test set, errors with intervals, and the metrics of several labels an image.
 
-Source: the paper's tables report top-1 and top-5 error in per cent. The interval is Wilson's (1927), which stays inside
+The paper's tables report top-1 and top-5 error in per cent. The interval is Wilson's (1927), which stays inside
 [0, 100] and keeps its coverage near the ends.
+
+With several labels, each is a yes-or-no question: average precision, F1 at a threshold for each label, and calibration.
+Where a label has no test image, its average precision and F1 do not exist, and the means leave it out.
 """
 
 import contextlib
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.special import expit
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from cutmix.data import FileSet, ImageSet
 from cutmix.errors import InputError
-from cutmix.evaluation.classifier import check_finite
+from cutmix.evaluation.calibration import CalibrationSums, calibration_records, random_halves, zero_of
+from cutmix.evaluation.classifier import SuiteResult, check_finite
 from cutmix.runs.record import Record
 from cutmix.runtime.distributed import World, gather_first
-from cutmix.statistics import check_confidence
+from cutmix.runtime.seeding import derive_seed
+from cutmix.statistics import bootstrap, bootstrap_interval, check_confidence
 
 
 class Predictions(NamedTuple):
@@ -177,3 +184,214 @@ def predictions_arrays(predictions: Predictions, data: ImageSet) -> dict[str, np
     if isinstance(data, FileSet):
         arrays["files"] = np.array(data.paths.names(), dtype=np.str_)
     return arrays
+
+
+def average_precisions(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the average precision of each label: the mean of the precision at the rank of each of its images.
+
+    Equal logits share a rank. The same as ``sklearn.metrics.average_precision_score`` for each column.
+
+    Args:
+        logits: (N, K), or anything of the same order.
+        labels: (N, K), 0 or 1.
+
+    Returns:
+        (K,) float64 in [0, 1]; NaN for a label without images.
+    """
+    return _precisions(logits, labels)(np.ones((1, len(labels))))[0]
+
+
+def _precisions(logits: np.ndarray, labels: np.ndarray) -> Any:
+    """Return the function that maps how often each image counts, (B, N), to average precisions, (B, K)."""
+    ranked = []
+    for z, y in zip(logits.T, labels.T, strict=True):
+        order = np.argsort(-z, kind="stable")
+        ranked.append((order, y[order].astype(np.float64), np.append(np.diff(z[order]) != 0, True).nonzero()[0]))
+
+    def precisions(counts: np.ndarray) -> np.ndarray:
+        columns = []
+        for order, right, ends in ranked:
+            drawn = counts[:, order].astype(np.float64)
+            found, of = (drawn * right).cumsum(1)[:, ends], drawn.cumsum(1)[:, ends]
+            gained = np.diff(found, axis=1, prepend=0.0)
+            total = found[:, -1]
+            with np.errstate(invalid="ignore"):
+                columns.append((gained * found / np.maximum(of, 1)).sum(1) / np.where(total > 0, total, np.nan))
+        return np.stack(columns, 1)
+
+    return precisions
+
+
+def best_thresholds(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return, for each label, the probability from which on it is predicted with the largest F1 on these images.
+
+    A threshold lies in the middle between two logits. Of equal F1, the threshold nearest to 0.5 is taken; a label
+    without images has 0.5.
+
+    Args:
+        logits: (N, K).
+        labels: (N, K), 0 or 1.
+
+    Returns:
+        (K,) float64 in (0, 1).
+    """
+    chosen = np.full(labels.shape[1], 0.5)
+    for k, (z, y) in enumerate(zip(logits.T.astype(np.float64), labels.T.astype(np.float64), strict=True)):
+        if not y.any():
+            continue
+        order = np.argsort(-z, kind="stable")
+        ends = np.append(np.diff(z[order]) != 0, True).nonzero()[0]
+        f1 = 2 * y[order].cumsum()[ends] / (ends + 1 + y.sum())
+        values = z[order][ends]
+        middles = np.append((values[:-1] + values[1:]) / 2, values[-1] - 1)
+        best = middles[f1 >= f1.max() - 1e-12]
+        chosen[k] = expit(best[np.abs(best).argmin()])
+    return np.clip(chosen, 1e-12, 1 - 1e-12)
+
+
+def predicted_labels(logits: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Return which labels reach their thresholds, (N, K) bool."""
+    return logits.astype(np.float64) >= np.log(thresholds) - np.log1p(-thresholds)
+
+
+def image_f1(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the F1 of the labels of each image, (N,) float64; 1 where there are none and none is predicted."""
+    both, either = (predicted & (labels > 0)).sum(1), predicted.sum(1) + (labels > 0).sum(1)
+    return np.where(either > 0, 2 * both / np.maximum(either, 1), 1.0)
+
+
+def label_records(
+    logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], thresholds: np.ndarray, *,
+    chosen_on: str | None, split: str, seed: int = 0, confidence: float = 0.95,
+) -> list[Record]:  # fmt: skip
+    """Return mAP, F1 and the share of wrong labels with bootstrap intervals over the images, and each label's own.
+
+    Args:
+        logits: (N, K).
+        labels: (N, K), 0 or 1.
+        classes: Names of the K labels.
+        thresholds: (K,) probabilities from which on a label is predicted.
+        chosen_on: Split that chose them; None if they are 0.5 for want of one.
+        split: Split of these images.
+        seed: Seed of the resamples.
+        confidence: Of the intervals, in (0, 1).
+
+    Raises:
+        InputError: If no label has an image.
+    """
+    if not labels.any():
+        raise InputError(f"no {split} image has a label; expected images of some labels")
+    n, k = labels.shape
+    precisions, predicted = _precisions(logits, labels), predicted_labels(logits, thresholds)
+    y = labels > 0
+    sums = np.concatenate([predicted & y, predicted ^ y, y], 1).astype(np.float64)
+    per_image = image_f1(predicted, labels)
+
+    def metrics(counts: np.ndarray) -> np.ndarray:
+        ap = precisions(counts)
+        right, wrong, present = np.moveaxis((counts @ sums).reshape(-1, 3, k), 1, 0)
+        f1 = np.where(present > 0, 2 * right / np.maximum(2 * right + wrong, 1), np.nan)
+        micro = 2 * right.sum(1) / np.maximum(2 * right.sum(1) + wrong.sum(1), 1)
+        means = [_mean(ap), _mean(f1), micro, counts @ per_image / n, wrong.sum(1) / (n * k)]
+        return 100 * np.concatenate([np.stack(means, 1), ap, f1], 1)
+
+    values = metrics(np.ones((1, n)))[0]
+    draws = 1000 if n * k <= 200_000 else 200
+    drawn = bootstrap(metrics, (n, derive_seed(seed, "labels")), draws=draws)
+    shared: dict[str, Any] = {"task": "multilabel", "suite": "labels", "confidence": confidence}
+    if chosen_on is None:
+        note = "the threshold of each label is 0.5, as there are no validation images to choose another"
+    elif chosen_on == split:
+        note = f"the thresholds were chosen on the same {split} images, so F1 is optimistic"
+    else:
+        note = f"the threshold of each label was chosen on {chosen_on}, for the largest F1"
+    names: list[tuple[str, str | None]] = [
+        ("label_map", None),
+        ("f1_macro", None),
+        ("f1_micro", None),
+        ("f1_images", None),
+        ("hamming", None),
+    ]
+    names += [(metric, name) for metric in ("label_ap", "label_f1") for name in classes]
+    counts = [n] * 5 + [int(each) for each in y.sum(0)] * 2
+    records = []
+    for (metric, name), value, spread, count in zip(names, values, drawn.T, counts, strict=True):
+        if np.isnan(value):
+            continue
+        ends = bootstrap_interval(float(value), spread, n, confidence)
+        said: dict[str, Any] = {"note": note} if metric in ("f1_macro", "f1_micro", "f1_images", "hamming") else {}
+        records.append(Record(metric=metric, of=name, value=float(value), **ends._asdict(), n=count, **shared, **said))
+    return records + [
+        Record(metric="label_threshold", of=name, value=float(t), chosen_on=chosen_on, **shared)
+        for name, t in zip(classes, thresholds, strict=True)
+    ]
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Return the mean of each row without what is NaN; NaN for a row of nothing else."""
+    known = ~np.isnan(values)
+    return np.where(known, values, 0.0).sum(1) / np.where(known.any(1), known.sum(1), np.nan)
+
+
+# ---- calibration ----
+
+
+def fit_label_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the temperature T whose sigmoid(logits / T) has the least binary cross-entropy on these images.
+
+    It is convex in 1/T, so its slope, Σ (p − y) logit, has one zero at most; where it has none, T is the end of its
+    range, [0.001, 1000].
+    """
+    z, y = logits.astype(np.float64).ravel(), labels.ravel()
+
+    def slope(log_t: float) -> float:
+        return float(((expit(z * np.exp(-log_t)) - y) * z).mean())
+
+    return zero_of(slope)
+
+
+def label_sums(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> CalibrationSums:
+    """Return the calibration of every label of every image: the probability of the label against whether it is there.
+
+    NLL and Brier score are means over the labels.
+    """
+    z, y = logits.astype(np.float64), (labels > 0).astype(np.float64)
+    p = expit(z)
+    loss = np.logaddexp(0.0, z) - y * z
+    return CalibrationSums(p.ravel(), y.ravel(), loss.ravel(), ((p - y) ** 2).ravel(), bins, images=len(z))
+
+
+def label_calibration(logits: Tensor, labels: Tensor, *, seed: int, confidence: float = 0.95) -> SuiteResult:
+    """Evaluate the calibration of each yes-or-no prediction, before and after one temperature for all labels.
+
+    Args:
+        logits: (N, K).
+        labels: (N, K), 0 or 1.
+        seed: Seed of the halves and the resamples, which are of images.
+        confidence: Of the intervals, in (0, 1).
+    """
+    z, y = logits.double().numpy(), labels.numpy()
+    common: dict[str, Any] = {"confidence": confidence, "suite": "calibration", "task": "multilabel"}
+    whole = label_sums(z, y)
+    note = f"over the {y.shape[1]} labels of each image: the probability of a label against whether the image has it"
+    records = [
+        replace(record, note=note if record.metric == "ece" else None)
+        for record in whole.records(common, 1000, (seed, "calibration", "all"))
+    ]
+    fitted, held_out = random_halves(len(z), seed)
+    if len(fitted):
+        t = fit_label_temperature(z[fitted], y[fitted])
+        scaled = {"unscaled": label_sums(z[held_out], y[held_out]), "scaled": label_sums(z[held_out] / t, y[held_out])}
+        records += calibration_records(t, scaled, len(fitted), common, seed)
+    arrays = {
+        "labels": y, "confidence": whole.confidence, "right": whole.right.astype(bool),
+        "reliability": np.stack(whole.equal, 1).astype(np.float64),
+        "reliability_adaptive": np.stack(whole.adaptive, 1).astype(np.float64),
+        "held_out": np.isin(np.arange(len(z)), held_out),
+    }  # fmt: skip
+    return SuiteResult(records, arrays)
+
+
+def as_bits(labels: Tensor) -> np.ndarray:
+    """Return labels (N, K) as uint8 on the CPU."""
+    return labels.to("cpu", torch.uint8).numpy()

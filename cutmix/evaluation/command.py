@@ -21,12 +21,18 @@ from cutmix.data.opening import locate
 from cutmix.data.sets import take
 from cutmix.errors import InputError
 from cutmix.evaluation.calibration import calibration_suite
-from cutmix.evaluation.classification import Predictions, error_records, predict, predictions_arrays
+from cutmix.evaluation.classification import (
+    Predictions,
+    error_records,
+    label_calibration,
+    label_records,
+    predict,
+    predictions_arrays,
+)
 from cutmix.evaluation.classifier import Classifier, SuiteResult, decode
 from cutmix.evaluation.gallery import box_gallery, example_pictures, mixed_maps
 from cutmix.evaluation.load import Subject, View, draw_images, find_subject, find_view, load_model, open_test_set
 from cutmix.evaluation.localization import localization_suite
-from cutmix.evaluation.multilabel import label_calibration, label_records
 from cutmix.evaluation.ood import ood_suite
 from cutmix.evaluation.robustness import robustness_suite
 from cutmix.runs.folder import command_line, environment, hold, only_begun, today, write_arrays, write_bytes, write_json

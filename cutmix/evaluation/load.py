@@ -24,8 +24,8 @@ from cutmix.errors import InputError, did_you_mean
 from cutmix.models import create_model, weights_normalization
 from cutmix.models.regularizers import regularize
 from cutmix.runs.folder import find_weights, saved_recipe
+from cutmix.runtime.checkpoint import Header, read_header, timm_config
 from cutmix.runtime.files import regular
-from cutmix.runtime.header import Header, read_header, timm_config
 from cutmix.runtime.seeding import derive_seed
 from cutmix.runtime.weights import Weights, count_classes, load_weights, read_weights
 

@@ -24,9 +24,9 @@ from cutmix.models import create_model
 from cutmix.models.regularizers import regularize
 from cutmix.runs.folder import find_weights
 from cutmix.runs.read import read_run
+from cutmix.runtime.checkpoint import read_header
 from cutmix.runtime.device import arithmetic
 from cutmix.runtime.distributed import find_device
-from cutmix.runtime.header import read_header
 from cutmix.runtime.weights import load_weights
 
 Source = Path | str | Stored | Image.Image | np.ndarray

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cutmix.errors import InputError, did_you_mean
 from cutmix.models.cifar import BasicBlock, Bottleneck, CifarResNet, PyramidNet
 from cutmix.models.localization import VggGap, widen_last_stage
-from cutmix.runtime.header import Header
+from cutmix.runtime.checkpoint import Header
 from cutmix.runtime.weights import Weights, find_prefix, load_weights, read_weights
 
 Pretrained = bool | str | Path | Weights

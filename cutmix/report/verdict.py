@@ -95,7 +95,7 @@ def compare_runs(runs: Sequence[Run], baseline: str) -> list[Comparison]:
 
 
 def _compare(method: Sequence[Run], baseline: Sequence[Run]) -> Comparison:
-    from cutmix.runtime.header import read_header  # loads safetensors
+    from cutmix.runtime.checkpoint import read_header  # loads safetensors
 
     wrong, missed, errors, seconds = {}, {}, {}, {}
     record, first, second = _record(method[0]), method[0].recipe, baseline[0].recipe

@@ -33,6 +33,7 @@ from cutmix.config.transfer import task_of
 from cutmix.errors import InputError
 from cutmix.runs.read import NOTHING, read_config, read_environment, read_log
 from cutmix.runs.record import Record, read_records
+from cutmix.runtime.checkpoint import TIMM_NAMES, read_header, timm_config
 from cutmix.runtime.device import device_name
 from cutmix.runtime.files import (
     append_line,
@@ -44,7 +45,6 @@ from cutmix.runtime.files import (
     why_not_written,
     write_atomic,
 )
-from cutmix.runtime.header import TIMM_NAMES, read_header, timm_config
 
 Kind = TypeVar("Kind", bound=Training)
 

@@ -1,15 +1,24 @@
-"""The state of a run in a file: written whole or not at all, verified, and read without running code from it."""
+"""Files of tensors: verified, and read without running code from them.
+
+A checkpoint holds the state of a run, and is written whole or not at all. The header of a file of weights tells the
+model, its training data, and how its images are prepared.
+"""
 
 import _codecs
+import json
 import re
 import warnings
 import zipfile
 from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 
 from cutmix.errors import UNREADABLE, InputError
 from cutmix.runtime.files import regular, write_atomic
@@ -123,3 +132,148 @@ def _verify(path: Path) -> None:
         raise InputError(f"{path} is damaged or incomplete and could not be read") from error
     if damaged:
         raise InputError(f"{path} is damaged: {damaged} does not match its checksum; copy it or train it again")
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of a file of weights of this package; a field is None where the file does not give it.
+
+    Attributes:
+        model: Name of the model, as ``create_model`` takes it.
+        classes: Names of the classes, in the order of the outputs.
+        num_classes: Number of outputs.
+        in_chans: Channels of the images.
+        image_size: Side of the images in pixels.
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel, for pixels in [0, 1].
+        small: Whether the training set is a set of small images, which are not cropped.
+        epoch: Epoch after which the weights were saved.
+        recipe: The fields of the recipe that trained the weights.
+        data: Fingerprint of the training set.
+        multi_label: Whether an image can have several classes, so that each output is a yes-or-no answer.
+        thresholds: Probability from which on each class is predicted, where an image can have several.
+    """
+
+    model: str | None = None
+    classes: tuple[str, ...] | None = None
+    num_classes: int | None = None
+    in_chans: int | None = None
+    image_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    small: bool | None = None
+    epoch: int | None = None
+    recipe: dict[str, Any] | None = None
+    data: str | None = None
+    multi_label: bool | None = None
+    thresholds: tuple[float, ...] | None = None
+
+
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """Open a safetensors file, also one whose name is not UTF-8, which its library does not take."""
+    with ExitStack() as stack:
+        name = str(path)
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            name = f"/dev/fd/{stack.enter_context(open(path, 'rb')).fileno()}"
+        yield stack.enter_context(safe_open(name, framework="pt", device="cpu"))
+
+
+def read_header(path: str | Path) -> Header:
+    """Read the header of a file of weights, without its tensors.
+
+    The header of another program's file is empty, or comes from timm's ``config.json`` beside the file.
+
+    Raises:
+        InputError: The file is missing or damaged, or a field has another type or is out of its range.
+    """
+    path = Path(path)
+    if first_bytes(path)[8:9] != b"{":
+        return _timm_header(path)
+    try:
+        with open_safetensors(path) as file:
+            strings = file.metadata() or {}
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged or incomplete ({error})") from error
+    if "digest" not in strings:
+        return _timm_header(path)
+    values: dict[str, Any] = {}
+    for name in {field.name for field in fields(Header)} & strings.keys():
+        value, (fits, expected) = strings[name], _HEADER[name]
+        with suppress(ValueError, RecursionError):
+            value = value if name in ("model", "data") else json.loads(value)
+        if not fits(value):
+            raise InputError(f"{path} has {name} {str(value)[:80]} in its header; expected {expected}")
+        values[name] = value
+    return _header(path, values)
+
+
+def timm_config(folder: Path) -> dict[str, Any] | None:
+    """Return the description of a model that timm saved or published in a folder; None where there is none."""
+    try:
+        config = json.loads(regular(folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return config if isinstance(config, dict) and isinstance(config.get("architecture"), str) else None
+
+
+def _timm_header(path: Path) -> Header:
+    """Return what timm's description of the model beside its weights says, without what does not fit."""
+    config = timm_config(path.parent)
+    if config is None or path.stem not in TIMM_NAMES:
+        return Header()
+    images = config.get("pretrained_cfg")
+    images = images if isinstance(images, dict) else {}
+    size = images.get("input_size") or (None,)
+    told = {
+        "model": config["architecture"], "num_classes": config.get("num_classes"), "in_chans": size[0],
+        "image_size": size[-1], "mean": images.get("mean"), "std": images.get("std"),
+        "classes": config.get("label_names") or images.get("label_names"),
+    }  # fmt: skip
+    return _header(path, {name: value for name, value in told.items() if _HEADER[name][0](value)})
+
+
+TIMM_NAMES = ("model", "pytorch_model", "open_clip_model")
+"""Names of the files of weights beside timm's description."""
+
+
+def _header(path: Path, values: dict[str, Any]) -> Header:
+    """Return the header with these values, which must agree."""
+    fixed: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in values.items()}
+    header = Header(**fixed)
+    channels = {len(numbers) for numbers in (header.mean, header.std) if numbers} | ({header.in_chans} - {None})
+    outputs = {len(header.classes or ()), len(header.thresholds or ())} - {0} | ({header.num_classes} - {None})
+    if len(channels) > 1 or len(outputs) > 1:
+        raise InputError(f"{path} has a header that contradicts itself: numbers of classes or of channels differ")
+    return header
+
+
+def _whole(low: int, high: int) -> tuple[Callable[[Any], bool], str]:
+    return lambda v: type(v) is int and low <= v <= high, f"a whole number from {low} to {high}"
+
+
+def _numbers(low: float) -> tuple[Callable[[Any], bool], str]:
+    def fits(value: Any) -> bool:
+        return isinstance(value, list) and all(type(v) in (int, float) and low < v < 1e6 for v in value) and bool(value)
+
+    return fits, f"a number above {low:g} for each channel"
+
+
+# For each field of the header: whether a value fits, and what is expected.
+_HEADER: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model": (lambda v: isinstance(v, str) and 0 < len(v) < 200, "the name of a model"),
+    "classes": (
+        lambda v: isinstance(v, list) and bool(v) and all(isinstance(name, str) for name in v),
+        "a list of names",
+    ),
+    "num_classes": _whole(1, 10_000_000), "in_chans": _whole(1, 10_000), "image_size": _whole(1, 16_384),
+    "epoch": _whole(0, 1 << 40), "mean": _numbers(-1e6), "std": _numbers(0),
+    "thresholds": (
+        lambda v: isinstance(v, list) and bool(v) and all(type(t) is float and 0 < t < 1 for t in v),
+        "a probability in (0, 1) for each class",
+    ),
+    "multi_label": (lambda v: isinstance(v, bool), "true or false"),
+    "small": (lambda v: isinstance(v, bool), "true or false"),
+    "recipe": (lambda v: isinstance(v, dict), "the fields of a recipe"),
+    "data": (lambda v: len(v) < 200, "a fingerprint"),
+}  # fmt: skip

@@ -14,9 +14,8 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from cutmix.errors import InputError
-from cutmix.runtime.checkpoint import first_bytes, load_checkpoint
+from cutmix.runtime.checkpoint import first_bytes, load_checkpoint, open_safetensors
 from cutmix.runtime.files import write_atomic
-from cutmix.runtime.header import open_safetensors
 
 _log = logging.getLogger(__name__)
 

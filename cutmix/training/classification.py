@@ -19,15 +19,17 @@ from cutmix.data.loaders import Loader, RawBatch
 from cutmix.data.sets import take
 from cutmix.evaluation.classification import (
     Predictions,
+    average_precisions,
+    best_thresholds,
     classification_error,
     error_records,
+    label_records,
     mean_loss,
     predict,
     predictions_arrays,
 )
 from cutmix.evaluation.classifier import Classifier, decode
 from cutmix.evaluation.gallery import example_pictures
-from cutmix.evaluation.multilabel import average_precisions, best_thresholds, label_records
 from cutmix.mixing.protocol import Drawn, ImageMix
 from cutmix.mixing.targets import Targets, mixed_binary_cross_entropy
 from cutmix.preview import attention_figure, pick_samples, preview_grid

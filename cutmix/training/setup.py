@@ -26,10 +26,10 @@ from cutmix.errors import InputError, did_you_mean, missing_extra
 from cutmix.models import weights_normalization
 from cutmix.runs.folder import RunFolder, environment, read_recipe, today
 from cutmix.runs.read import NOTHING, read_environment
+from cutmix.runtime.checkpoint import Header, read_header
 from cutmix.runtime.device import autocast, resolve_precision
 from cutmix.runtime.distributed import World, from_first, parallel
 from cutmix.runtime.files import regular
-from cutmix.runtime.header import Header, read_header
 from cutmix.runtime.terminal import Progress, say
 from cutmix.training.classification import Classification, MultiLabel, Task
 from cutmix.training.mixes import method_of

@@ -15,8 +15,8 @@ from cutmix.errors import InputError
 from cutmix.models import create_model
 from cutmix.models.create import pretrained_normalization, weights_normalization
 from cutmix.runs.folder import find_weights
+from cutmix.runtime.checkpoint import read_header, timm_config
 from cutmix.runtime.distributed import World
-from cutmix.runtime.header import read_header, timm_config
 from cutmix.training.state import State, start_branches_at_one
 
 

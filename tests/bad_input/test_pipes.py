@@ -15,9 +15,8 @@ from cutmix.data.label_file import read_label_file
 from cutmix.errors import InputError
 from cutmix.runs.read import read_arrays, read_config
 from cutmix.runs.record import read_records
-from cutmix.runtime.checkpoint import load_checkpoint
+from cutmix.runtime.checkpoint import load_checkpoint, read_header
 from cutmix.runtime.files import read_lines, regular
-from cutmix.runtime.header import read_header
 from cutmix.runtime.weights import read_weights
 from cutmix.training.settings import read_config_file
 from cutmix.training.setup import _read_file

@@ -16,7 +16,7 @@ from cutmix.data.decode import read_channels, read_image
 from cutmix.errors import InputError
 from cutmix.inference.model import load
 from cutmix.runs.read import read_arrays, read_run
-from cutmix.runtime.header import read_header
+from cutmix.runtime.checkpoint import read_header
 
 RNG = np.random.default_rng(0)
 FEW = ["--model", "resnet10t", "--no-pretrained", "--image-size", "32", "--batch-size", "8", "--precision", "float32"]

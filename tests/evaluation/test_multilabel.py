@@ -7,7 +7,7 @@ from scipy.special import expit
 from sklearn.metrics import average_precision_score, f1_score, hamming_loss, log_loss
 
 from cutmix.errors import InputError
-from cutmix.evaluation.multilabel import (
+from cutmix.evaluation.classification import (
     average_precisions,
     best_thresholds,
     fit_label_temperature,

@@ -15,8 +15,8 @@ from cutmix.evaluation.command import open_output
 from cutmix.evaluation.load import Subject
 from cutmix.runs.folder import hold
 from cutmix.runs.record import Record, read_records
+from cutmix.runtime.checkpoint import Header
 from cutmix.runtime.distributed import World
-from cutmix.runtime.header import Header
 from cutmix.runtime.weights import Weights
 
 WORLD = World(0, 1, torch.device("cpu"))

@@ -16,7 +16,7 @@ from cutmix.data import open_splits
 from cutmix.errors import InputError
 from cutmix.inference.model import load
 from cutmix.runs.read import read_arrays, read_run
-from cutmix.runtime.header import read_header
+from cutmix.runtime.checkpoint import read_header
 
 CLASSES = ("blue", "green", "red")
 CHANNEL = {"red": 0, "green": 1, "blue": 2}
