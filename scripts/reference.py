@@ -20,7 +20,7 @@ from cutmix.config.recipe import Recipe, flag
 from cutmix.config.recipes import RECIPES
 from cutmix.config.suites import SUITES
 from cutmix.config.transfer import CAPTIONING, FASTER_RCNN, SSD300
-from cutmix.report.metrics import MEASURES
+from cutmix.report.metrics import METRICS
 from cutmix.runs.record import SCHEMA, Record
 
 COMMANDS: dict[str, tuple[Any, ...]] = {
@@ -156,7 +156,7 @@ def metrics() -> str:
     for suite in SUITES.values():
         rows = [
             [f"`{name}`", metric.heading, metric.better or "–", metric.definition]
-            for name, metric in MEASURES.items()
+            for name, metric in METRICS.items()
             if metric.suite == suite.name
         ]
         text += f"\n## {suite.title}\n\n{table(['name', 'in tables', 'better', 'definition'], rows)}"

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, NullLocator
 
-from cutmix.report.metrics import measure_of
+from cutmix.report.metrics import metric_of
 from cutmix.report.page import HTML, Card, Key, anchor, link, notes, picture
 from cutmix.runs.read import Run, groups, read_arrays
 from cutmix.runtime.files import regular
@@ -234,7 +234,7 @@ def curves(card: Card, sweeps: dict[tuple[str, str], list[Key]], *, small: bool 
         return Markup("")
     plots, widest = [], 0.0
     for (name, of), rows in sweeps.items():
-        measure, scale = measure_of(name), 255 if measure_of(name).at == "ε" else 1
+        measure, scale = metric_of(name), 255 if metric_of(name).at == "ε" else 1
         title = measure.label + (f", {of}" if of else "")
         drawn, said = [], []
         for run in card.runs:
@@ -251,7 +251,7 @@ def curves(card: Card, sweeps: dict[tuple[str, str], list[Key]], *, small: bool 
         alt = f"{title}, by {xlabel}. {'; '.join(said)}."
         plots.append((title, lines(drawn, xlabel=xlabel, ylabel=ylabel, alt=alt, axis=axis, from_zero=True)))
     caption = Markup("{}. The 95 % intervals of the points are at most ±{:.1f} points wide.").format(
-        Markup(", ").join(link(anchor(name), measure_of(name).label) for name in dict.fromkeys(n for n, _ in sweeps)),
+        Markup(", ").join(link(anchor(name), metric_of(name).label) for name in dict.fromkeys(n for n, _ in sweeps)),
         widest,
     )
     figure = HTML.curves(_legend(card), plots, caption, small)

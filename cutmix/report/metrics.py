@@ -13,7 +13,7 @@ _ROUNDING = 1e-6  # what float32 may add to a largest change of ε
 
 
 @dataclass(frozen=True)
-class Measure:
+class Metric:
     """A metric.
 
     Attributes:
@@ -49,17 +49,17 @@ class Measure:
 
 
 def name_of(line: Record) -> str:
-    """Return a record's key in ``MEASURES``: the metric, with a score or convention other than the default."""
+    """Return a record's key in ``METRICS``: the metric, with a score or convention other than the default."""
     other = [name for name in (line.convention, line.score) if name not in (None, "exact", "max-softmax")]
     return "_".join([line.metric, *map(str, other)])
 
 
-def measure_of(name: str, suite: str = "") -> Measure:
+def metric_of(name: str, suite: str = "") -> Metric:
     """Return a metric by its key; an unknown one has its key as its name and no definition."""
-    return MEASURES.get(name) or Measure(suite, name.replace("_", " "), "", unit="", digits=3, better="")
+    return METRICS.get(name) or Metric(suite, name.replace("_", " "), "", unit="", digits=3, better="")
 
 
-def at_in_words(measure: Measure, at: float) -> str:
+def at_in_words(measure: Metric, at: float) -> str:
     """Return a record's ``at`` as it follows the name of the metric."""
     if measure.at == "ε":
         return f"ε\u00a0=\u00a0{in_255ths(at)}"
@@ -75,23 +75,23 @@ def in_255ths(value: float) -> str:
     return f"{steps:.0f}/255" if abs(steps - round(steps)) < 1e-3 else f"{steps:.2f}/255"
 
 
-def _calibration(label: str, definition: str, unit: str = "%", digits: int = 2, better: Better = "lower") -> Measure:
-    return Measure("calibration", label, definition, unit, digits, better)
+def _calibration(label: str, definition: str, unit: str = "%", digits: int = 2, better: Better = "lower") -> Metric:
+    return Metric("calibration", label, definition, unit, digits, better)
 
 
-def _robustness(label: str, definition: str, at: At = "", better: Better = "lower") -> Measure:
-    return Measure("robustness", label, definition, at=at, better=better)
+def _robustness(label: str, definition: str, at: At = "", better: Better = "lower") -> Metric:
+    return Metric("robustness", label, definition, at=at, better=better)
 
 
-def _check(label: str, definition: str, check: Check, at: At = "") -> Measure:
-    return Measure("robustness", label, definition, unit="", better="", check=check, at=at)
+def _check(label: str, definition: str, check: Check, at: At = "") -> Metric:
+    return Metric("robustness", label, definition, unit="", better="", check=check, at=at)
 
 
-def _ood(label: str, definition: str, better: Better = "higher") -> Measure:
-    return Measure("ood", label, definition, better=better)
+def _ood(label: str, definition: str, better: Better = "higher") -> Metric:
+    return Metric("ood", label, definition, better=better)
 
 
-def _by_other_programs() -> dict[str, Measure]:
+def _by_other_programs() -> dict[str, Metric]:
     """Return the metrics that ``--convention`` adds."""
     programs = {
         "odin": "the program of Liang et al. 2018 (ODIN): 100,000 thresholds, ties in favour of the test images",
@@ -108,19 +108,19 @@ def _by_other_programs() -> dict[str, Measure]:
     }  # fmt: skip
 
 
-def _labels(label: str, definition: str, better: Better = "higher") -> Measure:
-    return Measure("labels", label, definition, better=better)
+def _labels(label: str, definition: str, better: Better = "higher") -> Metric:
+    return Metric("labels", label, definition, better=better)
 
 
-def _localization(label: str, definition: str, at: At = "", better: Better = "higher") -> Measure:
-    return Measure("localization", label, definition, better=better, at=at)
+def _localization(label: str, definition: str, at: At = "", better: Better = "higher") -> Metric:
+    return Metric("localization", label, definition, better=better, at=at)
 
 
-def _detection(label: str, definition: str) -> Measure:
-    return Measure("detection", label, definition, digits=2, better="higher")
+def _detection(label: str, definition: str) -> Metric:
+    return Metric("detection", label, definition, digits=2, better="higher")
 
 
-def _coco_metrics() -> dict[str, Measure]:
+def _coco_metrics() -> dict[str, Metric]:
     """Return COCO's metrics beside its mAP: at one overlap, of objects of one size, and recalls."""
     sizes = {"small": "at most 32²", "medium": "32² to 96²", "large": "at least 96²"}
     recall = "The mean over overlaps and classes, as in mAP, COCO, of the highest recall with at most {} of an image."
@@ -136,11 +136,11 @@ def _coco_metrics() -> dict[str, Measure]:
     }  # fmt: skip
 
 
-def _captioning(label: str, definition: str) -> Measure:
-    return Measure("captioning", label, definition, unit="×\u00a0100", digits=2, better="higher")
+def _captioning(label: str, definition: str) -> Metric:
+    return Metric("captioning", label, definition, unit="×\u00a0100", digits=2, better="higher")
 
 
-def _bleu(n: int) -> Measure:
+def _bleu(n: int) -> Metric:
     runs = "the share of words" if n == 1 else f"the geometric mean of the shares of 1 to {n} words in a row"
     return _captioning(
         f"BLEU-{n}",
@@ -156,7 +156,7 @@ _CENTRE = (
 )
 _SUBSET = "on the random images that PGD attacks"
 
-MEASURES = {
+METRICS = {
     # calibration
     "ece": _calibration("Expected calibration error (ECE)",
         "Images are put into bins of equal width by the confidence, the largest probability; ECE is the mean over "
@@ -389,7 +389,7 @@ MEASURES = {
         "The average precision of one label; mAP is the mean over the labels.",
     ),
     "label_f1": _labels("F1 of a label", "The ratio 2 TP / (2 TP + FP + FN) of one label at its threshold."),
-    "label_threshold": Measure("labels", "Threshold",
+    "label_threshold": Metric("labels", "Threshold",
         "The probability from which on a label is predicted, chosen for the largest F1 on the validation images.",
         unit="", better="",
     ),

@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from cutmix.errors import InputError
-from cutmix.report.metrics import MEASURES, Measure, at_in_words, in_255ths, measure_of, name_of
+from cutmix.report.metrics import METRICS, Metric, at_in_words, in_255ths, metric_of, name_of
 from cutmix.runs.read import Run, groups
 from cutmix.runs.record import Record, with_interval
 
@@ -75,7 +75,7 @@ _POINTS = 3  # values of ``at`` from which a measure is a curve
 
 
 class Key(NamedTuple):
-    """The key of a row: the key of its metric in ``MEASURES``, its subject and its ``at``."""
+    """The key of a row: the key of its metric in ``METRICS``, its subject and its ``at``."""
 
     name: str
     of: str
@@ -104,13 +104,13 @@ class Card:
         """Rows that differ in ``at`` alone, if there are three or more."""
         found: dict[tuple[str, str], list[Key]] = {}
         for row in self.rows:
-            if row.at is not None and not measure_of(row.name).check:
+            if row.at is not None and not metric_of(row.name).check:
                 found.setdefault((row.name, row.of), []).append(row)
         return {same: sorted(rows, key=_at) for same, rows in found.items() if len(rows) >= _POINTS}
 
 
 def gather(runs: Sequence[Run], suite: str) -> Card | None:
-    """Collect a suite's lines, rows in the order of ``MEASURES``; None where no run has any."""
+    """Collect a suite's lines, rows in the order of ``METRICS``; None where no run has any."""
     rows: dict[Key, dict[str, Record]] = {}
     refused: dict[str, str] = {}
     tried = []
@@ -123,14 +123,14 @@ def gather(runs: Sequence[Run], suite: str) -> Card | None:
                 refused[run.label] = line.note or "not run"
                 continue
             name = name_of(line)
-            at = line.at if measure_of(name).at else None
+            at = line.at if metric_of(name).at else None
             rows.setdefault(Key(name, line.of or "", at), {})[run.label] = line
     for label in {label for lines_ in rows.values() for label in lines_}:
         refused.pop(label, None)  # there is a result from another evaluation
     if not tried:
         return None
     styles = {group: style for style, group in enumerate(groups(runs))}
-    order = {name: index for index, name in enumerate(MEASURES)}
+    order = {name: index for index, name in enumerate(METRICS)}
     ordered = sorted(rows, key=lambda row: order.get(row.name, len(order)))
     return Card(suite, tuple(tried), {row: rows[row] for row in ordered}, refused, styles)
 
@@ -139,15 +139,15 @@ def gather(runs: Sequence[Run], suite: str) -> Card | None:
 
 
 def table(card: Card, caption: str, rows: Sequence[Key], *, with_notes: bool = True) -> Markup:
-    """Return a table of measures, the runs side by side, and the notes that belong to it; nothing without rows."""
+    """Return a table of metrics, the runs side by side, and the notes that belong to it; nothing without rows."""
     if not rows:
         return Markup("")
     shown = []
     for row in rows:
         found = card.rows[row]
-        cells = [cell(measure_of(row.name), found.get(run.label)) for run in card.runs]
+        cells = [cell(metric_of(row.name), found.get(run.label)) for run in card.runs]
         tag = _CHOSEN if _is_chosen(found) else ""
-        shown.append(Row(name(row) + tag, [*cells, measure_of(row.name).better or "–", _images(found.values())]))
+        shown.append(Row(name(row) + tag, [*cells, metric_of(row.name).better or "–", _images(found.values())]))
     header = ["Metric", *(run.label for run in card.runs), "Better", "Images"]
     made = Markup(HTML.table(caption + _INTERVAL, header, shown))
     return made + notes(card, rows) if with_notes else made
@@ -158,7 +158,7 @@ def table_of_sets(card: Card, caption: str, rows: Sequence[Key]) -> Markup:
     rows = [row for row in rows if any(line.value is not None for line in card.rows[row].values())]
     if not rows:
         return Markup("")
-    measure = measure_of(rows[0].name)
+    measure = metric_of(rows[0].name)
     caption += f" ({measure.better} is better)" if measure.better else ""
     caption += "; threshold chosen on the test images" if any(_is_chosen(card.rows[row]) for row in rows) else ""
     shown = [
@@ -182,7 +182,7 @@ def table_of_checks(card: Card, caption: str, rows: Sequence[Key]) -> Markup:
         return Markup("")
     shown = []
     for name_, same in by_name.items():
-        measure = measure_of(name_)
+        measure = metric_of(name_)
         made = {
             run.label: [card.rows[row][run.label] for row in same if run.label in card.rows[row]] for run in card.runs
         }
@@ -194,7 +194,7 @@ def table_of_checks(card: Card, caption: str, rows: Sequence[Key]) -> Markup:
     return Markup(HTML.table(caption, ["Check", *(run.label for run in card.runs), "Images"], shown))
 
 
-def _verdict(measure: Measure, lines: Sequence[Record]) -> str:
+def _verdict(measure: Metric, lines: Sequence[Record]) -> str:
     """Say whether a check holds wherever it was made, and where it does not, why."""
     if not lines:
         return "not run"
@@ -207,7 +207,7 @@ def _verdict(measure: Measure, lines: Sequence[Record]) -> str:
     return f"fails{share}{where}" + (f": {line.note}" if line.note else "")
 
 
-def cell(measure: Measure, line: Record | None) -> str:
+def cell(measure: Metric, line: Record | None) -> str:
     """Return a value with its interval and, where it was chosen, the threshold."""
     if line is None or line.value is None:
         return "not run"
@@ -218,7 +218,7 @@ def cell(measure: Measure, line: Record | None) -> str:
 
 def name(row: Key) -> Markup:
     """Return the name of a metric, linked to its definition, with its subject and its ``at``."""
-    measure = measure_of(row.name)
+    measure = metric_of(row.name)
     head = link(anchor(row.name), measure.heading) if measure.definition else Markup.escape(measure.heading)
     of = row.of if row.of and row.of != "held-out half" and not is_mean(row) else ""
     return head + _quiet(of) + _quiet("" if row.at is None else at_in_words(measure, row.at))
@@ -226,13 +226,13 @@ def name(row: Key) -> Markup:
 
 def notes(card: Card, rows: Iterable[Key]) -> Markup:
     """Return the caveats of some rows, each once, with what it is about; those of checks stand in their cells."""
-    rows = [row for row in rows if not measure_of(row.name).check]
+    rows = [row for row in rows if not metric_of(row.name).check]
     about: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
     for row in rows:
         for label, line in card.rows[row].items():
             if line.note:
                 subjects, labels = about.setdefault(line.note, ({}, {}))
-                subjects[row.of if card.suite == "ood" else measure_of(row.name).label] = None
+                subjects[row.of if card.suite == "ood" else metric_of(row.name).label] = None
                 labels[label] = None
     items = []
     for note, (subjects, labels) in about.items():
@@ -261,8 +261,8 @@ _CHOSEN_MEANS = (
 
 
 def anchor(name: str) -> str:
-    """Return where a measure is defined on the page."""
-    return f"measure-{name}"
+    """Return where a metric is defined on the page."""
+    return f"metric-{name}"
 
 
 def _quiet(text: str) -> Markup:

@@ -33,7 +33,7 @@ class Compared(NamedTuple):
     """A metric of a run and of the baseline.
 
     Attributes:
-        name: The measure's key in ``MEASURES``.
+        name: The measure's key in ``METRICS``.
         of: Subject of the metric, such as the other data; "" for the test images alone.
         at: Where, such as ε.
         run: Label of the run.
@@ -53,7 +53,7 @@ class _Sample(NamedTuple):
     """The per-image results of a metric.
 
     Attributes:
-        name: The measure's key in ``MEASURES``.
+        name: The measure's key in ``METRICS``.
         of: What it is of; "" where it is of the test images alone.
         at: Where.
         line: Its latest record, which belongs to the arrays; None where it was not evaluated.

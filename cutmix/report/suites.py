@@ -12,7 +12,7 @@ from cutmix.config.suites import SUITES, Paired
 from cutmix.paper.compare import merged, of_run, sheets
 from cutmix.paper.tables import Table, find_tables
 from cutmix.report.figures import curves, histograms, learning_curves, pictures, reliability_of
-from cutmix.report.metrics import MEASURES, Measure, measure_of
+from cutmix.report.metrics import METRICS, Metric, metric_of
 from cutmix.report.page import (
     HTML,
     Card,
@@ -72,7 +72,7 @@ def robustness(runs: Sequence[Run]) -> Section | None:
     sweeps, main = card.sweeps(), {row.at for row in card.rows if row.name == "noise_err"}
     attacked, checks, corrupted = [], [], []
     for row in card.rows:
-        if measure_of(row.name).check:
+        if metric_of(row.name).check:
             checks.append(row)
         elif row.name in ("corruption_mean_err", "mean_corruption_err", "corruption_ce", "mean_corruption_ce"):
             corrupted.append(row)
@@ -98,7 +98,7 @@ def out_of_distribution(runs: Sequence[Run]) -> Section | None:
     for rows in main:
         if rows:
             caption = (
-                f"{measure_of(rows[0].name).label} of the largest softmax probability, test images against other images"
+                f"{metric_of(rows[0].name).label} of the largest softmax probability, test images against other images"
             )
             body += table_of_sets(card, caption, rows)
     body += notes(card, [row for rows in main for row in rows]) + differences_of(card) + histograms(card)
@@ -132,7 +132,7 @@ def labels(runs: Sequence[Run]) -> Section | None:
         return None
     body = refusals(card) + table(card, "All labels, after the last epoch", [row for row in card.rows if not row.of])
     for metric in ("label_ap", "label_f1", "label_threshold"):
-        body += table_of_sets(card, f"{measure_of(metric).label}: each label", [
+        body += table_of_sets(card, f"{metric_of(metric).label}: each label", [
             row for row in card.rows if row.name == metric
         ])  # fmt: skip
     return Section(SUITES[card.suite].title, card.suite, body)
@@ -146,10 +146,10 @@ def definitions(runs: Sequence[Run]) -> list[tuple[str, list[Definition]]]:
         card = gather(runs, suite)
         if card is None or not card.rows:
             continue
-        names = dict.fromkeys(row.name for row in card.rows if row.name in MEASURES)
+        names = dict.fromkeys(row.name for row in card.rows if row.name in METRICS)
         if not names:
             continue
-        entries = [Definition(anchor(name), MEASURES[name].label, _definition(MEASURES[name])) for name in names]
+        entries = [Definition(anchor(name), METRICS[name].label, _definition(METRICS[name])) for name in names]
         found.append((about.title, entries))
         if against_baseline([run for run in card.runs if run.arrays(suite).is_file()]):
             how, _ = _PAIRED[about.paired]
@@ -186,7 +186,7 @@ def differences_of(card: Card) -> Markup:
 
 
 def _difference(row: Key, found: Difference) -> str:
-    return f"{with_interval(found, f'+.{measure_of(row.name).digits}f')}, {in_words(found.p)}"
+    return f"{with_interval(found, f'+.{metric_of(row.name).digits}f')}, {in_words(found.p)}"
 
 
 def _beside_paper_of(card: Card) -> Markup:
@@ -205,7 +205,7 @@ def beside_paper(table: Table, runs: Sequence[Run]) -> Markup:
     return body + HTML.notes([*differing, *table.remarks, f"Run by: {table.command}"])
 
 
-def _definition(measure: Measure) -> str:
+def _definition(measure: Metric) -> str:
     return f"{measure.definition} {measure.better.capitalize()} is better." if measure.better else measure.definition
 
 
@@ -316,14 +316,14 @@ def _section(runs: Sequence[Run], task: str, tables: Markup, figure: tuple[str, 
 
 def _per_class(card: Card) -> Markup:
     """Return the average precision of each class and the number of its objects, a class a row."""
-    rows, measure = [], measure_of("ap")
+    rows, measure = [], metric_of("ap")
     for row, found in card.rows.items():
         if row.name == "ap":
             counts = " to ".join(f"{n:,}" for n in sorted({line.n or 0 for line in found.values()}))
             rows.append(Row(row.of, [*(cell(measure, found.get(run.label)) for run in card.runs), counts]))
     if not rows:
         return Markup("")
-    header = [link("measure-ap", "Class"), *(run.label for run in card.runs), "Objects"]
+    header = [link("metric-ap", "Class"), *(run.label for run in card.runs), "Objects"]
     made = HTML.table("Average precision of each class, %; classes without test objects are left out", header, rows)
     return Markup(HTML.folded("Average precision of each class", made) if len(rows) > 30 else made)
 

@@ -7,7 +7,7 @@ from cutmix.config.recipes import RECIPES
 from cutmix.config.transfer import recipe_of_arch
 from cutmix.data.outliers import SEVEN
 from cutmix.paper.tables import METHODS, TABLES, find_tables
-from cutmix.report.metrics import MEASURES
+from cutmix.report.metrics import METRICS
 
 BY_METHOD = [table for table in TABLES if table.command]
 LOCALIZATION, TRANSFER, FGSM, OOD, CAPTIONING = (
@@ -34,7 +34,7 @@ def test_every_cell_is_there() -> None:
 
 def test_every_row_has_its_metrics_and_its_recipe() -> None:
     for row in (row for table in BY_METHOD for row in table.rows):
-        assert set(row.metrics) <= set(MEASURES)
+        assert set(row.metrics) <= set(METRICS)
         assert (row.recipe is None) == (row.label == "VGG-GAP, ImageNet")
         if row.recipe:
             assert RECIPES[row.recipe].mix == ("none" if row.method == "Baseline" else row.method.lower())

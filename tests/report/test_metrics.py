@@ -12,7 +12,7 @@ from cutmix.evaluation.calibration import calibration_suite
 from cutmix.evaluation.classifier import Classifier
 from cutmix.evaluation.ood import ood_suite
 from cutmix.evaluation.robustness import robustness_suite
-from cutmix.report.metrics import MEASURES, at_in_words, in_255ths, measure_of, name_of
+from cutmix.report.metrics import METRICS, at_in_words, in_255ths, metric_of, name_of
 from cutmix.runs.record import Record
 
 OF_OTHER_DATA = {
@@ -41,24 +41,24 @@ def test_every_measure_of_the_suites_is_defined_and_no_other() -> None:
     }
     for suite in (*suites, "localization"):
         recorded = {name_of(record) for record in suites[suite].records} if suite in suites else set()
-        known = {name for name, measure in MEASURES.items() if measure.suite == suite}
+        known = {name for name, measure in METRICS.items() if measure.suite == suite}
         assert recorded | OF_OTHER_DATA.get(suite, set()) == known
 
 
-@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("name", METRICS)
 def test_a_definition_is_a_few_plain_sentences(name: str) -> None:
-    measure = MEASURES[name]
+    measure = METRICS[name]
     assert measure.definition.endswith(".")
     assert measure.definition[0].isupper()
     assert 40 <= len(measure.definition) <= 420
     assert "  " not in measure.definition
-    assert len([other for other in MEASURES.values() if other.label == measure.label]) == 1
+    assert len([other for other in METRICS.values() if other.label == measure.label]) == 1
     if measure.suite == "robustness" and measure.check:
         assert "Holds if" in measure.definition
 
 
 def test_a_better_direction_is_that_of_the_name() -> None:
-    for name, measure in MEASURES.items():
+    for name, measure in METRICS.items():
         if name.endswith(("_err", "ece", "mce", "nll", "brier")) and measure.better:
             assert measure.better == "lower"
         if "acc" in name or name.startswith("ood_a"):
@@ -77,12 +77,12 @@ def test_a_better_direction_is_that_of_the_name() -> None:
 )
 def test_a_record_has_one_definition(record: Record, name: str) -> None:
     assert name_of(record) == name
-    assert name in MEASURES
+    assert name in METRICS
 
 
 def test_a_measure_that_is_not_known_has_its_own_name() -> None:
-    assert measure_of("new_err").label == "new err"
-    assert measure_of("new_err").definition == ""
+    assert metric_of("new_err").label == "new err"
+    assert metric_of("new_err").definition == ""
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_change_of_a_pixel_in_words(value: float, said: str) -> None:
 
 def test_where_something_was_measured() -> None:
     said = [("fgsm_err", 8 / 255), ("occlusion_center_err", 16.0), ("between_mixup_err", 0.25), ("corruption_err", 3.0)]
-    assert [at_in_words(MEASURES[name], at).replace("\u00a0", " ") for name, at in said] == [
+    assert [at_in_words(METRICS[name], at).replace("\u00a0", " ") for name, at in said] == [
         "ε = 8/255", "side 16 px", "λ = 0.25", "severity 3"
     ]  # fmt: skip
 
@@ -111,4 +111,4 @@ def test_where_something_was_measured() -> None:
     ],
 )
 def test_checks_hold_or_fail(name: str, value: float, at: float | None, holds: bool) -> None:
-    assert MEASURES[name].holds(Record(metric=name, value=value, at=at)) is holds
+    assert METRICS[name].holds(Record(metric=name, value=value, at=at)) is holds

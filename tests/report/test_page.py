@@ -43,6 +43,6 @@ def test_the_width_of_a_cell_is_that_of_its_words() -> None:
 
 
 def test_definitions_can_be_linked_to() -> None:
-    made = HTML.definitions([("Title", [Definition("measure-x", "<X>", "Means & says.")])])
-    assert '<dt id="measure-x">&lt;X&gt;</dt>' in made
+    made = HTML.definitions([("Title", [Definition("metric-x", "<X>", "Means & says.")])])
+    assert '<dt id="metric-x">&lt;X&gt;</dt>' in made
     assert "Means &amp; says." in made

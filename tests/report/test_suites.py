@@ -119,10 +119,10 @@ def test_every_link_has_its_definition_and_no_other_is_there(tmp_path, pair) -> 
     page = Tags(write_report(pair, tmp_path / "page.html"))
     assert len(page.ids) == len(set(page.ids))
     assert set(page.links) <= set(page.ids)
-    defined = {each for each in page.ids if each.startswith("measure-")}
-    assert {f"measure-{name}" for name in ("ece", "fgsm_err", "ood_auroc_energy", "max_box_acc")} <= defined
-    assert defined == {each for each in page.links if each.startswith("measure-")}
-    assert "measure-pgd_err" not in defined  # which was not measured
+    defined = {each for each in page.ids if each.startswith("metric-")}
+    assert {f"metric-{name}" for name in ("ece", "fgsm_err", "ood_auroc_energy", "max_box_acc")} <= defined
+    assert defined == {each for each in page.links if each.startswith("metric-")}
+    assert "metric-pgd_err" not in defined  # which was not evaluated
 
 
 def test_no_section_without_its_records(tmp_path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cutmix.report.metrics import MEASURES
+from cutmix.report.metrics import METRICS
 from cutmix.report.page import Key, cell, gather, name, notes, refusals, table, table_of_checks, table_of_sets
 from cutmix.runs.read import Run
 from cutmix.runs.record import Record
@@ -22,12 +22,12 @@ def rate(metric: str, value: float | None = 12.345, **more) -> dict:
 
 def test_a_cell_has_value_and_interval_in_the_measures_digits() -> None:
     line = Record(metric="x", value=-1.26, low=-2.0, high=0.449)
-    assert cell(MEASURES["fgsm_err"], line) == "−1.3 [−2.0, 0.4]"
-    assert cell(MEASURES["nll"], line) == "−1.260 [−2.000, 0.449]"
-    assert cell(MEASURES["temperature"], replace(line, low=None)) == "−1.260"
-    assert cell(MEASURES["max_box_acc"], replace(line, at=0.234, chosen_on="test")) == "−1.3 [−2.0, 0.4] at 0.23"
-    assert cell(MEASURES["fgsm_err"], replace(line, at=0.5)) == "−1.3 [−2.0, 0.4]"
-    assert cell(MEASURES["nll"], None) == cell(MEASURES["nll"], replace(line, value=None)) == "not run"
+    assert cell(METRICS["fgsm_err"], line) == "−1.3 [−2.0, 0.4]"
+    assert cell(METRICS["nll"], line) == "−1.260 [−2.000, 0.449]"
+    assert cell(METRICS["temperature"], replace(line, low=None)) == "−1.260"
+    assert cell(METRICS["max_box_acc"], replace(line, at=0.234, chosen_on="test")) == "−1.3 [−2.0, 0.4] at 0.23"
+    assert cell(METRICS["fgsm_err"], replace(line, at=0.5)) == "−1.3 [−2.0, 0.4]"
+    assert cell(METRICS["nll"], None) == cell(METRICS["nll"], replace(line, value=None)) == "not run"
 
 
 def test_runs_stand_side_by_side_in_the_order_of_the_measures() -> None:
@@ -39,7 +39,7 @@ def test_runs_stand_side_by_side_in_the_order_of_the_measures() -> None:
     html = table(card, "caption", list(card.rows))
     assert html.count("<td") == 3 * 4
     assert html.count(">not run<") == 2
-    assert 'href="#measure-pgd_err"' in html
+    assert 'href="#metric-pgd_err"' in html
     assert table(card, "caption", []) == ""
     assert gather([make_run("third")], "robustness") is None
 
@@ -106,7 +106,7 @@ def test_sets_are_rows_and_their_mean_stands_out() -> None:
     html = table_of_sets(card, "caption", list(card.rows))
     assert "caption (higher is better); threshold chosen on the test images" in html
     assert html.count('<tr class="strong">') == 1
-    assert 'href="#measure-ood_detection_acc"' in html
+    assert 'href="#metric-ood_detection_acc"' in html
     assert table_of_sets(card, "caption", []) == ""
 
 

@@ -9,7 +9,7 @@ import torch
 
 from cutmix.config.options import RunOptions
 from cutmix.config.transfer import Captioning
-from cutmix.report.metrics import MEASURES
+from cutmix.report.metrics import METRICS
 from cutmix.runtime.distributed import World
 from cutmix.transfer.caption_scores import ImageScores, score_captions
 from cutmix.transfer.captioning import CaptioningTask, ShowAndTell, has_bfloat16_lstm
@@ -46,7 +46,7 @@ def test_records_can_be_made_again_from_the_arrays(caption_folder: Path) -> None
     values = {record.metric: record.value for record in records}
     assert {name: values[name] for name in figures} == pytest.approx(figures)
     assert it.key in figures
-    assert set(values) == {name for name, measure in MEASURES.items() if measure.suite == "captioning"}
+    assert set(values) == {name for name, measure in METRICS.items() if measure.suite == "captioning"}
     assert {record.suite for record in records} == {"captioning"}
     assert next(r for r in records if r.metric == it.key).low is not None
 

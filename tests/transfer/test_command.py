@@ -45,7 +45,7 @@ CAPTIONER = Captioning(
     dropout=0.3, beam=2, max_length=6, tune_encoder=True, **_SHARED,
 )  # fmt: skip
 KINDS = (*DETECTORS, "captioning")
-MEASURES = {
+METRICS = {
     "captioning": ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d", "meteor"],
     **{kind: ["map", "map_all_point", "ap", "ap", *COCO_METRICS] for kind in DETECTORS},
 }
@@ -93,7 +93,7 @@ def test_a_run_leaves_what_every_run_leaves(runs: dict[str, Path], kind: str) ->
     run = runs[kind]
     results = read_records(run / "results.jsonl")
     for which in ("last", "best"):
-        assert [r.metric for r in results if r.which == which] == MEASURES[kind]
+        assert [r.metric for r in results if r.which == which] == METRICS[kind]
     for record in results:
         assert (record.recipe, record.source) == (kind, "training")
         assert (record.backbone, record.weights, record.split) == ("none", "ema", "test")

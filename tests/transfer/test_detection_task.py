@@ -12,7 +12,7 @@ from PIL import Image
 from cutmix.config.options import RunOptions
 from cutmix.config.transfer import FASTER_RCNN, Detection
 from cutmix.errors import InputError
-from cutmix.report.metrics import MEASURES
+from cutmix.report.metrics import METRICS
 from cutmix.runtime.distributed import World
 from cutmix.training.optim import make_optimizer
 from cutmix.transfer.average_precision import Detections, Judged, precision_of, tally, voc_average_precision
@@ -94,7 +94,7 @@ def test_records_can_be_made_again_from_the_arrays(voc_folder: Path, arch: str) 
     assert [r.metric for r in records][4:] == list(COCO_METRICS)
     note = next(r for r in records if r.metric == "coco_ar_large").note
     assert note == "not run: the test images have no object of this size"
-    assert {r.metric for r in records} == {name for name, m in MEASURES.items() if m.suite == "detection"}
+    assert {r.metric for r in records} == {name for name, m in METRICS.items() if m.suite == "detection"}
 
 
 def test_verdicts_are_kept_and_give_the_precision_without_the_data(voc_folder: Path) -> None:
