@@ -59,22 +59,6 @@ def metric_of(name: str, suite: str = "") -> Metric:
     return METRICS.get(name) or Metric(suite, name.replace("_", " "), "", unit="", digits=3, better="")
 
 
-def at_in_words(measure: Metric, at: float) -> str:
-    """Return a record's ``at`` as it follows the name of the metric."""
-    if measure.at == "ε":
-        return f"ε\u00a0=\u00a0{in_255ths(at)}"
-    unit = "\u00a0px" if measure.at.startswith("side") else ""
-    return f"{measure.at}\u00a0{at:g}{unit}" if measure.at != "λ" else f"λ\u00a0=\u00a0{at:g}"
-
-
-def in_255ths(value: float) -> str:
-    """Return a change of a pixel, in [0, 1], as a fraction such as 8/255."""
-    steps = value * 255
-    if value == 1:
-        return "1"
-    return f"{steps:.0f}/255" if abs(steps - round(steps)) < 1e-3 else f"{steps:.2f}/255"
-
-
 def _calibration(label: str, definition: str, unit: str = "%", digits: int = 2, better: Better = "lower") -> Metric:
     return Metric("calibration", label, definition, unit, digits, better)
 

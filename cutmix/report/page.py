@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from cutmix.errors import InputError
-from cutmix.report.metrics import METRICS, Metric, at_in_words, in_255ths, metric_of, name_of
+from cutmix.report.metrics import METRICS, Metric, metric_of, name_of
 from cutmix.runs.read import Run, groups
 from cutmix.runs.record import Record, with_interval
 
@@ -258,6 +258,22 @@ _CHOSEN_MEANS = (
     "Threshold chosen on the test images: it is the best one for these images, so the value is optimistic and "
     "comparable only with values that were chosen in the same way."
 )
+
+
+def at_in_words(measure: Metric, at: float) -> str:
+    """Return a record's ``at`` as it follows the name of the metric."""
+    if measure.at == "ε":
+        return f"ε\u00a0=\u00a0{in_255ths(at)}"
+    unit = "\u00a0px" if measure.at.startswith("side") else ""
+    return f"{measure.at}\u00a0{at:g}{unit}" if measure.at != "λ" else f"λ\u00a0=\u00a0{at:g}"
+
+
+def in_255ths(value: float) -> str:
+    """Return a change of a pixel, in [0, 1], as a fraction such as 8/255."""
+    steps = value * 255
+    if value == 1:
+        return "1"
+    return f"{steps:.0f}/255" if abs(steps - round(steps)) < 1e-3 else f"{steps:.2f}/255"
 
 
 def anchor(name: str) -> str:

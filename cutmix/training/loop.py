@@ -36,8 +36,9 @@ from cutmix.runtime.terminal import Stop, remembered_signals
 from cutmix.runtime.weights import load_weights, read_weights, save_weights
 from cutmix.training.classification import Evaluation
 from cutmix.training.optim import freeze_backbone, learning_rate, set_learning_rate
-from cutmix.training.setup import Run, compiled, open_tracker, prepare
+from cutmix.training.setup import Run, compiled, prepare
 from cutmix.training.state import restore, take_snapshot
+from cutmix.training.trackers import open_tracker
 
 Options = TypeVar("Options", bound=RunOptions)
 

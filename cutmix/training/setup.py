@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from cutmix.data.division import Copies
 from cutmix.data.folder import printable_name
 from cutmix.data.loaders import Loader
 from cutmix.data.sets import keep_per_class, random_subset
-from cutmix.errors import InputError, did_you_mean, missing_extra
+from cutmix.errors import InputError, did_you_mean
 from cutmix.models import weights_normalization
 from cutmix.runs.folder import RunFolder, environment, read_recipe, today
 from cutmix.runs.read import NOTHING, read_environment
@@ -34,6 +34,7 @@ from cutmix.runtime.terminal import Progress, say
 from cutmix.training.classification import Classification, MultiLabel, Task
 from cutmix.training.mixes import method_of
 from cutmix.training.state import State, start_state
+from cutmix.training.trackers import Tracker, check_tracker
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Run:
     progress: Progress
     about: dict[str, Any]
     folder: RunFolder | None = None
-    board: "Tracker | None" = None
+    board: Tracker | None = None
     notes: list[str] = field(default_factory=list)
     unread: list[tuple[Tensor, int]] = field(default_factory=list)
 
@@ -393,77 +394,3 @@ def _some(names: tuple[str, ...], values: list[str], most: int = 10) -> str:
     if len(pairs) <= most:
         return ", ".join(pairs)
     return ", ".join([*pairs[: most // 2], f"… {len(pairs) - most} more …", *pairs[-(most // 2) :]])
-
-
-class Tracker(Protocol):
-    """An experiment tracker, such as TensorBoard."""
-
-    def add_scalar(self, tag: str, value: float, step: int) -> None:
-        """Log a number at an optimizer step."""
-
-    def close(self) -> None:
-        """Write what is left."""
-
-
-def check_tracker(name: str | None) -> None:
-    """Import the package of a tracker.
-
-    Raises:
-        InputError: If it is not installed, with the extra that installs it.
-    """
-    if name is not None:
-        _import(name)
-
-
-def open_tracker(name: str, recipe: Training, path: Path, *, step: int) -> Tracker:
-    """Return the tracker of a run.
-
-    Args:
-        name: "tensorboard", "wandb", "mlflow" or "trackio".
-        recipe: Saved with the run where the tracker takes a configuration.
-        path: Folder of the run; its name is that of the tracked run, which a resumed run continues.
-        step: Optimizer steps done before; TensorBoard drops what was logged later.
-
-    Raises:
-        InputError: If the tracker cannot be started, for example without an account.
-    """
-    package, settings = _import(name), recipe.to_dict()
-    try:
-        if name == "tensorboard":
-            return package.SummaryWriter(str(path / "tensorboard"), purge_step=step + 1)
-        if name == "mlflow":
-            package.set_experiment("cutmix")
-            package.start_run(run_name=path.name)
-            package.log_params(settings)
-        elif name == "wandb":
-            package.init(project="cutmix", name=path.name, id=path.name, resume="allow", dir=str(path), config=settings)
-        else:
-            package.init(project="cutmix", name=path.name, resume="allow", config=settings)
-    except Exception as error:  # of a network, an account or a server
-        raise InputError(f"--log {name} could not be started: {' '.join(str(error).split())}") from None
-    return _Service(name, package)
-
-
-class _Service:
-    """wandb, trackio or MLflow, which keep the current run in their module."""
-
-    def __init__(self, name: str, package: Any) -> None:
-        self.name, self.package = name, package
-
-    def add_scalar(self, tag: str, value: float, step: int) -> None:
-        if self.name == "mlflow":
-            self.package.log_metric(tag, value, step=step)
-        else:
-            self.package.log({tag: value}, step=step)
-
-    def close(self) -> None:
-        (self.package.end_run if self.name == "mlflow" else self.package.finish)()
-
-
-def _import(name: str) -> Any:
-    from importlib import import_module
-
-    try:
-        return import_module("torch.utils.tensorboard" if name == "tensorboard" else name)
-    except ImportError:
-        raise missing_extra(f"--log {name}", name) from None

@@ -20,8 +20,9 @@ from cutmix.runtime.seeding import derive_seed
 from cutmix.training.classification import Task
 from cutmix.training.loop import after_restart, run_to_end
 from cutmix.training.optim import make_average, make_optimizer
-from cutmix.training.setup import Run, assemble, check_tracker
+from cutmix.training.setup import Run, assemble
 from cutmix.training.state import State
+from cutmix.training.trackers import check_tracker
 from cutmix.transfer.backbone import Backbone, load_backbone
 from cutmix.transfer.caption_data import CaptionBatches, ImageBatches
 from cutmix.transfer.caption_layouts import open_captions

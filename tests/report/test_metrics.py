@@ -12,7 +12,8 @@ from cutmix.evaluation.calibration import calibration_suite
 from cutmix.evaluation.classifier import Classifier
 from cutmix.evaluation.ood import ood_suite
 from cutmix.evaluation.robustness import robustness_suite
-from cutmix.report.metrics import METRICS, at_in_words, in_255ths, metric_of, name_of
+from cutmix.report.metrics import METRICS, metric_of, name_of
+from cutmix.report.page import at_in_words, in_255ths
 from cutmix.runs.record import Record
 
 OF_OTHER_DATA = {

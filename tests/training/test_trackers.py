@@ -9,7 +9,7 @@ import pytest
 
 from cutmix.config.recipes import SMALL
 from cutmix.errors import InputError
-from cutmix.training.setup import check_tracker, open_tracker
+from cutmix.training.trackers import check_tracker, open_tracker
 
 
 class Fake(SimpleNamespace):

@@ -1,0 +1,81 @@
+"""Experiment trackers of ``--log``: each behind its extra, with the two methods of TensorBoard's writer."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from cutmix.config.recipe import Training
+from cutmix.errors import InputError, missing_extra
+
+
+class Tracker(Protocol):
+    """An experiment tracker, such as TensorBoard."""
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        """Log a number at an optimizer step."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
+def check_tracker(name: str | None) -> None:
+    """Import the package of a tracker.
+
+    Raises:
+        InputError: If it is not installed, with the extra that installs it.
+    """
+    if name is not None:
+        _import(name)
+
+
+def open_tracker(name: str, recipe: Training, path: Path, *, step: int) -> Tracker:
+    """Return the tracker of a run.
+
+    Args:
+        name: "tensorboard", "wandb", "mlflow" or "trackio".
+        recipe: Saved with the run where the tracker takes a configuration.
+        path: Folder of the run; its name is that of the tracked run, which a resumed run continues.
+        step: Optimizer steps done before; TensorBoard drops what was logged later.
+
+    Raises:
+        InputError: If the tracker cannot be started, for example without an account.
+    """
+    package, settings = _import(name), recipe.to_dict()
+    try:
+        if name == "tensorboard":
+            return package.SummaryWriter(str(path / "tensorboard"), purge_step=step + 1)
+        if name == "mlflow":
+            package.set_experiment("cutmix")
+            package.start_run(run_name=path.name)
+            package.log_params(settings)
+        elif name == "wandb":
+            package.init(project="cutmix", name=path.name, id=path.name, resume="allow", dir=str(path), config=settings)
+        else:
+            package.init(project="cutmix", name=path.name, resume="allow", config=settings)
+    except Exception as error:  # of a network, an account or a server
+        raise InputError(f"--log {name} could not be started: {' '.join(str(error).split())}") from None
+    return _Service(name, package)
+
+
+class _Service:
+    """wandb, trackio or MLflow, which keep the current run in their module."""
+
+    def __init__(self, name: str, package: Any) -> None:
+        self.name, self.package = name, package
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        if self.name == "mlflow":
+            self.package.log_metric(tag, value, step=step)
+        else:
+            self.package.log({tag: value}, step=step)
+
+    def close(self) -> None:
+        (self.package.end_run if self.name == "mlflow" else self.package.finish)()
+
+
+def _import(name: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module("torch.utils.tensorboard" if name == "tensorboard" else name)
+    except ImportError:
+        raise missing_extra(f"--log {name}", name) from None
