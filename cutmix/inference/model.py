@@ -186,8 +186,8 @@ class Model:
         _check_range(top=top, batch_size=batch_size, workers=workers)
         if not 0 <= threshold <= 1:
             raise InputError(f"threshold is {threshold}; expected a probability in [0, 1]")
-        if temperature is not None and not 0 < temperature < float("inf"):
-            raise InputError(f"temperature is {temperature}; expected a number above 0")
+        if temperature is not None and not 1e-6 <= temperature < float("inf"):
+            raise InputError(f"temperature is {temperature}; expected a number above 0, from 1e-6 on")
         if top > 1 and self.thresholds is not None:
             raise InputError(f"top is {top}; expected 1, as every label of an image above its threshold is predicted")
         sources = enumerate([images] if isinstance(images, Source) else images)
