@@ -328,7 +328,10 @@ def _fitted_temperature(run: Path, which: str) -> float | None:
     found = [
         line for line in read_run(run).suite("calibration") if line.metric == "temperature" and line.which == which
     ]
-    return found[-1].value if found else None
+    temperature = found[-1].value if found else None
+    if temperature is not None and not 1e-6 <= temperature <= 1e6:
+        raise InputError(f"{run / 'results.jsonl'}: temperature is {temperature}; expected a number from 1e-6 to 1e6")
+    return temperature
 
 
 def _check_range(**counts: int) -> None:

@@ -243,7 +243,7 @@ def test_writing_continues_after_a_kill(tmp_path: Path, capsys: pytest.CaptureFi
     with pytest.raises(InputError, match="holds shards of other images or flags"):
         cutmix.shards(source, tmp_path / "killed", shard_size=2)
     with pytest.raises(InputError, match="is not empty and holds no shards"):
-        cutmix.shards(source, source)
+        cutmix.shards(source, tmp_path)
     with pytest.raises(InputError, match="digits is a set of small images"):
         cutmix.shards("digits", tmp_path / "digits")
 

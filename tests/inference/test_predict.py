@@ -148,6 +148,18 @@ def test_arguments_out_of_range(arguments: dict[str, float], said: str) -> None:
         linear_model().predict([], **arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("value", ["-1.0", "1e-300", "0.0"])
+def test_a_recorded_temperature_that_is_none_is_refused(run: Path, tmp_path: Path, value: str) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    line = (copy / "results.jsonl").read_text().splitlines()[0]
+    record = json.loads(line) | {"metric": "temperature", "suite": "calibration", "source": "evaluation"}
+    record |= {"which": "last", "value": float(value), "low": None, "high": None}
+    with (copy / "results.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    with pytest.raises(InputError, match="temperature"):
+        load(copy, device="cpu")
+
+
 def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist; expected the folder of a run"):
         load(tmp_path / "nothing")
