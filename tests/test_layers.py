@@ -190,6 +190,6 @@ def test_the_test_folders_are_those_of_the_package() -> None:
 def test_the_root_is_small_and_files_are_of_readable_length() -> None:
     lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
     assert len([path for path in MODULES.values() if path.parent == PACKAGE]) <= 8
-    assert len(lengths) <= 105
+    assert len(lengths) <= 106
     assert 90 <= median(lengths.values()) <= 320
     assert {name: lines for name, lines in lengths.items() if lines > 450} == {}

@@ -12,6 +12,7 @@ from cutmix.data.folder import NAMES_OF_PARTS, printable_name
 from cutmix.data.shards import Catalogue
 from cutmix.data.sources import Sources, Stored
 from cutmix.errors import InputError, missing_extra
+from cutmix.runtime.files import regular
 
 PREFIX = "hf:"
 
@@ -82,7 +83,11 @@ class _Row(Stored):
         found = self.rows.data[self.row][self.rows.column]
         if not found:
             raise OSError("the row has no image")
-        return found["bytes"] if found["bytes"] is not None else Path(found["path"]).read_bytes()
+        if found["bytes"] is not None:
+            return found["bytes"]
+        if not found["path"] or "\0" in found["path"]:
+            raise OSError("the row has no image")
+        return regular(Path(found["path"])).read_bytes()
 
 
 def is_saved(folder: Path) -> bool:
@@ -130,8 +135,12 @@ def read_hub(data: str) -> Catalogue:
     for part, own in parts.items():
         labels = _labels(data, part, own, label, classes)
         if labels is not None:
+            if image not in own.features:
+                raise InputError(f"{data} has no column {image} in the split {part}; expected one as in the others")
             rows = own.cast_column(image, datasets.Image(decode=False))
             read[part] = labels, Rows(rows, image, np.arange(len(own)), data)
+    if not {"train", "all"} & read.keys():
+        raise InputError(f"{data} has no labels of images to train on; expected the column {label} in each split")
     return Catalogue(tuple(map(printable_name, classes)), read, {part: f"split '{part}'" for part in read})
 
 
@@ -157,10 +166,13 @@ def _columns(data: str, table: Any) -> tuple[str, str, list[str]]:
 def _labels(data: str, part: str, table: Any, column: str, classes: list[str]) -> np.ndarray | None:
     """Return the labels of a split as int64; None of a split whose labels are not published."""
     number = {name: i for i, name in enumerate(classes)}
-    values = list(table[column])
-    if getattr(table.features[column], "names", None) is None:
-        values = [number.get(str(value), -1) for value in values]
-    labels = np.array([-1 if value is None else value for value in values], np.int64)
+    values = list(table[column]) if column in table.features else [None]
+    if (names := getattr(table.features.get(column), "names", None)) is not None:
+        # each split may number the names in its own way
+        values = [names[value] if value is not None and 0 <= value < len(names) else value for value in values]
+    labels = np.array([-1 if value is None else number.get(str(value), -1) for value in values], np.int64)
+    if unknown := [value for value, i in zip(values, labels, strict=True) if i < 0 and value not in (None, -1)]:
+        raise InputError(f"{data} has {part} images of the class '{unknown[0]}'; expected {' or '.join(classes[:20])}")
     if len(labels) and labels.max() < 0:
         _log.info("%s: the split '%s' is left out, as it has no labels", data, part)
         return None

@@ -137,17 +137,18 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         raise missing_extra(f"{path}: Parquet", "parquet") from None
     try:
         return pyarrow.parquet.read_table(path).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:  # of texts and dates among them
         raise InputError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())}") from None
 
 
 def _file(path: Path, number: int, name: str) -> File:
-    found = path.parent / Path(name).expanduser()
+    found = path.parent / name
     try:
+        found = path.parent / Path(name).expanduser()
         if not found.suffix and not found.exists():  # a column of ids: the names without their suffixes
             found = next((each for suffix in EXTENSIONS if (each := found.with_suffix(suffix)).exists()), found)
         status = found.stat()
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):  # of expanduser, without a home
         raise InputError(f"{path}, row {number}: there is no {found}; expected paths from {path.parent}") from None
     return File(found, (status.st_dev, status.st_ino), status.st_size)
 
@@ -163,4 +164,4 @@ def _part(path: Path, number: int, split: str) -> str:
 
 def _order(labels: Iterable[str]) -> Any:
     """Return the key by which classes are sorted: numbers by value, other names as text."""
-    return int if all(label.isdecimal() for label in labels) else str
+    return int if all(label.isdecimal() and len(label) < 4300 for label in labels) else str

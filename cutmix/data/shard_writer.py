@@ -28,9 +28,13 @@ def write_shards(options: ShardsOptions) -> Path:
     """
     if is_small(options.data):
         raise InputError(f"{options.data} is a set of small images, held in memory; expected a folder of images")
+    if Path(options.data).is_dir() and options.out.resolve().is_relative_to(Path(options.data).resolve()):
+        raise InputError(f"{options.out} is inside {options.data}, and would be a class of it; expected another folder")
     splits = open_splits(
         options.data, val_fraction=options.val_fraction, seed=options.seed, skip_unreadable=options.skip_unreadable
     )
+    if splits.train.labels.ndim > 1:
+        raise InputError(f"{options.data} has several labels an image; cutmix shards writes one for each")
     say("\n".join(describe_splits(splits).lines()))
     sets: dict[str, Any] = {split: part for split in ("train", "val", "test") if (part := getattr(splits, split))}
     plan = {

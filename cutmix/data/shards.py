@@ -19,6 +19,7 @@ import numpy as np
 from cutmix.data.folder import EXTENSIONS, NAMES_OF_PARTS, is_hidden, printable_name, read_text
 from cutmix.data.sources import CLASSES, Sample, Sources, Stored, opened, scan
 from cutmix.errors import UNREADABLE, InputError
+from cutmix.runtime.arrays import read_arrays
 from cutmix.runtime.files import write_atomic
 
 INDEX = "cutmix-index.npz"
@@ -205,8 +206,9 @@ def _classes(root: Path, samples: Iterable[Sample]) -> tuple[tuple[str, ...], Ca
         listed = read_text(root / CLASSES).splitlines()
         if most >= len(listed):
             raise InputError(f"{root} has the label {most}, but {CLASSES} there names {len(listed)} classes")
-        if wrong := next((i for i, name in names.items() if listed[i] != name), None):
-            raise InputError(f"{root} names class {wrong} '{names[wrong]}', but {CLASSES} there '{listed[wrong]}'")
+        for i, name in names.items():
+            if listed[i] != name:
+                raise InputError(f"{root} names class {i} '{name}', but {CLASSES} there '{listed[i]}'")
     else:
         listed = [names.get(i, str(i)) for i in range(most + 1)]
     return _checked(root, listed), lambda sample: int(sample.label or 0)
@@ -243,7 +245,7 @@ def read_shards(root: Path, shards: dict[str, list[Path]]) -> Catalogue:
         [[part, path.relative_to(root).as_posix(), *_state(path)] for part in shards for path in shards[part]]
     )
     state += read_text(root / CLASSES) if (root / CLASSES).is_file() else ""
-    arrays: dict[str, Any] | None = _load_index(root / INDEX, state, order)
+    arrays: dict[str, Any] | None = _load_index(root / INDEX, state, shards, order)
     load: Callable[[], tuple[bytes, np.ndarray]]
     if arrays is None:
         arrays = _build_index(root, shards, order) | {"state": np.array(state)}
@@ -252,7 +254,8 @@ def read_shards(root: Path, shards: dict[str, list[Path]]) -> Catalogue:
             write_atomic(root / INDEX, lambda file: np.savez(file, **arrays))
         load = lambda: held  # noqa: E731
     else:
-        load = functools.partial(_load_names, root / INDEX)
+        last = int(arrays["rows"]["name"].max())
+        load = functools.partial(_load_names, root / INDEX, last)
     names, start = _Names(load), 0
     parts: dict[str, tuple[np.ndarray, Sources]] = {}
     counts = [len(arrays[f"labels-{part}"]) for part in shards]
@@ -308,17 +311,17 @@ def _in_order(found: list[tuple[int, Sample]]) -> list[tuple[int, Sample]]:
     return numbered if [int(sample.key) for _, sample in numbered] == list(range(len(found))) else found
 
 
-def _load_index(path: Path, state: str, shards: list[Path]) -> dict[str, np.ndarray] | None:
+def _load_index(path: Path, state: str, parts: Iterable[str], shards: list[Path]) -> dict[str, np.ndarray] | None:
     """Return the index if it is whole and of these shards; its names are read when they are asked for."""
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            if str(file["state"]) != state:
-                return None
-            arrays = {name: file[name] for name in file.files if name not in ("names", "ends", "state")}
+        arrays = read_arrays(path, ("names", "ends"))
+        if str(arrays["state"]) != state:
+            return None
         rows, classes = arrays["rows"], arrays["classes"]
-        labels = np.concatenate([values for name, values in arrays.items() if name.startswith("labels-")])
+        labels = np.concatenate([arrays[f"labels-{part}"] for part in parts])
         sizes = np.array([shard.stat().st_size for shard in shards])
-        whole = rows.dtype == _ROW and len(rows) == len(labels) and classes.dtype.kind == "U"
+        whole = rows.dtype == _ROW and rows.shape == labels.shape and classes.dtype.kind == "U"
+        whole = whole and classes.ndim == 1 and _checked(path.parent, classes.tolist()) == tuple(classes.tolist())
         whole = whole and labels.dtype == np.int64 and 0 <= labels.min() <= labels.max() < len(classes)
         whole = whole and rows["shard"].max() < len(shards) and rows["suffix"].max() < len(EXTENSIONS)
         whole = whole and rows["offset"].min() >= 0
@@ -327,9 +330,16 @@ def _load_index(path: Path, state: str, shards: list[Path]) -> dict[str, np.ndar
         return None
 
 
-def _load_names(path: Path) -> tuple[bytes, np.ndarray]:
+def _load_names(path: Path, last: int) -> tuple[bytes, np.ndarray]:
+    """Return names one after the other, and where each ends; ``last`` is the largest number of one."""
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return file["names"].tobytes(), file["ends"]
-    except (*UNREADABLE, KeyError) as error:
-        raise InputError(f"{path} was changed while it was read ({error}); start again") from None
+        arrays = read_arrays(path, ("rows", "classes", "state"))
+        text, ends = arrays["names"].tobytes(), arrays["ends"]
+        whole = ends.dtype == np.int64 and ends.ndim == 1 and ends.size > last and ends[-1] == len(text)
+        if whole and bool((np.diff(ends, prepend=0) >= 0).all()):
+            for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
+                text[start:end].decode("utf-8", "surrogatepass")
+            return text, ends
+    except (*UNREADABLE, KeyError):
+        pass
+    raise InputError(f"{path} is damaged; remove it, and it is written again")

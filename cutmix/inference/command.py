@@ -84,6 +84,9 @@ def run_predict(options: PredictOptions) -> Predictions:
     model = load(options.source, which=options.which, device=options.device)
     top = min(options.top, len(model.classes))
     files = [*chain.from_iterable(find_images(name) for name in options.images)] if options.images != ("-",) else None
+    for used in (options.source, *(file for file in files or () if isinstance(file, Path))):
+        if options.out is not None and options.out.name == used.name and _same(options.out, used):
+            raise InputError(f"--out is {options.out}, which is read too; expected another name")
     predictions = model.predict(
         files if files is not None else (line.rstrip("\n") for line in sys.stdin),
         top=top, temperature=options.temperature, flip=options.tta == "flip",
@@ -91,6 +94,10 @@ def run_predict(options: PredictOptions) -> Predictions:
     )  # fmt: skip
     several = model.thresholds is not None
     return Predictions(predictions, opening(model, options, files), top=top, several=several)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def write_predictions(found: Predictions, options: PredictOptions) -> int:

@@ -350,7 +350,10 @@ def _description(model: Model) -> str:
 
 
 def _use(model: Model) -> str:
-    mode = "L" if model.preprocessing.in_chans == 1 else "RGB"
+    mode = {1: "L", 2: "LA", 4: "RGBA"}.get(model.preprocessing.in_chans, "RGB")
+    answer = 'print(model.pretrained_cfg["label_names"][int(logits.argmax())])'
+    if model.thresholds is not None:
+        answer = "print(dict(zip(model.pretrained_cfg['label_names'], logits[0].sigmoid().tolist())))"
     return f"""## Use
 
 ```python
@@ -360,7 +363,7 @@ from PIL import Image
 model = timm.create_model("hf-hub:USER/NAME", pretrained=True).eval()  # or "local-dir:FOLDER"
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 logits = model(transform(Image.open("photo.jpg").convert("{mode}"))[None])
-print(model.pretrained_cfg["label_names"][int(logits.argmax())])
+{answer}
 ```
 """
 

@@ -198,8 +198,8 @@ class Model:
         _check_range(top=top, batch_size=batch_size, workers=workers)
         if not 0 <= threshold <= 1:
             raise InputError(f"threshold is {threshold}; expected a probability in [0, 1]")
-        if temperature is not None and not 0 < temperature < float("inf"):
-            raise InputError(f"temperature is {temperature}; expected a number above 0")
+        if temperature is not None and not 1e-6 <= temperature < float("inf"):
+            raise InputError(f"temperature is {temperature}; expected a number above 0, from 1e-6 on")
         if top > 1 and self.thresholds is not None:
             raise InputError(f"top is {top}; expected 1, as every label of an image above its threshold is predicted")
         sources = enumerate([images] if isinstance(images, Source) else images)
@@ -347,7 +347,10 @@ def _fitted_temperature(run: Path, which: str) -> float | None:
     found = [
         line for line in read_run(run).suite("calibration") if line.metric == "temperature" and line.which == which
     ]
-    return found[-1].value if found else None
+    temperature = found[-1].value if found else None
+    if temperature is not None and not 1e-6 <= temperature <= 1e6:
+        raise InputError(f"{run / 'results.jsonl'}: temperature is {temperature}; expected a number from 1e-6 to 1e6")
+    return temperature
 
 
 def _check_range(**counts: int) -> None:

@@ -16,7 +16,8 @@ from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, Nul
 
 from cutmix.report.metrics import metric_of
 from cutmix.report.page import HTML, Card, Key, anchor, link, notes, picture
-from cutmix.runs.read import Run, groups, read_arrays
+from cutmix.runs.read import Run, groups
+from cutmix.runtime.arrays import read_arrays
 from cutmix.runtime.files import regular
 
 # Each has a contrast of at least 3:1 with white and with the page's dark ground (WCAG 2.2, 1.4.11).

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cutmix.errors import InputError
-from cutmix.runs.read import Run, baseline_of, read_arrays
+from cutmix.runs.read import Run, baseline_of
 from cutmix.runs.record import Record
+from cutmix.runtime.arrays import read_arrays
 from cutmix.statistics import (
     Difference,
     auroc_difference,

@@ -4,22 +4,20 @@ Nothing here imports torch, so that a page or a table of finished runs is made i
 """
 
 import json
-import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
 from rich.table import Table
 
 from cutmix.config.recipe import Recipe
 from cutmix.config.transfer import TASKS, Captioning, Detection, task_of
-from cutmix.errors import UNREADABLE, InputError
+from cutmix.errors import InputError
 from cutmix.runs.record import Record, Results, read_records
+from cutmix.runtime.arrays import read_arrays
 from cutmix.runtime.files import check_fields, kind_of, read_lines, read_object, regular
 from cutmix.runtime.terminal import Tabular
 
@@ -339,40 +337,6 @@ def read_outcome(path: Path) -> Outcome:
             f"{path} holds logits of shape {logits.shape} and labels of {labels.shape}; expected (N, K) and (N,)"
         )
     return Outcome(labels, logits.argmax(1) == labels)
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of an npz file that a run wrote.
-
-    Raises:
-        InputError: If the file is missing or damaged, holds pickled objects, or announces more than it holds.
-    """
-    try:
-        with open(regular(path), "rb") as file, ZipFile(file) as archive:
-            file.seek(-22, os.SEEK_END)
-            if int.from_bytes(file.read()[10:12], "little") != len(archive.infolist()):  # which zipfile ignores
-                raise ValueError("its list of arrays is damaged")
-            for member in archive.infolist():
-                _check_announced(archive, member)
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-    except UNREADABLE as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise InputError(f"{path} cannot be read as arrays: {reason}; expected a file that cutmix wrote") from None
-
-
-def _check_announced(archive: ZipFile, member: ZipInfo) -> None:
-    """Compare the size in an array's header with the bytes that follow, before memory is asked for."""
-    if member.compress_type != ZIP_STORED:
-        raise ValueError(f"{member.filename} is compressed")
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, kind = read(file)
-        announced, there = math.prod(shape) * kind.itemsize, member.file_size - file.tell()
-    if announced > there and not kind.hasobject:
-        raise ValueError(f"{member.filename} announces {announced:,} bytes and holds {there:,}")
 
 
 # ---- a metric over runs ----

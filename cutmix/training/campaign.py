@@ -28,8 +28,9 @@ from cutmix.data.loaders import Batch, Loader
 from cutmix.errors import InputError
 from cutmix.evaluation.classification import predict
 from cutmix.runs.folder import hold, is_complete, saved_recipe, write_arrays, write_json
-from cutmix.runs.read import read_arrays, read_run
+from cutmix.runs.read import read_run
 from cutmix.runs.record import Record, Results, append_records
+from cutmix.runtime.arrays import read_arrays
 from cutmix.runtime.device import arithmetic
 from cutmix.runtime.distributed import any_process, processes
 from cutmix.runtime.files import make_folder, open_no_link

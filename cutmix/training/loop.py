@@ -18,8 +18,8 @@ from cutmix.config.recipe import Recipe
 from cutmix.config.recipes import recipe_changes
 from cutmix.errors import InputError
 from cutmix.runs.folder import RunFolder, command_line, is_complete, today, write_arrays, write_bytes
-from cutmix.runs.read import read_arrays
 from cutmix.runs.record import Record, with_interval
+from cutmix.runtime.arrays import read_arrays
 from cutmix.runtime.checkpoint import load_checkpoint, save_checkpoint
 from cutmix.runtime.device import all_finite, arithmetic, describe_precision
 from cutmix.runtime.distributed import (

@@ -1,6 +1,7 @@
 """Data sets of Hugging Face's ``datasets``, saved to a folder: no network."""
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,51 @@ def test_without_the_package_its_extra_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(InputError, match="hf:nobody/nothing, a data set of Hugging Face needs"):
         open_data("hf:nobody/nothing", "train")
+
+
+def test_splits_that_number_the_classes_in_another_way_get_the_same_labels(tmp_path: Path) -> None:
+    given = {"train": table(12), "test": table(4, ("bee", "ant"), first=200)}
+    datasets.DatasetDict(given).save_to_disk(tmp_path / "set")
+    data = open_data(str(tmp_path / "set"), "test")
+    assert (data.classes, data.labels.tolist()) == (("ant", "bee"), [1, 0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("test", "said"),
+    [
+        (lambda: table(4, ("ant", "wasp")), "has test images of the class 'wasp'; expected ant or bee"),
+        (lambda: table(4, names=None).map(lambda row: {"label": row["label"].upper()}), "of the class 'BEE'"),
+        (lambda: table(4).remove_columns("image").add_column("x", range(4)), "no column image in the split test"),
+    ],
+)
+def test_splits_that_do_not_go_together_are_refused(tmp_path: Path, test: Any, said: str) -> None:
+    datasets.DatasetDict({"train": table(12), "test": test()}).save_to_disk(tmp_path / "set")
+    with pytest.raises(InputError, match=said):
+        open_splits(str(tmp_path / "set"))
+
+
+def test_a_split_without_the_column_of_labels_is_left_out_and_labels_of_no_class_are_refused(tmp_path: Path) -> None:
+    datasets.DatasetDict({"train": table(12), "test": table(4).remove_columns("label")}).save_to_disk(tmp_path / "set")
+    assert open_splits(str(tmp_path / "set")).test is None
+    info = tmp_path / "set/train/dataset_info.json"
+    info.write_text(info.read_text().replace('"bee"', "").replace('"ant",', '"ant"'))
+    with pytest.raises(InputError, match=r"images of the class '1'; expected ant|could not be loaded"):
+        open_splits(str(tmp_path / "set"))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "gone"])
+def test_a_row_that_names_no_regular_file_is_refused_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "image.png"
+    file.touch()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee"])})
+    rows = {"image": [{"bytes": None, "path": str(file)}] * 8, "label": [0, 1] * 4}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "set")
+    file.unlink()
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "device":
+        file.symlink_to("/dev/zero")
+    data = open_data(str(tmp_path / "set"), "train")
+    assert isinstance(data, FileSet)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_image(data.paths[0])

@@ -121,6 +121,7 @@ def test_unicode_neither_ends_a_line_nor_makes_a_second_class(folder: Path) -> N
     [
         ("", "lists no images"),
         ("path,label\ncat/0.png,cat\ncat/9.png,dog\n", "row 3: there is no "),
+        ("path,label\ncat/0.png,cat\n~nobody-has-this-name/9.png,dog\n", "row 3: there is no "),
         ("path,label\ncat/0.png,cat\ncat/0.png,dog\n", "row 3 lists cat/0.png again, after row 2"),
         ("path,label\ncat/0.png,cat\ncat/1.png,cat\n", "one class only"),
         ("path,label\ncat/0.png,cat|dog\ncat/0.png,cat\n", "row 3 lists cat/0.png again"),
@@ -146,3 +147,21 @@ def test_what_cannot_be_used_is_one_sentence(text: str, said: str, folder: Path)
 def test_damaged_files_are_refused(name: str, text: str, folder: Path) -> None:
     with pytest.raises(InputError, match=r"is no JSON|is no object|Parquet|row 2 is no row of a table: field larger"):
         read_label_file(write(folder, text, name))
+
+
+def test_numbers_too_long_for_python_are_names(folder: Path) -> None:
+    text = f"path,label\ncat/0.png,{'9' * 5000}\ncat/1.png,1\n"
+    assert read_label_file(write(folder, text)).classes == ("1", "9" * 5000)
+
+
+@pytest.mark.parametrize("kind", ["text", "date"])
+def test_values_that_python_cannot_hold_are_refused(folder: Path, kind: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the package pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    labels = pyarrow.array([2**62, 1], pyarrow.timestamp("us"))
+    if kind == "text":
+        parts = [None, pyarrow.py_buffer(np.arange(3, dtype=np.int32).tobytes()), pyarrow.py_buffer(b"\xff\xff")]
+        labels = pyarrow.Array.from_buffers(pyarrow.string(), 2, parts)
+    parquet.write_table(pyarrow.table({"path": ["cat/0.png", "cat/1.png"], "label": labels}), folder / "a.parquet")
+    with pytest.raises(InputError, match="cannot be read as Parquet"):
+        read_label_file(folder / "a.parquet")

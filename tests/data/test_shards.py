@@ -3,12 +3,14 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -146,6 +148,76 @@ def test_the_index_is_a_cache_that_is_built_again(pair: tuple[Path, Path]) -> No
         assert len(np.load(index)["rows"]) == 36
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"names": np.zeros(3, np.uint8)}, {"ends": np.zeros(2, np.int64)}, {"ends": np.array(["a"] * 36)},
+        {"ends": -np.arange(36)}, {"ends": None}, {"names": None}, {"labels-train": None}, {"rows": None},
+        {"names": "invalid"}, {"rows": "names"}, {"classes": np.array(["\x1b[31m"] * 3)},
+        {"classes": np.array([["a"]])}, {"labels-train": np.zeros((18, 2), np.int64)}, {"junk": "announced"},
+    ],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_an_index_that_somebody_changed_is_built_again_or_refused(
+    pair: tuple[Path, Path], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    shards = shutil.copytree(pair[1], tmp_path / "shards")
+    data = open_data(str(shards), "train")
+    assert isinstance(data, FileSet)
+    right = data.classes, data.paths.names()
+    with np.load(shards / INDEX) as file:
+        arrays = dict(file)
+    (name, value), *_ = change.items()
+    if value is None:
+        del arrays[name]
+    elif name == "junk":
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (5 << 40,)})
+    elif isinstance(value, str):
+        arrays[name] = arrays[name].copy()
+        arrays[name]["name" if name == "rows" else ...] = 255
+    else:
+        arrays[name] = value
+    np.savez(shards / INDEX, **arrays)
+    if name == "junk":
+        with ZipFile(shards / INDEX, "a") as archive:
+            archive.writestr("junk.npy", header.getvalue())
+    if name in ("names", "ends") or (name == "rows" and value is not None):
+        with pytest.raises(InputError, match="is damaged; remove it"):
+            open_data(str(shards), "train").paths.names()  # type: ignore[union-attr]
+    else:
+        data = open_data(str(shards), "train")
+        assert isinstance(data, FileSet)
+        assert (data.classes, data.paths.names()) == right
+
+
+def test_several_labels_an_image_are_not_written(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos", 4)
+    files = sorted(folder.rglob("*.a.*"))
+    rows = [f"{path.relative_to(folder)},{'cat|dog' if i % 2 else 'cat'}" for i, path in enumerate(files)]
+    (folder / "labels.csv").write_text("\n".join(["path,label", *rows]))
+    with pytest.raises(InputError, match="has several labels an image"):
+        cutmix.shards(folder / "labels.csv", tmp_path / "shards")
+    assert not (tmp_path / "shards").exists()
+
+
+def test_shards_are_not_written_into_the_folder_that_they_are_made_of(pair: tuple[Path, Path]) -> None:
+    with pytest.raises(InputError, match="and would be a class of it; expected another folder"):
+        cutmix.shards(pair[0], pair[0] / "shards")
+    assert not (pair[0] / "shards").exists()
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_names_that_contradict_the_file_of_classes_are_refused(tmp_path: Path, wrong: int) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for i in range(4):
+            sample(tar, f"{i}.png", picture())
+            sample(tar, f"{i}.json", json.dumps({"label": i % 2, "class": "xy"[i % 2]}).encode())
+    (tmp_path / "classes.txt").write_text("z\ny\n" if wrong == 0 else "x\nz\n")
+    with pytest.raises(InputError, match=f"names class {wrong} '{'xy'[wrong]}', but classes.txt there 'z'"):
+        open_splits(str(tmp_path))
+
+
 def test_writing_continues_after_a_kill(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = photos(tmp_path / "photos", each=40, size=200)
     cutmix.shards(source, tmp_path / "whole", shard_size=1)
@@ -171,7 +243,7 @@ def test_writing_continues_after_a_kill(tmp_path: Path, capsys: pytest.CaptureFi
     with pytest.raises(InputError, match="holds shards of other images or flags"):
         cutmix.shards(source, tmp_path / "killed", shard_size=2)
     with pytest.raises(InputError, match="is not empty and holds no shards"):
-        cutmix.shards(source, source)
+        cutmix.shards(source, tmp_path)
     with pytest.raises(InputError, match="digits is a set of small images"):
         cutmix.shards("digits", tmp_path / "digits")
 

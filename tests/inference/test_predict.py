@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,11 +140,24 @@ def test_the_temperature_of_a_calibration_is_taken_and_said(
         ({"top": 0}, "top is 0; expected at least 1"),
         ({"threshold": 1.5}, r"threshold is 1.5; expected a probability in \[0, 1\]"),
         ({"temperature": 0.0}, "temperature is 0.0; expected a number above 0"),
+        ({"temperature": 1e-300}, "temperature is 1e-300; expected a number above 0, from 1e-6 on"),
     ],
 )
 def test_arguments_out_of_range(arguments: dict[str, float], said: str) -> None:
     with pytest.raises(InputError, match=said):
         linear_model().predict([], **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", ["-1.0", "1e-300", "0.0"])
+def test_a_recorded_temperature_that_is_none_is_refused(run: Path, tmp_path: Path, value: str) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    line = (copy / "results.jsonl").read_text().splitlines()[0]
+    record = json.loads(line) | {"metric": "temperature", "suite": "calibration", "source": "evaluation"}
+    record |= {"which": "last", "value": float(value), "low": None, "high": None}
+    with (copy / "results.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    with pytest.raises(InputError, match="temperature"):
+        load(copy, device="cpu")
 
 
 def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
@@ -196,6 +210,19 @@ def test_predictions_do_not_replace_a_file_of_a_run(run: Path, photos: Path) -> 
         with pytest.raises(InputError, match=f"a file of the run in {run}; expected another name"):
             COMMANDS["predict"]([str(run), str(photos / "val"), "--device", "cpu", "--out", str(run / name)])
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_predictions_do_not_replace_what_they_are_made_of(run: Path, tmp_path: Path) -> None:
+    weights = shutil.copy(run / "model.safetensors", tmp_path / "weights.safetensors")
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "photos/a.png")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for out in before:
+        for images in ("photos", "photos/a.png"):
+            words = [str(weights), str(tmp_path / images), "--device", "cpu", "--out", str(out)]
+            with pytest.raises(InputError, match="which is read too; expected another name"):
+                COMMANDS["predict"](words)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("terminal", [False, True])
