@@ -184,7 +184,7 @@ NAMES_OF_PARTS = {
     part: re.compile(rf"{names}[-_ .]?(set|data|dataset|images|imgs|split)?", re.I) for part, names in _PARTS.items()
 }
 
-_PART_IN_NAME = re.compile(r"(?<![a-z])(" + "|".join(_PARTS.values()) + r")(?![a-z])", re.I)
+_PARTS_IN_NAMES = [re.compile(rf"(?<![a-z]){names}(?![a-z])", re.I) for names in _PARTS.values()]
 """Of ``seg_train`` and ``train2017``, which ``NAMES_OF_PARTS`` does not take."""
 
 
@@ -340,8 +340,9 @@ def _deeper(folder: Path) -> Path | None:
 
 def _refuse_same_subfolders(folder: Path, names: list[str]) -> None:
     """Refuse class folders that look like splits, or like folders around the class folders."""
-    named = [name for name in names if _PART_IN_NAME.search(name) and _deeper(folder / name)]
-    if len(named) > 1:
+    around = [name for name in names if _deeper(folder / name)]
+    named = [name for name in around if any(pattern.search(name) for pattern in _PARTS_IN_NAMES)]
+    if sum(any(map(pattern.search, named)) for pattern in _PARTS_IN_NAMES) > 1:
         raise InputError(
             f"{_some(named)} in {folder} read like splits and hold folders, no images: move those folders into train, "
             "val and test; if they are classes, move the images up into them"

@@ -269,3 +269,9 @@ def test_a_class_with_one_folder_of_its_own_is_no_mistake(tmp_path: Path) -> Non
     for name in ("ant", "bee"):
         fill(tmp_path / name / "images")
     assert read_class_folders(tmp_path).classes == ("ant", "bee")
+
+
+def test_classes_that_end_in_the_same_word_may_hold_folders(tmp_path: Path) -> None:
+    for name, inside in (("bullet_train", ("jp", "fr")), ("steam_train", ("de", "us"))):
+        write_classes(tmp_path / name, inside)
+    assert read_class_folders(tmp_path).classes == ("bullet_train", "steam_train")
