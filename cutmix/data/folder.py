@@ -98,7 +98,8 @@ def _walk(
         raise InputError(f"{folder} cannot be read: {error.strerror}") from None
     identity = (status.st_dev, status.st_ino)
     if identity in around:
-        raise InputError(f"{folder} is a link to {folder.resolve()}, a folder around it; remove the link")
+        link = next((path for path in (folder, *folder.parents) if path.is_symlink()), folder)
+        raise InputError(f"{link} is a link to {link.resolve()}, a folder around it; remove the link")
     if identity in seen:
         found.repeated.append(folder)
         return
@@ -182,6 +183,9 @@ _PARTS = {
 NAMES_OF_PARTS = {
     part: re.compile(rf"{names}[-_ .]?(set|data|dataset|images|imgs|split)?", re.I) for part, names in _PARTS.items()
 }
+
+_PARTS_IN_NAMES = [re.compile(rf"(?<![a-z]){names}(?![a-z])", re.I) for names in _PARTS.values()]
+"""Of ``seg_train`` and ``train2017``, which ``NAMES_OF_PARTS`` does not take."""
 
 
 @dataclass(frozen=True)
@@ -336,7 +340,15 @@ def _deeper(folder: Path) -> Path | None:
 
 def _refuse_same_subfolders(folder: Path, names: list[str]) -> None:
     """Refuse class folders that look like splits, or like folders around the class folders."""
-    inside = [frozenset(path.name for path in _visible(folder / name) if path.is_dir()) for name in names]
+    around = [name for name in names if _deeper(folder / name)]
+    named = [name for name in around if any(pattern.search(name) for pattern in _PARTS_IN_NAMES)]
+    if sum(any(map(pattern.search, named)) for pattern in _PARTS_IN_NAMES) > 1:
+        raise InputError(
+            f"{_some(named)} in {folder} read like splits and hold folders, no images: move those folders into train, "
+            "val and test; if they are classes, move the images up into them"
+        )
+    deepest = [_deeper(folder / name) or folder / name for name in names]
+    inside = [frozenset(path.name for path in _visible(path) if path.is_dir()) for path in deepest]
     splits = NAMES_OF_PARTS.values()
     for name, own in zip(names, inside, strict=True):
         found = [part for part in sorted(own) if any(pattern.fullmatch(part) for pattern in splits)]

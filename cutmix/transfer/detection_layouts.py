@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from cutmix.data.boxes import read_annotation
-from cutmix.data.folder import count_suffixes, is_image, list_images
+from cutmix.data.folder import Listing, count_suffixes, is_image, list_images
 from cutmix.errors import InputError
 from cutmix.transfer.detection_data import DetectionSet, RawImage, detection_sets
 from cutmix.transfer.layouts import (
@@ -141,8 +141,12 @@ def _voc_images(folder: Path) -> tuple[dict[str, Path], list[str]]:
         if name in images:
             raise InputError(f"{images[name]} and {file} belong to the same annotation; expected one image for each")
         images[name] = file
+    return images, _no_images(place, listing)
+
+
+def _no_images(place: Path, listing: Listing) -> list[str]:
     kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in count_suffixes(listing.others).items())
-    return images, [f"files of {place} that are not images: {len(listing.others):,} ({kinds})"] if kinds else []
+    return [f"files of {place} that are not images: {len(listing.others):,} ({kinds})"] if kinds else []
 
 
 def _without_image(folder: Path, images: Collection[str]) -> list[str]:
@@ -207,10 +211,12 @@ def _open_coco(root: Path, classes: Sequence[str]) -> tuple[DetectionSet, Detect
     notes = []
     for file, (place, *_) in zip(files, folders, strict=True):
         empty = sum(not _has_area(box) for boxes in file.annotations.values() for box in boxes)
-        unlisted = [image.path for image in list_images(place).files if image.path not in used]
+        listing = list_images(place)
+        unlisted = [image.path for image in listing.files if image.path not in used]
         notes.append(
             ([f"boxes of {file.path.name} without area: {empty:,}"] if empty else [])
             + left_out(f"images of {place} that are not in the annotations", unlisted)
+            + _no_images(place, listing)
         )
     names = [[category.name for category in file.categories] for file in files]
     if differing := {*names[0]} ^ {*names[1]}:

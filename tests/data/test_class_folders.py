@@ -190,6 +190,17 @@ def unknown_splits(root: Path) -> None:
         write_classes(root / name)
 
 
+def nested_splits(root: Path) -> None:
+    for name in ("seg_train", "seg_test"):  # as Intel's scenes on Kaggle lie
+        write_classes(root / name / name)
+    fill(root / "seg_pred" / "seg_pred")
+
+
+def nested_folders(root: Path) -> None:
+    for name in ("Lernen", "Prüfen"):
+        write_classes(root / name / name)
+
+
 def same_reading(root: Path) -> None:
     write_classes(root, ("cafe\u0301", "caf\u00e9"))
 
@@ -238,10 +249,12 @@ def linked_parent(root: Path) -> None:
             r"holds images but no class folders; .*a file of labels, such as .*labels\.csv$",
         ),
         (unknown_splits, r"Lernen, Prüfen in .* all hold the same folders, ant, bee, cat: if they are splits"),
+        (nested_splits, r"seg_test, seg_train in .* read like splits and hold folders, no images: move those folders"),
+        (nested_folders, r"Lernen, Prüfen in .* all hold the same folders, ant, bee, cat: if they are splits"),
         (same_reading, "has two folders whose names both read 'café'"),
         (linked_twice, r"ant/1\.png and .*bee/own\.png are links to one file, in two classes; remove one"),
         (linked_class, r"cat/0\.png and .*dog/0\.png are links to one file, in two classes"),
-        (linked_parent, r"bee/all.* is a link to .*, a folder around it; remove the link"),
+        (linked_parent, r"bee/all is a link to .*, a folder around it; remove the link"),
     ],
 )
 @pytest.mark.parametrize("split", ["train", "all"])
@@ -256,3 +269,9 @@ def test_a_class_with_one_folder_of_its_own_is_no_mistake(tmp_path: Path) -> Non
     for name in ("ant", "bee"):
         fill(tmp_path / name / "images")
     assert read_class_folders(tmp_path).classes == ("ant", "bee")
+
+
+def test_classes_that_end_in_the_same_word_may_hold_folders(tmp_path: Path) -> None:
+    for name, inside in (("bullet_train", ("jp", "fr")), ("steam_train", ("de", "us"))):
+        write_classes(tmp_path / name, inside)
+    assert read_class_folders(tmp_path).classes == ("bullet_train", "steam_train")
