@@ -81,6 +81,9 @@ def test_every_image_is_predicted_once_and_the_mean_has_an_interval(photos: Path
     assert (mean.fold, mean.value, mean.n) == ("mean of 3", pytest.approx(np.mean(errors)), 21)
     assert (mean.low, mean.high) == (pytest.approx(mean.value - half), pytest.approx(mean.value + half))
     assert "mean of 3" in str(found)
+    for use in (cutmix.load, cutmix.api.report):
+        with pytest.raises(InputError, match="holds folds, each of which is a run: give"):
+            use(out)
     before = {path: path.stat().st_mtime_ns for path in out.glob("fold-*/checkpoint.pt")}
     assert len(before) == 3
     main(["train", "--data", str(photos), "--folds", "3", "--out", str(out), "--model", "resnet10t", "--no-pretrained",
