@@ -35,7 +35,7 @@ from cutmix.statistics import (
     reliability_table,
 )
 
-_TEMPERATURES = (1e-3, 1e3)
+TEMPERATURES = (1e-3, 1e3)
 
 
 def calibration_error(
@@ -115,12 +115,12 @@ def fit_temperature(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> f
 
 def zero_of(slope: Callable[[float], float]) -> float:
     """Return the temperature at which the slope of a loss in log T is 0, or the end of the range that is lower."""
-    cold, hot = np.log(_TEMPERATURES)
+    cold, hot = np.log(TEMPERATURES)
     at_cold, at_hot = slope(cold), slope(hot)
     if at_cold == at_hot:  # constant logits: every temperature is the same
         return 1.0
     if at_cold <= 0 or at_hot >= 0:
-        return _TEMPERATURES[0] if at_cold <= 0 else _TEMPERATURES[1]
+        return TEMPERATURES[0] if at_cold <= 0 else TEMPERATURES[1]
     return float(np.exp(brentq(slope, cold, hot)))
 
 
@@ -199,7 +199,7 @@ def calibration_records(
         draws: Number of resamples.
     """
     note = f"fitted on a random half of the images, {fitted:,}, and evaluated on the other {scaled['scaled'].n:,}"
-    if t in _TEMPERATURES:
+    if t in TEMPERATURES:
         note += "; the temperature is at the end of its range, as no temperature is the best for the fitted half"
     records = [Record(metric="temperature", value=t, n=fitted, note=note, **common)]
     for name, sums in scaled.items():

@@ -170,7 +170,7 @@ def opening(model: Model, options: PredictOptions, files: list[Source] | None) -
     elif model.calibrated:
         said = f"temperature {model.temperature:.3g}, fitted on held-out images"
     else:
-        said = "no temperature (cutmix evaluate RUN --suite calibration fits one)"
+        said = "no temperature (cutmix evaluate RUN --suite calibration fits one, if there is a best one)"
     if model.thresholds is not None:
         how = f"{options.threshold:g} for every label" if options.threshold else "of each label, chosen in training"
         said += f"; thresholds {how}"

@@ -19,6 +19,7 @@ from cutmix.data.image_files import Decoder, ResizeAndCrop
 from cutmix.data.sources import Stored
 from cutmix.data.transforms import Interpolation, normalize, resize
 from cutmix.errors import InputError
+from cutmix.evaluation.calibration import TEMPERATURES
 from cutmix.inference.explain import Explanation, explain_image, find_class, training_images
 from cutmix.models import create_model
 from cutmix.models.regularizers import regularize
@@ -304,7 +305,7 @@ def load(source: str | Path, *, which: str = "last", device: str = "auto") -> Mo
 
     Returns:
         The model. Its temperature is the one that ``cutmix evaluate --suite calibration`` fitted on held-out images of
-        the run; 1 where there is none.
+        the run; 1 where there is none, or no best one in its range.
 
     Raises:
         InputError: If there is no such file, or it does not say how to use it.
@@ -343,14 +344,17 @@ def _complete_header(path: Path) -> dict[str, Any]:
 
 
 def _fitted_temperature(run: Path, which: str) -> float | None:
-    """Return the temperature that a calibration of the run's own test images found, or None."""
+    """Return the temperature that a calibration of the run's own test images found, or None.
+
+    One at the end of its range is none: divided by 1000, every class has the same probability.
+    """
     found = [
         line for line in read_run(run).suite("calibration") if line.metric == "temperature" and line.which == which
     ]
     temperature = found[-1].value if found else None
     if temperature is not None and not 1e-6 <= temperature <= 1e6:
         raise InputError(f"{run / 'results.jsonl'}: temperature is {temperature}; expected a number from 1e-6 to 1e6")
-    return temperature
+    return None if temperature in TEMPERATURES else temperature
 
 
 def _check_range(**counts: int) -> None:

@@ -161,7 +161,8 @@ def in_words(one: Comparison) -> str:
     else:
         text = f"{one.method}{where}: F1 of the labels of an image {right:.1f} %, {before:.1f} % with {one.baseline}"
     text += f" – {points:.1f} points {better} [{-d.high:+.1f}, {-d.low:+.1f}].".replace("-", "−")
-    over = f"{d.seeds} seeds and {d.images:,} test images" if d.seeds > 1 else f"{d.images:,} test images and one seed"
+    images = f"{d.images:,} {'validation' if one.split == 'val' else one.split} images"
+    over = f"{d.seeds} seeds and {images}" if d.seeds > 1 else f"{images} and one seed"
     if one.settled:
         text += f" This is more than chance ({_chance(one.p)}, over {over})."
     else:

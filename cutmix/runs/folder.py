@@ -256,6 +256,8 @@ def find_weights(source: Path, which: str) -> Path:
         return path
     if last.exists():
         raise InputError(f"{path} does not exist: no validation images chose a best epoch; use --which last")
+    if (source / "fold-1").is_dir():
+        raise InputError(f"{source} holds folds, each of which is a run: give {source / 'fold-1'} or others")
     raise InputError(f"{path} does not exist: the run is not finished; continue it with --resume")
 
 

@@ -351,11 +351,15 @@ def pooled(records: Iterable[Record], confidence: float = 0.95) -> Estimate | No
     if len({record.seed for _, record in found}) < len(values) or len({*values}) == 1:
         return Estimate(mean, None, None, len(values))
     half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    lowest, highest = (0.0, 100.0) if _SHARES.fullmatch(found[0][1].metric) else (-math.inf, math.inf)
+    lowest, highest = range_of(found[0][1].metric)
     return Estimate(mean, max(mean - half, lowest), min(mean + half, highest), len(values))
 
 
-# Metrics that are shares in per cent.
+def range_of(metric: str) -> tuple[float, float]:
+    """Return the smallest and the largest value that a metric can have: 0 and 100 for a share in per cent."""
+    return (0.0, 100.0) if _SHARES.fullmatch(metric) else (-math.inf, math.inf)
+
+
 _SHARES = re.compile(
     r"\w+_err|label_(map|ap|f1)\w*|(coco_)?map(_all_point)?|ap|ece\w*|f1_\w+|hamming|ood_(auroc|tnr95|detection_acc|aupr)\w*|"
     r"(center_)?max_box_acc\w*|(top1|gt_known)_(loc|cls)"

@@ -182,6 +182,8 @@ def read_run(folder: Path) -> Run:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give a run folder that `cutmix train` wrote")
     if not (folder / "config.json").is_file():
+        if (folder / "fold-1").is_dir():
+            raise InputError(f"{folder} holds folds, each of which is a run: give {folder / 'fold-1'} or others")
         raise InputError(f"{folder} is no run folder: it has no config.json; give a folder that `cutmix train` wrote")
     config = read_config(folder / "config.json")
     log = read_log(folder / "log.jsonl")

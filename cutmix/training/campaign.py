@@ -28,6 +28,7 @@ from cutmix.data.loaders import Batch, Loader
 from cutmix.errors import InputError
 from cutmix.evaluation.classification import predict
 from cutmix.runs.folder import hold, is_complete, saved_recipe, write_arrays, write_json
+from cutmix.runs.outcomes import range_of
 from cutmix.runs.read import read_run
 from cutmix.runs.record import Record, Results, append_records
 from cutmix.runtime.arrays import read_arrays
@@ -292,7 +293,9 @@ def plan_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
     for seed in range(options.seeds):
         for count in options.train_per_class or (recipe.train_per_class,):
             images = len(data) if count is None else count * classes
-            shared, _ = complete(recipe, images=images, classes=classes, files=files, multi_label=data.multi_label)
+            shared, notes = complete(recipe, images=images, classes=classes, files=files, multi_label=data.multi_label)
+            if seed == 0:
+                _say_once(notes)
             shared = shared if options.steps is None else _in_steps(shared, options.steps, images)
             stem = shared.name.removesuffix(f"-{shared.mix}")
             for mix in options.mix:
@@ -302,6 +305,12 @@ def plan_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
                     Job(mix if count is None else f"{mix}, {count} a class", one, options.out / f"{name}-seed{seed}")
                 )
     return jobs
+
+
+def _say_once(notes: Sequence[str]) -> None:
+    """Print what was chosen by the data, before the runs and in the first process."""
+    for note in notes if is_first() else ():
+        say(note)
 
 
 def _in_steps(recipe: Recipe, steps: int, images: int) -> Recipe:
@@ -369,7 +378,10 @@ def run_folds(recipe: Recipe, options: TrainOptions) -> Results:
     if options.overwrite:
         raise InputError("--overwrite and --folds are both given; give another --out instead")
     data = open_splits(recipe.data, **replace(recipe, fold=1).reading()).train
-    shared, _ = complete(recipe, images=len(data), classes=data.num_classes, files=True, multi_label=data.multi_label)
+    shared, notes = complete(
+        recipe, images=len(data), classes=data.num_classes, files=True, multi_label=data.multi_label
+    )
+    _say_once(notes)
     out = options.out or Path("runs") / f"{shared.name}-{recipe.folds}-folds-seed{recipe.seed}"
     jobs = [
         Job(f"{recipe.folds} folds", replace(shared, fold=k), out / f"fold-{k}") for k in range(1, recipe.folds + 1)
@@ -406,10 +418,11 @@ def summarize_folds(jobs: Sequence[Job], out: Path) -> list[Record]:
         same = [r for r in records if (r.metric, r.of) == (metric, of) and r.value is not None]
         if len(same) == folds:
             values = np.array([r.value for r in same], dtype=np.float64)
+            lowest, highest = range_of(metric)
             half = float(stats.t.ppf(0.975, folds - 1)) * values.std(ddof=1) * (1 / folds + 1 / (folds - 1)) ** 0.5
             records.append(replace(
-                same[0], fold=f"mean of {folds}", value=values.mean(), low=values.mean() - half,
-                high=values.mean() + half, few=False, note=note, n=sum(r.n or 0 for r in same) or None,
+                same[0], fold=f"mean of {folds}", value=values.mean(), low=max(values.mean() - half, lowest),
+                high=min(values.mean() + half, highest), few=False, note=note, n=sum(r.n or 0 for r in same) or None,
                 test_images=sum(r.test_images or 0 for r in same) or None, epoch=None,
                 seconds=sum(r.seconds or 0.0 for r in same) or None,
             ))  # fmt: skip
