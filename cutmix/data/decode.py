@@ -112,6 +112,10 @@ def read_channels(path: Source, channels: int, *, skippable: bool = False) -> De
         raise InputError(f"{path} cannot be read as an image ({error}): repair or remove it") from None
 
 
+MOST_PIXELS = 178_956_970
+"""Pillow's limit for an image, which a TIFF file of several bands has for each of 16."""
+
+
 def _read_bands(path: Source) -> np.ndarray:
     """Return the bands of a TIFF file, (H, W, C) uint8, whether they are samples of a page or pages."""
     try:
@@ -121,6 +125,10 @@ def _read_bands(path: Source) -> np.ndarray:
     try:
         with tifffile.TiffFile(io.BytesIO(path.read_bytes()) if isinstance(path, Stored) else regular(path)) as file:
             series = file.series[0]
+            if math.prod(series.shape) > MOST_PIXELS * 16:
+                raise InputError(
+                    f"it announces {math.prod(series.shape):,} values; expected at most {MOST_PIXELS * 16:,}"
+                )
             pixels, axes = series.asarray(), series.axes
     except Exception as error:  # damaged files make the decoder raise almost anything
         raise InputError(" ".join(str(error).split()) or type(error).__name__) from None

@@ -18,6 +18,7 @@ _COLUMNS = {
     "label": ("label", "labels", "class", "class_name", "category", "target", "species"),
     "split": ("split", "subset", "set", "partition"),
 }
+_MOST_BYTES = 1 << 30  # of a Parquet file's cells: ten million rows of a hundred characters
 Row = tuple[int, str, str, str]  # number in the file, path, label, split
 
 
@@ -135,8 +136,16 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         import pyarrow.parquet
     except ImportError:
         raise missing_extra(f"{path}: Parquet", "parquet") from None
+    known, rows, size = {name for names in _COLUMNS.values() for name in names}, [], 0
     try:
-        return pyarrow.parquet.read_table(path).to_pylist()
+        with pyarrow.parquet.ParquetFile(path) as file:  # a small file may announce more than the memory holds
+            columns = [name for name in file.schema_arrow.names if name.strip().lower() in known]
+            for batch in file.iter_batches(4096, columns=columns):
+                size += batch.nbytes
+                if size > _MOST_BYTES:
+                    raise InputError(f"{path} holds more than {_MOST_BYTES >> 20} MiB of paths and labels")
+                rows += batch.to_pylist()
+        return rows
     except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:  # of texts and dates among them
         raise InputError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())}") from None
 

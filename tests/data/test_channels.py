@@ -182,3 +182,10 @@ def test_grey_images_are_augmented_as_rgb(tmp_path: Path) -> None:
         auto_augment="rand-m9-mstd0.5-inc1", workers=0, out=tmp_path / "run",
     )  # fmt: skip
     assert read_header(run.folder / "model.safetensors").in_chans == 1
+
+
+def test_a_tiff_file_that_announces_more_pixels_than_an_image_has_is_refused(tmp_path: Path, monkeypatch) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", bands(5), photometric="minisblack")
+    monkeypatch.setattr("cutmix.data.decode.MOST_PIXELS", 1)
+    with pytest.raises(InputError, match=r"announces .* values; expected at most 16"):
+        read_channels(tmp_path / "a.tif", 5)

@@ -165,3 +165,15 @@ def test_values_that_python_cannot_hold_are_refused(folder: Path, kind: str) -> 
     parquet.write_table(pyarrow.table({"path": ["cat/0.png", "cat/1.png"], "label": labels}), folder / "a.parquet")
     with pytest.raises(InputError, match="cannot be read as Parquet"):
         read_label_file(folder / "a.parquet")
+
+
+def test_a_parquet_file_that_announces_more_than_the_memory_is_refused(tmp_path: Path, monkeypatch) -> None:
+    """A column of one repeated text is small in the file."""
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "labels.parquet"
+    parquet.write_table(pyarrow.table({"path": ["a" * 1000] * 5000, "label": ["x"] * 5000}), path)
+    assert path.stat().st_size < 20_000
+    monkeypatch.setattr("cutmix.data.label_file._MOST_BYTES", 1 << 20)
+    with pytest.raises(InputError, match="holds more than 1 MiB of paths and labels"):
+        read_label_file(path)
