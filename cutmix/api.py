@@ -359,7 +359,7 @@ def paper(
 
     Args:
         tables: Names, such as "table5"; by default all.
-        runs: Folders of runs, or folders that hold them; by default runs/, and results/*.jsonl beside it.
+        runs: Folders of runs, or folders that hold them; by default ``runs/``, and ``results/*.jsonl`` beside it.
         results: JSON-lines files of results.
 
     Raises:

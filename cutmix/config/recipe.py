@@ -140,8 +140,8 @@ class Recipe(Training):
     name: Derived[str] = BY_DATA
     """Name of the run in its folder, its results and the report; by default data, model and mix."""
     data: str = "digits"
-    """A folder of images or tar shards, a file of labels (.csv, .jsonl, .parquet), hf:NAME, or a known set: digits,
-    cifar-10, cifar-100, fashion-mnist, tiny-imagenet-200, imagenet."""
+    """A folder of images or tar shards, a file of labels (.csv, .jsonl, .parquet), the name of a known set (digits,
+    cifar-10, cifar-100, fashion-mnist, tiny-imagenet-200, imagenet), or hf:NAME of Hugging Face."""
     model: Derived[str] = BY_DATA
     """A model of the paper (resnet20, resnet110, resnet18_cifar, ...) or of timm; by default resnet50 for files."""
 
