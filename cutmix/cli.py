@@ -271,7 +271,9 @@ def compare(words: list[str]) -> None:
     from cutmix.runtime.device import keep_freed_memory
 
     keep_freed_memory()
-    found = run(recipe=recipe, **vars(options))
+    # standard output is for the answer alone if a program reads it
+    with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+        found = run(recipe=recipe, **vars(options))
     if options.json:
         print(found.to_json())
     elif found:

@@ -1,5 +1,7 @@
 """The answer of ``cutmix compare`` is that of the runs' own predictions, and a finished run is not run again."""
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -31,8 +33,15 @@ def wrong(run: Path) -> np.ndarray:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("compare")
-    main([*WORDS, "--out", str(out)])
+    answer = io.StringIO()
+    with contextlib.redirect_stdout(answer):
+        main([*WORDS, "--out", str(out), "--json"])
+    (out / "answer.json").write_text(answer.getvalue())
     return out
+
+
+def test_standard_output_is_the_answer_alone_also_where_runs_are_trained(finished: Path) -> None:
+    assert json.loads((finished / "answer.json").read_text()) == json.loads((finished / "comparison.json").read_text())
 
 
 def test_the_difference_is_that_of_the_predictions(finished: Path) -> None:
