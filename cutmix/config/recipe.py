@@ -417,7 +417,8 @@ def _explain(recipe: Recipe, chosen: dict[str, Any], images: int, classes: int) 
         ("epochs", "batch_size"): f"{images:,} training images, {start}: {seen:,} are seen, fewer images more often",
         ("optimizer", "lr", "weight_decay", "warmup_epochs"): f"for {start} and batches of {recipe.batch_size}",
         ("crop_scale", "label_smoothing", "ema_decay"): f"against overfitting {classes} classes",
-        ("mix", "mix_prob"): "cutmix compare --mix none cutmix tells whether mixing helps on these images",
+        ("mix",): "cutmix compare --mix none cutmix tells whether mixing helps on these images",
+        ("mix_prob",): "half of the batches are mixed",
     }
     if recipe.mix == "none":
         chosen = {name: value for name, value in chosen.items() if name != "mix_prob"}

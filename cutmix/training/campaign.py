@@ -290,6 +290,8 @@ def plan_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
         raise InputError(f"{recipe.data} leaves no images to compare the runs on; expected --val-fraction above 0")
     data = splits.train
     classes, files = data.num_classes, isinstance(data, FileSet)
+    if recipe.mix is None:  # so that nothing about mixing is said to be chosen that the methods decide
+        recipe = replace(recipe, mix=next((mix for mix in options.mix if mix != "none"), "none"))
     for seed in range(options.seeds):
         for count in options.train_per_class or (recipe.train_per_class,):
             images = len(data) if count is None else count * classes
