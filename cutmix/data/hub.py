@@ -2,15 +2,15 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from cutmix.data.folder import NAMES_OF_PARTS, printable_name
 from cutmix.data.shards import Catalogue
-from cutmix.data.sources import Sources, Stored
+from cutmix.data.sources import Sources, SourcesOf, Stored
 from cutmix.errors import InputError, missing_extra
 from cutmix.runtime.files import regular
 
@@ -22,7 +22,7 @@ _PIECE = 10_000
 _log = logging.getLogger(__name__)
 
 
-class Rows(Sources):
+class Rows(SourcesOf[Stored]):
     """The images in a column of a data set, read when they are asked for.
 
     Args:
@@ -38,18 +38,9 @@ class Rows(Sources):
     def __len__(self) -> int:
         return len(self.kept)
 
-    @overload
-    def __getitem__(self, index: int) -> Stored: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Stored, ...]: ...
-    def __getitem__(self, index: int | slice) -> Stored | tuple[Stored, ...]:
-        """Return an image, or a tuple of them for a slice."""
-        if isinstance(index, slice):
-            return tuple(self[i] for i in range(len(self))[index])
-        return _Row(self, int(self.kept[index]))
-
-    def __iter__(self) -> Iterator[Stored]:
-        return (self[i] for i in range(len(self)))
+    def one(self, number: int) -> Stored:
+        """Return an image by its index."""
+        return _Row(self, int(self.kept[number]))
 
     def take(self, index: Sequence[int] | np.ndarray) -> "Rows":
         """Return some of the images, by their indices."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cutmix.data.division import Copies
 from cutmix.data.folder import ClassFolders, File
-from cutmix.data.sources import Paths, Source, Sources
+from cutmix.data.sources import Paths, Source, Sources, SourcesOf
 from cutmix.errors import InputError
 from cutmix.runtime.seeding import derive_seed
 
@@ -123,7 +123,7 @@ class FileSet(_Labelled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "paths", self.paths if isinstance(self.paths, Sources) else Paths(self.paths))
+        object.__setattr__(self, "paths", self.paths if isinstance(self.paths, SourcesOf) else Paths(self.paths))
 
 
 ImageSet = ArraySet | FileSet

@@ -8,16 +8,16 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from cutmix.data.folder import EXTENSIONS, NAMES_OF_PARTS, is_hidden, printable_name, read_text
-from cutmix.data.sources import CLASSES, Sample, Sources, Stored, opened, scan
+from cutmix.data.sources import CLASSES, Sample, Sources, SourcesOf, Stored, opened, scan
 from cutmix.errors import UNREADABLE, InputError
 from cutmix.runtime.arrays import read_arrays
 from cutmix.runtime.files import write_atomic
@@ -63,7 +63,7 @@ class _Names(Sequence[str]):
         return text[ends[number - 1] if number else 0 : ends[number]].decode("utf-8", "surrogatepass")
 
 
-class Members(Sources):
+class Members(SourcesOf[Stored]):
     """Images inside tar shards: 19 bytes of memory each, and their names in the index.
 
     Args:
@@ -79,18 +79,9 @@ class Members(Sources):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Stored: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Stored, ...]: ...
-    def __getitem__(self, index: int | slice) -> Stored | tuple[Stored, ...]:
-        """Return an image, or a tuple of them for a slice."""
-        if isinstance(index, slice):
-            return tuple(self[i] for i in range(len(self))[index])
-        return _Member(self, self.rows[index].tolist())
-
-    def __iter__(self) -> Iterator[Stored]:
-        return (self[i] for i in range(len(self)))
+    def one(self, number: int) -> Stored:
+        """Return an image by its index."""
+        return _Member(self, self.rows[number].tolist())
 
     def take(self, index: Sequence[int] | np.ndarray) -> "Members":
         """Return some of the images, by their indices."""

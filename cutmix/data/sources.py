@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 from PIL import Image
@@ -56,7 +56,10 @@ Source = Path | Stored
 """An image file, or what takes its place."""
 
 
-class Sources(Sequence[Source]):
+SourceT = TypeVar("SourceT", bound=Source, covariant=True)
+
+
+class SourcesOf(Sequence[SourceT]):
     """The encoded images of a set.
 
     Attributes:
@@ -65,7 +68,23 @@ class Sources(Sequence[Source]):
 
     shard: np.ndarray | None = None
 
-    def take(self, index: Sequence[int] | np.ndarray) -> "Sources":
+    def one(self, number: int) -> SourceT:
+        """Return an image by its index, which is from 0 to the number of images less 1."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> SourceT: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[SourceT, ...]: ...
+    def __getitem__(self, index: int | slice) -> SourceT | tuple[SourceT, ...]:
+        """Return an image, or a tuple of them for a slice."""
+        numbers = range(len(self))[index]
+        return self.one(numbers) if isinstance(numbers, int) else tuple(map(self.one, numbers))
+
+    def __iter__(self) -> Iterator[SourceT]:
+        return map(self.one, range(len(self)))
+
+    def take(self, index: Sequence[int] | np.ndarray) -> "SourcesOf[SourceT]":
         """Return some of them, by their indices."""
         raise NotImplementedError
 
@@ -78,7 +97,11 @@ class Sources(Sequence[Source]):
         raise NotImplementedError
 
 
-class Paths(Sources):
+Sources = SourcesOf[Source]
+"""Images of any kind of place."""
+
+
+class Paths(SourcesOf[Path]):
     """Paths in little memory: a million ``Path`` objects take 320 MB, their names a quarter of that.
 
     Args:
@@ -93,19 +116,9 @@ class Paths(Sources):
     def __len__(self) -> int:
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, index: int) -> Path: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Path, ...]: ...
-    def __getitem__(self, index: int | slice) -> Path | tuple[Path, ...]:
-        """Return a path, or a tuple of them for a slice."""
-        if isinstance(index, slice):
-            return tuple(self[i] for i in range(len(self))[index])
-        number = range(len(self))[index]
+    def one(self, number: int) -> Path:
+        """Return a path by its index."""
         return Path(os.fsdecode(self._names[self._ends[number - 1] if number else 0 : self._ends[number]]))
-
-    def __iter__(self) -> Iterator[Path]:
-        return (self[i] for i in range(len(self)))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and tuple(self) == tuple(other)
@@ -115,7 +128,7 @@ class Paths(Sources):
 
     def take(self, index: Sequence[int] | np.ndarray) -> "Paths":
         """Return some of the paths, by their indices."""
-        return Paths(self[i] for i in index)
+        return Paths(self.one(i) for i in index)
 
     def names(self) -> list[str]:
         """Return each path below the folder that all of them share."""
