@@ -19,7 +19,7 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from cutmix.data.sources import Source, Stored
+from cutmix.data.sources import Source, Stored, known_formats
 from cutmix.errors import InputError, missing_extra
 from cutmix.runtime.files import regular
 
@@ -30,9 +30,6 @@ except ImportError:  # no wheel for this platform: Pillow decodes everything
 
 FAST_JPEG = simplejpeg is not None
 """Whether ``read_jpeg`` reads anything."""
-
-_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TIFF", "WEBP")
-"""What a file may be, whatever its name; among them none that starts another program, as PostScript would."""
 
 _TGA = (".tga", ".icb", ".vda", ".vst")  # a format that any bytes may seem to have, so that its name decides
 
@@ -191,8 +188,7 @@ def _opened(path: Source, skippable: bool = False) -> Iterator[Image.Image]:
             file, size = path, status.st_size
         if not size:
             raise InputError("the file is empty")
-        Image.init()
-        known = [name for name in _FORMATS if name in Image.OPEN]  # AVIF comes with newer releases of Pillow
+        known = known_formats()
         with Image.open(file, formats=[*known, "TGA"] if path.suffix.lower() in _TGA else known) as image:
             yield image
     except Exception as error:  # damaged files make the decoders raise almost anything

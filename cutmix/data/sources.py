@@ -25,6 +25,17 @@ from cutmix.data.folder import EXTENSIONS
 from cutmix.errors import UNREADABLE, InputError
 from cutmix.runtime.files import to_json, write_atomic
 
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TIFF", "WEBP")
+
+
+def known_formats() -> list[str]:
+    """Return the formats that a file of an image may have, whatever its name.
+
+    None of them starts another program, as PostScript would. AVIF comes with newer releases of Pillow.
+    """
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
 
 class Stored:
     """An encoded image inside a larger file, which functions for image files take in place of a path.
@@ -343,9 +354,8 @@ def write_shard(
 
 def _suffix_of(source: Source, content: bytes) -> str:
     """Return the usual ending of a format for an image whose name does not say it."""
-    Image.init()
     with suppress(*UNREADABLE):
-        kind = Image.open(io.BytesIO(content)).format
+        kind = Image.open(io.BytesIO(content), formats=known_formats()).format
         usual = {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif", "WEBP": ".webp"}
         if kind in usual:
             return usual[kind]

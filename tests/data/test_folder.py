@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cutmix.data.decode import _FORMATS
 from cutmix.data.folder import (
     EXTENSIONS,
     count_suffixes,
@@ -15,7 +14,7 @@ from cutmix.data.folder import (
     is_image,
     list_images,
 )
-from cutmix.data.sources import Paths
+from cutmix.data.sources import Paths, known_formats
 from cutmix.errors import InputError
 
 
@@ -42,7 +41,7 @@ def names(folder: Path) -> list[str]:
 
 def test_the_extensions_are_those_of_the_formats_that_are_decoded() -> None:
     Image.init()
-    formats = (*_FORMATS, "TGA", "MPO")
+    formats = (*known_formats(), "TGA", "MPO")
     known = {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
     assert set(EXTENSIONS) - known <= {".avif", ".avifs", ".jp2", ".j2c", ".j2k", ".jpc", ".jpf", ".jpx"}
     assert known <= set(EXTENSIONS)

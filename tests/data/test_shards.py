@@ -25,6 +25,7 @@ from cutmix.config.recipe import Recipe
 from cutmix.data import Augment, FileSet, loaders, open_data, open_splits
 from cutmix.data.decode import read_image
 from cutmix.data.shards import INDEX, Members
+from cutmix.data.sources import write_shard
 from cutmix.data.transforms import WINDOW, TrainOrder
 from cutmix.errors import InputError
 from cutmix.training.loop import run_training
@@ -404,3 +405,12 @@ def test_unreadable_images_of_shards_are_left_out_on_request(tmp_path: Path) -> 
     data = open_data(str(tmp_path), "train", val_fraction=0, skip_unreadable=True)
     assert (len(data), len(data.skipped)) == (4, 1)
     assert str(data.skipped[0]).endswith("0.tar: 0/b.png")
+
+
+def test_content_of_a_name_without_ending_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would give PostScript to Ghostscript."""
+    Image.init()
+    monkeypatch.setitem(Image.OPEN, "EPS", (lambda *_: pytest.fail("PostScript was opened"), lambda _: True))
+    (tmp_path / "a").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    with pytest.raises(InputError, match="a cannot be read as an image; repair it"):
+        write_shard(tmp_path / "a.tar", [0], [tmp_path / "a"], ["a"], [0], ["x", "y"])
