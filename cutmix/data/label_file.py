@@ -146,6 +146,8 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
                     raise InputError(f"{path} holds more than {_MOST_BYTES >> 20} MiB of paths and labels")
                 rows += batch.to_pylist()
         return rows
+    except InputError:
+        raise
     except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:  # of texts and dates among them
         raise InputError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())}") from None
 
