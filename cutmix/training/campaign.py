@@ -139,6 +139,16 @@ def run_jobs(
     return failures
 
 
+def _run_left(jobs: Sequence[Job], options: CampaignOptions | TrainOptions, console: Console) -> None:
+    """Say how long the unfinished runs will take, and run them; raise InputError if some fail."""
+    left = sum(job.done < 1 for job in jobs)
+    if left:
+        print_plan(jobs, options, console)
+    failures = run_jobs(jobs, options, console)
+    if failures:
+        raise InputError(f"{len(failures)} of {left} runs failed, the first being {failures[0]}")
+
+
 def parse_shard(text: str) -> tuple[int, int]:
     """Return i and n of "i/n".
 
@@ -269,12 +279,7 @@ def run_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
     if options.jobs > 1:
         _run_shards(recipe, options)
     with open_campaign(jobs, options, "compare") as (own, console):
-        left = sum(job.done < 1 for job in own)
-        if left:
-            print_plan(own, options, console)
-        failures = run_jobs(own, options, console)
-        if failures:
-            raise InputError(f"{len(failures)} of {left} runs failed, the first being {failures[0]}")
+        _run_left(own, options, console)
     missing = [job.path for job in jobs if not (job.path / "results.jsonl").is_file()]
     if missing or not is_first():
         console.print(f"{len(missing)} of {len(jobs)} runs are left to other shards")
@@ -389,12 +394,7 @@ def run_folds(recipe: Recipe, options: TrainOptions) -> Results:
         Job(f"{recipe.folds} folds", replace(shared, fold=k), out / f"fold-{k}") for k in range(1, recipe.folds + 1)
     ]
     with open_campaign(jobs, CampaignOptions(out=out), "folds") as (own, console):
-        left = sum(job.done < 1 for job in own)
-        if left:
-            print_plan(own, options, console)
-        failures = run_jobs(own, options, console)
-        if failures:
-            raise InputError(f"{len(failures)} of {left} folds failed, the first being {failures[0]}")
+        _run_left(own, options, console)
         if not is_first():
             return Results()
         found = Results(summarize_folds(jobs, out))
