@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from cutmix.data.folder import EXTENSIONS, NAMES_OF_PARTS, is_hidden, printable_name, read_text
-from cutmix.data.sources import CLASSES, Sample, Sources, SourcesOf, Stored, opened, scan
+from cutmix.data.sources import CLASSES, Sample, Sources, SourcesOf, State, Stored, opened, scan, state_of
 from cutmix.errors import UNREADABLE, InputError
 from cutmix.runtime.arrays import read_arrays
 from cutmix.runtime.files import write_atomic
@@ -68,12 +68,13 @@ class Members(SourcesOf[Stored]):
 
     Args:
         shards: The tar files.
+        states: The state of each tar file when its members were read; one that has changed is not read.
         rows: Shard, offset and size of each image, and the number of its name.
         names: The names.
     """
 
-    def __init__(self, shards: Sequence[Path], rows: np.ndarray, names: Sequence[str]) -> None:
-        self.shards, self.rows, self.known_names = tuple(shards), rows, names
+    def __init__(self, shards: Sequence[Path], states: Sequence[State], rows: np.ndarray, names: Sequence[str]) -> None:
+        self.shards, self.states, self.rows, self.known_names = tuple(shards), tuple(states), rows, names
         self.shard = rows["shard"]
 
     def __len__(self) -> int:
@@ -85,7 +86,7 @@ class Members(SourcesOf[Stored]):
 
     def take(self, index: Sequence[int] | np.ndarray) -> "Members":
         """Return some of the images, by their indices."""
-        return Members(self.shards, self.rows[np.asarray(index, np.int64)], self.known_names)
+        return Members(self.shards, self.states, self.rows[np.asarray(index, np.int64)], self.known_names)
 
     def names(self) -> list[str]:
         """Return the name of each image: of the file that it was, or of the shard and the member."""
@@ -113,7 +114,8 @@ class _Member(Stored):
         return str(self.members.shards[self.shard])
 
     def read_bytes(self) -> bytes:
-        content = os.pread(opened(self.members.shards[self.shard]).number, self.size, self.offset)
+        file = opened(self.members.shards[self.shard], self.members.states[self.shard])
+        content = os.pread(file.number, self.size, self.offset)
         if len(content) < self.size:
             raise OSError("the shard is shorter than its index says")
         return content
@@ -232,8 +234,13 @@ def read_shards(root: Path, shards: dict[str, list[Path]]) -> Catalogue:
         InputError: A shard is damaged, or holds links, names that lead out of it, a sample twice, or one without label.
     """
     order = [path for part in shards.values() for path in part]
-    state = json.dumps(
-        [[part, path.relative_to(root).as_posix(), *_state(path)] for part in shards for path in shards[part]]
+    states = [state_of(path.stat()) for path in order]
+    parts_of = [part for part, paths in shards.items() for _ in paths]
+    state = json.dumps(  # without device and inode, which are others where a data set has been moved
+        [
+            [part, path.relative_to(root).as_posix(), *own[2:]]
+            for part, path, own in zip(parts_of, order, states, strict=True)
+        ]
     )
     state += read_text(root / CLASSES) if (root / CLASSES).is_file() else ""
     arrays: dict[str, Any] | None = _load_index(root / INDEX, state, shards, order)
@@ -251,7 +258,7 @@ def read_shards(root: Path, shards: dict[str, list[Path]]) -> Catalogue:
     parts: dict[str, tuple[np.ndarray, Sources]] = {}
     counts = [len(arrays[f"labels-{part}"]) for part in shards]
     for part, count in zip(shards, counts, strict=True):
-        images = Members(order, arrays["rows"][start : start + count], names)
+        images = Members(order, states, arrays["rows"][start : start + count], names)
         parts[part], start = (arrays[f"labels-{part}"], images), start + count
     places = {part: f"{len(paths):,} shards" if len(paths) > 1 else "1 shard" for part, paths in shards.items()}
     return Catalogue(tuple(arrays["classes"].tolist()), parts, places)
@@ -259,14 +266,10 @@ def read_shards(root: Path, shards: dict[str, list[Path]]) -> Catalogue:
 
 def read_unlabelled(shards: Sequence[Path]) -> Members:
     """Return the images of shards, whether or not they have labels; raises as ``read_shards``."""
+    states = [state_of(path.stat()) for path in shards]
     samples = [(number, sample) for number, path in enumerate(shards) for sample in scan(path, False)]
     rows = np.array([(n, s.offset, s.size, i, s.suffix) for i, (n, s) in enumerate(samples)], _ROW)
-    return Members(shards, rows, [sample.name for _, sample in samples])
-
-
-def _state(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
+    return Members(shards, states, rows, [sample.name for _, sample in samples])
 
 
 def _build_index(root: Path, shards: dict[str, list[Path]], order: list[Path]) -> dict[str, np.ndarray]:

@@ -167,19 +167,35 @@ _NAME_KEYS = ("class", "class_name", "label_name", "category", "species", "label
 _BLOCK = 512  # of a tar file
 
 
+State = tuple[int, int, int, int]
+
+
+def state_of(status: os.stat_result) -> State:
+    """Return what changes where a file is replaced or written to."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 class _Opened:
-    """An open file, closed once nothing reads it any more."""
+    """An open file, closed once nothing reads it any more.
 
-    def __init__(self, path: Path) -> None:
+    Raises:
+        OSError: The file is missing, or has been changed since it had the state.
+    """
+
+    number = -1
+
+    def __init__(self, path: Path, state: State) -> None:
         self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        if state_of(os.fstat(self.number)) != state:
+            raise OSError(f"{path} has changed since it was first read")
 
-    def __del__(self) -> None:
-        with suppress(AttributeError, OSError):
-            os.close(self.number)
+    def __del__(self, close: Any = os.close) -> None:
+        if self.number >= 0:
+            close(self.number)
 
 
 opened = functools.lru_cache(maxsize=128)(_Opened)
-"""Return an open file; the last ones stay open, as each read of an image needs one."""
+"""Return an open file in a state; the last ones stay open, as each read of an image needs one."""
 
 
 class Sample(NamedTuple):
@@ -269,7 +285,7 @@ def _sample(path: Path, key: str, files: dict[str, tuple[str, int, int]], labell
 def _read_label(path: Path, name: str, offset: int, size: int) -> bytes:
     if size > _MOST_LABEL_BYTES:
         raise InputError(f"{path}: {name} has {size:,} bytes; expected a label")
-    return os.pread(opened(path).number, size, offset)
+    return os.pread(opened(path, state_of(path.stat())).number, size, offset)
 
 
 def _parse_json(path: Path, key: str, content: bytes) -> dict[str, Any]:

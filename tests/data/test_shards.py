@@ -24,8 +24,8 @@ from cutmix.config.options import TrainOptions
 from cutmix.config.recipe import Recipe
 from cutmix.data import Augment, FileSet, loaders, open_data, open_splits
 from cutmix.data.decode import read_image
-from cutmix.data.shards import INDEX, Members
-from cutmix.data.sources import write_shard
+from cutmix.data.shards import INDEX, Members, read_unlabelled
+from cutmix.data.sources import opened, write_shard
 from cutmix.data.transforms import WINDOW, TrainOrder
 from cutmix.errors import InputError
 from cutmix.training.loop import run_training
@@ -414,3 +414,20 @@ def test_content_of_a_name_without_ending_starts_no_program(tmp_path: Path, monk
     (tmp_path / "a").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     with pytest.raises(InputError, match="a cannot be read as an image; repair it"):
         write_shard(tmp_path / "a.tar", [0], [tmp_path / "a"], ["a"], [0], ["x", "y"])
+
+
+def test_a_shard_that_is_replaced_is_not_read_by_its_old_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name of an open file may belong to another one by now, also in another working folder."""
+    images = {}
+    for folder, level in (("a", 0), ("b", 255)):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (8, 8), level).save(tmp_path / folder / "x.png")
+        monkeypatch.chdir(tmp_path / folder)
+        write_shard(Path("t.tar"), [0], [Path("x.png")], ["x.png"], [0], ["x", "y"])
+        images[folder] = read_unlabelled([Path("t.tar")])
+        assert np.asarray(read_image(images[folder][0])).flat[0] == level
+    assert np.asarray(read_image(images["a"][0])).flat[0] == 0
+    write_shard(Path("t.tar"), [0, 1], [tmp_path / "a/x.png"] * 2, ["x.png"] * 2, [0, 1], ["x", "y"])
+    opened.cache_clear()
+    with pytest.raises(InputError, match=r"t.tar has changed since it was first read"):
+        read_image(images["b"][0])
