@@ -252,10 +252,10 @@ def test_saturated_logits_have_no_gradient() -> None:
 
 def test_one_step_is_masked_where_many_are_not() -> None:
     """The margin is a wave of period ε: the step of FGSM lands where it began, in the next period."""
-    records = attacked(toy_classifier(lambda d: torch.cos(2 * math.pi * d / EPS + 0.5)), sweep=(0, EPS / 2, EPS))
+    # from the part of a wave that ends at ε, a share of 0.02 / 4π of all starts, PGD goes to ε too, and stays there
+    records = attacked(toy_classifier(lambda d: torch.cos(2 * math.pi * d / EPS + 0.02)), sweep=(0, EPS / 2, EPS))
     assert records["fgsm_err"].value == 0
-    # of other seeds 85 to 100: from some starts the last steps go to and fro over the edge of a wave
-    assert records["pgd_err"].value == records["worst_case_err"].value > 80
+    assert records["pgd_err"].value == records["worst_case_err"].value == 100
     assert records["pgd_not_weaker_than_fgsm"].value == 1
     assert records["fgsm_sweep_monotone"].value == 0
     assert "falls by 100.00 points from ε = 0.01569 to 0.03137" in records["fgsm_sweep_monotone"].note
