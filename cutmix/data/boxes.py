@@ -5,10 +5,11 @@ the last one inside (Tiny-ImageNet, ImageNet, wsolevaluation), so their x1 and y
 """
 
 import codecs
+import logging
 import math
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,8 @@ from cutmix.data.sets import ArraySet, FileSet, ImageSet
 from cutmix.data.sources import Paths
 from cutmix.errors import InputError
 from cutmix.runtime.files import regular
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +88,7 @@ def benchmark_boxes(boxes: BoxSet, side: int = 224) -> list[np.ndarray]:
 def read_boxes(folder: Path, data: ImageSet) -> BoxSet:
     """Read the boxes of a data set's images.
 
-    Boxes of an image that is turned by its EXIF orientation are turned with it, where the annotation has the size of
-    the image as it is stored.
+    Boxes of an image that is turned by its EXIF orientation are turned with it; see ``turn_boxes``.
 
     Args:
         folder: Its contents are recognized: ``val/val_annotations.txt`` (Tiny-ImageNet-200), ``bounding_boxes.txt``
@@ -124,7 +126,7 @@ def _of_files(layout: Callable[[Path], Reader], folder: Path, data: ImageSet) ->
     """Read the boxes of every image, in the axes of the upright image."""
     if not isinstance(data, FileSet) or not isinstance(data.paths, Paths):
         raise InputError(f"{folder} has the boxes of image files, but {data.name} is not a set of files")
-    read, found = layout(folder), list[Annotated]()
+    read, found = layout(folder), list[tuple[Path, Annotated, Header]]()
     images: dict[str, Path] = {}
     for path in data.paths:
         header = read_header(path)
@@ -135,22 +137,63 @@ def _of_files(layout: Callable[[Path], Reader], folder: Path, data: ImageSet) ->
                 "each annotation"
             )
         images[name] = path
-        found.append(_upright(own, size, header))
-    boxes, sizes = zip(*found, strict=True)
+        found.append((path, (own, size), header))
+    turned, notes = turn_boxes(found)
+    for note in notes:
+        _log.warning(note)
+    boxes, sizes = zip(*turned, strict=True)
     return BoxSet(tuple(boxes), np.array(sizes))
 
 
-def _upright(boxes: np.ndarray, size: tuple[int, int], header: Header) -> Annotated:
-    """Turn boxes with their image, if it is stored on its side and they were drawn on it so."""
-    width, height = size
-    lies = header.size[1] / header.size[0]  # width over height, as the image is stored
-    if header.orientation < 5 or abs(math.log(width / height / lies)) >= abs(math.log(width / height * lies)):
-        return boxes, size
-    x0, y0, x1, y1 = boxes.T
-    if header.orientation in (6, 7):
-        y0, y1 = height - y1, height - y0
-    if header.orientation in (7, 8):
+def turn_boxes(images: Sequence[tuple[Path, Annotated, Header]]) -> tuple[list[Annotated], list[str]]:
+    """Turn boxes with their images where they were drawn on the pixels as they are stored.
+
+    The size in the annotation tells the axes of an image that is stored on its side. For orientations 2 to 4 and for
+    squares it does not: the axes are then those of most other turned images, and of the upright image without any.
+
+    Args:
+        images: The file, the annotation and the header of each image.
+
+    Returns:
+        The boxes and sizes of the upright images, and a note that names the images whose axes are not certain.
+    """
+    stored = [_is_stored(size, header) for _, (_, size), header in images]
+    assumed = stored.count(True) > stored.count(False)
+    turned = [
+        _turn(boxes, size, header.orientation) if (assumed if own is None else own) else (boxes, size)
+        for own, (_, (boxes, size), header) in zip(stored, images, strict=True)
+    ]
+    unsure = [
+        path
+        for own, (path, (boxes, _), header) in zip(stored, images, strict=True)
+        if own is None and header.orientation > 1 and len(boxes)
+    ]
+    more = f" and {len(unsure) - 1:,} more" if unsure[1:] else ""
+    read = "of the image as it is stored, like most of those that can be told" if assumed else "of the upright image"
+    note = (
+        f"EXIF turns {{}}{more}, and the annotation does not say whether boxes were drawn before or after; they are "
+        f"read as boxes {read}"
+    )
+    return turned, [note.format(unsure[0])] if unsure else []
+
+
+def _is_stored(size: tuple[int, int], header: Header) -> bool | None:
+    """Return whether an annotation of this size is in the axes of the stored image, or None where it cannot be told."""
+    own, upright = (math.log(width / height) for width, height in (size, header.size))
+    if header.orientation < 5 or own * upright == 0:
+        return None
+    return own * upright < 0
+
+
+def _turn(boxes: np.ndarray, size: tuple[int, int], orientation: int) -> Annotated:
+    """Return the boxes of an image that is stored with an orientation in the axes of the upright image."""
+    (width, height), (x0, y0, x1, y1) = size, np.asarray(boxes).T
+    if orientation in (2, 3, 7, 8):
         x0, x1 = width - x1, width - x0
+    if orientation in (3, 4, 6, 7):
+        y0, y1 = height - y1, height - y0
+    if orientation < 5:
+        return np.stack([x0, y0, x1, y1], axis=1), size
     return np.stack([y0, x0, y1, x1], axis=1), (height, width)
 
 

@@ -5,7 +5,6 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from cutmix.data.decode import image_size, read_image
+from cutmix.data.boxes import turn_boxes
+from cutmix.data.decode import in_threads, read_header, read_image
 from cutmix.data.folder import Split
 from cutmix.data.image_files import draws_from
 from cutmix.data.loaders import Job
@@ -144,11 +144,9 @@ def detection_sets(
     if repeated:
         raise InputError(f"the class '{repeated[0]}' is given twice; expected each once")
     name, classes = root.resolve().name, tuple(classes)
-    images = [tuple(_boxed(raw, classes) for raw in split) for split in splits]
-    train = DetectionSet(name, "train", classes, images[0], crowds, tuple(notes[0]))
-    test = DetectionSet(name, "test", classes, images[1], crowds, tuple(notes[1]))
-    for data in (train, test):
-        _check_files(data.images)
+    (own, turned), (other, turned_too) = (_upright([_boxed(raw, classes) for raw in split]) for split in splits)
+    train = DetectionSet(name, "train", classes, own, crowds, (*notes[0], *turned))
+    test = DetectionSet(name, "test", classes, other, crowds, (*notes[1], *turned_too))
     if shared := {image.path.resolve() for image in train.images} & {image.path.resolve() for image in test.images}:
         raise InputError(f"{min(shared)} is in the training split and in the test split; expected each image in one")
     counts = [np.bincount(data.objects().labels, minlength=len(classes)) for data in (train, test)]
@@ -185,11 +183,17 @@ def _boxed(raw: RawImage, classes: tuple[str, ...]) -> BoxedImage:
     return BoxedImage(raw.path, raw.size, corners, ids, difficult, torch.tensor(raw.areas, dtype=torch.float64))
 
 
-def _check_files(images: Sequence[BoxedImage]) -> None:
-    """Check by the headers of the files, in threads, that each image has the size that its annotation gives."""
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for _ in threads.map(lambda image: _check_size(image, image_size(image.path)), images):
-            pass
+def _upright(images: Sequence[BoxedImage]) -> tuple[tuple[BoxedImage, ...], list[str]]:
+    """Turn boxes with images that EXIF turns, and check by the headers of the files the sizes in the annotations."""
+    headers = in_threads(lambda image: read_header(image.path), images)
+    given = [(x.path, (x.boxes.numpy(), x.size), header) for x, header in zip(images, headers, strict=True)]
+    turned, notes = turn_boxes(given)
+    images = tuple(
+        x._replace(boxes=torch.from_numpy(boxes), size=size) for x, (boxes, size) in zip(images, turned, strict=True)
+    )
+    for image, header in zip(images, headers, strict=True):
+        _check_size(image, header.size)
+    return images, notes
 
 
 def _check_size(image: BoxedImage, size: tuple[int, int]) -> None:

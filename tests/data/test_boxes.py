@@ -7,22 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from cutmix.data import ArraySet, FileSet
 from cutmix.data.boxes import BoxSet, benchmark_boxes, boxes_after, read_boxes
-from cutmix.data.decode import read_image
 from cutmix.errors import InputError
 
 NORM = ((0.5,) * 3, (0.5,) * 3)
 
 
 def files(root: Path, *names: str, size: tuple[int, int] = (50, 40)) -> FileSet:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", size).save(root / name)
+    for file in (root / name for name in names):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            Image.new("RGB", size).save(file)
     labels = torch.zeros(len(names), dtype=torch.int64)
     return FileSet("some", "test", ("a", "b"), labels, *NORM, tuple(root / name for name in names))
 
@@ -128,30 +128,55 @@ def test_parts_encodings_and_sizes_are_read_as_in_detection(tmp_path: Path) -> N
     assert boxes.sizes.tolist() == [[50, 40]]
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("drawn_on", ["stored", "upright"])
-def test_boxes_turn_with_their_image(tmp_path: Path, orientation: int, drawn_on: str) -> None:
-    """A white rectangle is where its box says, whichever axes the annotation is in, if they can be told apart."""
-    if drawn_on == "stored" and orientation in (2, 3, 4):
-        pytest.skip("sides of the same length do not say which axes were meant")
-    pixels = np.zeros((40, 50, 3), dtype=np.uint8)
-    pixels[5:16, 30:48] = 255
+def marked(folder: Path, name: str, orientation: int, drawn_on: str, size: tuple[int, int] = (50, 40)) -> np.ndarray:
+    """Store an image with a white rectangle and the annotation of its box; return the upright pixels by Pillow."""
+    pixels = np.zeros((*size[::-1], 3), dtype=np.uint8)
+    pixels[5:16, 30:38] = 255
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
-    upright = np.asarray(read_image(tmp_path / "a.png"))
-    marked = pixels if drawn_on == "stored" else upright
-    rows, columns = np.nonzero(marked[..., 0])
-    sides = zip(("xmin", "ymin", "xmax", "ymax"), (columns.min(), rows.min(), columns.max(), rows.max()), strict=True)
-    corners = "".join(f"<{name}>{value}</{name}>" for name, value in sides)
-    size = f"<size><width>{marked.shape[1]}</width><height>{marked.shape[0]}</height></size>"
-    (tmp_path / "a.xml").write_text(f"<a>{size}<object><bndbox>{corners}</bndbox></object></a>")
-    labels = torch.zeros(1, dtype=torch.int64)
-    boxes = read_boxes(tmp_path, FileSet("some", "test", ("a", "b"), labels, *NORM, (tmp_path / "a.png",)))
-    ((x0, y0, x1, y1),) = boxes.boxes[0].astype(int).tolist()
-    assert boxes.sizes.tolist() == [[upright.shape[1], upright.shape[0]]]
-    assert upright[y0:y1, x0:x1].min() == 255
-    assert upright[..., 0].sum() == 255 * (y1 - y0) * (x1 - x0)
+    Image.fromarray(pixels).save(folder / f"{name}.png", exif=exif)
+    with Image.open(folder / f"{name}.png") as image:
+        upright = np.asarray(ImageOps.exif_transpose(image))
+    drawn = pixels if drawn_on == "stored" else upright
+    rows, columns = np.nonzero(drawn[..., 0])
+    box = (columns.min(), rows.min(), columns.max(), rows.max())
+    write(
+        folder / f"{name}.xml", annotation(box).replace("500", str(drawn.shape[1])).replace("375", str(drawn.shape[0]))
+    )
+    return upright
+
+
+def surrounds(box: np.ndarray, upright: np.ndarray) -> bool:
+    x0, y0, x1, y1 = box.astype(int).tolist()
+    return upright[y0:y1, x0:x1].min() == 255 and upright[..., 0].sum() == 255 * (y1 - y0) * (x1 - x0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("drawn_on", ["stored", "upright"])
+def test_boxes_turn_with_their_image(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, orientation: int, drawn_on: str
+) -> None:
+    """Where the size does not tell the axes, another image of the same folder does."""
+    upright = marked(tmp_path, "a", orientation, drawn_on)
+    marked(tmp_path, "b", 6, drawn_on)
+    square = marked(tmp_path, "c", orientation, drawn_on, (40, 40))
+    boxes = read_boxes(tmp_path, files(tmp_path, "a.png", "b.png", "c.png"))
+    assert boxes.sizes.tolist() == [[upright.shape[1], upright.shape[0]], [40, 50], [40, 40]]
+    assert surrounds(boxes.boxes[0][0], upright)
+    assert surrounds(boxes.boxes[2][0], square)
+    first = {1: "", 2: "a.png and 1 more", 3: "a.png and 1 more", 4: "a.png and 1 more"}.get(orientation, "c.png")
+    assert (f"{first}, and the annotation does not say" in caplog.text) == (orientation > 1)
+    assert ("of the image as it is stored" in caplog.text) == (drawn_on == "stored" and orientation > 1)
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_boxes_are_those_of_the_upright_image_where_nothing_tells(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, orientation: int
+) -> None:
+    upright = marked(tmp_path, "a", orientation, "upright", (40, 40))
+    assert surrounds(read_boxes(tmp_path, files(tmp_path, "a.png")).boxes[0][0], upright)
+    assert f"EXIF turns {tmp_path / 'a.png'}, and" in caplog.text
+    assert "read as boxes of the upright image" in caplog.text
 
 
 def test_metadata_of_wsolevaluation(tmp_path: Path) -> None:

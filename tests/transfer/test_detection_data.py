@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from cutmix.errors import InputError
@@ -177,6 +177,29 @@ def test_sizes_are_those_of_the_upright_images(tmp_path: Path) -> None:
     both[1] = [raw(tmp_path / "b.png", (40, 60))]
     with pytest.raises(InputError, match=r"b\.png is 60×40 pixels; expected 40×60 by its annotation"):
         detection_sets(tmp_path, both, ("dog",), ((), ()), crowds=False)
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("drawn_on", ["stored", "upright"])
+def test_boxes_turn_with_their_image(tmp_path: Path, orientation: int, drawn_on: str) -> None:
+    """The oracle is Pillow; an image on its side tells the axes of one that is only mirrored."""
+    images = []
+    for name, turn in (("a", orientation), ("b", 6)):
+        exif, pixels = Image.Exif(), np.zeros((40, 60, 3), dtype=np.uint8)
+        exif[0x0112] = turn
+        pixels[5:16, 30:38] = 255
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png", exif=exif)
+        with Image.open(tmp_path / f"{name}.png") as file:
+            drawn = pixels if drawn_on == "stored" else np.asarray(ImageOps.exif_transpose(file))
+        rows, columns = np.nonzero(drawn[..., 0])
+        box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        images.append(RawImage(tmp_path / f"{name}.png", drawn.shape[1::-1], [box], ["dog"], [False], [88], name))
+    Image.new("RGB", (60, 40)).save(tmp_path / "c.png")
+    data, _ = detection_sets(tmp_path, [images, [raw(tmp_path / "c.png")]], ("dog",), ((), ()), crowds=False)
+    for index in range(2):
+        image, target = DetectionSamples(data)[0, index]
+        assert target["boxes"][0].tolist() == extent(image)
+    assert [f"EXIF turns {tmp_path / 'a.png'}, and" in note for note in data.notes] == [True] * (orientation < 5)
 
 
 def test_a_file_that_is_not_an_image_is_named(tmp_path: Path) -> None:
