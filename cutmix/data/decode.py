@@ -5,6 +5,7 @@ import hashlib
 import io
 import math
 import os
+import re
 import stat
 import struct
 import threading
@@ -221,6 +222,8 @@ _REUSED = 16 << 20
 
 _THREAD = threading.local()
 
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")  # of a JPEG's end, or of another scan
+
 
 class Jpeg(NamedTuple):
     """A plain JPEG file: baseline or progressive, 8 bits, grey or three components.
@@ -229,21 +232,32 @@ class Jpeg(NamedTuple):
         content: The whole file.
         size: Width and height of the upright image.
         orientation: EXIF's, 1 to 8.
+        frame: Offset of the height in the file.
+        scan: Offset at which the header ends.
     """
 
     content: bytes
     size: tuple[int, int]
     orientation: int
+    frame: int
+    scan: int
 
-    def decode(self, reduce: int = 1) -> np.ndarray | None:
+    def decode(self, reduce: int = 1, rows: int | None = None) -> np.ndarray | None:
         """Return the upright pixels, (H, W, 3) uint8; None for a damaged file, which ``read_image`` judges.
 
         They last until this thread decodes another file.
 
         Args:
             reduce: 1, 2, 4 or 8, by which both sides are divided, rounding up: the decoder computes fewer pixels.
+            rows: Rows of the image that are needed, from its top; those below them may be missing from the result.
         """
         width, height = self.size if self.orientation < 5 else self.size[::-1]
+        content, whole = self.content, True
+        needed = height if rows is None or self.orientation > 2 else rows + 4 * reduce  # some to interpolate with
+        if needed < height and self._is_plain():
+            # the decoder then warns of data behind the last row, as it would of damage
+            height, whole = needed, False
+            content = b"".join((content[: self.frame], struct.pack(">H", height), content[self.frame + 2 :]))
         least = {"min_height": -(-height // reduce), "min_width": -(-width // reduce)} if reduce > 1 else {}
         memory = None
         if (taken := 3 * -(-width // reduce) * -(-height // reduce)) <= _REUSED:
@@ -251,12 +265,17 @@ class Jpeg(NamedTuple):
             if memory is None or memory.size < taken:
                 memory = _THREAD.memory = np.empty(taken, np.uint8)
         try:
-            pixels = simplejpeg.decode_jpeg(self.content, "RGB", buffer=memory, **least)
+            pixels = simplejpeg.decode_jpeg(content, "RGB", buffer=memory, strict=whole, **least)
         except ValueError:
             return None
-        exchanged, rows, columns = _TURNED[self.orientation]
-        turned = pixels[::rows, ::columns]
+        exchanged, down, across = _TURNED[self.orientation]
+        turned = pixels[::down, ::across]
         return turned.swapaxes(0, 1) if exchanged else turned
+
+    def _is_plain(self) -> bool:
+        """Return whether the pixels are one scan without a stray marker, for which Pillow would refuse the file."""
+        marker = _MARKER.search(self.content, self.scan + 2)
+        return marker is not None and self.content[marker.start() :] == b"\xff\xd9"
 
 
 def read_jpeg(path: Source) -> Jpeg | None:
@@ -267,32 +286,35 @@ def read_jpeg(path: Source) -> Jpeg | None:
         if isinstance(path, Path) and not stat.S_ISREG(path.stat().st_mode):
             return None
         content = path.read_bytes()
-        size, described = _scan_header(content)
+        size, described, frame, scan = _scan_header(content)
         if not size or size[0] * size[1] > (Image.MAX_IMAGE_PIXELS or math.inf):
             return None
         if not described:
-            return Jpeg(content, size, 1)
+            return Jpeg(content, size, 1, frame, scan)
         with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
             orientation = _orientation(image)
     except (OSError, struct.error, IndexError, SyntaxError, ValueError):
         return None
-    return Jpeg(content, size if orientation < 5 else size[::-1], orientation)
+    return Jpeg(content, size if orientation < 5 else size[::-1], orientation, frame, scan)
 
 
-def _scan_header(content: bytes) -> tuple[tuple[int, int] | None, bool]:
-    """Return a plain JPEG's width and height, or None, and whether there is a segment that may hold an orientation."""
-    size, described, at = None, False, 2
+def _scan_header(content: bytes) -> tuple[tuple[int, int] | None, bool, int, int]:
+    """Return a plain JPEG's width and height, or None, whether a segment may hold an orientation, and two offsets.
+
+    They are of the height and of the end of the header.
+    """
+    size, described, frame, at = None, False, 0, 2
     if content[:2] != b"\xff\xd8":
-        return None, False
+        return None, False, 0, 0
     while content[at] == 0xFF and (marker := content[at + 1]) != 0xDA:  # until the pixels start
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             bits, height, width, components = struct.unpack_from(">BHHB", content, at + 4)
             if marker > 0xC2 or bits != 8 or components not in (1, 3) or not width * height:
-                return None, False
-            size = width, height
+                return None, False, 0, 0
+            size, frame = (width, height), at + 5
         described |= marker == 0xE1
         at += 2 + struct.unpack_from(">H", content, at + 2)[0]
-    return size, described
+    return size, described, frame, at
 
 
 def read_same_size(

@@ -170,6 +170,42 @@ def test_plain_jpeg_files_have_pillows_pixels(tmp_path: Path) -> None:
             assert reduced.shape == (-(-image.height // reduce), -(-image.width // reduce), 3)
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+def test_upper_rows_are_those_of_the_whole_image(tmp_path: Path, subsampling: str, progressive: bool) -> None:
+    path, rng = tmp_path / "a.jpg", random.Random(0)
+    restarts = {"restart_marker_rows": 1} if progressive else {}
+    noise(150, 97).save(path, quality=85, subsampling=subsampling, progressive=progressive, **restarts)
+    jpeg, shorter = read_jpeg(path), 0
+    assert jpeg
+    for reduce in (1, 2, 4, 8):
+        whole = np.array(jpeg.decode(reduce))
+        for rows in [1, 150, *rng.choices(range(1, 150), k=12)]:
+            part = jpeg.decode(reduce, rows)
+            assert part is not None
+            shorter += len(part) < len(whole)
+            assert np.array_equal(part[: -(-rows // reduce)], whole[: -(-rows // reduce)])
+    assert shorter == 0 if progressive else shorter > 24
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xd9", b"\xff\xc4", b"\x12\x34", b""])
+def test_damage_anywhere_is_judged_by_the_whole_file(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "a.jpg"
+    noise(200, 200).save(path, quality=95)
+    content = path.read_bytes()
+    at = len(content) * 3 // 4
+    path.write_bytes(content[:at] + damage + content[at + len(damage) :] if damage else content[:at])
+    jpeg = read_jpeg(path)
+    assert jpeg
+    rows = jpeg.decode(rows=20)
+    try:
+        expected = np.asarray(read_image(path))
+    except InputError:
+        assert rows is None
+    else:
+        assert rows is None or np.array_equal(rows[:20], expected[:20])
+
+
 def test_a_square_outlives_the_next_file(tmp_path: Path) -> None:
     (first, expected), *others = [(path, read_image(path)) for path in jpegs(tmp_path)][1::2]
     side = min(expected.size)
