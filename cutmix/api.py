@@ -29,7 +29,7 @@ from cutmix.training.settings import make_options, settle
 
 if TYPE_CHECKING:
     from cutmix.data.describe import Description
-    from cutmix.inference.command import Predictions
+    from cutmix.inference.model import Predictions
     from cutmix.paper.command import PaperTables
     from cutmix.report.verdict import Comparisons
     from cutmix.runs.read import Run

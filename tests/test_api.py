@@ -247,6 +247,12 @@ def test_other_results_print_as_tables_too(run: Run, tmp_path: Path) -> None:
     assert len(found) == len(list(found)) == 2
     assert "cannot be read as an image" in str(found)
     assert found._repr_html_().count("<tr>") == 3
+    model = cutmix.load(run, device="cpu")
+    assert "8×8 pixels, 1 channel " in str(model)
+    assert f"{sum(p.numel() for p in model.network.parameters()):,}" in repr(model)
+    assert model._repr_html_().count("<tr>") == 6
+    assert str(model.predict([tmp_path / "a.png", tmp_path / "b.png"], top=2)) == str(found).split("\n", 1)[1]
+    assert len(repr(model.explain(tmp_path / "a.png", neighbours=0))) < 300
     described = api.data("digits")
     assert "test: 797 images" in str(described)
     assert "<table>" in described._repr_html_()

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from PIL import Image
-from rich.table import Table
-from rich.text import Text
 
 from cutmix.config.options import ExplainOptions, PredictOptions, ServeOptions
 from cutmix.data.folder import EXTENSIONS
@@ -19,58 +17,10 @@ from cutmix.data.shards import find_shards, read_unlabelled
 from cutmix.data.sources import Source
 from cutmix.errors import InputError, missing_extra, printable
 from cutmix.inference.explain import explain_image, find_class, heat_maps, training_images
-from cutmix.inference.model import Model, Prediction, load
+from cutmix.inference.model import Model, Prediction, Predictions, load
 from cutmix.runs.folder import is_run_file, write_bytes
 from cutmix.runtime.files import write_atomic
-from cutmix.runtime.terminal import Tabular, say
-
-
-class Predictions(Tabular):
-    """Predictions of images in their order, each made when it is asked for; they print as a table.
-
-    Attributes:
-        opening: What is predicted by which model, in one line.
-        top: Largest number of classes of each prediction.
-        several: Whether an image can have several labels.
-    """
-
-    def __init__(self, made: Iterable[Prediction], opening: str, *, top: int = 1, several: bool = False) -> None:
-        self.opening, self.top, self.several = opening, top, several
-        self._rest, self._made = iter(made), []  # type: tuple[Iterator[Prediction], list[Prediction]]
-
-    def __iter__(self) -> Iterator[Prediction]:
-        yield from self._made
-        for each in self._rest:
-            self._made.append(each)
-            yield each
-
-    def __len__(self) -> int:
-        for _ in self:
-            pass
-        return len(self._made)
-
-    def __getitem__(self, index: int) -> Prediction:
-        return list(self)[index]
-
-    def stream(self) -> Iterator[Prediction]:
-        """Yield the predictions once, without keeping them."""
-        return self._rest
-
-    def tables(self) -> "Iterator[Table | str]":
-        """Yield the opening, and a table of the first hundred predictions."""
-        yield self.opening
-        made = list(self)
-        table = Table("image", "labels" if self.several else "class", "probability", "error")
-        for each in made[:_MOST_ROWS]:
-            probabilities = ", ".join(f"{p:.3f}" for p in each.probabilities)
-            unsure = "" if each.sure or each.error else " (not sure)"
-            table.add_row(*map(Text, [each.source, ", ".join(each.classes) + unsure, probabilities, each.error or ""]))
-        yield table
-        if len(made) > _MOST_ROWS:
-            yield f"… {len(made) - _MOST_ROWS:,} more images"
-
-
-_MOST_ROWS = 100
+from cutmix.runtime.terminal import say
 
 
 def run_predict(options: PredictOptions) -> Predictions:
@@ -92,8 +42,8 @@ def run_predict(options: PredictOptions) -> Predictions:
         top=top, temperature=options.temperature, flip=options.tta == "flip",
         threshold=options.threshold, batch_size=options.batch_size, workers=max(options.workers, 1),
     )  # fmt: skip
-    several = model.thresholds is not None
-    return Predictions(predictions, opening(model, options, files), top=top, several=several)
+    predictions.opening = opening(model, options, files)
+    return predictions
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -4,7 +4,7 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -77,9 +77,9 @@ class Explanation:
 
     probabilities: Tensor
     class_ids: tuple[int, ...]
-    maps: Tensor
-    pixels: np.ndarray
-    png: bytes = b""
+    maps: Tensor = field(repr=False)
+    pixels: np.ndarray = field(repr=False)
+    png: bytes = field(default=b"", repr=False)
 
     def _repr_png_(self) -> bytes:
         return self.png

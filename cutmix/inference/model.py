@@ -1,5 +1,6 @@
 """A trained classifier with its preprocessing, classes and temperature: ``load`` a run or a file, then ``predict``."""
 
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from cutmix.config.options import WORKERS
@@ -28,6 +31,7 @@ from cutmix.runs.read import read_run
 from cutmix.runtime.checkpoint import read_header
 from cutmix.runtime.device import arithmetic
 from cutmix.runtime.distributed import find_device
+from cutmix.runtime.terminal import Tabular
 from cutmix.runtime.weights import load_weights
 
 Source = Path | str | Stored | Image.Image | np.ndarray
@@ -49,6 +53,56 @@ class Prediction(NamedTuple):
     probabilities: tuple[float, ...] = ()
     sure: bool = True
     error: str | None = None
+
+
+class Predictions(Tabular):
+    """Predictions of images in their order, each made when it is asked for; they print as a table.
+
+    Attributes:
+        opening: What is predicted by which model, in one line; "" prints none.
+        top: Largest number of classes of each prediction.
+        several: Whether an image can have several labels.
+    """
+
+    def __init__(self, made: Iterable[Prediction], opening: str = "", *, top: int = 1, several: bool = False) -> None:
+        self.opening, self.top, self.several = opening, top, several
+        self._rest, self._made = iter(made), []  # type: tuple[Iterator[Prediction], list[Prediction]]
+
+    def __iter__(self) -> Iterator[Prediction]:
+        yield from self._made
+        for each in self._rest:
+            self._made.append(each)
+            yield each
+
+    def __len__(self) -> int:
+        for _ in self:
+            pass
+        return len(self._made)
+
+    def __getitem__(self, index: int) -> Prediction:
+        return list(self)[index]
+
+    def stream(self) -> Iterator[Prediction]:
+        """Yield the predictions once, without keeping them."""
+        return self._rest
+
+    def tables(self) -> Iterator[Table | str]:
+        """Yield the opening, and a table of the first hundred predictions."""
+        if self.opening:
+            yield self.opening
+        made = list(self)
+        table = Table("image", "labels" if self.several else "class", "probability", "error")
+        for each in made[:_MOST_ROWS]:
+            probabilities = ", ".join(f"{p:.3f}" for p in each.probabilities)
+            unsure = "" if each.sure or each.error else " (not sure)"
+            table.add_row(*map(Text, [each.source, ", ".join(each.classes) + unsure, probabilities, each.error or ""]))
+        yield table
+        if len(made) > _MOST_ROWS:
+            yield f"… {len(made) - _MOST_ROWS:,} more images"
+
+
+_MOST_ROWS = 100
+_MOST_NAMES = 10
 
 
 @dataclass(frozen=True)
@@ -116,8 +170,8 @@ class Preprocessing:
         return ResizeAndCrop(self.image_size, self.crop_fraction, self.squash, self.interpolation, self.in_chans)
 
 
-class Model:
-    """A classifier that takes images as they are.
+class Model(Tabular):
+    """A classifier that takes images as they are; it prints as a table of what it is.
 
     Attributes:
         network: Maps normalised images (N, C, H, W) to logits (N, K); in eval mode.
@@ -138,6 +192,24 @@ class Model:
         self.network = network.eval().requires_grad_(False)
         self.classes, self.preprocessing, self.source, self.recipe = classes, preprocessing, source, recipe
         self.temperature, self.calibrated, self.thresholds = temperature, calibrated, thresholds
+
+    def tables(self) -> Iterator[Table | str]:
+        """Yield the file of weights, and a table of what the model takes and returns."""
+        yield f"{self.source}: {self.recipe.model}, trained by {self.recipe.name}"
+        size, channels = self.preprocessing.image_size, self.preprocessing.in_chans
+        names = ", ".join(self.classes[:_MOST_NAMES]) + (", …" if len(self.classes) > _MOST_NAMES else "")
+        one = "one class" if self.thresholds is None else "any number of labels"
+        found = "fitted on held-out images" if self.calibrated else "not fitted"
+        table = Table("property", "value")
+        for about in (
+            ("input", f"{size}×{size} pixels, {channels} channel{'s' if channels > 1 else ''}"),
+            ("output", f"{one} of {len(self.classes):,}: {names}"),
+            ("temperature", f"{self.temperature:.3g}, {found}"),
+            ("parameters", f"{sum(p.numel() for p in self.network.parameters()):,}"),
+            ("device", str(self.device)),
+        ):
+            table.add_row(*map(Text, about))
+        yield table
 
     @property
     def device(self) -> torch.device:
@@ -176,7 +248,7 @@ class Model:
         threshold: float = 0.0,
         batch_size: int = 64,
         workers: int = WORKERS,
-    ) -> Iterator[Prediction]:
+    ) -> Predictions:
         """Classify images, in their order, one batch at a time.
 
         Args:
@@ -190,8 +262,9 @@ class Model:
             batch_size: Images at a time.
             workers: Threads that decode.
 
-        Yields:
-            A prediction for each image; for a file that cannot be read, one with its ``error``.
+        Returns:
+            A prediction for each image, made when it is asked for; for a file that cannot be read, one with its
+            ``error``. They print as a table.
 
         Raises:
             InputError: If an argument is out of its range.
@@ -204,7 +277,8 @@ class Model:
         if top > 1 and self.thresholds is not None:
             raise InputError(f"top is {top}; expected 1, as every label of an image above its threshold is predicted")
         sources = enumerate([images] if isinstance(images, Source) else images)
-        return self._predict(sources, top, temperature, flip, threshold, batch_size, workers)
+        made = self._predict(sources, top, temperature, flip, threshold, batch_size, workers)
+        return Predictions(made, top=top, several=self.thresholds is not None)
 
     def explain(self, image: Source, *, class_name: str | None = None, neighbours: int = 4) -> Explanation:
         """Explain the prediction of an image by a heat map and the nearest training images.
@@ -295,7 +369,7 @@ def _rank(probabilities: Tensor, top: int, limits: Tensor | None) -> Iterator[tu
         yield [row[k] for k in kept], [order[k] for k in kept]
 
 
-def load(source: str | Path, *, which: str = "last", device: str = "auto") -> Model:
+def load(source: str | os.PathLike[str], *, which: str = "last", device: str = "auto") -> Model:
     """Load a classifier that ``cutmix train`` wrote.
 
     Args:

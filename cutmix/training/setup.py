@@ -97,7 +97,9 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
         raise InputError("--freeze trains in one process; start it without torchrun")
     if recipe.patience and (val_set is None or val_set is test_set):
         raise InputError(
-            "--patience needs images to choose an epoch by; expected a val split apart from the test split"
+            "--patience needs images to choose an epoch by that are not those of the results; expected a val and a "
+            "test split (a folder without splits gets both where --val-fraction holds out 100 images or more), or "
+            "--patience 0"
         )
     if recipe.train_error and test_set is None:
         raise InputError("--train-error is compared with the error on other images; expected a val or a test split")

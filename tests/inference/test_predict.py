@@ -22,8 +22,8 @@ from cutmix.data import open_data
 from cutmix.data import test_loader as make_test_loader
 from cutmix.data.image_files import Decoder
 from cutmix.errors import InputError
-from cutmix.inference.command import Predictions, write_predictions
-from cutmix.inference.model import Model, Prediction, Preprocessing, load
+from cutmix.inference.command import write_predictions
+from cutmix.inference.model import Model, Prediction, Predictions, Preprocessing, load
 from cutmix.runs.record import read_records
 
 
@@ -199,14 +199,14 @@ def test_the_file_of_predictions_is_replaced_whole_or_not_at_all(
     out = tmp_path / "old.csv"
     out.write_text("precious")
     words = ["predict", str(run), str(photos / "val"), "--device", "cpu", "--out", str(out)]
-    predict = Model.predict
+    predict = Model._predict
 
     def interrupted(*arguments: Any, **named: Any) -> Iterator[Prediction]:
         yield from itertools.islice(predict(*arguments, **named), 2)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Model, "predict", interrupted)
+        patched.setattr(Model, "_predict", interrupted)
         with pytest.raises(SystemExit) as stopped:
             main(words)
     assert (stopped.value.code, out.read_text()) == (130, "precious")
