@@ -19,7 +19,7 @@ from cutmix.transfer.average_precision import (
     voc_average_precision,
     voc_interval,
 )
-from cutmix.transfer.coco_precision import coco_metrics
+from cutmix.transfer.detection_task import coco_metrics
 from measuring import Row, arguments, in_turns, medians, report, versions
 
 IMAGES, CLASSES, OBJECTS = 5000, 20, 12_500

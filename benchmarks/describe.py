@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from cutmix.data.describe import describe_data
+from cutmix.data.command import describe_data
 from input import write_files
 from measuring import Row, arguments, report, versions
 

@@ -24,9 +24,8 @@ from cutmix.config.options import TrainOptions
 from cutmix.config.recipes import Recipe, find_recipe
 from cutmix.data.loaders import Batch, Loader
 from cutmix.mixing import SMMix
-from cutmix.models import WithTokenHead
-from cutmix.runtime.device import keep_freed_memory
-from cutmix.runtime.distributed import processes
+from cutmix.models.transformers import WithTokenHead
+from cutmix.runtime.device import keep_freed_memory, processes
 from cutmix.runtime.terminal import Stop
 from cutmix.training.loop import train_epoch, train_step
 from cutmix.training.setup import Run, prepare

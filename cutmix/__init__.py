@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from cutmix.config.recipe import Recipe as Recipe
     from cutmix.inference.model import load as load
     from cutmix.mixing import *  # noqa: F403
-    from cutmix.models import WithTokenHead as WithTokenHead
     from cutmix.models import create_model as create_model
+    from cutmix.models.transformers import WithTokenHead as WithTokenHead
 
     __all__: list[str]
 
 _ELSEWHERE = {
-    "WithTokenHead": "cutmix.models", "create_model": "cutmix.models", "load": "cutmix.inference.model",
+    "WithTokenHead": "cutmix.models.transformers", "create_model": "cutmix.models", "load": "cutmix.inference.model",
     "Recipe": "cutmix.config.recipe",
     # a command whose name is also that of a part of the package is a function of cutmix.api alone
     **dict.fromkeys(

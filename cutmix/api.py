@@ -24,11 +24,11 @@ from cutmix.config.options import (
 )
 from cutmix.config.recipe import Recipe
 from cutmix.config.recipes import RECIPES
-from cutmix.config.transfer import Transfer, backbone_name, find_transfer, small_transfer
+from cutmix.config.tasks import Transfer, backbone_name, find_transfer, small_transfer
 from cutmix.training.settings import make_options, settle
 
 if TYPE_CHECKING:
-    from cutmix.data.describe import Description
+    from cutmix.data.command import Description
     from cutmix.inference.model import Predictions
     from cutmix.paper.command import PaperTables
     from cutmix.report.verdict import Comparisons
@@ -296,7 +296,7 @@ def data(data: Pathlike, **settings: Any) -> "Description":
         InputError: If the data cannot be understood.
     """
     options = make_options(DataOptions, {"data": os.fspath(data)} | settings)
-    from cutmix.data.describe import run_data
+    from cutmix.data.command import run_data
 
     return run_data(options)
 
@@ -316,7 +316,7 @@ def shards(data: Pathlike, out: Pathlike, **settings: Any) -> Path:
         InputError: If an argument or the data does not fit, or the folder holds something else.
     """
     options = make_options(ShardsOptions, {"data": os.fspath(data), "out": Path(out)} | settings)
-    from cutmix.data.shard_writer import write_shards
+    from cutmix.data.command import write_shards
 
     return write_shards(options)
 

@@ -16,7 +16,7 @@ from cutmix.errors import InputError, did_you_mean, missing_module, printable
 if TYPE_CHECKING:
     from cutmix.config.options import RunOptions, TrainOptions
     from cutmix.config.recipe import Recipe
-    from cutmix.config.transfer import Transfer
+    from cutmix.config.tasks import Transfer
 
 HELP = """cutmix: train image classifiers with CutMix, and evaluate what it bought.
 
@@ -212,7 +212,7 @@ def parse_transfer(words: list[str]) -> tuple["Transfer", "RunOptions"]:
     import tyro
 
     from cutmix.config.options import RunOptions
-    from cutmix.config.transfer import Transfer, backbone_name, find_transfer, small_transfer
+    from cutmix.config.tasks import Transfer, backbone_name, find_transfer, small_transfer
 
     task, flags = (words[0], words[1:]) if words and not words[0].startswith("-") else ("", words)
     if not task and asks_for_help(flags):
@@ -299,7 +299,7 @@ def print_completion(shell: str) -> None:
     from cutmix.config.completion import completion_script
     from cutmix.config.recipe import Recipe
     from cutmix.config.recipes import RECIPES
-    from cutmix.config.transfer import TASKS, Captioning, Detection
+    from cutmix.config.tasks import TASKS, Captioning, Detection
     from cutmix.training.mixes import MIXES
 
     own: dict[str, list[type]] = {

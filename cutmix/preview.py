@@ -19,8 +19,8 @@ from cutmix.errors import InputError
 from cutmix.mixing import CutMix, Cutout, Mixup
 from cutmix.mixing.smmix import AttentionDraw, SMMix
 from cutmix.mixing.targets import Targets
-from cutmix.models.attention import predict_and_attend
 from cutmix.models.create import create_model, trying_images
+from cutmix.models.transformers import predict_and_attend
 from cutmix.runtime.files import png_of, write_atomic
 from cutmix.runtime.seeding import derive_seed
 from cutmix.runtime.terminal import say
@@ -112,7 +112,7 @@ def attention_figure(
     """Draw a grid with a column for each sample: its image, its attention, and its mixed image with the labels.
 
     Args:
-        network: A vision transformer, not wrapped; see ``cutmix.models.attention``.
+        network: A vision transformer, not wrapped; see ``cutmix.models.transformers``.
         images: (N, C, H, W) of one or three channels, at least two, normalised and on the network's device.
         labels: Class ids (N,).
         classes: Names of the classes.

@@ -18,8 +18,7 @@ import cutmix
 from cutmix.config import options
 from cutmix.config.recipe import Recipe, flag
 from cutmix.config.recipes import RECIPES
-from cutmix.config.suites import SUITES
-from cutmix.config.transfer import CAPTIONING, FASTER_RCNN, SSD300
+from cutmix.config.tasks import CAPTIONING, FASTER_RCNN, SSD300, SUITES
 from cutmix.report.metrics import METRICS
 from cutmix.runs.record import SCHEMA, Record
 
@@ -49,7 +48,7 @@ MODULES = (
     "cutmix.evaluation.localization", "cutmix.evaluation.boxes", "cutmix.evaluation.ood",
     "cutmix.evaluation.ood_conventions", "cutmix.transfer.average_precision", "cutmix.transfer.caption_scores",
     "cutmix.data.outliers",
-    "cutmix.runtime.seeding", "cutmix.inference.model",
+    "cutmix.runtime.device", "cutmix.inference.model",
 )  # fmt: skip
 
 

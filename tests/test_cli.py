@@ -19,10 +19,10 @@ from cutmix.cli import COMMANDS, main, parse_train, parse_transfer
 from cutmix.config.options import TrainOptions
 from cutmix.config.recipe import Recipe, flag
 from cutmix.config.recipes import RECIPES, find_recipe
-from cutmix.config.transfer import CAPTIONING, FASTER_RCNN, SSD300, small_transfer
+from cutmix.config.tasks import CAPTIONING, FASTER_RCNN, SSD300, small_transfer
 from cutmix.runs.folder import saved_recipe
 from cutmix.runs.record import read_records
-from cutmix.training.optim import learning_rate
+from cutmix.training.state import learning_rate
 
 Refused = Callable[..., str]
 DIGITS = ("train", "digits-resnet20", "--epochs", "1", "--device", "cpu", "--log-every", "1000")

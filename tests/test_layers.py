@@ -167,7 +167,7 @@ main(["train"])
 
 def test_one_file_names_torch_distributed() -> None:
     assert [name for name, path in FILES.items() if "torch.distributed" in path.read_text()] == [
-        "cutmix.runtime.distributed"
+        "cutmix.runtime.device"
     ]
 
 
@@ -190,6 +190,6 @@ def test_the_test_folders_are_those_of_the_package() -> None:
 def test_the_root_is_small_and_files_are_of_readable_length() -> None:
     lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
     assert len([path for path in MODULES.values() if path.parent == PACKAGE]) <= 8
-    assert len(lengths) <= 106
-    assert 90 <= median(lengths.values()) <= 320
+    assert len(lengths) <= 95
+    assert 90 <= median(lengths.values()) <= 375
     assert {name: lines for name, lines in lengths.items() if lines > 450} == {}

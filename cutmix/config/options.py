@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from cutmix.config.suites import EVALUATE, parse_suites
+from cutmix.config.tasks import EVALUATE, parse_suites
 from cutmix.errors import InputError
 
 WORKERS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from cutmix.config.recipe import ARRAYS, Recipe, Training
-from cutmix.config.transfer import Detection, Transfer, recipe_of
+from cutmix.config.tasks import Detection, Transfer, recipe_of
 from cutmix.errors import InputError, did_you_mean
 
 # ---- methods: what a row of the paper's tables changes in the baseline of its network ----

@@ -25,11 +25,10 @@ from cutmix.data.formats import (
     read_idx,
     read_tiny_imagenet,
 )
-from cutmix.data.hub import PREFIX, is_saved, read_hub
-from cutmix.data.label_file import SUFFIXES, read_label_file
 from cutmix.data.sets import ArraySet, FileSet, ImageSet, Split, Splits
 from cutmix.data.shards import Catalogue, find_shards, read_shards
 from cutmix.data.sources import Paths, Source, Sources
+from cutmix.data.tables import PREFIX, SUFFIXES, is_saved, read_hub, read_label_file
 from cutmix.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cutmix.errors import InputError, did_you_mean
 

@@ -19,8 +19,7 @@ import numpy as np
 from cutmix.data.folder import EXTENSIONS, NAMES_OF_PARTS, is_hidden, printable_name, read_text
 from cutmix.data.sources import CLASSES, Sample, Sources, SourcesOf, State, Stored, opened, scan, state_of
 from cutmix.errors import UNREADABLE, InputError
-from cutmix.runtime.arrays import read_arrays
-from cutmix.runtime.files import write_atomic
+from cutmix.runtime.files import read_arrays, write_atomic
 
 INDEX = "cutmix-index.npz"
 

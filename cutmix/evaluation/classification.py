@@ -24,7 +24,7 @@ from cutmix.errors import InputError
 from cutmix.evaluation.calibration import CalibrationSums, calibration_records, random_halves, zero_of
 from cutmix.evaluation.classifier import SuiteResult, check_finite
 from cutmix.runs.record import Record
-from cutmix.runtime.distributed import World, gather_first
+from cutmix.runtime.device import World, gather_first
 from cutmix.runtime.seeding import derive_seed
 from cutmix.statistics import bootstrap, bootstrap_interval, check_confidence
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cutmix.config.options import EvaluateOptions
 from cutmix.config.recipes import recipe_changes
-from cutmix.config.suites import EVALUATE, SUITES, parse_suites
+from cutmix.config.tasks import EVALUATE, SUITES, parse_suites
 from cutmix.data import ArraySet, FileSet, ImageSet, test_loader
 from cutmix.data.boxes import benchmark_boxes, read_boxes
 from cutmix.data.opening import locate
@@ -30,17 +30,15 @@ from cutmix.evaluation.classification import (
     predictions_arrays,
 )
 from cutmix.evaluation.classifier import Classifier, SuiteResult, decode
-from cutmix.evaluation.gallery import box_gallery, example_pictures, mixed_maps
 from cutmix.evaluation.load import Subject, View, draw_images, find_subject, find_view, load_model, open_test_set
-from cutmix.evaluation.localization import localization_suite
+from cutmix.evaluation.localization import box_gallery, example_pictures, localization_suite, mixed_maps
 from cutmix.evaluation.ood import ood_suite
 from cutmix.evaluation.robustness import robustness_suite
 from cutmix.runs.folder import command_line, environment, hold, only_begun, today, write_arrays, write_bytes, write_json
 from cutmix.runs.outcomes import answers, examples
 from cutmix.runs.read import read_config
 from cutmix.runs.record import Record, Results, append_records, read_records
-from cutmix.runtime.device import arithmetic, autocast, resolve_precision
-from cutmix.runtime.distributed import World, from_first, processes
+from cutmix.runtime.device import World, arithmetic, autocast, from_first, processes, resolve_precision
 from cutmix.runtime.files import make_folder
 from cutmix.runtime.terminal import Console
 

@@ -20,8 +20,8 @@ from cutmix.data.decode import Decoded
 from cutmix.data.sets import take
 from cutmix.errors import InputError, did_you_mean, missing_extra
 from cutmix.evaluation.localization import class_activation_map, normalize_maps, resize_maps
-from cutmix.models.attention import find_attention, token_grid
-from cutmix.models.localization import find_head
+from cutmix.models.create import find_head
+from cutmix.models.transformers import find_attention, token_grid
 from cutmix.runtime.seeding import derive_seed
 
 _MOST_TRAINING_IMAGES = 5000

@@ -29,8 +29,7 @@ from cutmix.models.regularizers import regularize
 from cutmix.runs.folder import find_weights
 from cutmix.runs.read import read_run
 from cutmix.runtime.checkpoint import read_header
-from cutmix.runtime.device import arithmetic
-from cutmix.runtime.distributed import find_device
+from cutmix.runtime.device import arithmetic, find_device
 from cutmix.runtime.terminal import Tabular
 from cutmix.runtime.weights import load_weights
 

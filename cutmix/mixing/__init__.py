@@ -1,7 +1,6 @@
 """Mixing a batch: draw, then apply. Torch only."""
 
 from cutmix.mixing.draw import CutoutDraw, Draw
-from cutmix.mixing.features import FeatureCutMix, FeatureMix, ManifoldMixup
 from cutmix.mixing.images import CutMix, Cutout, Mixup, RandomChoice
 from cutmix.mixing.protocol import Mix, collate
 from cutmix.mixing.smmix import AttentionDraw, SMMix, consistency_loss, fine_grained_loss, smmix_loss
@@ -9,7 +8,10 @@ from cutmix.mixing.targets import MixedTargets, MultiTargets, mixed_binary_cross
 from cutmix.mixing.variants import (
     CenterGaussianCutMix,
     CompleteLabelCutMix,
+    FeatureCutMix,
+    FeatureMix,
     FixedSizeCutMix,
+    ManifoldMixup,
     MultiCutMix,
     MultiDraw,
     OneHotCutMix,

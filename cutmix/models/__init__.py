@@ -1,15 +1,12 @@
 """Models: those of the paper that timm does not have, and timm's by their names."""
 
-from cutmix.models.attention import WithTokenHead, predict_and_attend
 from cutmix.models.cifar import CifarResNet, PyramidNet
 from cutmix.models.create import create_model, pretrained_normalization, weights_normalization
 
 __all__ = [
     "CifarResNet",
     "PyramidNet",
-    "WithTokenHead",
     "create_model",
-    "predict_and_attend",
     "pretrained_normalization",
     "weights_normalization",
 ]

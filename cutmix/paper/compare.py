@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from cutmix.config.recipe import Training
 from cutmix.config.recipes import RECIPES
-from cutmix.config.transfer import backbone_in_words, backbone_name, recipe_of_arch
+from cutmix.config.tasks import backbone_in_words, backbone_name, recipe_of_arch
 from cutmix.errors import InputError, listed
 from cutmix.paper.tables import DATA, FOOTNOTES, METHODS, Row, Table
 from cutmix.runs.outcomes import Estimate, pooled

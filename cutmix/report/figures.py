@@ -17,8 +17,7 @@ from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, Nul
 from cutmix.report.metrics import metric_of
 from cutmix.report.page import HTML, Card, Key, anchor, link, notes, picture
 from cutmix.runs.read import Run, groups
-from cutmix.runtime.arrays import read_arrays
-from cutmix.runtime.files import regular
+from cutmix.runtime.files import read_arrays, regular
 
 # Each has a contrast of at least 3:1 with white and with the page's dark ground (WCAG 2.2, 1.4.11).
 COLOURS = ("#2e7fd0", "#d4622a", "#1d9a70", "#b3589f", "#a8801a", "#d34a5c", "#6b7f95")

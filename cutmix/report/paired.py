@@ -13,7 +13,7 @@ import numpy as np
 from cutmix.errors import InputError
 from cutmix.runs.read import Run, baseline_of
 from cutmix.runs.record import Record
-from cutmix.runtime.arrays import read_arrays
+from cutmix.runtime.files import read_arrays
 from cutmix.statistics import (
     Difference,
     auroc_difference,

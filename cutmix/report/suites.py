@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from cutmix.config.recipes import RECIPES
-from cutmix.config.suites import SUITES, Paired
+from cutmix.config.tasks import SUITES, Paired
 from cutmix.paper.compare import merged, of_run, sheets
 from cutmix.paper.tables import Table, find_tables
 from cutmix.report.figures import curves, histograms, learning_curves, pictures, reliability_of

@@ -14,7 +14,7 @@ from typing import Any
 from markupsafe import Markup
 
 from cutmix import __version__
-from cutmix.config.transfer import backbone_in_words
+from cutmix.config.tasks import backbone_in_words
 from cutmix.errors import InputError
 from cutmix.paper.compare import footnotes, merged, of_run, rows_run, sheets, sweeps
 from cutmix.paper.tables import TABLES, find_tables

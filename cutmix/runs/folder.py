@@ -28,8 +28,7 @@ import torch
 
 from cutmix import __version__
 from cutmix.config.recipe import ARRAYS, Recipe, Training, flag
-from cutmix.config.suites import EVALUATE
-from cutmix.config.transfer import task_of
+from cutmix.config.tasks import EVALUATE, task_of
 from cutmix.errors import InputError
 from cutmix.runs.read import NOTHING, read_config, read_environment, read_log
 from cutmix.runs.record import Record, read_records

@@ -18,7 +18,7 @@ from scipy import stats
 from cutmix.errors import InputError
 from cutmix.runs.read import Run
 from cutmix.runs.record import Record
-from cutmix.runtime.arrays import read_arrays
+from cutmix.runtime.files import read_arrays
 
 EXAMPLES = 12  # images of each list
 

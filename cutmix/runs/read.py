@@ -14,11 +14,10 @@ import numpy as np
 from rich.table import Table
 
 from cutmix.config.recipe import Recipe
-from cutmix.config.transfer import TASKS, Captioning, Detection, task_of
+from cutmix.config.tasks import TASKS, Captioning, Detection, task_of
 from cutmix.errors import InputError
 from cutmix.runs.record import Record, Results, read_records
-from cutmix.runtime.arrays import read_arrays
-from cutmix.runtime.files import check_fields, kind_of, read_lines, read_object, regular
+from cutmix.runtime.files import check_fields, kind_of, read_arrays, read_lines, read_object, regular
 from cutmix.runtime.terminal import Tabular
 
 Json = dict[str, Any]

@@ -155,7 +155,7 @@ def _is_first(message: str) -> bool:
     """Return whether no other process has printed this message; the agent of ``torchrun`` counts."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
-    from cutmix.runtime.distributed import count_in_store, restarts
+    from cutmix.runtime.device import count_in_store, restarts
 
     return count_in_store(f"cutmix/said/{restarts()}/{message}") in (None, 1)
 

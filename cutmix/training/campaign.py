@@ -31,10 +31,8 @@ from cutmix.runs.folder import hold, is_complete, saved_recipe, write_arrays, wr
 from cutmix.runs.outcomes import range_of
 from cutmix.runs.read import read_run
 from cutmix.runs.record import Record, Results, append_records
-from cutmix.runtime.arrays import read_arrays
-from cutmix.runtime.device import arithmetic
-from cutmix.runtime.distributed import any_process, processes
-from cutmix.runtime.files import make_folder, open_no_link
+from cutmix.runtime.device import any_process, arithmetic, processes
+from cutmix.runtime.files import make_folder, open_no_link, read_arrays
 from cutmix.runtime.terminal import Console, duration, remembered_signals, say
 from cutmix.training.loop import run_to_end, run_training, train_step
 from cutmix.training.mixes import make_mix

@@ -29,13 +29,13 @@ from cutmix.evaluation.classification import (
     predictions_arrays,
 )
 from cutmix.evaluation.classifier import Classifier, decode
-from cutmix.evaluation.gallery import example_pictures
+from cutmix.evaluation.localization import example_pictures
 from cutmix.mixing.protocol import Drawn, ImageMix
 from cutmix.mixing.targets import Targets, mixed_binary_cross_entropy
 from cutmix.preview import attention_figure, pick_samples, preview_grid
 from cutmix.runs.outcomes import answers, examples
 from cutmix.runs.record import Record
-from cutmix.runtime.distributed import World, from_first, send_buffers
+from cutmix.runtime.device import World, from_first, send_buffers
 from cutmix.training.mixes import image_mixing
 from cutmix.training.state import State
 

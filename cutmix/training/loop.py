@@ -19,25 +19,26 @@ from cutmix.config.recipes import recipe_changes
 from cutmix.errors import InputError
 from cutmix.runs.folder import RunFolder, command_line, is_complete, today, write_arrays, write_bytes
 from cutmix.runs.record import Record, with_interval
-from cutmix.runtime.arrays import read_arrays
 from cutmix.runtime.checkpoint import load_checkpoint, save_checkpoint
-from cutmix.runtime.device import all_finite, arithmetic, describe_precision
-from cutmix.runtime.distributed import (
+from cutmix.runtime.device import (
     Vote,
+    all_finite,
     any_process,
+    arithmetic,
     average_loss,
+    describe_precision,
     from_first,
     gather,
     processes,
     restarts,
     without_sync,
 )
+from cutmix.runtime.files import read_arrays
 from cutmix.runtime.terminal import Stop, remembered_signals
 from cutmix.runtime.weights import load_weights, read_weights, save_weights
 from cutmix.training.classification import Evaluation
-from cutmix.training.optim import freeze_backbone, learning_rate, set_learning_rate
 from cutmix.training.setup import Run, compiled, prepare
-from cutmix.training.state import restore, take_snapshot
+from cutmix.training.state import freeze_backbone, learning_rate, restore, set_learning_rate, take_snapshot
 from cutmix.training.trackers import open_tracker
 
 Options = TypeVar("Options", bound=RunOptions)

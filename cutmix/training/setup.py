@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from cutmix.config.options import RunOptions, TrainOptions
 from cutmix.config.recipe import Recipe, Training, complete
 from cutmix.data import Augment, FileSet, ImageSet, Splits, open_splits, test_loader, train_loader
+from cutmix.data.command import describe_splits
 from cutmix.data.decode import FAST_JPEG, read_channels
-from cutmix.data.describe import describe_splits
 from cutmix.data.division import Copies
 from cutmix.data.folder import printable_name
 from cutmix.data.loaders import Loader
@@ -27,8 +27,7 @@ from cutmix.models import weights_normalization
 from cutmix.runs.folder import RunFolder, environment, read_recipe, today
 from cutmix.runs.read import NOTHING, read_environment
 from cutmix.runtime.checkpoint import Header, read_header
-from cutmix.runtime.device import autocast, resolve_precision
-from cutmix.runtime.distributed import World, from_first, parallel
+from cutmix.runtime.device import World, autocast, from_first, parallel, resolve_precision
 from cutmix.runtime.files import regular
 from cutmix.runtime.terminal import Progress, say
 from cutmix.training.classification import Classification, MultiLabel, Task

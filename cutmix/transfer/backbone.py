@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import nn
 
-from cutmix.config.transfer import Transfer
+from cutmix.config.tasks import Transfer
 from cutmix.data.loaders import Loader
 from cutmix.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cutmix.errors import InputError
@@ -16,7 +16,7 @@ from cutmix.models import create_model
 from cutmix.models.create import pretrained_normalization, weights_normalization
 from cutmix.runs.folder import find_weights
 from cutmix.runtime.checkpoint import read_header, timm_config
-from cutmix.runtime.distributed import World
+from cutmix.runtime.device import World
 from cutmix.training.state import State, start_branches_at_one
 
 

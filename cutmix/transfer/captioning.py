@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from cutmix.config.transfer import Captioning
+from cutmix.config.tasks import Captioning
 from cutmix.data.decode import read_image
 from cutmix.data.sets import random_subset
 from cutmix.errors import InputError
 from cutmix.runs.record import Record
-from cutmix.runtime.distributed import World, gather, send_buffers
+from cutmix.runtime.device import World, gather, send_buffers
 from cutmix.runtime.files import png_of
 from cutmix.runtime.seeding import derive_seed
 from cutmix.training.classification import Evaluation

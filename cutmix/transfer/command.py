@@ -9,19 +9,17 @@ from torch import nn
 
 from cutmix.config.options import RunOptions
 from cutmix.config.recipe import flag
-from cutmix.config.transfer import Captioning, Detection, Transfer
+from cutmix.config.tasks import Captioning, Detection, Transfer
 from cutmix.data.loaders import Loader
 from cutmix.errors import InputError
 from cutmix.evaluation.load import read_classes
 from cutmix.mixing import Mix
-from cutmix.runtime.device import autocast, check_memory, make_scaler, resolve_precision
-from cutmix.runtime.distributed import World, processes
+from cutmix.runtime.device import World, autocast, check_memory, make_scaler, processes, resolve_precision
 from cutmix.runtime.seeding import derive_seed
 from cutmix.training.classification import Task
 from cutmix.training.loop import after_restart, run_to_end
-from cutmix.training.optim import make_average, make_optimizer
 from cutmix.training.setup import Run, assemble
-from cutmix.training.state import State
+from cutmix.training.state import State, make_average, make_optimizer
 from cutmix.training.trackers import check_tracker
 from cutmix.transfer.backbone import Backbone, load_backbone
 from cutmix.transfer.caption_data import CaptionBatches, ImageBatches

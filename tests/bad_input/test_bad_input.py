@@ -27,7 +27,7 @@ import cutmix.training.loop
 from cutmix.cli import COMMANDS, main
 from cutmix.config import options as command_options
 from cutmix.config.recipe import Recipe
-from cutmix.config.transfer import Captioning, Detection
+from cutmix.config.tasks import Captioning, Detection
 
 SECONDS = 60  # an example that takes longer hangs
 MEMORY = 4 << 30  # bytes of addresses beyond those in use before an example

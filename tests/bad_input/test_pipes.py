@@ -11,7 +11,7 @@ from cutmix.data.boxes import read_annotation
 from cutmix.data.decode import read_image
 from cutmix.data.folder import read_text
 from cutmix.data.formats import _read_idx_file, _unpickle
-from cutmix.data.label_file import read_label_file
+from cutmix.data.tables import read_label_file
 from cutmix.errors import InputError
 from cutmix.runs.read import read_arrays, read_config
 from cutmix.runs.record import read_records

@@ -23,7 +23,7 @@ from cutmix.errors import InputError
 from cutmix.models import PyramidNet, create_model
 from cutmix.models.cifar import BasicBlock, Bottleneck, CifarResNet
 from cutmix.models.regularizers import regularize
-from cutmix.runtime.distributed import World
+from cutmix.runtime.device import World
 from cutmix.training.loop import train_step
 from cutmix.training.setup import prepare
 

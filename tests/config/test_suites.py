@@ -5,8 +5,7 @@ from dataclasses import fields
 import pytest
 
 from cutmix.config.options import EvaluateOptions
-from cutmix.config.suites import EVALUATE, SUITES, parse_suites
-from cutmix.config.transfer import TASKS
+from cutmix.config.tasks import EVALUATE, SUITES, TASKS, parse_suites
 from cutmix.errors import InputError
 from cutmix.paper.tables import TABLES
 

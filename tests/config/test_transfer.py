@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cutmix.config.recipe import Training
-from cutmix.config.transfer import (
+from cutmix.config.tasks import (
     CAPTIONING,
     FASTER_RCNN,
     SSD300,
@@ -19,7 +19,7 @@ from cutmix.config.transfer import (
     small_transfer,
 )
 from cutmix.errors import InputError
-from cutmix.training.optim import learning_rate
+from cutmix.training.state import learning_rate
 
 EVERY = [recipe for recipes in TASKS.values() for recipe in recipes]
 UNREAD: dict[str, dict[str, Any]] = {

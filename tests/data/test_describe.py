@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cutmix.cli import main
-from cutmix.data.describe import describe_data, describe_splits, draw_classes
+from cutmix.data.command import describe_data, describe_splits, draw_classes
 from cutmix.data.opening import open_data, open_splits
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from cutmix.config.options import TrainOptions
 from cutmix.config.recipe import Recipe
-from cutmix.data import FileSet, describe, open_data, open_splits
+from cutmix.data import FileSet, open_data, open_splits
+from cutmix.data.command import describe_data
 from cutmix.data.decode import read_image
 from cutmix.errors import InputError
 from cutmix.runs.record import read_records
@@ -47,7 +48,7 @@ def test_the_splits_of_a_saved_dictionary_are_used(tmp_path: Path) -> None:
         assert [read_image(path).getpixel((0, 0))[0] for path in data.paths] == [first + i for i in range(count)]
     assert len({data.fingerprint() for data in (splits.train, splits.val, splits.test) if data}) == 3
     datasets.DatasetDict(given | {"train": table(12, first=1)}).save_to_disk(tmp_path / "other")
-    assert describe.describe_data(str(tmp_path / "set")).splits["val"] == [3, 3]
+    assert describe_data(str(tmp_path / "set")).splits["val"] == [3, 3]
 
 
 def test_a_single_table_is_divided_and_text_labels_are_sorted(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from PIL import Image
 
 from cutmix.cli import main
 from cutmix.data import FileSet, open_splits
-from cutmix.data.describe import describe_splits
+from cutmix.data.command import describe_splits
 from cutmix.data.folder import read_class_folders
-from cutmix.data.label_file import read_label_file
+from cutmix.data.tables import read_label_file
 from cutmix.errors import InputError
 
 
@@ -174,6 +174,6 @@ def test_a_parquet_file_that_announces_more_than_the_memory_is_refused(tmp_path:
     path = tmp_path / "labels.parquet"
     parquet.write_table(pyarrow.table({"path": ["a" * 1000] * 5000, "label": ["x"] * 5000}), path)
     assert path.stat().st_size < 20_000
-    monkeypatch.setattr("cutmix.data.label_file._MOST_BYTES", 1 << 20)
+    monkeypatch.setattr("cutmix.data.tables._MOST_BYTES", 1 << 20)
     with pytest.raises(InputError, match=r"labels.parquet holds more than 1 MiB of paths and labels$"):
         read_label_file(path)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import cutmix
-import cutmix.data.shard_writer
+import cutmix.data.command
 from cutmix.cli import main
 from cutmix.config.options import TrainOptions
 from cutmix.config.recipe import Recipe
@@ -225,7 +225,7 @@ def test_writing_continues_after_a_kill(tmp_path: Path, capsys: pytest.CaptureFi
     whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").glob("*.tar")}
     assert len(whole) > 4
     program = (
-        "import os, signal, cutmix, cutmix.data.shard_writer as w\n"
+        "import os, signal, cutmix, cutmix.data.command as w\n"
         "original, calls = w.write_shard, iter(range(99))\n"
         "def write(path, *arguments):\n"
         "    if next(calls) == 2:\n"

@@ -22,7 +22,7 @@ from cutmix.evaluation.classification import (
     true_class_rank,
     wilson_interval,
 )
-from cutmix.runtime.distributed import World
+from cutmix.runtime.device import World
 
 ALONE = World(0, 1, torch.device("cpu"))
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cutmix.errors import InputError
 from cutmix.evaluation.classifier import Classifier
-from cutmix.evaluation.gallery import _mixed, box_gallery, mixed_maps
+from cutmix.evaluation.localization import _mixed, box_gallery, mixed_maps
 from cutmix.models import create_model
 
 

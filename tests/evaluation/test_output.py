@@ -16,7 +16,7 @@ from cutmix.evaluation.load import Subject
 from cutmix.runs.folder import hold
 from cutmix.runs.record import Record, read_records
 from cutmix.runtime.checkpoint import Header
-from cutmix.runtime.distributed import World
+from cutmix.runtime.device import World
 from cutmix.runtime.weights import Weights
 
 WORLD = World(0, 1, torch.device("cpu"))

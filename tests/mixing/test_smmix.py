@@ -28,8 +28,7 @@ from cutmix.mixing.smmix import (
     side_range,
     smmix_loss,
 )
-from cutmix.models.attention import WithTokenHead
-from cutmix.models.pvt import PyramidVisionTransformer
+from cutmix.models.transformers import PyramidVisionTransformer, WithTokenHead
 
 
 def some_attention(n: int = 5, height: int = 6, width: int = 7, seed: int = 0) -> Tensor:

@@ -12,8 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutmix import InputError, create_model
-from cutmix.models.attention import WithTokenHead, find_attention, predict_and_attend, token_grid
-from cutmix.models.pvt import PyramidVisionTransformer
+from cutmix.models.transformers import (
+    PyramidVisionTransformer,
+    WithTokenHead,
+    find_attention,
+    predict_and_attend,
+    token_grid,
+)
 
 
 def vit(name: str = "vit_tiny_patch16_224", **options: Any) -> nn.Module:

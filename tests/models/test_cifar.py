@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from cutmix.models import CifarResNet, PyramidNet, create_model
 from cutmix.models.cifar import PooledClassifier
-from cutmix.models.localization import find_head
+from cutmix.models.create import find_head
 
 
 @pytest.mark.parametrize(("name", "channels"), [("resnet20", 64), ("resnet110", 256)])

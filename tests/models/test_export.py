@@ -11,8 +11,8 @@ from torch import nn
 
 from cutmix.models import CifarResNet, PyramidNet, create_model
 from cutmix.models.cifar import BasicBlock, Bottleneck
-from cutmix.models.pvt import PyramidVisionTransformer
 from cutmix.models.regularizers import regularize
+from cutmix.models.transformers import PyramidVisionTransformer
 
 # A small member of each family, and the side of its images.
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], int]] = {

@@ -8,7 +8,7 @@ from torch import nn
 
 from cutmix.errors import InputError
 from cutmix.models import create_model
-from cutmix.models.localization import VggGap, find_head, widen_last_stage
+from cutmix.models.create import VggGap, find_head, widen_last_stage
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet10t"])

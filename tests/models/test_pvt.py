@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cutmix import InputError
-from cutmix.models.pvt import Attention, PyramidVisionTransformer, create_pvt
+from cutmix.models.transformers import Attention, PyramidVisionTransformer, create_pvt
 
 
 def small(side: int = 16) -> PyramidVisionTransformer:

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from cutmix.config.recipes import RECIPES, recipe_changes
-from cutmix.config.transfer import SSD300
+from cutmix.config.tasks import SSD300
 from cutmix.paper.compare import Found, Sheet, find, merged, sheets
 from cutmix.paper.tables import Table, find_tables
 from cutmix.runs.record import Record, append_records

@@ -18,7 +18,7 @@ from cutmix.runs.record import read_records
 from cutmix.runtime.files import read_lines
 from cutmix.training import campaign
 from cutmix.training.campaign import parse_shard
-from cutmix.training.optim import learning_rate
+from cutmix.training.state import learning_rate
 
 SMALL = ("--model", "resnet20", "--device", "cpu")
 PAIR = ("--rows", "Baseline", "CutMix")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cutmix.config.recipes import RECIPES
-from cutmix.config.transfer import recipe_of_arch
+from cutmix.config.tasks import recipe_of_arch
 from cutmix.data.outliers import SEVEN
 from cutmix.paper.tables import METHODS, TABLES, find_tables
 from cutmix.report.metrics import METRICS

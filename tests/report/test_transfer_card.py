@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cutmix.config.transfer import Transfer, find_transfer, small_transfer
+from cutmix.config.tasks import Transfer, find_transfer, small_transfer
 from cutmix.errors import InputError
 from cutmix.report.suites import captioning, detection, paper_of_transfer
 from cutmix.report.summary import write_report

@@ -20,13 +20,14 @@ from cutmix.runtime.device import (
     check_memory,
     describe_precision,
     device_name,
+    find_device,
     make_scaler,
+    processes,
     random_state,
     resolve_precision,
     set_random_state,
     total_memory,
 )
-from cutmix.runtime.distributed import find_device, processes
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -14,7 +14,7 @@ import cutmix.evaluation.command
 from cutmix.cli import main
 from cutmix.errors import InputError
 from cutmix.runs.record import read_records
-from cutmix.runtime.distributed import (
+from cutmix.runtime.device import (
     Vote,
     World,
     any_process,
@@ -82,7 +82,7 @@ except SystemExit as stopped:
 LOSING = """
 import os, sys, time
 from cutmix.errors import InputError
-from cutmix.runtime.distributed import barrier, processes
+from cutmix.runtime.device import barrier, processes
 from cutmix.runtime.terminal import print_once
 
 late = sys.argv[2] == "late"
@@ -101,7 +101,7 @@ except InputError as error:
 AGREEING = """
 import sys, torch
 from types import SimpleNamespace
-import cutmix.runtime.distributed as distributed
+import cutmix.runtime.device as distributed
 from cutmix.errors import InputError
 from cutmix.runtime.terminal import print_once
 from cutmix.training.loop import check_same_data

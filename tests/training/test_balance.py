@@ -22,7 +22,7 @@ from cutmix.data import ArraySet, Augment, FileSet, train_loader
 from cutmix.data.sets import take
 from cutmix.data.transforms import TrainOrder
 from cutmix.errors import InputError
-from cutmix.runtime.distributed import World
+from cutmix.runtime.device import World
 from cutmix.runtime.weights import read_weights
 from cutmix.training.classification import Classification
 from cutmix.training.loop import run_training

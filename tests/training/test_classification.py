@@ -7,7 +7,7 @@ import torch
 from cutmix.config.options import TrainOptions
 from cutmix.config.recipes import DIGITS
 from cutmix.mixing import mixed_cross_entropy
-from cutmix.runtime.distributed import World
+from cutmix.runtime.device import World
 from cutmix.training.classification import Classification
 from cutmix.training.setup import prepare
 

@@ -34,7 +34,7 @@ from cutmix.errors import InputError
 from cutmix.mixing import CutMix, ScheduledCutMix
 from cutmix.models import create_model
 from cutmix.models.cifar import BasicBlock, CifarResNet
-from cutmix.models.pvt import PyramidVisionTransformer
+from cutmix.models.transformers import PyramidVisionTransformer
 from cutmix.runs.record import Record, append_records
 from cutmix.runtime.checkpoint import load_checkpoint
 from cutmix.runtime.seeding import derive_seed

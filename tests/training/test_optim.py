@@ -18,7 +18,7 @@ from cutmix.config.recipes import RECIPES, SMALL
 from cutmix.errors import InputError
 from cutmix.models import create_model
 from cutmix.training.loop import run_training
-from cutmix.training.optim import (
+from cutmix.training.state import (
     WeightAverage,
     find_classifier,
     freeze_backbone,

@@ -25,7 +25,7 @@ from cutmix.runs.read import read_log
 from cutmix.runs.record import read_records
 from cutmix.runtime.weights import read_weights
 from cutmix.training.loop import run_training
-from cutmix.training.optim import learning_rate
+from cutmix.training.state import learning_rate
 
 RECIPE = Recipe(
     name="tiny", model="tiny", pretrained=False, mix="none", image_size=8, epochs=3, batch_size=8, optimizer="sgd",

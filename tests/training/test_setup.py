@@ -17,7 +17,7 @@ from cutmix.config.options import TrainOptions
 from cutmix.config.recipe import Recipe
 from cutmix.data import open_splits
 from cutmix.errors import InputError
-from cutmix.runtime.distributed import World
+from cutmix.runtime.device import World
 from cutmix.training.setup import open_sets, prepare, resolve
 
 WORLD = World(0, 1, torch.device("cpu"))

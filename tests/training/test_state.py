@@ -15,7 +15,7 @@ from cutmix.data import ArraySet, open_data
 from cutmix.errors import InputError
 from cutmix.mixing import FeatureMix, Mix
 from cutmix.models import create_model
-from cutmix.runtime.distributed import World
+from cutmix.runtime.device import World
 from cutmix.training import mixes
 from cutmix.training.mixes import image_mixing, make_cutout, make_mix
 from cutmix.training.state import State, restore, start_state, take_snapshot

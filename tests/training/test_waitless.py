@@ -15,19 +15,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import cutmix.training.optim
+import cutmix.training.state
 from cutmix.config.options import TrainOptions
 from cutmix.config.recipe import Recipe, complete
 from cutmix.config.recipes import RECIPES
 from cutmix.data import ArraySet, Augment, loaders
-from cutmix.runtime.device import make_scaler
-from cutmix.runtime.distributed import World
+from cutmix.runtime.device import World, make_scaler
 from cutmix.runtime.terminal import Progress
 from cutmix.training.classification import Classification
 from cutmix.training.loop import train_step
-from cutmix.training.optim import FUSED, make_average, make_optimizer
 from cutmix.training.setup import Run
-from cutmix.training.state import start_state
+from cutmix.training.state import FUSED, make_average, make_optimizer, start_state
 
 GPU = torch.device("meta")
 SMALL = {"deit": "deit_tiny_patch4_32", "cait": "cait_xxs24_patch4_32", "pvt": "pvt_tiny_patch1_32"}
@@ -104,7 +102,7 @@ STEPS = list(different_steps())
 def as_on_cuda() -> Iterator[None]:
     """Let meta tensors have what those of a CUDA GPU have: fused optimizers, and autocast, which only casts."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cutmix.training.optim, "FUSED", (*FUSED, "meta"))
+        patch.setattr(cutmix.training.state, "FUSED", (*FUSED, "meta"))
         patch.setattr(sys.modules["torch.optim.optimizer"], "_get_fused_kernels_supported_devices", lambda: ["meta"])
         patch.setattr(torch, "is_autocast_enabled", lambda *_: False)
         patch.setattr(torch, "get_autocast_dtype", lambda *_: torch.bfloat16)

@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from cutmix.config.transfer import Detection
+from cutmix.config.tasks import Detection
 from cutmix.errors import InputError
 from cutmix.models import create_model
 from cutmix.runtime.weights import save_weights

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cutmix.errors import InputError
 from cutmix.models import create_model
-from cutmix.runtime.distributed import World
+from cutmix.runtime.device import World
 from cutmix.transfer.caption_data import CaptionBatches, CaptionSet, ImageBatches
 from cutmix.transfer.caption_layouts import open_captions
 from cutmix.transfer.caption_scores import END, PAD, START, UNKNOWN, Vocabulary, tokenize

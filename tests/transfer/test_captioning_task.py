@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from cutmix.config.options import RunOptions
-from cutmix.config.transfer import Captioning
+from cutmix.config.tasks import Captioning
 from cutmix.report.metrics import METRICS
-from cutmix.runtime.distributed import World
+from cutmix.runtime.device import World
 from cutmix.transfer.caption_scores import ImageScores, score_captions
 from cutmix.transfer.captioning import CaptioningTask, ShowAndTell, has_bfloat16_lstm
 from cutmix.transfer.command import prepare_transfer

@@ -13,7 +13,7 @@ import torch
 
 from cutmix.errors import InputError
 from cutmix.transfer.average_precision import Detections, Objects
-from cutmix.transfer.coco_precision import coco_metrics
+from cutmix.transfer.detection_task import coco_metrics
 
 IMAGES, CLASSES = 20, 4
 

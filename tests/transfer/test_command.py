@@ -19,12 +19,12 @@ import cutmix.training.loop
 import cutmix.transfer.detection_task
 from cutmix.cli import main
 from cutmix.config.options import RunOptions, TrainOptions
-from cutmix.config.transfer import Captioning, Detection, Transfer
+from cutmix.config.tasks import Captioning, Detection, Transfer
 from cutmix.errors import InputError
 from cutmix.models import create_model
 from cutmix.report.summary import write_report
 from cutmix.runs.record import read_records
-from cutmix.runtime.distributed import World
+from cutmix.runtime.device import World
 from cutmix.runtime.files import read_lines
 from cutmix.runtime.weights import load_weights
 from cutmix.transfer.command import prepare_transfer, run_transfer
@@ -292,7 +292,7 @@ import json, sys
 import torch
 from pathlib import Path
 from cutmix.config.options import RunOptions
-from cutmix.config.transfer import Captioning, Detection
+from cutmix.config.tasks import Captioning, Detection
 from cutmix.transfer.command import run_transfer
 
 torch.set_num_threads(1)

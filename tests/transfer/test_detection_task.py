@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from cutmix.config.options import RunOptions
-from cutmix.config.transfer import FASTER_RCNN, Detection
+from cutmix.config.tasks import FASTER_RCNN, Detection
 from cutmix.errors import InputError
 from cutmix.report.metrics import METRICS
-from cutmix.runtime.distributed import World
-from cutmix.training.optim import make_optimizer
+from cutmix.runtime.device import World
+from cutmix.training.state import make_optimizer
 from cutmix.transfer.average_precision import Detections, Judged, precision_of, tally, voc_average_precision
 from cutmix.transfer.backbone import load_backbone
 from cutmix.transfer.command import prepare_transfer
