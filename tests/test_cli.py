@@ -55,7 +55,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Return a folder of two classes with ten pictures each."""
+    """Return a folder of two classes with ten images each."""
     pixels = np.random.default_rng(0)
     folder = tmp_path / "my [photos] $x^"
     for name in ("Käse", "[b] $10$"):
@@ -213,7 +213,7 @@ def test_an_unreadable_file_stops_or_is_counted(
     photos: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = photos / "Käse/note.jpg"
-    text.write_text("no picture")
+    text.write_text("no image")
     out = photos.parent / "run"
     words = ("train", "--data", str(photos), *SMALL, "--out", str(out))
     said = refused(*words)
@@ -411,12 +411,12 @@ def test_an_interruption_has_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> N
     assert stopped.value.code == 130
 
 
-def test_an_unreadable_picture_ends_the_command_and_its_workers(tmp_path: Path) -> None:
+def test_an_unreadable_image_ends_the_command_and_its_workers(tmp_path: Path) -> None:
     for label in ("a", "b"):
         (tmp_path / "photos" / label).mkdir(parents=True)
         for i in range(8):
             Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / "photos" / label / f"{i}.png")
-            (tmp_path / "photos" / label / f"{i}.jpg").write_bytes(b"no picture")
+            (tmp_path / "photos" / label / f"{i}.jpg").write_bytes(b"no image")
     words = ["--model", "resnet20", "--no-pretrained", "--image-size", "16", "--workers", "1", "--device", "cpu"]
     command = [sys.executable, "-m", "cutmix", "train", "--data", str(tmp_path / "photos"), *words, "--out", "run"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)

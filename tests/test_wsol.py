@@ -101,7 +101,7 @@ def test_birds_are_trained_on_and_found(name: str, cub: Path, tmp_path: Path) ->
     assert localized(run, "--boxes", str(cub.parent / "metadata")) == found
     same = read_arrays(run / "predictions/localization-last.npz")["true_boxes"]
     assert bool((boxes == same).all())
-    assert len(list((run / "pictures").glob("localization-last-*.png"))) == 2
+    assert len(list((run / "figures").glob("localization-last-*.png"))) == 2
     main(["report", str(run), "--out", str(tmp_path / "page.html")])
     page = (tmp_path / "page.html").read_text()
     assert "GT-known localization accuracy" in page

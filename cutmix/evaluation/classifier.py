@@ -28,12 +28,12 @@ class SuiteResult(NamedTuple):
     Attributes:
         records: One for each metric; ``cutmix evaluate`` adds the fields that all of them share.
         arrays: Per-sample results, from which the metrics can be computed again.
-        pictures: PNG files by name.
+        figures: PNG files by name.
     """
 
     records: list[Record]
     arrays: dict[str, np.ndarray]
-    pictures: Mapping[str, bytes] = MappingProxyType({})
+    figures: Mapping[str, bytes] = MappingProxyType({})
 
 
 class PixelModel(nn.Module):

@@ -31,7 +31,7 @@ from cutmix.evaluation.classification import (
 )
 from cutmix.evaluation.classifier import Classifier, SuiteResult, decode
 from cutmix.evaluation.load import Subject, View, draw_images, find_subject, find_view, load_model, open_test_set
-from cutmix.evaluation.localization import box_gallery, example_pictures, localization_suite, mixed_maps
+from cutmix.evaluation.localization import box_gallery, example_figures, localization_suite, mixed_maps
 from cutmix.evaluation.ood import ood_suite
 from cutmix.evaluation.robustness import robustness_suite
 from cutmix.runs.folder import command_line, environment, hold, only_begun, today, write_arrays, write_bytes, write_json
@@ -217,7 +217,7 @@ def _examples(evaluation: Evaluation, arrays: dict[str, np.ndarray]) -> dict[str
     index = examples(made)
     few = decode(take(evaluation.images, torch.tensor(index, dtype=torch.int64)), *evaluation.view)
     size = None if isinstance(evaluation.images, FileSet) else evaluation.image_size
-    return example_pictures(evaluation.classify(few, size), index, made.predicted[index].tolist())
+    return example_figures(evaluation.classify(few, size), index, made.predicted[index].tolist())
 
 
 def _calibration(evaluation: Evaluation) -> SuiteResult:
@@ -247,12 +247,12 @@ def _ood(evaluation: Evaluation) -> SuiteResult:
 def _localization(evaluation: Evaluation) -> SuiteResult:
     boxes = find_boxes(evaluation)
     result = localization_suite(evaluation.classifier, boxes)
-    pictures = {"boxes": box_gallery(evaluation.classifier, boxes)}
+    figures = {"boxes": box_gallery(evaluation.classifier, boxes)}
     labels = evaluation.classifier.labels
     others = (labels != labels[0]).nonzero()
     if len(others):
-        pictures["mixed"] = mixed_maps(evaluation.classifier, 0, int(others[0]))
-    return result._replace(pictures=pictures)
+        figures["mixed"] = mixed_maps(evaluation.classifier, 0, int(others[0]))
+    return result._replace(figures=figures)
 
 
 RUNNERS: dict[str, Callable[[Evaluation], SuiteResult]] = {
@@ -356,12 +356,12 @@ class Output:
         return f"{'evaluated' if suite == 'classification' else suite}-{evaluation.subject.which}{other}"
 
     def write(self, stem: str, records: list[Record], result: SuiteResult) -> None:
-        """Save a suite: arrays to predictions/STEM.npz, then pictures, then all its lines or none."""
+        """Save a suite: arrays to predictions/STEM.npz, then figures, then all its lines or none."""
         if self.folder:
             if result.arrays:
                 write_arrays(self.folder / "predictions" / f"{stem}.npz", result.arrays)
-            for title, png in result.pictures.items():
-                write_bytes(self.folder / "pictures" / f"{stem}-{title}.png", png)
+            for title, png in result.figures.items():
+                write_bytes(self.folder / "figures" / f"{stem}-{title}.png", png)
         if self.lines:
             append_records(self.lines, records)
 

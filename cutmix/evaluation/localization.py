@@ -318,7 +318,7 @@ def box_gallery(
     return png_of(figure)
 
 
-def example_pictures(classifier: Classifier, index: Sequence[int], predicted: Sequence[int]) -> dict[str, bytes]:
+def example_figures(classifier: Classifier, index: Sequence[int], predicted: Sequence[int]) -> dict[str, bytes]:
     """Draw images, each beside the map of its predicted class where the model has class activation maps.
 
     Args:

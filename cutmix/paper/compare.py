@@ -197,7 +197,7 @@ def _name(record: Record, backbone: str) -> str:
 
 
 def departures(recipe: Training, line: Record, test_images: int | None = None) -> list[str]:
-    """Say in what a result was not made as a recipe says.
+    """Describe how a result departs from its recipe.
 
     Args:
         recipe: The paper's.

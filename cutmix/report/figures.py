@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, NullLocator
 
 from cutmix.report.metrics import metric_of
-from cutmix.report.page import HTML, Card, Key, anchor, link, notes, picture
+from cutmix.report.page import HTML, Card, Key, anchor, figure, link, notes
 from cutmix.runs.read import Run, groups
 from cutmix.runtime.files import read_arrays, regular
 
@@ -234,8 +234,8 @@ def curves(card: Card, sweeps: dict[tuple[str, str], list[Key]], *, small: bool 
         return Markup("")
     plots, widest = [], 0.0
     for (name, of), rows in sweeps.items():
-        measure, scale = metric_of(name), 255 if metric_of(name).at == "ε" else 1
-        title = measure.label + (f", {of}" if of else "")
+        metric, scale = metric_of(name), 255 if metric_of(name).at == "ε" else 1
+        title = metric.label + (f", {of}" if of else "")
         drawn, said = [], []
         for run in card.runs:
             found = [card.rows[row][run.label] for row in rows if run.label in card.rows[row]]
@@ -244,9 +244,9 @@ def curves(card: Card, sweeps: dict[tuple[str, str], list[Key]], *, small: bool 
                 continue
             xs, ys = zip(*points, strict=True)
             drawn.append(Curve(xs, ys, card.styles[run.group]))
-            said.append(f"{run.label}: " + ", ".join(f"{y:.{measure.digits}f} at {x:g}" for x, y in points))
+            said.append(f"{run.label}: " + ", ".join(f"{y:.{metric.digits}f} at {x:g}" for x, y in points))
             widest = max([widest, *((x.high - x.low) / 2 for x in found if x.low is not None and x.high is not None)])
-        axis, xlabel = _AXES[measure.at]
+        axis, xlabel = _AXES[metric.at]
         ylabel = "error, %" if name.endswith("_err") else "share of pairs, %"
         alt = f"{title}, by {xlabel}. {'; '.join(said)}."
         plots.append((title, lines(drawn, xlabel=xlabel, ylabel=ylabel, alt=alt, axis=axis, from_zero=True)))
@@ -337,12 +337,12 @@ def _legend(card: Card) -> list[tuple[Markup, str]]:
     ]
 
 
-def pictures(card: Card) -> Markup:
+def suite_figures(card: Card) -> Markup:
     """Return the images that the suite has drawn for each run."""
     items = []
     for run in card.runs:
         prefix = run.arrays(card.suite).stem
-        for path in sorted((run.folder / "pictures").glob(f"{prefix}-*.png")):
+        for path in sorted((run.folder / "figures").glob(f"{prefix}-*.png")):
             said = f"{run.label}: {path.stem.removeprefix(f'{prefix}-').replace('-', ' ')}"
-            items.append(picture(regular(path).read_bytes(), path, alt=f"Images of {said}", caption=said))
+            items.append(figure(regular(path).read_bytes(), path, alt=f"Images of {said}", caption=said))
     return Markup(HTML.images(items)) if items else Markup("")

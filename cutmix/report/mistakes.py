@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from cutmix.report.compare import lead
 from cutmix.report.figures import COLOURS
-from cutmix.report.page import HTML, Row, Section, picture
+from cutmix.report.page import HTML, Row, Section, figure
 from cutmix.runs.outcomes import (
     EXAMPLES,
     Answers,
@@ -140,13 +140,13 @@ def _galleries(run: Run, made: Answers) -> Markup:
 def _example(run: Run, made: Answers, i: int) -> dict[str, Any] | None:
     """Return an image with its prediction and its label; None if the run has not drawn it."""
     names = (f"example-{i}.png", f"last-example-{i}.png")
-    path = next((path for name in names if (path := run.folder / "pictures" / name).is_file()), None)
+    path = next((path for name in names if (path := run.folder / "figures" / name).is_file()), None)
     if path is None:
         return None
     label, said = made.classes[made.labels[i]], _prediction(made, i)
     verdict = f"{said}; right" if made.right[i] else f"{said}; labelled {label}"
     caption = Markup('{}<br><span class="file">{}</span>').format(verdict, _name(made, i))
-    return picture(regular(path).read_bytes(), path, alt=f"Test image {_name(made, i)}: {verdict}", caption=caption)
+    return figure(regular(path).read_bytes(), path, alt=f"Test image {_name(made, i)}: {verdict}", caption=caption)
 
 
 def _name(made: Answers, i: int) -> str:

@@ -48,7 +48,7 @@ def link(anchor: str, text: str) -> Markup:
     return Markup('<a href="#{}">{}</a>').format(anchor, text)
 
 
-def picture(png: bytes, where: object, *, alt: str, caption: str) -> dict[str, Any]:
+def figure(png: bytes, where: object, *, alt: str, caption: str) -> dict[str, Any]:
     """Return an image as the template embeds it.
 
     Args:
@@ -71,7 +71,7 @@ def picture(png: bytes, where: object, *, alt: str, caption: str) -> dict[str, A
     }
 
 
-_POINTS = 3  # values of ``at`` from which a measure is a curve
+_POINTS = 3  # values of ``at`` from which a metric is a curve
 
 
 class Key(NamedTuple):
@@ -158,18 +158,18 @@ def table_of_sets(card: Card, caption: str, rows: Sequence[Key]) -> Markup:
     rows = [row for row in rows if any(line.value is not None for line in card.rows[row].values())]
     if not rows:
         return Markup("")
-    measure = metric_of(rows[0].name)
-    caption += f" ({measure.better} is better)" if measure.better else ""
+    metric = metric_of(rows[0].name)
+    caption += f" ({metric.better} is better)" if metric.better else ""
     caption += "; threshold chosen on the test images" if any(_is_chosen(card.rows[row]) for row in rows) else ""
     shown = [
         Row(
             row.of,
-            [*(cell(measure, card.rows[row].get(run.label)) for run in card.runs), _images(card.rows[row].values())],
+            [*(cell(metric, card.rows[row].get(run.label)) for run in card.runs), _images(card.rows[row].values())],
             strong=is_mean(row),
         )
         for row in rows
     ]
-    header = [link(anchor(rows[0].name), measure.heading), *(run.label for run in card.runs), "Images"]
+    header = [link(anchor(rows[0].name), metric.heading), *(run.label for run in card.runs), "Images"]
     return Markup(HTML.table(caption + _INTERVAL, header, shown))
 
 
@@ -182,7 +182,7 @@ def table_of_checks(card: Card, caption: str, rows: Sequence[Key]) -> Markup:
         return Markup("")
     shown = []
     for name_, same in by_name.items():
-        measure = metric_of(name_)
+        metric = metric_of(name_)
         made = {
             run.label: [card.rows[row][run.label] for row in same if run.label in card.rows[row]] for run in card.runs
         }
@@ -190,38 +190,38 @@ def table_of_checks(card: Card, caption: str, rows: Sequence[Key]) -> Markup:
         at = f"ε = {in_255ths(min(places))} to {in_255ths(max(places))}" if len(places) > 1 else ""
         head = name(same[0]) if len(same) == 1 else name(Key(name_, "", None)) + _quiet(at)
         every = [line for lines in made.values() for line in lines]
-        shown.append(Row(head, [*(_verdict(measure, lines) for lines in made.values()), _images(every)]))
+        shown.append(Row(head, [*(_verdict(metric, lines) for lines in made.values()), _images(every)]))
     return Markup(HTML.table(caption, ["Check", *(run.label for run in card.runs), "Images"], shown))
 
 
-def _verdict(measure: Metric, lines: Sequence[Record]) -> str:
+def _verdict(metric: Metric, lines: Sequence[Record]) -> str:
     """Say whether a check holds wherever it was made, and where it does not, why."""
     if not lines:
         return "not run"
-    failed = [line for line in lines if not measure.holds(line)]
+    failed = [line for line in lines if not metric.holds(line)]
     if not failed:
         return "holds"
     line = failed[-1]
-    share = f" for {line.value:.2g} % of the images" if measure.check == "none" else ""
-    where = f" at {at_in_words(measure, line.at)}" if len(lines) > 1 and line.at is not None else ""
+    share = f" for {line.value:.2g} % of the images" if metric.check == "none" else ""
+    where = f" at {at_in_words(metric, line.at)}" if len(lines) > 1 and line.at is not None else ""
     return f"fails{share}{where}" + (f": {line.note}" if line.note else "")
 
 
-def cell(measure: Metric, line: Record | None) -> str:
+def cell(metric: Metric, line: Record | None) -> str:
     """Return a value with its interval and, where it was chosen, the threshold."""
     if line is None or line.value is None:
         return "not run"
-    said = with_interval(line, f".{measure.digits}f")
+    said = with_interval(line, f".{metric.digits}f")
     chosen_at = line.at if line.chosen_on == "test" else None
     return said if chosen_at is None else f"{said} at {chosen_at:.2f}"
 
 
 def name(row: Key) -> Markup:
     """Return the name of a metric, linked to its definition, with its subject and its ``at``."""
-    measure = metric_of(row.name)
-    head = link(anchor(row.name), measure.heading) if measure.definition else Markup.escape(measure.heading)
+    metric = metric_of(row.name)
+    head = link(anchor(row.name), metric.heading) if metric.definition else Markup.escape(metric.heading)
     of = row.of if row.of and row.of != "held-out half" and not is_mean(row) else ""
-    return head + _quiet(of) + _quiet("" if row.at is None else at_in_words(measure, row.at))
+    return head + _quiet(of) + _quiet("" if row.at is None else at_in_words(metric, row.at))
 
 
 def notes(card: Card, rows: Iterable[Key]) -> Markup:
@@ -260,12 +260,12 @@ _CHOSEN_MEANS = (
 )
 
 
-def at_in_words(measure: Metric, at: float) -> str:
+def at_in_words(metric: Metric, at: float) -> str:
     """Return a record's ``at`` as it follows the name of the metric."""
-    if measure.at == "ε":
+    if metric.at == "ε":
         return f"ε\u00a0=\u00a0{in_255ths(at)}"
-    unit = "\u00a0px" if measure.at.startswith("side") else ""
-    return f"{measure.at}\u00a0{at:g}{unit}" if measure.at != "λ" else f"λ\u00a0=\u00a0{at:g}"
+    unit = "\u00a0px" if metric.at.startswith("side") else ""
+    return f"{metric.at}\u00a0{at:g}{unit}" if metric.at != "λ" else f"λ\u00a0=\u00a0{at:g}"
 
 
 def in_255ths(value: float) -> str:

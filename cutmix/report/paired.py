@@ -34,7 +34,7 @@ class Compared(NamedTuple):
     """A metric of a run and of the baseline.
 
     Attributes:
-        name: The measure's key in ``METRICS``.
+        name: The metric's key in ``METRICS``.
         of: Subject of the metric, such as the other data; "" for the test images alone.
         at: Where, such as ε.
         run: Label of the run.
@@ -54,7 +54,7 @@ class _Sample(NamedTuple):
     """The per-image results of a metric.
 
     Attributes:
-        name: The measure's key in ``METRICS``.
+        name: The metric's key in ``METRICS``.
         of: What it is of; "" where it is of the test images alone.
         at: Where.
         line: Its latest record, which belongs to the arrays; None where it was not evaluated.
@@ -184,7 +184,7 @@ def _detection(run: Run, arrays: Arrays) -> Iterator[_Sample]:
         judged, line = Judged(*(arrays[name] for name in Judged._fields)), _last(run, "detection", "map")
         n = (line.n if line else None) or 0
         same = (n, judged.object_images, judged.object_labels)
-        yield _Sample("map", "", None, line, judged, partial(precision_difference, pictures=n), same)
+        yield _Sample("map", "", None, line, judged, partial(precision_difference, images=n), same)
 
 
 def _captioning(run: Run, arrays: Arrays) -> Iterator[_Sample]:
@@ -212,21 +212,21 @@ def _last(run: Run, suite: str, metric: str, of: str = "") -> Record | None:
 
 
 # ---- differences ----
-# Two detectors or two captioners on the same images, compared by resampling the pictures in pairs. No torch here.
+# Two detectors or two captioners on the same images, compared by resampling the images in pairs. No torch here.
 
 # So many that the smallest p, 2 / (draws + 1), stays below 0.05 when Holm multiplies it by a page's scores and runs.
 _DRAWS = {"detection": 2000, "captioning": 5000}
 
 
 def precision_difference(
-    first: Judged, second: Judged, pictures: int, draws: int = _DRAWS["detection"], seed: int = 0
+    first: Judged, second: Judged, images: int, draws: int = _DRAWS["detection"], seed: int = 0
 ) -> Difference:
     """Compare two mean average precisions (11-point), in per cent, the second run's less the first's.
 
     Args:
         first: Judged detections of one run.
         second: Those of the other, of the same objects.
-        pictures: Number of images, including those without objects.
+        images: Number of images, including those without objects.
         draws: Resamples.
         seed: Of the resamples; NumPy's own generator.
 
@@ -243,7 +243,7 @@ def precision_difference(
     def less(counts: np.ndarray) -> list[float]:
         return [100 * (precision_of(other, counts=row).mean - precision_of(one, counts=row).mean) for row in counts]
 
-    return paired_difference(less, pictures, draws, seed=seed)
+    return paired_difference(less, images, draws, seed=seed)
 
 
 def caption_difference(

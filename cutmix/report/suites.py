@@ -11,7 +11,7 @@ from cutmix.config.recipes import RECIPES
 from cutmix.config.tasks import SUITES, Paired
 from cutmix.paper.compare import merged, of_run, sheets
 from cutmix.paper.tables import Table, find_tables
-from cutmix.report.figures import curves, histograms, learning_curves, pictures, reliability_of
+from cutmix.report.figures import curves, histograms, learning_curves, reliability_of, suite_figures
 from cutmix.report.metrics import METRICS, Metric, metric_of
 from cutmix.report.page import (
     HTML,
@@ -22,12 +22,12 @@ from cutmix.report.page import (
     Section,
     anchor,
     cell,
+    figure,
     gather,
     is_mean,
     link,
     name,
     notes,
-    picture,
     refusals,
     table,
     table_of_checks,
@@ -52,7 +52,7 @@ def calibration(runs: Sequence[Run]) -> Section | None:
     body += table(card, f"Confidence against accuracy, {_of_the_test_set(card, overall)}", overall)
     body += reliability_of(card)
     body += table(card, "Before and after a temperature, on held-out test images", held_out)
-    body += differences_of(card) + pictures(card)
+    body += differences_of(card) + suite_figures(card)
     return Section(SUITES[card.suite].title, card.suite, body)
 
 
@@ -84,7 +84,7 @@ def robustness(runs: Sequence[Run]) -> Section | None:
     body += differences_of(card)
     body += curves(card, {same: rows for same, rows in sweeps.items() if same not in kinds})
     body += table(card, "Published corruptions", corrupted) + curves(card, kinds, small=True)
-    body += pictures(card) + _beside_paper_of(card)
+    body += suite_figures(card) + _beside_paper_of(card)
     return Section(SUITES[card.suite].title, card.suite, body)
 
 
@@ -111,7 +111,7 @@ def out_of_distribution(runs: Sequence[Run]) -> Section | None:
         body += HTML.folded("Other metrics and scores, each set", folded) if each_set else ""
     else:
         body += table(card, "Other metrics and scores", each_set, with_notes=False)
-    body += pictures(card) + _beside_paper_of(card)
+    body += suite_figures(card) + _beside_paper_of(card)
     return Section(SUITES[card.suite].title, card.suite, body)
 
 
@@ -121,7 +121,7 @@ def localization(runs: Sequence[Run]) -> Section | None:
     if card is None:
         return None
     body = refusals(card) + table(card, "Boxes from class activation maps", list(card.rows))
-    body += differences_of(card) + pictures(card)
+    body += differences_of(card) + suite_figures(card)
     return Section(SUITES[card.suite].title, card.suite, body + (_beside_paper_of(card) if card.rows else Markup("")))
 
 
@@ -205,8 +205,8 @@ def beside_paper(table: Table, runs: Sequence[Run]) -> Markup:
     return body + HTML.notes([*differing, *table.remarks, f"Run by: {table.command}"])
 
 
-def _definition(measure: Metric) -> str:
-    return f"{measure.definition} {measure.better.capitalize()} is better." if measure.better else measure.definition
+def _definition(metric: Metric) -> str:
+    return f"{metric.definition} {metric.better.capitalize()} is better." if metric.better else metric.definition
 
 
 # How two runs are compared in pairs: the definition of the difference, and what its interval is.
@@ -243,7 +243,7 @@ _PAIRED: dict[Paired, tuple[Definition, str]] = {
     ),
     "resampled": (
         Definition(
-            "paired-pictures",
+            "paired-images",
             "Difference of mAP or of captions’ scores",
             "The interval is the percentiles of seeded resamples of the test images, 2,000 for detectors and 5,000 for "
             "captioners, drawn in pairs; p is twice the share of resamples at or beyond zero (Efron and Tibshirani "
@@ -311,16 +311,16 @@ def _section(runs: Sequence[Run], task: str, tables: Markup, figure: tuple[str, 
     if not any(sum(figure[1] in entry for entry in run.epochs) > 1 for run in runs):
         figures.pop()  # one point is no curve
     curves = learning_curves(runs, styles, figures, _LOSS)
-    return Section(SUITES[task].title, task, tables + curves + _pictures(runs))
+    return Section(SUITES[task].title, task, tables + curves + _transfer_figures(runs))
 
 
 def _per_class(card: Card) -> Markup:
     """Return the average precision of each class and the number of its objects, a class a row."""
-    rows, measure = [], metric_of("ap")
+    rows, metric = [], metric_of("ap")
     for row, found in card.rows.items():
         if row.name == "ap":
             counts = " to ".join(f"{n:,}" for n in sorted({line.n or 0 for line in found.values()}))
-            rows.append(Row(row.of, [*(cell(measure, found.get(run.label)) for run in card.runs), counts]))
+            rows.append(Row(row.of, [*(cell(metric, found.get(run.label)) for run in card.runs), counts]))
     if not rows:
         return Markup("")
     header = [link("metric-ap", "Class"), *(run.label for run in card.runs), "Objects"]
@@ -335,15 +335,15 @@ _DRAWN = {
 }
 
 
-def _pictures(runs: Sequence[Run]) -> Markup:
+def _transfer_figures(runs: Sequence[Run]) -> Markup:
     """Return the test images that each run has drawn."""
     items = []
     for run in runs:
         for kind, said in _DRAWN.items():
-            path = run.folder / "pictures" / f"{kind}.png"
+            path = run.folder / "figures" / f"{kind}.png"
             if path.is_file():
                 alt = f"Test images with the {kind} of {run.label}"
-                items.append(picture(regular(path).read_bytes(), path, alt=alt, caption=f"{run.label}: {said}"))
+                items.append(figure(regular(path).read_bytes(), path, alt=alt, caption=f"{run.label}: {said}"))
     return Markup(HTML.images(items)) if items else Markup("")
 
 
@@ -360,9 +360,9 @@ _LEGEND = (
 
 def attention(runs: Sequence[Run]) -> Section | None:
     """The attention of runs with SMMix after training."""
-    files = [(run, run.folder / "pictures" / "attention.png") for run in runs]
+    files = [(run, run.folder / "figures" / "attention.png") for run in runs]
     images = [
-        picture(
+        figure(
             regular(path).read_bytes(),
             path,
             alt=f"Grid of images, the attention of {run.label}, the squares with the most and the least attention, "

@@ -21,7 +21,7 @@ from cutmix.paper.tables import TABLES, find_tables
 from cutmix.report.compare import calibration_findings, comparisons, pairs, verdict
 from cutmix.report.figures import Curve, key, learning_curves, lines
 from cutmix.report.mistakes import where_it_errs
-from cutmix.report.page import HTML, Row, Section, picture
+from cutmix.report.page import HTML, Row, Section, figure
 from cutmix.report.suites import (
     attention,
     calibration,
@@ -414,7 +414,7 @@ def _top5(run: Run, which: str) -> str:
 
 def _image(run: Run, png: bytes) -> dict[str, Any]:
     mix = run.recipe.get("mix", "none")
-    return picture(
+    return figure(
         png,
         run.folder / "samples.png",
         alt=f"Grid of training images of {run.label} as they enter the model, mix: {mix}",

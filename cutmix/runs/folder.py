@@ -8,7 +8,7 @@ model.safetensors  the weights after the last epoch; best.safetensors: of the be
 results.jsonl      one line per metric
 predictions/       per-sample logits of the last and the best epoch
 samples.png        training images as they were mixed
-pictures/          figures of its results: detections, captions, attention
+figures/          figures of its results: detections, captions, attention
 """
 
 import io
@@ -51,7 +51,7 @@ Kind = TypeVar("Kind", bound=Training)
 _SUITE = rf"(?:evaluated|{'|'.join(EVALUATE)})-(?:last|best)\b.*"
 _PLACES = {
     "predictions": rf"(?:last|best|best\.next|{_SUITE})\.npz",
-    "pictures": rf"(?:detections|captions|attention|example-.*|{_SUITE})\.png",
+    "figures": rf"(?:detections|captions|attention|example-.*|{_SUITE})\.png",
     "tensorboard": r"events\.out\.tfevents\..*",
     "": r"environment\.json|log\.jsonl|checkpoint\.pt|(?:model|best|best\.next)\.safetensors|samples\.png|"
     r"results(?:-\d+-epochs)?\.jsonl",
@@ -351,7 +351,7 @@ def hold(path: Path, name: str = ".lock") -> io.TextIOWrapper | None:
     Raises:
         InputError: Another process holds the folder, it cannot be written to, or a part of it is a symbolic link.
     """
-    for part in (name, "results.jsonl", "log.jsonl", "predictions", "pictures", "tensorboard"):
+    for part in (name, "results.jsonl", "log.jsonl", "predictions", "figures", "tensorboard"):
         if (path / part).is_symlink():
             raise InputError(
                 f"{path / part} is a symbolic link, and nothing is written through one; choose another --out"

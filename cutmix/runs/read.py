@@ -168,7 +168,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
     runs = [read_run(Path(folder)) for folder in folders]
     for run in runs:
         if run.evaluated and not run.results:
-            raise InputError(f"{run.folder} holds an evaluation that has no results yet; measure again: {run.command}")
+            raise InputError(f"{run.folder} holds an evaluation that has no results yet; evaluate again: {run.command}")
     return _labelled(runs)
 
 
@@ -239,9 +239,9 @@ def read_log(path: Path) -> list[Json]:
     entries = read_lines(path)
     for number, entry in enumerate(entries, start=1):
         where = f"{path}, line {number}"
-        figures = {name: value for name, value in entry.items() if name not in _Entry._fields}
-        check_fields(_Entry, {name: entry[name] for name in entry if name not in figures}, where, ("kind", "epoch"))
-        for name, value in figures.items():
+        metrics = {name: value for name, value in entry.items() if name not in _Entry._fields}
+        check_fields(_Entry, {name: entry[name] for name in entry if name not in metrics}, where, ("kind", "epoch"))
+        for name, value in metrics.items():
             if value is not None and type(value) not in (int, float):
                 raise InputError(f"{where}: {name} is {kind_of(value)}; expected a number")
     return entries

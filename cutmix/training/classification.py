@@ -29,7 +29,7 @@ from cutmix.evaluation.classification import (
     predictions_arrays,
 )
 from cutmix.evaluation.classifier import Classifier, decode
-from cutmix.evaluation.localization import example_pictures
+from cutmix.evaluation.localization import example_figures
 from cutmix.mixing.protocol import Drawn, ImageMix
 from cutmix.mixing.targets import Targets, mixed_binary_cross_entropy
 from cutmix.preview import attention_figure, pick_samples, preview_grid
@@ -44,11 +44,11 @@ class Evaluation(NamedTuple):
     """The results of an evaluation.
 
     Attributes:
-        figures: Numbers for the log.
+        metrics: Numbers for the log.
         arrays: Outputs for each sample, from which every record can be computed.
     """
 
-    figures: dict[str, float]
+    metrics: dict[str, float]
     arrays: dict[str, np.ndarray]
 
 
@@ -92,7 +92,7 @@ class Task(Protocol):
         """Return the mean loss of a part."""
 
     def evaluate(self, model: nn.Module, split: str) -> Evaluation:
-        """Evaluate a model on a split in all processes; each returns the figures, and the first one the arrays."""
+        """Evaluate a model on a split in all processes; each returns the metrics, and the first one the arrays."""
 
     def records(self, arrays: dict[str, np.ndarray]) -> list[Record]:
         """Return the records of what ``evaluate`` found on ``reported_on``."""
@@ -115,7 +115,7 @@ class Task(Protocol):
     def samples(self) -> bytes | None:
         """Return a PNG of training images, or None."""
 
-    def pictures(self, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
+    def figures(self, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
         """Return PNGs of what ``evaluate`` found after the last epoch, by their names."""
 
 
@@ -205,15 +205,15 @@ class Classification:
         seen = None
         if self.train_batches:
             seen = predict(model, self.train_batches.epoch(), self.world, autocast=self.autocast)
-        figures = from_first(lambda: self._figures(split, predictions, seen), self.world)
-        return Evaluation(figures, predictions_arrays(predictions, data) if predictions else {})
+        metrics = from_first(lambda: self._metrics(split, predictions, seen), self.world)
+        return Evaluation(metrics, predictions_arrays(predictions, data) if predictions else {})
 
-    def _figures(self, split: str, predictions: Predictions | None, seen: Predictions | None) -> dict[str, float]:
+    def _metrics(self, split: str, predictions: Predictions | None, seen: Predictions | None) -> dict[str, float]:
         """Return the loss and the errors on a split, and the error on the training images where they are evaluated."""
         assert predictions is not None
-        figures = {f"{split}_loss": mean_loss(predictions)}
-        figures |= {name: error.value for name, error in classification_error(predictions).items()}
-        return figures | ({"train_err": classification_error(seen)["top1_err"].value} if seen else {})
+        metrics = {f"{split}_loss": mean_loss(predictions)}
+        metrics |= {name: error.value for name, error in classification_error(predictions).items()}
+        return metrics | ({"train_err": classification_error(seen)["top1_err"].value} if seen else {})
 
     def _predictions(self, model: nn.Module, split: str) -> Predictions | None:
         """Return the predictions of a model on ``chosen_on`` or ``reported_on``, in the first process."""
@@ -298,7 +298,7 @@ class Classification:
         rows = {"original": None} | ({self.recipe.mix: mixing} if mixing else {})
         return preview_grid(self.train_set, rows, image_size=self.recipe.image_size, count=8)
 
-    def pictures(self, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
+    def figures(self, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
         """Return the test images that a report shows and, of a model trained with SMMix, its attention."""
         assert self.test_set is not None
         made, recipe = answers(arrays), self.recipe
@@ -312,7 +312,7 @@ class Classification:
             self.state.exported.eval(), few.mean, few.std, few.images, few.labels, few.classes, few.name,
             self.autocast, image_size=size,
         )  # fmt: skip
-        drawn = example_pictures(classifier, index, made.predicted[index].tolist())
+        drawn = example_figures(classifier, index, made.predicted[index].tolist())
         return drawn | ({"attention": self._attention()} if self.state.mix.uses_attention else {})
 
     def _attention(self) -> bytes:
@@ -349,7 +349,7 @@ class MultiLabel(Classification):
 
     def evaluate(self, model: nn.Module, split: str) -> Evaluation:
         """Return mAP and loss, and the logits of every image of a split; choose the thresholds on the val split."""
-        figures, arrays = super().evaluate(model, split)
+        metrics, arrays = super().evaluate(model, split)
         if self.chosen_on is None:
             self.thresholds = np.full(self.train_set.num_classes, 0.5)
         else:
@@ -357,7 +357,7 @@ class MultiLabel(Classification):
             if split != self.chosen_on and (predictions := self._predictions(model, self.chosen_on)):
                 chosen = {name: values.numpy() for name, values in predictions._asdict().items()}
             self.thresholds = from_first(lambda: best_thresholds(chosen["logits"], chosen["labels"]), self.world)
-        return Evaluation(figures, arrays | {"thresholds": self.thresholds} if arrays else {})
+        return Evaluation(metrics, arrays | {"thresholds": self.thresholds} if arrays else {})
 
     def records(self, arrays: dict[str, np.ndarray]) -> list[Record]:
         """Return mAP, F1 and the thresholds, with their intervals."""
@@ -372,14 +372,14 @@ class MultiLabel(Classification):
         own = {"multi_label": True, "thresholds": thresholds.tolist()}
         return super().about(epoch) | {name: json.dumps(value) for name, value in own.items()}
 
-    def pictures(self, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
+    def figures(self, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
         """Return no PNGs: the mistakes that a report draws are of one label an image."""
         return {}
 
-    def _figures(self, split: str, predictions: Predictions | None, seen: Predictions | None) -> dict[str, float]:
+    def _metrics(self, split: str, predictions: Predictions | None, seen: Predictions | None) -> dict[str, float]:
         assert predictions is not None
-        figures = {f"{split}_loss": mean_loss(predictions), "label_map": _mean_precision(predictions)}
-        return figures | ({"train_label_map": _mean_precision(seen)} if seen else {})
+        metrics = {f"{split}_loss": mean_loss(predictions), "label_map": _mean_precision(predictions)}
+        return metrics | ({"train_label_map": _mean_precision(seen)} if seen else {})
 
 
 def _mean_precision(predictions: Predictions) -> float:

@@ -206,10 +206,10 @@ def evaluate_epoch(run: Run) -> dict[str, Any]:
     state.recent_sum, state.recent_seen = 0.0, 0
     chosen_on, reported_on = run.task.chosen_on, run.task.reported_on
     if chosen_on and is_evaluated(run, state.epoch):
-        figures, arrays = evaluate(run, chosen_on)
-        record |= {"split": chosen_on, **figures}
-        if is_best(run, figures):
-            state.best = {"epoch": state.epoch, **figures}
+        metrics, arrays = evaluate(run, chosen_on)
+        record |= {"split": chosen_on, **metrics}
+        if is_best(run, metrics):
+            state.best = {"epoch": state.epoch, **metrics}
             same = arrays if chosen_on == reported_on else None
             keep(run, same, "best.next", "best.next.safetensors")  # best once the checkpoint says so
         if is_over(run) and chosen_on == reported_on:
@@ -219,9 +219,9 @@ def evaluate_epoch(run: Run) -> dict[str, Any]:
             state.average.copy_counters(state.network)
         keep(run, None, "last", "model.safetensors")
     elif is_over(run) and reported_on and chosen_on != reported_on:
-        figures, arrays = evaluate(run, reported_on)
+        metrics, arrays = evaluate(run, reported_on)
         keep(run, arrays, "last", "model.safetensors")
-        record = record if chosen_on else record | {"split": reported_on, **figures}
+        record = record if chosen_on else record | {"split": reported_on, **metrics}
     log(run, record)
     return record
 
@@ -239,15 +239,15 @@ def is_evaluated(run: Run, epoch: int) -> bool:
 
 
 def evaluate(run: Run, split: str) -> Evaluation:
-    """Evaluate the model that is exported; where that is the moving average, add the figures of the model itself."""
+    """Evaluate the model that is exported; where that is the moving average, add the metrics of the model itself."""
     state, task = run.state, run.task
     network = compiled(state.network, run.recipe)
     if not state.average:
         return task.evaluate(network, split)
     state.average.copy_counters(state.network)
-    itself = task.evaluate(network, split).figures
-    figures, arrays = task.evaluate(compiled(state.average.module, run.recipe), split)
-    return Evaluation(figures | {f"model_{name}": value for name, value in itself.items()}, arrays)
+    itself = task.evaluate(network, split).metrics
+    metrics, arrays = task.evaluate(compiled(state.average.module, run.recipe), split)
+    return Evaluation(metrics | {f"model_{name}": value for name, value in itself.items()}, arrays)
 
 
 def evaluate_best(run: Run) -> None:
@@ -262,9 +262,9 @@ def evaluate_best(run: Run) -> None:
         write_arrays(run.path / "predictions/best.npz", arrays)
 
 
-def is_best(run: Run, figures: dict[str, float]) -> bool:
+def is_best(run: Run, metrics: dict[str, float]) -> bool:
     """Return whether an epoch is better than all before it, or the first."""
-    value, best = figures[run.task.key], run.state.best.get(run.task.key)
+    value, best = metrics[run.task.key], run.state.best.get(run.task.key)
     return best is None or (value < best if run.task.less_is_better else value > best)
 
 
@@ -331,8 +331,8 @@ def write_records(run: Run, folder: RunFolder) -> None:
         arrays = read_arrays(run.path / f"predictions/{which}.npz")
         its = common | {"which": which} | epoch
         records += [replace(record, **its) for record in run.task.records(arrays)]
-        for name, png in run.task.pictures(arrays).items() if which == "last" else ():
-            write_bytes(run.path / f"pictures/{name}.png", png)
+        for name, png in run.task.figures(arrays).items() if which == "last" else ():
+            write_bytes(run.path / f"figures/{name}.png", png)
     folder.write_results(records)
     for record in records:
         if record.metric == run.task.key:

@@ -281,10 +281,10 @@ class CaptioningTask(TransferTask[Captioning, CaptionSet]):
             )  # fmt: skip
         model.train(training)
         scores = image_scores(self._by_name(captions), self.test_set.references)
-        figures = {name: 100 * value for name, value in scores.corpus().items()}
+        metrics = {name: 100 * value for name, value in scores.corpus().items()}
         texts = {"captions": "\n".join(captions), "references": self.test_set.fingerprint()}
         arrays = {name: np.frombuffer(text.encode(), np.uint8).copy() for name, text in texts.items()}
-        return Evaluation(figures, arrays | {name: getattr(scores, name) for name in ("bleu", "rouge_l", "cider_d")})
+        return Evaluation(metrics, arrays | {name: getattr(scores, name) for name in ("bleu", "rouge_l", "cider_d")})
 
     def records(self, arrays: dict[str, np.ndarray]) -> list[Record]:
         """Return the scores with their intervals, and METEOR where its program can run."""
@@ -316,7 +316,7 @@ class CaptioningTask(TransferTask[Captioning, CaptionSet]):
         """Return what is needed to use the weights."""
         return super().about(epoch) | {"words": json.dumps(self.vocabulary.words)}
 
-    def pictures(self, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
+    def figures(self, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
         """Return test images with the generated captions and the references."""
         return {"captions": gallery_of_captions(self.test_set, self._by_name(_captions(arrays)))}
 

@@ -280,7 +280,7 @@ class DetectionTask(TransferTask[Detection, DetectionSet]):
         """Return what is needed to use the weights."""
         return super().about(epoch) | {"classes": json.dumps(self.train_set.classes)}
 
-    def pictures(self, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
+    def figures(self, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
         """Return test images with their true boxes and their detections."""
         found = _detections(arrays)
         return {"detections": gallery_of_detections(self.test_set, found)}

@@ -17,7 +17,7 @@ from cutmix.data.sets import FileSet, Splits
 from cutmix.errors import InputError
 
 
-def picture(seed: object, size: tuple[int, int] = (6, 5)) -> Image.Image:
+def sample_image(seed: object, size: tuple[int, int] = (6, 5)) -> Image.Image:
     random = np.random.default_rng(list(hashlib.sha256(repr(seed).encode()).digest()))
     return Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8))
 
@@ -26,7 +26,7 @@ def write(root: Path, counts: dict[str, int]) -> Path:
     for name, count in counts.items():
         (root / name).mkdir(parents=True, exist_ok=True)
         for k in range(count):
-            picture((str(root / name), k)).save(root / name / f"{k}.png")
+            sample_image((str(root / name), k)).save(root / name / f"{k}.png")
     return root
 
 
@@ -87,7 +87,7 @@ def test_the_seed_decides_and_neither_place_nor_order_nor_another_file(
     monkeypatch.setattr(os, "scandir", lambda path: list(scandir(path))[::-1])
     assert names(open_splits(str(root)).val, root) == val
     monkeypatch.undo()
-    picture("another").save(root / "ant" / "another.png")
+    sample_image("another").save(root / "ant" / "another.png")
     assert len(val - names(open_splits(str(root)).val, root)) <= 1
 
 

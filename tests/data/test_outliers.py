@@ -1,4 +1,4 @@
-"""Sets of outliers: noise by its distribution, archives by their digest, pictures by Pillow."""
+"""Sets of outliers: noise by its distribution, archives by their digest, images by Pillow."""
 
 import hashlib
 import io
@@ -25,7 +25,7 @@ def whole(found: Outliers) -> Tensor:
     return found.draw(0, len(found))
 
 
-def picture(seed: int, height: int = 32, width: int = 32) -> Image.Image:
+def sample_image(seed: int, height: int = 32, width: int = 32) -> Image.Image:
     rng = np.random.default_rng(seed)
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
@@ -93,21 +93,21 @@ def test_a_folder_is_searched_at_any_depth_and_only_for_images(data: Path) -> No
     folder = data / "things"
     for name in ("b.png", "deep/er/a.PNG", ".hidden/c.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    picture(1).save(folder / "b.png")
-    picture(2).save(folder / "deep" / "er" / "a.PNG")
-    picture(3).save(folder / ".hidden" / "c.png")
+    sample_image(1).save(folder / "b.png")
+    sample_image(2).save(folder / "deep" / "er" / "a.PNG")
+    sample_image(3).save(folder / ".hidden" / "c.png")
     (folder / "notes.txt").write_text("no image")
     (folder / "._b.png").write_bytes(b"what another system leaves")
     found = open_outliers(str(folder), RGB, count=100)
-    assert torch.equal(whole(found), torch.stack([pixels(picture(1)), pixels(picture(2))]))
+    assert torch.equal(whole(found), torch.stack([pixels(sample_image(1)), pixels(sample_image(2))]))
     assert found.note is None
 
 
 def test_photographs_are_covered_and_cropped_in_the_centre(data: Path) -> None:
     (data / "things").mkdir()
-    picture(0, 100, 64).save(data / "things" / "high.png")
+    sample_image(0, 100, 64).save(data / "things" / "high.png")
     transform = ResizeAndCrop(32, 1.0, squash=False, interpolation="bilinear")
-    expected = pixels(transform(picture(0, 100, 64)).permute(1, 2, 0).numpy())
+    expected = pixels(transform(sample_image(0, 100, 64)).permute(1, 2, 0).numpy())
     found = whole(open_outliers("things", RGB, count=5))[0]
     assert (found - expected).abs().max() <= 1.01 / 255  # Pillow rounds between two passes
     grey = whole(open_outliers("things", (1, 32, 32), count=5))[0]
@@ -147,7 +147,7 @@ def write_tiny(root: Path, n: int = 12) -> Tensor:
     lines = []
     for i in range(n):
         (folder / "train" / f"n{i % 2}" / "images").mkdir(parents=True, exist_ok=True)
-        picture(i, 64, 64).save(folder / "val" / "images" / f"val_{i:02}.JPEG", quality=95)
+        sample_image(i, 64, 64).save(folder / "val" / "images" / f"val_{i:02}.JPEG", quality=95)
         lines.append(f"val_{i:02}.JPEG\tn{i % 2}\t0\t0\t10\t10")
     (folder / "val" / "val_annotations.txt").write_text("\n".join(lines) + "\n")
     return torch.stack([pixels(Image.open(folder / "val" / "images" / f"val_{i:02}.JPEG")) for i in range(n)])
@@ -186,26 +186,26 @@ def test_resized_images_are_antialiased(data: Path) -> None:
 
 
 def test_an_archive_is_checked_and_read_in_the_order_of_its_names(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = {f"LSUN_resize/LSUN_resize/{i}.png": picture(i) for i in (3, 1, 2)}
-    md5 = write_archive(data / "LSUN_resize.tar.gz", images | {"LSUN_resize/._1.png": picture(9)})
+    images = {f"LSUN_resize/LSUN_resize/{i}.png": sample_image(i) for i in (3, 1, 2)}
+    md5 = write_archive(data / "LSUN_resize.tar.gz", images | {"LSUN_resize/._1.png": sample_image(9)})
     with pytest.raises(InputError, match=rf"has the MD5 {md5}, and ODIN's has 278b7b31c8cb7e804a1465a8ce03a2dc: fetch"):
         open_outliers("lsun-resize", RGB, count=9)
     monkeypatch.setitem(outliers._ARCHIVES, "lsun-resize", ("LSUN_resize", md5))
     found = open_outliers("lsun-resize", RGB, count=9)
-    assert torch.equal(whole(found), torch.stack([pixels(picture(i)) for i in (1, 2, 3)]))
+    assert torch.equal(whole(found), torch.stack([pixels(sample_image(i)) for i in (1, 2, 3)]))
     assert "artefacts alone give them away" in (found.note or "")
     assert len(open_outliers("lsun-resize", RGB, count=2)) == 2
 
 
 def test_an_unpacked_folder_is_read_too_and_crops_are_cropped(data: Path) -> None:
     (data / "data" / "LSUN" / "test").mkdir(parents=True)
-    picture(0, 36, 36).save(data / "data" / "LSUN" / "test" / "0.png")
+    sample_image(0, 36, 36).save(data / "data" / "LSUN" / "test" / "0.png")
     found = whole(open_outliers("lsun-crop", RGB, count=9))
-    assert torch.equal(found[0], pixels(picture(0, 36, 36))[:, 2:34, 2:34])
+    assert torch.equal(found[0], pixels(sample_image(0, 36, 36))[:, 2:34, 2:34])
 
 
 def test_a_damaged_archive_is_one_sentence(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_archive(data / "iSUN.tar.gz", {f"iSUN/{i}.png": picture(i) for i in range(9)})
+    write_archive(data / "iSUN.tar.gz", {f"iSUN/{i}.png": sample_image(i) for i in range(9)})
     content = (data / "iSUN.tar.gz").read_bytes()
     for bad in (content[: len(content) // 2], b"no archive"):
         (data / "iSUN.tar.gz").write_bytes(bad)
@@ -237,7 +237,7 @@ def test_wrong_input_is_one_sentence(data: Path) -> None:
     for shape, count in (((2, 32, 32), 9), (RGB, 0)):
         with pytest.raises(InputError, match=rf"count is {count} and channels {shape[0]}; expected at least one image"):
             open_outliers("uniform", shape, count=count)
-    picture(0).save(data / "empty" / "a.png")
+    sample_image(0).save(data / "empty" / "a.png")
     (data / "empty" / "a.png").write_bytes(b"broken")
     with pytest.raises(InputError, match=r"a\.png cannot be read as an image"):
         open_outliers("empty", RGB, count=9)

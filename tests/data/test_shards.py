@@ -59,7 +59,7 @@ def sample(tar: tarfile.TarFile, name: str, content: bytes, **fields: Any) -> No
     tar.addfile(info, io.BytesIO(content))
 
 
-def picture(value: int = 0) -> bytes:
+def png_file(value: int = 0) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (20, 20), (value, 90, 10)).save(file, "PNG")
     return file.getvalue()
@@ -212,7 +212,7 @@ def test_shards_are_not_written_into_the_folder_that_they_are_made_of(pair: tupl
 def test_names_that_contradict_the_file_of_classes_are_refused(tmp_path: Path, wrong: int) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for i in range(4):
-            sample(tar, f"{i}.png", picture())
+            sample(tar, f"{i}.png", png_file())
             sample(tar, f"{i}.json", json.dumps({"label": i % 2, "class": "xy"[i % 2]}).encode())
     (tmp_path / "classes.txt").write_text("z\ny\n" if wrong == 0 else "x\nz\n")
     with pytest.raises(InputError, match=f"names class {wrong} '{'xy'[wrong]}', but classes.txt there 'z'"):
@@ -277,10 +277,11 @@ def test_windows_of_shards_are_a_function_of_seed_and_epoch_alone() -> None:
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
 def test_webdataset_shards_with_class_ids_are_read(tmp_path: Path, form: int) -> None:
     for shard in range(2):  # keys that come again in another shard, with folders and dots
-        samples = {f"train/x{i}": {"cls": b"%d\n" % (i % 3), "seg.txt": b"", "png": picture(i)} for i in range(6)}
+        samples = {f"train/x{i}": {"cls": b"%d\n" % (i % 3), "seg.txt": b"", "png": png_file(i)} for i in range(6)}
         foreign(tmp_path / f"web-train-{shard:04}.tar", samples, form)
     foreign(
-        tmp_path / "web-val-0000.tar", {f"v{i}": {"jpg.png": b"", "PNG": picture(i), "cls": b"2"} for i in range(4)}
+        tmp_path / "web-val-0000.tar",
+        {f"v{i}": {"jpg.png": b"", "PNG": png_file(i), "cls": b"2"} for i in range(4)},
     )
     splits = open_splits(str(tmp_path))
     assert splits.train.classes == ("0", "1", "2")
@@ -296,9 +297,9 @@ def test_names_of_classes_come_from_json_from_text_or_from_a_file(tmp_path: Path
     def about(i: int) -> bytes:
         return json.dumps({"label": i % 2, "class_name": ("ant", "bee")[i % 2]}).encode()
 
-    foreign(tmp_path / "json/00.tar", {f"a{i}": {"png": picture(i), "json": about(i)} for i in range(6)})
-    foreign(tmp_path / "text/00.tar", {f"a{i}": {"png": picture(i), "cls": b"eb"[i % 2 :][:1]} for i in range(6)})
-    foreign(tmp_path / "file/00.tar", {f"a{i}": {"png": picture(i), "cls": b"%d" % (i % 2)} for i in range(6)})
+    foreign(tmp_path / "json/00.tar", {f"a{i}": {"png": png_file(i), "json": about(i)} for i in range(6)})
+    foreign(tmp_path / "text/00.tar", {f"a{i}": {"png": png_file(i), "cls": b"eb"[i % 2 :][:1]} for i in range(6)})
+    foreign(tmp_path / "file/00.tar", {f"a{i}": {"png": png_file(i), "cls": b"%d" % (i % 2)} for i in range(6)})
     (tmp_path / "file/classes.txt").write_text("ant\nbee\ncow\n")
     for name, classes in (("json", ("ant", "bee")), ("text", ("b", "e")), ("file", ("ant", "bee", "cow"))):
         splits = open_splits(str(tmp_path / name), val_fraction=0.3)
@@ -310,24 +311,27 @@ def test_names_of_classes_come_from_json_from_text_or_from_a_file(tmp_path: Path
     assert again.train.fingerprint() != open_splits(str(tmp_path / "json"), val_fraction=0.3).train.fingerprint()
 
 
-GOOD = {f"a{i}": {"png": picture(i), "cls": b"%d" % (i % 2)} for i in range(4)}
+GOOD = {f"a{i}": {"png": png_file(i), "cls": b"%d" % (i % 2)} for i in range(4)}
 
 
 @pytest.mark.parametrize(
     ("samples", "said"),
     [
-        ({**GOOD, "b": {"png": picture()}}, r"has no label of the sample b; expected b.cls"),
+        ({**GOOD, "b": {"png": png_file()}}, r"has no label of the sample b; expected b.cls"),
         ({**GOOD, "b": {"cls": b"1"}}, "holds a label but no image of the sample b"),
-        ({**GOOD, "b": {"png": picture(), "jpg": picture(), "cls": b"1"}}, "holds png and jpg of the sample b"),
-        ({**GOOD, "b": {"png": picture(), "cls": b"-1"}}, "the label of b is -1; expected 0 to"),
-        ({**GOOD, "b": {"png": picture(), "cls": b"99999999999"}}, "the label of b is 99999999999"),
-        ({**GOOD, "b": {"png": picture(), "json": b"[1]"}}, "b.json is no object"),
-        ({**GOOD, "b": {"png": picture(), "json": b"{" * 99999}}, "b.json is no JSON"),
-        ({**GOOD, "b": {"png": picture(), "cls": b"1", "json": b'{"label": 0}'}}, "has the labels 1 and 0 of the"),
-        ({**GOOD, "b": {"png": picture(), "cls": b"bee"}}, "class ids for some samples and names for others"),
-        ({"a": {"png": picture(), "cls": b"0"}}, "holds one class only"),
-        ({"../a": {"png": picture(), "cls": b"0"}}, r"holds ../a.png, which leads out of its folder"),
-        ({"/etc/a": {"png": picture(), "cls": b"0"}}, "leads out of its folder"),
+        (
+            {**GOOD, "b": {"png": png_file(), "jpg": png_file(), "cls": b"1"}},
+            "holds png and jpg of the sample b",
+        ),
+        ({**GOOD, "b": {"png": png_file(), "cls": b"-1"}}, "the label of b is -1; expected 0 to"),
+        ({**GOOD, "b": {"png": png_file(), "cls": b"99999999999"}}, "the label of b is 99999999999"),
+        ({**GOOD, "b": {"png": png_file(), "json": b"[1]"}}, "b.json is no object"),
+        ({**GOOD, "b": {"png": png_file(), "json": b"{" * 99999}}, "b.json is no JSON"),
+        ({**GOOD, "b": {"png": png_file(), "cls": b"1", "json": b'{"label": 0}'}}, "has the labels 1 and 0 of the"),
+        ({**GOOD, "b": {"png": png_file(), "cls": b"bee"}}, "class ids for some samples and names for others"),
+        ({"a": {"png": png_file(), "cls": b"0"}}, "holds one class only"),
+        ({"../a": {"png": png_file(), "cls": b"0"}}, r"holds ../a.png, which leads out of its folder"),
+        ({"/etc/a": {"png": png_file(), "cls": b"0"}}, "leads out of its folder"),
         ({}, "has no all images in its 1 shards"),
     ],
 )
@@ -341,13 +345,13 @@ def damaged(kind: str, path: Path) -> None:
     """Write a shard that is damaged or hostile in some way."""
     if kind in ("link", "hard link", "device", "twice", "apart"):
         with tarfile.open(path, "w") as tar:
-            sample(tar, "a.png", picture())
+            sample(tar, "a.png", png_file())
             sample(tar, "a.cls", b"0")
             kinds = {"link": tarfile.SYMTYPE, "hard link": tarfile.LNKTYPE, "device": tarfile.CHRTYPE}
             if kind in kinds:
                 sample(tar, "b.png", b"", type=kinds[kind], linkname="/etc/passwd")
             else:
-                sample(tar, "a.png" if kind == "twice" else "c.png", picture())
+                sample(tar, "a.png" if kind == "twice" else "c.png", png_file())
                 sample(tar, "a.cls", b"1")
         return
     foreign(path, GOOD, tarfile.USTAR_FORMAT)

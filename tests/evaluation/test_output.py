@@ -45,7 +45,7 @@ def test_a_folder_of_its_own_is_made_and_found_again(tmp_path: Path) -> None:
     assert config["evaluated"] == str(tmp_path / "weights.pth")
     assert read_records(out / "results.jsonl") == [RECORD] * 4
     assert np.load(out / "predictions/calibration-file.npz")["right"].tolist() == [True, False]
-    assert (out / "pictures/calibration-file-gallery.png").read_bytes() == b"\x89PNG"
+    assert (out / "figures/calibration-file-gallery.png").read_bytes() == b"\x89PNG"
 
 
 def test_a_file_that_ends_in_jsonl_gets_lines_only(tmp_path: Path) -> None:

@@ -21,11 +21,11 @@ def run_folder(path: Path, mix: str) -> Path:
     return path
 
 
-def test_a_picture_of_each_run_that_has_one(tmp_path: Path) -> None:
+def test_a_figure_of_each_run_that_has_one(tmp_path: Path) -> None:
     folders = [run_folder(tmp_path / mix, mix) for mix in ("smmix", "cutmix")]
     assert attention(read_runs(folders)) is None
-    (folders[0] / "pictures").mkdir()
-    Image.new("RGB", (31, 17)).save(folders[0] / "pictures" / "attention.png")
+    (folders[0] / "figures").mkdir()
+    Image.new("RGB", (31, 17)).save(folders[0] / "figures" / "attention.png")
     section = attention(read_runs(folders))
     assert section is not None
     assert section.body.count("<img") == 1
@@ -35,9 +35,9 @@ def test_a_picture_of_each_run_that_has_one(tmp_path: Path) -> None:
     assert 'id="attention"' in page
 
 
-def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
+def test_what_is_no_figure_is_named(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run", "smmix")
-    (folder / "pictures").mkdir()
-    (folder / "pictures" / "attention.png").write_text("no picture")
+    (folder / "figures").mkdir()
+    (folder / "figures" / "attention.png").write_text("no figure")
     with pytest.raises(InputError, match=r"attention\.png is no PNG image"):
         attention(read_runs([folder]))

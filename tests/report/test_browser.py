@@ -48,7 +48,7 @@ addEventListener("load", () => {
 
 def make_run(folder: Path, mix: str) -> Path:
     """Write a run with predictions, images, results of a suite and long names."""
-    for name in ("predictions", "pictures"):
+    for name in ("predictions", "figures"):
         (folder / name).mkdir(parents=True)
     recipe = {
         "name": f"photographs-resnet50-{mix}",
@@ -78,7 +78,7 @@ def make_run(folder: Path, mix: str) -> Path:
     files = [f"{CLASSES[k]}/a-long-name-of-a-file-without-spaces-{i:04d}.jpeg" for i, k in enumerate(labels)]
     np.savez(folder / "predictions/last.npz", logits=logits, labels=labels, classes=CLASSES, files=files)
     for i in range(50):
-        Image.new("RGB", (320, 160), (i, 99, 99)).save(folder / f"pictures/example-{i}.png")
+        Image.new("RGB", (320, 160), (i, 99, 99)).save(folder / f"figures/example-{i}.png")
     Image.new("RGB", (900, 300)).save(folder / "samples.png")
     return folder
 

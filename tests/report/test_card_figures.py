@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cutmix.errors import InputError
-from cutmix.report.figures import curves, histograms, pictures, reliability_of
+from cutmix.report.figures import curves, histograms, reliability_of, suite_figures
 from cutmix.report.page import Card, gather
 from cutmix.runs.read import Run
 from cutmix.runs.record import Record
@@ -19,7 +19,7 @@ def make_card(folder: Path, suite: str, *lines: dict, labels: tuple[str, ...] = 
     results = tuple(Record(**common | line) for line in (*lines, {"metric": "clean_err"}))
     for label in labels:
         (folder / label / "predictions").mkdir(parents=True)
-        (folder / label / "pictures").mkdir()
+        (folder / label / "figures").mkdir()
     runs = [Run(folder / label, {"mix": label}, "", {}, (), results, None, label, label) for label in labels]
     card = gather(runs, suite)
     assert card is not None
@@ -73,16 +73,16 @@ def test_every_set_has_its_histogram_for_every_run(tmp_path) -> None:
 
 def test_nothing_is_drawn_without_arrays(tmp_path) -> None:
     card = make_card(tmp_path, "ood")
-    assert histograms(card) == reliability_of(card) == pictures(card) == ""
+    assert histograms(card) == reliability_of(card) == suite_figures(card) == ""
 
 
-def test_pictures_are_those_of_the_suite(tmp_path) -> None:
+def test_figures_are_those_of_the_suite(tmp_path) -> None:
     card = make_card(tmp_path, "localization")
     for file in ("localization-last-best-maps.png", "localization-best-old.png", "ood-last-x.png"):
-        Image.new("RGB", (7, 5)).save(tmp_path / "one" / "pictures" / file)
-    html = pictures(card)
+        Image.new("RGB", (7, 5)).save(tmp_path / "one" / "figures" / file)
+    html = suite_figures(card)
     assert html.count("<img") == 1
     assert "one: best maps" in html
-    (tmp_path / "two" / "pictures" / "localization-last-x.png").write_text("no picture")
+    (tmp_path / "two" / "figures" / "localization-last-x.png").write_text("no figure")
     with pytest.raises(InputError, match=r"localization-last-x\.png is no PNG image"):
-        pictures(card)
+        suite_figures(card)

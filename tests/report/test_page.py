@@ -1,4 +1,4 @@
-"""The parts of the page: escaping, pictures."""
+"""The parts of the page: escaping, figures."""
 
 import io
 
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from cutmix.errors import InputError
-from cutmix.report.page import HTML, Definition, Row, link, picture
+from cutmix.report.page import HTML, Definition, Row, figure, link
 
 
 def png(width: int, height: int) -> bytes:
@@ -16,15 +16,15 @@ def png(width: int, height: int) -> bytes:
     return file.getvalue()
 
 
-def test_a_picture_knows_its_size() -> None:
-    made = picture(png(31, 17), "x.png", alt="a", caption="b")
+def test_a_figure_knows_its_size() -> None:
+    made = figure(png(31, 17), "x.png", alt="a", caption="b")
     assert (made["width"], made["height"], made["alt"], made["caption"]) == (31, 17, "a", "b")
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", png(3, 3)[:20]])
+@pytest.mark.parametrize("content", [b"", b"no figure", png(3, 3)[:20]])
 def test_what_is_no_png_is_named(content: bytes) -> None:
     with pytest.raises(InputError, match=r"runs/x\.png is no PNG image"):
-        picture(content, "runs/x.png", alt="", caption="")
+        figure(content, "runs/x.png", alt="", caption="")
 
 
 def test_only_markup_is_markup() -> None:

@@ -231,7 +231,7 @@ def test_a_classifier_from_elsewhere_has_a_page(tmp_path) -> None:
 def test_an_evaluation_without_results_is_no_page(tmp_path) -> None:
     run = make_run(tmp_path / "resnet50", evaluated="resnet50.pth")
     (run / "results.jsonl").unlink()
-    with pytest.raises(InputError, match="resnet50 holds an evaluation that has no results yet; measure again"):
+    with pytest.raises(InputError, match="resnet50 holds an evaluation that has no results yet; evaluate again"):
         write_report([run], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 

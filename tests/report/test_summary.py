@@ -486,7 +486,7 @@ CLASSES = ("cat", "dog", "eel")
 N = 90
 
 
-def predict(folder: Path, wrong: np.ndarray, *, pictures: bool = True) -> Path:
+def predict(folder: Path, wrong: np.ndarray, *, figures: bool = True) -> Path:
     """Write predictions of 90 images, of which some are taken for the next class."""
     labels = np.arange(N) % 3
     predicted = np.where(wrong, (labels + 1) % 3, labels)
@@ -494,12 +494,12 @@ def predict(folder: Path, wrong: np.ndarray, *, pictures: bool = True) -> Path:
     (folder / "predictions").mkdir()
     files = [f"{CLASSES[k]}/{i:03d}.jpg" for i, k in enumerate(labels)]
     np.savez(folder / "predictions/last.npz", logits=logits, labels=labels, classes=CLASSES, files=files)
-    if pictures:
-        (folder / "pictures").mkdir()
+    if figures:
+        (folder / "figures").mkdir()
         file = io.BytesIO()
         Image.new("RGB", (32, 16)).save(file, "png")
         for i in range(N):
-            (folder / f"pictures/example-{i}.png").write_bytes(file.getvalue())
+            (folder / f"figures/example-{i}.png").write_bytes(file.getvalue())
     return folder
 
 
@@ -560,7 +560,7 @@ def test_the_images_are_those_of_the_best_run(tmp_path) -> None:
 
 
 def test_without_images_the_lists_are_tables(tmp_path) -> None:
-    folder = predict(make_run(tmp_path / "a", n=N, error=10.0, samples=False), first(9), pictures=False)
+    folder = predict(make_run(tmp_path / "a", n=N, error=10.0, samples=False), first(9), figures=False)
     page = page_of(tmp_path, folder)
     assert page.table("Wrong predictions with the highest")["dog/001.jpg"] == ["eel 79\u00a0%", "dog"]
     assert "img" not in {tag for tag, _ in page.tags}

@@ -1,4 +1,4 @@
-"""The sections of detectors and captioners: every number of the files, pairs, pictures, and the paper's beside."""
+"""The sections of detectors and captioners: every number of the files, pairs, figures, and the paper's beside."""
 
 import html
 import json
@@ -20,7 +20,7 @@ from cutmix.runs.record import Record, append_records
 from cutmix.transfer.average_precision import RIGHT, WRONG, Judged
 from cutmix.transfer.caption_scores import caption_records, image_scores
 
-PICTURES = 30
+IMAGES = 30
 CLASSES = ("cat", "dog")
 DETECTION = {"map": 41.25, "map_all_point": 43.5, "coco_map": None}
 
@@ -54,20 +54,20 @@ def make_transfer(
         every = [replace(one, **shared, which=which) for which in ("last", "best") for one in lines]
         append_records(folder / "results.jsonl", every)
         np.savez(folder / "predictions" / "last.npz", **arrays)  # type: ignore[arg-type]
-        (folder / "pictures").mkdir()
+        (folder / "figures").mkdir()
         name = {"detection": "detections", "captioning": "captions"}[task]
-        Image.new("RGB", (40, 30)).save(folder / "pictures" / f"{name}.png")
+        Image.new("RGB", (40, 30)).save(folder / "figures" / f"{name}.png")
     return folder
 
 
 def make_detector(folder: Path, right: float = 0.5, shift: float = 0.0, **changes: Any) -> Path:
     """Write a detector's run, of which a share of the detections is right."""
     random = np.random.default_rng(0)
-    verdicts = np.where(random.random(PICTURES) < right, RIGHT, WRONG).astype(np.int8)
-    number = np.arange(PICTURES)
-    judged = Judged(number, number % 2, random.random(PICTURES), verdicts, number, number % 2)
+    verdicts = np.where(random.random(IMAGES) < right, RIGHT, WRONG).astype(np.int8)
+    number = np.arange(IMAGES)
+    judged = Judged(number, number % 2, random.random(IMAGES), verdicts, number, number % 2)
     lines = [
-        Record(metric=name, value=None if value is None else value + shift, n=PICTURES)
+        Record(metric=name, value=None if value is None else value + shift, n=IMAGES)
         for name, value in DETECTION.items()
     ]
     lines[0] = replace(lines[0], low=30.0, high=52.0)
@@ -77,8 +77,8 @@ def make_detector(folder: Path, right: float = 0.5, shift: float = 0.0, **change
 
 
 def make_captioner(folder: Path, good: int, **changes: Any) -> tuple[Path, list[Record]]:
-    """Write a captioner's run that gives back a reference for every ``good``-th picture."""
-    references = {f"{i:02}": [f"a dog number {i} runs on the grass", f"dog {i} is running"] for i in range(PICTURES)}
+    """Write a captioner's run that gives back a reference for every ``good``-th image."""
+    references = {f"{i:02}": [f"a dog number {i} runs on the grass", f"dog {i} is running"] for i in range(IMAGES)}
     captions = {
         name: several[0] if i % good == 0 else "a cat sits on a red chair"
         for i, (name, several) in enumerate(references.items())
@@ -182,12 +182,12 @@ def test_captioners_side_by_side(tmp_path: Path) -> None:
     assert all(cells[0].startswith("+") for cells in differences.values())
 
 
-def test_curves_pictures_and_the_papers_tables(tmp_path: Path) -> None:
+def test_curves_figures_and_the_papers_tables(tmp_path: Path) -> None:
     pytest.importorskip("nltk")
     detector, (captioner, _) = make_detector(tmp_path / "a"), make_captioner(tmp_path / "c", 3)
     assert "76.7" not in Page(tmp_path, detector, captioner).text  # the paper's numbers are for its own images
     for run, images in ((detector, 4_952), (captioner, 40_504)):
-        lines = (run / "results.jsonl").read_text().replace(f'"n": {PICTURES}', f'"n": {images}')
+        lines = (run / "results.jsonl").read_text().replace(f'"n": {IMAGES}', f'"n": {images}')
         (run / "results.jsonl").write_text(lines)
     page = Page(tmp_path, detector, captioner)
     said = page.attributes("aria-label")
@@ -228,9 +228,9 @@ def test_runs_of_classification_have_no_such_section(tmp_path: Path) -> None:
     assert [section(runs) for section in (detection, captioning, paper_of_transfer)] == [None] * 3
 
 
-def test_a_picture_that_is_none_is_named(tmp_path: Path) -> None:
+def test_a_figure_that_is_none_is_named(tmp_path: Path) -> None:
     folder = make_detector(tmp_path / "a")
-    (folder / "pictures" / "detections.png").write_bytes(b"nothing")
+    (folder / "figures" / "detections.png").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"detections\.png is no PNG image"):
         write_report([folder], tmp_path / "page.html")
 

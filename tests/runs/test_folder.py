@@ -83,7 +83,7 @@ def test_overwriting_removes_the_runs_own_files_only(run: Path) -> None:
         run / "predictions/mine.npz",
         run / "tensorboard/mine",
         run / "tensorboard/events.out.mine",
-        run / "pictures/ood.png",
+        run / "figures/ood.png",
         run / ".mine.npz.tmp",
     ]
     own = [
@@ -91,8 +91,8 @@ def test_overwriting_removes_the_runs_own_files_only(run: Path) -> None:
         run / "predictions/evaluated-last.npz",
         run / "predictions/robustness-best-my photos.npz",
         run / "predictions/.ood-last.npz.0a1b2c3d.tmp",
-        run / "pictures/localization-last-boxes.png",
-        run / "pictures/example-wrong.png",
+        run / "figures/localization-last-boxes.png",
+        run / "figures/example-wrong.png",
         run / "results-12-epochs.jsonl",
         run / ".checkpoint.pt.0a1b2c3d.tmp",
     ]

@@ -319,8 +319,8 @@ def test_smmix_goes_on_exactly_and_shows_where_the_network_looks(
     run_training(recipe, options(tmp_path / "run", resume=True))
     assert outcome(tmp_path / "run") == outcome(whole)
     assert not any("token_head" in name for name in read_weights(whole / "model.safetensors").tensors)
-    pictures = [(run / "pictures/attention.png").read_bytes() for run in (whole, tmp_path / "run")]
-    assert pictures[0] == pictures[1] != (whole / "samples.png").read_bytes()
+    figures = [(run / "figures/attention.png").read_bytes() for run in (whole, tmp_path / "run")]
+    assert figures[0] == figures[1] != (whole / "samples.png").read_bytes()
 
 
 def test_a_schedule_of_mixing_follows_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,7 +332,7 @@ def test_a_schedule_of_mixing_follows_the_step(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(ScheduledCutMix, "__call__", remember)
     run_training(replace(RECIPE, mix="cutmix-scheduled", mix_prob=1.0, accumulate=1), options(tmp_path / "run"))
-    assert seen[0] == 1.0  # the picture of samples
+    assert seen[0] == 1.0  # the figure of samples
     assert seen[1:] == pytest.approx([step / STEPS for step in range(STEPS)])
 
 

@@ -165,13 +165,13 @@ def test_it_writes_into_the_batch(mix: Any) -> None:
 
 
 @pytest.mark.parametrize("mix", [*ON_IMAGES, "feature-cutmix", "manifold-mixup"])
-def test_pictures_show_every_image_mixed(mix: Any) -> None:
+def test_figures_show_every_image_mixed(mix: Any) -> None:
     images = torch.rand(8, 3, 32, 32) + 0.1
     transform: Any = image_mixing(small(mix=mix, mix_prob=0.01))
     assert not torch.equal(transform(images.clone(), torch.arange(8))[0], images)
 
 
-def test_pictures_show_cutout_first_and_no_layer_but_the_images() -> None:
+def test_figures_show_cutout_first_and_no_layer_but_the_images() -> None:
     images, labels = torch.ones(8, 3, 32, 32), torch.arange(8)
     cut: Any = image_mixing(small(mix="manifold-mixup", mix_layers=(4,), cutout=True))
     holes, same = cut(images.clone(), labels)

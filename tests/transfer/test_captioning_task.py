@@ -60,7 +60,7 @@ def test_bfloat16_runs_on_every_cpu(caption_folder: Path, monkeypatch: pytest.Mo
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in it.state.model.parameters())
-    assert set(it.evaluate(it.state.exported).figures) >= {"cider_d"}
+    assert set(it.evaluate(it.state.exported).metrics) >= {"cider_d"}
     assert it.opening().endswith("LSTM in float32 (this CPU has no bfloat16 LSTM)") is not (
         has_lstm and has_bfloat16_lstm()
     )
@@ -82,7 +82,7 @@ def test_silence_is_a_caption(caption_folder: Path) -> None:
     it = task(caption_folder)
     empty = arrays_of([""] * len(it.test_set))
     assert [r.value for r in it.records(empty) if r.metric != "meteor"] == pytest.approx([0] * 6, abs=1e-6)
-    assert it.pictures(empty)["captions"].startswith(b"\x89PNG")
+    assert it.metrics(empty)["captions"].startswith(b"\x89PNG")
 
 
 def test_a_frozen_encoder_keeps_still_and_a_tuned_one_learns(caption_folder: Path) -> None:

@@ -49,7 +49,7 @@ METRICS = {
     "captioning": ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d", "meteor"],
     **{kind: ["map", "map_all_point", "ap", "ap", *COCO_METRICS] for kind in DETECTORS},
 }
-PICTURES = {"captioning": "captions", **dict.fromkeys(DETECTORS, "detections")}
+FIGURES = {"captioning": "captions", **dict.fromkeys(DETECTORS, "detections")}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -99,7 +99,7 @@ def test_a_run_leaves_what_every_run_leaves(runs: dict[str, Path], kind: str) ->
         assert (record.backbone, record.weights, record.split) == ("none", "ema", "test")
         assert record.suite == record.task == ("captioning" if kind == "captioning" else "detection")
         assert record.value is not None or record.note.startswith("not run") or record.metric == "meteor"
-    with Image.open(run / f"pictures/{PICTURES[kind]}.png") as figure:
+    with Image.open(run / f"figures/{FIGURES[kind]}.png") as figure:
         assert min(figure.size) > 300
     assert not (run / "samples.png").exists()
     epochs = [record for record in read_lines(run / "log.jsonl") if record["kind"] == "epoch"]
