@@ -47,10 +47,10 @@ def test_scheduled_mixing_is_told_how_far_it_is() -> None:
 
 def test_records_can_be_made_again_from_the_arrays() -> None:
     it = task()
-    measured = it.evaluate(it.state.exported, "test")
-    records = it.records(measured.arrays)
-    assert {r.metric: r.value for r in records} == {name: measured.figures[name] for name in ("top1_err", "top5_err")}
-    assert it.key in measured.figures
+    evaluated = it.evaluate(it.state.exported, "test")
+    records = it.records(evaluated.arrays)
+    assert {r.metric: r.value for r in records} == {name: evaluated.metrics[name] for name in ("top1_err", "top5_err")}
+    assert it.key in evaluated.metrics
 
 
 def test_weights_say_what_they_need() -> None:

@@ -82,7 +82,7 @@ def test_silence_is_a_caption(caption_folder: Path) -> None:
     it = task(caption_folder)
     empty = arrays_of([""] * len(it.test_set))
     assert [r.value for r in it.records(empty) if r.metric != "meteor"] == pytest.approx([0] * 6, abs=1e-6)
-    assert it.metrics(empty)["captions"].startswith(b"\x89PNG")
+    assert it.figures(empty)["captions"].startswith(b"\x89PNG")
 
 
 def test_a_frozen_encoder_keeps_still_and_a_tuned_one_learns(caption_folder: Path) -> None:

@@ -142,7 +142,7 @@ def test_nothing_found_scores_nothing(voc_folder: Path, arch: str) -> None:
     nothing = {"boxes": np.zeros((0, 4)), "scores": np.zeros(0)}
     nothing |= {name: np.zeros(0, dtype=np.int64) for name in ("labels", "images")}
     assert it.records(nothing)[0].value == 0
-    assert it.metrics(nothing)["detections"].startswith(b"\x89PNG")
+    assert it.figures(nothing)["detections"].startswith(b"\x89PNG")
 
 
 def test_difficult_objects_are_learned_by_faster_rcnn_only(voc_folder: Path) -> None:
@@ -227,6 +227,6 @@ def test_a_test_split_of_difficult_objects_is_refused(voc_folder: Path) -> None:
 def test_the_gallery_is_an_image(voc_folder: Path, tmp_path: Path) -> None:
     it = task(voc_folder)
     arrays = it.evaluate(it.state.exported).arrays
-    (tmp_path / "x.png").write_bytes(it.metrics(arrays)["detections"])
+    (tmp_path / "x.png").write_bytes(it.figures(arrays)["detections"])
     with Image.open(tmp_path / "x.png") as image:
         assert image.width == 1400
