@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import logging
 import math
 import os
 import re
@@ -23,6 +24,7 @@ from torch import Tensor
 from cutmix.data.sources import Source, Stored, known_formats
 from cutmix.errors import InputError, missing_extra
 from cutmix.runtime.files import regular
+from cutmix.runtime.terminal import warnings_of
 
 try:
     import simplejpeg
@@ -31,6 +33,8 @@ except ImportError:  # no wheel for this platform: Pillow decodes everything
 
 FAST_JPEG = simplejpeg is not None
 """Whether ``read_jpeg`` reads anything."""
+
+_log = logging.getLogger(__name__)
 
 _TGA = (".tga", ".icb", ".vda", ".vst")  # a format that any bytes may seem to have, so that its name decides
 
@@ -133,6 +137,7 @@ def _read_bands(path: Source) -> np.ndarray:
     rows, columns = axes.index("Y"), axes.index("X")
     pixels = np.moveaxis(pixels, (rows, columns), (0, 1)).reshape(pixels.shape[rows], pixels.shape[columns], -1)
     if pixels.dtype == np.uint16:
+        _note_depth(path)
         pixels = ((pixels.astype(np.int32) + 128) // 257).astype(np.uint8)
     if pixels.dtype != np.uint8:
         raise InputError(f"its values are {pixels.dtype}; expected 8 or 16 bits without a sign")
@@ -190,13 +195,26 @@ def _opened(path: Source, skippable: bool = False) -> Iterator[Image.Image]:
         if not size:
             raise InputError("the file is empty")
         known = known_formats()
-        with Image.open(file, formats=[*known, "TGA"] if path.suffix.lower() in _TGA else known) as image:
+        formats = [*known, "TGA"] if path.suffix.lower() in _TGA else known
+        with warnings_of(str(path)), Image.open(file, formats=formats) as image:
+            if any(";16" in str(tile[3]) for tile in image.tile):
+                _note_depth(path)
             yield image
     except Exception as error:  # damaged files make the decoders raise almost anything
         told = error.strerror if isinstance(error, OSError) else None
         reason = told or " ".join(str(error).replace(repr(str(path)), "").split()) or type(error).__name__
         skip = ", or leave such files out with --skip-unreadable (skip_unreadable=True)" if skippable else ""
         raise InputError(f"{path} cannot be read as an image ({reason}): repair or remove it{skip}") from None
+
+
+_DEEP: list[Source] = []  # the first image of 16 bits a channel in this process
+
+
+def _note_depth(path: Source) -> None:
+    """Log once that images of 16 bits a channel become images of 8."""
+    if not _DEEP:
+        _DEEP.append(path)
+        _log.warning("%s has 16 bits a channel; of such images, 0 to 65535 become 0 to 255", path)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -291,7 +309,7 @@ def read_jpeg(path: Source) -> Jpeg | None:
             return None
         if not described:
             return Jpeg(content, size, 1, frame, scan)
-        with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+        with warnings_of(str(path)), Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
             orientation = _orientation(image)
     except (OSError, struct.error, IndexError, SyntaxError, ValueError):
         return None

@@ -35,7 +35,7 @@ from cutmix.evaluation.localization import box_gallery, example_figures, localiz
 from cutmix.evaluation.ood import ood_suite
 from cutmix.evaluation.robustness import robustness_suite
 from cutmix.runs.folder import command_line, environment, hold, only_begun, today, write_arrays, write_bytes, write_json
-from cutmix.runs.outcomes import answers, examples
+from cutmix.runs.outcomes import examples
 from cutmix.runs.read import read_config
 from cutmix.runs.record import Record, Results, append_records, read_records
 from cutmix.runtime.device import World, arithmetic, autocast, from_first, processes, resolve_precision
@@ -190,7 +190,7 @@ def _classification(evaluation: Evaluation) -> SuiteResult:
         return SuiteResult(found, {})
     arrays = predictions_arrays(predictions, evaluation.images)
     if several:
-        return SuiteResult(found, arrays | {"thresholds": _thresholds(evaluation)})
+        arrays |= {"thresholds": _thresholds(evaluation)}
     return SuiteResult(found, arrays, _examples(evaluation, arrays))
 
 
@@ -213,11 +213,10 @@ def _examples(evaluation: Evaluation, arrays: dict[str, np.ndarray]) -> dict[str
     out = evaluation.options.out
     if out is None or out.suffix == ".jsonl":
         return {}
-    made = answers(arrays)
-    index = examples(made)
-    few = decode(take(evaluation.images, torch.tensor(index, dtype=torch.int64)), *evaluation.view)
+    shown = examples(arrays)
+    few = decode(take(evaluation.images, torch.tensor([*shown], dtype=torch.int64)), *evaluation.view)
     size = None if isinstance(evaluation.images, FileSet) else evaluation.image_size
-    return example_figures(evaluation.classify(few, size), index, made.predicted[index].tolist())
+    return example_figures(evaluation.classify(few, size), shown)
 
 
 def _calibration(evaluation: Evaluation) -> SuiteResult:

@@ -318,32 +318,31 @@ def box_gallery(
     return png_of(figure)
 
 
-def example_figures(classifier: Classifier, index: Sequence[int], predicted: Sequence[int]) -> dict[str, bytes]:
-    """Draw images, each beside the map of its predicted class where the model has class activation maps.
+def example_figures(classifier: Classifier, shown: dict[int, int]) -> dict[str, bytes]:
+    """Draw images, each beside the map of a class where the model has class activation maps.
 
     Args:
         classifier: Model and images.
-        index: Name of each image, its place in the test set.
-        predicted: Predicted class id of each image.
+        shown: Place of each image in the test set, which names it, and the class id of its map.
 
     Returns:
         PNG files by the name ``example-INDEX``, 160 pixels high and, with a map, twice as wide.
     """
-    if not index:
+    if not shown:
         return {}
     pixels = classifier.pixels(slice(None))
-    shown, maps = _pixels(classifier.images), None
+    images, maps = _pixels(classifier.images), None
     with contextlib.suppress(InputError):
-        cams, _ = class_maps(keep_features(classifier), pixels, torch.tensor(predicted, device=pixels.device))
+        cams, _ = class_maps(keep_features(classifier), pixels, torch.tensor([*shown.values()], device=pixels.device))
         maps = normalize_maps(cams).cpu().numpy()
     drawn = {}
-    for k, number in enumerate(index):
+    for k, number in enumerate(shown):
         columns = 1 if maps is None else 2
         figure = Figure(figsize=(1.6 * columns, 1.6), dpi=100)
         axes = [figure.add_axes((c / columns, 0, 1 / columns, 1)) for c in range(columns)]
-        axes[0].imshow(shown[k], interpolation="nearest", aspect="auto")
+        axes[0].imshow(images[k], interpolation="nearest", aspect="auto")
         if maps is not None:
-            _overlay(axes[1], shown[k], maps[k])
+            _overlay(axes[1], images[k], maps[k])
             axes[1].set_aspect("auto")
         for axis in axes:
             axis.set_axis_off()

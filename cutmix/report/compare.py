@@ -200,12 +200,13 @@ def calibration_findings(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 
 def lead(runs: Sequence[Run]) -> Run | None:
-    """Return the finished classifier with the least error among those with the test images of the first one."""
+    """Return the finished classifier with the best metric among those with the test images of the first one."""
     for contest in _contests(runs):
-        if contest.main is MAIN["classification"]:
-            members = contest.members[contest.best]
-            errors = [(line.value or 0.0) if (line := run.result("top1_err", "last")) else 100.0 for run in members]
-            return members[errors.index(min(errors))]
+        if contest.main in (MAIN["classification"], MAIN["multilabel"]):
+            found = [(run, run.result(contest.main.metric, "last")) for run in contest.members[contest.best]]
+            valued = [(run, line.value) for run, line in found if line and line.value is not None]
+            choose = min if contest.main is MAIN["classification"] else max
+            return choose(valued, key=lambda each: each[1])[0]
     return None
 
 

@@ -375,7 +375,7 @@ METRICS = {
     "label_f1": _labels("F1 of a label", "The ratio 2 TP / (2 TP + FP + FN) of one label at its threshold."),
     "label_threshold": Metric("labels", "Threshold",
         "The probability from which on a label is predicted, chosen for the largest F1 on the validation images.",
-        unit="", better="",
+        unit="", digits=3, better="",
     ),
     # localization
     "top1_loc": _localization("Top-1 localization accuracy",

@@ -1,8 +1,9 @@
 """The section of the page about classes and images: accuracy, confusions, and predictions with a low margin."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from markupsafe import Markup
 
 from cutmix.report.compare import lead
@@ -12,12 +13,15 @@ from cutmix.runs.outcomes import (
     EXAMPLES,
     Answers,
     ClassCount,
+    LabelAnswers,
     confused_pairs,
     count_by_class,
     doubtful_labels,
     least_sure,
     read_answers,
+    read_label_answers,
     surest_mistakes,
+    surest_wrong_labels,
 )
 from cutmix.runs.read import Run, groups
 from cutmix.runtime.files import regular
@@ -37,12 +41,17 @@ class _Group(NamedTuple):
 def where_it_errs(runs: Sequence[Run]) -> Section | None:
     """The accuracy of each class, the classes that are confused, and images of the best run."""
     first = lead(runs)
-    made = first and read_answers(first)
-    if not first or not made:
+    path = first and first.folder / "predictions" / "last.npz"
+    if not first or not path or not path.is_file():
         return None
+    if first.task == "multilabel":
+        body = _label_gallery(first, read_label_answers(path))
+        return Section("Where it errs", "mistakes", body) if body else None
+    made = read_answers(first)
+    assert made is not None
     compared = list(_same_images(runs, made))
     body = _by_class(compared, made.classes) + _confusions(compared, made.classes)
-    return Section("Where it errs", "mistakes", body + _galleries(first, made))
+    return Section("Where it errs", "mistakes", body + _class_galleries(first, made))
 
 
 def _same_images(runs: Sequence[Run], first: Answers) -> Iterable[_Group]:
@@ -112,7 +121,16 @@ _SUSPECT = (
 )
 
 
-def _galleries(run: Run, made: Answers) -> Markup:
+class _Answer(NamedTuple):
+    """What the page says of an image."""
+
+    name: str
+    prediction: str
+    label: str
+    right: bool = False
+
+
+def _class_galleries(run: Run, made: Answers) -> Markup:
     """Return the surest mistakes, the least sure predictions and the doubtful labels of a run, with their images."""
     doubtful = doubtful_labels(made)
     lists = (
@@ -120,37 +138,70 @@ def _galleries(run: Run, made: Answers) -> Markup:
         ("Least sure", least_sure(made), "The two most probable classes are closest to each other here."),
         ("Possible label errors", doubtful[:EXAMPLES], f"{len(doubtful):,} of {len(made.labels):,} images. {_SUSPECT}"),
     )
-    body, mapped = Markup(""), False
+
+    def answer(i: int) -> _Answer:
+        return _Answer(_name(made, i), _prediction(made, i), made.classes[made.labels[i]], bool(made.right[i]))
+
+    return _galleries(run, lists, answer, "the run with the most right predictions", "the predicted class")
+
+
+def _label_gallery(run: Run, made: LabelAnswers) -> Markup:
+    """Return the images of a run with several labels whose labels are most surely predicted wrongly, or missed."""
+    index = [*surest_wrong_labels(made)]
+
+    def answer(i: int) -> _Answer:
+        def named(chosen: np.ndarray, valued: np.ndarray) -> str:
+            p = made.probabilities[i]
+            words = (made.classes[k] + (f" {_percent(p[k])}" if valued[k] else "") for k in chosen.nonzero()[0])
+            return ", ".join(words) or "no label"
+
+        labels, predicted = made.labels[i], made.predicted[i]
+        return _Answer(_name(made, i), named(predicted, predicted), named(labels, labels & ~predicted))
+
+    said = "Wrong labels with the highest probability, and missed ones with the lowest, which follows them."
+    return _galleries(
+        run, [("Surest mistakes", index, said)], answer, "the run with the highest mAP", "the surest wrong label"
+    )
+
+
+def _galleries(
+    run: Run, lists: Iterable[tuple[str, list[int], str]], answer: Callable[[int], _Answer], which: str, mapped: str
+) -> Markup:
+    """Return lists of images of a run, each under its heading; as tables if the run has not drawn them."""
+    body, has_maps = Markup(""), False
     for title, index, said in lists:
-        items = [item for i in index if (item := _example(run, made, i))]
+        items = [item for i in index if (item := _example(run, i, answer(i)))]
         if items:
-            mapped |= any(item["width"] > item["height"] for item in items)
+            has_maps |= any(item["width"] > item["height"] for item in items)
             body += Markup(HTML.heading(title)) + Markup(HTML.gallery(said, items))
         elif index:
-            rows = [Row(_name(made, i), [_prediction(made, i), made.classes[made.labels[i]]]) for i in index]
+            rows = [Row(its.name, [its.prediction, its.label]) for its in map(answer, index)]
             body += Markup(HTML.heading(title)) + Markup(HTML.table(said, ["Image", "Prediction", "Label"], rows))
     if not body:
         return Markup("")
-    whose = f"Images of {run.label}, the run with the most right predictions, after the last epoch."
-    if mapped:
-        whose += " Right of each: where the evidence for the predicted class is (class activation map)."
+    whose = f"Images of {run.label}, {which}, after the last epoch."
+    if has_maps:
+        whose += f" Right of each: where the evidence for {mapped} is (class activation map)."
     return Markup(HTML.note(whose)) + body
 
 
-def _example(run: Run, made: Answers, i: int) -> dict[str, Any] | None:
+def _example(run: Run, i: int, answer: _Answer) -> dict[str, Any] | None:
     """Return an image with its prediction and its label; None if the run has not drawn it."""
     names = (f"example-{i}.png", f"last-example-{i}.png")
     path = next((path for name in names if (path := run.folder / "figures" / name).is_file()), None)
     if path is None:
         return None
-    label, said = made.classes[made.labels[i]], _prediction(made, i)
-    verdict = f"{said}; right" if made.right[i] else f"{said}; labelled {label}"
-    caption = Markup('{}<br><span class="file">{}</span>').format(verdict, _name(made, i))
-    return figure(regular(path).read_bytes(), path, alt=f"Test image {_name(made, i)}: {verdict}", caption=caption)
+    verdict = f"{answer.prediction}; right" if answer.right else f"{answer.prediction}; labelled {answer.label}"
+    caption = Markup('{}<br><span class="file">{}</span>').format(verdict, answer.name)
+    return figure(regular(path).read_bytes(), path, alt=f"Test image {answer.name}: {verdict}", caption=caption)
 
 
-def _name(made: Answers, i: int) -> str:
+def _name(made: Answers | LabelAnswers, i: int) -> str:
     return made.files[i] if made.files else f"no. {i}"
+
+
+def _percent(p: float) -> str:
+    return f"{100 * p:.0f}\u00a0%"
 
 
 def _prediction(made: Answers, i: int) -> str:
@@ -160,5 +211,5 @@ def _prediction(made: Answers, i: int) -> str:
     first = made.predicted[i]
     if second == first:
         second = p.argsort(kind="stable")[-1]
-    said = f"{made.classes[first]} {100 * p[first]:.0f}\u00a0%"
-    return said if p[first] - p[second] > 0.2 else f"{said}, {made.classes[second]} {100 * p[second]:.0f}\u00a0%"
+    said = f"{made.classes[first]} {_percent(p[first])}"
+    return said if p[first] - p[second] > 0.2 else f"{said}, {made.classes[second]} {_percent(p[second])}"

@@ -170,7 +170,8 @@ def table_of_sets(card: Card, caption: str, rows: Sequence[Key]) -> Markup:
         for row in rows
     ]
     header = [link(anchor(rows[0].name), metric.heading), *(run.label for run in card.runs), "Images"]
-    return Markup(HTML.table(caption + _INTERVAL, header, shown))
+    with_ends = any(line.low is not None for row in rows for line in card.rows[row].values())
+    return Markup(HTML.table(caption + (_INTERVAL if with_ends else ""), header, shown))
 
 
 def table_of_checks(card: Card, caption: str, rows: Sequence[Key]) -> Markup:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
+from scipy.special import expit
 
 from cutmix.errors import InputError
 from cutmix.runs.read import Run
@@ -49,13 +50,42 @@ class Answers(NamedTuple):
         return self.predicted == self.labels
 
 
+class LabelAnswers(NamedTuple):
+    """The predictions for a test set whose images can have several labels.
+
+    Attributes:
+        labels: Whether each image has each label, (N, K) bool.
+        probabilities: Of each label, (N, K) float64.
+        predicted: Whether each label is predicted, by its threshold, (N, K) bool.
+        classes: Names of the K labels.
+        files: Path of each image below the folder of the data, (N,); empty for sets without files.
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+    predicted: np.ndarray
+    classes: tuple[str, ...]
+    files: tuple[str, ...] = ()
+
+
 def answers(arrays: dict[str, np.ndarray]) -> Answers:
     """Return the predictions that arrays of logits and labels hold; classes without names are numbered."""
     logits = arrays["logits"].astype(np.float64)
     exponentials = np.exp(logits - logits.max(1, keepdims=True))
-    names = [str(name) for name in arrays.get("classes", range(logits.shape[1]))]
-    files = tuple(map(str, arrays.get("files", ())))
-    return Answers(arrays["labels"], exponentials / exponentials.sum(1, keepdims=True), tuple(names), files)
+    return Answers(arrays["labels"], exponentials / exponentials.sum(1, keepdims=True), *_names(arrays))
+
+
+def label_answers(arrays: dict[str, np.ndarray]) -> LabelAnswers:
+    """Return the predictions that arrays of logits, labels and thresholds of images with several labels hold."""
+    logits, t = arrays["logits"].astype(np.float64), arrays["thresholds"]
+    predicted = logits >= np.log(t) - np.log1p(-t)
+    return LabelAnswers(arrays["labels"] > 0, expit(logits), predicted, *_names(arrays))
+
+
+def _names(arrays: dict[str, np.ndarray]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of the classes, and of the files."""
+    names = arrays.get("classes", range(arrays["logits"].shape[1]))
+    return tuple(map(str, names)), tuple(map(str, arrays.get("files", ())))
 
 
 def read_answers(run: Run) -> Answers | None:
@@ -73,6 +103,18 @@ def read_answers(run: Run) -> Answers | None:
     return answers(arrays)
 
 
+def read_label_answers(path: Path) -> LabelAnswers:
+    """Return the predictions that a file of a run with several labels an image holds.
+
+    Raises:
+        InputError: If the file is damaged or holds other arrays.
+    """
+    arrays = read_arrays(path)
+    if not {"logits", "labels", "thresholds"} <= arrays.keys() or arrays["logits"].shape != arrays["labels"].shape:
+        raise InputError(f"{path} holds the arrays {', '.join(arrays) or 'none'}; expected logits, labels, thresholds")
+    return label_answers(arrays)
+
+
 def label_outcome(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the labels of images that can have several, and how wrong the predicted ones are.
 
@@ -83,11 +125,7 @@ def label_outcome(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Raises:
         InputError: If the file is damaged or holds other arrays.
     """
-    arrays = read_arrays(path)
-    if not {"logits", "labels", "thresholds"} <= arrays.keys() or arrays["logits"].shape != arrays["labels"].shape:
-        raise InputError(f"{path} holds the arrays {', '.join(arrays) or 'none'}; expected logits, labels, thresholds")
-    labels, t = arrays["labels"] > 0, arrays["thresholds"]
-    predicted = arrays["logits"].astype(np.float64) >= np.log(t) - np.log1p(-t)
+    labels, _, predicted, *_ = read_label_answers(path)
     either = predicted.sum(1) + labels.sum(1)
     f1 = np.where(either > 0, 2 * (predicted & labels).sum(1) / np.maximum(either, 1), 1.0)
     return labels, 1 - f1, labels & ~predicted
@@ -97,6 +135,16 @@ def surest_mistakes(made: Answers, count: int = EXAMPLES) -> list[int]:
     """Return the indices of the wrong predictions with the largest probabilities, the surest first."""
     wrong = (~made.right).nonzero()[0]
     return wrong[np.argsort(-made.probabilities[wrong].max(1), kind="stable")][:count].tolist()
+
+
+def surest_wrong_labels(made: LabelAnswers, count: int = EXAMPLES) -> dict[int, int]:
+    """Return the images with the surest wrong label, the surest first, and that label: predicted wrongly or missed.
+
+    A wrongly predicted label of probability p has the sureness p, a missed one 1 − p.
+    """
+    sureness = np.where(made.predicted != made.labels, np.abs(made.probabilities - made.labels), -1.0)
+    order = np.argsort(-sureness.max(1), kind="stable")[:count]
+    return {int(i): int(sureness[i].argmax()) for i in order if sureness[i].max() >= 0}
 
 
 def least_sure(made: Answers, count: int = EXAMPLES) -> list[int]:
@@ -125,9 +173,13 @@ def doubtful_labels(made: Answers) -> list[int]:
     return doubtful[np.argsort(margin, kind="stable")].tolist()
 
 
-def examples(made: Answers) -> list[int]:
-    """Return the indices of all images that a report shows, ascending."""
-    return sorted({*surest_mistakes(made), *least_sure(made), *doubtful_labels(made)[:EXAMPLES]})
+def examples(arrays: dict[str, np.ndarray]) -> dict[int, int]:
+    """Return the indices of all images that a report shows, ascending, each with the class of its heat map."""
+    if "thresholds" in arrays:
+        return dict(sorted(surest_wrong_labels(label_answers(arrays)).items()))
+    made = answers(arrays)
+    index = sorted({*surest_mistakes(made), *least_sure(made), *doubtful_labels(made)[:EXAMPLES]})
+    return {i: int(made.predicted[i]) for i in index}
 
 
 class ClassCount(NamedTuple):

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FrameType
 from typing import Any, TextIO
 
@@ -166,13 +167,27 @@ def _discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+_READ: ContextVar[str] = ContextVar("read", default="")
+
+
+@contextmanager
+def warnings_of(file: str) -> Iterator[None]:
+    """Put the name of a file before what libraries warn of while they read it."""
+    before = _READ.set(file)
+    try:
+        yield
+    finally:
+        _READ.reset(before)
+
+
 def _show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
     line: Any = None,
 ) -> None:  # fmt: skip
     """Print a warning as one line, without the source line that Python adds."""
     with contextlib.suppress(OSError, ValueError):
-        print(f"warning: {printable(str(message))}", file=file or sys.stderr)
+        where = f"{_READ.get()}: " if _READ.get() else ""
+        print(f"warning: {printable(where + str(message))}", file=file or sys.stderr)
 
 
 # What an epoch's line says of its figures: name, digits, unit.

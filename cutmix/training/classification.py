@@ -33,7 +33,7 @@ from cutmix.evaluation.localization import example_figures
 from cutmix.mixing.protocol import Drawn, ImageMix
 from cutmix.mixing.targets import Targets, mixed_binary_cross_entropy
 from cutmix.preview import attention_figure, pick_samples, preview_grid
-from cutmix.runs.outcomes import answers, examples
+from cutmix.runs.outcomes import examples
 from cutmix.runs.record import Record
 from cutmix.runtime.device import World, from_first, send_buffers
 from cutmix.training.mixes import image_mixing
@@ -301,10 +301,9 @@ class Classification:
     def figures(self, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
         """Return the test images that a report shows and, of a model trained with SMMix, its attention."""
         assert self.test_set is not None
-        made, recipe = answers(arrays), self.recipe
-        index = examples(made)
+        shown, recipe = examples(arrays), self.recipe
         few = decode(
-            take(self.test_set, torch.tensor(index, dtype=torch.int64)), recipe.image_size, recipe.crop_fraction,
+            take(self.test_set, torch.tensor([*shown], dtype=torch.int64)), recipe.image_size, recipe.crop_fraction,
             recipe.squash, recipe.interpolation,
         )  # fmt: skip
         size = recipe.image_size if isinstance(self.test_set, ArraySet) else None
@@ -312,7 +311,7 @@ class Classification:
             self.state.exported.eval(), few.mean, few.std, few.images, few.labels, few.classes, few.name,
             self.autocast, image_size=size,
         )  # fmt: skip
-        drawn = example_figures(classifier, index, made.predicted[index].tolist())
+        drawn = example_figures(classifier, shown)
         return drawn | ({"attention": self._attention()} if self.state.mix.uses_attention else {})
 
     def _attention(self) -> bytes:
@@ -371,10 +370,6 @@ class MultiLabel(Classification):
         thresholds = np.full(self.train_set.num_classes, 0.5) if self.thresholds is None else self.thresholds
         own = {"multi_label": True, "thresholds": thresholds.tolist()}
         return super().about(epoch) | {name: json.dumps(value) for name, value in own.items()}
-
-    def figures(self, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
-        """Return no PNGs: the mistakes that a report draws are of one label an image."""
-        return {}
 
     def _metrics(self, split: str, predictions: Predictions | None, seen: Predictions | None) -> dict[str, float]:
         assert predictions is not None

@@ -16,10 +16,12 @@ from cutmix.runs.outcomes import (
     crossed_difference,
     doubtful_labels,
     examples,
+    label_answers,
     least_sure,
     read_answers,
     seed_difference,
     surest_mistakes,
+    surest_wrong_labels,
 )
 from cutmix.runs.read import read_runs
 
@@ -40,7 +42,18 @@ def test_lists_have_the_surest_mistakes_and_the_smallest_margins_first() -> None
     assert surest_mistakes(MADE) == [4, 1]
     assert surest_mistakes(MADE, 1) == [4]
     assert least_sure(MADE, 3) == [1, 3, 2]  # margins 0.1, 0.4, 0.5 and 0.5
-    assert examples(MADE) == [0, 1, 2, 3, 4, 5]
+    assert examples({"logits": np.log(P), "labels": LABELS}) == {0: 0, 1: 1, 2: 1, 3: 1, 4: 0, 5: 2}
+
+
+def test_the_surest_wrong_label_is_predicted_or_missed() -> None:
+    """Image 0 has no wrong label; 1 misses one of 0.1, 2 has a wrong one of 0.8 and misses one of 0.3, 3 one of 0.6."""
+    p = np.array([[0.9, 0.2, 0.1], [0.9, 0.1, 0.3], [0.8, 0.3, 0.1], [0.1, 0.2, 0.6]])
+    labels = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]], np.uint8)
+    arrays = {"logits": np.log(p / (1 - p)), "labels": labels, "thresholds": np.array([0.5, 0.5, 0.4])}
+    assert surest_wrong_labels(label_answers(arrays)) == {1: 1, 2: 0, 3: 2}
+    assert [*surest_wrong_labels(label_answers(arrays))] == [1, 2, 3]
+    assert [*surest_wrong_labels(label_answers(arrays), 2)] == [1, 2]
+    assert examples(arrays) == {1: 1, 2: 0, 3: 2}
 
 
 def test_a_doubtful_label_reaches_the_threshold_of_another_class() -> None:

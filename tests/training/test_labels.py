@@ -2,6 +2,10 @@
 
 import csv
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,7 @@ from cutmix.cli import main
 from cutmix.data import open_splits
 from cutmix.errors import InputError
 from cutmix.inference.model import load
+from cutmix.report.summary import write_report
 from cutmix.runs.read import read_arrays, read_run
 from cutmix.runtime.checkpoint import read_header
 
@@ -138,18 +143,59 @@ def test_the_exported_model_has_sigmoids_and_thresholds(
     assert shown == {*expected.classes}
 
 
-def test_the_report_and_the_card_show_the_labels(run: Path, tmp_path: Path) -> None:
+def test_the_report_shows_the_labels(run: Path, tmp_path: Path) -> None:
     main(["report", str(run), "--out", str(tmp_path / "page.html")])
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "F1, mean of the labels" in page
-    assert "Threshold: each label" in page
+    assert "<caption><span>Threshold: each label</span></caption>" in page
+    t = read_header(run / "model.safetensors").thresholds
+    assert t is not None
+    assert all(f"{value:.3f}</td>" in page for value in t)
     assert "top-1" not in page.lower()
+
+
+def test_the_page_shows_the_images_with_the_surest_wrong_labels(folder: Path, tmp_path: Path) -> None:
+    run, out, wrong = tmp_path / "short", tmp_path / "again", {f"test-{i}.png" for i in (3, 8, 18)}
+    labels = folder / "wrong.csv"
+    lines = (folder / "labels.csv").read_text(encoding="utf-8").splitlines()
+    labels.write_text("\n".join(f"{i},red,test" if (i := line.split(",")[0]) in wrong else line for line in lines))
+    main(["train", "--labels", str(labels), "--mix", "none", "--epochs", "2", *FEW, "--out", str(run)])
+    main(["evaluate", str(run), "--workers", "0", "--device", "cpu", "--out", str(out)])
+    for place in (run, out):
+        page = write_report([place], tmp_path / "page.html").read_text(encoding="utf-8")
+        alts = re.findall(r'alt="Test image (test-\d+\.png): (.*?); labelled (.*?)"', page)
+        assert {name for name, _, _ in alts[:3]} == wrong
+        for name, predicted, labelled in alts:
+            truth = ["red"] if name in wrong else labels_of(int(name[5:-4]))
+            assert {*re.findall(r"[a-z]+", labelled)} - {"no", "label"} == {*truth}
+            assert {*re.findall(r"[a-z]+", predicted)} - {"no", "label"} != {*truth}
+
+
+def test_the_model_card_has_the_labels(run: Path, tmp_path: Path) -> None:
     main(["push", str(run), "--to", str(tmp_path / "hub")])
     card = (tmp_path / "hub/README.md").read_text(encoding="utf-8")
     assert "| label_map |" in card
     assert "gets one of them" not in card
     config = json.loads((tmp_path / "hub/config.json").read_text(encoding="utf-8"))
     assert config["cutmix"]["thresholds"] == list(read_header(run / "model.safetensors").thresholds or ())
+
+
+def test_two_processes_record_what_one_evaluates(folder: Path, tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "again"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cutmix"]
+    words = ["train", "--labels", str(folder / "labels.csv"), "--mix", "cutmix", "--epochs", "1", *FEW]
+    done = subprocess.run(
+        [*launcher, *words, "--out", str(run)], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True,
+        text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    main(["evaluate", str(run), "--workers", "0", "--device", "cpu", "--out", str(out)])
+    both = [read_arrays(path / "predictions/last.npz") for path in (run, out)]
+    for name in ("labels", "thresholds", "files"):
+        np.testing.assert_array_equal(both[0][name], both[1][name])
+    trained = {(r.metric, r.of): (r.value, r.low, r.high) for r in read_run(run).results if r.which == "last"}
+    assert trained == {(r.metric, r.of): (r.value, r.low, r.high) for r in read_run(out).results}
+    assert {"label_map", "f1_macro", "label_threshold"} <= {metric for metric, _ in trained}
 
 
 def test_compare_says_by_how_much_f1_differs(folder: Path, tmp_path: Path) -> None:
