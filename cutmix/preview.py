@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from cutmix.config.options import PreviewOptions
 from cutmix.data import ArraySet, ImageSet, open_data, test_loader
+from cutmix.data.sets import random_subset, take
 from cutmix.errors import InputError
 from cutmix.mixing import CutMix, Cutout, Mixup
 from cutmix.mixing.smmix import AttentionDraw, SMMix
@@ -85,13 +85,9 @@ def _short(name: str, length: int = 18) -> str:
 
 def pick_samples(data: ImageSet, image_size: int | None, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Load random samples, prepared as for testing."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, "preview"))
-    chosen = torch.randperm(len(data), generator=generator)[:count]
-    if isinstance(data, ArraySet):
-        few: ImageSet = replace(data, labels=data.labels[chosen], images=data.images[chosen])
-    else:
-        few = replace(data, labels=data.labels[chosen], paths=data.paths.take(chosen.tolist()))
-        image_size = 224 if image_size is None else image_size
+    few = take(data, random_subset(len(data), count, derive_seed(seed, "preview")))
+    if not isinstance(data, ArraySet) and image_size is None:
+        image_size = 224
     loader = test_loader(few, batch_size=count, device="cpu", image_size=image_size)
     return next(iter(loader.epoch()))
 

@@ -1,7 +1,5 @@
 """``cutmix explain``: the image, the heat map of a class, and the training images that are nearest in feature space."""
 
-import io
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,11 +15,12 @@ from torch import Tensor, nn
 from cutmix.config.recipe import Recipe
 from cutmix.data import ArraySet, ImageSet, open_data
 from cutmix.data.decode import Decoded
-from cutmix.data.sets import take
+from cutmix.data.sets import random_subset, take
 from cutmix.errors import InputError, did_you_mean, missing_extra
 from cutmix.evaluation.localization import class_activation_map, normalize_maps, resize_maps
 from cutmix.models.create import find_head
 from cutmix.models.transformers import find_attention, token_grid
+from cutmix.runtime.files import png_of
 from cutmix.runtime.seeding import derive_seed
 
 _MOST_TRAINING_IMAGES = 5000
@@ -247,8 +246,7 @@ def training_images(model: Classifier, count: int) -> tuple[Neighbours | None, s
     except InputError as error:
         return None, f"no neighbours: {error}"
     if len(data) > _MOST_TRAINING_IMAGES:
-        generator = torch.Generator().manual_seed(derive_seed(0, "neighbours"))
-        data = take(data, torch.randperm(len(data), generator=generator)[:_MOST_TRAINING_IMAGES])
+        data = take(data, random_subset(len(data), _MOST_TRAINING_IMAGES, derive_seed(0, "neighbours")))
     parts = [(chunk, features_of(model, chunk)) for chunk in _inputs(model, data)]
     inputs, features = (torch.cat(part) for part in zip(*parts, strict=True))
     return Neighbours(inputs, data.labels, features), ""
@@ -300,11 +298,7 @@ def draw(
         axis.set_xlabel(", ".join(model.classes[i] for i in ids)[:24], fontsize=8, parse_math=False)
     for axis in axes:
         axis.set(xticks=[], yticks=[])
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+")  # a class name in a script that the font lacks
-        figure.savefig(file, format="png")
-    return file.getvalue()
+    return png_of(figure)
 
 
 def _pixels(model: Classifier, image: Tensor) -> np.ndarray:

@@ -21,6 +21,7 @@ from cutmix.data.decode import in_threads, read_header, read_image
 from cutmix.data.folder import Split
 from cutmix.data.image_files import draws_from
 from cutmix.data.loaders import Job
+from cutmix.data.transforms import IMAGENET_MEAN
 from cutmix.errors import InputError, did_you_mean
 from cutmix.runtime.seeding import derive_seed
 from cutmix.transfer.average_precision import Objects
@@ -212,7 +213,7 @@ Sample = tuple[Tensor, Target]
 Batch = tuple[list[Tensor], list[Target]]
 
 
-def ssd_transform(image_size: int = 300, fill: Sequence[float] = (0.485, 0.456, 0.406)) -> Callable[[Any], Any]:
+def ssd_transform(image_size: int = 300, fill: Sequence[float] = IMAGENET_MEAN) -> Callable[[Any], Any]:
     """Return SSD's augmentation: color distortion, zoom out, a crop around objects, a flip, and a resize.
 
     Brightness, contrast, saturation, hue and the order of the channels change with probability 1/2 each. Half of the
