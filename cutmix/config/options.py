@@ -34,7 +34,8 @@ class RunOptions:
     timeout: float = 1800.0
     """Several processes: seconds that each waits for the others before it ends with an error."""
     log: Literal["tensorboard", "wandb", "mlflow", "trackio"] | None = None
-    """Log to this tracker too; TensorBoard's files are in the folder of the run. Each needs its extra."""
+    """Log to this tracker too; TensorBoard's files are in the folder of the run, and the others follow the
+    settings of their own environment variables. Each needs its extra."""
 
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:

@@ -201,6 +201,8 @@ def calibration_records(
     note = f"fitted on a random half of the images, {fitted:,}, and evaluated on the other {scaled['scaled'].n:,}"
     if t in TEMPERATURES:
         note += "; the temperature is at the end of its range, as no temperature is the best for the fitted half"
+    elif scaled["scaled"].values["nll"] >= scaled["unscaled"].values["nll"]:
+        note += "; it does not lower the NLL of that half, so cutmix predict and export use 1"
     records = [Record(metric="temperature", value=t, n=fitted, note=note, **common)]
     for name, sums in scaled.items():
         stream = (seed, "calibration", "held out")  # the same for both, so that their intervals are comparable

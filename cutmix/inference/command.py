@@ -120,7 +120,7 @@ def opening(model: Model, options: PredictOptions, files: list[Source] | None) -
     elif model.calibrated:
         said = f"temperature {model.temperature:.3g}, fitted on held-out images"
     else:
-        said = "no temperature (cutmix evaluate RUN --suite calibration fits one, if there is a best one)"
+        said = "no temperature (cutmix evaluate RUN --suite calibration fits one, used if it lowers the held-out loss)"
     if model.thresholds is not None:
         how = f"{options.threshold:g} for every label" if options.threshold else "of each label, chosen in training"
         said += f"; thresholds {how}"

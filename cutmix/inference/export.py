@@ -330,7 +330,7 @@ def _description(model: Model) -> str:
     start = "pretrained weights" if recipe.pretrained else recipe.weights or "random weights"
     shown = ", ".join(model.classes[:20]) + (f", … ({len(model.classes)} in all)" if len(model.classes) > 20 else "")
     calibration = (
-        f"fitted on held-out images: {model.temperature:.3g}" if model.calibrated else "not fitted: confidences are raw"
+        f"fitted on held-out images: {model.temperature:.3g}" if model.calibrated else "none: confidences are raw"
     )
     training = (
         f"{recipe.epochs} epochs, batch size {recipe.batch_size}, {recipe.optimizer}, learning rate {recipe.lr:g}"

@@ -378,7 +378,7 @@ def load(source: str | os.PathLike[str], *, which: str = "last", device: str = "
 
     Returns:
         The model. Its temperature is the one that ``cutmix evaluate --suite calibration`` fitted on held-out images of
-        the run; 1 where there is none, or no best one in its range.
+        the run; 1 where there is none, or none that lowers the loss of images that it was not fitted on.
 
     Raises:
         InputError: If there is no such file, or it does not say how to use it.
@@ -419,15 +419,16 @@ def _complete_header(path: Path) -> dict[str, Any]:
 def _fitted_temperature(run: Path, which: str) -> float | None:
     """Return the temperature that a calibration of the run's own test images found, or None.
 
-    One at the end of its range is none: divided by 1000, every class has the same probability.
+    A temperature at the end of its range is none: divided by 1000, every class has the same probability. Neither is one
+    that does not lower the NLL of the half of the images that it was not fitted on.
     """
-    found = [
-        line for line in read_run(run).suite("calibration") if line.metric == "temperature" and line.which == which
-    ]
-    temperature = found[-1].value if found else None
+    found = {line.metric: line.value for line in read_run(run).suite("calibration") if line.which == which}
+    temperature = found.get("temperature")
     if temperature is not None and not 1e-6 <= temperature <= 1e6:
         raise InputError(f"{run / 'results.jsonl'}: temperature is {temperature}; expected a number from 1e-6 to 1e6")
-    return None if temperature in TEMPERATURES else temperature
+    before, after = found.get("nll_unscaled"), found.get("nll_scaled")
+    worse = before is not None and after is not None and after >= before
+    return None if worse or temperature in TEMPERATURES else temperature
 
 
 def _check_range(**counts: int) -> None:

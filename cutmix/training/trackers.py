@@ -1,5 +1,7 @@
 """Experiment trackers of ``--log``: each behind its extra, with the two methods of TensorBoard's writer."""
 
+import hashlib
+import os
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,13 +35,14 @@ def open_tracker(name: str, recipe: Training, path: Path, *, step: int) -> Track
     Args:
         name: "tensorboard", "wandb", "mlflow" or "trackio".
         recipe: Saved with the run where the tracker takes a configuration.
-        path: Folder of the run; its name is that of the tracked run, which a resumed run continues.
+        path: Folder of the run, which names the tracked run. A resumed run continues it; with MLflow it starts another.
         step: Optimizer steps done before; TensorBoard drops what was logged later.
 
     Raises:
         InputError: If the tracker cannot be started, for example without an account.
     """
     package, settings = _import(name), recipe.to_dict()
+    place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]  # folders of one name are different runs
     try:
         if name == "tensorboard":
             return package.SummaryWriter(str(path / "tensorboard"), purge_step=step + 1)
@@ -48,9 +51,9 @@ def open_tracker(name: str, recipe: Training, path: Path, *, step: int) -> Track
             package.start_run(run_name=path.name)
             package.log_params(settings)
         elif name == "wandb":
-            package.init(project="cutmix", name=path.name, id=path.name, resume="allow", dir=str(path), config=settings)
+            package.init(project="cutmix", name=path.name, id=place, resume="allow", dir=str(path), config=settings)
         else:
-            package.init(project="cutmix", name=path.name, resume="allow", config=settings)
+            package.init(project="cutmix", name=f"{path.name}-{place}", resume="allow", config=settings)
     except Exception as error:  # of a network, an account or a server
         raise InputError(f"--log {name} could not be started: {' '.join(str(error).split())}") from None
     return _Service(name, package)

@@ -185,6 +185,11 @@ def test_temperature_is_evaluated_on_images_that_it_was_not_fitted_on() -> None:
     changed = {r.metric: r for r in calibration_suite(classifier(601, worse), torch.tensor(logits), draws=5).records}
     assert changed["ece_unscaled"].value == of["ece_unscaled"].value
     assert changed["temperature"].value > 10 * t
+    easy = np.where(~held_out & (np.arange(601) % 10 > 0), logits.argmax(1), labels)
+    cold = {r.metric: r for r in calibration_suite(classifier(601, easy), torch.tensor(logits), draws=5).records}
+    assert cold["nll_scaled"].value > cold["nll_unscaled"].value
+    assert "it does not lower the NLL of that half, so cutmix predict and export use 1" in cold["temperature"].note
+    assert "export" not in of["temperature"].note
 
 
 def test_suite_runs_the_network_and_depends_on_the_seed_alone() -> None:

@@ -134,12 +134,16 @@ def test_the_temperature_of_a_calibration_is_taken_and_said(
     assert "fitted on held-out images" in err
 
 
-@pytest.mark.parametrize("end", [1e-3, 1e3])
-def test_a_temperature_at_the_end_of_its_range_is_not_taken(end: float, digits_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changed", [{"temperature": 1e-3}, {"temperature": 1e3}, {"nll_unscaled": 0.5, "nll_scaled": 0.5}]
+)
+def test_a_temperature_at_the_end_of_its_range_or_without_a_lower_loss_is_not_taken(
+    changed: dict[str, float], digits_run: Path, tmp_path: Path
+) -> None:
     run = Path(shutil.copytree(digits_run, tmp_path / "run"))
     main(["evaluate", str(run), "--suite", "calibration", "--device", "cpu"])
     lines = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
-    lines = [line | ({"value": end} if line["metric"] == "temperature" else {}) for line in lines]
+    lines = [line | {"value": changed.get(line["metric"], line["value"])} for line in lines]
     (run / "results.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     model = load(run, device="cpu")
     assert (model.temperature, model.calibrated) == (1.0, False)

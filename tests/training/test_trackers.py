@@ -1,5 +1,7 @@
 """Trackers get what the loop logs, and a missing package is one sentence."""
 
+import inspect
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import cutmix
 from cutmix.config.recipes import SMALL
 from cutmix.errors import InputError
 from cutmix.training.trackers import check_tracker, open_tracker
@@ -36,14 +39,40 @@ def test_a_tracker_gets_the_recipe_the_figures_and_the_end(
 ) -> None:
     fake = Fake()
     monkeypatch.setitem(sys.modules, name, fake)  # type: ignore[arg-type]
+    open_tracker(name, SMALL, tmp_path / "elsewhere" / "my-run", step=0)
+    elsewhere = fake.calls[:]
+    fake.calls.clear()
     tracker = open_tracker(name, SMALL, tmp_path / "my-run", step=0)
     started = list(fake.calls)
+    assert name == "mlflow" or started != elsewhere, "two folders of one name are one run"
     assert any("my-run" in str(call) for call in started)
     assert any("weight_decay" in str(call) for call in started)
     tracker.add_scalar("train/loss", 0.5, 7)
     assert fake.calls[len(started) :] == [logged]
     tracker.close()
     assert fake.calls[-1][0] == closed
+    module = pytest.importorskip(name, reason=f"the extra {name} is not installed")
+    for call, arguments, named in fake.calls:
+        inspect.signature(getattr(module, call)).bind(*arguments, **named)
+
+
+def test_the_loop_logs_each_epoch_at_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Fake()
+    monkeypatch.setitem(sys.modules, "wandb", fake)  # type: ignore[arg-type]
+    run = cutmix.train(
+        "digits", epochs=2, train_per_class=3, batch_size=10, device="cpu", log="wandb", log_every=2,
+        out=tmp_path / "run",
+    )  # fmt: skip
+    logged: dict[int, dict[str, float]] = {}
+    for name, arguments, named in fake.calls:
+        if name == "log":
+            logged.setdefault(named["step"], {}).update(*arguments)
+    written = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [step for step in logged if "epoch/top1_err" in logged[step]] == [3, 6]
+    assert [logged[step]["epoch/top1_err"] for step in (3, 6)] == [entry["top1_err"] for entry in run.epochs]  # type: ignore[union-attr]
+    steps = [entry["step"] for entry in written if entry["kind"] == "train"]
+    assert steps == [step for step in logged if "train/loss" in logged[step]] != []
+    assert fake.calls[-1][0] == "finish"
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio", "mlflow", "tensorboard"])
