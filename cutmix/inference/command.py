@@ -225,14 +225,19 @@ def make_page(model: Model) -> Any:
             return {}, None
         found = explain_image(model, image.convert("RGB"), explainer=explainer)
         ranked = zip(model.classes, found.probabilities.tolist(), strict=True)
-        return dict(ranked), Image.fromarray(found.overlay())
+        overlay = Image.fromarray(found.overlay())
+        scale = max(1, _SIDE // overlay.width)  # small images would be drawn as small as they are
+        return dict(ranked), overlay.resize((scale * overlay.width, scale * overlay.height), Image.Resampling.NEAREST)
 
     calibrated = "calibrated on held-out images" if model.calibrated else "not calibrated"
     return Interface(
-        classify, ImageField(type="pil", label="image"),
+        classify, ImageField(type="pil", label="image", height=_SIDE),
         [Label(num_top_classes=min(5, len(model.classes)), label="classes"),
-         ImageField(label=f"heat map ({explainer.name})")],
+         ImageField(label=f"heat map ({explainer.name})", height=_SIDE)],
         title=f"{model.recipe.name}: {len(model.classes)} classes",
         description=f"{model.recipe.model}; probabilities are {calibrated}. Images stay on this machine.",
-        flagging_mode="never", analytics_enabled=False, api_name="classify",
+        flagging_mode="never", analytics_enabled=False, api_name="classify", live=True,
     )  # fmt: skip
+
+
+_SIDE = 320  # pixels of an image on the page

@@ -1,10 +1,16 @@
 """The local page classifies an image as ``predict`` does."""
 
 import gc
+import itertools
+import json
 import shutil
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +38,9 @@ def test_gradio_missing_is_one_sentence(digits_run: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.filterwarnings("default")  # gradio's own dependencies
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-def test_the_page_answers_as_predict_does_on_the_loopback_address(digits_run: Path, image: Path) -> None:
+def test_the_page_answers_as_predict_does_on_the_loopback_address(
+    digits_run: Path, image: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("gradio", reason="the extra serve is not installed")
     client = pytest.importorskip("gradio_client")
     page = run_serve(ServeOptions(digits_run, device="cpu"), block=False)
@@ -47,16 +55,67 @@ def test_the_page_answers_as_predict_does_on_the_loopback_address(digits_run: Pa
         found = [each["confidence"] for each in label["confidences"]]
         assert found == pytest.approx(expected.probabilities, abs=1e-5)
         with Image.open(heat if isinstance(heat, str) else heat["path"]) as drawn:
-            assert drawn.size == (8, 8)
+            assert drawn.size == (320, 320)
         if CHROMIUM:
-            words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=8000", "--dump-dom"]
-            shown = subprocess.run(
-                [CHROMIUM, *words, page.local_url], capture_output=True, text=True, timeout=100, check=False
-            ).stdout
-            assert "10 classes" in shown
+            shown = dropped(page.local_url, image, tmp_path)
+            assert "10 classes" in shown["text"]
+            assert f"{expected.classes[0]}\n{100 * expected.probabilities[0]:.0f}%" in shown["text"]
+            assert shown["images"] == [[20, 20], [320, 320]]
+            assert min(shown["heights"]) > 200
+            assert shown["elsewhere"] == []
     finally:
         page.close()
         gc.collect()  # gradio leaves sockets open; they are reported here, not in another test
+
+
+FOUND = """({text: document.body.innerText, images: [...document.images].map(i => [i.naturalWidth, i.naturalHeight]),
+  heights: [...document.images].map(i => i.getBoundingClientRect().height),
+  elsewhere: performance.getEntriesByType("resource").map(e => e.name).filter(n => !n.startsWith(location.origin))})"""
+
+
+def dropped(url: str, image: Path, profile: Path) -> dict[str, Any]:
+    """Give a page an image in headless Chromium, and return what it shows when the heat map is there."""
+    from websockets.sync.client import connect  # gradio's client needs it
+
+    words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--window-size=1280,900"]
+    browser = subprocess.Popen(
+        [str(CHROMIUM), *words, f"--user-data-dir={profile}/chromium"], stderr=subprocess.DEVNULL
+    )
+    number = itertools.count(1)
+
+    def until(find: Callable[[], Any], seconds: float = 60) -> Any:
+        end = time.monotonic() + seconds
+        while not (found := find()) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert found, find
+        return found
+
+    try:
+        port = profile / "chromium" / "DevToolsActivePort"
+        address = f"http://127.0.0.1:{until(lambda: port.is_file() and port.read_text().split())[0]}/json"
+        with urllib.request.urlopen(address) as answer:
+            tab = next(tab for tab in json.load(answer) if tab["type"] == "page")
+        with connect(tab["webSocketDebuggerUrl"], max_size=None) as socket:
+
+            def call(method: str, **given: Any) -> dict[str, Any]:
+                socket.send(json.dumps({"id": (own := next(number)), "method": method, "params": given}))
+                while (message := json.loads(socket.recv(timeout=60))).get("id") != own:
+                    pass
+                return message["result"]
+
+            def value(code: str) -> Any:
+                return call("Runtime.evaluate", expression=code, returnByValue=True)["result"].get("value")
+
+            call("Page.navigate", url=url)
+            until(lambda: value("!!document.querySelector('input[type=file]')"))
+            root = call("DOM.getDocument")["root"]["nodeId"]
+            node = call("DOM.querySelector", nodeId=root, selector="input[type=file]")["nodeId"]
+            call("DOM.setFileInputFiles", nodeId=node, files=[str(image)])
+            until(lambda: value("[...document.images].filter(i => i.naturalWidth).length == 2"))
+            return value(FOUND)
+    finally:
+        browser.kill()
+        browser.wait()
 
 
 def test_explain_in_python_shows_an_image(digits_run: Path, image: Path) -> None:
