@@ -390,8 +390,3 @@ def label_calibration(logits: Tensor, labels: Tensor, *, seed: int, confidence: 
         "held_out": np.isin(np.arange(len(z)), held_out),
     }  # fmt: skip
     return SuiteResult(records, arrays)
-
-
-def as_bits(labels: Tensor) -> np.ndarray:
-    """Return labels (N, K) as uint8 on the CPU."""
-    return labels.to("cpu", torch.uint8).numpy()

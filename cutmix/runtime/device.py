@@ -251,11 +251,6 @@ def from_first(make: Callable[[], Made], world: World) -> Made:
     return sent[0]
 
 
-def barrier(world: World) -> None:
-    """Wait until every process is here."""
-    any_process(False, world)
-
-
 def count_in_store(key: str) -> int | None:
     """Add 1 to a counter that the processes of a ``torchrun`` share, and return it; None if there is no such store."""
     try:

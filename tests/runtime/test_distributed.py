@@ -82,17 +82,17 @@ except SystemExit as stopped:
 LOSING = """
 import os, sys, time
 from cutmix.errors import InputError
-from cutmix.runtime.device import barrier, processes
+from cutmix.runtime.device import any_process, processes
 from cutmix.runtime.terminal import print_once
 
 late = sys.argv[2] == "late"
 try:
     with processes("cpu", 2.0 if late else 60.0) as world:
-        barrier(world)
+        any_process(False, world)
         if not world.first:
             time.sleep(4 if late else 0)
             os._exit(0)
-        barrier(world)
+        any_process(False, world)
 except InputError as error:
     print_once(f"cutmix: {error}")
 """
