@@ -118,17 +118,17 @@ def _evidence(asked: Mapping[str, Any], settings: Mapping[str, str]) -> Evidence
     setting = settings[asked["setting"]] + (f", {asked['what']}" if "what" in asked else "")
     sides = tuple(asked.get("sides", ("cutmix", "none")))
     if "compare" in asked:
-        return _compared(setting, asked["compare"], asked["per_class"], sides)
+        return _compared(setting, asked["compare"], asked["per_class"], asked.get("steps"), sides)
     if "epochs" in asked:
         return _risen(setting, asked["epochs"], asked["per_class"], sides)
     return _one_seed(setting, asked, sides)
 
 
-def _compared(setting: str, name: str, per_class: int, sides: tuple[str, ...]) -> Evidence | None:
-    """Return the comparison of two methods over seeds and images."""
+def _compared(setting: str, name: str, per_class: int, steps: int | None, sides: tuple[str, ...]) -> Evidence | None:
+    """Return the comparison of two methods over seeds and images, of runs of so many steps if any are asked for."""
     for one in read_lines(RESULTS / f"{name}-comparison.log.jsonl"):
         d = one["difference"]
-        if (one["per_class"], one["method"], one["baseline"]) == (per_class, *sides):
+        if (one["per_class"], one["method"], one["baseline"]) == (per_class, *sides) and steps in (None, one["steps"]):
             several = d["seeds"] > 1
             over = f"{d['seeds']} seed{'s' * several} × {d['images']:,} images"
             p = d["p"] if several else None

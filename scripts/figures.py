@@ -53,7 +53,7 @@ def gain() -> None:
     _intervals(
         axis, [(-one["difference"]["value"], -one["difference"]["high"], -one["difference"]["low"]) for one in found]
     )
-    labels = [f"{one['per_class']}\nseeds: {one['difference']['seeds']}" for one in found]
+    labels = [f"{one['per_class']}\n{one['steps']:,} steps\nseeds: {one['difference']['seeds']}" for one in found]
     axis.set_xticks(range(len(found)), labels)
     axis.set_xlim(-0.6, len(found) - 0.4)
     axis.set_xlabel("training images a class (ResNet-20, CIFAR-100)", fontsize=9)
@@ -72,12 +72,12 @@ def _intervals(axis: Axes, points: Iterable[tuple[float, float, float]]) -> None
 def subsets() -> None:
     """Draw training and test error by epoch of the runs on few images, a line for each seed."""
     log = read_lines(RESULTS / "cifar100-subsets.log.jsonl")
-    counts = sorted({line["per_class"] for line in log})
-    figure, panels = axes(8, 3.2, len(counts))
-    for axis, count in zip(panels, counts, strict=True):
+    sizes = sorted({(line["per_class"], line["steps"]) for line in log})
+    figure, panels = axes(4 * len(sizes), 3.2, len(sizes))
+    for axis, size in zip(panels, sizes, strict=True):
         runs: dict[tuple[str, int], list[dict[str, Any]]] = {}
         for line in log:
-            if line["per_class"] == count:
+            if (line["per_class"], line["steps"]) == size:
                 runs.setdefault((line["mix"], line["seed"]), []).append(line)
         for (mix, seed), run in runs.items():
             for error, style, name in (("top1_err", "-", "test"), ("train_err", "--", "training")):
@@ -88,7 +88,7 @@ def subsets() -> None:
                 )  # fmt: skip
         axis.set_xlabel("optimizer step", fontsize=9)
         axis.set_ylim(0, 100)
-        axis.set_title(f"top-1 error (%), {count} images a class", fontsize=9)
+        axis.set_title(f"top-1 error (%), {size[0]} images a class", fontsize=9)
     panels[0].legend(fontsize=7, loc="center right")
     save(figure, "subsets")
 

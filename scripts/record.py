@@ -22,10 +22,15 @@ def main(name: str, *folders: Path) -> None:
     """Write the three files."""
     records, log, compared = [], [], []
     for folder in folders:
+        steps: dict[int | None, int] = {}  # of a run, by the images of a class
         for config in sorted(folder.glob("*/config.json")):
             run = read_run(config.parent)
             if run.finished:
-                own = {"per_class": run.recipe["train_per_class"], "mix": run.recipe["mix"], "seed": run.recipe["seed"]}
+                per_class, total = run.recipe["train_per_class"], run.epochs[-1]["step"]
+                steps[per_class] = total
+                own = {
+                    "per_class": per_class, "steps": total, "mix": run.recipe["mix"], "seed": run.recipe["seed"]
+                }  # fmt: skip
                 records += [_public(one.to_json(), folder) for one in run.results if one.which == "last"]
                 log += [
                     own | {"epoch": one["epoch"], "step": one["step"]} | {key: one[key] for key in ERRORS if key in one}
@@ -33,10 +38,11 @@ def main(name: str, *folders: Path) -> None:
                 ]  # fmt: skip
         if (folder / "comparison.json").is_file():
             for one in json.loads((folder / "comparison.json").read_text(encoding="utf-8")):
-                compared.append({key: value for key, value in one.items() if key != "classes"})
+                kept = {key: value for key, value in one.items() if key != "classes"}
+                compared.append(kept | {"steps": steps[one["per_class"]]})
     _merge(RESULTS / f"{name}.jsonl", records, ("recipe", "recipe_changes", "seed", "metric"))
-    _merge(RESULTS / f"{name}.log.jsonl", log, ("per_class", "mix", "seed", "epoch"))
-    _merge(RESULTS / f"{name}-comparison.log.jsonl", compared, ("data", "per_class", "method", "baseline"))
+    _merge(RESULTS / f"{name}.log.jsonl", log, ("per_class", "steps", "mix", "seed", "epoch"))
+    _merge(RESULTS / f"{name}-comparison.log.jsonl", compared, ("data", "per_class", "steps", "method", "baseline"))
 
 
 def _public(line: dict[str, Any], folder: Path) -> dict[str, Any]:

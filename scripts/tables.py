@@ -43,7 +43,7 @@ def short() -> str:
 
 def compared(name: str) -> list[dict[str, Any]]:
     """Return the comparisons of a file, smaller subsets first."""
-    return sorted(read_lines(RESULTS / f"{name}-comparison.log.jsonl"), key=lambda one: one["per_class"])
+    return sorted(read_lines(RESULTS / f"{name}-comparison.log.jsonl"), key=lambda one: (one["per_class"], one["steps"]))
 
 
 def difference(one: dict[str, Any]) -> list[str]:
@@ -63,14 +63,15 @@ def subsets() -> str:
     rows = []
     for one in compared("cifar100-subsets"):
         seeds = range(one["difference"]["seeds"])
-        last = {(line["mix"], line["seed"]): line for line in log if line["per_class"] == one["per_class"]}
+        size = one["per_class"], one["steps"]
+        last = {(line["mix"], line["seed"]): line for line in log if (line["per_class"], line["steps"]) == size}
         cells = [
             f"{fmean(last[mix, seed][error] for seed in seeds):.1f}"
             for error in ("train_err", "top1_err") for mix in ("none", "cutmix")
         ]  # fmt: skip
-        rows.append([str(one["per_class"]), *cells, *difference(one)])
+        rows.append([str(one["per_class"]), f"{one['steps']:,}", *cells, *difference(one)])
     errors = ["training error (%), none", "CutMix", "test error (%), none", "CutMix"]
-    return table(["images a class", *errors, *CHANCE], rows)
+    return table(["images a class", "steps", *errors, *CHANCE], rows)
 
 
 def caltech() -> str:
