@@ -175,8 +175,11 @@ class ShardsOptions:
     """Seed of that division and of the order in the training shards."""
     skip_unreadable: bool = False
     """Leave out unreadable images and count them, instead of stopping."""
+    channels: int = 3
+    """Channels that image files can be decoded to, as of cutmix train."""
 
     def __post_init__(self) -> None:
+        check_channels(self.channels)
         if not 1 <= self.shard_size <= 100_000:
             raise InputError(f"--shard-size is {self.shard_size}; expected 1 to 100,000 megabytes")
 
@@ -200,7 +203,7 @@ class PredictOptions:
     tta: Literal["none", "flip"] = "none"
     """flip: average with the prediction of the mirrored image."""
     threshold: float = 0.0
-    """Predictions below this probability are marked as not sure; 0 marks none."""
+    """Mark predictions as sure from this probability on, and those below as not sure; 0 marks none."""
     which: Literal["last", "best"] = "last"
     """Epoch of a run."""
     batch_size: int = 64

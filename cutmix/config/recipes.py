@@ -5,6 +5,7 @@ resolved recipe is written into the run's ``config.json`` and can be run again f
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from cutmix.config.recipe import ARRAYS, Recipe, Training
@@ -273,6 +274,8 @@ def find_recipe(name: str) -> Recipe:
     if name in RECIPES:
         return RECIPES[name]
     hint = did_you_mean(name, RECIPES, "cutmix recipes lists them", cutoff=0.4)
+    if Path(name).exists():
+        hint = f"to train on the images in it, give --data {name}"
     raise InputError(f'there is no recipe "{name}"; {hint}')
 
 

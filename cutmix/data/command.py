@@ -149,7 +149,8 @@ class Description(Tabular):
             groups = _count(len(self.copies), "image is", "images are")
             how = "the same pixels" if self.compared == "pixels" else "equal files"
             lines.append(
-                f"{groups} there several times ({how}, {_count(extra, 'copy', 'copies')}), each in one split only"
+                f"{groups} there several times ({how}, {_count(extra, 'copy', 'copies')}); "
+                "copies are never in two splits"
             )
         if self.near:
             lines.append(f"{_count(self.near, 'image is', 'images are')} nearly the same as another, in the same fold")
@@ -364,8 +365,9 @@ def write_shards(options: ShardsOptions) -> Path:
     if Path(options.data).is_dir() and options.out.resolve().is_relative_to(Path(options.data).resolve()):
         raise InputError(f"{options.out} is inside {options.data}, and would be a class of it; expected another folder")
     splits = open_splits(
-        options.data, val_fraction=options.val_fraction, seed=options.seed, skip_unreadable=options.skip_unreadable
-    )
+        options.data, val_fraction=options.val_fraction, seed=options.seed, skip_unreadable=options.skip_unreadable,
+        channels=options.channels,
+    )  # fmt: skip
     if splits.train.labels.ndim > 1:
         raise InputError(f"{options.data} has several labels an image; cutmix shards writes one for each")
     say("\n".join(describe_splits(splits).lines()))

@@ -174,11 +174,6 @@ def read_header(path: Source) -> Header:
         return Header((image.height, image.width) if orientation >= 5 else image.size, orientation)
 
 
-def image_size(path: Source) -> tuple[int, int]:
-    """Return the width and height of the image that ``read_image`` makes; see ``read_header``."""
-    return read_header(path).size
-
-
 @contextlib.contextmanager
 def _opened(path: Source, skippable: bool = False) -> Iterator[Image.Image]:
     """Open an image file; whatever goes wrong with it is an ``InputError`` with its name."""

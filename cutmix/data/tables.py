@@ -204,7 +204,7 @@ class Rows(SourcesOf[Stored]):
         data: The data set, whose images are not decoded.
         column: The column.
         kept: The rows, (n,) int64.
-        place: The data set, for messages.
+        place: The data set: its name, or its folder, in which relative paths of images are looked for first.
     """
 
     def __init__(self, data: Any, column: str, kept: np.ndarray, place: str) -> None:
@@ -253,7 +253,8 @@ class _Row(Stored):
             return found["bytes"]
         if not found["path"] or "\0" in found["path"]:
             raise OSError("the row has no image")
-        return regular(Path(found["path"])).read_bytes()
+        beside = Path(self.place).expanduser() / found["path"]
+        return regular(beside if beside.exists() else Path(found["path"])).read_bytes()
 
 
 def is_saved(folder: Path) -> bool:

@@ -114,7 +114,7 @@ def find_images(name: str) -> Sequence[Source]:
 
 def opening(model: Model, options: PredictOptions, files: list[Source] | None) -> str:
     """Return what is about to be done, in one line."""
-    images = "images from standard input" if files is None else f"{len(files):,} images"
+    images = "images from standard input" if files is None else f"{len(files):,} image{'s' * (len(files) != 1)}"
     if options.temperature is not None:
         said = f"temperature {options.temperature:g}, as given"
     elif model.calibrated:
@@ -145,7 +145,8 @@ def _json_lines(predictions: Iterable[Prediction], file: TextIO) -> Iterator[Pre
         line: dict[str, Any] = {"file": name, "error": each.error}
         if each.error is None:
             ranked = [{"class": c, "probability": round(p, 6)} for c, p in zip(*each[1:3], strict=True)]
-            line = {"file": name, "sure": each.sure, "predictions": ranked}
+            line = {"file": name, "predictions": ranked}
+            line |= {} if each.sure is None else {"sure": each.sure}
         print(json.dumps(line, ensure_ascii=False), file=file, flush=True)
         yield each
 
@@ -170,7 +171,9 @@ def _csv_lines(predictions: Iterable[Prediction], file: TextIO, top: int, *, sev
     for each in predictions:
         ranked = [cell for c, p in zip(*each[1:3], strict=True) for cell in (c, f"{p:.6f}")]
         ranked += [""] * (2 * top - len(ranked))
-        writer.writerow([_named(each, file), *ranked, "" if each.error else str(each.sure).lower(), each.error or ""])
+        writer.writerow(
+            [_named(each, file), *ranked, "" if each.sure is None else str(each.sure).lower(), each.error or ""]
+        )
         file.flush()
         yield each
 

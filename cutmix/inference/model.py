@@ -43,14 +43,14 @@ class Prediction(NamedTuple):
         source: The file, or the position of the image in the input where it is no file.
         classes: Class names, the most probable first; empty for an unreadable file, and where no label is predicted.
         probabilities: Of these classes, in [0, 1].
-        sure: Whether the largest probability reaches the threshold.
+        sure: Whether the largest probability reaches the threshold; None without a threshold.
         error: Why the file cannot be read; None for an image.
     """
 
     source: str
     classes: tuple[str, ...] = ()
     probabilities: tuple[float, ...] = ()
-    sure: bool = True
+    sure: bool | None = None
     error: str | None = None
 
 
@@ -93,7 +93,7 @@ class Predictions(Tabular):
         table = Table("image", "labels" if self.several else "class", "probability", "error")
         for each in made[:_MOST_ROWS]:
             probabilities = ", ".join(f"{p:.3f}" for p in each.probabilities)
-            unsure = "" if each.sure or each.error else " (not sure)"
+            unsure = " (not sure)" if each.sure is False else ""
             table.add_row(*map(Text, [each.source, ", ".join(each.classes) + unsure, probabilities, each.error or ""]))
         yield table
         if len(made) > _MOST_ROWS:
@@ -256,8 +256,8 @@ class Model(Tabular):
             top: Number of classes of each prediction, at least 1; only for one label an image.
             temperature: Divides the logits; by default the model's own.
             flip: Average with the prediction of the mirrored image.
-            threshold: Smallest largest probability, in [0, 1], of a prediction that is ``sure``. Where an image can
-                have several labels: if above 0, the probability from which on each label is predicted.
+            threshold: Smallest largest probability, in [0, 1], of a prediction that is ``sure``; 0 judges none. Where
+                an image can have several labels: if above 0, the probability from which on each label is predicted.
             batch_size: Images at a time.
             workers: Threads that decode.
 
@@ -320,10 +320,10 @@ class Model(Tabular):
                     ranked = _rank(self.probabilities(inputs, temperature=temperature, flip=flip), top, limits)
                 for name, found in read:
                     if not isinstance(found, Tensor):
-                        yield Prediction(name, sure=False, error=found)
+                        yield Prediction(name, error=found)
                         continue
                     values, index = next(ranked)
-                    sure = limits is not None or values[0] >= threshold
+                    sure = values[0] >= threshold if threshold and limits is None else None
                     yield Prediction(name, tuple(self.classes[i] for i in index), tuple(values), sure)
 
     def _read(self, position: int, source: Source) -> tuple[str, Tensor | str]:

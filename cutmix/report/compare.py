@@ -120,11 +120,11 @@ def comparisons(runs: Sequence[Run]) -> list[tuple[str, str]]:
         line, members, estimates = contest.line, contest.members, contest.estimates
         baseline, main = estimates[contest.baseline], contest.main
         if len(estimates) > 1:  # of a lone recipe the verdict says it
-            said.append((contest.baseline, f"{_main(baseline, main)} on {_images(line)}."))
+            said.append((contest.baseline, f"{_main(baseline, main, line.n)} on {_images(line)}."))
         for name, found in estimates.items():
             if name == contest.baseline:
                 continue
-            text = f"{_main(found, main)}, {_difference(found, baseline, main)} {contest.baseline}. "
+            text = f"{_main(found, main, line.n)}, {_difference(found, baseline, main)} {contest.baseline}. "
             text += _tested(contest, name) or _verdict(found, baseline)
             said.append((name, text + _mind(members[name][0], members[contest.baseline][0])))
     return said
@@ -140,7 +140,7 @@ def _decide(contest: _Contest) -> list[str]:
     best, base, main = contest.best, contest.baseline, contest.main
     first = best if best != base else min(contest.chance, key=lambda name: contest.chance[name][0], default="")
     other = first or next(name for name in contest.estimates if name != base)
-    values = {name: _value(found, main) for name, found in contest.estimates.items()}
+    values = {name: _value(found, main, contest.line.n) for name, found in contest.estimates.items()}
     if best == base:
         opening = f"No method is better than the baseline, {base}: {values[base]}, against {values[other]} with {other}"
     else:
@@ -162,7 +162,7 @@ def _describe(contest: _Contest) -> list[str]:
     ((name, found),) = contest.estimates.items()
     line, run = contest.line, contest.members[name][0]
     interval = "" if found.low is None or found.high is None else f" (95\u00a0% interval {_range(found, contest.main)})"
-    said = [f"{name}: {_value(found, contest.main)}{interval}, on {_images(line)}."]
+    said = [f"{name}: {_value(found, contest.main, line.n)}{interval}, on {_images(line)}."]
     made = read_answers(run)
     if made is not None:
         worst, count = min(count_by_class([made]).items(), key=lambda item: item[1].right / item[1].images)
@@ -256,11 +256,11 @@ def _short(value: float) -> str:
     return number(value, ".1f").removesuffix(".0")
 
 
-def _value(found: Estimate, main: Main) -> str:
-    """Return a result for a sentence; of a classifier the images that are right."""
+def _value(found: Estimate, main: Main, images: int | None) -> str:
+    """Return a result for a sentence; of a classifier the images that are right, in per cent of fewer than 100."""
     if main is not MAIN["classification"]:
         return f"{main.label} {found.value:.1f}{main.unit}"
-    return f"{_short(100 - found.value)} of 100 images right"
+    return f"{_short(100 - found.value)} {'of 100' if (images or 100) >= 100 else '% of the'} images right"
 
 
 def _range(found: Estimate, main: Main) -> str:
@@ -270,11 +270,11 @@ def _range(found: Estimate, main: Main) -> str:
     return " to ".join(map(_short, ends)) + (", too few images" if found.few else "")
 
 
-def _main(found: Estimate, main: Main) -> str:
+def _main(found: Estimate, main: Main, images: int | None) -> str:
     if main is not MAIN["classification"]:
         what = main.label if found.count == 1 else f"mean {main.label} of {found.count} runs"
         return f"{what} {with_interval(found, '.1f', main.unit)}"
-    text = _value(found, main) + (f" (mean of {found.count} runs)" if found.count > 1 else "")
+    text = _value(found, main, images) + (f" (mean of {found.count} runs)" if found.count > 1 else "")
     return text if found.low is None else f"{text}, 95\u00a0% interval {_range(found, main)}"
 
 

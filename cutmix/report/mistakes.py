@@ -121,6 +121,9 @@ _SUSPECT = (
 )
 
 
+_WEAK = 0.3  # error from which on contradictions are the model's own mistakes rather than label errors
+
+
 class _Answer(NamedTuple):
     """What the page says of an image."""
 
@@ -132,7 +135,8 @@ class _Answer(NamedTuple):
 
 def _class_galleries(run: Run, made: Answers) -> Markup:
     """Return the surest mistakes, the least sure predictions and the doubtful labels of a run, with their images."""
-    doubtful = doubtful_labels(made)
+    error = 1 - float(made.right.mean())
+    doubtful = doubtful_labels(made) if error <= _WEAK else []
     lists = (
         ("Surest mistakes", surest_mistakes(made), "Wrong predictions with the highest probability."),
         ("Least sure", least_sure(made), "The two most probable classes are closest to each other here."),
@@ -142,7 +146,11 @@ def _class_galleries(run: Run, made: Answers) -> Markup:
     def answer(i: int) -> _Answer:
         return _Answer(_name(made, i), _prediction(made, i), made.classes[made.labels[i]], bool(made.right[i]))
 
-    return _galleries(run, lists, answer, "the run with the most right predictions", "the predicted class")
+    body = _galleries(run, lists, answer, "the run with the most right predictions", "the predicted class")
+    if body and error > _WEAK:
+        said = f"The model is wrong on {error:.0%} of the images, too many for its contradictions to hint at errors."
+        body += Markup(HTML.heading("Possible label errors")) + Markup(HTML.note(said))
+    return body
 
 
 def _label_gallery(run: Run, made: LabelAnswers) -> Markup:

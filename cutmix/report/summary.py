@@ -72,10 +72,23 @@ def summarize(runs: Sequence[Run]) -> Section:
     items += [_unfinished(run) for run in runs if not run.finished]
     items += [_only_suites(run) for run in runs if run.finished and _line(run) is None]
     said = verdict(runs)
-    body = Markup(HTML.lead(said)) if said else Markup("")
+    brief = [(run.label, steps) for run in runs if run.finished and 0 < (steps := _steps(run)) < _FEW_STEPS]
+    body = Markup("")
+    if brief:
+        those = ", ".join(f"{label} ({_count(steps, 'step')})" for label, steps in brief)
+        body += HTML.note(f"Trained for so few steps that the results mean little: {those}.")
+    body += Markup(HTML.lead(said)) if said else Markup("")
     if any(_tested_apart([run for run in runs if run.task == task]) for task in MAIN):
         body += HTML.note("The runs have different test images; results on different images are not comparable.")
     return Section("Summary", "summary", body + HTML.sentences(items))
+
+
+_FEW_STEPS = 100
+
+
+def _steps(run: Run) -> int:
+    """Return the number of optimizer steps of a run; 0 where nothing was trained."""
+    return int(run.epochs[-1].get("step", 0)) if run.epochs else 0
 
 
 def results(runs: Sequence[Run]) -> Section | None:

@@ -157,7 +157,8 @@ def in_words(one: Comparison) -> str:
     where = "" if one.per_class is None else f" with {one.per_class} training images a class"
     right, before = 100 - one.error, 100 - one.baseline_error
     if one.metric == "top1_err":
-        text = f"{one.method}{where}: {right:.1f} of 100 images right, {before:.1f} with {one.baseline}"
+        share = "of 100" if d.images >= 100 else "% of the"
+        text = f"{one.method}{where}: {right:.1f} {share} images right, {before:.1f} with {one.baseline}"
     else:
         text = f"{one.method}{where}: F1 of the labels of an image {right:.1f} %, {before:.1f} % with {one.baseline}"
     text += f" – {points:.1f} points {better} [{-d.high:+.1f}, {-d.low:+.1f}].".replace("-", "−")

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageOps, features
 
-from cutmix.data.decode import digest_pixels, find_unreadable, image_size, read_image
+from cutmix.data import decode
+from cutmix.data.decode import digest_pixels, find_unreadable, read_header, read_image
 from cutmix.data.folder import is_image
 from cutmix.errors import InputError
+from cutmix.runtime.terminal import guarded_output
 
 RED = (200, 30, 40)
 
@@ -64,7 +67,7 @@ def test_damaged_metadata_do_not_spoil_good_pixels(tmp_path: Path, exif: bytes, 
     file = tmp_path / f"a.{suffix}"
     photo().save(file, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
     assert read_image(file).size == ((30, 40) if turned else (40, 30))
-    assert image_size(file) == read_image(file).size
+    assert read_header(file).size == read_image(file).size
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr"])
@@ -170,7 +173,7 @@ def test_no_file_starts_another_program(tmp_path: Path, monkeypatch: pytest.Monk
         assert image.format == "EPS"
     for name in ("Popen", "run", "check_call", "check_output"):
         monkeypatch.setattr(subprocess, name, lambda *_, **__: pytest.fail("a program was started"))
-    for read in (read_image, image_size):
+    for read in (read_image, read_header):
         with pytest.raises(InputError, match="cannot be read as an image"):
             read(tmp_path / f"a.{suffix}")
 
@@ -228,3 +231,27 @@ def test_the_digest_is_that_of_the_upright_pixels(tmp_path: Path) -> None:
     assert first == second != third
     (tmp_path / "a.png").write_bytes(b"other")  # a changed file is read again
     assert isinstance(digest_pixels(tmp_path / "a.png"), InputError)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "RGB"])
+def test_16_bits_a_channel_are_said_once(tmp_path: Path, mode: str, caplog: pytest.LogCaptureFixture) -> None:
+    decode._DEEP.clear()
+    for name in ("a.tif", "b.tif"):
+        tifffile.imwrite(tmp_path / name, np.full((4, 5, 3) if mode == "RGB" else (4, 5), 300, np.uint16))
+        read_image(tmp_path / name)
+    Image.new("RGB", (4, 5)).save(tmp_path / "c.png")
+    read_image(tmp_path / "c.png")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'a.tif'} has 16 bits a channel; of such images, 0 to 65535 become 0 to 255"
+    ]
+
+
+def test_a_warning_of_damaged_metadata_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo().save(tmp_path / "a.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    with guarded_output(), warnings.catch_warnings():
+        warnings.simplefilter("always")
+        read_image(tmp_path / "a.png")
+        warnings.warn("of no file", stacklevel=1)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith(f"warning: {tmp_path / 'a.png'}: Corrupt EXIF data")
+    assert said[-1] == "warning: of no file"

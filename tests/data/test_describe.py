@@ -57,7 +57,7 @@ def test_everything_is_counted_and_named(messy: Path) -> None:
         "left out, beside the class folders: Training/stray.png",
         "1 link repeats a file: Training/ant/link.png",
         "1 image cannot be read: Training/bee/broken.jpg",
-        "3 images are there several times (the same pixels, 3 copies), each in one split only",
+        "3 images are there several times (the same pixels, 3 copies); copies are never in two splits",
         "1 image of train is in a later split too and left out of train: Training/bee/leak.bmp",
         "1 image is in two classes: Training/ant/also a bee \\udcff.png = Training/bee/2.png",
         "classes are unbalanced: from 13 (ant) to 41 (bee) training images; always predicting bee is right for 76% of "

@@ -15,6 +15,7 @@ from cutmix.config.recipe import Recipe
 from cutmix.data import FileSet, open_data, open_splits
 from cutmix.data.command import describe_data
 from cutmix.data.decode import read_image
+from cutmix.data.tables import Rows
 from cutmix.errors import InputError
 from cutmix.runs.record import read_records
 from cutmix.training.loop import run_training
@@ -136,3 +137,17 @@ def test_a_row_that_names_no_regular_file_is_refused_and_not_waited_for(tmp_path
     assert isinstance(data, FileSet)
     with pytest.raises(InputError, match="cannot be read"):
         read_image(data.paths[0])
+
+
+def test_relative_paths_of_images_are_looked_for_in_the_data_set_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Present versions of ``datasets`` save the bytes of images, older ones their paths."""
+    monkeypatch.chdir(tmp_path)
+    for folder, size in (("images", (5, 5)), ("set/images", (9, 7))):
+        Path(folder).mkdir(parents=True)
+        Image.new("RGB", size).save(f"{folder}/a.png")
+    rows = Rows([{"image": {"bytes": None, "path": "images/a.png"}}], "image", np.arange(1), str(tmp_path / "set"))
+    assert read_image(rows.one(0)).size == (9, 7)
+    (tmp_path / "set/images/a.png").unlink()
+    assert read_image(rows.one(0)).size == (5, 5)

@@ -514,8 +514,8 @@ def made(tmp_path: Path, **errors: int) -> list[Path]:
 def test_the_verdict_of_two_runs_is_the_exact_test(tmp_path) -> None:
     opening, closing = verdict(read_runs(made(tmp_path, none=30, cutmix=9)))
     assert opening == (
-        "The best method is cutmix: 90 of 100 images right, against 66.7 of 100 images right with the baseline, none "
-        "(90 test images of cifar-100)."
+        "The best method is cutmix: 90 % of the images right, against 66.7 % of the images right with the baseline, "
+        "none (90 test images of cifar-100)."
     )
     assert stats.binomtest(0, 21).pvalue < 0.001
     assert closing.startswith("The difference is more than chance (for these two models, p < 0.001). Another seed")
@@ -523,7 +523,7 @@ def test_the_verdict_of_two_runs_is_the_exact_test(tmp_path) -> None:
 
 def test_a_difference_that_may_be_chance_is_no_reason_to_decide(tmp_path) -> None:
     opening, closing = verdict(read_runs(made(tmp_path, none=9, cutmix=12)))
-    assert opening.startswith("No method is better than the baseline, none: 90 of 100 images right, against 86.7 of")
+    assert opening.startswith("No method is better than the baseline, none: 90 % of the images right, against 86.7 %")
     p = stats.binomtest(0, 3).pvalue
     assert closing.startswith(f"The difference may be chance (for these two models, p = {p:.3f}): do not decide by it.")
 
@@ -542,7 +542,7 @@ def test_several_seeds_are_compared_over_seeds_and_images(tmp_path) -> None:
 def test_one_run_names_its_weakest_class(tmp_path) -> None:
     folder = predict(make_run(tmp_path / "a", n=N, error=100 * 5 / N), np.isin(np.arange(N), [1, 4, 7, 10, 2]))
     opening, closing = verdict(read_runs([folder]))
-    assert opening.startswith("small: 94.4 of 100 images right (95\u00a0% interval ")
+    assert opening.startswith("small: 94.4 % of the images right (95\u00a0% interval ")
     assert closing == "The weakest class is dog, with 26 of 30 right; 4 of its images are taken for eel."
 
 
