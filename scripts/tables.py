@@ -43,7 +43,8 @@ def short() -> str:
 
 def compared(name: str) -> list[dict[str, Any]]:
     """Return the comparisons of a file, smaller subsets first."""
-    return sorted(read_lines(RESULTS / f"{name}-comparison.log.jsonl"), key=lambda one: (one["per_class"], one["steps"]))
+    found = read_lines(RESULTS / f"{name}-comparison.log.jsonl")
+    return sorted(found, key=lambda one: (one["per_class"], one["steps"]))
 
 
 def difference(one: dict[str, Any]) -> list[str]:
