@@ -52,7 +52,8 @@ class Description(Tabular):
         conflicts: The groups among them whose files are in different classes.
         leaks: By split: files left out of it since a later split has the same image.
         deeper: Number of images in each folder inside a class folder; they are taken too.
-        near: Number of images beyond the first of each group of nearly the same ones.
+        near: Number of images beyond the first of each group of nearly the same ones, without the copies.
+        apart: Groups of nearly the same images that are in several splits.
         images: By split: the number of images, where an image can have several classes, or none.
     """
 
@@ -72,6 +73,7 @@ class Description(Tabular):
     leaks: dict[str, list[str]] = field(default_factory=dict)
     deeper: dict[str, int] = field(default_factory=dict)
     near: int = 0
+    apart: list[list[str]] = field(default_factory=list)
     images: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -145,7 +147,7 @@ class Description(Tabular):
     def _copies(self) -> list[str]:
         lines = []
         if self.copies:
-            extra = sum(map(len, self.copies)) - len(self.copies)
+            extra = _extra(self.copies)
             groups = _count(len(self.copies), "image is", "images are")
             how = "the same pixels" if self.compared == "pixels" else "equal files"
             lines.append(
@@ -153,7 +155,13 @@ class Description(Tabular):
                 "copies are never in two splits"
             )
         if self.near:
-            lines.append(f"{_count(self.near, 'image is', 'images are')} nearly the same as another, in the same fold")
+            kept = "" if self.apart else ", each in one split only"
+            lines.append(f"{_count(self.near, 'more image is', 'more images are')} nearly the same as another{kept}")
+        if self.apart:
+            which = _some(" = ".join(group) for group in self.apart)
+            lines.append(
+                f"{_count(len(self.apart), 'image is', 'images are')} nearly the same in several splits: {which}"
+            )
         for split, files in self.leaks.items():
             n = _count(len(files), f"image of {split} is", f"images of {split} are")
             lines.append(f"{n} in a later split too and left out of {split}: {_some(files)}")
@@ -264,10 +272,11 @@ def describe_splits(splits: Splits, copies: Copies | None = None) -> Description
     def shown(paths: Iterable[Path]) -> list[str]:
         return [printable(folders.name_of(path)) + "/" * path.is_dir() for path in paths]
 
-    def grouped(groups: Sequence[Sequence[Any]]) -> list[list[str]]:
+    def grouped(groups: Iterable[Sequence[Any]]) -> list[list[str]]:
         return [shown(file.path for file in group) for group in groups]
 
-    listings = folders.listings
+    listings, near = folders.listings, copies.near or []
+    split_of = {path: split for split, part in parts.items() if isinstance(part, FileSet) for path in part.paths}
     unreadable = {path: str(error) for path, error in copies.unreadable.items()}
     unreadable |= {path: "" for part in parts.values() for path in part.skipped if path not in unreadable}
     columns = list(zip(*copies.sizes.values(), strict=True)) if copies.sizes else []
@@ -287,9 +296,15 @@ def describe_splits(splits: Splits, copies: Copies | None = None) -> Description
         grouped(copies.conflicts),
         {split: shown(file.path for file in files) for split, files in splits.leaks.items()},
         _deeper(folders),
-        sum(map(len, copies.near or ())) - len(copies.near or ()),
+        _extra(near) - _extra(copies.groups) if near else 0,
+        grouped(group for group in near if len({split_of.get(file.path) for file in group} - {None}) > 1),
         {split: len(part) for split, part in parts.items()} if train.multi_label else {},
     )
+
+
+def _extra(groups: Sequence[Sequence[Any]]) -> int:
+    """Return the number of members of groups beyond the first of each."""
+    return sum(map(len, groups)) - len(groups)
 
 
 def _deeper(folders: ClassFolders) -> dict[str, int]:

@@ -164,12 +164,12 @@ def divide(folders: ClassFolders, copies: Copies, val_fraction: float, seed: int
     Without ``test/``, half of the images held out, or of ``val/``, become the test split if that gives it ``MIN_SPLIT``
     images.
 
-    Files of the same image are in one split. Where the folders have them in several, they are left out of ``train``
-    first, then of ``val``.
+    Files of the same image, or of nearly the same, are in one split. Where the folders have the same image in several,
+    it is left out of ``train`` first, then of ``val``.
 
     Args:
         folders: The images.
-        copies: What ``find_copies`` found.
+        copies: What ``find_copies`` and ``find_near`` found.
         val_fraction: In [0, 1): the share of each class to hold out; of two or more images at least one is on each
             side. With 0 nothing is held out, and a ``val/`` without ``test/`` is the test split.
         seed: Decides what is held out, and nothing else does.
@@ -225,7 +225,7 @@ def divide_folds(folders: ClassFolders, copies: Copies, fold: int, folds: int, s
         raise InputError(
             f"{folders.root} has {', '.join(folders.parts)} already; --folds divides a folder without splits"
         )
-    group_of = _groups_of(folders, copies, folds)
+    group_of = _groups_of(folders.parts["all"], copies, folds)
     fold_of: dict[object, int] = {}
     sizes = [0] * folds
     kept, held = [], []
@@ -257,17 +257,21 @@ def divide_folds(folders: ClassFolders, copies: Copies, fold: int, folds: int, s
     return Division({"train": kept, "test": held}, origin)
 
 
-def _groups_of(folders: ClassFolders, copies: Copies, folds: int) -> dict[Path, int]:
-    """Return the group of each file that has copies; only exact ones where near ones leave a class too few groups."""
-    same, near = (
-        {file.path: number for number, group in enumerate(groups) for file in group}
-        for groups in (copies.groups, copies.near or copies.groups)
-    )
-    for files in folders.parts["all"]:
-        counts = [len({groups.get(file.path, file.path) for file in files}) for groups in (same, near)]
-        if counts[1] < min(counts[0], folds):
-            return same
-    return near
+def _groups_of(classes: Classes, copies: Copies, sides: int = 2) -> dict[Path, int]:
+    """Return the group of each file that has copies.
+
+    Nearly equal files are copies too, unless that leaves a class fewer groups than sides, or more than half of it in
+    one group.
+    """
+    same = {file.path: number for number, group in enumerate(copies.groups) for file in group}
+    near = {file.path: number for number, group in enumerate(copies.near or (), len(same)) for file in group}
+    coarse: set[int] = set()
+    for files in classes:
+        alike = Counter(near.get(file.path, file.path) for file in files)
+        exact = {same.get(file.path, file.path) for file in files}
+        if len(alike) < min(len(exact), sides) or max(alike.values(), default=0) > max(2, len(files) / 2):
+            coarse |= {near[file.path] for file in files if file.path in near}
+    return same | {path: number for path, number in near.items() if number not in coarse}
 
 
 def _of(folders: ClassFolders) -> str:
@@ -278,7 +282,7 @@ def _hold_out(
     classes: Classes, folders: ClassFolders, copies: Copies, fraction: float, seed: int
 ) -> tuple[Classes, Classes]:
     """Divide each class by its names' hashes, files of the same image together, in the first class that has it."""
-    group_of = {file.path: number for number, group in enumerate(copies.groups) for file in group}
+    group_of = _groups_of(classes, copies)
     side: dict[object, bool] = {}
     kept, held = [], []
     for files in classes:

@@ -270,10 +270,10 @@ def _open_folder(
     folders = _listed(folder)
     known = name == "imagenet"
     copies = Copies() if known else copies or find_copies(folders, channels=channels)
+    count = sum(len(own) for classes in folders.parts.values() for own in classes)
+    if copies.near is None and copies.compared == "pixels" and count <= MOST_NEAR:
+        copies = replace(copies, near=find_near(folders, channels))
     if fold is not None:
-        count = sum(len(own) for classes in folders.parts.values() for own in classes)
-        if copies.near is None and copies.compared == "pixels" and count <= MOST_NEAR:
-            copies = replace(copies, near=find_near(folders, channels))
         division = divide_folds(folders, copies, *fold, seed)
     else:
         division = divide(folders, copies, 0.0 if known else val_fraction, seed)

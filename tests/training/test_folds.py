@@ -1,5 +1,6 @@
 """Cross-validation: which image is in which fold, and what is left of all folds."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from scipy import stats
 import cutmix
 from cutmix.cli import main
 from cutmix.data import open_splits
+from cutmix.data.command import describe_splits
 from cutmix.errors import InputError
 from cutmix.runs.read import read_arrays, read_run
 from cutmix.runs.record import read_records
@@ -54,6 +56,29 @@ def test_folds_are_stratified_and_keep_copies_together(photos: Path) -> None:
     other = open_splits(str(photos), fold=(1, 4), seed=1)
     assert other.test is not None
     assert {str(path) for path in other.test.paths} != tested[0]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_ordinary_split_keeps_the_same_copies_together(photos: Path, seed: int) -> None:
+    splits = open_splits(str(photos), val_fraction=0.25, seed=seed)
+    assert splits.val is not None
+    held = {path.name for path in splits.val.paths if path.parent.name == "cat"}
+    assert len({"00.png", "05.png", "11.jpg"} & held) in (0, 3)
+    assert splits.val.counts()[1] == 2
+    assert 3 <= splits.val.counts()[0] <= 5
+    assert "1 more image is nearly the same as another, each in one split only" in describe_splits(splits).warnings()
+
+
+def test_nearly_the_same_images_in_the_splits_of_a_folder_are_named(photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "all" / "train")
+    (tmp_path / "all/test/cat").mkdir(parents=True)
+    (tmp_path / "all/test/dog").mkdir()
+    (tmp_path / "all/train/cat/11.jpg").rename(tmp_path / "all/test/cat/new.jpg")
+    (tmp_path / "all/train/dog/00.png").rename(tmp_path / "all/test/dog/new.png")
+    said = describe_splits(open_splits(str(tmp_path / "all"))).warnings()
+    assert (
+        "1 image is nearly the same in several splits: train/cat/00.png = train/cat/05.png = test/cat/new.jpg" in said
+    )
 
 
 def test_images_that_are_all_alike_are_divided_nevertheless(tmp_path: Path) -> None:
