@@ -149,21 +149,30 @@ class Side:
         cls.blocks = make()
 
     @classmethod
-    def run(cls) -> None:
-        """Run the next block in the loop's process."""
+    def run(cls) -> float:
+        """Run the next block in the loop's process, and return the milliseconds of CPU time that it took."""
+        start = time.process_time()
         next(cls.blocks)
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
+        return 1000 * (time.process_time() - start)
 
 
-def loops_in_turns(sides: Mapping[str, Callable[[], Iterator[None]]], rounds: int) -> dict[str, list[float]]:
-    """Return the milliseconds of each side's blocks; each side has a process that waits while the others work."""
+def loops_in_turns(
+    sides: Mapping[str, Callable[[], Iterator[None]]], rounds: int, *, cpu_time: bool = False
+) -> dict[str, list[float]]:
+    """Return the milliseconds of each side's blocks; each side has a process that waits while the others work.
+
+    With ``cpu_time`` they are those of the side's process, which other work on the machine changes little.
+    """
     with ExitStack() as stack:
+        spent: dict[str, list[float]] = {name: [] for name in sides}
         calls: dict[str, Callable[[], object]] = {}
         for name, make in sides.items():
             process = stack.enter_context(_process(Side.start, make, torch.get_num_threads()))
-            calls[name] = lambda process=process: process.submit(Side.run).result()  # type: ignore[misc]
-        return in_turns(calls, rounds)
+            calls[name] = lambda name=name, process=process: spent[name].append(process.submit(Side.run).result())  # type: ignore[misc]
+        taken = in_turns(calls, rounds)
+        return {name: own[-rounds:] for name, own in spent.items()} if cpu_time else taken
 
 
 def fresh(function: Callable[..., Any], *args: object) -> Any:

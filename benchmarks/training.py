@@ -1,9 +1,10 @@
-"""Cost of CutMix and SMMix in a training step; speed of ``cutmix train`` beside a plain loop; its memory.
+"""Cost of CutMix and SMMix in a training step; speed of ``cutmix train`` beside a plain loop; its memory and profile.
 
     python benchmarks/training.py [--only PART] [--data PATH] [--json FILE] [--quick] [--device cuda] [--threads N]
                                   [--compile]
 
-The sides take turns by steps or blocks of steps. Memory is that of new processes.
+The sides take turns by steps or blocks of steps. Memory is that of new processes. The part "small" is compared by CPU
+time, with --threads 1; with ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 it is that of a CPU without bfloat16.
 """
 
 import argparse
@@ -18,14 +19,16 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from cutmix.config.options import TrainOptions
 from cutmix.config.recipes import Recipe, find_recipe
 from cutmix.data.loaders import Batch, Loader
 from cutmix.mixing import SMMix
 from cutmix.models.transformers import WithTokenHead
-from cutmix.runtime.device import keep_freed_memory, processes
+from cutmix.runtime.device import keep_freed_memory, processes, resolve_precision
 from cutmix.runtime.terminal import Stop
 from cutmix.training.loop import train_epoch, train_step
 from cutmix.training.setup import Run, prepare
@@ -37,7 +40,9 @@ from plain import check_twins, plain_blocks, plain_network_steps
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--data", default="cifar-100", help="small images, by name or path; default cifar-100")
-    parser.add_argument("--only", choices=["memory", "step", "loop", "network", "smmix"], help="this part alone")
+    parser.add_argument(
+        "--only", choices=["memory", "step", "loop", "network", "small", "smmix"], help="this part alone"
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile, whose start takes a minute")
     args = parser.parse_args()
@@ -56,6 +61,7 @@ def rows_of(recipe: Recipe, scratch: Path, args: argparse.Namespace) -> Iterator
         "step": partial(step_rows, pairs=3 if args.quick else 100),
         "loop": partial(speed_rows, blocks=blocks, steps=steps, compiled=args.compile),
         "network": partial(network_rows, rounds=1 if args.quick else 21),
+        "small": partial(small_rows, rounds=1 if args.quick else 5, steps=1 if args.quick else 4),
         "smmix": partial(smmix_rows, rounds=2 if args.quick else 21, batch_size=4 if args.quick else 16),
     }
     for name, rows in parts.items():
@@ -190,6 +196,42 @@ def network_rows(recipe: Recipe, scratch: Path, device: str, rounds: int) -> Ite
     at, beside = at_of(default), "written plainly, float32 NCHW"
     yield Row("training step, float32 NCHW", "ms", ms["float32"], beside, ms["plain"], 1.0, at)
     yield Row("default speed settings", "images/s", speed["default"], beside, speed["plain"], 1.8, at)
+
+
+def small_rows(recipe: Recipe, scratch: Path, device: str, rounds: int, steps: int) -> Iterator[Row]:
+    """Yield the images a second of CPU time of ``cutmix train`` beside float32 loops, and the profile of its steps."""
+    network = replace(find_recipe("cifar100-pyramidnet110"), data=recipe.data, lr=0.01, batch_size=32)
+    target = {"bfloat16": 3.0, "float32": 1.3}[resolve_precision("auto", torch.device(device))]
+    plain = partial(plain_blocks, recipe, 0, device, steps), partial(plain_network_steps, network, device)
+    ours = partial(our_blocks, recipe, scratch / "small", device, steps), partial(our_steps, network, scratch, device)
+    for own, theirs, loop, number in zip((recipe, network), plain, ours, (steps, 1), strict=True):
+        ms = medians(loops_in_turns({"ours": loop, "plain": theirs}, rounds, cpu_time=True))
+        speed = {name: 1000 * number * own.batch_size / taken for name, taken in ms.items()}
+        what = "cutmix train" if own is recipe else "its training step"
+        yield Row(
+            f"{what}, CPU time", "images/s", speed["ours"], "plain float32 loop", speed["plain"], target, at_of(own)
+        )
+    for own in (recipe, network):
+        spent = fresh(profile_steps, own, scratch, device, 1 if rounds == 1 else 3)
+        for name, taken in spent.items():
+            yield Row(f"profile of a step: {name}", "ms", taken, "the step", sum(spent.values()), at=at_of(own))
+
+
+PARTS = {"convolution": "convolutions", "batch_norm": "batch normalization"}
+
+
+def profile_steps(recipe: Recipe, scratch: Path, device: str, steps: int) -> dict[str, float]:
+    """Return the milliseconds of a training step by kind of operator, in a new process."""
+    with opened(recipe, scratch / "profile", device) as run:
+        one_step(run)
+        with profile(activities=[ProfilerActivity.CPU]) as found:
+            for _ in range(steps):
+                one_step(run)
+    spent = dict.fromkeys([*PARTS.values(), "everything else"], 0.0)
+    for event in found.key_averages():
+        part = next((part for key, part in PARTS.items() if key in event.key), "everything else")
+        spent[part] += event.self_cpu_time_total / 1000 / steps
+    return spent
 
 
 def smmix_rows(recipe: Recipe, scratch: Path, device: str, rounds: int, batch_size: int) -> Iterator[Row]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.distributed.run import get_args_parser
 from torch.utils.data import DataLoader, TensorDataset
 
 import cutmix
@@ -85,7 +86,7 @@ def commands_of_claims():
     return [pytest.param("\n".join(dict.fromkeys(found)), id="claims")]
 
 
-@pytest.mark.parametrize("block", [*blocks("sh"), *commands_of_claims()])
+@pytest.mark.parametrize("block", [*blocks("sh"), *blocks("bash"), *commands_of_claims()])
 def test_command_lines_parse(block, tmp_path, monkeypatch):
     """Every command is one of ours with flags that it has, or begins with a program that is named here."""
     for name in ("a", "b"):
@@ -100,10 +101,14 @@ def test_command_lines_parse(block, tmp_path, monkeypatch):
 
     for command in cli.COMMANDS:
         monkeypatch.setattr(api, command, called)
-    for line in block.splitlines():
+    for line in block.replace("\\\n", "").splitlines():
         words = shlex.split(line, comments=True)
-        if words[:2] == ["torchrun", "--nproc-per-node"]:
-            words = words[words.index("-m") + 1 :]
+        if words and ("=" in words[0] or words[0] == "srun"):  # of a job script
+            words = words[1:] if words[0] == "srun" else []
+        if words and words[0] == "torchrun":
+            launched = get_args_parser().parse_args(words[1:])
+            assert launched.module
+            words = [launched.training_script, *launched.training_script_args]
         if words and words[0] == "cutmix":
             with contextlib.suppress(CalledError):
                 cli.main(words[1:])

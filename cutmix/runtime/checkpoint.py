@@ -5,12 +5,14 @@ model, its training data, and how its images are prepared.
 """
 
 import _codecs
+import copy
 import json
 import re
 import warnings
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -69,6 +71,37 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
         InputError: The system refused to write; the previous file is unchanged.
     """
     write_atomic(path, lambda file: torch.save(state, file))
+
+
+class Background:
+    """Runs a job in a thread, such as writing a checkpoint, while the run continues; one at a time."""
+
+    def __init__(self) -> None:
+        self.job: Future[None] | None = None
+
+    def start(self, job: Callable[[], None]) -> None:
+        """Start a job, once the one before is done; raises as ``wait``."""
+        self.wait()
+        thread = ThreadPoolExecutor(1, "checkpoint")
+        self.job = thread.submit(job)
+        thread.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """Wait until the job is done, and raise its error, if any."""
+        job, self.job = self.job, None
+        if job:
+            job.result()
+
+
+def copy_state(state: Any) -> Any:
+    """Return a state whose tensors are copies on the CPU, which later steps do not change."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        copied = copy.copy(state)  # of its class and with its attributes, as a module's state has some
+        copied.update((name, copy_state(value)) for name, value in state.items())
+        return copied
+    return type(state)(map(copy_state, state)) if type(state) in (list, tuple) else state
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

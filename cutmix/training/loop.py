@@ -6,6 +6,7 @@ import shlex
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from cutmix.config.recipes import recipe_changes
 from cutmix.errors import InputError
 from cutmix.runs.folder import RunFolder, command_line, is_complete, today, write_arrays, write_bytes
 from cutmix.runs.record import Record, with_interval
-from cutmix.runtime.checkpoint import load_checkpoint, save_checkpoint
+from cutmix.runtime.checkpoint import copy_state, load_checkpoint, save_checkpoint
 from cutmix.runtime.device import (
     Vote,
     all_finite,
@@ -70,16 +71,19 @@ def run_to_end(run: Run) -> Path:
             while not is_over(run):
                 train_epoch(run, run.state.epoch, stop)
                 if is_evaluated(run, run.state.epoch + 1):
-                    save(run)  # an evaluation can take long or fail
+                    save(run, background=True)  # an evaluation can take long or fail
                 record = evaluate_epoch(run)
                 save(run)
                 run.progress.show_epoch(record)  # what is printed may fail, as on a closed pipe
             finish(run)
     finally:
-        if run.board:
-            run.board.close()
-        if run.folder:
-            run.folder.close()
+        try:
+            run.writing.wait()
+        finally:
+            if run.board:
+                run.board.close()
+            if run.folder:
+                run.folder.close()
     return run.path
 
 
@@ -105,7 +109,7 @@ def train_epoch(run: Run, epoch: int, stop: Stop) -> None:
         due = options.checkpoint_every and state.step % options.checkpoint_every == 0
         if stopping or (due and not last):
             state.seconds += time.perf_counter() - clock
-            save(run)
+            save(run, background=not stopping)
             clock = time.perf_counter()
         if stopping:
             run.progress.say(
@@ -178,6 +182,7 @@ def check_finite(run: Run) -> None:
 def diverged(run: Run, what: str, step: int) -> InputError:
     """Return the error of a diverged run, with the step, the learning rate and the last good checkpoint."""
     lr = learning_rate(run.recipe, step, run.batches.steps)
+    run.writing.wait()
     good = f"the last good checkpoint is {run.checkpoint}" if run.checkpoint.exists() else "no checkpoint was saved"
     return InputError(f"{what} at step {step + 1}, with learning rate {lr:.4g}; {good}")
 
@@ -277,13 +282,20 @@ def keep(run: Run, arrays: dict[str, np.ndarray] | None, which: str, weights: st
         save_weights(run.path / weights, run.state.exported.state_dict(), about)
 
 
-def save(run: Run) -> None:
-    """Write a checkpoint; every process takes part, the first one writes."""
+def save(run: Run, *, background: bool = False) -> None:
+    """Write a checkpoint; every process takes part, the first one writes, in the background on request.
+
+    No best epoch is new at such a request.
+    """
     check_finite(run)
     snapshot = take_snapshot(run.state, run.world)
     if run.folder:
-        about = {"log_size": run.folder.log_size(), "data": run.fingerprint}
-        save_checkpoint(run.checkpoint, snapshot | about)
+        snapshot |= {"log_size": run.folder.log_size(), "data": run.fingerprint}
+        run.writing.wait()
+        if background:
+            run.writing.start(partial(save_checkpoint, run.checkpoint, copy_state(snapshot)))
+            return
+        save_checkpoint(run.checkpoint, snapshot)
         run.folder.promote_best(run.state.best.get("epoch"))
 
 

@@ -26,7 +26,7 @@ from cutmix.errors import InputError, did_you_mean
 from cutmix.models import weights_normalization
 from cutmix.runs.folder import RunFolder, environment, read_recipe, today
 from cutmix.runs.read import NOTHING, read_environment
-from cutmix.runtime.checkpoint import Header, read_header
+from cutmix.runtime.checkpoint import Background, Header, read_header
 from cutmix.runtime.device import World, autocast, from_first, parallel, resolve_precision
 from cutmix.runtime.files import regular
 from cutmix.runtime.terminal import Progress, say
@@ -57,6 +57,7 @@ class Run:
     board: Tracker | None = None
     notes: list[str] = field(default_factory=list)
     unread: list[tuple[Tensor, int]] = field(default_factory=list)
+    writing: Background = field(default_factory=Background)
 
     @property
     def checkpoint(self) -> Path:

@@ -72,6 +72,32 @@ def test_a_run_trains_on_it(tmp_path: Path) -> None:
     run_training(recipe, TrainOptions(out=tmp_path / "run", workers=0, device="cpu", resume=True))
 
 
+def test_a_data_set_of_the_hub_is_loaded_by_its_name_and_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the hub's files, which datasets prepares from a folder as from a download
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for config, first in (("plain", 0), ("other", 100)):
+        (tmp_path / "ants" / config).mkdir(parents=True)
+        for split, count in (("train", 12), ("test", 4)):
+            table(count, first=first).to_parquet(tmp_path / "ants" / config / f"{split}-00000-of-00001.parquet")
+    (tmp_path / "ants/README.md").write_text(
+        "---\nconfigs:\n"
+        "- {config_name: plain, default: true, data_dir: plain}\n- {config_name: other, data_dir: other}\n---\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for name, first in (("hf:./ants", 0), ("hf:./ants:other", 100)):
+        splits = open_splits(name)
+        assert splits.test is not None
+        assert splits.train.classes == ("ant", "bee")
+        for data, count in ((splits.train, 12), (splits.test, 4)):
+            assert isinstance(data, FileSet)
+            assert sorted(read_image(path).getpixel((0, 0))[0] for path in data.paths)[0] == first
+            assert data.labels.bincount().tolist() == [count // 2, count // 2]
+    with pytest.raises(InputError, match=r"hf:./ants:third could not be loaded: .*third.* not found"):
+        open_splits("hf:./ants:third")
+
+
 def test_what_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(tmp_path / "text")
     with pytest.raises(InputError, match="has the columns text; expected one of images and one of labels"):

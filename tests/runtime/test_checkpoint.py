@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import zipfile
 from collections import defaultdict
 
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from cutmix.errors import InputError
-from cutmix.runtime.checkpoint import load_checkpoint, save_checkpoint
+from cutmix.runtime.checkpoint import Background, copy_state, load_checkpoint, save_checkpoint
 from cutmix.runtime.files import write_atomic
 from cutmix.runtime.weights import read_weights, save_weights
 
@@ -201,6 +202,44 @@ def test_a_run_comes_back_bit_for_bit(tmp_path):
     assert loaded["model"]["0.weight"].stride() == state["model"]["0.weight"].stride()
     for name, part in parts.items():
         part.load_state_dict(loaded[name])
+
+
+def test_a_copied_state_makes_the_same_file_and_does_not_change_with_the_state(tmp_path):
+    model = small_model().to(memory_format=torch.channels_last)
+    state = {"model": model.state_dict(), "epoch": 3, "history": [(1, torch.ones(2))], "processes": [{"seen": 4}]}
+    copied = copy_state(state)
+    for name, each in (("a", state), ("b", copied)):
+        save_checkpoint(tmp_path / f"{name}.pt", each)
+    first, second = (load_checkpoint(tmp_path / f"{name}.pt") for name in "ab")
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert first["model"]._metadata == second["model"]._metadata
+    assert [value.stride() for value in second["model"].values()] == [
+        value.stride() for value in first["model"].values()
+    ]
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            value.zero_()
+    torch.testing.assert_close(copied, second, rtol=0, atol=0)
+
+
+def test_one_job_runs_in_the_background_and_its_error_is_raised_once():
+    order, go, background = [], threading.Event(), Background()
+
+    def job(name):
+        go.wait(10)
+        order.append(name)
+
+    background.wait()
+    background.start(lambda: job("first"))
+    assert order == []
+    go.set()
+    background.start(lambda: job("second"))
+    assert "first" in order
+    background.start(lambda: int("no number"))
+    assert order == ["first", "second"]
+    with pytest.raises(ValueError, match="no number"):
+        background.wait()
+    background.wait()
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 import cutmix.evaluation.command
+import cutmix.runtime.distributed
 from cutmix.cli import main
 from cutmix.errors import InputError
+from cutmix.models import create_model
 from cutmix.runs.record import read_records
 from cutmix.runtime.device import (
     Vote,
@@ -271,6 +273,24 @@ def test_refusals_are_said_once_and_buffers_need_not_be_sent_before_each_forward
 def test_synchronized_batch_normalisation_needs_gpus() -> None:
     with pytest.raises(InputError, match="--sync-bn is set on cpu; expected cuda"):
         parallel(torch.nn.BatchNorm2d(2), World(0, 2, torch.device("cpu")), sync_bn=True)
+
+
+def test_synchronized_batch_normalisation_replaces_every_layer_and_keeps_what_they_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cutmix.runtime.distributed, "DistributedDataParallel", lambda model, **_: model)
+    for name in ("resnet20", "pyramidnet110", "test_efficientnet"):  # the last one's normalisations hold activations
+        model = create_model(name, 3)
+        expected = {key: value.clone() for key, value in model.state_dict().items()}
+        normal = sum(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+        activations = [type(module.act) for module in model.modules() if hasattr(module, "act")]
+        model = parallel(model, World(0, 2, torch.device("cuda")), sync_bn=True)
+        synchronized = [module for module in model.modules() if isinstance(module, torch.nn.SyncBatchNorm)]
+        assert len(synchronized) == normal > 0
+        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+        assert [type(module.act) for module in model.modules() if hasattr(module, "act")] == activations
+        assert model.state_dict().keys() == expected.keys()
+        assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
 
 
 def test_a_vote_is_answered_a_step_later_and_drained_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

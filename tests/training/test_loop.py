@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -415,6 +416,35 @@ def test_a_step_schedule_says_when_the_learning_rate_falls(tmp_path: Path, capsy
     run_training(replace(RECIPE, epochs=1, eval_every=1), options(tmp_path / "run"))
     said = " ".join(capsys.readouterr().out.split())
     assert "note: the learning rate is multiplied by 0.1 after these of 1 epochs: 0.5, 0.75" in said
+
+
+def test_steps_run_while_a_checkpoint_is_written_and_it_holds_what_was_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, Any]
+) -> None:
+    stepped, steps = threading.Event(), itertools.count()
+    save, step = cutmix.training.loop.save_checkpoint, cutmix.training.loop.train_step
+
+    def save_late(path: Path, state: dict[str, Any]) -> None:
+        stepped.clear()
+        if threading.current_thread() is not threading.main_thread() and state["step_in_epoch"] < 7:
+            assert stepped.wait(60)  # a step after the one that asked for it
+        save(path, state)
+
+    def counted(*given: Any) -> Any:
+        if next(steps) == 14:
+            raise Killed
+        result = step(*given)
+        stepped.set()
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cutmix.training.loop, "save_checkpoint", save_late)
+        patch.setattr(cutmix.training.loop, "train_step", counted)
+        with pytest.raises(Killed):
+            run_training(RECIPE, options(tmp_path / "run", checkpoint_every=3))
+    assert load_checkpoint(tmp_path / "run/checkpoint.pt")["step"] == 12
+    run_training(RECIPE, options(tmp_path / "run", resume=True))
+    assert outcome(tmp_path / "run") == uninterrupted
 
 
 def test_a_process_lost_before_the_first_checkpoint_starts_its_log_again(
