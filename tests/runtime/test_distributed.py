@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import cutmix.evaluation.command
-import cutmix.runtime.distributed
+import cutmix.runtime.device
 from cutmix.cli import main
 from cutmix.errors import InputError
 from cutmix.models import create_model
@@ -278,7 +278,7 @@ def test_synchronized_batch_normalisation_needs_gpus() -> None:
 def test_synchronized_batch_normalisation_replaces_every_layer_and_keeps_what_they_hold(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cutmix.runtime.distributed, "DistributedDataParallel", lambda model, **_: model)
+    monkeypatch.setattr(cutmix.runtime.device, "DistributedDataParallel", lambda model, **_: model)
     for name in ("resnet20", "pyramidnet110", "test_efficientnet"):  # the last one's normalisations hold activations
         model = create_model(name, 3)
         expected = {key: value.clone() for key, value in model.state_dict().items()}
