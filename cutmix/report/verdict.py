@@ -161,7 +161,10 @@ def in_words(one: Comparison) -> str:
         text = f"{one.method}{where}: {right:.1f} {share} images right, {before:.1f} with {one.baseline}"
     else:
         text = f"{one.method}{where}: F1 of the labels of an image {right:.1f} %, {before:.1f} % with {one.baseline}"
-    text += f" – {points:.1f} points {better} [{-d.high:+.1f}, {-d.low:+.1f}].".replace("-", "−")
+    if d.low == d.high == 0:
+        return f"{text} – equal on every image in every run: more or harder test images are needed.{_time(one)}"
+    text += f" – {f'{points:.1f} points {better}' if points else 'equal'} "
+    text += f"[{0.0 - d.high:+.1f}, {0.0 - d.low:+.1f}].".replace("-", "−")
     images = f"{d.images:,} {'validation' if one.split == 'val' else one.split} images"
     over = f"{d.seeds} seeds and {images}" if d.seeds > 1 else f"{images} and one seed"
     if one.settled:

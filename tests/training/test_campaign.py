@@ -131,6 +131,12 @@ def test_the_words_say_direction_chance_and_classes() -> None:
     assert "1.0 points worse [−4.0, +2.0]" in worse
     assert "Chance is not excluded (p = 0.400" in worse
     assert "No class alone differs" in worse
+    assert "with none – equal [−3.0, +0.0]. Chance" in in_words(comparison(0.0, 0.0, 3.0, 1.0))
+    alike = in_words(comparison(0.0, 0.0, 0.0, 1.0))
+    assert alike.endswith(
+        "80.0 with none – equal on every image in every run: more or harder test images are needed. "
+        "Training takes 1.20 times as long."
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
