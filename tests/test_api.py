@@ -264,6 +264,17 @@ def test_other_results_print_as_tables_too(run: Run, tmp_path: Path) -> None:
     assert cutmix.export(run, out=tmp_path / "torch", format="torch").is_dir()
 
 
+def test_in_a_notebook_results_are_shown_once_and_print(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import rich.console
+    import rich.jupyter
+
+    shown = str(run)
+    monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)
+    monkeypatch.setattr(rich.jupyter, "display", lambda *_: pytest.fail("rich shows what the result shows itself"))
+    assert str(run) == shown
+    assert "top1_err" in shown
+
+
 def test_importing_the_package_takes_less_than_a_tenth_of_a_second() -> None:
     code = "import time; start = time.process_time(); import cutmix; print(time.process_time() - start)"
     taken = [

@@ -39,7 +39,13 @@ _REFUSED = (
 
 
 class Console(rich.console.Console):
-    """rich's console, except that a closed pipe raises BrokenPipeError, and that control characters are escaped."""
+    """rich's console, except that a closed pipe raises BrokenPipeError, and that control characters are escaped.
+
+    In a notebook it prints text too: rich would show HTML, also where a file is given.
+    """
+
+    def __init__(self, **named: Any) -> None:
+        super().__init__(**{"force_jupyter": False} | named)
 
     def render(self, *arguments: Any, **named: Any) -> Iterator[Segment]:
         """Yield the segments of what is printed, with the control characters of names escaped."""
