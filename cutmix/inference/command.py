@@ -117,10 +117,10 @@ def opening(model: Model, options: PredictOptions, files: list[Source] | None) -
     images = "images from standard input" if files is None else f"{len(files):,} image{'s' * (len(files) != 1)}"
     if options.temperature is not None:
         said = f"temperature {options.temperature:g}, as given"
-    elif model.calibrated:
-        said = f"temperature {model.temperature:.3g}, fitted on held-out images"
+    elif model.calibrated or model.rejected is not None:
+        said = f"temperature {model.describe_temperature()}"
     else:
-        said = "no temperature (cutmix evaluate RUN --suite calibration fits one, used if it lowers the held-out loss)"
+        said = "no temperature (cutmix evaluate RUN --suite calibration fits one)"
     if model.thresholds is not None:
         how = f"{options.threshold:g} for every label" if options.threshold else "of each label, chosen in training"
         said += f"; thresholds {how}"

@@ -178,6 +178,7 @@ class Model(Tabular):
         preprocessing: How an image becomes the input.
         temperature: Divides the logits before the softmax.
         calibrated: Whether the temperature was fitted on held-out images.
+        rejected: A fitted temperature that is not used, as it does not lower the loss of other images; or None.
         thresholds: Where an image can have several labels: the probability at temperature 1 from which on each of them
             is predicted, (K,); None for one label an image.
         source: The file of weights.
@@ -186,11 +187,13 @@ class Model(Tabular):
 
     def __init__(
         self, network: nn.Module, classes: tuple[str, ...], preprocessing: Preprocessing, *, temperature: float = 1.0,
-        calibrated: bool = False, thresholds: tuple[float, ...] | None = None, source: Path, recipe: Recipe,
+        calibrated: bool = False, rejected: float | None = None, thresholds: tuple[float, ...] | None = None,
+        source: Path, recipe: Recipe,
     ) -> None:  # fmt: skip
         self.network = network.eval().requires_grad_(False)
         self.classes, self.preprocessing, self.source, self.recipe = classes, preprocessing, source, recipe
-        self.temperature, self.calibrated, self.thresholds = temperature, calibrated, thresholds
+        self.temperature, self.calibrated, self.rejected = temperature, calibrated, rejected
+        self.thresholds = thresholds
 
     def tables(self) -> Iterator[Table | str]:
         """Yield the file of weights, and a table of what the model takes and returns."""
@@ -198,17 +201,24 @@ class Model(Tabular):
         size, channels = self.preprocessing.image_size, self.preprocessing.in_chans
         names = ", ".join(self.classes[:_MOST_NAMES]) + (", …" if len(self.classes) > _MOST_NAMES else "")
         one = "one class" if self.thresholds is None else "any number of labels"
-        found = "fitted on held-out images" if self.calibrated else "not fitted"
         table = Table("property", "value")
         for about in (
             ("input", f"{size}×{size} pixels, {channels} channel{'s' if channels > 1 else ''}"),
             ("output", f"{one} of {len(self.classes):,}: {names}"),
-            ("temperature", f"{self.temperature:.3g}, {found}"),
+            ("temperature", self.describe_temperature()),
             ("parameters", f"{sum(p.numel() for p in self.network.parameters()):,}"),
             ("device", str(self.device)),
         ):
             table.add_row(*map(Text, about))
         yield table
+
+    def describe_temperature(self) -> str:
+        """Return the temperature, and where it comes from."""
+        if self.calibrated:
+            return f"{self.temperature:.3g}, fitted on held-out images"
+        if self.rejected is not None:
+            return f"1, as the fitted {self.rejected:.3g} does not lower the loss of other held-out images"
+        return "1, not fitted"
 
     @property
     def device(self) -> torch.device:
@@ -385,7 +395,7 @@ def load(source: str | os.PathLike[str], *, which: str = "last", device: str = "
     """
     path = find_weights(Path(source), which)
     header = _complete_header(path)
-    temperature = _fitted_temperature(Path(source), which) if Path(source).is_dir() else None
+    fitted, used = _fitted_temperature(Path(source), which) if Path(source).is_dir() else (None, False)
     recipe, classes = Recipe.from_dict(header["recipe"]), header["classes"]
     preprocessing = Preprocessing(
         header["image_size"], header["in_chans"], header["mean"], header["std"], header["small"],
@@ -396,8 +406,9 @@ def load(source: str | os.PathLike[str], *, which: str = "last", device: str = "
     load_weights(network, path)
     regularize(network, shake_drop=recipe.shake_drop, decay=recipe.depth_decay)
     return Model(
-        network.to(find_device(device)), classes, preprocessing, temperature=temperature or 1.0,
-        calibrated=temperature is not None, thresholds=thresholds, source=path, recipe=recipe,
+        network.to(find_device(device)), classes, preprocessing,
+        temperature=fitted if fitted is not None and used else 1.0, calibrated=used, rejected=None if used else fitted,
+        thresholds=thresholds, source=path, recipe=recipe,
     )  # fmt: skip
 
 
@@ -416,10 +427,10 @@ def _complete_header(path: Path) -> dict[str, Any]:
     return fields
 
 
-def _fitted_temperature(run: Path, which: str) -> float | None:
-    """Return the temperature that a calibration of the run's own test images found, or None.
+def _fitted_temperature(run: Path, which: str) -> tuple[float | None, bool]:
+    """Return the temperature that a calibration of the run's own test images found, or None, and whether it is used.
 
-    A temperature at the end of its range is none: divided by 1000, every class has the same probability. Neither is one
+    A temperature at the end of its range is not: divided by 1000, every class has the same probability. Neither is one
     that does not lower the NLL of the half of the images that it was not fitted on.
     """
     found = {line.metric: line.value for line in read_run(run).suite("calibration") if line.which == which}
@@ -428,7 +439,7 @@ def _fitted_temperature(run: Path, which: str) -> float | None:
         raise InputError(f"{run / 'results.jsonl'}: temperature is {temperature}; expected a number from 1e-6 to 1e6")
     before, after = found.get("nll_unscaled"), found.get("nll_scaled")
     worse = before is not None and after is not None and after >= before
-    return None if worse or temperature in TEMPERATURES else temperature
+    return temperature, not (temperature is None or worse or temperature in TEMPERATURES)
 
 
 def _check_range(**counts: int) -> None:

@@ -147,6 +147,7 @@ def test_a_temperature_at_the_end_of_its_range_or_without_a_lower_loss_is_not_ta
     (run / "results.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     model = load(run, device="cpu")
     assert (model.temperature, model.calibrated) == (1.0, False)
+    assert f"1, as the fitted {model.rejected:.3g} does not lower the loss" in str(model)
 
 
 @pytest.mark.parametrize(
