@@ -296,9 +296,9 @@ def _split_flags(words: list[str], options: type) -> tuple[list[str], list[str]]
 def print_completion(shell: str) -> None:
     """Print a script for the completion of commands and flags in a shell."""
     from cutmix.config import options as kinds
-    from cutmix.config.completion import completion_script
     from cutmix.config.recipe import Recipe
     from cutmix.config.recipes import RECIPES
+    from cutmix.config.shell_completion import completion_script
     from cutmix.config.tasks import TASKS, Captioning, Detection
     from cutmix.training.mixes import MIXES
 

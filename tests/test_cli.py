@@ -242,7 +242,7 @@ def test_an_unreadable_file_stops_or_is_counted(
         ((*DIGITS, "--lr", "-1"), "--lr is -1.0; expected a number above 0"),
         ((*DIGITS, "--lr", "nan"), "--lr is nan"),
         ((*DIGITS, "--workers", "-1"), "--workers is -1"),
-        ((*DIGITS, "--resume", "--overwrite"), "either continued or started again"),
+        ((*DIGITS, "--resume", "--overwrite"), "either resumed or started again"),
         ((*DIGITS, "--weights", "absent.pth"), "absent.pth could not be read: No such file"),
         ((*DIGITS, "--crop-padding", "9", "--padding-mode", "reflect"), "crop_padding is 9"),
         ((*DIGITS, "--out", "/dev/null/run"), "/dev/null/run could not be made: Not a directory"),

@@ -20,26 +20,26 @@ class RunOptions:
     out: Path | None = None
     """Folder of the run; by default runs/NAME-seedN."""
     resume: bool = False
-    """Resume the run in the folder, on a CPU bit for bit; start it if there is none."""
+    """Resume the run in the folder (bit for bit on a CPU), or start it if there is none."""
     overwrite: bool = False
-    """Remove the run in the folder, and start again."""
+    """Remove the run in the folder and start again."""
     device: str = "auto"
-    """auto (CUDA, XPU, MPS or the CPU, the first there is), cpu, cuda, cuda:1, xpu, mps."""
+    """auto (the first available of CUDA, XPU, MPS and CPU), cpu, cuda, cuda:1, xpu, mps."""
     workers: int = WORKERS
-    """Image files: threads that decode; 0 decodes in the thread of the loop."""
+    """Image files: number of decoding threads; 0 decodes in the main thread."""
     log_every: int = 50
     """Log the loss every N steps; each reading waits for the GPU."""
     checkpoint_every: int = 1000
-    """Save a checkpoint every N steps; 0 saves at the end of an epoch only."""
+    """Save a checkpoint every N steps; 0 saves only at the end of an epoch."""
     timeout: float = 1800.0
-    """Several processes: seconds that each waits for the others before it ends with an error."""
+    """Several processes: seconds that a process waits for the others before it fails."""
     log: Literal["tensorboard", "wandb", "mlflow", "trackio"] | None = None
-    """Log to this tracker too; TensorBoard's files are in the folder of the run, and the others follow the
-    settings of their own environment variables. Each needs its extra."""
+    """Log to this tracker too. TensorBoard writes to the folder of the run; the other trackers are configured by their
+    own environment variables. Each needs its extra."""
 
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
-            raise InputError("--resume and --overwrite are both given; a run is either continued or started again")
+            raise InputError("--resume and --overwrite are both given; a run is either resumed or started again")
         for name, least in (("workers", 0), ("log_every", 1), ("checkpoint_every", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least {least}")
@@ -78,19 +78,19 @@ class EvaluateOptions:
     weights_ema: bool = False
     """Evaluate the moving average in a file that holds the weights and their average."""
     which: Literal["last", "best"] = "last"
-    """Epoch of a run."""
+    """Weights of a run: of its last or its best epoch."""
     image_size: int | None = None
     """Side of the input in pixels, for a file that does not name it."""
     crop_fraction: float = 0.875
     """Image files: side of the centre crop as a share of the resized image, for a file that does not name it."""
     squash: bool = False
-    """Image files: resize both sides alike, whatever the aspect ratio, for a file that does not name it."""
+    """Image files: resize to a square, ignoring the aspect ratio, for a file that does not name it."""
     batch_size: int = 256
     """Number of images in a batch."""
     precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] | None = None
-    """Arithmetic; by default the run's own, and float32 for a file."""
+    """Precision; by default the precision of the run, or float32 for a file."""
     device: str = "auto"
-    """auto (CUDA, XPU, MPS or the CPU, the first there is), cpu, cuda, cuda:1, xpu, mps."""
+    """auto (the first available of CUDA, XPU, MPS and CPU), cpu, cuda, cuda:1, xpu, mps."""
     workers: int = WORKERS
     """Image files: number of decoding threads."""
     skip_unreadable: bool = False
@@ -137,7 +137,7 @@ def check_channels(channels: int) -> None:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What ``cutmix data`` describes."""
+    """Flags of ``cutmix data``."""
 
     data: Annotated[str, tyro.conf.Positional]
     """A folder of class folders, or a known set such as digits or cifar-100."""
@@ -146,13 +146,13 @@ class DataOptions:
     out: Path | None = None
     """Draw a few images of each class into this PNG file."""
     val_fraction: float = 0.2
-    """Share of each class to hold out where a folder has no validation split; 0 holds out nothing."""
+    """Share of each class to hold out if a folder has no validation split; 0 holds out nothing."""
     seed: int = 0
-    """Seed of that division; cutmix train with the same seed has the same splits."""
+    """Seed of that split; the --split-seed of cutmix train."""
     channels: int = 3
-    """Channels that image files are decoded to, as of cutmix train."""
+    """Channels that image files are decoded to, as in cutmix train."""
     download: bool = False
-    """Download a known set that is not there."""
+    """Download a known set that is missing."""
 
     def __post_init__(self) -> None:
         _check_ending(self.out, ".png")
@@ -161,18 +161,18 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class ShardsOptions:
-    """What ``cutmix shards`` writes."""
+    """Flags of ``cutmix shards``."""
 
     data: Annotated[str, tyro.conf.Positional]
-    """A folder of images, a file of labels, or any other data set of images that cutmix train takes."""
+    """A folder of images, a file of labels, or any other data set of image files that cutmix train accepts."""
     out: Annotated[Path, tyro.conf.arg(name="out")]
-    """Folder of the shards; started again, the shards that are there are not written again."""
+    """Folder of the shards; an interrupted command writes only the missing shards."""
     shard_size: int = 256
-    """Megabytes of a shard."""
+    """Size of a shard in megabytes."""
     val_fraction: float = 0.2
-    """Share of each class to hold out where the data have no validation split; 0 holds out nothing."""
+    """Share of each class to hold out if the data have no validation split; 0 holds out nothing."""
     seed: int = 0
-    """Seed of that division and of the order in the training shards."""
+    """Seed of that split and of the order of the training images."""
     skip_unreadable: bool = False
     """Leave out unreadable images and count them, instead of stopping."""
     channels: int = 3
@@ -186,32 +186,32 @@ class ShardsOptions:
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What ``cutmix predict`` classifies."""
+    """Flags of ``cutmix predict``."""
 
     source: Annotated[Path, tyro.conf.Positional]
     """Folder of a run, or a file of weights that cutmix train wrote."""
     images: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Image files, folders of images or of tar shards, or - for file names from standard input, a line each."""
+    """Image files, folders of images or tar shards, or - to read file names from standard input, one per line."""
     top: int = 1
-    """Number of classes of each prediction."""
+    """Number of classes to print for each image."""
     format: Literal["csv", "jsonl"] = "csv"
-    """Comma-separated values, or one JSON object a line."""
+    """csv, or jsonl: one JSON object per line."""
     out: Path | None = None
-    """Write to this file; by default to standard output."""
+    """Output file; by default standard output."""
     temperature: float | None = None
-    """Divides the logits before the softmax; by default that of the run's calibration on held-out images."""
+    """Temperature that divides the logits; by default the temperature from the calibration of the run."""
     tta: Literal["none", "flip"] = "none"
-    """flip: average with the prediction of the mirrored image."""
+    """Test-time augmentation; flip: average with the prediction of the flipped image."""
     threshold: float = 0.0
     """Mark predictions as sure from this probability on, and those below as not sure; 0 marks none."""
     which: Literal["last", "best"] = "last"
-    """Epoch of a run."""
+    """Weights of a run: of its last or its best epoch."""
     batch_size: int = 64
-    """Images at a time."""
+    """Number of images in a batch."""
     workers: int = WORKERS
-    """Threads that decode."""
+    """Number of decoding threads."""
     device: str = "auto"
-    """auto (CUDA, XPU, MPS or the CPU, the first there is), cpu, cuda, cuda:1, xpu, mps."""
+    """auto (the first available of CUDA, XPU, MPS and CPU), cpu, cuda, cuda:1, xpu, mps."""
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -222,22 +222,22 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class ExplainOptions:
-    """What ``cutmix explain`` draws."""
+    """Flags of ``cutmix explain``."""
 
     source: Annotated[Path, tyro.conf.Positional]
     """Folder of a run, or a file of weights that cutmix train wrote."""
     images: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Image files, or folders of images."""
     class_name: Annotated[str | None, tyro.conf.arg(name="class")] = None
-    """Draw the heat map of this class too, beside that of the predicted one."""
+    """Draw the heat map of this class too, beside that of the predicted class."""
     neighbours: int = 4
-    """Training images that are nearest in feature space; 0 draws none."""
+    """Number of nearest training images in feature space to draw; 0 draws none."""
     out: Path = Path("explanations")
     """Folder of the images."""
     which: Literal["last", "best"] = "last"
-    """Epoch of a run."""
+    """Weights of a run: of its last or its best epoch."""
     device: str = "auto"
-    """auto (CUDA, XPU, MPS or the CPU, the first there is), cpu, cuda, cuda:1, xpu, mps."""
+    """auto (the first available of CUDA, XPU, MPS and CPU), cpu, cuda, cuda:1, xpu, mps."""
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -248,76 +248,76 @@ class ExplainOptions:
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """What ``cutmix serve`` shows."""
+    """Flags of ``cutmix serve``."""
 
     source: Annotated[Path, tyro.conf.Positional]
     """Folder of a run, or a file of weights that cutmix train wrote."""
     port: int | None = None
-    """Port on the loopback address; by default the first free one from 7860 on."""
+    """Port on the loopback address; by default the first free port from 7860."""
     which: Literal["last", "best"] = "last"
-    """Epoch of a run."""
+    """Weights of a run: of its last or its best epoch."""
     device: str = "auto"
-    """auto (CUDA, XPU, MPS or the CPU, the first there is), cpu, cuda, cuda:1, xpu, mps."""
+    """auto (the first available of CUDA, XPU, MPS and CPU), cpu, cuda, cuda:1, xpu, mps."""
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What ``cutmix export`` writes."""
+    """Flags of ``cutmix export``."""
 
     source: Annotated[Path, tyro.conf.Positional]
     """Folder of a run, or a file of weights that cutmix train wrote."""
     format: Literal["onnx", "torch", "safetensors"] = "onnx"
     """ONNX, a torch.export program, or the weights alone; the first two hold preprocessing and calibration."""
     out: Path | None = None
-    """Folder to write; by default the run's name with the format."""
+    """Output folder; by default the name of the run and the format."""
     which: Literal["last", "best"] = "last"
-    """Epoch of a run."""
+    """Weights of a run: of its last or its best epoch."""
 
 
 @dataclass(frozen=True)
 class PushOptions:
-    """What ``cutmix push`` publishes."""
+    """Flags of ``cutmix push``."""
 
     source: Annotated[Path, tyro.conf.Positional]
     """Folder of a run, or a file of weights that cutmix train wrote."""
     name: Annotated[str | None, tyro.conf.Positional] = None
     """Repository on the Hugging Face Hub, USER/NAME."""
     to: Path | None = None
-    """Write the files to this folder instead, without a network."""
+    """Write the files to this folder instead of uploading them."""
     which: Literal["last", "best"] = "last"
-    """Epoch of a run."""
+    """Weights of a run: of its last or its best epoch."""
     private: bool = False
-    """Make a new repository private."""
+    """Create the repository as private."""
 
 
 @dataclass(frozen=True)
 class PreviewOptions:
-    """What ``cutmix preview`` draws."""
+    """Flags of ``cutmix preview``."""
 
     data: str
     """A folder of class folders, or a known set such as digits or cifar-100."""
     out: Path = Path("preview.png")
-    """Write to this PNG file."""
+    """Output PNG file."""
     mix: Literal["images", "smmix"] = "images"
-    """images: Cutout, Mixup and CutMix; smmix: the attention of a vision transformer and what SMMix mixes."""
+    """images: draw Cutout, Mixup and CutMix; smmix: draw the attention of a vision transformer and SMMix."""
     model: str = "deit_tiny_patch16_224"
     """smmix: a vision transformer."""
     weights: Path | None = None
-    """smmix: its weights; by default random ones, whose attention is random too."""
+    """smmix: weights of the transformer; by default random, with random attention."""
     count: int = 6
     """Number of samples."""
     image_size: int | None = None
-    """Side in pixels; by default a small set's own, and 224 for image files."""
+    """Side in pixels; by default the size of the images of a small set, and 224 for image files."""
     alpha: float = 1.0
     """α of the Beta distribution of CutMix and Mixup."""
     cutout_size: int | None = None
-    """Side of Cutout's square in pixels; by default half of the image's side."""
+    """Side of Cutout's square in pixels; by default half the side of the image."""
     seed: int = 0
     """Seed of the samples and of the mixing."""
     skip_unreadable: bool = False
     """Leave out unreadable images instead of stopping."""
     channels: int = 3
-    """Channels that image files are decoded to, as of cutmix train."""
+    """Channels that image files are decoded to, as in cutmix train."""
 
     def __post_init__(self) -> None:
         _check_ending(self.out, ".png")
@@ -326,12 +326,12 @@ class PreviewOptions:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What ``cutmix report`` shows."""
+    """Flags of ``cutmix report``."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders of runs."""
     out: Path = Path("report.html")
-    """The page."""
+    """Output HTML file."""
 
     def __post_init__(self) -> None:
         _check_ending(self.out, ".html")
@@ -339,7 +339,7 @@ class ReportOptions:
 
 @dataclass(frozen=True)
 class PaperOptions:
-    """What ``cutmix paper`` shows."""
+    """Flags of ``cutmix paper``."""
 
     tables: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """table1, table3 to table12, tableA2, tableA3, figure2, figure3, talk, smmix; by default all."""
@@ -354,58 +354,58 @@ class CampaignOptions:
     """Options of several runs in one folder."""
 
     out: Path = Path("runs")
-    """Folder that holds a folder for each run; runs that were begun in it are resumed."""
+    """Folder of the runs, one folder per run; interrupted runs in it are resumed."""
     shard: str = "1/1"
-    """i/n runs every n-th run from the i-th on, to share the runs among machines that see the same folder."""
+    """i/n trains every n-th run, starting with the i-th, to share the runs among machines with a common folder."""
     device: str = "auto"
-    """auto (CUDA, XPU, MPS or the CPU, the first there is), cpu, cuda, cuda:1, xpu, mps."""
+    """auto (the first available of CUDA, XPU, MPS and CPU), cpu, cuda, cuda:1, xpu, mps."""
     workers: int = WORKERS
-    """Image files: threads that decode."""
+    """Image files: number of decoding threads."""
     download: bool = False
     """Download a known data set that is not there."""
 
 
 @dataclass(frozen=True)
 class ReproduceOptions(CampaignOptions):
-    """What ``cutmix reproduce`` runs."""
+    """Flags of ``cutmix reproduce``."""
 
     table: Annotated[str, tyro.conf.Positional] = tyro.MISSING
     """table1, table3 to table8, figure2, figure3, talk, smmix, or all."""
     rows: tuple[str, ...] = ()
-    """Labels or recipes of rows; by default every row that a recipe runs."""
+    """Labels or recipes of rows; by default every row that has a recipe."""
     seeds: int | None = None
-    """Runs of each row, with seeds from 0; by default 3, and 1 at smoke scale."""
+    """Number of seeds of each row, from 0; by default 3, and 1 at smoke scale."""
     scale: Literal["full", "short", "smoke"] = "full"
-    """The paper's protocol, the same with fewer epochs, or a few steps to check that it runs."""
+    """full: the paper's protocol; short: the same with fewer epochs; smoke: a few steps, to check that it runs."""
     model: str | None = None
-    """Another model than the rows', such as resnet20 on a CPU."""
+    """Train this model instead of that of each row, such as resnet20 on a CPU."""
     lr: float | None = None
-    """Another learning rate than the rows', for another model."""
+    """Learning rate to use instead of that of each row, for another model."""
     epochs: int | None = None
     """Epochs at short scale; by default 10."""
     data: str | None = None
     """Folder of the data; by default under $CUTMIX_DATA or ./data."""
     out: Path = Path("runs/reproduce")
-    """Folder that holds a folder for each run; runs that were begun in it are resumed."""
+    """Folder of the runs, one folder per run; interrupted runs in it are resumed."""
 
 
 @dataclass(frozen=True)
 class CompareOptions(CampaignOptions):
-    """What ``cutmix compare`` trains and compares; every other flag of ``cutmix train`` applies to all runs."""
+    """Flags of ``cutmix compare``; every other flag of ``cutmix train`` applies to all runs."""
 
     mix: tuple[str, ...] = ("none", "cutmix")
     """Mixing methods; the first is the baseline."""
     seeds: int = 3
-    """Runs of each method, with seeds from 0."""
+    """Number of seeds of each method, from 0."""
     train_per_class: tuple[int, ...] = ()
-    """Numbers of training images of each class, for a curve over subsets that contain one another; by default all."""
+    """Numbers of training images per class, for a curve over nested subsets; by default all images."""
     steps: int | None = None
-    """Optimizer steps of each run, so that subsets of all sizes are trained equally long; replaces --epochs, of which
-    --warmup-epochs and --eval-every keep their share."""
+    """Optimizer steps of each run, so that subsets of all sizes are trained equally long; replaces --epochs.
+    --warmup-epochs and --eval-every keep their share of the training."""
     out: Path = Path("runs/compare")
-    """Folder that holds a folder for each run, the page and comparison.json; runs that were begun in it are resumed."""
+    """Folder of the runs, report.html and comparison.json; interrupted runs in it are resumed."""
     jobs: int = 1
-    """Runs at a time, each with its share of the cores."""
+    """Number of runs in parallel, each with its share of the cores."""
     json: bool = False
     """Print the comparison as JSON instead of text."""
 
@@ -425,19 +425,19 @@ class CompareOptions(CampaignOptions):
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What ``cutmix demo`` does."""
+    """Flags of ``cutmix demo``."""
 
     out: Path = Path("runs/demo")
-    """Folder of the runs and their page; runs that were begun in it are resumed."""
+    """Folder of the runs and their page; interrupted runs in it are resumed."""
     epochs: int = 40
     """Passes over the thousand training digits."""
     seeds: int = 1
-    """Runs of each method, with seeds from 0."""
+    """Number of seeds of each method, from 0."""
     device: str = "auto"
-    """auto (CUDA, XPU, MPS or the CPU, the first there is), cpu, cuda, cuda:1, xpu, mps."""
+    """auto (the first available of CUDA, XPU, MPS and CPU), cpu, cuda, cuda:1, xpu, mps."""
 
 
 def _check_ending(out: Path | None, ending: str) -> None:
-    """Refuse the name of an output by which an image or the results of a run would be replaced."""
+    """Refuse the name of an output that could replace an image or the results of a run."""
     if out is not None and out.suffix.lower() != ending:
         raise InputError(f"--out is {out}; expected a name that ends in {ending}")

@@ -29,19 +29,19 @@ class Training:
     """
 
     name: str = "custom"
-    """What the run is called in its folder, its results and the report."""
+    """Name of the run in its folder, its results and the report."""
 
     data: str = "digits"
-    """What to learn from."""
+    """Data set."""
     model: str = "resnet20"
-    """The network."""
+    """Model."""
 
     epochs: int = 30
     """Passes over the training set."""
     batch_size: int = 128
-    """Images of one optimizer step, over all processes."""
+    """Images in one optimizer step, over all processes."""
     accumulate: int = 1
-    """Parts into which a process splits its share of a batch to save memory."""
+    """Number of parts that each process splits its share of a batch into, to save memory."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum, or AdamW."""
     lr: float = 0.1
@@ -53,36 +53,36 @@ class Training:
     weight_decay: float = 5e-4
     """Weight decay."""
     decay_all: bool = True
-    """Decay biases and normalisation too, as the paper's code does."""
+    """Apply weight decay to biases and normalisation too, as the paper's code does."""
     schedule: Literal["step", "cosine", "constant"] = "cosine"
-    """How the learning rate falls."""
+    """Learning rate schedule."""
     milestones: tuple[float, ...] = (0.5, 0.75)
-    """Shares of the epochs after which a step schedule multiplies the learning rate by gamma."""
+    """Shares of the epochs after which the step schedule multiplies the learning rate by gamma."""
     gamma: float = 0.1
-    """Factor of a step schedule."""
+    """Factor of the step schedule at each milestone."""
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up."""
     min_lr: float = 0.0
-    """Learning rate at the end of a cosine."""
+    """Learning rate at the end of the cosine schedule."""
     clip_grad_norm: float = 0.0
-    """Largest norm of the gradient; 0 does not clip."""
+    """Clip the gradient to this norm; 0 does not clip."""
     ema_decay: float = 0.0
-    """Decay of a moving average of the weights, which is then evaluated; 0 keeps none."""
+    """Decay of the moving average of the weights, which is evaluated in their place; 0 keeps no average."""
     eval_every: int = 1
-    """Epochs between two evaluations of the images that choose the best epoch."""
+    """Evaluate every N epochs on the images that choose the best epoch."""
     seed: int = 0
-    """Seed of everything random."""
+    """Seed of all random draws."""
 
     precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of the forward pass; auto is bfloat16 where the device has it in hardware, else float32. tf32 needs a
+    """Precision of the forward pass; auto is bfloat16 where the device has it in hardware, else float32. tf32 needs a
     CUDA GPU; float16 scales the loss."""
     channels_last: bool = True
-    """Memory layout that convolutions are faster in."""
+    """Use the channels_last memory format, in which convolutions are faster."""
     sync_bn: bool = False
-    """Several GPUs: batch normalisation over the images of all of them, for few images on each."""
+    """Several GPUs: normalise batches over the images of all GPUs; useful with few images on each."""
     compile: Literal["off", "model", "step"] = "off"
-    """model: compile the model, for training and evaluation; step: also how a batch of a small set is cropped, flipped,
-    normalised and mixed, as one graph. The first steps then take a minute."""
+    """model: compile the model, for training and evaluation; step: also compile the cropping, flipping, normalisation
+    and mixing of a batch of a small set, as one graph. The first steps then take a minute."""
 
     def __post_init__(self) -> None:
         for name in _float_fields(type(self)):  # equal recipes are equal texts: 1.0, as it is read, and not 1
@@ -146,34 +146,34 @@ class Recipe(Training):
     """A model of the paper (resnet20, resnet110, resnet18_cifar, ...) or of timm; by default resnet50 for files."""
 
     epochs: Derived[int] = BY_DATA
-    """Passes over the training set; by default more for fewer images, and more from random weights."""
+    """Passes over the training set; by default more for fewer images and for random weights."""
     batch_size: Derived[int] = BY_DATA
-    """Images of one optimizer step, over all processes; by default 8 to 64 for files, by their number."""
+    """Images in one optimizer step, over all processes; by default 8 to 64 for files, depending on their number."""
     optimizer: Derived[Literal["sgd", "adamw"]] = BY_DATA
     """SGD with momentum, or AdamW; by default AdamW for files."""
     lr: Derived[float] = BY_DATA
-    """Highest learning rate; by default for the batch size, lower for trained weights."""
+    """Highest learning rate; by default chosen by the batch size, and lower for pretrained weights."""
     weight_decay: Derived[float] = BY_DATA
     """Weight decay; by default 0.05 for files."""
     warmup_epochs: Derived[float] = BY_DATA
     """Epochs of linear warm-up; by default a tenth of the epochs for files, 0 for small sets."""
     ema_decay: Derived[float] = BY_DATA
-    """Largest decay of a moving average of the weights, which is then exported; 0 keeps none. By default 0.99 for
-    files."""
+    """Largest decay of the moving average of the weights, which is evaluated and exported in their place; 0 keeps no
+    average. By default 0.99 for files."""
 
     val_fraction: float = 0.2
     """Share of each class to hold out where a folder has no validation split; 0 holds out nothing."""
     split_seed: int = 0
-    """Seed of that division; runs with other seeds of training share it."""
+    """Seed of that split, separate from the seed of training."""
     folds: int = 0
-    """Cross-validate: divide a folder without splits into this many folds, and train as often, each time tested on
-    another fold; 0 trains once."""
+    """Cross-validate: divide a folder without splits into N folds and train N times, each time testing on another fold;
+    0 trains once."""
     fold: int = 0
-    """Test on this fold alone, from 1; 0 is each in turn."""
+    """Train only the run that tests on this fold, counted from 1; 0 trains all folds in turn."""
     train_per_class: int | None = None
-    """Train on this many images of each class; smaller subsets are parts of larger ones. By default all."""
+    """Train on N images of each class; a smaller subset is part of a larger one. By default all images."""
     train_error: bool = False
-    """Evaluate the training images too, neither augmented nor mixed."""
+    """Evaluate the training images too, without augmentation or mixing."""
     channels: int = 3
     """Files: channels that images are decoded to: 1 grey, 3 RGB, 4 RGB and opacity; up to 16 for files with as many
     bands. Pretrained weights are adapted, and the images normalised by statistics of the training images."""
@@ -182,89 +182,89 @@ class Recipe(Training):
     crop_padding: int = 4
     """Small sets: pixels of padding before the random crop; 0 does not crop."""
     padding_mode: Literal["constant", "reflect"] = "constant"
-    """Small sets: pad with black, or with the mirrored border."""
+    """Small sets: pad with black (constant) or with the mirrored border (reflect)."""
     crop_scale: Derived[tuple[float, float]] = BY_DATA
-    """Files: smallest and largest share of the image that a random crop covers; by default 0.3 1."""
+    """Files: minimum and maximum share of the image that a random crop covers; by default 0.3 1."""
     crop_fraction: float = 0.875
-    """Image files: side of the centre crop for testing, as a share of the resized image's."""
+    """Image files: side of the centre crop for testing, as a share of the side of the resized image."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Image files: interpolation of the resize, for training and for testing."""
     decoder: Literal["exact", "fast"] = "fast"
-    """Files: how JPEG files are decoded and resized. exact: all their pixels, by Pillow, as torchvision does; fast: by
-    libjpeg-turbo, at the resolution that the crop needs."""
+    """Files: decoder of JPEG files. exact: Pillow at full resolution, as in torchvision; fast: libjpeg-turbo at the
+    resolution that the crop needs."""
     squash: bool = False
-    """Image files: resize to a square, whatever the shape, and crop without resizing, as for localization."""
+    """Image files: resize to a square, ignoring the aspect ratio, and crop without resizing, as for localization."""
     flip: bool = True
-    """Mirror half of the training images."""
+    """Flip half of the training images horizontally."""
     auto_augment: str = "none"
-    """Change each training image by AutoAugment's policy for imagenet, cifar10 or svhn, by TrivialAugment (trivial), or
-    by a RandAugment that timm's syntax describes, such as rand-m9-mstd0.5-inc1; none changes nothing."""
+    """Augment each training image with AutoAugment's policy for imagenet, cifar10 or svhn, with TrivialAugment
+    (trivial), or with RandAugment in timm's syntax, such as rand-m9-mstd0.5-inc1; none has no effect."""
     repeated_augmentation: int = 1
-    """Copies of a training image in a batch, each augmented differently; an epoch then sees that many times fewer
+    """Number of differently augmented copies of each training image in a batch; an epoch has that many times fewer
     images. 1 has no effect."""
     random_erasing: float = 0.0
-    """Probability of replacing a rectangle of a training image by the mean colour."""
+    """Probability of replacing a rectangle of a training image with the mean colour."""
     color_jitter: float = 0.0
-    """Largest change of brightness, contrast and saturation, as a share; the paper's ImageNet code has 0.4."""
+    """Maximum change of brightness, contrast and saturation, as a share; 0.4 in the paper's ImageNet code."""
     lighting: float = 0.0
-    """Deviation of the noise along ImageNet's principal colours; the paper's ImageNet code has 0.1."""
+    """Standard deviation of the noise along ImageNet's principal colours; 0.1 in the paper's ImageNet code."""
 
     pretrained: Derived[bool] = BY_DATA
-    """Start from timm's pretrained weights; by default for files, unless --weights is given."""
+    """Start from timm's pretrained weights; the default for files unless --weights is given."""
     weights: str | None = None
-    """Start from a file of weights; a head for other classes is replaced."""
+    """Start from a file of weights; a head for another number of classes is replaced."""
     weights_ema: bool = False
-    """Start from the moving average in a file that holds the weights and their average."""
+    """Start from the moving average, where the file holds both the weights and their average."""
     new_head: bool = False
-    """Start with a head of zeros, whatever the weights hold."""
+    """Set the head to zero, even if the weights hold a matching one."""
     freeze: int = 0
-    """Epochs in which the head alone is trained, before all of the model is; as many as --epochs is a linear probe."""
+    """Train only the head for the first N epochs; with N equal to --epochs, this is a linear probe."""
     layer_decay: float = 1.0
-    """Factor on the learning rate from each layer to the one below it, for timm's models; 1 has no effect."""
+    """Factor on the learning rate from each layer to the layer below, for timm's models; 1 has no effect."""
     grad_checkpointing: bool = False
-    """Compute activations again in the backward pass, to save memory; for models that offer it."""
+    """Recompute activations in the backward pass to save memory, for models that support it."""
     patience: int = 0
-    """Epochs without a better one on the val split after which the training ends; 0 trains all epochs."""
+    """Stop after N epochs without improvement on the val split; 0 trains all epochs."""
     head_lr_factor: float = 1.0
-    """Learning rate of the head, as a multiple of that of the other layers."""
+    """Learning rate of the head, as a multiple of the learning rate of the other layers."""
     zero_init: bool = True
-    """timm's ResNets: begin with residual branches that are zero; the paper's code does not."""
+    """timm's ResNets: initialize residual branches to zero, which the paper's code does not."""
     stochastic_depth: float = 0.0
-    """Probability of dropping the last block's residual branch for a sample; the paper has 0.25."""
+    """Probability of dropping the last block's residual branch for a sample; 0.25 in the paper."""
     shake_drop: float = 0.0
-    """Probability of shaking the last block's residual branch; ShakeDrop's authors have 0.5."""
+    """Probability of shaking the last block's residual branch; its authors use 0.5."""
     depth_decay: Literal["linear", "constant"] = "linear"
-    """Stochastic depth and ShakeDrop: grow linearly with depth up to that probability, or have it in every block."""
+    """Stochastic depth and ShakeDrop: increase the probability linearly with depth, or use it in every block."""
     drop_block: float = 0.0
-    """Share of the last stage's feature maps that DropBlock drops; the paper has 0.1."""
+    """Share of the last stage's feature maps that DropBlock drops; 0.1 in the paper."""
     drop_block_size: int = 4
     """Side of DropBlock's squares in pixels of the feature map."""
 
     mix: Derived[str] = BY_DATA
-    """How each batch is mixed; by default it is not."""
+    """Mixing method; by default none."""
     alpha: float = 1.0
     """α of the Beta distribution of CutMix and Mixup."""
     mixup_alpha: float | None = None
-    """cutmix-or-mixup: α of Mixup, if it is not CutMix's; DeiT has 0.8."""
+    """cutmix-or-mixup: α of Mixup; by default that of CutMix. DeiT uses 0.8."""
     mix_prob: Derived[float] = BY_DATA
     """Probability that a batch is mixed (mix_per_sample: a sample); by default 0.5 for files, 1 for small sets."""
     mix_per_sample: bool = False
     """Draw λ and the box for every sample instead of once a batch."""
     mix_layers: tuple[int, ...] = ALL_LAYERS
-    """feature-cutmix and manifold-mixup: where, one at random for each batch; 0 image, 1 stem, 2 to 4 stages."""
+    """feature-cutmix and manifold-mixup: layers to mix at, one drawn for each batch; 0 image, 1 stem, 2 to 4 stages."""
     cutout: bool = False
-    """Cut a square out of every image before another mix."""
+    """Apply Cutout to every image before the mixing method."""
     cutout_size: int = 16
     """Side of Cutout's square in pixels, and of the box of cutmix-fixed-size."""
 
     label_smoothing: Derived[float] = BY_DATA
-    """Share of the target that is spread over all classes; by default 0.1 for files with one label each,
-    0 for small sets. Where an image can have several labels, each moves this share of the way to ½."""
+    """Share of the target that is spread over all classes; by default 0.1 for files with one label per image, 0 for
+    small sets. With several labels per image, each target moves this share of the way to ½."""
     class_weights: str | None = None
     """Weight the loss of each class: balanced, by the inverse of its number of training images, or a CSV or JSON file
-    of weights by class name. They are scaled to a mean of 1 over the training images. By default all are equal."""
+    of weights by class name. Weights are scaled to a mean of 1 over the training images. By default all are equal."""
     sampler: Literal["shuffle", "balanced"] = "shuffle"
-    """Order of the training images: each once an epoch, or as many of each class as of any other."""
+    """Order of the training images: shuffle, each image once per epoch; balanced, equally many images of each class."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -285,7 +285,7 @@ class Recipe(Training):
         if self.crop_scale and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise InputError(f"--crop-scale is {self.crop_scale}; expected two rising shares in (0, 1]")
         if self.pretrained and self.weights:
-            raise InputError("--pretrained and --weights are both given; the network can start from one only")
+            raise InputError("--pretrained and --weights are both given; training starts from one of them")
         if not (self.folds == 0 == self.fold or 2 <= self.folds <= 100):
             raise InputError(f"--folds is {self.folds}; expected 0, or 2 to 100")
         if not 0 <= self.fold <= self.folds:

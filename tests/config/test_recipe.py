@@ -74,7 +74,7 @@ def test_the_ends_of_the_ranges_are_allowed(changes: dict[str, Any]) -> None:
     ("changes", "message"),
     [
         ({"momentum": 0.0, "optimizer": "sgd"}, "--nesterov needs momentum"),
-        ({"pretrained": True, "weights": "w.pth"}, "one only"),
+        ({"pretrained": True, "weights": "w.pth"}, "one of them"),
         ({"stochastic_depth": 0.1, "shake_drop": 0.1}, "ShakeDrop replaces stochastic depth"),
     ],
 )
