@@ -270,9 +270,11 @@ def test_in_a_notebook_results_are_shown_once_and_print(run: Run, monkeypatch: p
 
     shown = str(run)
     monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as Jupyter's kernel sets it
     monkeypatch.setattr(rich.jupyter, "display", lambda *_: pytest.fail("rich shows what the result shows itself"))
     assert str(run) == shown
     assert "top1_err" in shown
+    assert "\x1b" not in shown
 
 
 def test_importing_the_package_takes_less_than_a_tenth_of_a_second() -> None:

@@ -66,7 +66,8 @@ class Tabular:
 
     def __str__(self) -> str:
         file = io.StringIO()
-        console = Console(file=file, width=None if sys.stdout is not None and sys.stdout.isatty() else 120)
+        width = None if sys.stdout is not None and sys.stdout.isatty() else 120
+        console = Console(file=file, width=width, force_terminal=False, color_system=None)
         for each in self.tables():
             if isinstance(each, str):
                 console.print(Text(each), soft_wrap=True)
