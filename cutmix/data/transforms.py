@@ -47,7 +47,8 @@ class TrainOrder:
         self, size: int, batch_size: int, seed: int, rank: int, world_size: int, balance: Tensor | None = None,
         repeats: int = 1, shards: np.ndarray | None = None,
     ) -> None:  # fmt: skip
-        self.shards = None if shards is None else np.unique(shards, return_inverse=True)[1].astype(np.uint16)
+        number = None if shards is None else np.unique(shards, return_inverse=True)[1]
+        self.shards = None if number is None or number.max() < WINDOW else number.astype(np.uint16)
         self.size, self.batch_size, self.seed, self.repeats = size, batch_size, seed, repeats
         self.members = [] if balance is None else [(balance == label).nonzero()[:, 0] for label in balance.unique()]
         self.rank, self.world_size = rank, world_size
@@ -58,11 +59,16 @@ class TrainOrder:
     def indices(self, epoch: int) -> Tensor:
         """Return the epoch's order, begun again until the last batch is full."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
-        order = self._balanced(generator) if self.members else torch.randperm(self.size, generator=generator)
-        order = order if self.shards is None else self._in_windows(order, generator)
-        order = order.repeat_interleave(self.repeats)[: self.size]
+        order = self._balanced(generator) if self.members else None
+        if self.shards is not None:
+            order = self._in_windows(torch.arange(self.size) if order is None else order, generator)
+        elif order is None:
+            order = torch.randperm(self.size, generator=generator)
+        if self.repeats > 1:
+            order = order.repeat_interleave(self.repeats)[: self.size]
         length = max(self.steps * self.batch_size, self.bounds[-1] * self.world_size)
-        return order[torch.arange(length) % self.size]
+        rounds, rest = divmod(length, self.size)
+        return torch.cat([*[order] * rounds, order[:rest]])
 
     def draws(self, epoch: int) -> Tensor:
         """Return the epoch's order, each index with how often it came before where samples are drawn repeatedly.
@@ -73,13 +79,12 @@ class TrainOrder:
         return indices + (_repeats(indices) << _INDEX_BITS) if self.members or self.repeats > 1 else indices
 
     def _in_windows(self, order: Tensor, generator: torch.Generator) -> Tensor:
-        """Return an order that goes through ``WINDOW`` random shards at a time; unchanged for fewer shards."""
+        """Return the samples in a random order that goes through ``WINDOW`` random shards at a time."""
         assert self.shards is not None
-        count = int(self.shards.max()) + 1
-        if count <= WINDOW:
-            return order
-        window = (torch.randperm(count, generator=generator) // WINDOW).numpy().astype(np.uint16)
-        return order[np.argsort(window[self.shards[order.numpy()]], kind="stable")]
+        window = (torch.randperm(int(self.shards.max()) + 1, generator=generator) // WINDOW).numpy().astype(np.uint16)
+        of = window[self.shards[order.numpy()]]
+        parts = order[np.argsort(of, kind="stable")].split(np.bincount(of).tolist())
+        return torch.cat([part[torch.randperm(len(part), generator=generator)] for part in parts])  # each in the cache
 
     def _balanced(self, generator: torch.Generator) -> Tensor:
         """Return equally many samples of each class, one more of some; none again before all others of its class."""
