@@ -200,21 +200,26 @@ def network_rows(recipe: Recipe, scratch: Path, device: str, rounds: int) -> Ite
 
 def small_rows(recipe: Recipe, scratch: Path, device: str, rounds: int, steps: int) -> Iterator[Row]:
     """Yield the images a second of CPU time of ``cutmix train`` beside float32 loops, and the profile of its steps."""
+    precision = resolve_precision("auto", torch.device(device))
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":  # by the environment, which "auto" does not read
+        precision = "float32"
+    recipe, target = replace(recipe, precision=precision), 3.0 if precision == "bfloat16" else 1.3
     network = replace(find_recipe("cifar100-pyramidnet110"), data=recipe.data, lr=0.01, batch_size=32)
-    target = {"bfloat16": 3.0, "float32": 1.3}[resolve_precision("auto", torch.device(device))]
+    network = replace(network, precision=precision)
     plain = partial(plain_blocks, recipe, 0, device, steps), partial(plain_network_steps, network, device)
     ours = partial(our_blocks, recipe, scratch / "small", device, steps), partial(our_steps, network, scratch, device)
     for own, theirs, loop, number in zip((recipe, network), plain, ours, (steps, 1), strict=True):
         ms = medians(loops_in_turns({"ours": loop, "plain": theirs}, rounds, cpu_time=True))
         speed = {name: 1000 * number * own.batch_size / taken for name, taken in ms.items()}
-        what = "cutmix train" if own is recipe else "its training step"
+        what = f"{'cutmix train' if own is recipe else 'its training step'}, {precision}"
         yield Row(
             f"{what}, CPU time", "images/s", speed["ours"], "plain float32 loop", speed["plain"], target, at_of(own)
         )
     for own in (recipe, network):
         spent = fresh(profile_steps, own, scratch, device, 1 if rounds == 1 else 3)
         for name, taken in spent.items():
-            yield Row(f"profile of a step: {name}", "ms", taken, "the step", sum(spent.values()), at=at_of(own))
+            share = 100 * taken / sum(spent.values())
+            yield Row(f"profile of a step: {name}", "%", share, "the step", 100.0, at=at_of(own))
 
 
 PARTS = {"convolution": "convolutions", "batch_norm": "batch normalization"}

@@ -226,9 +226,8 @@ def speed() -> str:
 
 
 BENCHMARKS = (
-    "mixing", "predict", "describe", "training", "network", "network-1-thread", "smmix", "captioning",
-    "average-precision",
-    "localization", "ood", "shards",
+    "mixing", "input", "predict", "describe", "training", "small-bfloat16", "network", "network-1-thread", "smmix",
+    "captioning", "average-precision", "localization", "ood", "shards",
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {
     **{
