@@ -232,6 +232,7 @@ def test_an_unreadable_file_stops_or_is_counted(
     [
         (("zzz",), 'no command "zzz"; the commands are demo, data, shards, train'),
         (("train",), "give --data FOLDER, or the name of a recipe"),
+        (("train", "."), "to train on the images in it, give --data ."),
         (("train", "digits-resnet21"), 'there is no recipe "digits-resnet21"; did you mean \'digits-resnet20'),
         (("tran",), "there is no command \"tran\"; did you mean 'train' or 'transfer'?"),
         (("train", "--data", "digist"), "did you mean 'digits'"),

@@ -395,6 +395,8 @@ def _for_files(recipe: Recipe, images: int, trained: bool) -> dict[str, Any]:
     batch_size = recipe.batch_size or 2 ** _clip(math.log2(images / 12), 3, 6)
     power = 0.25 if trained and batch_size < 32 else 0.5
     lr = (5e-4 if trained else 1e-3) * (batch_size / 32) ** power
+    if _of_few_classes(recipe.weights):
+        lr = max(lr, 1e-3)  # such weights hold little, and have to move far
     if epochs < enough:  # in few steps a low rate leaves the weights where they were
         lr = max(lr, min(lr * enough / epochs, 1.5e-3))
     return {
@@ -402,6 +404,15 @@ def _for_files(recipe: Recipe, images: int, trained: bool) -> dict[str, Any]:
         "weight_decay": 0.05, "warmup_epochs": round(epochs / 10, 1), "ema_decay": 0.99, "crop_scale": (0.3, 1.0),
         "mix": "none", "mix_prob": 0.5, "label_smoothing": 0.1,
     }  # fmt: skip
+
+
+def _of_few_classes(weights: str | None) -> bool:
+    """Return whether the weights are of a run that told fewer than 100 classes apart."""
+    if not weights or not Path(weights).expanduser().is_file():
+        return False
+    from cutmix.runtime.checkpoint import read_header  # loads torch
+
+    return 0 < len(read_header(Path(weights).expanduser()).classes or ()) < 100
 
 
 def _clip(value: float, low: int, high: int) -> int:

@@ -253,7 +253,8 @@ def divide_folds(folders: ClassFolders, copies: Copies, fold: int, folds: int, s
             )
     if not any(held):
         raise InputError(f"fold {fold} of {folds} has no test images; expected fewer folds")
-    origin = {"train": f"the other {folds - 1} folds", "test": f"fold {fold} of {folds}"}
+    others = "the other fold" if folds == 2 else f"the other {folds - 1} folds"
+    origin = {"train": others, "test": f"fold {fold} of {folds}"}
     return Division({"train": kept, "test": held}, origin)
 
 

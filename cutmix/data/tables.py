@@ -281,7 +281,7 @@ def read_hub(data: str) -> Catalogue:
     try:
         if data.startswith(PREFIX):
             name, _, config = data.removeprefix(PREFIX).partition(":")
-            found = datasets.load_dataset(name, config or None)
+            found = _load_named(name, config or None)
         else:
             found = datasets.load_from_disk(os.fspath(Path(data).expanduser()))
     except Exception as error:  # of the network, the hub, Arrow or JSON
@@ -309,6 +309,24 @@ def read_hub(data: str) -> Catalogue:
     if not {"train", "all"} & read.keys():
         raise InputError(f"{data} has no labels of images to train on; expected the column {label} in each split")
     return Catalogue(tuple(map(printable_name, classes)), read, {part: f"split '{part}'" for part in read})
+
+
+def _load_named(name: str, config: str | None) -> Any:
+    """Load a data set of the hub, or what the disk has of it; the hub is asked once, instead of for half a minute."""
+    import datasets
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    try:
+        if not any(before) and not Path(name).exists():
+            get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # whatever the network raises
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        return datasets.load_dataset(name, config)
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
 def _columns(data: str, table: Any) -> tuple[str, str, list[str]]:

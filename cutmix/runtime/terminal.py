@@ -140,7 +140,9 @@ class _Notes(logging.Handler):
     """Prints what the package logs, in the first process."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(printable(record.getMessage()), flush=True)
+        # standard output may be the table of predictions
+        file = sys.stderr if record.levelno >= logging.WARNING else None
+        print(printable(record.getMessage()), file=file, flush=True)
 
 
 def say(text: str, *, file: TextIO | None = None) -> None:

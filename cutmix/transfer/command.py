@@ -66,6 +66,8 @@ def prepare_transfer(recipe: Transfer, options: RunOptions, world: World) -> Run
 def _classes(given: tuple[str, ...]) -> tuple[str, ...]:
     """Return class names; the single name of a file stands for the names in it."""
     file = Path(given[0]).expanduser() if len(given) == 1 else None
+    if file and not file.is_file() and (file.suffix in (".txt", ".json") or len(file.parts) > 1):
+        raise InputError(f"--classes {file} does not exist; expected class names, or a file with a name in each line")
     return read_classes(file) if file and file.is_file() else given
 
 

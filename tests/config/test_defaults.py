@@ -1,9 +1,12 @@
 """What is chosen for the data at hand, and that what is given stays."""
 
+import json
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from cutmix.config.recipe import ARRAYS, Recipe, complete
 from cutmix.config.recipes import RECIPES, SMALL
@@ -112,3 +115,12 @@ def test_no_recorded_run_of_the_defaults_is_worse_than_the_plain_loop_beside_it(
     ]  # fmt: skip
     assert len(beside) >= 6
     assert all(ours < plain for ours, plain in beside)
+
+
+@pytest.mark.parametrize(("classes", "rate"), [(5, 1e-3), (99, 1e-3), (100, 3.5e-4), (0, 3.5e-4)])
+def test_weights_that_told_few_classes_apart_get_a_higher_rate(tmp_path: Path, classes: int, rate: float) -> None:
+    """Without a list of classes in the file, the weights are taken for those of a large set."""
+    names = json.dumps([f"class {k}" for k in range(classes)])
+    metadata = {"digest": "", "classes": names, "num_classes": str(classes)} if classes else None
+    save_file({"weight": torch.zeros(1)}, tmp_path / "a.safetensors", metadata)
+    assert folder(100, weights=str(tmp_path / "a.safetensors")).lr == rate

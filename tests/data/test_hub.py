@@ -177,3 +177,18 @@ def test_relative_paths_of_images_are_looked_for_in_the_data_set_first(
     assert read_image(rows.one(0)).size == (9, 7)
     (tmp_path / "set/images/a.png").unlink()
     assert read_image(rows.one(0)).size == (5, 5)
+
+
+def test_without_a_network_the_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Session:
+        def head(self, place: str, timeout: float) -> None:
+            asked.append(timeout)
+            raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.utils.get_session", Session)
+    with pytest.raises(InputError, match=r"hf:nobody/nothing could not be loaded"):
+        open_data("hf:nobody/nothing", "train")
+    assert asked == [5]
+    assert not datasets.config.HF_HUB_OFFLINE

@@ -120,6 +120,16 @@ def test_json_lines_from_standard_input(
     assert not any(line["sure"] for line in lines)
 
 
+def test_without_a_threshold_no_prediction_is_called_sure(
+    run: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file, *_) = sorted((photos / "val").rglob("*.png"))
+    _, out, _ = command(capsys, str(run), str(file))
+    assert next(csv.DictReader(io.StringIO(out)))["sure"] == ""
+    _, out, _ = command(capsys, str(run), str(file), "--format", "jsonl")
+    assert "sure" not in json.loads(out)
+
+
 def test_the_temperature_of_a_calibration_is_taken_and_said(
     digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,12 +41,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run / "model.safetensors"
 
 
-OPEN = pytest.mark.xfail(reason="open: these weak weights want a higher rate than the defaults have for batches of 8")
-
-
 @pytest.mark.parametrize(
     ("epochs", "seed", "rates"),
-    [(20, 0, (1e-3,)), *(pytest.param(None, seed, (1e-3, 3e-4), marks=[pytest.mark.slow, OPEN]) for seed in range(2))],
+    [(20, 0, (1e-3,)), *(pytest.param(None, seed, (1e-3, 3e-4), marks=pytest.mark.slow) for seed in range(2))],
 )
 def test_fine_tuning_a_hundred_images_by_the_defaults_beats_a_plain_loop(
     epochs: int | None, seed: int, rates: tuple[float, ...], weights: Path, tmp_path: Path
