@@ -1,8 +1,8 @@
 """The suites of ``cutmix evaluate``, and the tasks of ``cutmix transfer`` with their recipes. No torch here.
 
-``evaluation.command`` has the function that runs a suite, ``report.suites`` the one that shows it. The recipes are
-those of the paper's Tables 10 and A2 (appendices C and D), and small ones for a CPU. Settings that the paper does not
-give are from the code that it names: amdegroot/ssd.pytorch, jwyang/faster-rcnn.pytorch, stevehuanghe/image_captioning.
+``evaluation.command`` runs a suite, ``report.suites`` shows its results. The recipes are those of the paper's Tables 10
+and A2 (appendices C and D), and small ones for a CPU. Settings that the paper does not give are from the code that it
+names: amdegroot/ssd.pytorch, jwyang/faster-rcnn.pytorch, stevehuanghe/image_captioning.
 """
 
 from collections.abc import Mapping
@@ -14,6 +14,8 @@ import tyro
 
 from cutmix.config.recipe import Training
 from cutmix.errors import InputError
+
+# ---- suites ----
 
 Paired = Literal["rates", "ece", "auroc", "resampled"]
 
@@ -27,7 +29,7 @@ class Suite:
         title: Title of the section.
         metrics: What is evaluated, for the help of a command.
         paired: How two runs are compared on the same images.
-        flags: Flags that only this suite reads; where one is given, the suite has to run, even among all.
+        flags: Flags that only this suite reads; if one is given, the suite must run, also with ``--suite all``.
         paper: Name of the paper's table beside which the section shows the results, "" if there is none.
         command: The command that runs it.
     """
@@ -67,7 +69,7 @@ EVALUATE = tuple(name for name, suite in SUITES.items() if suite.command == "eva
 
 
 def parse_suites(text: str) -> tuple[str, ...]:
-    """Return the names of the suites that "robustness,ood" or "all" stands for, in the order of the table.
+    """Return the names of the suites in a text such as "robustness,ood" or "all", in the order of the table.
 
     Raises:
         InputError: If a name is not that of a suite.
@@ -77,6 +79,9 @@ def parse_suites(text: str) -> tuple[str, ...]:
     if unknown:
         raise InputError(f'--suite is "{unknown[0]}"; expected {", ".join(EVALUATE)}, several with commas, or all')
     return EVALUATE if "all" in names else tuple(suite for suite in EVALUATE if suite in names)
+
+
+# ---- transfer ----
 
 
 @dataclass(frozen=True)

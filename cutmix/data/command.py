@@ -40,18 +40,18 @@ class Description(Tabular):
         name: A known name, or the folder's.
         classes: The class names, in the order of their labels.
         splits: The number of images of each class, by split: "train", "val", "test" as far as there are such.
-        origin: How each split came about, as a phrase.
+        origin: Origin of each split, as a phrase.
         sizes: "width" and "height": smallest, median and largest in pixels; empty where no image was decoded.
         others: Number of files in the class folders that are not images, by their suffix.
         hidden: Number of hidden files and folders in the class folders.
         beside: Images and folders beside the class folders, which are left out.
-        links: Links to files that are there under another name.
+        links: Links to files that are in the data set under another name.
         unreadable: Files that cannot be decoded, and why.
-        compared: "pixels", "files" or "nothing": how copies were searched.
+        compared: "pixels", "files" or "nothing": what was compared to find copies.
         copies: Groups of files of the same image.
         conflicts: The groups among them whose files are in different classes.
         leaks: By split: files left out of it since a later split has the same image.
-        deeper: Number of images in each folder inside a class folder; they are taken too.
+        deeper: Number of images in each folder inside a class folder; these images are used.
         near: Number of images beyond the first of each group of nearly the same ones, without the copies.
         apart: Groups of nearly the same images that are in several splits.
         images: By split: the number of images, where an image can have several classes, or none.
@@ -96,7 +96,7 @@ class Description(Tabular):
         return rest | {"classes": classes, "splits": splits, "warnings": self.warnings()}
 
     def tables(self) -> "Iterator[Table | str]":
-        """Yield the table of the classes, and what was understood in words."""
+        """Yield the table of the classes, then the summary."""
         yield self.table()
         yield from self.lines()
 
@@ -122,7 +122,7 @@ class Description(Tabular):
         return lines + self.warnings()
 
     def warnings(self) -> list[str]:
-        """Return what was left out, and what may make a result wrong."""
+        """Return what was left out, and what may distort a result."""
         lines = []
         if self.others:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in self.others.items())
@@ -190,7 +190,7 @@ class Description(Tabular):
         return lines
 
     def table(self, most: int = 30) -> "Table":
-        """Return a table of the images of each class in each split; of more classes, the first and the last ones."""
+        """Return a table of the images of each class in each split; beyond ``most``, of the first and last classes."""
         from rich.markup import escape
         from rich.table import Table
 
@@ -249,11 +249,11 @@ def run_data(options: DataOptions) -> Description:
 
 
 def describe_splits(splits: Splits, copies: Copies | None = None) -> Description:
-    """Describe a data set that is open; ``lines()`` of it are the first lines of ``cutmix train``.
+    """Describe an opened data set; ``cutmix train`` prints its ``lines()`` first.
 
     Args:
         splits: The opened data set.
-        copies: The images that are there several times, if not as ``splits`` has them.
+        copies: Groups of copies; by default those of ``splits``.
     """
     parts = {split: part for split in ("train", "val", "test") if (part := getattr(splits, split)) is not None}
     counts = {split: part.counts().tolist() for split, part in parts.items()}
@@ -325,8 +325,8 @@ def draw_classes(data: ImageSet, *, per_class: int = 8, most: int = 40, side: in
     Args:
         data: A split.
         per_class: Images of each class.
-        most: Classes to draw; of more, the first ones.
-        side: Height and width of a square that an image is fitted into, in pixels.
+        most: Maximum number of classes to draw; the first classes are drawn.
+        side: Side in pixels of the square that each image is fitted into.
     """
     font = ImageFont.load_default(size=13)
     line, gap = 20, 4
@@ -366,6 +366,8 @@ def _short(name: str, length: int = 60) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
+# ---- shards ----
+
 PLAN = "shards.json"
 
 
@@ -400,13 +402,13 @@ def write_shards(options: ShardsOptions) -> Path:
     for split, data in sets.items():
         if len(found.parts[split][0]) != len(data):
             raise InputError(f"{options.out} has {len(found.parts[split][0])} {split} images; expected {len(data)}")
-    there = f" ({kept} were there)" if kept else ""
+    there = f" ({kept} existed)" if kept else ""
     say(f"wrote {written} shards to {options.out}{there}; cutmix train --data {options.out} trains on them")
     return options.out
 
 
 def _start(folder: Path, plan: dict[str, Any]) -> None:
-    """Make the folder, or check that it was begun with the same images and flags."""
+    """Make the folder, or check that an interrupted command with the same images and flags made it."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; expected a folder for the shards")
     if (folder / PLAN).exists():
@@ -423,7 +425,7 @@ def _start(folder: Path, plan: dict[str, Any]) -> None:
 
 
 def _write_split(options: ShardsOptions, split: str, data: FileSet) -> tuple[int, int]:
-    """Write the shards of a split that are not there; return how many were written, and how many were there."""
+    """Write the missing shards of a split; return how many were written, and how many existed."""
     names, labels = data.paths.names(), data.labels.tolist()
     sizes = [int(identity.rpartition(b"/")[2]) for identity in data.paths.identities()]
     order = torch.arange(len(data))

@@ -1,7 +1,6 @@
-"""Data sets that are tables. No torch here.
+"""Data sets that are tables: a file of labels, or a data set of Hugging Face. No torch here.
 
-A CSV, JSON-lines or Parquet file of images and labels, and the data sets of Hugging Face's ``datasets``: a folder that
-``save_to_disk`` wrote, or ``hf:NAME``.
+The file is CSV, JSON lines or Parquet; the data set is a folder that ``save_to_disk`` wrote, or ``hf:NAME``.
 """
 
 import csv
@@ -101,7 +100,7 @@ def _rows(path: Path) -> Iterable[Row]:
     try:
         lines = [line for line in reader if any(cell.strip() for cell in line)]
     except csv.Error as error:
-        raise InputError(f"{path}, row {reader.line_num} is no row of a table: {error}") from None
+        raise InputError(f"{path}, row {reader.line_num} cannot be read as a row of a table: {error}") from None
     if lines and len(lines[0]) in (2, 3) and (path.parent / lines[0][0].strip()).is_file():  # no header
         lines.insert(0, ["path", "label", "split"][: len(lines[0])])
         return _named(path, (dict(zip(lines[0], line, strict=False)) for line in lines[1:]), first=1)
@@ -135,9 +134,9 @@ def _read_json_lines(path: Path, text: str) -> Iterable[dict[str, Any]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {number} is no JSON: {error}") from None
+            raise InputError(f"{path}, line {number} is not JSON: {error}") from None
         if not isinstance(row, dict):
-            raise InputError(f'{path}, line {number} is no object; expected {{"path": …, "label": …}}')
+            raise InputError(f'{path}, line {number} is not an object; expected {{"path": …, "label": …}}')
         yield row
 
 
@@ -188,6 +187,8 @@ def _order(labels: Iterable[str]) -> Any:
     """Return the key by which classes are sorted: numbers by value, other names as text."""
     return int if all(label.isdecimal() and len(label) < 4300 for label in labels) else str
 
+
+# ---- data sets of Hugging Face ----
 
 PREFIX = "hf:"
 

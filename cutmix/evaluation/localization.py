@@ -260,13 +260,16 @@ def _max_box_record(name: str, found: MaxBoxAccuracy, note: str) -> Record:
     return _record(name, share, **more, chosen_on="test", note=note)
 
 
+# ---- figures ----
+
+
 def box_gallery(
     classifier: Classifier, boxes: Sequence[np.ndarray], *, count: int = 12, threshold: float = 0.15, seed: int = 0
 ) -> bytes:
     """Draw images with their true boxes, the boxes from their maps, and the positive part of the maps.
 
-    The images are chosen at random, not by their results. Below each stand its class, the IoU, and the predicted class
-    if it is wrong.
+    The images are chosen at random, not by their results. The caption of each gives its class, the IoU, and the
+    predicted class if it is wrong.
 
     Args:
         classifier: As for ``localization_suite``.

@@ -267,6 +267,8 @@ def _common_area(*boxes: Tensor) -> Tensor:
     return (group[..., 2:].amin(0) - group[..., :2].amax(0)).clamp(min=0).prod(-1)
 
 
+# ---- mixing inside the network ----
+
 # The paper's indices: the output of this module is mixed; layer 0 is the image.
 _MODULES = ("", "bn1", "layer1", "layer2", "layer3")
 

@@ -1,4 +1,4 @@
-"""Create a model from its name, and find the feature maps and the linear layer of its class activation maps."""
+"""Create a model from its name; find the parts of a model that give class activation maps."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -64,7 +64,7 @@ def create_model(name: str, num_classes: int, *, in_chans: int = 3, pretrained: 
     """
     for argument, count in (("num_classes", num_classes), ("in_chans", in_chans)):
         if count < 1:
-            raise InputError(f"{argument} is {count}; at least 1 is expected")
+            raise InputError(f"{argument} is {count}; expected at least 1")
     if name in _CIFAR_NETWORKS:
         _refuse_download(name, pretrained)
         model = _CIFAR_NETWORKS[name](num_classes, in_chans)
@@ -114,7 +114,7 @@ def start_new_head(model: nn.Module) -> nn.Module:
     """
     layers = _classifiers(model)
     if not layers:
-        raise InputError(f"{type(model).__name__} has no linear classifier that could be replaced")
+        raise InputError(f"{type(model).__name__} has no linear classifier to replace")
     for layer in layers:
         for parameter in layer.parameters(recurse=False):
             nn.init.zeros_(parameter)
@@ -220,7 +220,7 @@ def _timm_model(name: str, num_classes: int, in_chans: int, *, download: bool, *
 
 
 def _find_on_hub(place: str) -> None:
-    """Ask the hub once for weights that are not on the disk; timm would retry for a minute."""
+    """Ask the hub once for weights that are not cached; timm would retry for a minute."""
     from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.utils import get_session
 
@@ -288,6 +288,9 @@ def trying_images(name: str, size: tuple[int, ...]) -> Iterator[None]:
         ) from None
 
 
+# ---- class activation maps ----
+
+
 class Head(NamedTuple):
     """The two parts of a network that ends in global average pooling and a linear layer.
 
@@ -303,15 +306,15 @@ class Head(NamedTuple):
 def find_head(model: nn.Module, image_shape: Sequence[int] | None = None) -> Head:
     """Return the feature maps and the linear layer of a network, if the logits are their class activations' mean.
 
-    It is tried, in eval mode on two random images: logits = mean over positions of W f(x) + b. So a network with a
-    class token, with hidden layers or a normalisation behind the pooling, or with another pooling, is refused.
+    Two random images check, in eval mode, that logits = mean over positions of W f(x) + b. A network with a class
+    token, with hidden layers or a normalisation after the pooling, or with another pooling is refused.
 
     Args:
         model: With ``forward_features`` and ``get_classifier``, as the networks here and timm's have them.
-        image_shape: Channels, height and width to try it with; timm's own size or 32×32 by default.
+        image_shape: Channels, height and width of these images; timm's own size or 32×32 by default.
 
     Raises:
-        InputError: If there are no such parts, or the logits are not what they give, or not finite.
+        InputError: If there are no such parts, the logits do not follow from them, or are not finite.
     """
     name = type(model).__name__
     features: Any = getattr(model, "forward_features", None)
@@ -349,6 +352,9 @@ def _image_shape(model: nn.Module) -> tuple[int, ...]:
     settings = getattr(model, "pretrained_cfg", None) or {}
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     return (first.in_channels if first else 3, *settings.get("input_size", (3, 32, 32))[1:])
+
+
+# ---- models for localization ----
 
 
 def widen_last_stage(model: nn.Module) -> nn.Module:

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from cutmix.errors import InputError
 
+# ---- PVT ----
+
 _DEPTHS = {"pvt_tiny": (2, 2, 2, 2), "pvt_small": (3, 4, 6, 3), "pvt_medium": (3, 4, 18, 3), "pvt_large": (3, 8, 27, 3)}
 # What the four stages of all of them have: channels, heads, ratio of the MLP, and by how much keys are reduced.
 _STAGES = ((64, 1, 8, 8), (128, 2, 8, 4), (320, 5, 4, 2), (512, 8, 4, 1))
@@ -50,10 +52,10 @@ class PyramidVisionTransformer(nn.Module):
     """Four stages, each with its own patches and position embeddings, and a class token that joins the last.
 
     A stage halves the map of the one before, 56, 28, 14 and 7 tokens wide for images of 224×224; its queries are all
-    tokens, its keys those of a map that a convolution has reduced 8, 4, 2 and 1 times. Images of another size get
-    interpolated position embeddings. ``forward_features``, ``forward_head``, ``get_classifier``, ``num_prefix_tokens``
-    and ``feature_info`` are what timm's models have under these names; ``cutmix.models.regularizers`` fills each
-    block's ``drop_path``.
+    tokens, its keys those of a map that a convolution has reduced 8, 4, 2 and 1 times. The position embeddings are
+    interpolated for images of another size. ``forward_features``, ``forward_head``, ``get_classifier``,
+    ``num_prefix_tokens`` and ``feature_info`` are what timm's models have under these names;
+    ``cutmix.models.regularizers`` fills each block's ``drop_path``.
 
     Args:
         depths: Blocks in each stage.
@@ -196,21 +198,24 @@ class Attention(nn.Module):
         return self.proj(x.transpose(1, 2).flatten(2))
 
 
+# ---- attention ----
+
+
 def predict_and_attend(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits of images and the attention that the model pays to their tokens, without gradients.
+    """Return the logits of images and the attention of the model to their tokens, without gradients.
 
         a_t = mean over heads and queries q of softmax_t(q · k_t / √d)
 
     The queries are the image's tokens in the last block; the class token, and whatever else is no part of the image, is
-    left out both as a query and as a key, and rows are not normalised again. A ViT that pools its tokens instead of
-    having a class token has the same map: there was nothing to leave out. In CaiT the last block with attention is the
+    left out both as a query and as a key, and rows are not normalised again. A ViT that pools its tokens has no class
+    token to leave out. In CaiT the last block with attention is the
     last of its class-attention layers, whose one query is the class token: its map is that query's, averaged over
     heads. In PVT the last stage reduces no keys, so that every token of its map has a weight.
 
     The arithmetic is that of the surrounding autocast, the weights are averaged in float32.
 
     Args:
-        network: A vision transformer, not wrapped; its modes of training are left as they were.
+        network: A vision transformer, not wrapped; its training modes are restored.
         images: (N, C, H, W), as the network takes them.
 
     Returns:
@@ -276,6 +281,9 @@ def token_grid(network: nn.Module, images: Tensor) -> tuple[int, int]:
             "another image size or another patch"
         )
     return height // patch, width // patch
+
+
+# ---- the second head of SMMix ----
 
 
 class WithTokenHead(nn.Module):

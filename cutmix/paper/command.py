@@ -77,11 +77,11 @@ SMOKE_BATCH = 16
 
 
 def run_reproduce(options: ReproduceOptions) -> PaperTables:
-    """Run the rows of a table that are not finished, and return the table; it is printed where rows failed.
+    """Run the unfinished rows of a table, and return the table; it is printed if rows failed.
 
     Raises:
-        InputError: If table, row, data or folder do not fit, another process is running it, or rows failed; the others
-            are run nevertheless.
+        InputError: If the table, a row, the data or the folder does not fit, another process writes to the folder, or
+            rows failed; the other rows are run nevertheless.
         SystemExit: After SIGTERM or Ctrl-C; the same command resumes.
     """
     tables = find_runnable(options.table)
@@ -104,11 +104,11 @@ def run_reproduce(options: ReproduceOptions) -> PaperTables:
 
 
 def plan(tables: Sequence[Table], options: ReproduceOptions) -> list[Job]:
-    """Return every run of the options, each once; the seed changes slowest, so that every row has a result soon."""
+    """Return the planned runs, each once; the seed changes slowest, so that every row soon has a result."""
     if options.epochs is not None and options.scale != "short":
-        raise InputError(f"--epochs is for --scale short; {options.scale} has its own number of epochs")
+        raise InputError(f"--epochs is given with --scale {options.scale}; expected --scale short")
     if options.lr is not None and options.model is None:
-        raise InputError("--lr is for another model, --model; the rows' own models have their own")
+        raise InputError("--lr is given without --model; expected both, as each row has its own learning rate")
     if options.seeds is not None and not 1 <= options.seeds <= 1000:
         raise InputError(f"--seeds is {options.seeds}; expected 1 to 1000")
     if options.epochs is not None and options.epochs < 1:
@@ -124,7 +124,7 @@ def plan(tables: Sequence[Table], options: ReproduceOptions) -> list[Job]:
 
 
 def scaled(recipe: Recipe, options: ReproduceOptions, seed: int) -> Recipe:
-    """Return a row's recipe as it is run; its name says after a "+" how it differs from the row's own."""
+    """Return the recipe to run for a row; after a "+", its name states the differences from the row's recipe."""
     lr, scale = options.lr, options.scale
     suffix = [options.model, None if lr is None else f"lr{lr:g}", None if scale == "full" else scale]
     recipe = replace(
@@ -141,10 +141,10 @@ def scaled(recipe: Recipe, options: ReproduceOptions, seed: int) -> Recipe:
 
 
 def check_data(jobs: Sequence[Job], options: ReproduceOptions) -> None:
-    """Check that the data are those of the rows, by the number of classes and the size of the images.
+    """Check that the data fit the rows, by the number of classes and the size of the images.
 
     Raises:
-        InputError: If the data are missing, or others.
+        InputError: If the data are missing or do not fit.
     """
     for name, data in sorted({(find_recipe(job.recipe.name.partition("+")[0]).data, job.recipe.data) for job in jobs}):
         found, facts = open_data(data, "test", download=options.download), DATA[name]

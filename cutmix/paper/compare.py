@@ -1,7 +1,7 @@
 """Results beside the paper's numbers: ``cutmix paper``, and the same for the report. Imports no torch.
 
-A result stands beside the paper's number only if it was made by the row's own protocol; every other one, such as a
-short run or one of another model, has a table of its own.
+A result is shown beside the paper's number only if it was made by the row's own protocol. Other results, such as those
+of short runs or of other models, have tables of their own.
 """
 
 import json
@@ -102,7 +102,7 @@ class Sweep(NamedTuple):
 
 
 def find(runs: Sequence[Path], results: Sequence[Path]) -> list[Found]:
-    """Read finished runs and evaluations, each once, wherever it is found; of a metric computed twice, the later.
+    """Read finished runs and evaluations, each once; of a metric that was computed twice, the later record.
 
     Args:
         runs: Run folders, or folders that hold them one or two levels down.
@@ -125,13 +125,13 @@ def find(runs: Sequence[Path], results: Sequence[Path]) -> list[Found]:
 
 
 def of_run(run: Run) -> Found:
-    """Return the records of a run folder; none of a run that is not finished."""
+    """Return the records of a run folder; none if the run is not finished."""
     path = run.folder / "predictions" / "last.npz"
     return Found(tuple(run.results) if run.finished else (), path if path.is_file() else None)
 
 
 def merged(sources: Iterable[Found]) -> list[Found]:
-    """Divide records by runs; where two sources have the same run, the later one's records replace the other's."""
+    """Group records by run; of two sources with the same run, the later replaces the records of the other."""
     by_run: dict[str, dict[tuple[str, ...], Record]] = {}
     predictions: dict[str, Path | None] = {}
     for source in sources:
@@ -144,16 +144,16 @@ def merged(sources: Iterable[Found]) -> list[Found]:
 
 
 def identity(record: Record) -> str:
-    """Return what tells the run of a record from other runs.
+    """Return a text that identifies the run of a record.
 
-    Evaluations of a file of weights are one run; an evaluation of drawn images is apart.
+    All evaluations of a file of weights are one run; an evaluation on a random subset is another.
     """
     own = _OF_TRAINING if record.source == "training" else ("file", "drawn")
     return json.dumps([getattr(record, name) for name in (*_KEY, *own)])
 
 
 def results_of(rows: Sequence[Row], found: Iterable[Found]) -> list[Result]:
-    """Return the results of the rows of one label: of its metrics, by one of its recipes or architectures."""
+    """Return the results of the rows that share a label: runs of their recipes or architectures."""
     made = []
     for run in found:
         lines = {(one.metric, str(one.which)): one for one in run.records if _is_of(rows, one)}
@@ -189,7 +189,7 @@ def _is_of(rows: Sequence[Row], record: Record) -> bool:
 
 
 def _name(record: Record, backbone: str) -> str:
-    """Return the name of a run: its recipe, which mostly ends in the backbone, and its seed."""
+    """Return the name of a run: its recipe, its backbone unless the recipe ends in it, and its seed."""
     name = record.recipe
     if backbone and not name.endswith(backbone_name(backbone)):
         name += f" on {backbone_in_words(backbone)}"
@@ -200,9 +200,9 @@ def departures(recipe: Training, line: Record, test_images: int | None = None) -
     """Describe how a result departs from its recipe.
 
     Args:
-        recipe: The paper's.
+        recipe: The recipe of the paper.
         line: The result.
-        test_images: How many the result has to be of; by default those of the recipe's data.
+        test_images: Expected number of test images; by default that of the recipe's data.
     """
     facts, n, said = DATA.get(recipe.data), line.n, []
     wanted = test_images or (facts and facts.test_images)
@@ -242,13 +242,13 @@ def _transfer_departures(rows: Sequence[Row], record: Record) -> list[str]:
 
 
 def sheets(table: Table, found: Iterable[Found]) -> tuple[list[Sheet], list[str]]:
-    """Return a table with the results by the paper's protocol, others with the rest, and the differences in words."""
+    """Return a table of the results by the paper's protocol, tables of the other results, and their differences."""
     found = list(found)
     return _by_method(table, found) if table.rows[0].method else (_by_row(table, found), [])
 
 
 def rows_run(table: Table, found: Sequence[Found]) -> list[Row]:
-    """Return the rows of a table without methods that were run, in whichever way."""
+    """Return the rows of a table that have a result, by the paper's protocol or another."""
     return [row for row in table.rows if results_of([row], found)]
 
 

@@ -1,4 +1,4 @@
-"""The paper's tables and figures: what each row prints, and the recipe that runs it, read from ``tables.toml``."""
+"""The paper's tables and figures, read from ``tables.toml``: the numbers of each row, and the recipe that runs it."""
 
 import re
 import tomllib
@@ -17,7 +17,7 @@ class Row:
     """A result that the paper prints: a line of a table, a cell of a table with a column per method, or a point.
 
     Attributes:
-        label: As printed; with the model where a table has several.
+        label: Label as printed, with the model if the table has several.
         recipe: Recipe of the classifier, or of the backbone of a detector or captioner; None where there is none.
         metrics: The metrics that are printed, as results name them.
         numbers: The paper's number for each metric, in per cent; none where it prints none.
@@ -48,7 +48,7 @@ class Row:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether the rows below it in its table are compared with it."""
+        """Whether the following rows of its table are compared with this row."""
         return not self.method and "Baseline" in self.label
 
 
@@ -59,7 +59,7 @@ class Table:
     Attributes:
         name: Its name on the command line.
         heading: Its name and its title, as in the paper.
-        unit: What the numbers of a cell are.
+        unit: Unit of the numbers in a cell.
         rows: In the paper's order.
         names: All names on the command line.
         notes: Letters of the footnotes that hold for every row.
@@ -82,7 +82,7 @@ class Table:
 
     @property
     def lines(self) -> dict[str, list[Row]]:
-        """The rows by their labels: one, or one for each method."""
+        """The rows by label: one row, or one for each method."""
         lines: dict[str, list[Row]] = {}
         for row in self.rows:
             lines.setdefault(row.label, []).append(row)
@@ -139,7 +139,7 @@ TABLES: tuple[Table, ...] = tuple(map(_table, _CONTENT["tables"]))
 
 
 def find_tables(word: str) -> tuple[Table, ...]:
-    """Return the table of a name, both parts of figure 3, or all for "all"; "Table 5" and "5" are table5 too.
+    """Return the tables of a name: one table, both parts of figure 3, or all. "Table 5" and "5" name table5 too.
 
     Raises:
         InputError: If there is no such table.
@@ -167,7 +167,7 @@ def find_runnable(word: str) -> tuple[Table, ...]:
 
 
 def find_rows(tables: Sequence[Table], words: tuple[str, ...]) -> tuple[Row, ...]:
-    """Return the tables' rows of these labels or recipes, in their order; all that have a recipe without words.
+    """Return the rows with these labels or recipes, in the order of the tables; without words, all that have a recipe.
 
     Raises:
         InputError: If a word names no row, or a row that no recipe runs.
@@ -182,6 +182,6 @@ def find_rows(tables: Sequence[Table], words: tuple[str, ...]) -> tuple[Row, ...
             hint = did_you_mean(word, labels, f"the rows are {', '.join(labels)}", cutoff=0.4)
             raise InputError(f'{where} has no row "{word}"; {hint}')
         if names[word.lower()].recipe is None:
-            raise InputError(f'the row "{word}" of {where} is quoted in the paper, and no recipe here runs it')
+            raise InputError(f'the row "{word}" of {where} is quoted in the paper; no recipe here runs it')
     chosen = {word.lower() for word in words}
     return tuple(row for row in rows if row.recipe and (not words or {row.label.lower(), row.recipe.lower()} & chosen))

@@ -1,7 +1,4 @@
-"""Read run folders: the recipe, the log and the results, and the estimate of a metric over the runs of a recipe.
-
-Nothing here imports torch, so that a page or a table of finished runs is made in a second on any machine.
-"""
+"""Read run folders: the recipe, the log, the results and the predictions. No torch here."""
 
 import json
 from collections import Counter
@@ -23,7 +20,7 @@ from cutmix.runtime.terminal import Tabular
 Json = dict[str, Any]
 
 NOTHING = "nothing"
-"""What a run that has no image to evaluate was evaluated on, in its environment."""
+"""Value of ``evaluated_on`` in the environment of a run without images to evaluate."""
 
 _RECIPES = {"classification": Recipe, "detection": Detection, "captioning": Captioning}
 # Two records with the same values of these fields are the same metric, evaluated twice.
@@ -31,10 +28,10 @@ _KEY = ("source", "data", "split", "metric", "which", "weights", "of", "at", "co
 
 
 class Config(NamedTuple):
-    """What ``config.json`` says of a run.
+    """The contents of ``config.json``.
 
     Attributes:
-        recipe: Fields of the recipe; of a file of weights, those that are known.
+        recipe: Fields of the recipe; for a file of weights, the known fields.
         command: The command that started the run; "" if it was not recorded.
         evaluated: File of the evaluated weights; None in the folder of a training run.
     """
@@ -46,16 +43,16 @@ class Config(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Run(Tabular):
-    """One run folder, read; it is accepted wherever the path of a run is, and prints as a table of its results.
+    """The contents of a run folder. It is accepted in place of the path of a run, and prints as a table of results.
 
     Attributes:
         folder: The folder.
         recipe: Every field of the recipe.
         command: The command line that started it; "" if it was not recorded.
         environment: Versions, device and commit.
-        epochs: The log's entry of each epoch in rising order; of an epoch logged twice, the later.
-        results: The records in their order; of a metric evaluated twice, the later. Those of other data than the first
-            come last.
+        epochs: The log entry of each epoch in ascending order; of an epoch logged twice, the later entry.
+        results: The records in order; of a metric evaluated twice, the later record. Records of other data than the
+            first come last.
         samples: The bytes of samples.png; None without it.
         label: A short name, unique among the runs that were read together.
         group: The label of the recipe, which runs that differ in nothing but the seed share.
@@ -83,12 +80,12 @@ class Run(Tabular):
 
     @property
     def task(self) -> str:
-        """What it learns: classification, multilabel, detection or captioning."""
+        """Task of the run: classification, multilabel, detection or captioning."""
         return str(self.environment.get("task") or task_of(self.recipe))
 
     @property
     def data(self) -> str:
-        """The data set of its results or, before there are any, of its recipe."""
+        """The data set of the results; without results, that of the recipe."""
         if self.results:
             return self.results[0].data
         planned = str(self.recipe.get("data", "unknown data"))
@@ -106,14 +103,14 @@ class Run(Tabular):
 
     @property
     def untested(self) -> bool:
-        """Whether it was trained without images to evaluate."""
+        """Whether the run has no images to evaluate."""
         return self.environment.get("evaluated_on") == NOTHING
 
     def result(self, metric: str, which: str) -> Record | None:
         """The record of a metric on the run's own test set; None if it was not evaluated.
 
         Args:
-            metric: For example "top1_err"; of the model's own weights, or else of the averaged ones.
+            metric: Name of the metric, such as "top1_err"; for the model's own weights or else their average.
             which: "last" or "best" epoch.
         """
         found = {
@@ -127,17 +124,17 @@ class Run(Tabular):
         """The records of a suite after the last epoch, on the run's own test set, in their order.
 
         Args:
-            name: One of the suites of `cutmix evaluate`; "detection" and "captioning" are of a run of transfer itself.
+            name: A suite of ``cutmix evaluate``; "detection" and "captioning" are the results of a run of transfer.
         """
         which = self.named("last")
         return [r for r in self.results if r.suite == name and r.which == which and self.is_own(r)]
 
     def arrays(self, suite: str) -> Path:
-        """The file of what a suite found for each image; of transfer it is the training's own."""
+        """The file of a suite's results for each image; for transfer, the predictions of the training."""
         return self.folder / "predictions" / ("last.npz" if suite in TASKS else f"{suite}-last.npz")
 
     def named(self, which: str) -> str:
-        """The name of an epoch in the results: a file of weights is of no known epoch, or of the one that it says."""
+        """The value of ``which`` in the results: for a file of weights, that of its records."""
         return self.results[0].which if self.evaluated and self.results else which
 
     def is_own(self, record: Record) -> bool:
@@ -145,7 +142,7 @@ class Run(Tabular):
         return record.data == self.data
 
     def fact(self, name: str) -> Any:
-        """A circumstance (device, torch, commit …) as the results say it, or else the environment or the recipe."""
+        """A circumstance (device, torch, commit …): from the results or else the environment or the recipe."""
         own = [record for record in self.results if record.source == "training"]
         for source in (*map(vars, (own or self.results)[-1:]), self.environment, self.recipe):
             if source.get(name) is not None:
@@ -154,7 +151,7 @@ class Run(Tabular):
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
-    """Read run folders and give them labels that tell them apart.
+    """Read run folders, and give each run a unique label.
 
     Raises:
         InputError: no folder was given, one is given twice, is missing, is no run folder, is of an evaluation without
@@ -173,7 +170,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
 
 
 def read_run(folder: Path) -> Run:
-    """Read one run folder; a run that is still going or was killed has fewer epochs and no results.
+    """Read one run folder; an unfinished run has fewer epochs and no results.
 
     Raises:
         InputError: the folder is missing, is no run folder, or a file in it is damaged.
@@ -183,7 +180,7 @@ def read_run(folder: Path) -> Run:
     if not (folder / "config.json").is_file():
         if (folder / "fold-1").is_dir():
             raise InputError(f"{folder} holds folds, each of which is a run: give {folder / 'fold-1'} or others")
-        raise InputError(f"{folder} is no run folder: it has no config.json; give a folder that `cutmix train` wrote")
+        raise InputError(f"{folder} has no config.json; expected a run folder that `cutmix train` wrote")
     config = read_config(folder / "config.json")
     log = read_log(folder / "log.jsonl")
     results = read_records(folder / "results.jsonl")
@@ -231,7 +228,7 @@ def read_environment(path: Path) -> Json:
 
 
 def read_log(path: Path) -> list[Json]:
-    """Read the log of a run: entries of a ``kind``, an ``epoch``, the evaluated ``split`` and numbers by their names.
+    """Read the log of a run: entries with ``kind``, ``epoch``, the evaluated ``split`` and named numbers.
 
     Raises:
         InputError: If the file cannot be read, or a field is missing or of another type.
@@ -259,7 +256,7 @@ def _complete(recipe: Json) -> Json:
 
 
 def groups(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """The runs by recipe: each list holds runs that differ in nothing but the seed."""
+    """Return the runs by recipe: each list holds runs that differ only in the seed."""
     grouped: dict[str, list[Run]] = {}
     for run in runs:
         grouped.setdefault(run.group, []).append(run)
@@ -267,7 +264,7 @@ def groups(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 
 def differing_fields(runs: Sequence[Run]) -> list[str]:
-    """The recipe fields, other than its name and the seed, in which the runs are not all alike."""
+    """Return the recipe fields, other than name and seed, in which the runs differ."""
     fields = dict.fromkeys(field for run in runs for field in run.recipe if field not in ("name", "seed", "fold"))
     return [field for field in fields if len({_canonical(run.recipe.get(field)) for run in runs}) > 1]
 
@@ -308,23 +305,23 @@ def _canonical(value: Any) -> str:
 
 
 class Outcome(NamedTuple):
-    """What a classifier made of each image of a test set.
+    """The result of a classifier on each image of a test set.
 
     Attributes:
         labels: Class ids, (N,) int64.
-        right: Whether the highest logit was the label's, (N,) bool; of equal logits the lowest class counts.
+        right: Whether the prediction is the label, (N,) bool; of equal logits the first counts.
     """
 
     labels: np.ndarray
     right: np.ndarray
 
     def same_images(self, other: "Outcome") -> bool:
-        """Whether two outcomes are of as many images with the same labels."""
+        """Return whether two outcomes have the same labels."""
         return np.array_equal(self.labels, other.labels)
 
 
 def read_outcome(path: Path) -> Outcome:
-    """Return what a file of predictions says of each image.
+    """Read the outcome from a file of predictions.
 
     Raises:
         InputError: If the file cannot be read or holds other arrays.
@@ -349,7 +346,7 @@ class Main(NamedTuple):
     Attributes:
         metric: Its name in the results.
         label: Its name in a sentence.
-        unit: What follows the number.
+        unit: Unit that follows the number.
     """
 
     metric: str

@@ -1,4 +1,4 @@
-"""Where a run computes: processes, devices and their arithmetic, memory.
+"""The machine of a run: processes, devices, precision and memory.
 
 This is the only file that names ``torch.distributed``; ``torchrun`` starts several processes. Every function works for
 a single process too.
@@ -261,6 +261,8 @@ def count_in_store(key: str) -> int | None:
         return None
 
 
+# ---- precision ----
+
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 _HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -349,6 +351,9 @@ def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
     return not checked or bool(torch.stack(torch._foreach_norm(checked, math.inf)).isfinite().all())
 
 
+# ---- copies and random state ----
+
+
 class Upload:
     """Copies batches to a device; to a CUDA GPU in a stream of its own, so that a copy runs beside the step before it.
 
@@ -400,10 +405,10 @@ def device_name(device: torch.device) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what a training step frees for the next one, in this process.
+    """Let glibc keep the memory that a training step frees for the next step, in this process.
 
-    By default it gives large blocks back to the system and gets them again, page by page, in each step: about a tenth
-    of a CPU's time on small images (benchmarks/training.py). 32 MiB is the largest block that every version lets one
+    By default glibc returns large blocks to the system and requests them again, page by page, in each step: about a
+    tenth of the CPU time on small images (benchmarks/training.py). 32 MiB is the largest block that every version can
     keep. With another C library, nothing happens.
     """
     with contextlib.suppress(OSError, TypeError, AttributeError):

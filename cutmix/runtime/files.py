@@ -143,7 +143,7 @@ def regular(path: Path) -> Path:
 
 
 def truncate(path: Path, size: int) -> None:
-    """Shorten a file, which must not be a symbolic link, to ``size`` bytes."""
+    """Truncate a file, which must not be a symbolic link, to ``size`` bytes."""
     with open(path, "r+b", opener=open_no_link) as file:
         file.truncate(size)
 
@@ -404,6 +404,9 @@ def kind_of(value: Any) -> str:
         return "a list" if isinstance(value, list) else "an object"
     text = json.dumps(value, default=str)  # YAML has dates, bytes and sets
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# ---- arrays ----
 
 
 def read_arrays(path: Path, leave_out: tuple[str, ...] = ()) -> dict[str, np.ndarray]:

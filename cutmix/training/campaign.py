@@ -1,4 +1,4 @@
-"""Many training runs in one folder: timed before they start, resumed, shared among machines, failures kept apart.
+"""Campaigns: many training runs in one folder, timed in advance, resumed, and shared among machines.
 
 ``cutmix compare``, ``cutmix reproduce`` and ``cutmix train --folds`` are campaigns; this file also lists the runs of
 the first and the last.
@@ -46,10 +46,10 @@ class Job:
     """One run.
 
     Attributes:
-        label: What the recipe is called in tables.
-        recipe: What is run, with its seed.
+        label: Name of the recipe in tables.
+        recipe: The recipe, with its seed.
         path: Its folder.
-        done: Share of its epochs that are done; 1 is a finished run.
+        done: Share of its epochs that are done; 1 for a finished run.
     """
 
     label: str
@@ -75,13 +75,13 @@ class First:
 
 
 def is_first() -> bool:
-    """Return whether this process prints and holds the folder: of torchrun's, the first."""
+    """Return whether this process prints and locks the folder: the first process of torchrun."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager
 def open_campaign(jobs: Sequence[Job], options: CampaignOptions, name: str) -> Iterator[tuple[list[Job], Console]]:
-    """Hold the folder for this shard, and yield its jobs with the share that is done, and where to print.
+    """Lock the folder for this shard, and yield its jobs, with the share that is done, and a console.
 
     Args:
         jobs: Every run of the campaign, in the order in which they are to run.
@@ -105,7 +105,7 @@ def open_campaign(jobs: Sequence[Job], options: CampaignOptions, name: str) -> I
 def run_jobs(
     jobs: Sequence[Job], options: CampaignOptions | TrainOptions, console: Console, *, brief: bool = False
 ) -> list[str]:
-    """Run each job that is not finished, resuming those that were begun, and return why some failed.
+    """Run the unfinished jobs, resuming interrupted ones, and return the reasons of failures.
 
     A run that fails, for example because its loss is not finite, does not stop the others.
 
@@ -187,7 +187,7 @@ RESOLVED = ("image_size", "precision")  # fields that a run resolves from its da
 def print_plan(
     jobs: Sequence[Job], options: CampaignOptions | TrainOptions, console: Console, *, brief: bool = False
 ) -> float:
-    """Print what will be run and for how long, timed on a few steps of each recipe; return the seconds.
+    """Print the planned runs and their duration, timed on a few steps of each recipe; return the seconds.
 
     Brief runs are not timed in advance; the time of the first is the estimate for the others.
     """
@@ -213,7 +213,7 @@ def print_plan(
 
 
 def time_run(job: Job, options: CampaignOptions | TrainOptions) -> float:
-    """Return about how many seconds a run takes, training and evaluation, from a few steps of each."""
+    """Estimate the seconds of a run, training and evaluation, from a few steps of each."""
     with processes(options.device) as world, contextlib.ExitStack() as flags:
         run = prepare(job.recipe, train_options(job, options), world)
         flags.enter_context(arithmetic(run.recipe.precision, world.device))
@@ -270,7 +270,7 @@ def run_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
         SystemExit: After SIGTERM or Ctrl-C; the same command resumes.
     """
     if recipe.folds:
-        raise InputError("--folds is for cutmix train; cutmix compare trains on one division of the images")
+        raise InputError("--folds is given; expected none, as cutmix compare trains on one split of the images")
     jobs = plan_methods(recipe, options)
     for job in jobs:
         make_mix(job.recipe)  # refuses a method that does not exist
@@ -286,7 +286,7 @@ def run_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
 
 
 def plan_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
-    """Return every run, each once; the seed changes slowest, so that each method is soon seen."""
+    """Return the planned runs, each once; the seed changes slowest, so that each method soon has a result."""
     jobs = []
     splits = open_splits(recipe.data, **recipe.reading())
     if splits.reported is None:
@@ -313,7 +313,7 @@ def plan_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
 
 
 def _say_once(notes: Sequence[str]) -> None:
-    """Print what was chosen by the data, before the runs and in the first process."""
+    """Print the settings that the data decide, before the runs and in the first process."""
     for note in notes if is_first() else ():
         say(note)
 

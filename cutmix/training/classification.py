@@ -124,15 +124,15 @@ class Classification:
     """Image classification with any mixing method.
 
     Attributes:
-        recipe: What is run.
+        recipe: The recipe.
         state: Model and transforms.
         world: This process among all.
         train_set: Images to train on.
         autocast: Context of the forward pass.
-        test_set: Images to report on; None evaluates none.
-        test_batches: Their batches of this process.
-        val_set: Images to choose the best epoch by, which may be ``test_set``; None chooses none.
-        val_batches: Their batches of this process, if they are not the test images.
+        test_set: Images that results are reported on; None without.
+        test_batches: Batches of the test images of this process.
+        val_set: Images that choose the best epoch, possibly ``test_set``; None chooses none.
+        val_batches: Batches of the validation images of this process, unless they are the test images.
         train_batches: The training images, neither augmented nor mixed, where they are evaluated too.
         class_weights: (K,) weights of the classes in the loss, on the device.
     """
@@ -162,7 +162,7 @@ class Classification:
 
     @property
     def reported_on(self) -> str | None:
-        """The split that the results are of."""
+        """The split that results are reported on."""
         return self.test_set.split if self.test_set else None
 
     @property
@@ -192,7 +192,7 @@ class Classification:
         return torch.compile(finish_and_mix, dynamic=False, fullgraph=True)
 
     def loss(self, network: nn.Module, images: Tensor, targets: Any) -> Tensor:
-        """Return the loss of a part, which the mixing method defines."""
+        """Return the loss of a part, as the mixing method defines it."""
         with self.autocast:
             smoothing = self.recipe.label_smoothing
             return self.state.mix.loss(network, images, targets, label_smoothing=smoothing, weight=self.class_weights)
@@ -227,21 +227,21 @@ class Classification:
         return error_records(Predictions(*(torch.from_numpy(arrays[name]) for name in Predictions._fields)))
 
     def opening(self) -> str:
-        """Return the set's name and sizes, and whether it is another one than the recipe's."""
+        """Return the name and sizes of the data set, and a note if it is not that of the recipe."""
         data, test = self.train_set, f"{len(self.test_set):,} to test" if self.test_set else "none to evaluate on"
         if self.val_batches and self.val_set:
             test = f"{len(self.val_set):,} to validate, {test}"
         elif self.chosen_on == "val":
             test = f"{len(self.val_set or ()):,} to validate and to report on"
         named = RECIPES.get(self.recipe.name)
-        other = f" (not {named.data}, which the recipe is for)" if named and named.data not in ("", data.name) else ""
+        other = f" (not {named.data}, the data of the recipe)" if named and named.data not in ("", data.name) else ""
         return (
             f"mix {self.recipe.mix}; {data.name}{other}: {len(data):,} images to train on, {test}, "
             f"{data.num_classes} classes" + (f", unreadable images left out: {self.skipped}" if self.skipped else "")
         )
 
     def notes(self) -> Sequence[str]:
-        """Return when a step schedule decays, which split chooses the best epoch, and which the results are of."""
+        """Return the epochs of a step schedule, the split that chooses the best epoch, and the split of the results."""
         return [*self._decays(), self._choice()]
 
     def _decays(self) -> Sequence[str]:
@@ -291,7 +291,7 @@ class Classification:
         return self.recipe.image_size or (data.images.shape[-1] if isinstance(data, ArraySet) else 224)
 
     def samples(self) -> bytes:
-        """Return training images, and the same mixed."""
+        """Draw training images, unmixed and mixed."""
         if self.state.mix.uses_attention:
             return self._attention()
         mixing = image_mixing(self.recipe)
@@ -324,10 +324,10 @@ class Classification:
 
 @dataclass
 class MultiLabel(Classification):
-    """Labels of images, any number of each: binary cross-entropy, and a threshold for each label.
+    """Classification with several labels per image: binary cross-entropy, and a threshold for each label.
 
     Attributes:
-        thresholds: Probability from which on each label is predicted, (K,), of the model that was evaluated last.
+        thresholds: Probability from which each label is predicted, (K,), for the model that was evaluated last.
     """
 
     thresholds: np.ndarray | None = None
@@ -366,7 +366,7 @@ class MultiLabel(Classification):
         )  # fmt: skip
 
     def about(self, epoch: int) -> dict[str, str]:
-        """Return enough to use the weights: that labels are independent, and their thresholds."""
+        """Return the header of the weights, with the thresholds of the labels."""
         thresholds = np.full(self.train_set.num_classes, 0.5) if self.thresholds is None else self.thresholds
         own = {"multi_label": True, "thresholds": thresholds.tolist()}
         return super().about(epoch) | {name: json.dumps(value) for name, value in own.items()}

@@ -22,6 +22,8 @@ from cutmix.runtime.seeding import derive_seed
 from cutmix.runtime.weights import read_weights
 from cutmix.training.mixes import make_cutout, make_mix
 
+# ---- optimizer and learning rate ----
+
 FUSED = ("cuda",)
 """Types of devices on which one launch updates all parameters."""
 
@@ -133,6 +135,9 @@ def find_classifier(model: nn.Module) -> nn.Linear:
     return classifier
 
 
+# ---- moving average ----
+
+
 class WeightAverage:
     """Exponential moving average of a model's parameters and buffers.
 
@@ -184,6 +189,9 @@ class WeightAverage:
 def make_average(recipe: Training, model: nn.Module) -> WeightAverage | None:
     """Return the moving average of the weights, or None if ``ema_decay`` is 0."""
     return WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
+
+
+# ---- state ----
 
 
 @dataclass
@@ -248,10 +256,10 @@ def start_state(recipe: Recipe, data: ImageSet, world: World, *, started: bool =
     """Create model, optimizer and mix with equal weights in every process; later random draws differ.
 
     Args:
-        recipe: What is run.
+        recipe: The recipe.
         data: The training images.
         world: This process among all.
-        started: Whether a checkpoint will be restored, so that the weights to start from need not be there any more.
+        started: Whether a checkpoint will be restored, so that the initial weights are not needed.
     """
     torch.manual_seed(derive_seed(recipe.seed, "model"))
     pretrained: Any = recipe.pretrained and not started
@@ -281,7 +289,7 @@ def start_state(recipe: Recipe, data: ImageSet, world: World, *, started: bool =
 
 
 def checkpoint_activations(recipe: Recipe, model: nn.Module) -> None:
-    """Have a model of timm compute its activations again in the backward pass."""
+    """Let a model of timm recompute its activations in the backward pass."""
     try:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     except (AttributeError, AssertionError):  # the latter of timm's models without it
@@ -327,7 +335,7 @@ def _train_on_one(network: nn.Module, image: torch.Tensor, refusal: str) -> None
 
 
 def take_snapshot(state: State, world: World) -> dict[str, Any]:
-    """Return the state that a run needs to resume bit for bit, on the first process; every process takes part."""
+    """Return, in the first process, the state that a run resumes from bit for bit; every process calls this."""
     own = {name: getattr(state, name) for name in _OF_A_PROCESS}
     own |= {"torch": torch.get_rng_state()}
     own |= {name: part.state_dict() for name in ("cutout", "mix") if (part := getattr(state, name))}
@@ -344,7 +352,7 @@ def take_snapshot(state: State, world: World) -> dict[str, Any]:
 
 
 def restore(state: State, snapshot: dict[str, Any], world: World) -> None:
-    """Set everything as it was when the snapshot was taken.
+    """Restore a snapshot.
 
     Raises:
         InputError: If the snapshot is of another network or number of processes, or lacks something.

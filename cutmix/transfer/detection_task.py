@@ -47,12 +47,14 @@ from cutmix.transfer.detection_data import (
     ssd_transform,
 )
 
+# ---- COCO's metrics ----
+
 
 class CocoMetrics(NamedTuple):
     """The twelve metrics of COCO, each in [0, 1]; NaN where no object is counted.
 
     All but ``at_50`` and ``at_75`` are means over the ten IoU thresholds 0.50, 0.55, …, 0.95. All are means over the
-    classes with objects, with at most 100 detections of an image and class if nothing else is said. Small objects are
+    classes with objects, with at most 100 detections of an image and class unless stated otherwise. Small objects are
     of at most 32² pixels, medium ones of at most 96².
 
     Attributes:
@@ -183,6 +185,8 @@ def _no_detections(coco_class: Any, truth: dict[str, Any]) -> Any:
     return coco
 
 
+# ---- the task ----
+
 COCO_METRICS = (
     "coco_map", "coco_map_50", "coco_map_75", "coco_map_small", "coco_map_medium", "coco_map_large",
     "coco_ar_1", "coco_ar_10", "coco_ar_100", "coco_ar_small", "coco_ar_medium", "coco_ar_large",
@@ -277,7 +281,7 @@ class DetectionTask(TransferTask[Detection, DetectionSet]):
         return {"task": "detection", "arch": self.recipe.arch, **super().circumstances()}
 
     def about(self, epoch: int) -> dict[str, str]:
-        """Return what is needed to use the weights."""
+        """Return the header of the weights, with the class names."""
         return super().about(epoch) | {"classes": json.dumps(self.train_set.classes)}
 
     def figures(self, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
@@ -348,6 +352,8 @@ def _detections(arrays: dict[str, np.ndarray]) -> Detections:
     return Detections(arrays["images"], arrays["labels"], arrays["scores"], arrays["boxes"])
 
 
+# ---- figures ----
+
 _SOLID, _DASHED, _DOTTED = "-", (0, (5, 3)), (0, (1, 2))
 
 
@@ -357,7 +363,7 @@ def gallery_of_detections(
     """Draw images in pairs: with true boxes on the left, with detections and their scores on the right.
 
     All detections from a score of ``threshold`` are drawn, and at least as many as the image has objects, so that a
-    detector with low scores has some too. Lines are black and white, to be visible on any image and in print: solid
+    detector with low scores shows some too. Lines are black and white, to be visible on any image and in print: solid
     for objects, dotted for difficult ones, dashed for detections.
 
     Args:

@@ -239,7 +239,7 @@ def test_writing_continues_after_a_kill(tmp_path: Path, capsys: pytest.CaptureFi
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert len(list((tmp_path / "killed").glob("*.tar"))) == 2
     main(["shards", str(source), "--out", str(tmp_path / "killed"), "--shard-size", "1"])
-    assert "(2 were there)" in capsys.readouterr().out
+    assert "(2 existed)" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in (tmp_path / "killed").glob("*.tar")} == whole
     with pytest.raises(InputError, match="holds shards of other images or flags"):
         cutmix.shards(source, tmp_path / "killed", shard_size=2)

@@ -149,7 +149,7 @@ def test_a_folder_of_another_run_is_refused(data: Path, tmp_path: Path, capsys: 
         (("table3", "--data", "digits"), "is about imagenet: 1000 classes of images of any size"),
         (("table5", "--seeds", "0"), "--seeds is 0"),
         (("table5", "--seeds", "1000000000"), "--seeds is 1000000000; expected 1 to 1000"),
-        (("table5", "--epochs", "5"), "--epochs is for --scale short"),
+        (("table5", "--epochs", "5"), "expected --scale short"),
         (("table5", "--shard", "3/2"), "--shard is 3/2; expected i/n"),
         (("table5", "--shard", "half"), "--shard is half"),
         (("table5", "--out", "/dev/null/x"), "/dev/null/x could not be made"),
@@ -211,7 +211,7 @@ def test_another_network_may_have_another_learning_rate() -> None:
     recipe = RECIPES["cifar100-pyramidnet200-shakedrop"]
     other = scaled(recipe, ReproduceOptions(table="table5", scale="short", model="resnet20", lr=0.1), 0)
     assert (other.name, other.lr) == (f"{recipe.name}+resnet20+lr0.1+short", 0.1)
-    with pytest.raises(InputError, match="--lr is for another model"):
+    with pytest.raises(InputError, match="--lr is given without --model"):
         plan(find_tables("table5"), ReproduceOptions(table="table5", scale="short", lr=0.1))
 
 

@@ -59,6 +59,6 @@ def test_weights_say_what_they_need() -> None:
 
 
 def test_another_set_than_the_recipes_is_said() -> None:
-    assert "digits (not cifar-10, which the recipe is for): 1,000 images" in task(name="cifar10-resnet20").opening()
+    assert "digits (not cifar-10, the data of the recipe): 1,000 images" in task(name="cifar10-resnet20").opening()
     for name in ("digits-resnet20", "photos", "a recipe of one's own"):
         assert "digits: 1,000 images" in task(name=name).opening()
