@@ -106,7 +106,7 @@ def test_ctrl_c_leaves_a_run_that_resumes(tmp_path: Path, monkeypatch: pytest.Mo
 )
 def test_errors_are_the_sentences_of_the_command(settings: dict[str, object], said: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=re.escape(said)):
-        cutmix.train("digits", out=tmp_path / "run", device="cpu", **settings)
+        cutmix.train("no such data, which are opened later", out=tmp_path / "run", device="cpu", **settings)
     with pytest.raises(InputError, match="nothing to train on"):
         cutmix.train()
     with pytest.raises(InputError, match="no setting 'image'; did you mean 'images'"):

@@ -68,6 +68,8 @@ class Run:
 def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     """Open the data, create the model and its loaders, and refuse contradictions before anything is written."""
     check_tracker(options.log)
+    if recipe.mix is not None:
+        method_of(recipe)
     splits = open_sets(recipe, options, world)
     given, (recipe, notes) = recipe, resolve(recipe, splits.train, world.device)
     path = run_folder(recipe, options)
