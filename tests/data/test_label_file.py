@@ -145,9 +145,7 @@ def test_what_cannot_be_used_is_one_sentence(text: str, said: str, folder: Path)
     [("a.jsonl", "{"), ("a.jsonl", "[1]"), ("a.parquet", "none"), ("a.csv", f"path,label\n{'x' * 200_000},cat\n")],
 )
 def test_damaged_files_are_refused(name: str, text: str, folder: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"is not JSON|is not an object|Parquet|row 2 cannot be read as a row"
-    ):
+    with pytest.raises(InputError, match=r"is not JSON|is not an object|Parquet|row 2 cannot be read as a row"):
         read_label_file(write(folder, text, name))
 
 

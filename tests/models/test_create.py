@@ -176,7 +176,7 @@ def test_any_size_and_channels_train(name, channels, height, width):
 
 @pytest.mark.parametrize(("classes", "channels", "message"), [(0, 3, "num_classes is 0"), (5, 0, "in_chans is 0")])
 def test_counts_below_one_are_refused(classes, channels, message):
-    with pytest.raises(InputError, match=f"{message}; at least 1"):
+    with pytest.raises(InputError, match=f"{message}; expected at least 1"):
         create_model("resnet20", classes, in_chans=channels)
 
 
