@@ -91,7 +91,7 @@ def run_explain(options: ExplainOptions) -> list[Path]:
         )  # fmt: skip
         written.append(options.out / f"{number:03d}-{file.stem}.png")
         write_bytes(written[-1], found.png)
-    say(f"wrote {len(written)} images to {options.out}")
+    say(f"wrote {len(written)} image{'s' * (len(written) != 1)} to {options.out}")
     return written
 
 
