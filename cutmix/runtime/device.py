@@ -303,6 +303,9 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def _cpu_has(*instructions: str) -> bool:
+    """Return whether the CPU has one of these instructions, and oneDNN is not told to stay below them."""
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper().endswith(("SSE41", "AVX", "VNNI", "AVX2", "AVX512_CORE")):
+        return False
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(capabilities.get(name) for name in instructions)
 

@@ -119,6 +119,7 @@ def test_depthwise_convolutions_are_trained_in_float32_on_a_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     recipe = replace(DIGITS, model="mobilenetv3_small_050", image_size=32)
     run = prepare(recipe, TrainOptions(out=tmp_path / "run", workers=0), WORLD)
     assert run.recipe.precision == "float32"
