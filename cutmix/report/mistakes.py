@@ -148,7 +148,7 @@ def _class_galleries(run: Run, made: Answers) -> Markup:
 
     body = _galleries(run, lists, answer, "the run with the most right predictions", "the predicted class")
     if body and error > _WEAK:
-        said = f"The model is wrong on {error:.0%} of the images, too many for its contradictions to hint at errors."
+        said = f"The model is wrong on {error:.0%} of the images: its contradictions do not point to label errors."
         body += Markup(HTML.heading("Possible label errors")) + Markup(HTML.note(said))
     return body
 
@@ -166,7 +166,7 @@ def _label_gallery(run: Run, made: LabelAnswers) -> Markup:
         labels, predicted = made.labels[i], made.predicted[i]
         return _Answer(_name(made, i), named(predicted, predicted), named(labels, labels & ~predicted))
 
-    said = "Wrong labels with the highest probability, and missed ones with the lowest, which follows them."
+    said = "Wrong labels with the highest probability, and missed labels with the lowest, each with its probability."
     return _galleries(
         run, [("Surest mistakes", index, said)], answer, "the run with the highest mAP", "the surest wrong label"
     )

@@ -258,7 +258,7 @@ _PAIRED: dict[Paired, tuple[Definition, str]] = {
 # The sections of the page about detectors and captioners, the runs side by side. No torch here.
 
 _LOSS = (
-    "The loss is the mean over an epoch’s batches: the sum of all that a detector is trained by, or the cross-entropy "
+    "The loss is the mean over an epoch’s batches: the sum of a detector’s training losses, or the cross-entropy "
     "of the words. It is not comparable between architectures. The test images are evaluated after some epochs only."
 )
 
@@ -353,7 +353,7 @@ def _transfer_figures(runs: Sequence[Run]) -> Markup:
 _LEGEND = (
     "Top: training images. Middle: the attention of the trained model’s last block to each token, the mean "
     "over its heads and over the image’s tokens (in CaiT, that of the class token); each image has a scale of its own. "
-    "Bottom: what SMMix makes of the images, with the shares of their labels: the square with the least attention is "
+    "Bottom: the images mixed by SMMix, with the shares of their labels: the square with the least attention is "
     "overwritten by the one with the most of another image."
 )
 

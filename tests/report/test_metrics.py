@@ -1,4 +1,4 @@
-"""The table of measures: it has every one that the suites record, and says what each is."""
+"""The table of metrics: it has every one that the suites record, and says what each is."""
 
 from contextlib import nullcontext
 from typing import get_args
@@ -28,7 +28,7 @@ OF_OTHER_DATA = {
 }  # fmt: skip
 
 
-def test_every_measure_of_the_suites_is_defined_and_no_other() -> None:
+def test_every_metric_of_the_suites_is_defined_and_no_other() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (24, 3, 8, 8), generator=generator, dtype=torch.uint8)
     network = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).eval().requires_grad_(False)
@@ -42,28 +42,28 @@ def test_every_measure_of_the_suites_is_defined_and_no_other() -> None:
     }
     for suite in (*suites, "localization"):
         recorded = {name_of(record) for record in suites[suite].records} if suite in suites else set()
-        known = {name for name, measure in METRICS.items() if measure.suite == suite}
+        known = {name for name, metric in METRICS.items() if measure.suite == suite}
         assert recorded | OF_OTHER_DATA.get(suite, set()) == known
 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_a_definition_is_a_few_plain_sentences(name: str) -> None:
-    measure = METRICS[name]
-    assert measure.definition.endswith(".")
-    assert measure.definition[0].isupper()
-    assert 40 <= len(measure.definition) <= 420
-    assert "  " not in measure.definition
-    assert len([other for other in METRICS.values() if other.label == measure.label]) == 1
-    if measure.suite == "robustness" and measure.check:
-        assert "Holds if" in measure.definition
+    metric = METRICS[name]
+    assert metric.definition.endswith(".")
+    assert metric.definition[0].isupper()
+    assert 40 <= len(metric.definition) <= 420
+    assert "  " not in metric.definition
+    assert len([other for other in METRICS.values() if other.label == metric.label]) == 1
+    if metric.suite == "robustness" and measure.check:
+        assert "Holds if" in metric.definition
 
 
 def test_a_better_direction_is_that_of_the_name() -> None:
-    for name, measure in METRICS.items():
-        if name.endswith(("_err", "ece", "mce", "nll", "brier")) and measure.better:
-            assert measure.better == "lower"
+    for name, metric in METRICS.items():
+        if name.endswith(("_err", "ece", "mce", "nll", "brier")) and metric.better:
+            assert metric.better == "lower"
         if "acc" in name or name.startswith("ood_a"):
-            assert measure.better in ("higher", "")
+            assert metric.better in ("higher", "")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_record_has_one_definition(record: Record, name: str) -> None:
     assert name in METRICS
 
 
-def test_a_measure_that_is_not_known_has_its_own_name() -> None:
+def test_a_metric_that_is_not_known_has_its_own_name() -> None:
     assert metric_of("new_err").label == "new err"
     assert metric_of("new_err").definition == ""
 
@@ -93,7 +93,7 @@ def test_a_change_of_a_pixel_in_words(value: float, said: str) -> None:
     assert in_255ths(value) == said
 
 
-def test_where_something_was_measured() -> None:
+def test_where_something_was_metricd() -> None:
     said = [("fgsm_err", 8 / 255), ("occlusion_center_err", 16.0), ("between_mixup_err", 0.25), ("corruption_err", 3.0)]
     assert [at_in_words(METRICS[name], at).replace("\u00a0", " ") for name, at in said] == [
         "ε = 8/255", "side 16 px", "λ = 0.25", "severity 3"

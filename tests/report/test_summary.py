@@ -548,10 +548,10 @@ def test_one_run_names_its_weakest_class(tmp_path) -> None:
 
 def test_a_weak_model_hints_at_no_label_errors_and_few_steps_are_said(tmp_path) -> None:
     text = page_of(tmp_path, *made(tmp_path, none=9)).text
-    assert "hint at errors" not in text
+    assert "point to label errors" not in text
     weak = made(tmp_path / "weak", none=60)
     text = page_of(tmp_path, *weak).text
-    assert "wrong on 67% of the images, too many for its contradictions to hint at errors" in text
+    assert "wrong on 67% of the images: its contradictions do not point to label errors" in text
     log = [{"kind": "epoch", "epoch": k, "step": 7 * k, "train_loss": 1.0} for k in (1, 2)]
     (weak[0] / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     assert "Trained for so few steps that the results mean little: small (14 steps)." in page_of(tmp_path, *weak).text
