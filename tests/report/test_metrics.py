@@ -42,7 +42,7 @@ def test_every_metric_of_the_suites_is_defined_and_no_other() -> None:
     }
     for suite in (*suites, "localization"):
         recorded = {name_of(record) for record in suites[suite].records} if suite in suites else set()
-        known = {name for name, metric in METRICS.items() if measure.suite == suite}
+        known = {name for name, metric in METRICS.items() if metric.suite == suite}
         assert recorded | OF_OTHER_DATA.get(suite, set()) == known
 
 
@@ -54,7 +54,7 @@ def test_a_definition_is_a_few_plain_sentences(name: str) -> None:
     assert 40 <= len(metric.definition) <= 420
     assert "  " not in metric.definition
     assert len([other for other in METRICS.values() if other.label == metric.label]) == 1
-    if metric.suite == "robustness" and measure.check:
+    if metric.suite == "robustness" and metric.check:
         assert "Holds if" in metric.definition
 
 
