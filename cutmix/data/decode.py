@@ -68,8 +68,7 @@ def read_image(path: Source, *, skippable: bool = False) -> Image.Image:
     """
     with _opened(path, skippable) as image:
         image.load()
-        turn = _TURNS.get(_orientation(image))
-        return _to_rgb(image.transpose(turn) if turn is not None else image)
+        return to_rgb(image)
 
 
 Decoded = Image.Image | np.ndarray
@@ -101,8 +100,7 @@ def read_channels(path: Source, channels: int, *, skippable: bool = False) -> De
             return bands
         with _opened(path, skippable) as image:
             image.load()
-            turn = _TURNS.get(_orientation(image))
-            image = image.transpose(turn) if turn is not None else image
+            image = image if (turn := _TURNS.get(_orientation(image))) is None else image.transpose(turn)
             if (len(image.getbands()) != channels or image.mode == "P") and channels in _ALPHA:
                 image = image.convert(_ALPHA[channels])
             if len(image.getbands()) == channels:
@@ -434,7 +432,9 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> lis
         threads.shutdown(cancel_futures=True)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return the upright RGB image that ``read_image`` makes of a decoded one."""
+    image = image if (turn := _TURNS.get(_orientation(image))) is None else image.transpose(turn)
     if image.mode == "F":
         raise InputError("floating-point pixels have no defined range")
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip to 8 instead of scaling

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, TextIO
 from PIL import Image
 
 from cutmix.config.options import ExplainOptions, PredictOptions, ServeOptions
+from cutmix.data.decode import to_rgb
 from cutmix.data.folder import EXTENSIONS
 from cutmix.data.shards import find_shards, read_unlabelled
 from cutmix.data.sources import Source
@@ -226,7 +227,7 @@ def make_page(model: Model) -> Any:
     def classify(image: Image.Image | None) -> tuple[dict[str, float], Image.Image | None]:
         if image is None:
             return {}, None
-        found = explain_image(model, image.convert("RGB"), explainer=explainer)
+        found = explain_image(model, to_rgb(image), explainer=explainer)
         ranked = zip(model.classes, found.probabilities.tolist(), strict=True)
         overlay = Image.fromarray(found.overlay())
         scale = max(1, _SIDE // overlay.width)  # small images would be drawn as small as they are

@@ -196,7 +196,10 @@ def _readme(model: Model, options: ExportOptions, name: str, difference: float |
         )
     calibrated = f"temperature {model.temperature:.3g}" if model.calibrated else "not calibrated (temperature 1)"
     array = "numpy.asarray(image)[None, None]" if p.in_chans == 1 else "numpy.asarray(image).transpose(2, 0, 1)[None]"
-    read = f'image = Image.open("photo.jpg").convert("{mode}")\n{crop}\npixels = numpy.ascontiguousarray({array})'
+    read = (
+        f'image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("{mode}")\n{crop}\n'
+        f"pixels = numpy.ascontiguousarray({array})"
+    )
     if p.in_chans not in (1, 3):
         read = (
             f"pixels = ...  # uint8, (1, {p.in_chans}, {size}, {size}): the bands, resized and cropped as in training"
@@ -218,7 +221,7 @@ import json
 
 {_IMPORTS[options.format]}
 import numpy
-from PIL import Image
+from PIL import Image{", ImageOps" if p.in_chans in (1, 3) else ""}
 
 {read}
 {_CALL[options.format]}
@@ -280,6 +283,7 @@ def timm_config(model: Model) -> dict[str, Any]:
         "input_size": size, "fixed_input_size": True, "test_input_size": size, "mean": p.mean, "std": p.std,
         "interpolation": p.interpolation, "crop_pct": 1.0 if p.small else crop_pct, "crop_mode": crop,
         "test_crop_pct": None, "num_classes": len(model.classes),
+        "tag": None, "license": None,  # not those of the pretrained weights
     }  # fmt: skip
     several = {}
     if model.thresholds is not None:
@@ -358,11 +362,12 @@ def _use(model: Model) -> str:
 
 ```python
 import timm
-from PIL import Image
+from PIL import Image, ImageOps
 
 model = timm.create_model("hf-hub:USER/NAME", pretrained=True).eval()  # or "local-dir:FOLDER"
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-logits = model(transform(Image.open("photo.jpg").convert("{mode}"))[None])
+image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("{mode}")
+logits = model(transform(image)[None])
 {answer}
 ```
 """

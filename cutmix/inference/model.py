@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cutmix.config.options import WORKERS
 from cutmix.config.recipe import Recipe
-from cutmix.data.decode import Decoded, read_channels, read_image
+from cutmix.data.decode import Decoded, read_channels, read_image, to_rgb
 from cutmix.data.image_files import Decoder, ResizeAndCrop
 from cutmix.data.sources import Stored
 from cutmix.data.transforms import Interpolation, normalize, resize
@@ -68,10 +68,11 @@ class Predictions(Tabular):
         self._rest, self._made = iter(made), []  # type: tuple[Iterator[Prediction], list[Prediction]]
 
     def __iter__(self) -> Iterator[Prediction]:
-        yield from self._made
-        for each in self._rest:
-            self._made.append(each)
-            yield each
+        for position in count():  # by position, as another loop over the same predictions may be ahead
+            self._made.extend(islice(self._rest, int(position == len(self._made))))
+            if position == len(self._made):
+                return
+            yield self._made[position]
 
     def __len__(self) -> int:
         for _ in self:
@@ -364,7 +365,7 @@ class Model(Tabular):
                     "shape (height, width) or (height, width, 3)"
                 )
             source = Image.fromarray(source.squeeze(2) if source.shape[2:] == (1,) else source)
-        return source.convert("RGB")
+        return to_rgb(source)
 
 
 def _rank(probabilities: Tensor, top: int, limits: Tensor | None) -> Iterator[tuple[list[float], list[int]]]:
@@ -443,6 +444,6 @@ def _fitted_temperature(run: Path, which: str) -> tuple[float | None, bool]:
 
 
 def _check_range(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise InputError(f"{name} is {count}; expected at least 1")
+    for name, number in counts.items():
+        if number < 1:
+            raise InputError(f"{name} is {number}; expected at least 1")

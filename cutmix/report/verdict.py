@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
+from scipy import stats
 
 from cutmix.errors import InputError
 from cutmix.runs.outcomes import CrossedDifference, crossed_difference, label_outcome
@@ -135,15 +136,27 @@ def _record(run: Run) -> Record:
 def _by_class(
     method: np.ndarray, baseline: np.ndarray, labels: np.ndarray, names: Sequence[str]
 ) -> tuple[ClassDifference, ...]:
-    """Return the differences by class, the most helped first; of errors (S, N, K), or (S, N, 1) for all classes."""
-    found = []
+    """Return the differences by class, the most helped first; of errors (S, N, K), or (S, N, 1) for all classes.
+
+    A few seeds do not tell how much one class varies from seed to seed: the variance is the mean of all classes, or
+    the class's own if that is larger. p is at least that of a sign test in which all images of the class agree.
+    """
+    found, by_seed = [], []
     for index, name in enumerate(names):
         its = labels[:, index] if labels.ndim == 2 else labels == index
         k = index if labels.ndim == 2 else 0
         if its.sum() > 1:
-            found.append((name, int(its.sum()), crossed_difference(method[:, its, k], baseline[:, its, k])))
-    adjusted = holm([one.p for *_, one in found])
-    made = [ClassDifference(name, one.value, n, p) for (name, n, one), p in zip(found, adjusted, strict=True)]
+            one, other = (errors[:, its, k].astype(np.float64) for errors in (method, baseline))
+            found.append((name, crossed_difference(one, other)))
+            by_seed.append(100 * (one - other).mean(1))
+    p = [one.p for _, one in found]
+    if found and (seeds := len(method)) > 1:
+        own = np.var(by_seed, axis=1, ddof=1)
+        variance = np.maximum(own, own.mean()) / seeds + [one.over_images**2 / one.images for _, one in found]
+        ratios = [np.inf if not v else one.value / v**0.5 for (_, one), v in zip(found, variance, strict=True)]
+        p = (2 * stats.t.sf(np.abs(ratios), len(found) * (seeds - 1))).tolist()
+    p = [max(each, 2.0 ** (1 - one.images)) if one.value else 1.0 for each, (_, one) in zip(p, found, strict=True)]
+    made = [ClassDifference(name, d.value, d.images, each) for (name, d), each in zip(found, holm(p), strict=True)]
     return tuple(sorted(made, key=lambda one: one.value))
 
 
@@ -168,25 +181,28 @@ def in_words(one: Comparison) -> str:
     images = f"{d.images:,} {'validation' if one.split == 'val' else one.split} images"
     over = f"{d.seeds} seeds and {images}" if d.seeds > 1 else f"{images} and one seed"
     if one.settled:
-        text += f" This is more than chance ({_chance(one.p)}, over {over})."
+        text += f" This is more than chance ({_chance(one)}, over {over})."
     else:
-        text += f" Chance is not excluded ({_chance(one.p)}, over {over}); {_what_would_settle(one)}"
+        text += f" Chance is not excluded ({_chance(one)}, over {over}); {_what_would_settle(one)}"
     if d.seeds == 1:
-        text += " One seed says nothing about another: give --seeds 3 or more."
-    return text + f" {_classes_in_words(one)}{_time(one)}"
+        return f"{text} One seed says nothing about another: give --seeds 3 or more.{_time(one)}"
+    return f"{text} {_classes_in_words(one)}{_time(one)}"
 
 
 def _p(p: float) -> str:
     return "below 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _chance(p: float) -> str:
-    return "p below 0.001" if p < 0.001 else f"p = {p:.3f}"
+def _chance(one: Comparison) -> str:
+    text = "p below 0.001" if one.p < 0.001 else f"p = {one.p:.3f}"
+    return text if one.p == one.difference.p else f"{text} adjusted for all comparisons"
 
 
 def _what_would_settle(one: Comparison) -> str:
     d = one.difference
     found = f"these runs would have found a difference of {d.detectable:.1f} points in 80 % of the cases."
+    if d.detectable >= 100:
+        found = "these runs are too few to find a difference of any size in 80 % of the cases."
     needed = d.seeds_needed()
     if d.seeds == 1:
         return found

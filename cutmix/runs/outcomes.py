@@ -297,8 +297,9 @@ def crossed_difference(method: np.ndarray, baseline: np.ndarray, confidence: flo
     p = float(2 * stats.t.sf(abs(mean) / error, df)) if error else float(mean == 0)
     detectable = half + float(stats.t.ppf(0.8, df)) * error if error else 0.0
     return CrossedDifference(
-        float(mean), float(mean - half), float(mean + half), p, seeds, images, df, *sizes, detectable
-    )
+        float(mean), max(float(mean - half), -100.0), min(float(mean + half), 100.0), p, seeds, images, df, *sizes,
+        detectable,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

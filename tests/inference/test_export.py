@@ -76,6 +76,7 @@ def test_timm_loads_what_is_pushed_to_a_folder(run: Path, photo: Path, tmp_path:
     with torch.no_grad():
         torch.testing.assert_close(theirs(transform(image)[None]), ours.network(ours.preprocessing(image)[None]))
     assert theirs.pretrained_cfg["label_names"] == list(ours.classes)
+    assert not theirs.pretrained_cfg.get("license")  # that of the weights it started from is not ours to give
     card = (tmp_path / "hub/README.md").read_text(encoding="utf-8")
     assert "top1_err" in card
     assert "Not run." in card

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from cutmix.cli import COMMANDS, main
 from cutmix.config.options import PredictOptions
@@ -57,6 +57,29 @@ def test_files_get_the_probabilities_of_the_run(run: Path, photos: Path) -> None
     assert [each.source for each in found] == [str(file) for file in files]
     arrays = [np.asarray(Image.open(file)) for file in files]
     assert [each[1:] for each in model.predict(arrays, top=3, batch_size=4)] == [each[1:] for each in found]
+
+
+def test_loops_over_the_same_predictions_are_independent(run: Path, photos: Path) -> None:
+    files = sorted((photos / "val").rglob("*.png"))
+    found = load(run, device="cpu").predict(files)
+    pairs = [(one.source, other.source) for one in found for other in found]
+    assert pairs == list(itertools.product(map(str, files), repeat=2))
+
+
+def test_an_opened_image_gets_the_prediction_of_its_file(run: Path, tmp_path: Path) -> None:
+    """Orientation and transparency count in both."""
+    rng = np.random.default_rng(0)
+    turned = Image.fromarray(rng.integers(0, 256, (60, 90, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    Image.fromarray(rng.integers(0, 256, (60, 90, 4), dtype=np.uint8)).save(tmp_path / "clear.png")
+    Image.fromarray(rng.integers(0, 65536, (60, 90), dtype=np.uint16)).save(tmp_path / "deep.png")
+    model = load(run, device="cpu")
+    for file in sorted(tmp_path.iterdir()):
+        (ours,), (theirs,) = model.predict(Image.open(file), top=3), model.predict(file, top=3)
+        assert ours.classes == theirs.classes
+        assert ours.probabilities == pytest.approx(theirs.probabilities, abs=1e-4)
 
 
 @pytest.mark.parametrize("decoder", ["exact", "fast"])

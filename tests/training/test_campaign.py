@@ -17,7 +17,7 @@ import pytest
 from cutmix.cli import main
 from cutmix.config.options import CompareOptions
 from cutmix.config.recipes import RECIPES
-from cutmix.report.verdict import ClassDifference, Comparison, in_words
+from cutmix.report.verdict import ClassDifference, Comparison, _by_class, in_words
 from cutmix.runs.outcomes import crossed_difference
 from cutmix.training.campaign import plan_methods
 
@@ -137,6 +137,33 @@ def test_the_words_say_direction_chance_and_classes() -> None:
         "80.0 with none – equal on every image in every run: more or harder test images are needed. "
         "Training takes 1.20 times as long."
     )
+
+
+def test_an_adjusted_p_is_said_to_be_and_no_difference_is_over_100_points() -> None:
+    one = comparison(-5, -9, -1, 0.03)
+    assert "(p = 0.060 adjusted for all comparisons, over 3 seeds" in in_words(replace(one, p=0.06))
+    few = replace(one, difference=replace(one.difference, detectable=123.0), p=0.06)
+    assert "these runs are too few to find a difference of any size" in in_words(few)
+
+
+@pytest.mark.parametrize(("seeds", "swing"), [(2, 0.3), (2, 0.6), (3, 0.6)])
+def test_classes_of_equal_methods_rarely_differ(seeds: int, swing: float) -> None:
+    """Simulated: classes swing from seed to seed, no method is better; some class differs in 5 % of the comparisons."""
+    rng = np.random.default_rng(0)
+    labels, wrongly = np.repeat(np.arange(10), 60), 0
+    for _ in range(150):
+        hard = rng.normal(-1.3, 0.7, 10)[labels] + rng.normal(0, 1.5, len(labels))
+        swings = rng.normal(0, swing, (2, seeds, 10))[..., labels]
+        wrong = (hard + swings + rng.normal(0, 1, swings.shape) > 0)[..., None]
+        found = _by_class(wrong[0], wrong[1], labels, [str(k) for k in range(10)])
+        wrongly += any(one.p < 0.05 for one in found)
+    assert wrongly / 150 < 0.1
+
+
+def test_a_class_of_three_images_settles_nothing() -> None:
+    labels = np.repeat([0, 1], 3)
+    wrong = np.ones((2, 6, 1), dtype=bool)
+    assert {one.p for one in _by_class(wrong, ~wrong, labels, ["a", "b"])} == {0.5}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
