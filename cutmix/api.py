@@ -120,7 +120,7 @@ def compare(
         settings["data"] = os.fspath(data)
     names = {field.name for field in fields(CompareOptions)}
     own = {name: settings.pop(name) for name in names & settings.keys()}
-    options = make_options(CompareOptions, own | {"mix": tuple(mix), "seeds": seeds})
+    options = make_options(CompareOptions, own | {"mix": _names(mix), "seeds": seeds})
     chosen, _ = settle(recipe, settings)
     from cutmix.report.summary import write_report
     from cutmix.report.verdict import Comparisons, compare_runs
@@ -411,7 +411,7 @@ def demo(**settings: Any) -> "Comparisons":
 
 def _names(paths: Pathlike | Sequence[Pathlike]) -> tuple[str, ...]:
     """Return one or several paths as texts."""
-    several = isinstance(paths, list | tuple)
+    several = not isinstance(paths, str | os.PathLike) and isinstance(paths, Sequence)
     return tuple(map(os.fspath, paths if several else [paths]))  # type: ignore[arg-type]
 
 

@@ -82,6 +82,8 @@ def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
     The paper does not name its interpolation; this is the benchmark's, so that one map serves both protocols.
     """
+    if maps.shape[1:] == (1, 1):  # interpolated, a constant would be one only up to rounding
+        return maps.expand(-1, *size)
     return F.interpolate(maps[:, None], size, mode="bicubic", align_corners=False)[:, 0]
 
 

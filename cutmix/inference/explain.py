@@ -238,6 +238,8 @@ def features_of(model: Classifier, inputs: Tensor) -> Tensor:
 
 def training_images(model: Classifier, count: int) -> tuple[Neighbours | None, str]:
     """Return training images with their features, at most 5,000 drawn at random; or None, and why."""
+    if count < 0:
+        raise InputError(f"neighbours is {count}; expected at least 0")
     if not count:
         return None, "no neighbours asked for"
     recipe = model.recipe

@@ -101,8 +101,7 @@ class Predictions(Tabular):
             yield f"… {len(made) - _MOST_ROWS:,} more images"
 
 
-_MOST_ROWS = 100
-_MOST_NAMES = 10
+_MOST_ROWS, _MOST_NAMES = 100, 10
 
 
 @dataclass(frozen=True)
@@ -359,12 +358,15 @@ class Model(Tabular):
                 )
             return array
         if isinstance(source, np.ndarray):
-            if source.dtype != np.uint8 or source.ndim not in (2, 3) or source.shape[2:] not in ((), (1,), (3,)):
+            known = source.ndim in (2, 3) and source.shape[2:] in ((), (1,), (3,)) and source.size
+            if source.dtype != np.uint8 or not known:
                 raise InputError(
                     f"image {position} is an array of shape {source.shape} and dtype {source.dtype}; expected uint8 of "
                     "shape (height, width) or (height, width, 3)"
                 )
             source = Image.fromarray(source.squeeze(2) if source.shape[2:] == (1,) else source)
+        if not isinstance(source, Image.Image):
+            raise InputError(f"image {position} is a {type(source).__name__}; expected a file, a PIL image or an array")
         return to_rgb(source)
 
 
@@ -431,8 +433,7 @@ def _complete_header(path: Path) -> dict[str, Any]:
 def _fitted_temperature(run: Path, which: str) -> tuple[float | None, bool]:
     """Return the temperature that a calibration of the run's own test images found, or None, and whether it is used.
 
-    A temperature at the end of its range is not: divided by 1000, every class has the same probability. Neither is one
-    that does not lower the NLL of the half of the images that it was not fitted on.
+    Not used: one at the end of its range, or that does not lower the NLL of the images that it was not fitted on.
     """
     found = {line.metric: line.value for line in read_run(run).suite("calibration") if line.which == which}
     temperature = found.get("temperature")

@@ -240,6 +240,8 @@ def find_weights(source: Path, which: str) -> Path:
     Raises:
         InputError: If there is no such file.
     """
+    if which not in ("last", "best"):
+        raise InputError(f'which is "{which}"; expected "last" or "best"')
     if not source.exists():
         raise InputError(f"{source} does not exist; expected the folder of a run, or a file of weights")
     if not source.is_dir():

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,26 @@ def test_files_get_the_probabilities_of_the_run(run: Path, photos: Path) -> None
     assert [each.source for each in found] == [str(file) for file in files]
     arrays = [np.asarray(Image.open(file)) for file in files]
     assert [each[1:] for each in model.predict(arrays, top=3, batch_size=4)] == [each[1:] for each in found]
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (np.zeros((0, 5, 3), np.uint8), "shape (0, 5, 3)"),
+        ([1, 2], "image 0 is a list; expected a file, a PIL image or an array"),
+    ],
+)
+def test_what_is_no_image_is_refused(image: Any, said: str, run: Path) -> None:
+    model = load(run, device="cpu")
+    with pytest.raises(InputError, match=re.escape(said)):
+        list(model.predict([image]))
+    with pytest.raises(InputError, match=re.escape(said)):
+        model.explain(image)
+
+
+def test_only_the_last_or_the_best_epoch_is_loaded(run: Path) -> None:
+    with pytest.raises(InputError, match='which is "worst"; expected "last" or "best"'):
+        load(run, which="worst")
 
 
 def test_loops_over_the_same_predictions_are_independent(run: Path, photos: Path) -> None:
