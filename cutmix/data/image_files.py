@@ -17,6 +17,7 @@ from cutmix.data.decode import Decoded, read_channels, read_jpeg, size_of
 from cutmix.data.sources import Source
 from cutmix.data.transforms import Augment, Interpolation
 from cutmix.errors import InputError
+from cutmix.runtime.seeding import derive_seed
 
 Decoder = Literal["exact", "fast"]
 
@@ -319,13 +320,21 @@ class RandAugment:
 
     def __call__(self, image: Any) -> Any:
         """Augment one RGB image, or one (1 or 3, H, W) uint8 tensor, as PyTorch's global generator says."""
+        return self.plan()(image)
+
+    def plan(self) -> Callable[[Any], Any]:
+        """Draw from PyTorch's global generator, and return what augments one image, in any thread."""
         from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
         change = self.draw(int(torch.randint(2**31, ())))
-        if not isinstance(image, Tensor):
-            return change(image)
-        # a grey image stays grey as RGB, which some of timm's operations need
-        return pil_to_tensor(change(to_pil_image(image.expand(3, -1, -1))))[: len(image)]
+
+        def augment(image: Any) -> Any:
+            if not isinstance(image, Tensor):
+                return change(image)
+            # a grey image stays grey as RGB, which some of timm's operations need
+            return pil_to_tensor(change(to_pil_image(image.expand(3, -1, -1))))[: len(image)]
+
+        return augment
 
     def draw(self, seed: int) -> Callable[[Image.Image], Image.Image]:
         """Return what the seed does to an image; not for threads, as timm draws from the generators of the process."""
@@ -363,3 +372,36 @@ class _Calls(tuple[Any, ...]):
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     """Keep the highest bits of each value, from none (black) to all eight."""
     return image.point(lambda value: value & ~(2 ** (8 - min(max(bits, 0), 8)) - 1))
+
+
+class Policy:
+    """A policy for batches of tensors, image by image, on their device.
+
+    It is seeded by the epoch and the position of an image in its order.
+    """
+
+    def __init__(self, policy: str, seed: int) -> None:
+        self.augment, self.seed = auto_augment(policy), seed
+
+    def plan(self, images: Tensor, epoch: int, first: int) -> Callable[[], Tensor]:
+        """Return what augments the images, in place and in any thread."""
+        changes = [self._change(derive_seed(self.seed, "policy", epoch, first + i)) for i in range(len(images))]
+
+        def augment() -> Tensor:
+            for i, change in enumerate(changes):
+                images[i] = change(images[i])
+            return images
+
+        return augment
+
+    def _change(self, seed: int) -> Callable[[Tensor], Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        if isinstance(self.augment, RandAugment):
+            with draws_from(generator):
+                return self.augment.plan()
+
+        def change(image: Tensor) -> Tensor:
+            with draws_from(generator):
+                return self.augment(image)
+
+        return change

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cutmix.data.image_files import Decoder, ResizeAndCrop, TrainTransform, auto_augment, draws_from
+from cutmix.data.image_files import Decoder, Policy, ResizeAndCrop, TrainTransform
 from cutmix.data.sets import ArraySet, FileSet, ImageSet
 from cutmix.data.transforms import (
     Augment,
@@ -189,19 +189,6 @@ def _check(data: ImageSet, batch_size: int, image_size: int | None, workers: int
 # ---- what is done to a batch ----
 
 
-class _Policy:
-    """AutoAugment, image by image, on their device: seeded by the epoch and the position in its order."""
-
-    def __init__(self, policy: str, seed: int) -> None:
-        self.augment, self.seed = auto_augment(policy), seed
-
-    def __call__(self, images: Tensor, epoch: int, first: int) -> Tensor:
-        for i in range(len(images)):
-            with draws_from(torch.Generator().manual_seed(derive_seed(self.seed, "policy", epoch, first + i))):
-                images[i] = self.augment(images[i])
-        return images
-
-
 class _Color:
     """Colours for this rank's share of a batch, drawn for the whole batch: seeded by the epoch and the step."""
 
@@ -285,7 +272,7 @@ class _ArrayLoader:
         self.steps = order.steps
         self.images, self.labels = data.images.to(finish.device), data.labels.to(finish.device)
         self.order, self.finish, self.augment, self.color, self.seed = order, finish, augment, color, seed
-        self.policy = _Policy(augment.auto_augment, seed) if augment.auto_augment != "none" else None
+        self.policy = Policy(augment.auto_augment, seed) if augment.auto_augment != "none" else None
         more = (self.policy, color, finish.erasing, finish.image_size)
         self.raw = raw and all(part is None for part in more)
 
@@ -297,21 +284,35 @@ class _ArrayLoader:
             drawn = draw_crop_flip(len(indices), own.crop_padding, own.flip, generator, own.padding_mode)
             crops = drawn.to(self.finish.device)
         indices = indices.to(self.finish.device)
-        for step in range(start, self.steps):
+        for step, images in enumerate(self._gathered(indices, epoch, start), start):
             share = self.order.share(step)
-            images = self.images.index_select(0, indices[share])
             if self.raw:
                 finish = self.finish
                 batch = RawBatch(images, crops[share] if crops else None, finish.mean, finish.std, finish.channels_last)
                 yield batch, self.labels.index_select(0, indices[share])
                 continue
-            if self.policy:
-                images = self.policy(images, epoch, share.start)
             if crops:
                 images = crops[share].apply(images)
             if self.color:
                 images = self.color.draw(epoch, step).apply(images)
             yield self.finish(images, epoch, step), self.labels.index_select(0, indices[share])
+
+    def _gathered(self, indices: Tensor, epoch: int, start: int) -> Iterator[Tensor]:
+        """Yield the images of each step; a policy is applied to those of the next step in a thread meanwhile."""
+        shares = [self.order.share(step) for step in range(start, self.steps)]
+        gathered = (self.images.index_select(0, indices[share]) for share in shares)
+        if not self.policy:
+            yield from gathered
+            return
+        with ThreadPoolExecutor(1, "augment") as thread:
+            ready: Future[Tensor] | None = None
+            for share, images in zip(shares, gathered, strict=True):
+                following = thread.submit(self.policy.plan(images, epoch, share.start))
+                if ready:
+                    yield ready.result()
+                ready = following
+            if ready:
+                yield ready.result()
 
 
 # ---- sets of files ----
