@@ -138,14 +138,16 @@ def _of_files(layout: Callable[[Path], Reader], folder: Path, data: ImageSet) ->
             )
         images[name] = path
         found.append((path, (own, size), header))
-    turned, notes = turn_boxes(found)
+    turned, notes = turn_boxes(found, sized=layout is not _of_cub)
     for note in notes:
         _log.warning(note)
     boxes, sizes = zip(*turned, strict=True)
     return BoxSet(tuple(boxes), np.array(sizes))
 
 
-def turn_boxes(images: Sequence[tuple[Path, Annotated, Header]]) -> tuple[list[Annotated], list[str]]:
+def turn_boxes(
+    images: Sequence[tuple[Path, Annotated, Header]], *, sized: bool = True
+) -> tuple[list[Annotated], list[str]]:
     """Turn boxes with their images where they were drawn on the pixels as they are stored.
 
     The size in the annotation tells the axes of an image that is stored on its side. For orientations 2 to 4 and for
@@ -153,11 +155,12 @@ def turn_boxes(images: Sequence[tuple[Path, Annotated, Header]]) -> tuple[list[A
 
     Args:
         images: The file, the annotation and the header of each image.
+        sized: Whether the sizes are those of the annotations; CUB's have none, and the images' stand in.
 
     Returns:
         The boxes and sizes of the upright images, and a note that names the images whose axes are not certain.
     """
-    stored = [_is_stored(size, header) for _, (_, size), header in images]
+    stored = [_is_stored(size, header) if sized else None for _, (_, size), header in images]
     assumed = stored.count(True) > stored.count(False)
     turned = [
         _turn(boxes, size, header.orientation) if (assumed if own is None else own) else (boxes, size)

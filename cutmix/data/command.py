@@ -155,7 +155,7 @@ class Description(Tabular):
                 "copies are never in two splits"
             )
         if self.near:
-            kept = "" if self.apart else ", each in one split only"
+            kept = "" if self.apart else "; such images are never in two splits"
             lines.append(f"{_count(self.near, 'more image is', 'more images are')} nearly the same as another{kept}")
         if self.apart:
             which = _some(" = ".join(group) for group in self.apart)

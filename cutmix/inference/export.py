@@ -10,8 +10,9 @@ import shutil
 import tempfile
 import warnings
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import HfApi
@@ -21,7 +22,7 @@ from timm.models._registry import split_model_name_tag
 from torch import Tensor, nn
 
 from cutmix.config.options import ExportOptions, PushOptions
-from cutmix.errors import InputError, missing_extra
+from cutmix.errors import InputError, missing_extra, printable
 from cutmix.inference.model import Model, load
 from cutmix.runs.read import Run, read_run
 from cutmix.runs.record import with_interval
@@ -68,7 +69,8 @@ def run_export(options: ExportOptions) -> Path:
                 f"the exported model gives probabilities that differ by {difference:.2g} from the model's; it is not "
                 "kept"
             )
-        (temporary / "README.md").write_text(_readme(model, options, name, difference), encoding="utf-8")
+        text = printable(_readme(model, options, name, difference), keep="\n")  # the name may not be UTF-8
+        (temporary / "README.md").write_text(text, encoding="utf-8")
     agreed = "" if difference is None else f"; largest difference of a probability from torch: {difference:.1e}"
     say(f"wrote {folder / name}{agreed}")
     return folder
@@ -114,7 +116,7 @@ def _write_onnx(model: Model, path: Path) -> float:
     for key, value in _metadata(model).items():
         proto.metadata_props.add(key=key, value=value)
     onnx.save(proto, str(path))
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
@@ -125,8 +127,10 @@ def _write_onnx(model: Model, path: Path) -> float:
 def _write_torch(model: Model, path: Path) -> float:
     """Write a ``torch.export`` program and return its largest difference from the model after reading it again."""
     module, program = _trace(model)
-    torch.export.save(program, path, extra_files=dict(_metadata(model)))
-    return _difference(model, module, torch.export.load(path).module())
+    with path.open("wb") as file:  # opened here, since torch cannot take a path that is not UTF-8
+        torch.export.save(program, cast(BytesIO, file), extra_files=dict(_metadata(model)))
+    with path.open("rb") as file:
+        return _difference(model, module, torch.export.load(cast(BytesIO, file)).module())
 
 
 def _write_safetensors(model: Model, path: Path) -> None:
@@ -268,7 +272,7 @@ def write_folder(model: Model, source: Path, folder: Path) -> None:
     weights it started from would give other predictions.
     """
     save_for_hf(model.network, str(folder), model_config=timm_config(model), safe_serialization=True)
-    (folder / "README.md").write_text(model_card(model, source), encoding="utf-8")
+    (folder / "README.md").write_text(printable(model_card(model, source), keep="\n"), encoding="utf-8")
 
 
 def timm_config(model: Model) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Exported models give the probabilities of the run's own evaluation, in the runtime that they are for."""
 
 import json
+import os
 import runpy
 from pathlib import Path
 
@@ -110,3 +111,18 @@ def test_an_export_that_fails_leaves_nothing(run: Path, tmp_path: Path, monkeypa
         with pytest.raises(InputError, match=said):
             cutmix.inference.export.run_export(ExportOptions(run, format="torch", out=tmp_path / "new"))
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_a_folder_whose_name_is_not_utf8(
+    kind: str, digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    out = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        out.mkdir()
+    except OSError:
+        pytest.skip("the file system takes UTF-8 names only")
+    main(["export", str(digits_run), "--format", kind, "--out", str(out / "export")])
+    assert "largest difference" in capsys.readouterr().out
+    assert (out / "export/README.md").read_text(encoding="utf-8").startswith("# digits")
