@@ -275,7 +275,7 @@ def _sample(path: Path, key: str, files: dict[str, tuple[str, int, int]], labell
     if len(images) > 1:
         raise InputError(f"{path} holds {' and '.join(images)} of the sample {key}; expected one image")
     name, offset, size = files[images[0]]
-    said = _parse_json(path, key, about["json"]) if "json" in about else {}
+    said = json_object(about["json"], f"{path}: {key}.json", '{"label": …}') if "json" in about else {}
     label, class_name = _label_of(path, key, about.get("cls"), said) if labelled else (None, None)
     own = said.get("file")
     shown = own if isinstance(own, str) and own else f"{path.stem}/{name}"
@@ -288,14 +288,15 @@ def _read_label(path: Path, name: str, offset: int, size: int) -> bytes:
     return os.pread(opened(path, state_of(path.stat())).number, size, offset)
 
 
-def _parse_json(path: Path, key: str, content: bytes) -> dict[str, Any]:
+def json_object(content: str | bytes, where: str, expected: str) -> dict[str, Any]:
+    """Return a JSON object; where it stands and what is expected are for messages."""
     try:
-        said = json.loads(content)
+        found = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: {key}.json is no JSON: {error}") from None
-    if not isinstance(said, dict):
-        raise InputError(f'{path}: {key}.json is no object; expected {{"label": …}}')
-    return said
+        raise InputError(f"{where} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{where} is not an object; expected {expected}")
+    return found
 
 
 def _label_of(path: Path, key: str, cls: bytes | None, said: dict[str, Any]) -> tuple[int | None, str | None]:

@@ -5,7 +5,6 @@ The file is CSV, JSON lines or Parquet; the data set is a folder that ``save_to_
 
 import csv
 import io
-import json
 import logging
 import os
 from collections import Counter
@@ -18,7 +17,7 @@ import numpy as np
 
 from cutmix.data.folder import EXTENSIONS, NAMES_OF_PARTS, ClassFolders, File, Listing, printable_name, read_text
 from cutmix.data.shards import Catalogue
-from cutmix.data.sources import Sources, SourcesOf, Stored
+from cutmix.data.sources import Sources, SourcesOf, Stored, json_object
 from cutmix.errors import InputError, missing_extra
 from cutmix.runtime.files import regular
 
@@ -129,15 +128,8 @@ def _named(path: Path, rows: Iterable[dict[str, Any]], first: int) -> Iterable[R
 
 def _read_json_lines(path: Path, text: str) -> Iterable[dict[str, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {number} is not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise InputError(f'{path}, line {number} is not an object; expected {{"path": …, "label": …}}')
-        yield row
+        if line.strip():
+            yield json_object(line, f"{path}, line {number}", '{"path": …, "label": …}')
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
