@@ -139,6 +139,7 @@ def test_a_full_disk_leaves_the_old_file_alone(tmp_path):
 KILLED = """
 import os, signal, sys, time, torch
 from cutmix.runtime.checkpoint import save_checkpoint
+torch.set_num_threads(1)  # a child of fork must not use the threads of its parent
 path = sys.argv[1]
 for kill in range(12):
     if not (child := os.fork()):
