@@ -29,7 +29,7 @@ from cutmix.runtime.seeding import derive_seed
 from cutmix.statistics import bootstrap, bootstrap_interval, check_confidence
 
 
-class Predictions(NamedTuple):
+class LabelledLogits(NamedTuple):
     """Logits of all samples in the order of the data set, from which any metric can be computed again.
 
     Attributes:
@@ -69,7 +69,7 @@ def predict(
     world: World,
     *,
     autocast: contextlib.AbstractContextManager | None = None,
-) -> Predictions | None:
+) -> LabelledLogits | None:
     """Return the predictions of a model on a test set; each process computes its share, and the first has the whole.
 
     No sample is padded or counted twice: process r of R has samples r, r + R, …, and the result is exact whatever
@@ -103,7 +103,7 @@ def predict(
         raise InputError("the test set is empty")
     n, k = sum(len(part[1]) for part in shares), shares[0][0].shape[1]
     labels_of = shares[0][1]
-    every = Predictions(torch.empty(n, k), torch.empty(n, *labels_of.shape[1:], dtype=labels_of.dtype))
+    every = LabelledLogits(torch.empty(n, k), torch.empty(n, *labels_of.shape[1:], dtype=labels_of.dtype))
     for rank, (its_logits, its_labels) in enumerate(shares):
         every.logits[rank :: world.size] = its_logits
         every.labels[rank :: world.size] = its_labels
@@ -127,7 +127,7 @@ def wilson_interval(count: int, n: int, confidence: float = 0.95) -> Proportion:
     return Proportion(100 * count / n, 100 * interval.low, 100 * interval.high, n)
 
 
-def classification_error(predictions: Predictions, confidence: float = 0.95) -> dict[str, Proportion]:
+def classification_error(predictions: LabelledLogits, confidence: float = 0.95) -> dict[str, Proportion]:
     """Return ``top1_err`` and, for more than five classes, ``top5_err``, in per cent.
 
     A sample is right at k if fewer than k other classes have a higher logit, or an equal one and a lower index: ties
@@ -148,7 +148,7 @@ def classification_error(predictions: Predictions, confidence: float = 0.95) -> 
     return errors
 
 
-def error_records(predictions: Predictions, confidence: float = 0.95) -> list[Record]:
+def error_records(predictions: LabelledLogits, confidence: float = 0.95) -> list[Record]:
     """Return the errors with their intervals."""
     errors = classification_error(predictions, confidence)
     return [Record(metric=name, **error._asdict(), confidence=confidence) for name, error in errors.items()]
@@ -161,14 +161,14 @@ def true_class_rank(logits: Tensor, labels: Tensor) -> Tensor:
     return ((logits > own) | ((logits == own) & before)).sum(1)
 
 
-def mean_loss(predictions: Predictions) -> float:
+def mean_loss(predictions: LabelledLogits) -> float:
     """Return the mean cross-entropy of the true classes, or of every label, in nats, computed in float64."""
     if predictions.multi_label:
         return float(F.binary_cross_entropy_with_logits(predictions.logits.double(), predictions.labels.double()))
     return float(F.cross_entropy(predictions.logits.double(), predictions.labels))
 
 
-def predictions_arrays(predictions: Predictions, data: ImageSet) -> dict[str, np.ndarray]:
+def predictions_arrays(predictions: LabelledLogits, data: ImageSet) -> dict[str, np.ndarray]:
     """Return the arrays of a predictions file.
 
     Args:

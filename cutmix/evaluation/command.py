@@ -22,7 +22,7 @@ from cutmix.data.sets import take
 from cutmix.errors import InputError
 from cutmix.evaluation.calibration import calibration_suite
 from cutmix.evaluation.classification import (
-    Predictions,
+    LabelledLogits,
     error_records,
     label_calibration,
     label_records,
@@ -141,7 +141,7 @@ class Evaluation:
         return self.view.decoder if isinstance(self.data, FileSet) else None
 
     @cached_property
-    def predictions(self) -> Predictions | None:
+    def predictions(self) -> LabelledLogits | None:
         """The logits of all images, over all processes; None in every process but the first."""
         view = self.view._replace(image_size=self.image_size)
         loader = test_loader(
@@ -199,7 +199,7 @@ def _thresholds(evaluation: Evaluation) -> np.ndarray:
     return np.array(evaluation.subject.header.thresholds or [0.5] * evaluation.data.num_classes)
 
 
-def _label_records(evaluation: Evaluation, predictions: Predictions) -> list[Record]:
+def _label_records(evaluation: Evaluation, predictions: LabelledLogits) -> list[Record]:
     thresholds = _thresholds(evaluation)
     return label_records(
         predictions.logits.numpy(), predictions.labels.numpy(), evaluation.data.classes, thresholds,

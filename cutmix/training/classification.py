@@ -18,7 +18,7 @@ from cutmix.data import ArraySet, ImageSet
 from cutmix.data.loaders import Loader, RawBatch
 from cutmix.data.sets import take
 from cutmix.evaluation.classification import (
-    Predictions,
+    LabelledLogits,
     average_precisions,
     best_thresholds,
     classification_error,
@@ -208,14 +208,14 @@ class Classification:
         metrics = from_first(lambda: self._metrics(split, predictions, seen), self.world)
         return Evaluation(metrics, predictions_arrays(predictions, data) if predictions else {})
 
-    def _metrics(self, split: str, predictions: Predictions | None, seen: Predictions | None) -> dict[str, float]:
+    def _metrics(self, split: str, predictions: LabelledLogits | None, seen: LabelledLogits | None) -> dict[str, float]:
         """Return the loss and the errors on a split, and the error on the training images where they are evaluated."""
         assert predictions is not None
         metrics = {f"{split}_loss": mean_loss(predictions)}
         metrics |= {name: error.value for name, error in classification_error(predictions).items()}
         return metrics | ({"train_err": classification_error(seen)["top1_err"].value} if seen else {})
 
-    def _predictions(self, model: nn.Module, split: str) -> Predictions | None:
+    def _predictions(self, model: nn.Module, split: str) -> LabelledLogits | None:
         """Return the predictions of a model on ``chosen_on`` or ``reported_on``, in the first process."""
         send_buffers(model, self.world)
         batches = self.val_batches if self.val_batches and split == self.chosen_on else self.test_batches
@@ -224,7 +224,7 @@ class Classification:
 
     def records(self, arrays: dict[str, np.ndarray]) -> list[Record]:
         """Return the errors with their intervals."""
-        return error_records(Predictions(*(torch.from_numpy(arrays[name]) for name in Predictions._fields)))
+        return error_records(LabelledLogits(*(torch.from_numpy(arrays[name]) for name in LabelledLogits._fields)))
 
     def opening(self) -> str:
         """Return the name and sizes of the data set, and a note if it is not that of the recipe."""
@@ -371,13 +371,13 @@ class MultiLabel(Classification):
         own = {"multi_label": True, "thresholds": thresholds.tolist()}
         return super().about(epoch) | {name: json.dumps(value) for name, value in own.items()}
 
-    def _metrics(self, split: str, predictions: Predictions | None, seen: Predictions | None) -> dict[str, float]:
+    def _metrics(self, split: str, predictions: LabelledLogits | None, seen: LabelledLogits | None) -> dict[str, float]:
         assert predictions is not None
         metrics = {f"{split}_loss": mean_loss(predictions), "label_map": _mean_precision(predictions)}
         return metrics | ({"train_label_map": _mean_precision(seen)} if seen else {})
 
 
-def _mean_precision(predictions: Predictions) -> float:
+def _mean_precision(predictions: LabelledLogits) -> float:
     """Return mAP over the labels that have images, in per cent; 0 where none has."""
     found = average_precisions(predictions.logits.numpy(), predictions.labels.numpy())
     return 100 * float(np.nanmean(found)) if not np.isnan(found).all() else 0.0

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cutmix.data import ArraySet, FileSet
 from cutmix.errors import InputError
 from cutmix.evaluation.classification import (
-    Predictions,
+    LabelledLogits,
     classification_error,
     error_records,
     mean_loss,
@@ -27,15 +27,15 @@ from cutmix.runtime.device import World
 ALONE = World(0, 1, torch.device("cpu"))
 
 
-def random_predictions(n: int = 500, k: int = 12) -> Predictions:
+def random_predictions(n: int = 500, k: int = 12) -> LabelledLogits:
     generator = torch.Generator().manual_seed(0)
-    return Predictions(torch.randn(n, k, generator=generator), torch.randint(k, (n,), generator=generator))
+    return LabelledLogits(torch.randn(n, k, generator=generator), torch.randint(k, (n,), generator=generator))
 
 
 @pytest.mark.parametrize(("name", "k"), [("top1_err", 1), ("top5_err", 5)])
 def test_errors_are_those_of_scikit_learn_and_topk(name: str, k: int) -> None:
     logits, labels = random_predictions()
-    error = classification_error(Predictions(logits, labels))[name]
+    error = classification_error(LabelledLogits(logits, labels))[name]
     sklearn = top_k_accuracy_score(labels, logits, k=k, labels=np.arange(12))
     assert error.value == pytest.approx(100 * (1 - sklearn))
     hit = (logits.topk(k).indices == labels[:, None]).any(1)
@@ -48,14 +48,18 @@ def test_ties_are_broken_by_the_index_as_argmax_does() -> None:
     labels = torch.tensor([0, 1, 0, 2])
     assert true_class_rank(logits, labels).tolist() == [0, 1, 0, 2]
     right = logits.argmax(1) == labels
-    assert classification_error(Predictions(logits, labels))["top1_err"].value == 100 * (~right).double().mean().item()
-    constant = Predictions(torch.zeros(100, 10), torch.arange(100) % 10)  # a network that has collapsed
+    assert (
+        classification_error(LabelledLogits(logits, labels))["top1_err"].value == 100 * (~right).double().mean().item()
+    )
+    constant = LabelledLogits(torch.zeros(100, 10), torch.arange(100) % 10)  # a network that has collapsed
     errors = classification_error(constant)
     assert (errors["top1_err"].value, errors["top5_err"].value) == (90, 50)
 
 
 def test_five_classes_have_no_top_5_error() -> None:
-    assert set(classification_error(Predictions(torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64)))) == {"top1_err"}
+    assert set(classification_error(LabelledLogits(torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64)))) == {
+        "top1_err"
+    }
 
 
 @pytest.mark.parametrize(("count", "n"), [(0, 10), (10, 10), (1, 3), (217, 797), (10800, 50000)])
@@ -87,13 +91,13 @@ def test_a_label_without_a_logit_is_refused(label: int) -> None:
     logits, labels = random_predictions()
     labels[7] = label
     with pytest.raises(InputError, match=r"labels range from -?\d+ to \d+; expected 0 to 11"):
-        classification_error(Predictions(logits, labels))
+        classification_error(LabelledLogits(logits, labels))
 
 
 def test_mean_loss_is_scikit_learns() -> None:
     logits, labels = random_predictions()
     expected = log_loss(labels, logits.double().softmax(1), labels=np.arange(12))
-    assert mean_loss(Predictions(logits, labels)) == pytest.approx(expected)
+    assert mean_loss(LabelledLogits(logits, labels)) == pytest.approx(expected)
 
 
 def test_records_hold_metric_value_interval_and_n() -> None:

@@ -21,7 +21,7 @@ from cutmix.cli import main
 from cutmix.config.options import EvaluateOptions
 from cutmix.data import open_data, open_splits
 from cutmix.errors import InputError
-from cutmix.evaluation.classification import Predictions
+from cutmix.evaluation.classification import LabelledLogits
 from cutmix.evaluation.command import run_evaluate
 from cutmix.evaluation.ood import ood_metrics
 from cutmix.models import create_model
@@ -48,7 +48,7 @@ def options(source: Path, **changes: object) -> EvaluateOptions:
 
 @pytest.mark.parametrize("which", ["last", "best"])
 def test_saved_weights_give_the_saved_predictions(run: Path, monkeypatch: pytest.MonkeyPatch, which: str) -> None:
-    seen: list[Predictions] = []
+    seen: list[LabelledLogits] = []
     original = cutmix.evaluation.command.predict
     monkeypatch.setattr(
         cutmix.evaluation.command, "predict", lambda *a, **k: seen.append(original(*a, **k)) or seen[-1]
@@ -80,7 +80,7 @@ def test_saved_weights_give_the_saved_predictions(run: Path, monkeypatch: pytest
 def test_shake_drop_keeps_its_expectation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--epochs", "1", "--shake-drop", "0.5", "--depth-decay", "constant", "--device", "cpu"]
     main(["train", "digits-resnet20", *words, "--out", str(tmp_path / "run")])
-    seen: list[Predictions] = []
+    seen: list[LabelledLogits] = []
     original = cutmix.evaluation.command.predict
     monkeypatch.setattr(
         cutmix.evaluation.command, "predict", lambda *a, **k: seen.append(original(*a, **k)) or seen[-1]
