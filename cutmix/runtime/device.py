@@ -175,11 +175,7 @@ def any_process(flag: bool, world: World) -> bool:
 
 
 class Vote:
-    """Whether any process wants to stop: asked after each step, and answered a step later, so that no step waits.
-
-    Args:
-        world: This process among all.
-    """
+    """Whether any process wants to stop: asked after each step, and answered a step later, so that no step waits."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -233,6 +229,16 @@ def gather_first(value: Any, world: World) -> list[Any] | None:
     values: list[Any] | None = [None] * world.size if world.first else None
     dist.gather_object(value, values)
     return values
+
+
+def gather_samples(own: list[Made], world: World) -> list[Made] | None:
+    """Return what every process r of R made of the samples r, r + R, …, in order, in the first one; else None."""
+    if (shares := gather_first(own, world)) is None:
+        return None
+    every: list[Any] = [None] * sum(map(len, shares))
+    for rank, share in enumerate(shares):
+        every[rank :: world.size] = share
+    return every
 
 
 def from_first(make: Callable[[], Made], world: World) -> Made:
@@ -358,11 +364,7 @@ def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
 
 
 class Upload:
-    """Copies batches to a device; to a CUDA GPU in a stream of its own, so that a copy runs beside the step before it.
-
-    Args:
-        device: Where the batches are wanted.
-    """
+    """Copies batches to a device; to a CUDA GPU in a stream of its own, so that a copy runs beside a step."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+import torch
 from torch import nn
 
 from cutmix.config.tasks import Transfer
@@ -16,7 +17,8 @@ from cutmix.models import create_model
 from cutmix.models.create import pretrained_normalization, weights_normalization
 from cutmix.runs.folder import find_weights
 from cutmix.runtime.checkpoint import read_header, timm_config
-from cutmix.runtime.device import World
+from cutmix.runtime.device import World, from_first, gather_samples, send_buffers
+from cutmix.training.classification import Evaluation
 from cutmix.training.state import State, start_branches_at_one
 
 
@@ -129,6 +131,26 @@ class TransferTask(Generic[R, S]):
     less_is_better: ClassVar[bool] = False
     chosen_on: ClassVar[str] = "test"
     reported_on: ClassVar[str] = "test"
+
+    def evaluate(self, model: nn.Module, split: str = "test") -> Evaluation:
+        """Return the metrics on the test images and, in the first process, the outputs for each of them."""
+        send_buffers(model, self.world)
+        training = model.training
+        model.eval()
+        with torch.inference_mode(), self.autocast:
+            own = self._outputs(model)
+        model.train(training)
+        outputs = gather_samples(own, self.world)
+        metrics, arrays = self._score(outputs) if outputs is not None else Evaluation({}, {})
+        return Evaluation(from_first(lambda: metrics, self.world), arrays)
+
+    def _outputs(self, model: nn.Module) -> list[Any]:
+        """Return a model's output for each test image of this process."""
+        raise NotImplementedError
+
+    def _score(self, outputs: list[Any]) -> Evaluation:
+        """Return the metrics and the arrays of the outputs for all test images."""
+        raise NotImplementedError
 
     def notes(self) -> list[str]:
         """Return what was left out or assumed when the data were read."""

@@ -18,7 +18,6 @@ from cutmix.data.decode import read_image
 from cutmix.data.sets import random_subset
 from cutmix.errors import InputError
 from cutmix.runs.record import Record
-from cutmix.runtime.device import World, gather, send_buffers
 from cutmix.runtime.files import png_of
 from cutmix.runtime.seeding import derive_seed
 from cutmix.training.classification import Evaluation
@@ -194,18 +193,16 @@ def generate_captions(
     model: ShowAndTell,
     batches: Iterable[tuple[Tensor, Tensor]],
     vocabulary: Vocabulary,
-    world: World,
     *,
     beam: int = 20,
     max_length: int = 20,
 ) -> list[str]:
-    """Return a caption for every image of a set, in the order of the set; each process captions its share.
+    """Return a caption for every image.
 
     Args:
         model: The captioner.
-        batches: Pairs of images and anything else, of this process: process r of R has the images r, r + R, …
+        batches: Pairs of images and anything else.
         vocabulary: The vocabulary of the captioner.
-        world: The processes.
         beam: As in :meth:`ShowAndTell.beam_search`.
         max_length: As in :meth:`ShowAndTell.beam_search`.
     """
@@ -213,11 +210,7 @@ def generate_captions(
     for images, _ in batches:
         found, _ = model.beam_search(images, beam, max_length)
         own += [vocabulary.decode(numbers) for numbers in found.tolist()]
-    shares = gather(own, world)
-    every = [""] * sum(map(len, shares))
-    for rank, share in enumerate(shares):
-        every[rank :: world.size] = share
-    return every
+    return own
 
 
 def _without_classifier(encoder: nn.Module) -> nn.Module:
@@ -268,21 +261,16 @@ class CaptioningTask(TransferTask[Captioning, CaptionSet]):
         with self.autocast:
             return network(images, targets)
 
-    def evaluate(self, model: nn.Module, split: str = "test") -> Evaluation:
-        """Return the scores times 100, every caption, and the parts of its scores."""
+    def _outputs(self, model: nn.Module) -> list[Any]:
         assert isinstance(model, ShowAndTell)
-        send_buffers(model, self.world)
-        training = model.training
-        model.eval()
-        with torch.inference_mode(), self.autocast:
-            captions = generate_captions(
-                model, self.test_batches.epoch(), self.vocabulary, self.world,
-                beam=self.recipe.beam, max_length=self.recipe.max_length,
-            )  # fmt: skip
-        model.train(training)
-        scores = image_scores(self._by_name(captions), self.test_set.references)
+        beam, most = self.recipe.beam, self.recipe.max_length
+        return generate_captions(model, self.test_batches.epoch(), self.vocabulary, beam=beam, max_length=most)
+
+    def _score(self, outputs: list[Any]) -> Evaluation:
+        """Return the scores times 100, every caption, and the parts of its scores."""
+        scores = image_scores(self._by_name(outputs), self.test_set.references)
         metrics = {name: 100 * value for name, value in scores.corpus().items()}
-        texts = {"captions": "\n".join(captions), "references": self.test_set.fingerprint()}
+        texts = {"captions": "\n".join(outputs), "references": self.test_set.fingerprint()}
         arrays = {name: np.frombuffer(text.encode(), np.uint8).copy() for name, text in texts.items()}
         return Evaluation(metrics, arrays | {name: getattr(scores, name) for name in ("bleu", "rouge_l", "cider_d")})
 

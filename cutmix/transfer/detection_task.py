@@ -21,7 +21,7 @@ from cutmix.data.loaders import FileLoader, Loader
 from cutmix.data.transforms import TestOrder, TrainOrder
 from cutmix.errors import InputError, missing_extra, printable
 from cutmix.runs.record import Record
-from cutmix.runtime.device import World, gather, send_buffers
+from cutmix.runtime.device import World
 from cutmix.runtime.files import png_of
 from cutmix.training.classification import Evaluation
 from cutmix.transfer.average_precision import (
@@ -213,20 +213,17 @@ class DetectionTask(TransferTask[Detection, DetectionSet]):
         with self.autocast:
             return torch.stack(list(network(images, targets).values())).sum()
 
-    def evaluate(self, model: nn.Module, split: str = "test") -> Evaluation:
+    def _outputs(self, model: nn.Module) -> list[Any]:
+        return [
+            {name: column.float().cpu() for name, column in found.items()}
+            for images, _ in self.test_batches.epoch()
+            for found in model(images)
+        ]
+
+    def _score(self, outputs: list[Any]) -> Evaluation:
         """Return the mean average precision in percent, and every detection with its verdict."""
-        send_buffers(model, self.world)
-        training, own = model.training, []
-        model.eval()
-        with torch.inference_mode(), self.autocast:
-            for images, _ in self.test_batches.epoch():
-                own += [{name: column.float().cpu() for name, column in found.items()} for found in model(images)]
-        model.train(training)
-        every: list[Any] = [None] * len(self.test_set)
-        for rank, share in enumerate(gather(own, self.world)):
-            every[rank :: self.world.size] = share
-        arrays = {name: torch.cat([found[name] for found in every]).numpy() for name in ("boxes", "scores", "labels")}
-        arrays["images"] = np.repeat(np.arange(len(every)), [len(found["labels"]) for found in every])
+        arrays = {name: torch.cat([found[name] for found in outputs]).numpy() for name in ("boxes", "scores", "labels")}
+        arrays["images"] = np.repeat(np.arange(len(outputs)), [len(found["labels"]) for found in outputs])
         arrays["labels"] = arrays["labels"].astype(np.int64)
         judged = self._judge(_detections(arrays))
         precision = precision_of(tally(judged, self.test_set.num_classes))

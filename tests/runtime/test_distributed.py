@@ -22,6 +22,7 @@ from cutmix.runtime.device import (
     any_process,
     average_loss,
     gather,
+    gather_samples,
     parallel,
     processes,
     send_buffers,
@@ -306,6 +307,14 @@ def test_a_vote_is_answered_a_step_later_and_drained_at_the_end(monkeypatch: pyt
     assert (vote.ask(True), waited) == (False, [True])
     assert vote.answer()
     assert not vote.answer()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_samples_of_several_processes_are_put_in_order(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    shares = [list(range(7))[rank::size] for rank in range(size)]
+    monkeypatch.setattr("cutmix.runtime.device.gather_first", lambda own, world: shares if world.first else None)
+    assert gather_samples(shares[0], World(0, size, torch.device("cpu"))) == list(range(7))
+    assert gather_samples(shares[0], World(1, size, torch.device("cpu"))) is None
 
 
 def test_one_process_needs_none_of_it() -> None:

@@ -14,13 +14,10 @@ from torch import Tensor, nn
 
 from cutmix.errors import InputError
 from cutmix.models import create_model
-from cutmix.runtime.device import World
 from cutmix.transfer.caption_data import CaptionBatches, CaptionSet, ImageBatches
 from cutmix.transfer.caption_layouts import open_captions
 from cutmix.transfer.caption_scores import END, PAD, START, UNKNOWN, Vocabulary, tokenize
 from cutmix.transfer.captioning import ShowAndTell, generate_captions, has_bfloat16_lstm
-
-ALONE = World(0, 1, torch.device("cpu"))
 
 
 class Pool(nn.Module):
@@ -266,21 +263,11 @@ def test_a_bfloat16_lstm_is_sought_without_drawing_numbers() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_shares_of_several_processes_are_put_in_order(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_captions_do_not_depend_on_the_batches() -> None:
     model, images, vocabulary = network(12).eval(), some_images(7), Vocabulary([f"w{i}" for i in range(8)])
     expected = [vocabulary.decode(own) for own in model.beam_search(images, 3, 5)[0].tolist()]
-    shares: list[list[str]] = []
-
-    def run(rank: int, world: World) -> list[str]:
-        mine = [(part, part) for part in images[rank::size].split(2)]
-        return generate_captions(model, mine, vocabulary, world, beam=3, max_length=5)
-
-    monkeypatch.setattr("cutmix.transfer.captioning.gather", lambda share, world: shares.append(share) or [share])
-    for rank in range(size):
-        run(rank, ALONE)
-    monkeypatch.setattr("cutmix.transfer.captioning.gather", lambda share, world: shares)
-    assert run(0, World(0, size, ALONE.device)) == expected
+    batches = [(part, part) for part in images.split(2)]
+    assert generate_captions(model, batches, vocabulary, beam=3, max_length=5) == expected
     assert len(set(expected)) > 1
 
 
@@ -320,9 +307,7 @@ def test_sixteen_images_are_learned_by_heart() -> None:
                 model(images, tokens).backward()
                 optimizer.step()
                 schedule.step()
-    found = generate_captions(
-        model, ImageBatches(few, size=32, crop=32).epoch(), vocabulary, ALONE, beam=1, max_length=40
-    )
+    found = generate_captions(model, ImageBatches(few, size=32, crop=32).epoch(), vocabulary, beam=1, max_length=40)
     known = [{" ".join(tokenize(text)) for text in texts} for texts in few.captions]
     assert sum(caption in texts for caption, texts in zip(found, known, strict=True)) >= 14
     assert len(set(found)) >= 14
