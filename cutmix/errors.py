@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from zipfile import BadZipFile
 
-# What NumPy raises of a file of arrays that is not there or is damaged, whichever byte of it.
+# What NumPy raises for a file of arrays that is missing or damaged at any byte.
 UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zlib.error, BadZipFile)
 
 
@@ -37,15 +37,13 @@ def printable(text: str, *, keep: str = "") -> str:
     return _UNPRINTABLE.sub(escaped, text)
 
 
-def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", *, cutoff: float = 0.6) -> str:
-    """Return a hint at the known names that are close to a name, or ``otherwise`` if none is.
+def shorten(name: str, length: int) -> str:
+    """Return a name of at most ``length`` characters, its end cut off."""
+    return name if len(name) <= length else name[: length - 1] + "…"
 
-    Args:
-        name: The unknown name.
-        known: The names that there are.
-        otherwise: The hint if no name is close.
-        cutoff: Least similarity of a close name, from 0 to 1 (``difflib``).
-    """
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", *, cutoff: float = 0.6) -> str:
+    """Return a hint at the known names that ``difflib`` finds close to a name, or ``otherwise`` if none is."""
     close = [f"'{each}'" for each in get_close_matches(name, list(known), n=3, cutoff=cutoff)]
     return f"did you mean {' or '.join(close)}?" if close else otherwise
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cutmix.config.options import PreviewOptions
 from cutmix.data import ArraySet, ImageSet, open_data, test_loader
 from cutmix.data.sets import random_subset, take
-from cutmix.errors import InputError
+from cutmix.errors import InputError, shorten
 from cutmix.mixing import CutMix, Cutout, Mixup
 from cutmix.mixing.smmix import AttentionDraw, SMMix
 from cutmix.mixing.targets import Targets
@@ -69,18 +69,17 @@ def caption(targets: Targets, i: int, classes: tuple[str, ...]) -> str:
     """Return a sample's labels in words, e.g. "0.62 cat" over "0.38 dog"."""
     if isinstance(targets, Tensor) and targets.ndim == 2:
         shares = {label: share for label, share in enumerate(targets[i].tolist()) if share > 0}
-        return "\n".join(f"{share:.2f} {_short(classes[label])}" for label, share in shares.items()) or "no label"
+        return "\n".join(f"{share:.2f} {_caption(classes[label])}" for label, share in shares.items()) or "no label"
     if isinstance(targets, Tensor):
-        return _short(classes[int(targets[i])])
+        return _caption(classes[int(targets[i])])
     shares = {}
     for label, share in zip(*(terms[i].tolist() for terms in targets.terms()), strict=True):
         shares[label] = shares.get(label, 0.0) + share
-    return "\n".join(f"{share:.2f} {_short(classes[label])}" for label, share in shares.items() if share > 0)
+    return "\n".join(f"{share:.2f} {_caption(classes[label])}" for label, share in shares.items() if share > 0)
 
 
-def _short(name: str, length: int = 18) -> str:
-    name = name.split(",")[0].strip()
-    return name if len(name) <= length else name[: length - 1] + "…"
+def _caption(name: str) -> str:
+    return shorten(name.split(",")[0].strip(), 18)
 
 
 def pick_samples(data: ImageSet, image_size: int | None, count: int, seed: int) -> tuple[Tensor, Tensor]:

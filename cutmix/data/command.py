@@ -19,7 +19,7 @@ from cutmix.data.opening import is_small, open_splits
 from cutmix.data.sets import ArraySet, FileSet, ImageSet, Splits
 from cutmix.data.shards import find_shards, read_shards
 from cutmix.data.sources import CLASSES, plan_shards, write_shard
-from cutmix.errors import InputError, printable
+from cutmix.errors import InputError, printable, shorten
 from cutmix.runtime.files import read_object, to_json, write_atomic
 from cutmix.runtime.seeding import derive_seed
 from cutmix.runtime.terminal import Tabular, say
@@ -203,7 +203,7 @@ class Description(Tabular):
             if row is None:
                 table.add_row(f"… {len(rows) - 2 * (most // 2):,} more", *("…" for _ in self.splits))
             else:
-                table.add_row(escape(_short(row[1])), *(f"{counts[row[0]]:,}" for counts in self.splits.values()))
+                table.add_row(escape(shorten(row[1], 60)), *(f"{counts[row[0]]:,}" for counts in self.splits.values()))
         if len(self.classes) > 1:
             table.add_section()
             table.add_row("images" if self.images else "all", *(f"{images:,}" for images in self.totals.values()))
@@ -336,7 +336,7 @@ def draw_classes(data: ImageSet, *, per_class: int = 8, most: int = 40, side: in
     for label in range(rows):
         top = label * (line + side + gap)
         members = data.members(label).tolist()
-        draw.text((gap, top + 2), f"{_short(data.classes[label])} ({len(members):,})", "black", font)
+        draw.text((gap, top + 2), f"{shorten(data.classes[label], 60)} ({len(members):,})", "black", font)
         for column, index in enumerate(members[:per_class]):
             image = ImageOps.pad(_load(data, index), (side, side), color=(230, 230, 230))
             page.paste(image, (gap + column * (side + gap), top + line))
@@ -359,11 +359,9 @@ def _count(number: int, one: str, more: str) -> str:
 
 def _some(names: Iterable[str], most: int = 4) -> str:
     names = list(names)
-    return ", ".join(map(_short, names[:most])) + (f" and {len(names) - most:,} more" if len(names) > most else "")
-
-
-def _short(name: str, length: int = 60) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
+    return ", ".join(shorten(name, 60) for name in names[:most]) + (
+        f" and {len(names) - most:,} more" if len(names) > most else ""
+    )
 
 
 # ---- shards ----

@@ -333,30 +333,20 @@ _NONE = np.iinfo(np.int32).max
 
 
 class Components(NamedTuple):
-    """Components of the pixels above each level; C of them over all maps and levels.
+    """Components of the pixels above each level; C of them over all maps and levels."""
 
-    Attributes:
-        image: Index of the map, (C,) int64.
-        level: T, where the component is of pixels above T, (C,) int64 in [0, 254].
-        pixels: Number of pixels, (C,) int32.
-        first: Index of the first pixel in the map, row by row, (C,) int32.
-        boxes: Left, top, right, bottom, the last two exclusive, (C, 4) int32.
-    """
-
-    image: np.ndarray
-    level: np.ndarray
-    pixels: np.ndarray
-    first: np.ndarray
-    boxes: np.ndarray
+    image: np.ndarray  # index of the map, (C,) int64
+    level: np.ndarray  # T, where the component is of pixels above T, (C,) int64 in [0, 254]
+    pixels: np.ndarray  # number of pixels, (C,) int32
+    first: np.ndarray  # index of the first pixel in the map, row by row, (C,) int32
+    boxes: np.ndarray  # left, top, right, bottom, the last two exclusive, (C, 4) int32
 
 
 def find_components(values: np.ndarray, levels: np.ndarray, *, diagonal: bool) -> Components:
     """Find the components of ``levels > T`` for every T from 0 to 254.
 
-    Args:
-        values: (n, h, w) floating point, finite: the source of ``levels``, which orders pixels of equal levels.
-        levels: (n, h, w) uint8, a non-decreasing function of ``values``.
-        diagonal: Whether pixels that touch at a corner are connected.
+    ``levels`` (n, h, w) uint8 is a non-decreasing function of the floating-point ``values``, which order pixels of
+    equal levels. With ``diagonal``, pixels that touch at a corner are connected.
     """
     _, height, width = levels.shape
     basin, roots = _basins(values, diagonal)

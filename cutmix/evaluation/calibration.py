@@ -188,15 +188,9 @@ def random_halves(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def calibration_records(
     t: float, scaled: dict[str, "CalibrationSums"], fitted: int, common: dict[str, Any], seed: int, draws: int = 1000
 ) -> list[Record]:
-    """Return the records of a temperature and of the held-out half before and after it.
+    """Return the records of a temperature, and of the held-out half before and after it ("unscaled" and "scaled").
 
-    Args:
-        t: The temperature.
-        scaled: The held-out half, "unscaled" and "scaled".
-        fitted: Number of images that the temperature was fitted on.
-        common: Fields of all records.
-        seed: Seed of the resamples.
-        draws: Number of resamples.
+    ``fitted`` is the number of images that the temperature was fitted on.
     """
     note = f"fitted on a random half of the images, {fitted:,}, and evaluated on the other {scaled['scaled'].n:,}"
     if t in TEMPERATURES:

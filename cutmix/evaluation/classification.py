@@ -112,16 +112,7 @@ def predict(
 
 
 def wilson_interval(count: int, n: int, confidence: float = 0.95) -> Proportion:
-    """Return a count out of n as a percentage with Wilson's score interval (scipy's, without continuity correction).
-
-    Args:
-        count: Number of cases, 0 to n.
-        n: Number of samples, above 0.
-        confidence: Confidence of the interval, in (0, 1).
-
-    Raises:
-        InputError: If ``confidence`` is out of its range.
-    """
+    """Return a count out of n > 0 as a percentage with Wilson's score interval (scipy's, without a correction)."""
     check_confidence(confidence)
     interval = binomtest(count, n).proportion_ci(confidence, method="wilson")
     return Proportion(100 * count / n, 100 * interval.low, 100 * interval.high, n)
@@ -171,13 +162,8 @@ def mean_loss(predictions: LabelledLogits) -> float:
 def predictions_arrays(predictions: LabelledLogits, data: ImageSet) -> dict[str, np.ndarray]:
     """Return the arrays of a predictions file.
 
-    Args:
-        predictions: N predictions of K classes.
-        data: The images, in the same order.
-
-    Returns:
-        ``logits`` (N, K) float32, ``labels`` (N,) int64 or (N, K) uint8, ``classes`` (K,) text and, for image files,
-        ``files`` (N,) text: each path below the folder that all of them share.
+    These are ``logits`` (N, K) float32, ``labels`` (N,) int64 or (N, K) uint8, ``classes`` (K,) text and, for image
+    files, ``files`` (N,) text: each path below the folder that all of them share.
     """
     arrays = {"logits": predictions.logits.numpy(), "labels": predictions.labels.numpy()}
     arrays["classes"] = np.array(data.classes, dtype=np.str_)
@@ -266,18 +252,9 @@ def label_records(
 ) -> list[Record]:  # fmt: skip
     """Return mAP, F1 and the share of wrong labels with bootstrap intervals over the images, and each label's own.
 
-    Args:
-        logits: (N, K).
-        labels: (N, K), 0 or 1.
-        classes: Names of the K labels.
-        thresholds: (K,) probabilities from which on a label is predicted.
-        chosen_on: Split that chose them; None if they are 0.5 for want of one.
-        split: Split of these images.
-        seed: Seed of the resamples.
-        confidence: Of the intervals, in (0, 1).
-
-    Raises:
-        InputError: If no label has an image.
+    Logits and labels, 0 or 1, are (N, K), thresholds (K,) probabilities from which on a label is predicted.
+    ``chosen_on`` is the split that chose the thresholds, None if they are 0.5 because there is none; ``split`` is that
+    of these images.
     """
     if not labels.any():
         raise InputError(f"no {split} image has a label; expected images of some labels")
@@ -351,10 +328,7 @@ def fit_label_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def label_sums(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> CalibrationSums:
-    """Return the calibration of every label of every image: the probability of the label against whether it is there.
-
-    NLL and Brier score are means over the labels.
-    """
+    """Return the calibration of every label of every image; NLL and Brier score are means over the labels."""
     z, y = logits.astype(np.float64), (labels > 0).astype(np.float64)
     p = expit(z)
     loss = np.logaddexp(0.0, z) - y * z
@@ -362,14 +336,7 @@ def label_sums(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> Calibr
 
 
 def label_calibration(logits: Tensor, labels: Tensor, *, seed: int, confidence: float = 0.95) -> SuiteResult:
-    """Evaluate the calibration of each yes-or-no prediction, before and after one temperature for all labels.
-
-    Args:
-        logits: (N, K).
-        labels: (N, K), 0 or 1.
-        seed: Seed of the halves and the resamples, which are of images.
-        confidence: Of the intervals, in (0, 1).
-    """
+    """Evaluate the calibration of each label's prediction, (N, K), before and after one temperature for all labels."""
     z, y = logits.double().numpy(), labels.numpy()
     common: dict[str, Any] = {"confidence": confidence, "suite": "calibration", "task": "multilabel"}
     whole = label_sums(z, y)

@@ -23,28 +23,15 @@ from cutmix.runtime.device import check_memory
 
 
 class SuiteResult(NamedTuple):
-    """The results of a suite.
+    """The records, per-sample arrays and figures of a suite."""
 
-    Attributes:
-        records: One for each metric; ``cutmix evaluate`` adds the fields that all of them share.
-        arrays: Per-sample results, from which the metrics can be computed again.
-        figures: PNG files by name.
-    """
-
-    records: list[Record]
-    arrays: dict[str, np.ndarray]
-    figures: Mapping[str, bytes] = MappingProxyType({})
+    records: list[Record]  # one for each metric, without the fields that all suites share
+    arrays: dict[str, np.ndarray]  # per-sample results, from which the metrics can be computed again
+    figures: Mapping[str, bytes] = MappingProxyType({})  # PNG files by name
 
 
 class PixelModel(nn.Module):
-    """A model behind its normalization: maps pixels (n, C, H, W) in [0, 1] to logits (n, K), in float32.
-
-    Args:
-        network: Maps normalized images to logits.
-        mean: Mean of each channel, in [0, 1].
-        std: Standard deviation of each channel, positive.
-        image_size: Side to which images are resized after the normalization; None keeps theirs.
-    """
+    """A model behind its normalization and resize: maps pixels (n, C, H, W) in [0, 1] to logits (n, K), in float32."""
 
     scale: Tensor
     shift: Tensor
@@ -74,33 +61,21 @@ class PixelModel(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """A model and the images that it is evaluated on.
+    """A model and the images that it is evaluated on."""
 
-    Args:
-        network: Maps normalized images (n, C, H, W) to logits (n, K); in eval mode, on the device to compute on.
-        mean: Mean of each channel, pixels in [0, 1].
-        std: Standard deviation of each channel, pixels in [0, 1].
-        images: (N, C, H, W) uint8, resized and cropped as in a test.
-        labels: Class ids, (N,) int64.
-        classes: Names of the classes.
-        data: Name of the data set.
-        autocast: Context of the forward passes that need no gradient, in the run's precision.
-        batch_size: Number of images in a batch.
-        seed: Seed of all random draws.
-        image_size: Side to which small images are resized before the network; None keeps theirs.
-    """
-
+    # maps normalized images (n, C, H, W) to logits (n, K); in eval mode, on the device to compute on
     network: nn.Module
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    images: Tensor
-    labels: Tensor
+    images: Tensor  # (N, C, H, W) uint8, resized and cropped as in a test
+    labels: Tensor  # class ids, (N,) int64
     classes: tuple[str, ...]
-    data: str
+    data: str  # name of the data set
+    # context of the forward passes that need no gradient, in the run's precision
     autocast: contextlib.AbstractContextManager[Any]
     batch_size: int = 256
     seed: int = 0
-    image_size: int | None = None
+    image_size: int | None = None  # side to which small images are resized before the network; None keeps their size
 
     def __len__(self) -> int:
         return len(self.images)
@@ -114,12 +89,9 @@ class Classifier:
         """Return some images as (n, C, H, W) float32 in [0, 1] on the device."""
         return self.images[index].to(self.device, non_blocking=True).float() / 255
 
-    def exact(self) -> PixelModel:
-        """Return the model for pixels in [0, 1] and gradients, in float32 whatever the run's precision."""
-        return self._pixel_model
-
     @cached_property
-    def _pixel_model(self) -> PixelModel:
+    def exact(self) -> PixelModel:
+        """The model for pixels in [0, 1] and gradients, in float32 whatever the run's precision."""
         with torch.inference_mode(False):  # its tensors must serve gradients, even if inference asks for it first
             return PixelModel(self.network, self.mean, self.std, self.image_size).eval()
 
@@ -131,7 +103,7 @@ class Classifier:
         them after the last batch.
         """
         with self.autocast:
-            logits = self.exact()(pixels)
+            logits = self.exact(pixels)
         self._nonfinite.add_(logits.isfinite().logical_not_().sum())
         return logits
 
@@ -141,24 +113,13 @@ class Classifier:
 
     @torch.inference_mode()
     def check(self) -> None:
-        """Check the logits since the last call: ``argmax`` would turn NaN into a class like any other.
-
-        Raises:
-            InputError: If a value was not finite.
-        """
+        """Raise an InputError if a logit since the last call was not finite: ``argmax`` would turn NaN into a class."""
         count = int(self._nonfinite)
         self._nonfinite.zero_()
         refuse_nonfinite(count, "logits")
 
     def predict(self, change: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Return the logits (N, K) float32 of all images on the CPU.
-
-        Args:
-            change: Function applied to each batch of pixels (n, C, H, W) before the model.
-
-        Raises:
-            InputError: If a logit is not finite.
-        """
+        """Return the logits (N, K) float32 of all images on the CPU; ``change`` alters each batch (n, C, H, W)."""
         batches = []
         for start in range(0, len(self), self.batch_size):
             pixels = self.pixels(slice(start, start + self.batch_size))
@@ -176,19 +137,7 @@ def decode(
     interpolation: Interpolation = "bilinear",
     decoder: Decoder = "exact",
 ) -> ArraySet:
-    """Return a data set as one tensor: an array set as it is, image files decoded, resized and cropped.
-
-    Args:
-        data: The data set.
-        image_size: Side of the squares that image files are cropped to, in pixels; None is 224.
-        crop_fraction: Side of the crop as a share of the resized short side.
-        squash: Resize both sides alike, whatever the aspect ratio.
-        interpolation: Interpolation of the resize.
-        decoder: How JPEG files are decoded; see ``image_files.cut_square``.
-
-    Raises:
-        InputError: If a file cannot be read, or the images do not fit into memory.
-    """
+    """Return a data set as one tensor: arrays unchanged, files resized and cropped to ``image_size`` or 224."""
     if not isinstance(data, FileSet):
         return data
     side = image_size or 224
@@ -202,11 +151,7 @@ def decode(
 
 
 def as_logits(logits: ArrayLike | Tensor) -> np.ndarray:
-    """Return logits as (N, K) float64.
-
-    Raises:
-        InputError: If there are no images, fewer than two classes, values that are not finite, or probabilities.
-    """
+    """Return finite logits of two classes or more as (N, K) float64; refuse probabilities."""
     z = _matrix(logits, "logits")
     if z.min() >= 0 and _sum_to_one(z, logits):
         raise InputError("probabilities were given; expected logits, the model's output before the softmax")
@@ -219,11 +164,7 @@ def softmax(logits: ArrayLike | Tensor) -> np.ndarray:
 
 
 def as_probabilities(probabilities: ArrayLike | Tensor) -> np.ndarray:
-    """Return probabilities as (N, K) float64.
-
-    Raises:
-        InputError: If there are no images, fewer than two classes, values that are not finite, or logits.
-    """
+    """Return probabilities of two classes or more as (N, K) float64; refuse logits."""
     p = _matrix(probabilities, "probabilities")
     if p.min() < 0 or not _sum_to_one(p, probabilities):
         raise InputError(
@@ -234,11 +175,7 @@ def as_probabilities(probabilities: ArrayLike | Tensor) -> np.ndarray:
 
 
 def class_ids(labels: ArrayLike | Tensor, of: np.ndarray) -> np.ndarray:
-    """Return the labels (N,) of logits or probabilities (N, K).
-
-    Raises:
-        InputError: If they are not N integers from 0 to K − 1.
-    """
+    """Return the labels (N,) of logits or probabilities (N, K), checked to be integers from 0 to K − 1."""
     ids = as_numpy(labels)
     if ids.shape != (len(of),) or not np.issubdtype(ids.dtype, np.integer):
         raise InputError(f"the labels are {ids.dtype} of shape {ids.shape}; expected {len(of)} class ids, integers")
@@ -259,14 +196,10 @@ def as_numpy(values: ArrayLike | Tensor) -> np.ndarray:
 
 
 def real_numbers(values: ArrayLike | Tensor, what: str) -> np.ndarray:
-    """Return an array on the CPU as float64.
-
-    Raises:
-        InputError: If the values are not real numbers, or rows of different lengths.
-    """
+    """Return an array on the CPU as float64; refuse other types and rows of different lengths."""
     try:
         array = as_numpy(values)
-    except ValueError:  # NumPy speaks of inhomogeneous shapes
+    except ValueError:
         raise InputError(f"the {what} have rows of different lengths; expected an array") from None
     if array.dtype.kind not in "biuf":
         raise InputError(f"the {what} are {array.dtype}; expected real numbers")

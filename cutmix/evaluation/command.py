@@ -48,11 +48,8 @@ _SHARED = ("classification",)  # the only suite that several processes can share
 def run_evaluate(options: EvaluateOptions, *, shown: bool = True) -> Results:
     """Run the suites, save each when it is finished, print it where ``shown``, and return all records.
 
-    A suite is saved before it is printed. One that is interrupted leaves nothing; one that is killed while it is saved
-    may leave its first lines, which the next evaluation replaces.
-
-    Raises:
-        InputError: If the run, the file, the model, the data or a suite do not fit each other.
+    A suite is saved before it is printed. An interrupted suite leaves nothing; one that is killed while it is saved may
+    leave its first lines, which the next evaluation replaces.
     """
     suites, found = parse_suites(options.suite), Results()
     subject = find_subject(options)
@@ -86,28 +83,16 @@ def run_evaluate(options: EvaluateOptions, *, shown: bool = True) -> Results:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The model and the images of an evaluation, which its suites share.
-
-    Attributes:
-        options: The flags.
-        suites: Names of the suites.
-        subject: The weights and where they are from.
-        data: The whole test set.
-        index: Indices of the images to evaluate on, (n,) int64, ascending; None for all.
-        view: How images are resized and cropped.
-        model: The model on the device, with its weights.
-        precision: Arithmetic of the forward pass.
-        world: This process among all.
-    """
+    """The model and the images of an evaluation, which its suites share."""
 
     options: EvaluateOptions
     suites: tuple[str, ...]
     subject: Subject
-    data: ImageSet
-    index: Tensor | None
+    data: ImageSet  # the whole test set
+    index: Tensor | None  # indices of the images to evaluate on, (n,) int64, ascending; None for all
     view: View
-    model: nn.Module
-    precision: str
+    model: nn.Module  # on the device, with its weights
+    precision: str  # arithmetic of the forward pass
     world: World
 
     @classmethod
@@ -335,16 +320,11 @@ def show(records: list[Record], data: ImageSet) -> None:
 
 @dataclass(frozen=True)
 class Output:
-    """Where results are saved.
+    """The files that results are saved to."""
 
-    Attributes:
-        lines: The JSON-lines file, or None.
-        folder: The folder for per-sample results, or None.
-        own: Whether that folder is the evaluation's own and not a run's, which holds the predictions of its training.
-    """
-
-    lines: Path | None
-    folder: Path | None
+    lines: Path | None  # the JSON-lines file
+    folder: Path | None  # the folder for per-sample results
+    # whether the folder is the evaluation's own and not a run's, which holds the predictions of its training
     own: bool = False
 
     def stem(self, suite: str, evaluation: Evaluation) -> str:
@@ -369,12 +349,9 @@ class Output:
 def open_output(options: EvaluateOptions, subject: Subject, world: World) -> Iterator[Output]:
     """Open the output, locked against other processes while it is open.
 
-    ``--out`` with the ending .jsonl is a file that lines are appended to; any other is a folder of the evaluation's
+    ``--out`` with the ending .jsonl is a file to which lines are appended; any other is a folder of the evaluation's
     own, which ``cutmix report`` reads like a run's. Without it the results of a run are saved in its folder, and those
     of a file of weights are only printed.
-
-    Raises:
-        InputError: If the folder holds something else, or another process is writing to it.
     """
     out = options.out
     if not world.first or (out is None and subject.run is None):
@@ -390,7 +367,7 @@ def open_output(options: EvaluateOptions, subject: Subject, world: World) -> Ite
         _check_folder(out, subject)
     lock = hold(folder)
     try:
-        read_records(folder / "results.jsonl")  # damage is found now, and not after minutes
+        read_records(folder / "results.jsonl")  # find damage before the evaluation
         if out is not None:
             recipe = subject.recipe.to_dict() if subject.recipe else {"name": subject.weights.stem}
             recipe |= {name: value for name in ("model", "data") if (value := getattr(options, name))}

@@ -34,25 +34,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Subject:
-    """The weights to evaluate, and what is known of their training.
-
-    Attributes:
-        weights: The file.
-        content: Its tensors.
-        header: Its header; empty for a file of another program.
-        classes: Names of the outputs in their order, or None if they are not known.
-        recipe: The recipe that trained the weights, or None.
-        run: The folder of the run, or None.
-        which: "last" or "best" epoch of a run, or "file".
-    """
+    """The weights to evaluate, and what is known of their training."""
 
     weights: Path
     content: Weights
-    header: Header
-    classes: tuple[str, ...] | None
+    header: Header  # empty for a file of another program
+    classes: tuple[str, ...] | None  # names of the outputs in their order
     recipe: Recipe | None
-    run: Path | None
-    which: str
+    run: Path | None  # the folder of the run
+    which: str  # "last" or "best" epoch of a run, or "file"
 
     @property
     def channels_last(self) -> bool:
@@ -61,19 +51,11 @@ class Subject:
 
 
 class View(NamedTuple):
-    """The preprocessing of images.
+    """The preprocessing of images."""
 
-    Attributes:
-        image_size: Side of the model's input in pixels; None keeps small images as they are.
-        crop_fraction: For files of images, the share of the resized short side that the crop covers.
-        squash: Whether both sides are resized to the same length, whatever the shape.
-        interpolation: How images are resized.
-        decoder: How JPEG files are decoded.
-    """
-
-    image_size: int | None
-    crop_fraction: float
-    squash: bool
+    image_size: int | None  # side of the model's input in pixels; None keeps small images at their size
+    crop_fraction: float  # of image files: side of the crop as a share of the resized short side
+    squash: bool  # resize both sides to the same length, whatever the aspect ratio
     interpolation: Interpolation
     decoder: Decoder
 
@@ -88,11 +70,7 @@ def find_view(options: EvaluateOptions, subject: Subject, data: ImageSet) -> Vie
 
 
 def find_subject(options: EvaluateOptions) -> Subject:
-    """Find the weights and what is known of them.
-
-    Raises:
-        InputError: The run is not finished, or the file is missing, damaged or holds no weights.
-    """
+    """Find the weights and what is known of their training."""
     is_run = options.source.is_dir() and timm_config(options.source) is None
     run, which = (options.source, options.which) if is_run else (None, "file")
     recipe = saved_recipe(run) if run else None
@@ -113,12 +91,8 @@ def find_subject(options: EvaluateOptions) -> Subject:
 def read_classes(path: Path) -> tuple[str, ...]:
     """Read the names of a model's classes, in the order of its outputs.
 
-    Args:
-        path: A text file with a name in each line; or JSON: a list of names, or a dictionary from the number of an
-            output to its name, or to a list that begins with the name (ImageNet's ``imagenet_class_index.json``).
-
-    Raises:
-        InputError: The file cannot be read or is empty, or a name is there twice.
+    The file is text with a name in each line, or JSON: a list of names, or a dictionary from the number of an output to
+    its name, or to a list that begins with the name (ImageNet's ``imagenet_class_index.json``).
     """
     try:
         text = regular(path).read_bytes().decode("utf-8-sig", "surrogateescape")
@@ -134,7 +108,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
         except (ValueError, KeyError, IndexError, RecursionError):
             names = [None]
     if not all(isinstance(name, str) and name.strip() for name in names) or not names:
-        raise InputError(f"{path} has no list of classes; expected a name in each line, or JSON")
+        raise InputError(f"{path} does not hold a list of classes; expected a name in each line, or JSON")
     names = tuple(printable_name(name.strip().encode("utf-8", "surrogateescape")) for name in names)
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise InputError(f"{path} has the class '{twice[0]}' twice; expected each name once")
@@ -142,13 +116,10 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
 
 def open_test_set(options: EvaluateOptions, subject: Subject) -> ImageSet:
-    """Open the images to evaluate on, with labels in the classes of the model and its normalisation.
+    """Open the images to evaluate on, with labels in the classes of the model and its normalization.
 
-    Of a run's own data, the test split is opened, or the validation split if there is none; of other data, every image
-    of one folder of class folders, or the test images of anything else.
-
-    Raises:
-        InputError: There are no such data, or their classes are not among those of the model.
+    Of the run's own data this is the test split, or the validation split if there is none; of other data, every image
+    of a folder of class folders, or the test images of a named data set.
     """
     name = options.data or (subject.recipe.data if subject.recipe else None)
     if not name:
@@ -206,16 +177,7 @@ def _is_own(options: EvaluateOptions, subject: Subject) -> bool:
 
 
 def match_classes(data: ImageSet, classes: tuple[str, ...], weights: Path) -> ImageSet:
-    """Return a set with the classes of a model, each label being the output of the same name.
-
-    Args:
-        data: A set whose classes are all or some of the model's, in any order.
-        classes: The model's, in the order of its outputs.
-        weights: The file of the model, for messages.
-
-    Raises:
-        InputError: A class of the set is none of the model's.
-    """
+    """Return a set whose labels are numbered as the model's outputs; refuse a class that has no output."""
     if data.classes == classes:
         return data
     output = {name: number for number, name in enumerate(classes)}
@@ -238,11 +200,7 @@ def match_classes(data: ImageSet, classes: tuple[str, ...], weights: Path) -> Im
 
 
 def _guess_classes(options: EvaluateOptions, subject: Subject, data: ImageSet) -> ImageSet:
-    """Return a set for weights that do not name their classes: ImageNet's by name, others in the order of folders.
-
-    Raises:
-        InputError: The number of classes differs, and ImageNet's names do not help.
-    """
+    """Return a set for weights that do not name their classes: ImageNet's by name, others in the order of folders."""
     model = create_model(_model_name(options, subject), data.num_classes, in_chans=data.in_chans)
     count = count_classes(model, subject.content)
     if count is None:
@@ -265,14 +223,10 @@ def _guess_classes(options: EvaluateOptions, subject: Subject, data: ImageSet) -
 
 
 def imagenet_classes(count: int, folders: Sequence[str]) -> tuple[str, ...] | None:
-    """Return the names of the outputs of an ImageNet model, those of some class folders as the folders have them.
+    """Return the names of the ``count`` outputs of an ImageNet model, in the words of the class folders.
 
-    Args:
-        count: Number of outputs; 1,000, or that of one of ImageNet-21k's variants.
-        folders: Names of class folders: WordNet ids (n01440764), or the words for them (tench, great_white_shark).
-
-    Returns:
-        ``count`` names, or None if there is no such variant or a folder is none of its classes, or more than one.
+    Folders may be named by WordNet ids (n01440764) or by words (tench, great_white_shark). None is returned if no
+    variant of ImageNet has ``count`` classes, or a folder does not name exactly one of them.
     """
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
@@ -300,18 +254,14 @@ def _plain(words: str) -> str:
 
 
 def draw_images(n: int, count: int | None, seed: int) -> Tensor | None:
-    """Return rising indices of the images to evaluate on, None for all n; a smaller count is part of a larger one."""
+    """Return ascending indices of the images to evaluate on, None for all n; a smaller draw is part of a larger one."""
     if count is None or count >= n:
         return None
     return random_subset(n, count, derive_seed(seed, "evaluate", "images"))
 
 
 def load_model(options: EvaluateOptions, subject: Subject, data: ImageSet) -> nn.Module:
-    """Create the model and load its weights.
-
-    Raises:
-        InputError: The name of the model is not known, or the weights are of another model.
-    """
+    """Create the model and load its weights."""
     recipe = subject.recipe
     model = create_model(_model_name(options, subject), data.num_classes, in_chans=data.in_chans)
     load_weights(model, subject.content)

@@ -20,7 +20,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from cutmix.data.sets import random_subset
-from cutmix.errors import InputError
+from cutmix.errors import InputError, shorten
 from cutmix.evaluation.boxes import (
     MaxBoxAccuracy,
     best_iou,
@@ -82,7 +82,7 @@ def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
     The paper does not name its interpolation; this is the benchmark's, so that one map serves both protocols.
     """
-    if maps.shape[1:] == (1, 1):  # interpolated, a constant would be one only up to rounding
+    if maps.shape[1:] == (1, 1):  # interpolation would keep a constant only up to rounding
         return maps.expand(-1, *size)
     return F.interpolate(maps[:, None], size, mode="bicubic", align_corners=False)[:, 0]
 
@@ -168,15 +168,9 @@ def keep_features(classifier: Classifier) -> Classifier:
 
 
 def class_maps(classifier: Classifier, pixels: Tensor, class_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return class activation maps in the size of the images, and the logits of the same forward pass.
+    """Return class activation maps (n, H, W) in the size of the images, and the logits (n, K) of the same forward pass.
 
-    Args:
-        classifier: What :func:`keep_features` returns.
-        pixels: Images (n, C, H, W) in [0, 1].
-        class_ids: Class of each map, (n,) integers.
-
-    Returns:
-        Maps (n, H, W) and logits (n, K), both float32 on the device.
+    ``classifier`` is the result of :func:`keep_features`. Maps and logits are float32 on the device.
     """
     network = classifier.network
     assert isinstance(network, _KeepsFeatures)
@@ -310,8 +304,8 @@ def box_gallery(
             _outline(axis, box, "red", "solid")
         _outline(axis, found[k], "lime", (0, (3, 2)))
         label = labels[int(chosen[k])]
-        wrong = "" if predicted[k] == label else f"\n(predicted: {_short(classifier.classes[predicted[k]])})"
-        text = f"{_short(classifier.classes[label])}, IoU {fits[k]:.2f}{wrong}"
+        wrong = "" if predicted[k] == label else f"\n(predicted: {shorten(classifier.classes[predicted[k]], 20)})"
+        text = f"{shorten(classifier.classes[label], 20)}, IoU {fits[k]:.2f}{wrong}"
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
         axis.set_xlabel(text, fontsize=8, labelpad=6, parse_math=False)
@@ -401,7 +395,7 @@ def mixed_maps(classifier: Classifier, first: int, second: int) -> bytes:
         axis.set(xticks=[], yticks=[])
     axes[0, 0].set_ylabel("input", fontsize=9)
     for row, label in enumerate(labels, 1):
-        axes[row, 0].set_ylabel(f"map of\n{_short(classifier.classes[label])}", fontsize=9, parse_math=False)
+        axes[row, 0].set_ylabel(f"map of\n{shorten(classifier.classes[label], 20)}", fontsize=9, parse_math=False)
     return png_of(figure)
 
 
@@ -443,7 +437,3 @@ def _outline(axis: Any, box: np.ndarray, color: str, style: Any) -> None:
     frame.set_path_effects([patheffects.Stroke(linewidth=3.5, foreground="black"), patheffects.Normal()])
     frame.set_clip_on(False)
     axis.add_patch(frame)
-
-
-def _short(name: str, length: int = 20) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"

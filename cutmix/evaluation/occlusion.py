@@ -31,16 +31,7 @@ from cutmix.statistics import too_narrow
 
 
 def centred_square(height: int, width: int, side: int) -> tuple[slice, slice]:
-    """Return the rows and columns of the centred square: from ⌊(H − s)/2⌋ on, and likewise for the columns.
-
-    Args:
-        height: H, in pixels.
-        width: W, in pixels.
-        side: s, from 0 to min(H, W) pixels.
-
-    Raises:
-        InputError: If the square does not fit.
-    """
+    """Return the rows and columns of the centred square, from ⌊(H − side)/2⌋ and ⌊(W − side)/2⌋ on."""
     if not 0 <= side <= min(height, width):
         raise InputError(f"side is {side} pixels; expected 0 to {min(height, width)} in images of {height}×{width}")
     top, left = (height - side) // 2, (width - side) // 2
@@ -57,17 +48,7 @@ def side_grid(images: Tensor, steps: int) -> list[int]:
 
 
 def occlude(images: Tensor, side: int, fill: Sequence[float], *, boundary: bool = False) -> Tensor:
-    """Return images with the centred square filled, or with everything but the square filled.
-
-    Args:
-        images: (n, C, H, W), not modified.
-        side: Side of the square, in pixels.
-        fill: Value of each channel, in the unit of the images.
-        boundary: Fill the pixels outside the square instead of those inside.
-
-    Raises:
-        InputError: If the square does not fit, or the fill has another number of channels.
-    """
+    """Return images (n, C, H, W) with the centred square filled or, with ``boundary``, all pixels outside it."""
     if len(fill) != images.shape[1]:
         raise InputError(f"fill has {len(fill)} values; expected {images.shape[1]}, one for each channel")
     rows, columns = centred_square(images.shape[2], images.shape[3], side)
@@ -88,20 +69,10 @@ def occlusion_passes(height: int, width: int, sides: Sequence[int]) -> int:
 
 
 def occlusion_classes(classifier: Classifier, clean: Tensor, sides: Sequence[int]) -> dict[tuple[str, str], Tensor]:
-    """Return the predicted classes of all images at all sides, in one pass over the images.
+    """Return the predicted classes of all images at all sides of the square, in one pass over the images.
 
-    Where nothing is hidden the clean predictions are taken; where everything is hidden one blank image is predicted.
-
-    Args:
-        classifier: Model and images.
-        clean: Predicted classes of the unchanged images, (N,) int64.
-        sides: S sides of the square, in pixels.
-
-    Returns:
-        For ("center" or "boundary", "black" or "mean"): (S, N) int64 on the CPU.
-
-    Raises:
-        InputError: If a square does not fit, or a logit is not finite.
+    Where nothing is hidden, the clean predictions (N,) are used; where everything is hidden, one blank image is
+    predicted. The result maps ("center" or "boundary", "black" or "mean") to classes (S, N) int64 on the CPU.
     """
     channels, height, width = classifier.images.shape[1:]
     for side in sides:
@@ -130,19 +101,7 @@ def occlusion_classes(classifier: Classifier, clean: Tensor, sides: Sequence[int
 
 
 def draw_pairs(n: int, count: int, seed: int) -> Tensor:
-    """Return ordered pairs of two different images, all equally likely; a pair may occur more than once.
-
-    Args:
-        n: Number of images, at least 2.
-        count: Number of pairs, at least 1.
-        seed: Seed of the draw.
-
-    Returns:
-        (count, 2) int64, indices of the images.
-
-    Raises:
-        InputError: If there are too few images or pairs.
-    """
+    """Return pairs of two different images, (count, 2) int64, all equally likely, with replacement."""
     if n < 2 or count < 1:
         raise InputError(f"{count} pairs of {n} images cannot be drawn; expected at least 1 pair of at least 2 images")
     generator = torch.Generator().manual_seed(derive_seed(seed, "between", "pairs"))
@@ -171,22 +130,10 @@ def between_passes(height: int, width: int, lams: Sequence[float], sides: Sequen
 def between_classes(
     classifier: Classifier, clean: Tensor, pairs: Tensor, lams: Sequence[float], sides: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Return the predicted classes of all pairs for all λ and all holes, in one pass over the pairs.
+    """Return the predicted classes of all pairs (P, 2) for L weights λ of Mixup and S sides of CutMix's hole.
 
-    Where the result is one of the two images, its clean prediction is taken.
-
-    Args:
-        classifier: Model and images.
-        clean: Predicted classes of the unchanged images, (N,) int64.
-        pairs: (P, 2) int64, indices of the images.
-        lams: L weights of the first image in Mixup, in [0, 1].
-        sides: S sides of the hole through which CutMix shows the second image, in pixels.
-
-    Returns:
-        For Mixup (L, P) and for CutMix (S, P), int64 on the CPU.
-
-    Raises:
-        InputError: If a λ is outside [0, 1], a hole does not fit, or a logit is not finite.
+    Where the mix is one of the two images, its clean prediction is used. The results, for Mixup (L, P) and for CutMix
+    (S, P), are int64 on the CPU.
     """
     height, width = classifier.images.shape[2:]
     for lam in lams:
@@ -209,25 +156,12 @@ def between_classes(
 
 
 def neither(predicted: Tensor, labels: Tensor, pairs: Tensor) -> Tensor:
-    """Return whether the class is neither that of the first nor that of the second image.
-
-    Args:
-        predicted: (..., P) int64.
-        labels: Class ids of the images, (N,) int64.
-        pairs: (P, 2) int64.
-    """
+    """Return whether each class (..., P) is neither that of the first nor of the second image of its pair (P, 2)."""
     return (predicted != labels[pairs[:, 0]]) & (predicted != labels[pairs[:, 1]])
 
 
 def wrong(predicted: Tensor, labels: Tensor, pairs: Tensor, shares: Sequence[float]) -> Tensor:
-    """Return whether the class is not that of the image with the larger share; with equal shares the first counts.
-
-    Args:
-        predicted: (G, P) int64.
-        labels: Class ids of the images, (N,) int64.
-        pairs: (P, 2) int64.
-        shares: G shares of the first image.
-    """
+    """Return whether each class (G, P) is not that of the image with the larger share, of equal shares the first."""
     larger = [0 if share >= 0.5 else 1 for share in shares]
     return predicted != labels[pairs.T[larger]]
 
@@ -260,29 +194,19 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 
 class Corrupted(NamedTuple):
-    """A corrupted data set that fits a classifier; its images are read when they are evaluated.
+    """A corrupted data set that fits a classifier; its images are read when they are evaluated."""
 
-    Attributes:
-        labels: Class ids of the N images, (N,) int64.
-        read: Returns the images (n, C, H, W) uint8 of a corruption, a severity counted from 0, and a slice of the N.
-        relative: Whether it is ImageNet-C, for which AlexNet's errors are known.
-    """
-
-    labels: Tensor
+    labels: Tensor  # class ids of the N images, (N,) int64
+    # returns the images (n, C, H, W) uint8 of a corruption, a severity counted from 0, and a slice of the N
     read: Callable[[int, int, slice], Tensor]
-    relative: bool
+    relative: bool  # whether it is ImageNet-C, for which AlexNet's errors are known
 
 
 def open_corrupted(classifier: Classifier, folder: Path) -> Corrupted:
-    """Open a corrupted data set and check that it fits a classifier.
+    """Open a corrupted data set and check that its image size and classes fit a classifier.
 
-    Args:
-        classifier: Model and images; the size of the images and the classes have to agree with the data set.
-        folder: Holds ``labels.npy`` and one npy file for each corruption (CIFAR-C: 5 × N images, uint8, NHWC, by rising
-            severity), or ``CORRUPTION/SEVERITY/CLASS/`` folders of images (ImageNet-C), which are not resized.
-
-    Raises:
-        InputError: If files are missing, damaged, of another shape, or do not fit the classifier.
+    The folder holds ``labels.npy`` and one npy file for each corruption (CIFAR-C: 5 × N images, uint8, NHWC, by rising
+    severity), or ``CORRUPTION/SEVERITY/CLASS/`` folders of images (ImageNet-C), which are not resized.
     """
     if (folder / "labels.npy").is_file():
         return _open_arrays(classifier, folder)
@@ -294,16 +218,12 @@ def open_corrupted(classifier: Classifier, folder: Path) -> Corrupted:
 
 
 def corruption_error(classifier: Classifier, corrupted: Corrupted) -> SuiteResult:
-    """Evaluate a classifier on a corrupted data set; see ``open_corrupted``.
+    """Evaluate a classifier on a corrupted data set.
 
-    Returns:
-        Records of ``corruption_err`` (of each corruption, at each severity), ``corruption_mean_err`` (of each, mean
-        over the severities), ``mean_corruption_err`` and, for ImageNet-C, ``corruption_ce`` (of each, relative to
-        AlexNet) and ``mean_corruption_ce``, in per cent. The intervals of means are over images: the versions of one
-        are one sample.
-
-    Raises:
-        InputError: If an image cannot be read or has another size, or a logit is not finite.
+    The records, in per cent, are ``corruption_err`` (of each corruption, at each severity), ``corruption_mean_err`` (of
+    each, mean over the severities), ``mean_corruption_err`` and, for ImageNet-C, ``corruption_ce`` (of each, relative
+    to AlexNet) and ``mean_corruption_ce``. The intervals of means are over images: all versions of an image are one
+    sample.
     """
     n = len(corrupted.labels)
     missed = torch.empty(len(CORRUPTIONS), len(SEVERITIES), n, dtype=torch.bool)
@@ -318,7 +238,7 @@ def corruption_error(classifier: Classifier, corrupted: Corrupted) -> SuiteResul
 
 
 def _records(missed: Tensor, *, relative: bool) -> list[Record]:
-    """Return the records of who is wrong, (15, 5, N)."""
+    """Return the records of the wrong predictions, (15, 5, N) bool."""
     records = []
     for name, corrupted in zip(CORRUPTIONS, missed, strict=True):
         for severity, cases in zip(SEVERITIES, corrupted, strict=True):
@@ -329,9 +249,8 @@ def _records(missed: Tensor, *, relative: bool) -> list[Record]:
     kinds = {"corruption_mean_err": ("mean_corruption_err", errors)}
     if relative:
         kinds["corruption_ce"] = ("mean_corruption_ce", 100 * errors / alexnet)
-    for one, (mean, values) in kinds.items():
-        for name, row in zip(CORRUPTIONS, values, strict=True):
-            records.append(_mean(one, row, of=name))
+    for metric, (mean, values) in kinds.items():
+        records += [_mean(metric, row, of=name) for name, row in zip(CORRUPTIONS, values, strict=True)]
         records.append(_mean(mean, values.mean(0)))
     return records
 

@@ -116,21 +116,13 @@ def ood_metrics(
 
 
 class _Evaluated(NamedTuple):
-    """A score with a convention, and the metrics that are recorded.
-
-    Attributes:
-        score: Name of the score.
-        convention: Name of the convention.
-        metrics: Names of the metrics, in the order of ``statistic``, which may return more.
-        statistic: Returns the metrics of counts.
-        exponential: Whether the score's exponential is counted: a probability in place of its logarithm.
-    """
+    """A score with a convention, and the metrics that are recorded."""
 
     score: str
     convention: Convention
-    metrics: tuple[str, ...]
+    metrics: tuple[str, ...]  # in the order of ``statistic``, which may return more
     statistic: Statistic
-    exponential: bool = False
+    exponential: bool = False  # whether the score's exponential is counted: a probability in place of its logarithm
 
 
 _SCORES = {"max-softmax": log_max_softmax, "energy": energy, "odin-temperature": odin_temperature}
@@ -143,7 +135,7 @@ _ALWAYS = (
 
 
 def _evaluated(conventions: Sequence[Convention], num_classes: int) -> list[_Evaluated]:
-    """Return what is always evaluated, and the largest probability by further conventions, all their metrics."""
+    """Return what is always evaluated, and all metrics of the largest probability by further conventions."""
     further = [
         _Evaluated("max-softmax", name, OodMetrics._fields[:5], statistic_of(name, num_classes), exponential=True)
         for name in dict.fromkeys(conventions) if name != "exact"

@@ -45,21 +45,13 @@ class OodMetrics(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Numbers of images with each score; the metrics depend on nothing else, so that a resample is new counts.
+    """Numbers of images with each score; the metrics depend on nothing else, so that a resample is new counts."""
 
-    Attributes:
-        values: The distinct scores, ascending, (U,).
-        id: Number of ID images with that score, (U,) int64.
-        ood: Number of OOD images with that score, (U,) int64.
-        id_to: Number of ID images with that score or a lower one, (U,) int64.
-        ood_to: Number of OOD images with that score or a lower one, (U,) int64.
-    """
-
-    values: np.ndarray
-    id: np.ndarray
-    ood: np.ndarray
-    id_to: np.ndarray
-    ood_to: np.ndarray
+    values: np.ndarray  # the distinct scores, ascending, (U,)
+    id: np.ndarray  # number of ID images with that score, (U,) int64
+    ood: np.ndarray  # number of OOD images with that score, (U,) int64
+    id_to: np.ndarray  # number of ID images with that score or a lower one, (U,) int64
+    ood_to: np.ndarray  # number of OOD images with that score or a lower one, (U,) int64
 
     @property
     def n(self) -> int:
@@ -106,11 +98,7 @@ Statistic = Callable[[Counts], Sequence[float]]
 
 
 def as_scores(scores: ArrayLike | Tensor, side: str) -> np.ndarray:
-    """Return scores as (N,) float64.
-
-    Raises:
-        InputError: If there are none, they have another shape, or one is not a finite real number.
-    """
+    """Return scores as (N,) float64, checked to be finite real numbers."""
     array = real_numbers(scores, f"{side} scores")
     if array.ndim != 1 or not len(array):
         raise InputError(f"the {side} scores have the shape {array.shape}; expected (N,), one for each image")
@@ -119,11 +107,7 @@ def as_scores(scores: ArrayLike | Tensor, side: str) -> np.ndarray:
 
 
 def statistic_of(convention: str, num_classes: int | None) -> Callable[[Counts], OodMetrics]:
-    """Return a convention as a function of the counts.
-
-    Raises:
-        InputError: If the convention does not exist, or is "odin" without the number of classes.
-    """
+    """Return a convention as a function of the counts; "odin" needs the number of classes."""
     if convention == "odin":
         if num_classes is None or num_classes < 2:
             raise InputError(f"num_classes is {num_classes}; expected at least 2, as ODIN's thresholds are 1/K to 1")

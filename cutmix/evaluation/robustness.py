@@ -69,33 +69,16 @@ def robustness_suite(
     logits: Tensor | None = None,
     log: Callable[[str], None] | None = None,
 ) -> SuiteResult:
-    """Evaluate a classifier under attacks, under occlusion and between its images.
+    """Evaluate a classifier under attacks, under occlusion, on mixed pairs of images and on published corruptions.
 
-    Args:
-        classifier: Model and images. Gradients are float32, all other passes in the run's precision.
-        eps: ε of the attacks, in [0, 1].
-        sweep: Further ε for FGSM.
-        pgd_images: Number of images for PGD and APGD, drawn with the classifier's seed; all if there are fewer.
-        pgd_steps: Steps of PGD; APGD has twice as many.
-        apgd: Attack with APGD too, which needs the package pyautoattack.
-        occlusion_sides: Sides of the square, in pixels; None is every eighth of the image's side.
-        lams: Weights of the first image in Mixup.
-        between_sides: Sides of CutMix's hole, in pixels; None is every quarter of the image's side.
-        pairs: Number of in-between pairs; None is five for each image, at most 50,000.
-        corruptions: Folder of a published corrupted data set, as for ``open_corrupted``.
-        logits: The classifier's logits on its images, (N, K), if they are known.
-        log: Called first with the expected duration of everything but the corrupted data set.
+    Gradients are float32, all other passes in the run's precision. PGD, and APGD with twice the steps, attack
+    ``pgd_images`` images drawn with the classifier's seed. Defaults: occlusion at every eighth of the side, CutMix's
+    hole at every quarter, five pairs for each image and at most 50,000. ``logits`` are those of the classifier's
+    images, (N, K), if they are known; ``log`` is called first, with the expected duration of everything but the
+    corrupted data set.
 
-    Returns:
-        Records of ``clean_err``; ``fgsm_err`` (at ε), ``noise_err``, ``pgd_err`` and their checks;
-        ``occlusion_center_err`` (of "black" or "mean", at the side of the hidden square), ``occlusion_boundary_err``
-        (at the side of the visible square); ``between_mixup_neither``, ``between_mixup_err`` (at λ),
-        ``between_cutmix_neither``, ``between_cutmix_err`` (at the hole's side). ``neither``: the predicted class is
-        that of neither image. ``err``: it is not that of the image with the larger share of the pixels; with equal
-        shares the first image counts. Then those of the corrupted data set. Arrays of the same predictions.
-
-    Raises:
-        InputError: If an argument is out of its range, or the logits are not finite and differentiable.
+    The records are defined in ``report/metrics.py``. Attacks have their ε in ``at``, occlusion the side of the
+    hidden square (center) or of the visible one (boundary), mixed pairs λ or the side of the hole.
     """
     opened = open_corrupted(classifier, corruptions) if corruptions else None  # a wrong folder fails before any pass
     clean = (classifier.predict() if logits is None else logits).argmax(1)
@@ -135,20 +118,14 @@ _TIMED_IMAGES, _REPEATS = 64, 5
 
 
 class Work(NamedTuple):
-    """The work of a part of the suite.
-
-    Attributes:
-        part: Name of the part.
-        passes: Number of images through the network, in the run's precision.
-        gradients: Number of images with a gradient, in float32.
-    """
+    """The work of a part of the suite."""
 
     part: str
-    passes: int
-    gradients: int = 0
+    passes: int  # number of images through the network, in the run's precision
+    gradients: int = 0  # number of images with a gradient, in float32
 
     def seconds(self, a_pass: float, a_gradient: float) -> float:
-        """Return the duration, from those of one image."""
+        """Return the duration, from the seconds of a pass and of a gradient of one image."""
         return self.passes * a_pass + self.gradients * a_gradient
 
 
@@ -169,7 +146,7 @@ def time_passes(classifier: Classifier) -> list[tuple[float, float]]:
     pixels, labels = classifier.pixels(part), classifier.labels[part].to(classifier.device)
     steps = (
         lambda: classifier.logits(pixels).argmax(1).cpu(),  # the copy waits for a GPU
-        lambda: loss_gradient(classifier.exact(), pixels, labels).cpu(),
+        lambda: loss_gradient(classifier.exact, pixels, labels).cpu(),
     )
     times: list[list[float]] = []
     for run in steps:
@@ -190,13 +167,13 @@ def time_passes(classifier: Classifier) -> list[tuple[float, float]]:
 def _attacks(
     classifier: Classifier, clean: Tensor, eps: float, sweep: Sequence[float], images: int, steps: int, with_apgd: bool
 ) -> SuiteResult:
-    """Attack all images with FGSM and noise, a subset with PGD, and check the attacks."""
+    """Attack all images with FGSM and noise and a subset with PGD, and check the attacks."""
     epsilons = sorted({eps, *sweep})
     for each in epsilons:
         check_eps(each)
     check_steps(steps)
     if with_apgd:  # a missing package fails now, not after minutes
-        apgd(classifier.exact(), classifier.pixels(slice(1)), classifier.labels[:1].to(classifier.device), eps, steps=1)
+        apgd(classifier.exact, classifier.pixels(slice(1)), classifier.labels[:1].to(classifier.device), eps, steps=1)
     fgsm, zero = _fgsm_sweep(classifier, clean, epsilons)
     main, index = fgsm[epsilons.index(eps)], _some(classifier, images)
     noise = _noise(classifier, eps)
@@ -236,23 +213,16 @@ def _attacks(
 
 
 class _Attacked(NamedTuple):
-    """An attack on n images.
-
-    Attributes:
-        eps: ε.
-        fooled: Which images are wrong, (n,) bool on the CPU.
-        largest: The largest change of a pixel.
-        steps: Number of steps.
-    """
+    """An attack on n images."""
 
     eps: float
-    fooled: Tensor
-    largest: float
+    fooled: Tensor  # which images are wrong, (n,) bool on the CPU
+    largest: float  # the largest change of a pixel
     steps: int = 1
 
 
 def _attack_work(classifier: Classifier, epsilons: set[float], images: int, steps: int, with_apgd: bool) -> Work:
-    """Return the work of ``_attacks``; of APGD the most that it may take."""
+    """Return the work of ``_attacks``, with the most that APGD may take."""
     n, some = len(classifier), min(images, len(classifier))
     steps_of = [steps, steps, *([2 * steps + 2] if with_apgd else [])]
     passes = n * (sum(eps > 0 for eps in epsilons) + 1) + some * len(steps_of) + min(n, classifier.batch_size)
@@ -263,7 +233,7 @@ def _check_classifier(classifier: Classifier) -> None:
     """Refuse a model without finite, differentiable logits for every label, on the first batch and all labels."""
     part = slice(classifier.batch_size)
     labels = classifier.labels[part].to(classifier.device)
-    checked_gradient(classifier.exact(), classifier.pixels(part), labels)
+    checked_gradient(classifier.exact, classifier.pixels(part), labels)
     classes = classifier.logits(classifier.pixels(slice(1))).shape[1]
     low, high = int(classifier.labels.min()), int(classifier.labels.max())
     if low < 0 or high >= classes:
@@ -272,7 +242,7 @@ def _check_classifier(classifier: Classifier) -> None:
 
 def _fgsm_sweep(classifier: Classifier, clean: Tensor, epsilons: Sequence[float]) -> tuple[list[_Attacked], Tensor]:
     """Return FGSM at each ε, from one gradient, and which images have no gradient at all, (N,)."""
-    model, labels = classifier.exact(), classifier.labels.to(classifier.device)
+    model, labels = classifier.exact, classifier.labels.to(classifier.device)
     clean = clean.to(classifier.device)
     fooled = torch.empty(len(epsilons), len(classifier), dtype=torch.bool, device=classifier.device)
     largest = torch.zeros(len(epsilons), device=classifier.device)
@@ -317,7 +287,7 @@ def _attack(
     classifier: Classifier, index: Tensor, attack: Callable[..., tuple[Tensor, Tensor]], eps: float, steps: int
 ) -> _Attacked:
     """Attack a subset of the images."""
-    model, fooled, largest, finite = classifier.exact(), [], [], []
+    model, fooled, largest, finite = classifier.exact, [], [], []
     for part in index.split(classifier.batch_size):
         pixels = classifier.pixels(part)
         labels = classifier.labels[part].to(classifier.device)

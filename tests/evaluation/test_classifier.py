@@ -91,7 +91,7 @@ def test_a_check_starts_anew() -> None:
 def test_exact_is_float32_and_differentiable_where_the_run_is_bfloat16() -> None:
     it = classifier(precision="bfloat16")
     pixels = it.pixels(slice(3)).requires_grad_()
-    logits = it.exact()(pixels)
+    logits = it.exact(pixels)
     (gradient,) = torch.autograd.grad(logits.sum(), pixels)
     assert logits.dtype == gradient.dtype == torch.float32
     assert float(gradient.abs().sum()) > 0

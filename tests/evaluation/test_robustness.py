@@ -95,7 +95,7 @@ def test_records_say_all_that_a_record_must(found: tuple[Classifier, SuiteResult
 
 def test_fgsm_errors_are_those_of_the_plain_function(found: tuple[Classifier, SuiteResult]) -> None:
     classifier, suite = found
-    model = classifier.exact().eval()
+    model = classifier.exact.eval()
     pixels, labels = classifier.pixels(slice(None)), classifier.labels
     curve = {record.at: record for record in suite.records if record.metric == "fgsm_err"}
     assert list(curve) == list(SWEEP)
