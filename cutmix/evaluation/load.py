@@ -25,7 +25,7 @@ from cutmix.models import create_model, weights_normalization
 from cutmix.models.regularizers import regularize
 from cutmix.runs.folder import find_weights, saved_recipe
 from cutmix.runtime.checkpoint import Header, read_header, timm_config
-from cutmix.runtime.files import regular
+from cutmix.runtime.files import read_lenient_text
 from cutmix.runtime.seeding import derive_seed
 from cutmix.runtime.weights import Weights, count_classes, load_weights, read_weights
 
@@ -94,10 +94,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     The file is text with a name in each line, or JSON: a list of names, or a dictionary from the number of an output to
     its name, or to a list that begins with the name (ImageNet's ``imagenet_class_index.json``).
     """
-    try:
-        text = regular(path).read_bytes().decode("utf-8-sig", "surrogateescape")
-    except OSError as error:
-        raise InputError(f"{path} could not be read: {error.strerror}") from None
+    text = read_lenient_text(path)
     names: Any = re.split(r"\r\n?|\n", text.rstrip())
     if text.lstrip()[:1] in ("[", "{"):
         try:

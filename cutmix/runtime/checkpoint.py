@@ -125,7 +125,7 @@ def first_bytes(path: Path) -> bytes:
         with open(regular(path), "rb") as file:
             first = file.read(9)
     except OSError as error:
-        raise InputError(f"{path} could not be read: {error.strerror or error}") from error
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     if not first:
         raise InputError(f"{path} is empty; a file of weights or a checkpoint is expected")
     return first
@@ -144,7 +144,7 @@ def _unpickle(path: Path) -> Any:
     except Exception as error:  # a damaged file can raise anything: RuntimeError, EOFError, KeyError, struct.error
         refused = re.search(r"GLOBAL (\S+)|Unsupported operand|allowlisted|TorchScript", str(error))
         if refused is None:
-            raise InputError(f"{path} is damaged or incomplete and could not be read") from error
+            raise InputError(f"{path} is damaged or incomplete and cannot be read") from error
         raise InputError(
             f"{path} holds Python objects ({refused[1] or 'of an unknown kind'}), which could run code, and was not"
             " loaded: expected tensors and plain data, as torch.save(model.state_dict(), path) writes"
@@ -162,7 +162,7 @@ def _verify(path: Path) -> None:
     except InputError:
         raise
     except (*UNREADABLE, NotImplementedError) as error:
-        raise InputError(f"{path} is damaged or incomplete and could not be read") from error
+        raise InputError(f"{path} is damaged or incomplete and cannot be read") from error
     if damaged:
         raise InputError(f"{path} is damaged: {damaged} does not match its checksum; copy it or train it again")
 

@@ -32,15 +32,7 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
 
     The bytes go to a hidden temporary file in the same folder, are flushed to the disk, and the temporary file is
     renamed to ``path``; a symbolic link at ``path`` is replaced, not followed. Temporary files of killed processes are
-    removed first. Only one process at a time may write a given ``path``.
-
-    Args:
-        path: The file to write; its folder exists.
-        write: Called with the open binary file.
-
-    Raises:
-        InputError: The system refused to write (disk full, no permission, no such folder), or ``path`` is a device or a
-            pipe.
+    removed first. Only one process at a time may write a given ``path``, which may not be a device or a pipe.
     """
     path = Path(path)
     with _refused_writes(path):
@@ -66,11 +58,7 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
 
 @contextmanager
 def folder_written_whole(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder whose files become those of ``folder`` at the end, or are removed after an error.
-
-    Raises:
-        InputError: ``folder`` is there and not empty, or the system refused to write.
-    """
+    """Yield a temporary folder whose files become those of the new or empty ``folder``; an error removes it."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not empty; expected a new folder")
     with _refused_writes(folder):
@@ -92,11 +80,7 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those around it, if they are not there.
-
-    Raises:
-        InputError: The system refused.
-    """
+    """Make a folder and its parents, unless they exist."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -119,7 +103,7 @@ def _refused_writes(path: Path) -> Iterator[None]:
 
 
 def _check_replaceable(path: Path) -> None:
-    """Refuse a device or a pipe, also behind a link such as /dev/stdout, as a file would take its place."""
+    """Refuse a device or a pipe, also behind a link such as /dev/stdout, as a file would replace it."""
     with suppress(OSError):  # nothing is there, or a link to nothing
         mode = path.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or path.parent == Path("/dev"):
@@ -132,11 +116,7 @@ def open_no_link(path: str, flags: int) -> int:
 
 
 def regular(path: Path) -> Path:
-    """Return the path of a file to read, unless it is a pipe or a device, which could keep the reader waiting.
-
-    Raises:
-        OSError: It is one; its ``strerror`` says so.
-    """
+    """Return the path of a file to read; an OSError refuses a pipe or a device, which could keep the reader waiting."""
     if path.exists() and not path.is_file() and not path.is_dir():
         raise OSError(errno.EINVAL, "it is a pipe or a device", str(path))
     return path
@@ -156,8 +136,8 @@ def why_not_written(error: OSError) -> str:
 def to_json(value: Any, indent: int | None = None) -> bytes:
     """Encode a value as JSON in UTF-8, ended by a newline.
 
-    A lone surrogate, as Python makes it of a file name that is not UTF-8, is written as its JSON escape, so that any
-    string is read back as it was.
+    A lone surrogate, which Python makes of a byte of a file name that is not UTF-8, is written as its JSON escape, so
+    that every string is read back unchanged.
     """
     return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
@@ -168,13 +148,9 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 
 
 def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Append a JSON line for each record, all of them or none.
-
-    Raises:
-        InputError: The file is a symbolic link or could not be written (disk full); it is unchanged.
-    """
+    """Append a JSON line for each record, all of them or none; the file may not be a symbolic link."""
     lines = b"".join(map(to_json, records))
-    size: int | None = None  # until it is known, nothing is cut
+    size: int | None = None  # as long as it is not known, nothing is cut
     try:
         if path.is_symlink():
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
@@ -194,36 +170,35 @@ def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return the object of a JSON file.
-
-    Raises:
-        InputError: The file cannot be read, or holds anything else than one JSON object in UTF-8.
-    """
-    return parse_object(_read(path), str(path))
+    """Return the object of a JSON file."""
+    return parse_object(read_bytes(path), str(path))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a JSON-lines file; none if the file does not exist.
 
     A last line without its newline was cut off while it was written, and is left out if it cannot be parsed.
-
-    Raises:
-        InputError: The file cannot be read, or another line is damaged or no JSON object.
     """
     if not path.exists():
         return []
-    *lines, unended = _read(path).split(b"\n")
+    *lines, unended = read_bytes(path).split(b"\n")
     records = [parse_object(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
     with suppress(InputError):
         records.append(parse_object(unended, str(path)))
     return records
 
 
-def _read(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file; an InputError says why it cannot be read."""
     try:
         return regular(path).read_bytes()
     except OSError as error:
-        raise InputError(f"{path} could not be read: {error.strerror}") from None
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def read_lenient_text(path: Path) -> str:
+    """Return the text of a UTF-8 file, decoded as names of files are: other bytes become surrogates."""
+    return read_bytes(path).decode("utf-8-sig", "surrogateescape")
 
 
 def _end_last_line(path: Path) -> int:
@@ -258,15 +233,9 @@ Check = Callable[[Any], Any]  # return the value to store, or raise TypeError
 
 
 def parse_json(text: bytes, where: str) -> Any:
-    """Return the value of a JSON text in UTF-8.
+    """Return the value of a JSON text in UTF-8; ``where`` names the file, and the line if there are several.
 
-    Args:
-        text: The bytes.
-        where: Name of the file, and of the line if there are several.
-
-    Raises:
-        InputError: If the text is not UTF-8 or not JSON, is nested too deeply, or holds NaN, infinity or half a
-            surrogate pair other than Python's for a byte of a file name that is not UTF-8.
+    Deep nesting, NaN, infinity and half a surrogate pair are refused, except Python's for a byte of a file name.
     """
     try:
         value = json.loads(text.decode(), parse_constant=_refuse_constant)
@@ -291,15 +260,8 @@ def parse_object(text: bytes, where: str) -> dict[str, Any]:
 def check_fields(kind: type, values: Mapping[str, Any], where: str, required: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return JSON values as arguments of a dataclass: lists become tuples, whole numbers floats where a float is meant.
 
-    Args:
-        kind: A dataclass whose fields are numbers, texts, booleans, paths, ``Literal``, None, tuples of these, or a
-            mapping.
-        values: The JSON object.
-        where: Name of the file, and of the line if there are several.
-        required: Fields that must be there.
-
-    Raises:
-        InputError: If a field is missing, unknown or of another type.
+    Fields are numbers, texts, booleans, paths, ``Literal``, None, tuples of these, or mappings; one that is missing,
+    unknown or of another type is refused.
     """
     types = _checks(kind)
     missing = [name for name in required if name not in values]
@@ -410,15 +372,7 @@ def kind_of(value: Any) -> str:
 
 
 def read_arrays(path: Path, leave_out: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    """Return the arrays of an npz file that this package wrote.
-
-    Args:
-        path: The file.
-        leave_out: Arrays that are not read.
-
-    Raises:
-        InputError: If the file is missing or damaged, holds pickled objects, or announces more than it holds.
-    """
+    """Return the arrays of an npz file that this package wrote, without pickled objects."""
     try:
         with open(regular(path), "rb") as file, ZipFile(file) as archive:
             file.seek(-22, os.SEEK_END)
@@ -435,7 +389,7 @@ def read_arrays(path: Path, leave_out: tuple[str, ...] = ()) -> dict[str, np.nda
 
 
 def _check_announced(archive: ZipFile, member: ZipInfo) -> None:
-    """Compare the size in an array's header with the bytes that follow, before memory is asked for."""
+    """Compare the size in an array's header with the bytes that follow, before memory is allocated."""
     if member.compress_type != ZIP_STORED:
         raise ValueError(f"{member.filename} is compressed")
     with archive.open(member) as file:

@@ -24,23 +24,14 @@ from cutmix.training.state import State, start_branches_at_one
 
 @dataclass(frozen=True)
 class Backbone:
-    """A classifier whose features are used.
+    """A classifier whose features are used."""
 
-    Attributes:
-        network: The classifier, with its head.
-        model: Name of the model.
-        mean: Mean of each RGB channel that the weights were trained with, for pixels in [0, 1].
-        std: Standard deviation of each channel, likewise.
-        source: Source of the weights: "none" for random ones, "pretrained", or a file.
-        recipe: Name of the recipe that the weights were trained with; None if the file does not name one.
-    """
-
-    network: nn.Module
-    model: str
-    mean: tuple[float, ...]
+    network: nn.Module  # the classifier, with its head
+    model: str  # name of the model
+    mean: tuple[float, ...]  # of each RGB channel, which the weights were trained with, for pixels in [0, 1]
     std: tuple[float, ...]
-    source: str
-    recipe: str | None = None
+    source: str  # of the weights: "none" for random ones, "pretrained", or a file
+    recipe: str | None = None  # name of the recipe that trained the weights; None if the file does not name one
 
     @property
     def title(self) -> str:
@@ -52,11 +43,8 @@ class Backbone:
 def load_backbone(recipe: Transfer) -> Backbone:
     """Return the backbone of a recipe, with the normalization of its weights.
 
-    A file written by this package names its model and its normalization. Any other file is taken for ``recipe.model``
-    with timm's normalization of that model, or else ImageNet's.
-
-    Raises:
-        InputError: If the weights are missing, do not fit, or are not for RGB images.
+    A file written by this package names its model and its normalization. Any other file is taken to hold weights of
+    ``recipe.model`` with timm's normalization of that model, or else ImageNet's.
     """
     source, model = recipe.backbone, recipe.model
     if source in ("none", "pretrained"):
@@ -104,19 +92,7 @@ S = TypeVar("S", bound=TransferSet)
 
 @dataclass
 class TransferTask(Generic[R, S]):
-    """The part of a task of the training loop that detection and captioning share.
-
-    Attributes:
-        recipe: The recipe of the run.
-        state: The model on the backbone, and its optimizer.
-        world: The processes.
-        train_set: The training split.
-        test_set: The test split.
-        test_batches: Test batches of this process.
-        autocast: Context of the forward pass.
-        backbone: The backbone of the model.
-        val_batches: None; the test split chooses the best epoch too, as in the published results.
-    """
+    """The part of a task of the training loop that detection and captioning share."""
 
     recipe: R
     state: State
@@ -126,7 +102,7 @@ class TransferTask(Generic[R, S]):
     test_batches: Loader
     autocast: contextlib.AbstractContextManager[Any]
     backbone: Backbone
-    val_batches: Loader | None = None
+    val_batches: Loader | None = None  # the test split chooses the best epoch too, as in the published results
 
     less_is_better: ClassVar[bool] = False
     chosen_on: ClassVar[str] = "test"

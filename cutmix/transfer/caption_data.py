@@ -25,27 +25,16 @@ from cutmix.transfer.caption_scores import PAD, Vocabulary
 
 @dataclass(frozen=True, eq=False)
 class CaptionSet:
-    """A split of N images, each with one or more captions.
-
-    Args:
-        name: Name of the data set's folder.
-        split: "train" or "test".
-        paths: The N files.
-        names: The N names of the images in the annotations, each once.
-        captions: The captions of each image, as they were written.
-        mean: Mean of each channel that the encoder was trained with, for pixels in [0, 1].
-        std: Standard deviation of each channel, likewise.
-        notes: What was left out or assumed when the split was read, one sentence each.
-    """
+    """A split of N images, each with one or more captions."""
 
     name: str
     split: Split
     paths: tuple[Path, ...]
-    names: tuple[str, ...]
-    captions: tuple[tuple[str, ...], ...]
+    names: tuple[str, ...]  # names of the images in the annotations, each once
+    captions: tuple[tuple[str, ...], ...]  # of each image, as they were written
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what was left out or assumed when the split was read, one sentence each
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -69,13 +58,9 @@ _LARGE = 2**31  # bytes; larger sets are decoded batch by batch, in every epoch
 
 
 class Images:
-    """Image files as squares of uint8, decoded once and kept on the device, or for each batch of a large set.
+    """Image files as squares of ``size`` pixels, uint8, their aspect ratio not kept.
 
-    Args:
-        paths: The N files.
-        size: Side in pixels to which images are resized; their aspect ratio is not kept.
-        device: Device of the batches.
-        most: Bytes up to which all images are kept.
+    Up to ``most`` bytes are decoded once and kept on the device; a larger set is decoded for each batch.
     """
 
     def __init__(self, paths: Sequence[Path], size: int, device: torch.device | str, most: int = _LARGE) -> None:
@@ -115,25 +100,8 @@ class CaptionBatches:
     """Shuffled pairs of an image, randomly cropped and flipped, and one of its captions.
 
     An epoch has each image as often as it has captions. Order, crops and flips depend on the seed and the epoch alone.
-
-    Args:
-        data: The training split.
-        vocabulary: The vocabulary that encodes the captions.
-        batch_size: Pairs of all processes together; 20 in the paper.
-        seed: Seed of order, crops and flips.
-        device: Device of the batches.
-        size: Side in pixels to which images are resized before the crop.
-        crop: Side of the random crop in pixels.
-        flip: Mirror half of the crops.
-        channels_last: Use the channels_last memory format for the images.
-        rank: Rank of this process.
-        world_size: Number of processes.
-
-    Attributes:
-        steps: Batches per epoch.
-
-    Raises:
-        InputError: If the batch size is not a multiple of the processes, or an image cannot be read.
+    ``batch_size`` is the number of pairs of all processes together; images are resized to ``size`` pixels before the
+    crop.
 
     Source: resize to 256×256, random crop of 224, flip: the code base of CutMix's table A2.
     """
@@ -179,26 +147,7 @@ class CaptionBatches:
 
 
 class ImageBatches:
-    """The central squares of the images to caption, in their order.
-
-    Process r of R has the images r, r + R, and so on.
-
-    Args:
-        data: The split to caption.
-        batch_size: Images of all processes together.
-        device: Device of the batches.
-        size: Side in pixels to which images are resized before the crop.
-        crop: Side of the central crop in pixels.
-        channels_last: Use the channels_last memory format.
-        rank: Rank of this process.
-        world_size: Number of processes.
-
-    Attributes:
-        steps: Number of batches.
-
-    Raises:
-        InputError: If the batch size is not a multiple of the processes, or an image cannot be read.
-    """
+    """The central squares of the images to caption, in their order; process r of R has r, r + R, and so on."""
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cutmix.data.folder import EXTENSIONS, Split, list_images
 from cutmix.errors import InputError
-from cutmix.runtime.files import regular
+from cutmix.runtime.files import read_lenient_text
 from cutmix.transfer.caption_data import CaptionSet
 from cutmix.transfer.layouts import (
     Caption,
@@ -37,7 +37,7 @@ Captions = Mapping[str, list[str]]
 
 
 def open_captions(path: str | Path, *, test_fraction: float = 0.2, seed: int = 0) -> tuple[CaptionSet, CaptionSet]:
-    """Open a data set of images with captions.
+    """Open the training and the test split of a data set of images with captions.
 
     COCO: ``captions_train*.json`` and ``captions_val*.json``, there or in ``annotations/``, where ``val`` is the test
     split. The images are in ``train*/`` and ``val*/``, there or in ``images/``.
@@ -47,19 +47,8 @@ def open_captions(path: str | Path, *, test_fraction: float = 0.2, seed: int = 0
     commas, tabs, bars or semicolons, whose header names the column of the images and that of the captions; without a
     header these are the first and the last column. The images are in ``Flicker8k_Dataset/``, ``Images/``,
     ``flickr30k_images/`` and the like, or in the folder itself. The splits are the lists ``*.trainImages.txt`` and
-    ``*.testImages.txt`` beside the captions. Without lists the images are split by the hash of their names.
-
-    Args:
-        path: The folder.
-        test_fraction: In (0, 1): the test share without lists.
-        seed: Seed of that split.
-
-    Returns:
-        The training and the test split.
-
-    Raises:
-        InputError: If the layout is another one; a file is missing, cannot be read or contradicts another one; an image
-            is in both splits or has no caption; or a caption has no word.
+    ``*.testImages.txt`` beside the captions. Without lists, the hash of the names selects ``test_fraction`` of the
+    images for testing.
 
     Source: the file formats of the data sets' authors. The code base of CutMix's table A2 trains on train2014 and tests
     on val2014.
@@ -176,7 +165,7 @@ def _open_flickr(root: Path, source: Path, test_fraction: float, seed: int) -> t
 
 
 def _lists(folder: Path) -> list[Path]:
-    """Return the list of the training images and that of the test images, or none."""
+    """Return the lists of the training and of the test images, or none."""
     found = [next(iter(sorted(folder.glob(f"*.{part}Images.txt"))), None) for part in _SPLITS]
     if found[0] and found[1]:
         return [found[0], found[1]]
@@ -186,17 +175,9 @@ def _lists(folder: Path) -> list[Path]:
     return []
 
 
-def _lines(source: Path) -> str:
-    """Return the text of a file; a name in it may be that of a file that is not UTF-8."""
-    try:
-        return regular(source).read_bytes().decode("utf-8-sig", "surrogateescape")
-    except OSError as error:
-        raise InputError(f"{source} cannot be read: {error.strerror}") from None
-
-
 def _token_lines(source: Path) -> Iterator[tuple[int, str, str]]:
     # not splitlines(): captions may contain the line separators of Unicode
-    for number, line in enumerate(_lines(source).split("\n"), 1):
+    for number, line in enumerate(read_lenient_text(source).split("\n"), 1):
         if not line.strip():
             continue
         name, tab, caption = line.rstrip("\r").partition("\t")
@@ -206,7 +187,7 @@ def _token_lines(source: Path) -> Iterator[tuple[int, str, str]]:
 
 
 def _table(source: Path) -> Iterator[tuple[int, str, str]]:
-    text = _lines(source)
+    text = read_lenient_text(source)
     first = next((line for line in text.split("\n") if line.strip()), "").rstrip("\r")
     separator, columns, image, caption = _columns(first, source)
     rows = csv.reader(

@@ -31,21 +31,11 @@ LSTMState = tuple[Tensor, Tensor]
 class ShowAndTell(nn.Module):
     """A captioner: the image embedding is the first input of an LSTM, which then predicts each next word.
 
-    x₋₁ = BN(W CNN(I)),  xₜ = E Sₜ,  p(Sₜ₊₁) = softmax(O LSTM(xₜ)),  S₀ = START.
+    x₋₁ = BN(W CNN(I)), xₜ = E Sₜ, p(Sₜ₊₁) = softmax(O LSTM(xₜ)), S₀ = START.
 
-    Args:
-        encoder: A ResNet of timm or of this package. It is modified in place: its classifier is removed, so that it
-            returns the global average of its last feature map.
-        vocabulary_size: ``len`` of the vocabulary.
-        embed: Dimensions of the word and image embeddings.
-        hidden: Dimensions of the LSTM state.
-        layers: Number of LSTM layers.
-        dropout: Dropout rate of the LSTM output and between its layers, in [0, 1).
-        tune_encoder: Train the encoder too. A frozen encoder stays in eval mode whatever ``train`` sets, so that its BN
-            statistics do not change; it gets no gradients and stores no activations.
-
-    Raises:
-        InputError: If the encoder has no classifier to remove.
+    The encoder, a ResNet of timm or of this package, is modified in place: its classifier is removed, so that it
+    returns the global average of its last feature map. Without ``tune_encoder`` it stays in eval mode whatever
+    ``train`` sets, so that its BN statistics do not change; it gets no gradients and stores no activations.
 
     Source: Vinyals et al. 2015, eq. 10 to 12. Sizes, BN (momentum 0.01) and initialization follow
     stevehuanghe/image_captioning, the code base of CutMix's table A2; there the frozen encoder's BN statistics drift.
@@ -88,12 +78,8 @@ class ShowAndTell(nn.Module):
     def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
         """Return the mean cross-entropy of the next word, in nats, over all words and ENDs of the batch.
 
-        Args:
-            images: (n, C, H, W) float, normalized.
-            tokens: (n, longest) int64, from START to END, padded with PAD, which is not counted.
-
-        Raises:
-            InputError: If the numbers of images and captions differ.
+        ``images`` are (n, C, H, W) float, normalized; ``tokens`` are (n, longest) int64, from START to END, padded with
+        PAD, which is not counted.
         """
         if tokens.ndim != 2 or len(tokens) != len(images):
             raise InputError(
@@ -101,9 +87,7 @@ class ShowAndTell(nn.Module):
             )
         inputs = torch.cat((self.encode(images)[:, None], self.embed(tokens[:, :-1])), 1)
         states, _ = self._recur(inputs)
-        logits = self.output(
-            self.dropout(states[:, 1:])
-        )  # the output after the image itself is left out: START always follows
+        logits = self.output(self.dropout(states[:, 1:]))  # without the output after the image: START always follows
         return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=PAD)
 
     def encode(self, images: Tensor) -> Tensor:
@@ -124,32 +108,20 @@ class ShowAndTell(nn.Module):
                 return self.lstm(inputs.float(), state)
         return self.lstm(inputs, state)
 
-    def greedy(self, images: Tensor, max_length: int = 20) -> Tensor:
-        """Return captions made of the most probable word at each step: :meth:`beam_search` with a beam of 1."""
-        return self.beam_search(images, 1, max_length)[0]
-
     @torch.no_grad()
     def beam_search(self, images: Tensor, beam: int = 20, max_length: int = 20) -> tuple[Tensor, Tensor]:
-        """Return the most probable caption of each image that a beam search finds.
+        """Return the most probable captions that a beam search finds, and their log-probabilities in nats, (n,).
 
         All images and all their beams advance together. At each step every beam is extended by every word, and the
-        ``beam`` most probable captions are kept; a finished caption stays with its probability. The probability of a
-        caption is the product over its words and END, not normalized by length; a caption without END after
-        ``max_length`` words counts as it is. PAD, START and UNKNOWN are never generated, and their probability is not
+        ``beam`` most probable captions are kept; a finished caption keeps its probability. The probability of a caption
+        is the product over its words and END, not normalized by length; a caption without END after ``max_length``
+        words is returned without it. PAD, START and UNKNOWN are never generated, and their probability is not
         redistributed. An extension is never more probable than its prefix, so the search ends when the best caption of
         every image has ended.
 
         The model is in eval mode during the search. A caption does not depend on the other images of the batch, except
-        where rounding decides between equally probable captions.
-
-        Args:
-            images: (n, C, H, W) float, normalized.
-            beam: Number of beams, at least 1; 20 in the paper.
-            max_length: Maximum number of words, END included, at least 1; 20 in the code base.
-
-        Returns:
-            Captions without START, (n, longest) int64, padded with PAD after END, for ``Vocabulary.decode``; and their
-            log-probabilities in nats, (n,).
+        where rounding decides between equally probable captions. Captions are (n, longest) int64, without START, padded
+        with PAD after END, for ``Vocabulary.decode``.
 
         Source: Vinyals et al. 2015 §3.1.2; CutMix appendix D for the beam.
         """
@@ -197,15 +169,7 @@ def generate_captions(
     beam: int = 20,
     max_length: int = 20,
 ) -> list[str]:
-    """Return a caption for every image.
-
-    Args:
-        model: The captioner.
-        batches: Pairs of images and anything else.
-        vocabulary: The vocabulary of the captioner.
-        beam: As in :meth:`ShowAndTell.beam_search`.
-        max_length: As in :meth:`ShowAndTell.beam_search`.
-    """
+    """Return a caption for every image of the batches, which are pairs of images and anything else."""
     own: list[str] = []
     for images, _ in batches:
         found, _ = model.beam_search(images, beam, max_length)
@@ -239,13 +203,9 @@ def has_bfloat16_lstm() -> bool:
 
 @dataclass
 class CaptioningTask(TransferTask[Captioning, CaptionSet]):
-    """Captioning, evaluated by CIDEr-D against the reference captions.
+    """Captioning, evaluated by CIDEr-D against the reference captions."""
 
-    Attributes:
-        vocabulary: The vocabulary of the training captions.
-    """
-
-    vocabulary: Vocabulary = field(kw_only=True)
+    vocabulary: Vocabulary = field(kw_only=True)  # of the training captions
 
     key: ClassVar[str] = "cider_d"
     title: ClassVar[str] = "CIDEr-D"
@@ -290,7 +250,7 @@ class CaptioningTask(TransferTask[Captioning, CaptionSet]):
         )
 
     def _exception(self) -> str:
-        """Return whether the LSTM is computed in another precision than the run's, in words."""
+        """Return a clause that names the precision of the LSTM where it differs from the run's."""
         bfloat16_on_cpu = self.recipe.precision == "bfloat16" and self.world.device.type == "cpu"
         return (
             "; LSTM in float32 (this CPU has no bfloat16 LSTM)" if bfloat16_on_cpu and not has_bfloat16_lstm() else ""
@@ -320,21 +280,7 @@ _LETTERS, _SMALL_LETTERS = 33, 44  # that fit in a line above an image, and belo
 def gallery_of_captions(
     data: CaptionSet, captions: Mapping[str, str], *, count: int = 8, references: int = 2, seed: int = 0
 ) -> bytes:
-    """Draw random images of a set, each with its generated caption in bold and references in gray.
-
-    Args:
-        data: The images and their references.
-        captions: The generated captions by the names of the images, as ``score_captions`` takes them.
-        count: Maximum number of images.
-        references: Maximum number of references below each image.
-        seed: Seed of the choice of images.
-
-    Returns:
-        A PNG file.
-
-    Raises:
-        InputError: If an image that is drawn has no caption or cannot be read.
-    """
+    """Draw random images of a set, each with its generated caption in bold and references in gray, as a PNG file."""
     chosen = random_subset(len(data), count, derive_seed(seed, "gallery")).tolist()
     columns = min(_COLUMNS, len(chosen))
     rows = -(-len(chosen) // columns)
@@ -357,5 +303,5 @@ def gallery_of_captions(
 
 
 def _wrapped(text: str, letters: int, lines: int) -> str:
-    """Wrap a text, and cut it off after some lines."""
+    """Wrap a text to at most some lines."""
     return "\n".join(textwrap.wrap(text, letters, max_lines=lines, placeholder=" …"))

@@ -31,7 +31,7 @@ from cutmix.transfer.detection_task import DetectionTask, make_batches, make_det
 
 
 def run_transfer(recipe: Transfer, options: RunOptions | None = None) -> Path:
-    """Train and evaluate a detector or a captioner, and return the folder of the run; raises as ``run_training``."""
+    """Train and evaluate a detector or a captioner, and return the folder of the run."""
     options = options or RunOptions()
     if not recipe.data:
         raise InputError("--data is missing; expected the folder of a detection or captioning data set")
@@ -41,7 +41,7 @@ def run_transfer(recipe: Transfer, options: RunOptions | None = None) -> Path:
 
 
 def prepare_transfer(recipe: Transfer, options: RunOptions, world: World) -> Run:
-    """Return the run of a recipe, and find every error before anything is written."""
+    """Assemble the run of a recipe; every error is found before anything is written."""
     for name in ("download", "skip_unreadable"):
         if getattr(options, name, False):  # options of a classifier, from Python
             raise InputError(f"--{flag(name)} is not available for transfer; expected a complete data set on the disk")
@@ -64,7 +64,7 @@ def prepare_transfer(recipe: Transfer, options: RunOptions, world: World) -> Run
 
 
 def _classes(given: tuple[str, ...]) -> tuple[str, ...]:
-    """Return class names; the single name of a file stands for the names in it."""
+    """Return class names, or those in a file if its name is the only one given."""
     file = Path(given[0]).expanduser() if len(given) == 1 else None
     if file and not file.is_file() and (file.suffix in (".txt", ".json") or len(file.parts) > 1):
         raise InputError(f"--classes {file} does not exist; expected class names, or a file with a name in each line")
@@ -107,7 +107,7 @@ def _captioning(recipe: Captioning, backbone: Backbone, world: World) -> tuple[S
 
 
 def _check_sizes(recipe: Captioning, images: float, words: int) -> None:
-    """Refuse a recipe whose parts are larger than the memory, for a batch of some images of one process."""
+    """Refuse a recipe that needs more than the memory for a batch of this many images in one process."""
     sizes = {
         "image_size": (3.0 * images * recipe.image_size**2, "a batch of images"),
         "crop": (12.0 * images * recipe.crop**2, "a batch of crops"),

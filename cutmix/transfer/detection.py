@@ -28,9 +28,7 @@ _STAGES = ("layer1", "layer2", "layer3", "layer4")
 class Detector(nn.Module):
     """One of torchvision's detectors with labels from 0, without a class for the background.
 
-    Args:
-        network: SSD or FasterRCNN with num_classes + 1 classes.
-        frozen: Modules that are never trained; neither their parameters nor their statistics change.
+    The parameters and the statistics of ``frozen`` modules never change.
     """
 
     def __init__(self, network: nn.Module, frozen: Sequence[nn.Module] = ()) -> None:
@@ -51,18 +49,11 @@ class Detector(nn.Module):
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Return the losses in training mode and the detections otherwise.
+        """Return the losses by name in training mode, whose sum is minimized, and the detections otherwise.
 
-        Args:
-            images: RGB images (3, H, W), each of its own size: uint8, or floating point in [0, 1].
-            targets: In training mode, for each image ``boxes`` (n, 4), in its pixels, and ``labels`` (n,) int64.
-
-        Returns:
-            The losses by name, whose sum is minimized; or for each image ``boxes`` (m, 4), in its pixels, ``scores``
-            (m,) and ``labels`` (m,), by falling score.
-
-        Raises:
-            InputError: If there are no targets in training mode.
+        Images are RGB (3, H, W), each of its own size: uint8, or floating point in [0, 1]. The targets of an image are
+        ``boxes`` (n, 4), in its pixels, and ``labels`` (n,) int64; its detections are ``boxes`` (m, 4), in its pixels,
+        ``scores`` (m,) and ``labels`` (m,), by falling score.
         """
         pixels = [image if image.is_floating_point() else image.float() / 255 for image in images]
         if self.training:
@@ -84,17 +75,8 @@ def ssd300(
     """Return SSD300 on a ResNet: feature maps of layer2, layer3, layer4 and three more, 8,732 default boxes.
 
     A smaller image gives fewer maps, which have the last of SSD300's box sizes; with a CIFAR stem, which has no stride,
-    an image of 75 pixels gives SSD300's six maps. Nothing is frozen.
-
-    Args:
-        backbone: One of timm's ResNets; the detector uses its layers, not copies, without the classifier.
-        num_classes: Number of classes, without the background.
-        image_size: Side in pixels to which each image is resized; its aspect ratio is not kept.
-        mean: Mean that the backbone's weights were trained with, for pixels in [0, 1].
-        std: Standard deviation, likewise.
-
-    Raises:
-        InputError: If the backbone is another network, or gives fewer than four or more than six maps at this size.
+    an image of 75 pixels gives SSD300's six maps. Nothing is frozen. The detector uses the layers of the backbone, one
+    of timm's ResNets, and not copies. Images are resized to squares; their aspect ratio is not kept.
 
     Source: Liu et al. 2016; box sizes, thresholds and the scale of the first map follow the paper's code base for VOC.
     """
@@ -132,22 +114,10 @@ def faster_rcnn_c4(
     Anchors have 128, 256 and 512 pixels for images of 600 and scale with ``min_size``. Where torchvision's parts differ
     from the paper's code base, torchvision's are used: RoIAlign averages sampled pixels (there: maximum), the
     convolution of the proposals is as wide as its input (there: 512), both box losses become linear at 1/9 (there: 1/9
-    and 1), and proposals of any size are kept (there: from 8 pixels, in tests from 16).
-
-    Args:
-        backbone: One of timm's ResNets; the detector uses its layers, not copies, without the classifier.
-        num_classes: Number of classes, without the background.
-        min_size: Pixels of the shorter side of a resized image.
-        max_size: Maximum pixels of its longer side.
-        rois_per_image: Number of regions of an image that the head is trained on.
-        freeze: Freeze conv1, bn1, layer1 and every batch normalization, as the paper's code base does for trained
-            weights. A random backbone has to be trained.
-        mean: Mean that the backbone's weights were trained with, for pixels in [0, 1].
-        std: Standard deviation, likewise.
-
-    Raises:
-        InputError: If the backbone is another network, its layer4 cannot work without its stride, or a size is out of
-            range.
+    and 1), and proposals of any size are kept (there: from 8 pixels, in tests from 16). The detector uses the layers of
+    the backbone, one of timm's ResNets, and not copies. ``freeze`` freezes conv1, bn1, layer1 and every batch
+    normalization, as the paper's code base does for trained weights; a random backbone has to be trained. The head is
+    trained on ``rois_per_image`` regions of an image.
 
     Source: Ren et al. 2015 with the settings of the paper's code base for ResNets.
     """
@@ -177,12 +147,7 @@ def faster_rcnn_c4(
 
 
 class _SSDFeatures(nn.Module):
-    """The maps from layer2 on, and further convolutions until a map is one pixel.
-
-    Attributes:
-        out_channels: Channels of each map.
-        sides: Side and stride of each map.
-    """
+    """The maps from layer2 on, and further convolutions until a map is one pixel."""
 
     def __init__(self, backbone: nn.Module, image_size: int) -> None:
         super().__init__()
@@ -206,7 +171,7 @@ class _SSDFeatures(nn.Module):
                 "backbone; expected a size with four to six maps, the first of 38 pixels or fewer"
             )
         stride = 2 ** round(math.log2(image_size / sides[0]))
-        self.sides = [(side, stride * 2**i) for i, side in enumerate(sides)]
+        self.sides = [(side, stride * 2**i) for i, side in enumerate(sides)]  # side and stride of each map
         self.scale = nn.Parameter(torch.full((self.out_channels[0],), 20.0))  # initial value of the code base
         for module in self.extras.modules():
             if isinstance(module, nn.Conv2d):

@@ -28,44 +28,27 @@ from cutmix.transfer.average_precision import Objects
 
 
 class BoxedImage(NamedTuple):
-    """An image file and the objects in it.
-
-    Attributes:
-        path: The file.
-        size: Width and height in pixels.
-        boxes: (n, 4) float32: left, top, right, bottom in pixels, 0 ≤ left < right ≤ width; right - left is the width.
-        labels: Class ids, (n,) int64.
-        difficult: (n,) bool: VOC's difficult objects or COCO's crowds, which are not counted in the evaluation.
-        areas: (n,) float64 square pixels: that of the object's outline in COCO's files, otherwise that of its box.
-    """
+    """An image file and the objects in it."""
 
     path: Path
-    size: tuple[int, int]
+    size: tuple[int, int]  # width and height in pixels
+    # (n, 4) float32: left, top, right, bottom in pixels, 0 ≤ left < right ≤ width; right - left is the width
     boxes: Tensor
-    labels: Tensor
-    difficult: Tensor
-    areas: Tensor
+    labels: Tensor  # class ids, (n,) int64
+    difficult: Tensor  # (n,) bool: VOC's difficult objects or COCO's crowds, which are not counted in the evaluation
+    areas: Tensor  # (n,) float64 square pixels: of the object's outline in COCO's files, otherwise of its box
 
 
 @dataclass(frozen=True, eq=False)
 class DetectionSet:
-    """A split of a detection data set.
-
-    Args:
-        name: Name of the data set's folder.
-        split: "train" or "test".
-        classes: The class names; a label is an index into them.
-        images: The images, in the order of the split.
-        crowds: Whether ``difficult`` marks COCO's crowds, which are never trained on.
-        notes: What was left out or assumed when the split was read, one sentence each.
-    """
+    """A split of a detection data set, whose labels are indices into ``classes``."""
 
     name: str
     split: Split
     classes: tuple[str, ...]
     images: tuple[BoxedImage, ...]
-    crowds: bool = False
-    notes: tuple[str, ...] = ()
+    crowds: bool = False  # whether ``difficult`` marks COCO's crowds, which are never trained on
+    notes: tuple[str, ...] = ()  # what was left out or assumed when the split was read, one sentence each
 
     def __len__(self) -> int:
         return len(self.images)
@@ -99,17 +82,7 @@ class DetectionSet:
 
 
 class RawImage(NamedTuple):
-    """An annotated image as it was read, before its objects are checked.
-
-    Attributes:
-        path: The file.
-        size: Width and height in pixels.
-        boxes: Left, top, right and bottom of each object.
-        names: The class name of each object.
-        difficult: As in ``BoxedImage``.
-        areas: As in ``BoxedImage``.
-        source: What an error calls the annotation.
-    """
+    """An annotated image as it was read, before its objects are checked; ``source`` names the annotation in errors."""
 
     path: Path
     size: tuple[int, int]
@@ -128,18 +101,9 @@ def detection_sets(
     *,
     crowds: bool,
 ) -> tuple[DetectionSet, DetectionSet]:
-    """Make the training and the test split of their annotations.
+    """Return the training and the test split, with all annotations and their agreement with each other checked.
 
-    Args:
-        root: The folder of the data set.
-        splits: The annotated images of training and of testing.
-        classes: The class names, in the order of the labels.
-        notes: Of each split, what was left out or assumed.
-        crowds: Whether ``difficult`` marks COCO's crowds.
-
-    Raises:
-        InputError: If a class is given twice or unknown, a box has no area or lies outside its image, an image is in
-            both splits, a file cannot be read or has another size, or there is no box to train on.
+    ``notes`` are those of each split; ``crowds`` is whether ``difficult`` marks COCO's crowds.
     """
     repeated = [name for name, count in Counter(classes).items() if count > 1]
     if repeated:
@@ -185,7 +149,7 @@ def _boxed(raw: RawImage, classes: tuple[str, ...]) -> BoxedImage:
 
 
 def _upright(images: Sequence[BoxedImage]) -> tuple[tuple[BoxedImage, ...], list[str]]:
-    """Turn boxes with images that EXIF turns, and check by the headers of the files the sizes in the annotations."""
+    """Turn boxes with images that EXIF turns, and check the sizes in the annotations by the headers of the files."""
     headers = in_threads(lambda image: read_header(image.path), images)
     given = [(x.path, (x.boxes.numpy(), x.size), header) for x, header in zip(images, headers, strict=True)]
     turned, notes = turn_boxes(given)
@@ -217,13 +181,9 @@ def ssd_transform(image_size: int = 300, fill: Sequence[float] = IMAGENET_MEAN) 
     """Return SSD's augmentation: color distortion, zoom out, a crop around objects, a flip, and a resize.
 
     Brightness, contrast, saturation, hue and the order of the channels change with probability 1/2 each. Half of the
-    images are placed on a canvas of up to four times the side. A crop of 0.3 to 1 of each side keeps an object with an
-    IoU of at least 0, 0.1, 0.3, 0.5, 0.7 or 0.9, or the image is not cropped; objects whose center is outside the crop
-    are dropped.
-
-    Args:
-        image_size: Side of the result in pixels.
-        fill: Color of the canvas in [0, 1]: the mean of the backbone's weights.
+    images are placed on a canvas of up to four times the side, of the color ``fill`` in [0, 1]. A crop of 0.3 to 1 of
+    each side keeps an object with an IoU of at least 0, 0.1, 0.3, 0.5, 0.7 or 0.9, or the image is not cropped; objects
+    whose center is outside the crop are dropped.
 
     Source: Liu et al. 2016, data augmentation, in torchvision's implementation.
     """
@@ -255,13 +215,9 @@ def faster_rcnn_transform() -> Callable[[Any], Any]:
 class DetectionSamples:
     """Decoded and augmented images, indexed by (epoch, index); the same key always gives the same sample.
 
-    Args:
-        data: The split.
-        transform: The augmentation, which draws from PyTorch's generator: for each sample one that is seeded by the
-            seed, the epoch and the index. None for testing.
-        seed: Seed of the augmentation.
-        keep_difficult: Keep difficult objects among the targets. Of the paper's code bases, SSD drops them and Faster
-            R-CNN trains on them. COCO's crowds are marked in the same way and are never trained on.
+    The transform, None for testing, draws from PyTorch's generator, seeded for each sample. Of the paper's code bases,
+    SSD drops difficult objects from the targets, and Faster R-CNN trains on them (``keep_difficult``). COCO's crowds
+    are marked in the same way and are never trained on.
     """
 
     def __init__(
@@ -278,7 +234,7 @@ class DetectionSamples:
         return len(self.data)
 
     def begin(self, epoch: int, indices: list[int]) -> tuple[list[Job], Callable[[], Batch]]:
-        """Return jobs that make the samples, and what lists them, as the sizes of images differ."""
+        """Return jobs that make the samples, and a function that lists them, as the sizes of images differ."""
         samples: dict[int, Sample] = {}
 
         def make(place: int, index: int) -> None:
@@ -305,11 +261,7 @@ class DetectionSamples:
 
 
 def load_image(image: BoxedImage) -> Tensor:
-    """Decode an image to (3, H, W) uint8, RGB.
-
-    Raises:
-        InputError: If it cannot be read or has another size than its annotation gives.
-    """
+    """Decode an image to (3, H, W) uint8, RGB, and check that it has the size that its annotation gives."""
     decoded = read_image(image.path)
     _check_size(image, decoded.size)
     return v2.functional.pil_to_tensor(decoded)

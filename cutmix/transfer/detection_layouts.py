@@ -32,7 +32,7 @@ VOC_CLASSES = (
 def open_detection(
     path: str | Path, *, classes: Sequence[str] = (), test_fraction: float = 0.2, seed: int = 0
 ) -> tuple[DetectionSet, DetectionSet]:
-    """Open a data set in COCO's layout, if it has annotations in COCO's JSON, or else in Pascal VOC's.
+    """Open the splits of a data set in COCO's layout, if it has annotations in COCO's JSON, or else in Pascal VOC's.
 
     COCO: ``annotations/instances_train*.json`` and ``instances_val*.json``, where ``val`` is the test split. The images
     are in ``train*/`` and ``val*/``, there or in ``images/``. Boxes without area are left out; crowds become
@@ -40,22 +40,12 @@ def open_detection(
 
     Pascal VOC: a folder with ``JPEGImages/`` and ``Annotations/``, or one around ``VOC2007/``, ``VOC2012/`` or both.
     Training takes the lists ``trainval`` of ``ImageSets/Main/``, and testing the list ``test``; without a list ``test``
-    these are ``train`` and ``val``. Without lists the images are split by the hash of their names. VOC counts pixels
-    from 1 and includes the last one of a box, so that a box becomes (xmin - 1, ymin - 1, xmax, ymax).
+    these are ``train`` and ``val``. Without lists, the hash of the names selects ``test_fraction`` of the images for
+    testing. VOC counts pixels from 1 and includes the last one of a box, so that a box becomes (xmin - 1, ymin - 1,
+    xmax, ymax).
 
-    Args:
-        path: The folder.
-        classes: The class names, in the order of the labels. By default those of the training file's categories by
-            their ids (COCO), VOC's 20 if the annotations have no others, or else the names in the annotations, sorted.
-        test_fraction: In (0, 1): the test share of a folder without lists.
-        seed: Seed of that split.
-
-    Returns:
-        The training and the test split, with the same classes.
-
-    Raises:
-        InputError: If the layout is another one; a file is missing, cannot be read or contradicts another one; an image
-            is in both splits; a class is unknown, or only in the test split; or a box has no area or lies outside.
+    The classes, in the order of the labels, default to those of the training file's categories by their ids (COCO),
+    VOC's 20 if the annotations have no others, or else the names in the annotations, sorted.
     """
     root = Path(path).expanduser()
     if not 0 < test_fraction < 1:
@@ -170,11 +160,7 @@ def _read_voc(file: Path, image: Path) -> RawImage:
 
 
 def _voc_classes(train: Sequence[RawImage], test: Sequence[RawImage]) -> tuple[tuple[str, ...], list[str]]:
-    """Return VOC's classes, or those of the annotations with a sentence that says so.
-
-    Raises:
-        InputError: If a class seems to be misspelled, or is in the test split only.
-    """
+    """Return VOC's classes, or those of the annotations with a note, checked for misspellings and untrained classes."""
     where = {name: raw.source for raw in (*test, *train) for name in raw.names}
     if where.keys() <= {*VOC_CLASSES}:
         return VOC_CLASSES, []

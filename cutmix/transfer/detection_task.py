@@ -56,36 +56,21 @@ class CocoMetrics(NamedTuple):
     All but ``at_50`` and ``at_75`` are means over the ten IoU thresholds 0.50, 0.55, …, 0.95. All are means over the
     classes with objects, with at most 100 detections of an image and class unless stated otherwise. Small objects are
     of at most 32² pixels, medium ones of at most 96².
-
-    Attributes:
-        mean: Average precision.
-        at_50: Average precision at an IoU of 0.50.
-        at_75: Average precision at an IoU of 0.75.
-        small: Average precision of small objects.
-        medium: Average precision of medium objects.
-        large: Average precision of large objects.
-        recall_1: Recall with at most one detection of an image and class.
-        recall_10: Recall with at most ten.
-        recall_100: Recall with at most 100.
-        recall_small: Recall of small objects.
-        recall_medium: Recall of medium objects.
-        recall_large: Recall of large objects.
-        per_class: Average precision of each class, (C,) float64.
     """
 
-    mean: float
+    mean: float  # average precision
     at_50: float
     at_75: float
     small: float
     medium: float
     large: float
-    recall_1: float
+    recall_1: float  # with at most one detection of an image and class
     recall_10: float
     recall_100: float
     recall_small: float
     recall_medium: float
     recall_large: float
-    per_class: np.ndarray
+    per_class: np.ndarray  # average precision of each class, (C,) float64
 
 
 def coco_metrics(
@@ -95,17 +80,8 @@ def coco_metrics(
 
     Each detection takes the best object that is still free, precision is read at 101 recalls, and at most 100
     detections of an image and class count. ``difficult`` marks COCO's crowds: a detection in one counts neither way.
-
-    Args:
-        found: The detections; width = right - left.
-        objects: The objects, likewise.
-        num_classes: C; labels are 0 to C - 1.
-        images: Number of images in the set.
-        areas: Area of each object in pixels, (M,), by which its size is small, medium or large; COCO's files give that
-            of the object's outline. By default that of its box.
-
-    Raises:
-        InputError: As ``voc_average_precision``, or if neither package is installed.
+    ``areas``, (M,) in pixels, decide which objects are small, medium or large; COCO's files give that of the object's
+    outline. By default they are those of the boxes.
 
     Source: Lin et al. 2014, the data set's evaluation.
     """
@@ -288,11 +264,7 @@ class DetectionTask(TransferTask[Detection, DetectionSet]):
 
 
 def make_detector(recipe: Detection, backbone: Backbone, num_classes: int) -> nn.Module:
-    """Return the recipe's detector on a backbone.
-
-    Raises:
-        InputError: If the backbone's layers or the image size do not fit the detector.
-    """
+    """Return the recipe's detector on a backbone."""
     mean, std, network = backbone.mean, backbone.std, backbone.network
     try:
         if recipe.arch == "ssd300":
@@ -313,11 +285,7 @@ def make_batches(
     world: World,
     workers: int,
 ) -> tuple[Loader, Loader]:
-    """Return the training batches, augmented as in the recipe's code base, and the test batches.
-
-    Raises:
-        InputError: If the batch size is not a multiple of the processes, or no object of the test split is counted.
-    """
+    """Return the training batches, augmented as in the recipe's code base, and the test batches."""
     if recipe.batch_size % world.size:
         raise InputError(
             f"--batch-size is {recipe.batch_size}; expected a positive multiple of the {world.size} processes"
@@ -357,23 +325,11 @@ _SOLID, _DASHED, _DOTTED = "-", (0, (5, 3)), (0, (1, 2))
 def gallery_of_detections(
     data: DetectionSet, found: Detections, *, images: Sequence[int] | None = None, threshold: float = 0.5
 ) -> bytes:
-    """Draw images in pairs: with true boxes on the left, with detections and their scores on the right.
+    """Draw images in pairs: with true boxes on the left, with detections and their scores on the right; a PNG file.
 
     All detections from a score of ``threshold`` are drawn, and at least as many as the image has objects, so that a
     detector with low scores shows some too. Lines are black and white, to be visible on any image and in print: solid
-    for objects, dotted for difficult ones, dashed for detections.
-
-    Args:
-        data: The split.
-        found: Its detections, in pixels, with images numbered by their order.
-        images: Indices of the images to draw; by default the first eight.
-        threshold: The score from which all detections are drawn.
-
-    Returns:
-        A PNG file.
-
-    Raises:
-        InputError: If an index is out of range, or an image cannot be read.
+    for objects, dotted for difficult ones, dashed for detections. ``images`` are indices, by default the first eight.
     """
     chosen = list(range(min(8, len(data))) if images is None else images)
     if not chosen or not 0 <= min(chosen) <= max(chosen) < len(data):

@@ -1,4 +1,4 @@
-"""What the layouts of data sets share: where images are found, the lists of the splits, and COCO's JSON."""
+"""Functions that all layouts of data sets share: find images, read the lists of the splits, read COCO's JSON."""
 
 import codecs
 import os
@@ -12,7 +12,7 @@ from cutmix.data.decode import Pixels, digest_pixels, in_threads
 from cutmix.data.division import MOST_BYTES
 from cutmix.data.folder import EXTENSIONS, held_share, hold_out
 from cutmix.errors import InputError
-from cutmix.runtime.files import check_fields, kind_of, parse_object, regular
+from cutmix.runtime.files import check_fields, kind_of, parse_object, read_bytes, read_lenient_text
 
 _SUFFIXES = (*EXTENSIONS, ".xml")
 _FLAGS = ("-1", "0", "1")  # VOC's lists of one class: absent, difficult, present
@@ -36,7 +36,7 @@ def is_unicode(text: str) -> bool:
 
 
 def find_groups(paths: Collection[Path]) -> list[list[Path]]:
-    """Return the groups of files that hold the same image, two or more each; none of a set that is too large."""
+    """Return the groups of two or more files that hold the same image; none of a set that is too large to compare."""
     if sum(path.stat().st_size for path in paths) > MOST_BYTES:
         return []
     groups: dict[bytes, list[Path]] = defaultdict(list)
@@ -49,16 +49,7 @@ def find_groups(paths: Collection[Path]) -> list[list[Path]]:
 def split_by_hash(
     images: Mapping[str, Path], test_fraction: float, seed: int
 ) -> tuple[tuple[list[str], list[str]], list[str]]:
-    """Divide images that no list divides; files of the same image are in one split.
-
-    Args:
-        images: The files by their names.
-        test_fraction: In (0, 1): the test share.
-        seed: Seed of the division.
-
-    Returns:
-        The names for training and those for testing, sorted; and notes.
-    """
+    """Divide the names of images into training and testing, copies in one split; return notes on them too."""
     names = {path: name for name, path in images.items()}
     groups = [sorted(names[path] for path in group) for group in find_groups(list(names))]
     alone = sorted(set(images) - {name for group in groups for name in group})
@@ -76,11 +67,7 @@ def note_leaks(train: Collection[Path], test: Collection[Path]) -> list[str]:
 
 
 def image_folders(root: Path, part: str, source: Path) -> list[Path]:
-    """Return the existing folders in which the images of a part, such as train2017, are looked for; its own first.
-
-    Raises:
-        InputError: If there are none beside the root itself.
-    """
+    """Return the existing folders in which the images of a part, such as train2017, are looked for; its own first."""
     found = [folder for folder in (root / part, root / "images" / part, root / "images") if folder.is_dir()]
     if not found:
         raise InputError(f"{root} has no images for {source.name}; expected them in {part}, images/{part} or images")
@@ -90,8 +77,8 @@ def image_folders(root: Path, part: str, source: Path) -> list[Path]:
 def find_image(name: str, folders: Collection[Path]) -> Path | None:
     """Return the file that a ``file_name`` means, or None.
 
-    A name may begin with folders that are not part of the data set, as programs write the paths of their own disk:
-    then its end counts, the longest that exists below one of the folders.
+    Programs write the paths of their own disk, so a name may begin with folders that are not part of the data set: the
+    longest end of it that exists below one of the folders counts.
     """
     parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("/", "..", ".")]
     ends = [Path(*parts[start:]) for start in range(len(parts))]
@@ -102,25 +89,13 @@ def find_image(name: str, folders: Collection[Path]) -> Path | None:
 
 
 def read_list(file: Path, names: Collection[str], where: Path) -> list[str]:
-    """Return the images that a list names, in its order.
+    """Return the images, of those in ``names``, that a list names, in its order; ``where`` they are is for errors.
 
-    The name of a line may contain spaces, and have folders before it, the suffix of a file, and a flag or a second path
-    behind it.
-
-    Args:
-        file: The list.
-        names: The names of all images, with or without suffixes.
-        where: Where the images are, for errors.
-
-    Raises:
-        InputError: If the list cannot be read, names no image, one that does not exist, or one twice.
+    A line may contain spaces, and have folders before the name, the suffix of a file, and a flag or a second path after
+    it.
     """
-    try:
-        text = regular(file).read_bytes().decode("utf-8-sig", "surrogateescape")  # as names of files are decoded
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from None
     found: dict[str, int] = {}
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(read_lenient_text(file).split("\n"), 1):
         line = line.strip(" \t\r")
         if not line:
             continue
@@ -136,17 +111,13 @@ def read_list(file: Path, names: Collection[str], where: Path) -> list[str]:
 
 
 def check_apart(names: Collection[str], file: Path, others: Collection[str], other: Path) -> None:
-    """Refuse two lists that share a name.
-
-    Raises:
-        InputError: If they do.
-    """
+    """Refuse two lists that share a name."""
     if shared := {*names} & {*others}:
         raise InputError(f"{file} and {other} both name '{min(shared)}'; expected each image in one split")
 
 
 def _readings(line: str) -> Iterator[str]:
-    """Yield what a line may mean: a name with spaces, one with a flag behind it, or the first of several words."""
+    """Yield the meanings of a line: a name with spaces, a name followed by a flag, or the first of several words."""
     yield line
     words = line.split()
     if words[-1] in _FLAGS and len(words) > 1:
@@ -212,37 +183,17 @@ Entry = TypeVar("Entry")
 
 @dataclass(frozen=True, eq=False)
 class CocoFile(Generic[Annotation]):
-    """An annotation file.
-
-    Args:
-        path: The file.
-        images: The images, sorted by their ids.
-        categories: The categories, sorted by their ids; none in a file of captions.
-        annotations: The annotations of each image, by its id.
-    """
+    """An annotation file."""
 
     path: Path
-    images: list[Image]
-    categories: list[Category]
-    annotations: Mapping[Id, list[Annotation]]
+    images: list[Image]  # sorted by their ids
+    categories: list[Category]  # sorted by their ids; none in a file of captions
+    annotations: Mapping[Id, list[Annotation]]  # of each image, by its id
 
 
 def read_coco(path: Path, kind: type[Annotation]) -> CocoFile[Annotation]:
-    """Read an annotation file.
-
-    Args:
-        path: A JSON file.
-        kind: The type of its annotations; with boxes, categories and the sizes of images are needed too.
-
-    Raises:
-        InputError: If the file is not JSON, a list or a field is missing or of another type, two entries of a list have
-            the same id or name, or an annotation refers to an image or a category that is not listed.
-    """
-    try:
-        content = regular(path).read_bytes().removeprefix(codecs.BOM_UTF8)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    lists, boxes = parse_object(content, str(path)), kind is Box
+    """Read a file of boxes or captions; with boxes, categories and the sizes of images are needed too."""
+    lists, boxes = parse_object(read_bytes(path).removeprefix(codecs.BOM_UTF8), str(path)), kind is Box
     images = _read_list(lists, "images", Image, path)
     categories = _read_list(lists, "categories", Category, path) if boxes else []
     annotations = _read_list(lists, "annotations", kind, path)

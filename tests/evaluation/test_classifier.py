@@ -97,7 +97,7 @@ def test_exact_is_float32_and_differentiable_where_the_run_is_bfloat16() -> None
     assert float(gradient.abs().sum()) > 0
     assert not torch.equal(it.logits(pixels.detach()), logits)  # rounded
     assert torch.allclose(it.logits(pixels.detach()), logits, atol=0.2)
-    assert not it.exact().training
+    assert not it.exact.training
 
 
 def test_small_images_are_resized_after_their_normalisation() -> None:

@@ -154,7 +154,7 @@ def test_a_bad_list_of_classes_is_one_sentence(tmp_path: Path, text: str, said: 
     path = ours(tmp_path / "w.safetensors", tmp_path, ("x", "y", "z"))
     with pytest.raises(InputError, match=said):
         find_subject(EvaluateOptions(path, classes=tmp_path / "classes"))
-    with pytest.raises(InputError, match="could not be read"):
+    with pytest.raises(InputError, match="cannot be read"):
         find_subject(EvaluateOptions(path, classes=tmp_path))
 
 

@@ -262,7 +262,7 @@ def test_wrong_files_are_refused(tmp_path):
     safetensors.torch.save_file(create_model("resnet20", 5, in_chans=1).state_dict(), tmp_path / "grey.safetensors")
     with pytest.raises(InputError, match=r"1 tensor is of another shape \('conv1.weight' is 16×1×3×3"):
         create_model("resnet20", 5, pretrained=tmp_path / "grey.safetensors")
-    with pytest.raises(InputError, match=r"missing\.pth could not be read: No such file"):
+    with pytest.raises(InputError, match=r"missing\.pth cannot be read: No such file"):
         create_model("resnet20", 5, pretrained=str(tmp_path / "missing.pth"))
 
 

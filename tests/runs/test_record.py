@@ -96,7 +96,7 @@ def test_bytes_that_are_not_utf_8_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"line 1 is not JSON in UTF-8 \('utf-8' codec"):
         read_records(tmp_path / "results.jsonl")
     (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(InputError, match=r"folder\.jsonl could not be read: Is a directory"):
+    with pytest.raises(InputError, match=r"folder\.jsonl cannot be read: Is a directory"):
         read_records(tmp_path / "folder.jsonl")
 
 

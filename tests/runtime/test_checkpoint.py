@@ -343,9 +343,9 @@ def test_what_is_no_checkpoint_is_one_sentence(tmp_path, read):
         archive.writestr("cat.jpg", b"\xff\xd8")
     with pytest.raises(InputError, match="is damaged or incomplete"):
         read(tmp_path / "photographs.zip")
-    with pytest.raises(InputError, match="could not be read: Is a directory"):
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
         read(tmp_path)
-    with pytest.raises(InputError, match="could not be read: No such file"):
+    with pytest.raises(InputError, match="cannot be read: No such file"):
         read(tmp_path / "missing")
     torch.save([1, 2], tmp_path / "list")
     with pytest.raises(InputError, match="holds a list"):

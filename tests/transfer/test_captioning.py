@@ -104,7 +104,7 @@ def test_any_residual_network_is_an_encoder(name: str) -> None:
         torch.testing.assert_close(model.encoder(images), features)
     assert not any(isinstance(module, nn.Linear) for module in encoder.modules())
     assert model(images, torch.tensor([[START, 5, END], [START, END, PAD]])).isfinite()
-    assert model.greedy(images, 3).shape[0] == 2
+    assert model.beam_search(images, 1, 3)[0].shape[0] == 2
 
 
 # ---- the encoder ----
@@ -195,7 +195,7 @@ def test_all_at_once_finds_what_one_after_another_finds(beam: int) -> None:
 
 def test_greedy_takes_the_best_word_at_each_step() -> None:
     model, images = network(12, seed=6).eval(), some_images(5)
-    found = model.greedy(images, 6)
+    found = model.beam_search(images, 1, 6)[0]
     for image, own in zip(images, found.tolist(), strict=True):
         words: list[int] = []
         while len(words) < 6 and words[-1:] != [END]:
