@@ -153,7 +153,7 @@ def test_a_config_file_holds_defaults_and_flags_win(tmp_path: Path, capsys: pyte
     assert parse_train(["--config", str(file)]) == (recipe, options)
 
 
-@pytest.mark.parametrize(("text", "said"), [("- 1", "is no mapping"), ("a: [", "cannot be read as YAML"),
+@pytest.mark.parametrize(("text", "said"), [("- 1", "is not a mapping"), ("a: [", "cannot be read as YAML"),
                                             ("epoch: 3", "did you mean 'epochs'"), ("lr: fast", "lr is"),
                                             ("lr: 2020-01-01", 'lr is "2020-01-01"; expected a number'),
                                             ("lr: 2020-13-45", "cannot be read as YAML"), ("mix: !!set {a}", "mix is"),

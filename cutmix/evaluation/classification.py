@@ -23,6 +23,7 @@ from cutmix.data import FileSet, ImageSet
 from cutmix.errors import InputError
 from cutmix.evaluation.calibration import CalibrationSums, calibration_records, random_halves, zero_of
 from cutmix.evaluation.classifier import SuiteResult, check_finite
+from cutmix.runs.outcomes import image_f1, predicted_labels
 from cutmix.runs.record import Record
 from cutmix.runtime.device import World, gather_first
 from cutmix.runtime.seeding import derive_seed
@@ -233,17 +234,6 @@ def best_thresholds(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
         best = middles[f1 >= f1.max() - 1e-12]
         chosen[k] = expit(best[np.abs(best).argmin()])
     return np.clip(chosen, 1e-12, 1 - 1e-12)
-
-
-def predicted_labels(logits: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Return which labels reach their thresholds, (N, K) bool."""
-    return logits.astype(np.float64) >= np.log(thresholds) - np.log1p(-thresholds)
-
-
-def image_f1(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the F1 of the labels of each image, (N,) float64; 1 where there are none and none is predicted."""
-    both, either = (predicted & (labels > 0)).sum(1), predicted.sum(1) + (labels > 0).sum(1)
-    return np.where(either > 0, 2 * both / np.maximum(either, 1), 1.0)
 
 
 def label_records(

@@ -56,21 +56,15 @@ _PLACES = {
     "": r"environment\.json|log\.jsonl|checkpoint\.pt|(?:model|best|best\.next)\.safetensors|samples\.png|"
     r"results(?:-\d+-epochs)?\.jsonl",
 }
-# What a run that was killed before it had written its configuration leaves, with the temporary files of both.
+# The files of a run that was killed before it had written its configuration.
 _FIRST = re.compile(r"\.lock|environment\.json|\.(environment|config)\.json\.\w+\.tmp")
 
 
 class RunFolder:
-    """The folder of one training run, held by one process at a time.
+    """The folder of one training run, made if it does not exist, held by one process at a time.
 
-    Args:
-        path: The folder; made if it is not there.
-        recipe: What is to be run.
-        resume: Continue the run that the folder holds.
-        overwrite: Remove the run that the folder holds, and nothing else in it.
-
-    Raises:
-        InputError: If the folder holds another run, or things that are no run, or is being written by another process.
+    With ``resume`` the run that the folder holds is continued; with ``overwrite`` it is removed, and nothing else in
+    the folder.
     """
 
     def __init__(self, path: Path, recipe: Training, *, resume: bool, overwrite: bool) -> None:
@@ -100,14 +94,14 @@ class RunFolder:
             raise
 
     def start(self, recipe: Training, environment: dict[str, Any]) -> None:
-        """Write environment and configuration; the configuration last, as it makes the folder a run."""
+        """Write the environment, then the configuration, which makes the folder a run."""
         write_json(self.path / "environment.json", environment)
         write_json(self.path / "config.json", {"recipe": recipe.to_dict(), "command": command_line()})
 
     def resume(self, recipe: Training) -> list[str]:
-        """Write a recipe whose data have moved or that has more epochs than before; return lines that say so.
+        """Write a recipe whose data have moved or that has more epochs than before; return notes on the changes.
 
-        Results of the run before it was extended are kept under another name: they are not of its last epoch.
+        Results from before an extension are kept under another name: they are not of the last epoch.
         """
         config = read_config(self.path / "config.json")
         before = read_recipe(self.path, type(recipe))
@@ -138,7 +132,7 @@ class RunFolder:
         return log.stat().st_size if log.exists() else 0
 
     def cut_log(self, size: int) -> None:
-        """Forget the lines after a checkpoint: their steps will be run again."""
+        """Remove the lines after a checkpoint: their steps will be run again."""
         log = self.path / "log.jsonl"
         if log.exists() and log.stat().st_size > size:
             truncate(log, size)
@@ -153,10 +147,10 @@ class RunFolder:
             )
 
     def promote_best(self, epoch: int | None) -> None:
-        """Make the weights and predictions of the best epoch so far those of the last checkpoint's best epoch.
+        """Publish the weights and predictions of the best epoch of the last checkpoint, and remove any later ones.
 
-        They are written under another name first: a process that is killed before the checkpoint says that they are
-        the best leaves the earlier best as it was.
+        They are written under another name first, so that a process killed before its checkpoint leaves the earlier
+        best unchanged.
         """
         weights = self.path / "best.next.safetensors"
         if not weights.exists():
@@ -177,7 +171,7 @@ class RunFolder:
         write_bytes(path, b"".join(to_json(record.to_json()) for record in [*records, *kept]))
 
     def _remove_run(self) -> None:
-        """Remove what a run and its evaluations write, but its configuration, which the next one replaces."""
+        """Remove the files of a run and its evaluations, but not its configuration, which the next run replaces."""
         found = [part for place in _PLACES for part in (self.path / place).glob("*") if _is_own(place, part.name)]
         first = {"results.jsonl": 0, "checkpoint.pt": 1}  # a process killed meanwhile must not leave a finished run
         for part in sorted(found, key=lambda part: first.get(part.name, 2)):
@@ -187,7 +181,7 @@ class RunFolder:
                 raise InputError(f"{part} could not be removed: {error.strerror}") from None
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Release the folder."""
         if self._lock is not None:
             self._lock.close()
 
@@ -199,17 +193,17 @@ def _is_own(place: str, name: str) -> bool:
 
 
 def is_run_file(path: Path) -> bool:
-    """Return whether a path is that of a file that a run keeps in its folder."""
+    """Return whether a run keeps this file in its folder."""
     return (path.parent / "config.json").is_file() and (path.name == "config.json" or _is_own("", path.name))
 
 
 def only_begun(path: Path) -> bool:
-    """Return whether a folder without a configuration is empty, or holds only what is written before one."""
+    """Return whether a folder without a configuration is empty, or holds only files that are written before it."""
     return all(_FIRST.fullmatch(part.name) for part in path.iterdir())
 
 
 def is_complete(path: Path) -> bool:
-    """Return whether a run's training has written its results, or its weights where it has no image to evaluate."""
+    """Return whether training has written its results, or its weights where there is no image to evaluate."""
     if read_environment(path / "environment.json").get("evaluated_on") == NOTHING:
         return (path / "model.safetensors").is_file()
     return any(record.source == "training" for record in read_records(path / "results.jsonl"))
@@ -221,24 +215,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically, in a folder that is made if it is not there."""
+    """Write a file atomically; its folder is made if it does not exist."""
     make_folder(path.parent)
     write_atomic(path, lambda file: file.write(data))
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write an npz file atomically, in a folder that is made if it is not there."""
+    """Write an npz file atomically; its folder is made if it does not exist."""
     make_folder(path.parent)
     write_atomic(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
 
 
 def find_weights(source: Path, which: str) -> Path:
-    """Return the file of weights of a run, of its last or its best epoch, or of a model that timm saved in a folder.
+    """Return the file of weights of a run's last or best epoch, or of a model that timm saved in a folder.
 
-    A file is returned as it is.
-
-    Raises:
-        InputError: If there is no such file.
+    A file is returned unchanged.
     """
     if which not in ("last", "best"):
         raise InputError(f'which is "{which}"; expected "last" or "best"')
@@ -263,16 +254,12 @@ def find_weights(source: Path, which: str) -> Path:
 
 
 def saved_recipe(path: Path) -> Recipe:
-    """Return the recipe of the classifier that was trained in a folder; raises as ``read_recipe``."""
+    """Return the recipe of the classifier that was trained in a folder."""
     return read_recipe(path, Recipe)
 
 
 def read_recipe(path: Path, kind: type[Kind]) -> Kind:
-    """Return the recipe of the run in a folder.
-
-    Raises:
-        InputError: If the folder holds no run or the run of another task, or its configuration cannot be read.
-    """
+    """Return the recipe of the run in a folder; refuse that of another task."""
     config = path / "config.json"
     if not config.exists():
         raise InputError(f"{path} holds no run: {config.name} is not there")
@@ -289,7 +276,7 @@ def read_recipe(path: Path, kind: type[Kind]) -> Kind:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Return what a result depends on beside its recipe: versions, device, threads, commit."""
+    """Return the circumstances of a result beside its recipe: versions, device, threads, commit."""
     return {
         "cutmix": __version__,
         "commit": commit(),
@@ -304,7 +291,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Return the commit of the source that runs, with "+" where it was changed since; None outside a checkout."""
+    """Return the commit of the running source, with "+" if files have changed since; None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
 
     def git(*words: str) -> str:
@@ -321,7 +308,7 @@ def commit() -> str | None:
 
 
 def command_line() -> str:
-    """Return the command as it was typed, with ``python -m`` and paths to the script taken for ``cutmix``."""
+    """Return the command as it was typed, with ``cutmix`` in place of ``python -m cutmix`` or a path to the script."""
     return shlex.join(["cutmix", *sys.argv[1:]])
 
 
@@ -348,10 +335,9 @@ def _check_same(recipe: Training, saved: Training, path: Path) -> None:
 
 
 def hold(path: Path, name: str = ".lock") -> io.TextIOWrapper | None:
-    """Lock the folder against other processes until the file is closed or the process ends, however it ends.
+    """Lock the folder against other processes until the file is closed or the process ends.
 
-    Raises:
-        InputError: Another process holds the folder, it cannot be written to, or a part of it is a symbolic link.
+    Parts of the folder that are symbolic links are refused.
     """
     for part in (name, "results.jsonl", "log.jsonl", "predictions", "figures", "tensorboard"):
         if (path / part).is_symlink():

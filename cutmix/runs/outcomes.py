@@ -25,19 +25,12 @@ EXAMPLES = 12  # images of each list
 
 
 class Answers(NamedTuple):
-    """The predictions for a test set.
+    """The predictions for a test set."""
 
-    Attributes:
-        labels: Class ids, (N,) int64.
-        probabilities: Softmax of the logits, (N, K) float64.
-        classes: Names of the K classes.
-        files: Path of each image below the folder of the data, (N,); empty for sets without files.
-    """
-
-    labels: np.ndarray
-    probabilities: np.ndarray
+    labels: np.ndarray  # class ids, (N,) int64
+    probabilities: np.ndarray  # softmax of the logits, (N, K) float64
     classes: tuple[str, ...]
-    files: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()  # path of each image below the folder of the data, (N,); empty for sets without files
 
     @property
     def predicted(self) -> np.ndarray:
@@ -51,35 +44,38 @@ class Answers(NamedTuple):
 
 
 class LabelAnswers(NamedTuple):
-    """The predictions for a test set whose images can have several labels.
+    """The predictions for a test set whose images can have several labels."""
 
-    Attributes:
-        labels: Whether each image has each label, (N, K) bool.
-        probabilities: Of each label, (N, K) float64.
-        predicted: Whether each label is predicted, by its threshold, (N, K) bool.
-        classes: Names of the K labels.
-        files: Path of each image below the folder of the data, (N,); empty for sets without files.
-    """
-
-    labels: np.ndarray
-    probabilities: np.ndarray
-    predicted: np.ndarray
+    labels: np.ndarray  # whether each image has each label, (N, K) bool
+    probabilities: np.ndarray  # of each label, (N, K) float64
+    predicted: np.ndarray  # whether each label is predicted, by its threshold, (N, K) bool
     classes: tuple[str, ...]
-    files: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()  # path of each image below the folder of the data, (N,); empty for sets without files
 
 
 def answers(arrays: dict[str, np.ndarray]) -> Answers:
-    """Return the predictions that arrays of logits and labels hold; classes without names are numbered."""
+    """Return the predictions in arrays of logits and labels; classes without names are numbered."""
     logits = arrays["logits"].astype(np.float64)
     exponentials = np.exp(logits - logits.max(1, keepdims=True))
     return Answers(arrays["labels"], exponentials / exponentials.sum(1, keepdims=True), *_names(arrays))
 
 
 def label_answers(arrays: dict[str, np.ndarray]) -> LabelAnswers:
-    """Return the predictions that arrays of logits, labels and thresholds of images with several labels hold."""
-    logits, t = arrays["logits"].astype(np.float64), arrays["thresholds"]
-    predicted = logits >= np.log(t) - np.log1p(-t)
+    """Return the predictions in arrays of logits, labels and thresholds of images with several labels."""
+    logits = arrays["logits"].astype(np.float64)
+    predicted = predicted_labels(logits, arrays["thresholds"])
     return LabelAnswers(arrays["labels"] > 0, expit(logits), predicted, *_names(arrays))
+
+
+def predicted_labels(logits: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Return which labels reach their thresholds, (N, K) bool."""
+    return logits.astype(np.float64) >= np.log(thresholds) - np.log1p(-thresholds)
+
+
+def image_f1(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the F1 of the labels of each image, (N,) float64; 1 where there are none and none is predicted."""
+    both, either = (predicted & (labels > 0)).sum(1), predicted.sum(1) + (labels > 0).sum(1)
+    return np.where(either > 0, 2 * both / np.maximum(either, 1), 1.0)
 
 
 def _names(arrays: dict[str, np.ndarray]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -89,11 +85,7 @@ def _names(arrays: dict[str, np.ndarray]) -> tuple[tuple[str, ...], tuple[str, .
 
 
 def read_answers(run: Run) -> Answers | None:
-    """Return the predictions of a run after its last epoch, or None if it has none.
-
-    Raises:
-        InputError: If the file is damaged.
-    """
+    """Return the predictions of a run after its last epoch, or None if it has none."""
     path = run.folder / "predictions" / "last.npz"
     if run.task != "classification" or not path.is_file():
         return None
@@ -104,11 +96,7 @@ def read_answers(run: Run) -> Answers | None:
 
 
 def read_label_answers(path: Path) -> LabelAnswers:
-    """Return the predictions that a file of a run with several labels an image holds.
-
-    Raises:
-        InputError: If the file is damaged or holds other arrays.
-    """
+    """Return the predictions in a file of a run with several labels an image."""
     arrays = read_arrays(path)
     if not {"logits", "labels", "thresholds"} <= arrays.keys() or arrays["logits"].shape != arrays["labels"].shape:
         raise InputError(f"{path} holds the arrays {', '.join(arrays) or 'none'}; expected logits, labels, thresholds")
@@ -116,19 +104,13 @@ def read_label_answers(path: Path) -> LabelAnswers:
 
 
 def label_outcome(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the labels of images that can have several, and how wrong the predicted ones are.
+    """Return the labels of images that can have several, and the errors of the predicted ones.
 
-    Returns:
-        The labels, (N, K) bool; 1 − F1 of the labels of each image, (N,) float64 in [0, 1], 0 where there are none and
-        none is predicted; and which labels of each image are missed, (N, K) bool.
-
-    Raises:
-        InputError: If the file is damaged or holds other arrays.
+    These are the labels, (N, K) bool; 1 − F1 of the labels of each image, (N,) float64 in [0, 1], 0 where there are
+    none and none is predicted; and which labels of each image are missed, (N, K) bool.
     """
     labels, _, predicted, *_ = read_label_answers(path)
-    either = predicted.sum(1) + labels.sum(1)
-    f1 = np.where(either > 0, 2 * (predicted & labels).sum(1) / np.maximum(either, 1), 1.0)
-    return labels, 1 - f1, labels & ~predicted
+    return labels, 1 - image_f1(predicted, labels), labels & ~predicted
 
 
 def surest_mistakes(made: Answers, count: int = EXAMPLES) -> list[int]:
@@ -140,7 +122,7 @@ def surest_mistakes(made: Answers, count: int = EXAMPLES) -> list[int]:
 def surest_wrong_labels(made: LabelAnswers, count: int = EXAMPLES) -> dict[int, int]:
     """Return the images with the surest wrong label, the surest first, and that label: predicted wrongly or missed.
 
-    A wrongly predicted label of probability p has the sureness p, a missed one 1 − p.
+    The sureness of a wrongly predicted label is its probability p, that of a missed label 1 − p.
     """
     sureness = np.where(made.predicted != made.labels, np.abs(made.probabilities - made.labels), -1.0)
     order = np.argsort(-sureness.max(1), kind="stable")[:count]
@@ -183,15 +165,10 @@ def examples(arrays: dict[str, np.ndarray]) -> dict[int, int]:
 
 
 class ClassCount(NamedTuple):
-    """Right predictions of the images of a class, summed over runs.
-
-    Attributes:
-        right: Number of right predictions.
-        images: Number of predictions.
-    """
+    """Right predictions of the images of a class, summed over runs."""
 
     right: int
-    images: int
+    images: int  # number of predictions
 
 
 def count_by_class(runs: Sequence[Answers]) -> dict[int, ClassCount]:
@@ -213,37 +190,24 @@ def confused_pairs(runs: Sequence[Answers]) -> Counter[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class CrossedDifference:
-    """The difference of two error rates, for other seeds and other images of the same kind.
+    """The difference of two error rates, for other seeds and other images of the same kind."""
 
-    Attributes:
-        value: Error of the method less that of the baseline, in percentage points; below 0 the method is better.
-        low: Lower end of the interval.
-        high: Upper end of the interval.
-        p: Two-sided p-value of "no difference".
-        seeds: Number of seeds S.
-        images: Number of test images N.
-        df: Degrees of freedom of the interval (Satterthwaite); with one seed N − 1.
-        over_seeds: Standard deviation of the difference from seed to seed, without that of the images, in points;
-            None with one seed.
-        over_images: Standard deviation from image to image, without that of the seeds, in points.
-        residual: Standard deviation of what is left for one image and one seed, in points; None with one seed.
-        detectable: Smallest true difference, in points, that these seeds and images would find in 80 % of the cases.
-    """
-
-    value: float
+    value: float  # error of the method less that of the baseline, in percentage points; below 0 the method is better
     low: float
     high: float
-    p: float
-    seeds: int
-    images: int
-    df: float
+    p: float  # two-sided p-value of "no difference"
+    seeds: int  # number of seeds S
+    images: int  # number of test images N
+    df: float  # degrees of freedom of the interval (Satterthwaite); with one seed N − 1
+    # standard deviation from seed to seed, without that of the images, in points; None with one seed
     over_seeds: float | None
-    over_images: float
-    residual: float | None
+    over_images: float  # standard deviation from image to image, without that of the seeds, in points
+    residual: float | None  # standard deviation of the rest for one image and one seed, in points; None with one seed
+    # smallest true difference, in points, that these seeds and images would find in 80 % of the cases
     detectable: float
 
     def seeds_needed(self, limit: int = 100, confidence: float = 0.95) -> int | None:
-        """Return how many seeds would tell a difference of this size from 0; None if ``limit`` seeds would not."""
+        """Return the number of seeds that would tell a difference of this size from 0; None above ``limit``."""
         if self.p < 1 - confidence:
             return self.seeds
         if self.over_seeds is None or self.residual is None:
@@ -260,21 +224,14 @@ class CrossedDifference:
 def crossed_difference(method: np.ndarray, baseline: np.ndarray, confidence: float = 0.95) -> CrossedDifference:
     """Compare two methods that were trained with the same seeds and evaluated on the same images.
 
-    With d_si = wrong_method(s, i) − wrong_baseline(s, i), seeds and images are crossed random effects:
-    d_si = μ + a_s + b_i + e_si. The variance of the mean is estimated without bias from the mean squares of the
-    two-way layout, (MS_S + MS_I − MS_E) / (S N), at least by (MS_S / (S N)) and (MS_I / (S N)) alone, and the interval
-    is Student's with Satterthwaite's degrees of freedom. With one seed only the images are random: the interval says
-    nothing about another seed. Simulated, the 95 % interval covers in 94 to 97 % of the cases with 3 to 5 seeds, and
-    in 92 % with 2.
+    Both arguments are (S, N), a row for each seed and a column for each image in the same places: whether each image is
+    classified wrongly, or its error in [0, 1].
 
-    Args:
-        method: Whether each image is classified wrongly by the method, (S, N) bool, a row for each seed; or its error
-            in [0, 1].
-        baseline: The same for the baseline, with the same seeds and images in the same places.
-        confidence: In (0, 1).
-
-    Returns:
-        The difference, in percentage points.
+    With d_si = wrong_method(s, i) − wrong_baseline(s, i), seeds and images are crossed random effects: d_si = μ + a_s +
+    b_i + e_si. The variance of the mean is estimated without bias from the mean squares of the two-way layout, (MS_S +
+    MS_I − MS_E) / (S N), at least by (MS_S / (S N)) and (MS_I / (S N)) alone, and the interval is Student's with
+    Satterthwaite's degrees of freedom. With one seed only the images are random: the interval says nothing about
+    another seed. Simulated, the 95 % interval covers in 94 to 97 % of the cases with 3 to 5 seeds, and in 92 % with 2.
 
     Source: Satterthwaite (1946); Searle, Casella and McCulloch, Variance Components (1992), chapter 4, for the two-way
     crossed random model without replication. Checked against simulated coverage and, for one seed, the paired t-test.
@@ -304,38 +261,20 @@ def crossed_difference(method: np.ndarray, baseline: np.ndarray, confidence: flo
 
 @dataclass(frozen=True)
 class SeedDifference:
-    """The difference of a metric, for other seeds and the same images.
+    """The difference of a metric, for other seeds and the same images."""
 
-    Attributes:
-        value: Metric of the method less that of the baseline, mean over seeds.
-        low: Lower end of the interval.
-        high: Upper end of the interval.
-        p: Two-sided p-value of "no difference".
-        seeds: Number of seeds.
-        detectable: Smallest true difference that these seeds would find in 80 % of the cases.
-    """
-
-    value: float
+    value: float  # metric of the method less that of the baseline, mean over seeds
     low: float
     high: float
-    p: float
+    p: float  # two-sided p-value of "no difference"
     seeds: int
-    detectable: float
+    detectable: float  # smallest true difference that these seeds would find in 80 % of the cases
 
 
 def seed_difference(method: Sequence[float], baseline: Sequence[float], confidence: float = 0.95) -> SeedDifference:
-    """Compare a metric of two methods that were trained with the same seeds, by Student's paired t.
+    """Compare a metric of two methods that were trained with the same seeds, in the same order, by Student's paired t.
 
-    Seeds alone are random here: the interval says nothing about other images. For error rates, use
-    ``crossed_difference``.
-
-    Args:
-        method: The metric of the method for each seed, two or more.
-        baseline: The metric of the baseline for the same seeds in the same order.
-        confidence: In (0, 1).
-
-    Raises:
-        InputError: If they are not of as many seeds, or of fewer than two.
+    Only seeds are random: the interval says nothing about other images. For error rates, use ``crossed_difference``.
     """
     if len(method) != len(baseline) or len(method) < 2:
         raise InputError(f"{len(method)} and {len(baseline)} seeds are given; expected two or more, the same for both")
@@ -359,21 +298,13 @@ def _error(of_seeds: float, of_images: float, of_both: float, seeds: int, images
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric of a recipe: of its only run, or the mean over its seeds.
-
-    Attributes:
-        value: In the metric's unit.
-        low: Lower end of the interval; None without an interval.
-        high: Upper end of the interval.
-        count: Number of runs.
-        few: Whether the interval of the only run is of too few images to be trusted.
-    """
+    """A metric of a recipe: of its only run, or the mean over its seeds."""
 
     value: float
     low: float | None
     high: float | None
-    count: int
-    few: bool = False
+    count: int  # number of runs
+    few: bool = False  # whether the interval of the only run is of too few images to be trusted
 
 
 def estimate(runs: Iterable[Run], metric: str, which: str, confidence: float = 0.95) -> Estimate | None:
@@ -386,13 +317,8 @@ def pooled(records: Iterable[Record], confidence: float = 0.95) -> Estimate | No
     """Return the mean of a metric over runs with different seeds; None where no record has a value.
 
     One run keeps the interval of its record. Several have Student's t interval of the mean over m seeds, x̄ ± t s / √m;
-    runs that share a seed are not independent, and equal values have no spread: both have no interval.
-
-    The interval of a share in per cent ends at 0 and 100: few seeds that differ much would give less than no error.
-
-    Args:
-        records: One for each run.
-        confidence: Of the interval over seeds, in (0, 1).
+    runs that share a seed are not independent, and equal values have no spread: both have no interval. The interval of
+    a share in per cent ends at 0 and 100, which it would exceed for few seeds that differ much.
     """
     found = [(record.value, record) for record in records if record.value is not None]
     values = [value for value, _ in found]
@@ -409,7 +335,7 @@ def pooled(records: Iterable[Record], confidence: float = 0.95) -> Estimate | No
 
 
 def range_of(metric: str) -> tuple[float, float]:
-    """Return the smallest and the largest value that a metric can have: 0 and 100 for a share in per cent."""
+    """Return the smallest and the largest possible value of a metric: 0 and 100 for a share in per cent."""
     return (0.0, 100.0) if _SHARES.fullmatch(metric) else (-math.inf, math.inf)
 
 

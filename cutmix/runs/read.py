@@ -28,47 +28,28 @@ _KEY = ("source", "data", "split", "metric", "which", "weights", "of", "at", "co
 
 
 class Config(NamedTuple):
-    """The contents of ``config.json``.
+    """The contents of ``config.json``."""
 
-    Attributes:
-        recipe: Fields of the recipe; for a file of weights, the known fields.
-        command: The command that started the run; "" if it was not recorded.
-        evaluated: File of the evaluated weights; None in the folder of a training run.
-    """
-
-    recipe: Json
-    command: str = ""
-    evaluated: str | None = None
+    recipe: Json  # fields of the recipe; for a file of weights, the known fields
+    command: str = ""  # the command that started the run; "" if it was not recorded
+    evaluated: str | None = None  # file of the evaluated weights; None in the folder of a training run
 
 
 @dataclass(frozen=True, repr=False)
 class Run(Tabular):
-    """The contents of a run folder. It is accepted in place of the path of a run, and prints as a table of results.
-
-    Attributes:
-        folder: The folder.
-        recipe: Every field of the recipe.
-        command: The command line that started it; "" if it was not recorded.
-        environment: Versions, device and commit.
-        epochs: The log entry of each epoch in ascending order; of an epoch logged twice, the later entry.
-        results: The records in order; of a metric evaluated twice, the later record. Records of other data than the
-            first come last.
-        samples: The bytes of samples.png; None without it.
-        label: A short name, unique among the runs that were read together.
-        group: The label of the recipe, which runs that differ in nothing but the seed share.
-        evaluated: File of the weights that ``cutmix evaluate`` evaluated; None for a training run.
-    """
+    """The contents of a run folder. It is accepted in place of the path of a run, and prints as a table of results."""
 
     folder: Path
     recipe: Json
     command: str
-    environment: Json
-    epochs: tuple[Json, ...]
+    environment: Json  # versions, device and commit
+    epochs: tuple[Json, ...]  # the last log entry of each epoch, ascending
+    # the last record of each metric, in order; those of other data than the first come last
     results: tuple[Record, ...]
-    samples: bytes | None
-    label: str = ""
-    group: str = ""
-    evaluated: str | None = None
+    samples: bytes | None  # the bytes of samples.png
+    label: str = ""  # a short name, unique among the runs that were read together
+    group: str = ""  # the label of the recipe, which runs that differ only in the seed share
+    evaluated: str | None = None  # file of the weights that ``cutmix evaluate`` evaluated; None for a training run
 
     def __fspath__(self) -> str:
         return str(self.folder)
@@ -107,12 +88,7 @@ class Run(Tabular):
         return self.environment.get("evaluated_on") == NOTHING
 
     def result(self, metric: str, which: str) -> Record | None:
-        """The record of a metric on the run's own test set; None if it was not evaluated.
-
-        Args:
-            metric: Name of the metric, such as "top1_err"; for the model's own weights or else their average.
-            which: "last" or "best" epoch.
-        """
+        """Return a metric of the "last" or "best" epoch on the run's own test set, of the model before its average."""
         found = {
             record.weights: record
             for record in sorted(self.results, key=lambda record: record.source == "training")  # these come last
@@ -121,28 +97,24 @@ class Run(Tabular):
         return found.get("model", found.get("ema"))
 
     def suite(self, name: str) -> list[Record]:
-        """The records of a suite after the last epoch, on the run's own test set, in their order.
-
-        Args:
-            name: A suite of ``cutmix evaluate``; "detection" and "captioning" are the results of a run of transfer.
-        """
+        """Return the records of a suite, or of a task of transfer, after the last epoch on the run's own test set."""
         which = self.named("last")
         return [r for r in self.results if r.suite == name and r.which == which and self.is_own(r)]
 
     def arrays(self, suite: str) -> Path:
-        """The file of a suite's results for each image; for transfer, the predictions of the training."""
+        """Return the file of a suite's results for each image; for transfer, the predictions of the training."""
         return self.folder / "predictions" / ("last.npz" if suite in TASKS else f"{suite}-last.npz")
 
     def named(self, which: str) -> str:
-        """The value of ``which`` in the results: for a file of weights, that of its records."""
+        """Return the value of ``which`` in the results: for a file of weights, that of its records."""
         return self.results[0].which if self.evaluated and self.results else which
 
     def is_own(self, record: Record) -> bool:
-        """Whether a record is about the run's own test set."""
+        """Return whether a record is about the run's own test set."""
         return record.data == self.data
 
     def fact(self, name: str) -> Any:
-        """A circumstance (device, torch, commit …): from the results or else the environment or the recipe."""
+        """Return a circumstance (device, torch, commit …) from the results, else the environment, else the recipe."""
         own = [record for record in self.results if record.source == "training"]
         for source in (*map(vars, (own or self.results)[-1:]), self.environment, self.recipe):
             if source.get(name) is not None:
@@ -151,12 +123,7 @@ class Run(Tabular):
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
-    """Read run folders, and give each run a unique label.
-
-    Raises:
-        InputError: no folder was given, one is given twice, is missing, is no run folder, is of an evaluation without
-            results, or a file in it is damaged.
-    """
+    """Read run folders, and give each run a unique label."""
     if not folders:
         raise InputError("no run was given; give at least one folder that `cutmix train` wrote")
     repeated = [folder for folder, count in Counter(Path(folder).resolve() for folder in folders).items() if count > 1]
@@ -170,11 +137,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
 
 
 def read_run(folder: Path) -> Run:
-    """Read one run folder; an unfinished run has fewer epochs and no results.
-
-    Raises:
-        InputError: the folder is missing, is no run folder, or a file in it is damaged.
-    """
+    """Read one run folder; an unfinished run has fewer epochs and no results."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give a run folder that `cutmix train` wrote")
     if not (folder / "config.json").is_file():
@@ -204,22 +167,14 @@ def read_run(folder: Path) -> Run:
 
 
 def read_config(path: Path) -> Config:
-    """Read the configuration of a run.
-
-    Raises:
-        InputError: If it cannot be read, or a field is unknown or of another type.
-    """
+    """Read the configuration of a run."""
     config = Config(**check_fields(Config, read_object(path), str(path), ("recipe",)))
     check_fields(_RECIPES[task_of(config.recipe)], config.recipe, f"{path}, recipe")
     return config
 
 
 def read_environment(path: Path) -> Json:
-    """Read the versions and the device of a run; nothing where the file is absent.
-
-    Raises:
-        InputError: If it cannot be read, or a value is neither a text nor a number.
-    """
+    """Read the versions and the device of a run; empty if the file does not exist."""
     values = read_object(path) if path.exists() else {}
     for name, value in values.items():
         if value is not None and not isinstance(value, str | int | float):
@@ -228,11 +183,7 @@ def read_environment(path: Path) -> Json:
 
 
 def read_log(path: Path) -> list[Json]:
-    """Read the log of a run: entries with ``kind``, ``epoch``, the evaluated ``split`` and named numbers.
-
-    Raises:
-        InputError: If the file cannot be read, or a field is missing or of another type.
-    """
+    """Read the log of a run: entries with ``kind``, ``epoch``, the evaluated ``split`` and named numbers."""
     entries = read_lines(path)
     for number, entry in enumerate(entries, start=1):
         where = f"{path}, line {number}"
@@ -286,14 +237,14 @@ def _labelled(runs: Sequence[Run]) -> tuple[Run, ...]:
 
 
 def _with_folders(names: Sequence[str], runs: Sequence[Run]) -> tuple[list[str], list[str]]:
-    """The names with the run's folder behind those that are there twice, and all with the whole path."""
+    """Return the names, with the run's folder after those that occur twice, and all names with the whole path."""
     count, pairs = Counter(names), [*zip(names, runs, strict=True)]
     short = [f"{name} ({run.folder.resolve().name})" if count[name] > 1 else name for name, run in pairs]
     return short, [f"{name} ({run.folder})" for name, run in pairs]
 
 
 def _distinct(*candidates: list[str]) -> list[str]:
-    """The first list of names in which none is empty and no two are the same; the last list is of unique paths."""
+    """Return the first list of names in which none is empty or occurs twice; the last list is of unique paths."""
     return next(names for names in candidates if all(names) and len(set(names)) == len(names))
 
 
@@ -305,15 +256,10 @@ def _canonical(value: Any) -> str:
 
 
 class Outcome(NamedTuple):
-    """The result of a classifier on each image of a test set.
+    """The result of a classifier on each image of a test set."""
 
-    Attributes:
-        labels: Class ids, (N,) int64.
-        right: Whether the prediction is the label, (N,) bool; of equal logits the first counts.
-    """
-
-    labels: np.ndarray
-    right: np.ndarray
+    labels: np.ndarray  # class ids, (N,) int64
+    right: np.ndarray  # whether the prediction is the label, (N,) bool; of equal logits the first counts
 
     def same_images(self, other: "Outcome") -> bool:
         """Return whether two outcomes have the same labels."""
@@ -321,11 +267,7 @@ class Outcome(NamedTuple):
 
 
 def read_outcome(path: Path) -> Outcome:
-    """Read the outcome from a file of predictions.
-
-    Raises:
-        InputError: If the file cannot be read or holds other arrays.
-    """
+    """Read the outcome from a file of predictions."""
     arrays = read_arrays(path)
     if not {"logits", "labels"} <= arrays.keys():
         raise InputError(f"{path} holds the arrays {', '.join(arrays) or 'none'}; expected logits and labels")
@@ -341,17 +283,11 @@ def read_outcome(path: Path) -> Outcome:
 
 
 class Main(NamedTuple):
-    """The metric by which the runs of a task are compared.
+    """The metric by which the runs of a task are compared."""
 
-    Attributes:
-        metric: Its name in the results.
-        label: Its name in a sentence.
-        unit: Unit that follows the number.
-    """
-
-    metric: str
-    label: str
-    unit: str
+    metric: str  # its name in the results
+    label: str  # its name in a sentence
+    unit: str  # unit after the number
 
 
 MAIN = {
@@ -363,7 +299,7 @@ MAIN = {
 
 
 def baseline_of(runs: Sequence[Run]) -> str:
-    """Return the group of the baseline: of the first run without mixing and regularizers or, without one, the first."""
+    """Return the group of the baseline: of the first run without mixing and regularizers, else of the first run."""
     return next((run.group for run in runs if is_plain(run)), runs[0].group)
 
 

@@ -155,21 +155,13 @@ class Record:
         return self.convention in (None, "exact") and self.score in (None, "max-softmax")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as a JSON object; what is None or false is left out, apart from the value."""
+        """Return the record as a JSON object, without fields that are None or false, apart from the value."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {"schema": SCHEMA} | {k: v for k, v in values.items() if not (v is None or v is False) or k in _ALWAYS}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: str) -> "Record":
-        """Return the record of a JSON object.
-
-        Args:
-            values: The object.
-            where: Name of the file and number of the line.
-
-        Raises:
-            InputError: If it is of another schema version, or a field is missing, unknown or of another type.
-        """
+        """Return the record of a JSON object; ``where`` names the file and the line."""
         version = values.get("schema")
         if version != SCHEMA or isinstance(version, bool):
             raise InputError(f"{where}: schema is {version!r}; expected {SCHEMA}, the version that this cutmix writes")
@@ -178,16 +170,12 @@ class Record:
 
 
 def read_records(path: Path) -> list[Record]:
-    """Return the records of a results file, none when the file is absent.
-
-    Raises:
-        InputError: If the file cannot be read, or a line is not a record of this schema version.
-    """
+    """Return the records of a results file; none if the file does not exist."""
     return [Record.from_json(values, f"{path}, line {n}") for n, values in enumerate(read_lines(path), start=1)]
 
 
 def append_records(path: Path, records: Iterable[Record]) -> None:
-    """Append records to a results file, all or none; raises as ``append_lines``."""
+    """Append records to a results file, all or none."""
     append_lines(path, (record.to_json() for record in records))
 
 
@@ -211,7 +199,7 @@ def number(value: float, form: str = ".2f") -> str:
 
 
 def with_interval(found: _Result | None, form: str = ".2f", unit: str = "") -> str:
-    """Return a value with its interval, "31.20 [30.10, 32.40]", or "not run"; the unit stands behind the value."""
+    """Return a value with its interval, "31.20 [30.10, 32.40]", or "not run"; the unit follows the value."""
     if found is None or found.value is None:
         return "not run"
     text = number(found.value, form) + unit

@@ -43,28 +43,16 @@ BRIEF_STEPS = 3
 
 @dataclass(frozen=True)
 class Job:
-    """One run.
+    """One run of a campaign."""
 
-    Attributes:
-        label: Name of the recipe in tables.
-        recipe: The recipe, with its seed.
-        path: Its folder.
-        done: Share of its epochs that are done; 1 for a finished run.
-    """
-
-    label: str
-    recipe: Recipe
-    path: Path
-    done: float = 0.0
+    label: str  # name of the recipe in tables
+    recipe: Recipe  # with its seed
+    path: Path  # its folder
+    done: float = 0.0  # share of its epochs that are done; 1 for a finished run
 
 
 class First:
-    """The first batches of a loader, as a loader.
-
-    Args:
-        loader: All of them.
-        steps: Largest number of batches of an epoch.
-    """
+    """The first batches of a loader, as a loader."""
 
     def __init__(self, loader: Loader, steps: int) -> None:
         self.loader, self.steps = loader, min(steps, loader.steps)
@@ -81,16 +69,7 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def open_campaign(jobs: Sequence[Job], options: CampaignOptions, name: str) -> Iterator[tuple[list[Job], Console]]:
-    """Lock the folder for this shard, and yield its jobs, with the share that is done, and a console.
-
-    Args:
-        jobs: Every run of the campaign, in the order in which they are to run.
-        options: Folder, shard and device.
-        name: Command, which names the lock.
-
-    Raises:
-        InputError: If a folder holds another run, or another process is at the same shard.
-    """
+    """Lock the folder for this shard; yield its jobs, with the share of each that is done, and a console."""
     first = is_first()
     shard, shards = parse_shard(options.shard)
     make_folder(options.out)
@@ -107,16 +86,8 @@ def run_jobs(
 ) -> list[str]:
     """Run the unfinished jobs, resuming interrupted ones, and return the reasons of failures.
 
-    A run that fails, for example because its loss is not finite, does not stop the others.
-
-    Args:
-        jobs: The runs.
-        options: How they are run.
-        console: Where each is announced.
-        brief: Take a few steps only: the run shows that a recipe works, and its results mean nothing.
-
-    Raises:
-        SystemExit: After SIGTERM or Ctrl-C; the same command resumes.
+    A run that fails, for example because its loss is not finite, does not stop the others. A ``brief`` run takes a few
+    steps only: it shows that a recipe works, and its results mean nothing.
     """
     left = [job for job in jobs if job.done < 1]
     failures = []
@@ -138,7 +109,7 @@ def run_jobs(
 
 
 def _run_left(jobs: Sequence[Job], options: CampaignOptions | TrainOptions, console: Console) -> None:
-    """Say how long the unfinished runs will take, and run them; raise InputError if some fail."""
+    """Print the expected duration of the unfinished runs, and run them; raise InputError if some fail."""
     left = sum(job.done < 1 for job in jobs)
     if left:
         print_plan(jobs, options, console)
@@ -148,11 +119,7 @@ def _run_left(jobs: Sequence[Job], options: CampaignOptions | TrainOptions, cons
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """Return i and n of "i/n".
-
-    Raises:
-        InputError: If it is something else, or i is not from 1 to n.
-    """
+    """Return i and n of "i/n", 1 ≤ i ≤ n."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise InputError(f"--shard is {text}; expected i/n with i from 1 to n, such as 2/8")
@@ -160,11 +127,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def share_done(job: Job) -> float:
-    """Return the share of a run's epochs that its folder holds; 1 only if its results are there too.
-
-    Raises:
-        InputError: If the folder holds another run.
-    """
+    """Return the share of a run's epochs that its folder holds; 1 only if its results are there too."""
     if not (job.path / "config.json").is_file():
         return 0.0
     saved = saved_recipe(job.path)
@@ -239,7 +202,7 @@ def time_run(job: Job, options: CampaignOptions | TrainOptions) -> float:
 
 
 def train_options(job: Job, options: CampaignOptions | TrainOptions) -> TrainOptions:
-    """Return the options of a run, which resumes what its folder holds."""
+    """Return the options of a run, which resumes the run in its folder."""
     if isinstance(options, TrainOptions):
         return replace(options, out=job.path, resume=True)
     return TrainOptions(
@@ -248,7 +211,7 @@ def train_options(job: Job, options: CampaignOptions | TrainOptions) -> TrainOpt
 
 
 def train_briefly(recipe: Recipe, options: TrainOptions) -> Path:
-    """Do what ``run_training`` does on the first batches of one epoch and of the test set."""
+    """Run training on the first batches of one epoch and of the test set."""
     with processes(options.device) as world:
         run = prepare(recipe, options, world)
         run.batches = First(run.batches, BRIEF_STEPS)
@@ -261,19 +224,13 @@ def train_briefly(recipe: Recipe, options: TrainOptions) -> Path:
 def run_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
     """Run every unfinished method, seed and subset; return all runs, or none while other shards run some.
 
-    Args:
-        recipe: What all runs share; its mix, seed and subset are those of the options.
-        options: Methods, seeds and subsets.
-
-    Raises:
-        InputError: If recipe, data or folder do not fit, or runs failed; the others were run nevertheless.
-        SystemExit: After SIGTERM or Ctrl-C; the same command resumes.
+    The mix, seed and subset of ``recipe`` are replaced by those of the options.
     """
     if recipe.folds:
         raise InputError("--folds is given; expected none, as cutmix compare trains on one split of the images")
     jobs = plan_methods(recipe, options)
     for job in jobs:
-        make_mix(job.recipe)  # refuses a method that does not exist
+        make_mix(job.recipe)  # refuse a method that does not exist
     if options.jobs > 1:
         _run_shards(recipe, options)
     with open_campaign(jobs, options, "compare") as (own, console):
@@ -286,14 +243,14 @@ def run_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
 
 
 def plan_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
-    """Return the planned runs, each once; the seed changes slowest, so that each method soon has a result."""
+    """Return the planned runs, each once; the seed changes slowest, so that every method has a result early."""
     jobs = []
     splits = open_splits(recipe.data, **recipe.reading())
     if splits.reported is None:
         raise InputError(f"{recipe.data} leaves no images to compare the runs on; expected --val-fraction above 0")
     data = splits.train
     classes, files = data.num_classes, isinstance(data, FileSet)
-    if recipe.mix is None:  # so that nothing about mixing is said to be chosen that the methods decide
+    if recipe.mix is None:  # no note on an automatic choice, as the methods decide
         recipe = replace(recipe, mix=next((mix for mix in options.mix if mix != "none"), "none"))
     for seed in range(options.seeds):
         for count in options.train_per_class or (recipe.train_per_class,):
@@ -319,7 +276,7 @@ def _say_once(notes: Sequence[str]) -> None:
 
 
 def _in_steps(recipe: Recipe, steps: int, images: int) -> Recipe:
-    """Return a recipe with the epochs that make so many steps; warm-up and evaluations keep their share of them."""
+    """Return a recipe with the epochs that make this many steps; warm-up and evaluations keep their share of them."""
     epochs = max(round(steps / math.ceil(images / recipe.batch_size)), 1)
     share = epochs / recipe.epochs
     every = max(round(share * recipe.eval_every), 1)
@@ -370,15 +327,7 @@ def run_folds(recipe: Recipe, options: TrainOptions) -> Results:
 
     The folder gets a folder for each fold; ``results.jsonl`` with the lines of all folds and the means; and
     ``predictions/out-of-fold.npz``, the prediction for each image by the model that was not trained on it. Runs that
-    were begun in it are resumed.
-
-    Args:
-        recipe: With ``folds``, and 0 for ``fold``.
-        options: How each fold is trained; ``out`` is the folder of all.
-
-    Raises:
-        InputError: If data or folder do not fit, or folds failed; the others were run nevertheless.
-        SystemExit: After SIGTERM or Ctrl-C; the same command resumes.
+    were begun in the folder are resumed.
     """
     if options.overwrite:
         raise InputError("--overwrite and --folds are both given; give another --out instead")

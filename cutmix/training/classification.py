@@ -41,41 +41,28 @@ from cutmix.training.state import State
 
 
 class Evaluation(NamedTuple):
-    """The results of an evaluation.
+    """The results of an evaluation."""
 
-    Attributes:
-        metrics: Numbers for the log.
-        arrays: Outputs for each sample, from which every record can be computed.
-    """
-
-    metrics: dict[str, float]
-    arrays: dict[str, np.ndarray]
+    metrics: dict[str, float]  # numbers for the log
+    arrays: dict[str, np.ndarray]  # outputs for each sample, from which every record can be computed
 
 
 class Task(Protocol):
-    """The interface of a task to the loop.
+    """The interface of a task to the loop."""
 
-    Attributes:
-        key: Figure that decides which epoch is the best one.
-        less_is_better: Whether a smaller value of that figure is better.
-        title: Name of the figure in a sentence.
-        unit: Its unit.
-        command: The words that start such a run.
-    """
-
-    key: ClassVar[str]
-    less_is_better: ClassVar[bool]
-    title: ClassVar[str]
-    unit: ClassVar[str]
-    command: ClassVar[str]
+    key: ClassVar[str]  # metric that decides which epoch is the best one
+    less_is_better: ClassVar[bool]  # whether a smaller value of it is better
+    title: ClassVar[str]  # its name in a sentence
+    unit: ClassVar[str]  # its unit
+    command: ClassVar[str]  # the words that start such a run
 
     @property
     def val_batches(self) -> Loader | None:
-        """Batches of ``chosen_on``; None where that is ``reported_on`` or there is none."""
+        """Batches of ``chosen_on``; None where that is ``reported_on`` or does not exist."""
 
     @property
     def test_batches(self) -> Loader | None:
-        """Batches of ``reported_on``; None where there is none."""
+        """Batches of ``reported_on``; None without it."""
 
     @property
     def chosen_on(self) -> str | None:
@@ -83,7 +70,7 @@ class Task(Protocol):
 
     @property
     def reported_on(self) -> str | None:
-        """Split that the results are of; None where no image is evaluated."""
+        """Split of the results; None where no image is evaluated."""
 
     def split(self, images: Any, targets: Any, progress: float) -> Sequence[tuple[Any, Any]]:
         """Divide a batch into parts for separate forward passes; ``progress`` is the share of the steps done."""
@@ -95,13 +82,13 @@ class Task(Protocol):
         """Evaluate a model on a split in all processes; each returns the metrics, and the first one the arrays."""
 
     def records(self, arrays: dict[str, np.ndarray]) -> list[Record]:
-        """Return the records of what ``evaluate`` found on ``reported_on``."""
+        """Return the records of the arrays that ``evaluate`` returned for ``reported_on``."""
 
     def opening(self) -> str:
         """Return the description of method and data that is printed before the first step."""
 
     def notes(self) -> Sequence[str]:
-        """Return what was left out or assumed when the data were read, one sentence each."""
+        """Return the data left out and the assumptions made when reading, one sentence each."""
 
     def circumstances(self) -> dict[str, Any]:
         """Return the fields of a record that depend on the task."""
@@ -116,38 +103,25 @@ class Task(Protocol):
         """Return a PNG of training images, or None."""
 
     def figures(self, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
-        """Return PNGs of what ``evaluate`` found after the last epoch, by their names."""
+        """Return PNGs, by name, of the arrays that ``evaluate`` returned after the last epoch."""
 
 
 @dataclass
 class Classification:
-    """Image classification with any mixing method.
-
-    Attributes:
-        recipe: The recipe.
-        state: Model and transforms.
-        world: This process among all.
-        train_set: Images to train on.
-        autocast: Context of the forward pass.
-        test_set: Images that results are reported on; None without.
-        test_batches: Batches of the test images of this process.
-        val_set: Images that choose the best epoch, possibly ``test_set``; None chooses none.
-        val_batches: Batches of the validation images of this process, unless they are the test images.
-        train_batches: The training images, neither augmented nor mixed, where they are evaluated too.
-        class_weights: (K,) weights of the classes in the loss, on the device.
-    """
+    """Image classification with any mixing method."""
 
     recipe: Recipe
     state: State
     world: World
     train_set: ImageSet
     autocast: contextlib.AbstractContextManager[Any]
-    test_set: ImageSet | None = None
-    test_batches: Loader | None = None
-    val_set: ImageSet | None = None
+    test_set: ImageSet | None = None  # images of the results
+    test_batches: Loader | None = None  # batches of the test images of this process
+    val_set: ImageSet | None = None  # images that choose the best epoch, possibly ``test_set``; None chooses none
+    # batches of the validation images of this process, unless they are the test images
     val_batches: Loader | None = None
-    train_batches: Loader | None = None
-    class_weights: Tensor | None = None
+    train_batches: Loader | None = None  # training images, neither augmented nor mixed, where they are evaluated too
+    class_weights: Tensor | None = None  # (K,) weights of the classes in the loss, on the device
 
     key: ClassVar[str] = "top1_err"
     less_is_better: ClassVar[bool] = True
@@ -171,7 +145,7 @@ class Classification:
         return sum(len(part.skipped) for part in {self.train_set, self.val_set, self.test_set} if part)
 
     def split(self, images: Tensor | RawBatch, labels: Tensor, progress: float) -> list[tuple[Tensor, Any]]:
-        """Mix a batch as a whole, so that the number of parts changes nothing, and divide it."""
+        """Mix a batch as a whole, so that the number of parts does not change the result, and divide it."""
         state = self.state
         targets: Targets = labels
         parts = max(min(self.recipe.accumulate, len(images) // 2), 1)  # batch normalisation needs two images
@@ -324,12 +298,9 @@ class Classification:
 
 @dataclass
 class MultiLabel(Classification):
-    """Classification with several labels per image: binary cross-entropy, and a threshold for each label.
+    """Classification with several labels per image: binary cross-entropy, and a threshold for each label."""
 
-    Attributes:
-        thresholds: Probability from which each label is predicted, (K,), for the model that was evaluated last.
-    """
-
+    # probability from which each label is predicted, (K,), for the model that was evaluated last
     thresholds: np.ndarray | None = None
 
     key: ClassVar[str] = "label_map"

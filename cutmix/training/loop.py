@@ -48,14 +48,7 @@ Options = TypeVar("Options", bound=RunOptions)
 def run_training(recipe: Recipe, options: TrainOptions | None = None) -> Path:
     """Train a recipe, evaluate it after each epoch, and return the folder of the run.
 
-    Args:
-        recipe: What to compute.
-        options: How to run it.
-
-    Raises:
-        InputError: If data, model, folder or device do not fit, a file cannot be read or written, or the loss is no
-            longer finite.
-        SystemExit: With 128 + the signal's number, after SIGTERM, SIGHUP or Ctrl-C and a checkpoint.
+    After SIGTERM, SIGHUP or Ctrl-C and a checkpoint, SystemExit is raised with 128 + the signal's number.
     """
     options = after_restart(options or TrainOptions())
     with processes(options.device, options.timeout) as world:
@@ -63,7 +56,7 @@ def run_training(recipe: Recipe, options: TrainOptions | None = None) -> Path:
 
 
 def run_to_end(run: Run) -> Path:
-    """Train a prepared run, from its start or its checkpoint, and return its folder; raises as ``run_training``."""
+    """Train a prepared run, from its start or its checkpoint, and return its folder."""
     try:
         if begin(run):
             return run.path
@@ -74,7 +67,7 @@ def run_to_end(run: Run) -> Path:
                     save(run, background=True)  # an evaluation can take long or fail
                 record = evaluate_epoch(run)
                 save(run)
-                run.progress.show_epoch(record)  # what is printed may fail, as on a closed pipe
+                run.progress.show_epoch(record)  # printing may fail, as on a closed pipe
             finish(run)
     finally:
         try:
@@ -144,11 +137,7 @@ def train_step(run: Run, images: Any, targets: Any) -> Tensor:
 
 
 def read_losses(run: Run) -> None:
-    """Read the losses since the last read and add them one by one: the sums do not depend on when they are read.
-
-    Raises:
-        InputError: If a loss is not finite, with its step and learning rate and the last good checkpoint.
-    """
+    """Read the losses since the last read and add them one by one: the sums do not depend on when they are read."""
     if not run.unread:
         return
     state = run.state
@@ -170,9 +159,6 @@ def check_finite(run: Run) -> None:
     """Check the losses and the weights before they are saved or evaluated, so that every checkpoint is finite.
 
     A finite loss can have an infinite gradient, which makes the weights infinite.
-
-    Raises:
-        InputError: If a loss or a weight is not finite.
     """
     read_losses(run)
     if any_process(not all_finite(run.state.model.state_dict().values()), run.world):
@@ -199,7 +185,7 @@ def log_step(run: Run, epoch: int, lr: float) -> None:
 
 
 def evaluate_epoch(run: Run) -> dict[str, Any]:
-    """Close an epoch: evaluate it where the recipe says so, log it, keep the best epoch; return the line of the log."""
+    """End an epoch: evaluate it if the recipe asks for it, log it, keep the best epoch; return the line of the log."""
     recipe, state = run.recipe, run.state
     record = {
         "kind": "epoch", "epoch": state.epoch + 1, "step": state.step,
@@ -216,7 +202,7 @@ def evaluate_epoch(run: Run) -> dict[str, Any]:
         if is_best(run, metrics):
             state.best = {"epoch": state.epoch, **metrics}
             same = arrays if chosen_on == reported_on else None
-            keep(run, same, "best.next", "best.next.safetensors")  # best once the checkpoint says so
+            keep(run, same, "best.next", "best.next.safetensors")  # published with the checkpoint
         if is_over(run) and chosen_on == reported_on:
             keep(run, arrays, "last", "model.safetensors")
     if is_over(run) and reported_on is None:
@@ -285,7 +271,7 @@ def keep(run: Run, arrays: dict[str, np.ndarray] | None, which: str, weights: st
 def save(run: Run, *, background: bool = False) -> None:
     """Write a checkpoint; every process takes part, the first one writes, in the background on request.
 
-    No best epoch is new at such a request.
+    A request for the background never comes with a new best epoch.
     """
     check_finite(run)
     snapshot = take_snapshot(run.state, run.world)
@@ -310,7 +296,7 @@ def log(run: Run, record: dict[str, Any]) -> None:
 
 
 def finish(run: Run) -> None:
-    """Write the results, and say where weights and results are."""
+    """Write the results, and print where weights and results are."""
     evaluate_best(run)
     if not run.folder:
         return
@@ -354,7 +340,7 @@ def write_records(run: Run, folder: RunFolder) -> None:
 
 
 def begin(run: Run) -> bool:
-    """Lock the folder, start the run's files or resume from its checkpoint; return whether the run is finished."""
+    """Lock the folder, and start the run's files or resume from its checkpoint; return whether the run is finished."""
     recipe, options = run.recipe, run.options
     snapshot, finished = from_first(lambda: take_hold(run), run.world)
     run.progress.say(

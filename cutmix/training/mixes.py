@@ -20,28 +20,22 @@ if TYPE_CHECKING:
 
 
 def shared(recipe: Recipe, stream: str) -> dict[str, Any]:
-    """Return the options that the transforms share; those with one ``stream`` start with the same draws.
+    """Return the options that the transforms share; those with the same ``stream`` start with the same draws.
 
-    They write into the batch, which the loader has just made.
+    They write into the batch, which belongs to the loop.
     """
     seed = derive_seed(recipe.seed, stream)
     return {"prob": recipe.mix_prob, "per_sample": recipe.mix_per_sample, "inplace": True, "seed": seed}
 
 
 class Method(NamedTuple):
-    """A mixing method of ``--mix``.
+    """A mixing method of ``--mix``."""
 
-    Attributes:
-        make: Build it from a recipe.
-        layers: Whether it reads ``mix_layers``.
-        whole: Whether it takes whole batches: no draw per sample, no accumulated gradients, a partner for each image.
-        after_cutout: Whether ``--cutout`` may come before it.
-    """
-
-    make: Callable[[Recipe], "Mix"]
-    layers: bool = False
+    make: Callable[[Recipe], "Mix"]  # build it from a recipe
+    layers: bool = False  # whether it reads ``mix_layers``
+    # whether it takes whole batches: no draw per sample, no accumulated gradients, a partner for each image
     whole: bool = False
-    after_cutout: bool = True
+    after_cutout: bool = True  # whether ``--cutout`` may come before it
 
 
 MIXES = {
@@ -76,22 +70,14 @@ MIXES = {
 
 
 def method_of(recipe: Recipe) -> Method:
-    """Return the mixing method that a recipe names.
-
-    Raises:
-        InputError: If there is no such method.
-    """
+    """Return the mixing method that a recipe names."""
     if recipe.mix not in MIXES:
         raise InputError(f"--mix is {recipe.mix}; expected one of {', '.join(MIXES)}")
     return MIXES[recipe.mix]
 
 
 def make_mix(recipe: Recipe) -> "Mix":
-    """Return the mixing method of a recipe.
-
-    Raises:
-        InputError: If there is no such method, or it does not read a field that is given.
-    """
+    """Return the mixing method of a recipe, and refuse fields that it does not read."""
     method, mix = method_of(recipe), recipe.mix
     if recipe.mix_layers != ALL_LAYERS and not method.layers:
         expected = " or ".join(name for name, other in MIXES.items() if other.layers)
@@ -112,7 +98,7 @@ def make_cutout(recipe: Recipe) -> "cutmix.Cutout | None":
 
 
 def image_mixing(recipe: Recipe) -> "Callable[[Tensor, Tensor], tuple[Tensor, Targets]] | None":
-    """Return what the recipe does to every image, for previews; None if it changes no images by themselves."""
+    """Return the recipe's change of images, applied to every batch, for previews; None without one."""
     cutout, mix = make_cutout(recipe), make_mix(recipe).on_images()
     if mix:
         mix.prob = 1.0

@@ -14,15 +14,11 @@ from cutmix.runtime.files import check_fields, kind_of, regular
 
 
 def settle(recipe: Recipe | str | None, settings: Mapping[str, Any]) -> tuple[Recipe, TrainOptions]:
-    """Return the recipe and the options of a training run from what a user gives.
+    """Return the recipe and the options of a training run from a user's keyword arguments.
 
-    Args:
-        recipe: A recipe or its name; None for that of the data, or of the run that is resumed.
-        settings: Fields of the recipe and of the options by their names; ``config`` names a file of further ones, and
-            ``labels`` is ``data`` that is a file.
-
-    Raises:
-        InputError: If a name or a value is not valid.
+    Without ``recipe``, which may be a name, that of the data or of the resumed run is taken. The settings are fields of
+    the recipe and of the options by their names; ``config`` names a file of further ones, and ``labels`` is a file of
+    labels in place of ``data``.
     """
     given = {name: value for name, value in settings.items() if name not in ("config", "print_config")}
     if "labels" in given:
@@ -44,7 +40,7 @@ def settle(recipe: Recipe | str | None, settings: Mapping[str, Any]) -> tuple[Re
 
 
 def base_recipe(recipe: Recipe | str | None, given: Mapping[str, Any]) -> Recipe:
-    """Return the recipe that given fields change, without the fields of it that contradict one that is given."""
+    """Return the recipe that the given fields change, without those of its fields that contradict a given one."""
     resumed = given.get("resume") and given.get("out") and (Path(given["out"]) / "config.json").is_file()
     if recipe is not None:
         base = find_recipe(recipe) if isinstance(recipe, str) else recipe
@@ -69,11 +65,7 @@ def base_recipe(recipe: Recipe | str | None, given: Mapping[str, Any]) -> Recipe
 
 
 def read_config_file(path: Path) -> tuple[str | None, dict[str, Any]]:
-    """Read a YAML or JSON file of settings: the name of a recipe under ``recipe``, if any, and the others by name.
-
-    Raises:
-        InputError: If it cannot be read, or is no mapping of names to values.
-    """
+    """Read a YAML or JSON file of settings: the name of a recipe under ``recipe``, if any, and the others by name."""
     import yaml
 
     try:
@@ -81,13 +73,13 @@ def read_config_file(path: Path) -> tuple[str | None, dict[str, Any]]:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise InputError(f"{path} is no mapping; expected lines such as 'epochs: 30', by the names of the flags")
+        raise InputError(f"{path} is not a mapping; expected lines such as 'epochs: 30', by the names of the flags")
     found = {name.replace("-", "_"): value for name, value in found.items()}
     return found.pop("recipe", None), found
 
 
 def config_text(recipe: Recipe, options: TrainOptions) -> str:
-    """Return a recipe and its options as YAML, which ``--config`` reads; what is None is left to the data."""
+    """Return a recipe and its options as YAML for ``--config``; None is left out, as the data decide it."""
     import yaml
 
     held = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()} | recipe.to_dict()
@@ -96,11 +88,7 @@ def config_text(recipe: Recipe, options: TrainOptions) -> str:
 
 
 def make_options(kind: type, values: Mapping[str, Any]) -> Any:
-    """Return an options object from keyword arguments; paths may be strings, and tuples lists.
-
-    Raises:
-        InputError: If there is no such setting, or a value is not valid.
-    """
+    """Return an options object from keyword arguments; paths may be strings, and tuples lists."""
     known = {field.name for field in fields(kind)}
     for name in values.keys() - known:
         raise InputError(f"there is no setting '{name}'" + _hint(name, known))

@@ -138,15 +138,7 @@ def assemble(
 ) -> Run:
     """Return the run of a task: its folder, its progress bar, the model wrapped for several processes, its provenance.
 
-    Args:
-        recipe: With every automatic value resolved.
-        options: How to run it.
-        world: This process among all.
-        data: Name of the data set.
-        state: The model and its optimizer.
-        task: What is learned.
-        batches: Training batches of this process.
-        **about: Entries for the run's environment file.
+    ``about`` holds further entries of the run's environment file.
     """
     network = parallel(state.model, world, sync_bn=recipe.sync_bn)
     return Run(
@@ -163,7 +155,7 @@ def assemble(
 
 
 def compiled(network: nn.Module, recipe: Training) -> nn.Module:
-    """Return a network that is compiled for each size of its batches, where the recipe has it compiled.
+    """Return a network, compiled for each size of its batches if the recipe asks for compilation.
 
     A graph for every size at once would be slower than one for the usual size and one for the last batch of an epoch.
     """
@@ -237,11 +229,9 @@ def _listed(values: tuple[float, ...]) -> str:
 
 
 def channel_statistics(data: FileSet, count: int = 256) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and the standard deviation of each channel of some training images, pixels taken as 0 to 1.
+    """Return the mean and the standard deviation of each channel of ``count`` training images, for pixels in [0, 1].
 
-    Args:
-        data: The training images.
-        count: Number of images, drawn at random but always the same ones; at most 10,000 pixels of each are read.
+    The images are a random subset, always the same; at most 10,000 pixels of each are read.
     """
     sums = torch.zeros(3, data.in_chans, dtype=torch.float64)
     for index in random_subset(len(data), count, 0).tolist():
@@ -254,7 +244,7 @@ def channel_statistics(data: FileSet, count: int = 256) -> tuple[tuple[float, ..
 
 
 def saved_normalization(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Return the mean and std that the run in a folder was started with; None where its environment does not say."""
+    """Return the mean and std that the run in a folder was started with; None if its environment lacks them."""
     about = read_environment(path / "environment.json")
     try:
         mean, std = (tuple(map(float, about[name].split(", "))) for name in ("mean", "std"))
@@ -271,7 +261,7 @@ def starting_normalization(recipe: Recipe, in_chans: int) -> tuple[tuple[float, 
 
 
 def resolve(recipe: Recipe, data: ImageSet, device: torch.device) -> tuple[Recipe, list[str]]:
-    """Return the recipe with every field that follows from data or device filled in, and lines about the choices."""
+    """Return the recipe with the fields filled in that follow from data or device, and notes on the choices."""
     files = isinstance(data, FileSet)
     recipe, notes = complete(
         recipe, images=len(data), classes=data.num_classes, files=files, multi_label=data.multi_label
@@ -300,21 +290,11 @@ def refuse_for_labels(recipe: Recipe) -> None:
 
 
 def read_class_weights(given: str, data: ImageSet) -> Tensor:
-    """Return the weight of each class in the loss, scaled to a mean of 1 over the training images.
+    """Return the weight of each class in the loss, (K,) float32, scaled to a mean of 1 over the training images.
 
-    Args:
-        given: "balanced", for weights in inverse proportion to the number of training images; or a CSV file with a
-            class name and a number in each line, with or without a header, or a JSON object of numbers by class name.
-        data: The training images.
-
-    Returns:
-        (K,) float32.
-
-    Raises:
-        InputError: The file cannot be read, a weight is not a positive number, a class has none or is unknown.
-
-    Source:
-        Balanced weights are n / (K nₖ), as scikit-learn's ``compute_class_weight`` has them.
+    ``given`` is "balanced", for weights in inverse proportion to the number of training images, n / (K nₖ) as in
+    scikit-learn's ``compute_class_weight``; or a CSV file with a class name and a number in each line, with or without
+    a header, or a JSON object of numbers by class name.
     """
     counts = data.labels.bincount(minlength=data.num_classes).double()
     if given == "balanced":
@@ -324,7 +304,7 @@ def read_class_weights(given: str, data: ImageSet) -> Tensor:
         for name in by_name:
             if name not in data.classes:
                 hint = did_you_mean(name, data.classes, f"expected the {data.num_classes} classes of {data.name}")
-                raise InputError(f"{given} has a weight for '{name}', which is no class of {data.name}; {hint}")
+                raise InputError(f"{given} has a weight for '{name}', which is not a class of {data.name}; {hint}")
         if missing := [name for name in data.classes if name not in by_name]:
             raise InputError(f"{given} has no weight for the class '{missing[0]}'; expected one for each class")
         weights = torch.tensor([by_name[name] for name in data.classes], dtype=torch.float64)
@@ -345,12 +325,12 @@ def _read_file(path: Path) -> dict[str, float]:
         try:
             rows = json.loads(text, object_pairs_hook=list)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} is no JSON: {error}") from None
+            raise InputError(f"{path} is not JSON: {error}") from None
     else:
         try:
             lines = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
         except csv.Error as error:
-            raise InputError(f"{path} is no CSV: {error}") from None
+            raise InputError(f"{path} is not CSV: {error}") from None
         if bad := next((row for row in lines if len(row) != 2), None):
             raise InputError(f"{path} has the line {','.join(bad)!r}; expected a class name, a comma and a weight")
         rows = [(name.strip(), number) for name, number in lines]

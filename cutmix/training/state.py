@@ -81,7 +81,7 @@ def _decayed_layers(recipe: Training, model: nn.Module, layer_decay: float) -> l
 
 
 def freeze_backbone(model: nn.Module, *, frozen: bool) -> None:
-    """Freeze everything but the classifier, the statistics of normalisation too; otherwise make all of it trainable."""
+    """Freeze everything but the classifier, including the statistics of normalization; otherwise make all trainable."""
     model.requires_grad_(not frozen)
     if frozen:
         model.eval()
@@ -94,15 +94,10 @@ def _not_decayed(model: nn.Module) -> set[str]:
 
 
 def learning_rate(recipe: Training, step: int, steps_per_epoch: int) -> float:
-    """Return the learning rate of a step: a function of it alone, so that resuming needs no state.
+    """Return the learning rate of a step, counted from 0: a function of it alone, so that resuming needs no state.
 
     Linear warm-up, then constant; or multiplied by γ after each milestone, at the first step of an epoch; or half a
     cosine from the end of the warm-up to ``min_lr`` after the last step.
-
-    Args:
-        recipe: The run.
-        step: Optimizer steps done so far, from 0.
-        steps_per_epoch: Optimizer steps of an epoch.
     """
     warmup, total = recipe.warmup_epochs * steps_per_epoch, recipe.epochs * steps_per_epoch
     if step < warmup:
@@ -124,11 +119,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def find_classifier(model: nn.Module) -> nn.Linear:
-    """Return the layer that maps features to classes.
-
-    Raises:
-        InputError: If the model has no ``get_classifier``, or its classifier is not a linear layer.
-    """
+    """Return the layer that maps features to classes; refuse a model whose classifier is not linear."""
     classifier = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
     if not isinstance(classifier, nn.Linear):
         raise InputError(f"{type(model).__name__} has no linear classifier, which --head-lr-factor and --freeze need")
@@ -142,16 +133,8 @@ class WeightAverage:
     """Exponential moving average of a model's parameters and buffers.
 
     The decay of update t, counted from 0, is min(decay, (1 + t) / (10 + t)): the average follows about the last tenth
-    of the training until that is longer than the decay's own window, so that a short training is not averaged with
-    its first weights.
-
-    Args:
-        model: The model that is trained; the average starts as its copy.
-        decay: The largest decay, in (0, 1).
-
-    Attributes:
-        module: The model with the averaged weights.
-        updates: Updates so far.
+    of the training until that is longer than the decay's own window, so that a short training is not averaged with its
+    first weights. ``module`` is the model with the averaged weights.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -167,7 +150,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def copy_counters(self, model: nn.Module) -> None:
-        """Take over the model's integer buffers, which cannot be averaged; needed before the average is evaluated."""
+        """Copy the model's integer buffers, which cannot be averaged; needed before the average is evaluated."""
         for own, other in self._pairs(model):
             if not own.is_floating_point():
                 own.copy_(other)
@@ -196,40 +179,23 @@ def make_average(recipe: Training, model: nn.Module) -> WeightAverage | None:
 
 @dataclass
 class State:
-    """The content of a checkpoint, without the states of the global random generators.
+    """The content of a checkpoint, without the states of the global random generators."""
 
-    Attributes:
-        model: The network, without what wraps it for several processes or compilation.
-        optimizer: The optimizer of the model.
-        average: Moving average of the weights, or None.
-        cutout: The Cutout before the mix, or None; it has a random state of its own.
-        mix: The mixing method; it has a random state of its own.
-        scaler: The gradient scaler of float16.
-        epoch: Epochs done.
-        step_in_epoch: Optimizer steps done of the epoch that is running.
-        step: Optimizer steps done in all.
-        loss_sum: Sum of this process's losses in the running epoch, over its samples.
-        seen: Samples of this process in the running epoch.
-        recent_sum: The same as ``loss_sum``, since the last line of the log.
-        recent_seen: The same as ``seen``, since the last line of the log.
-        seconds: Time spent on training steps so far.
-        best: Epoch and errors of the best evaluation so far; empty before the first.
-    """
-
-    model: nn.Module
+    model: nn.Module  # without what wraps it for several processes or compilation
     optimizer: torch.optim.Optimizer
-    average: WeightAverage | None
-    cutout: Cutout | None
-    mix: Mix
-    scaler: torch.amp.GradScaler
-    epoch: int = 0
-    step_in_epoch: int = 0
-    step: int = 0
-    loss_sum: float = 0.0
-    seen: int = 0
-    recent_sum: float = 0.0
-    recent_seen: int = 0
-    seconds: float = 0.0
+    average: WeightAverage | None  # moving average of the weights
+    cutout: Cutout | None  # the Cutout before the mix; it has a random state of its own
+    mix: Mix  # the mixing method; it has a random state of its own
+    scaler: torch.amp.GradScaler  # the gradient scaler of float16
+    epoch: int = 0  # epochs done
+    step_in_epoch: int = 0  # optimizer steps done of the running epoch
+    step: int = 0  # optimizer steps done in all
+    loss_sum: float = 0.0  # sum of this process's losses in the running epoch, over its samples
+    seen: int = 0  # samples of this process in the running epoch
+    recent_sum: float = 0.0  # as ``loss_sum``, since the last line of the log
+    recent_seen: int = 0  # as ``seen``, since the last line of the log
+    seconds: float = 0.0  # time spent on training steps so far
+    # epoch and errors of the best evaluation so far; empty before the first
     best: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -255,11 +221,7 @@ _OF_A_PROCESS = ("loss_sum", "seen", "recent_sum", "recent_seen")
 def start_state(recipe: Recipe, data: ImageSet, world: World, *, started: bool = False) -> State:
     """Create model, optimizer and mix with equal weights in every process; later random draws differ.
 
-    Args:
-        recipe: The recipe.
-        data: The training images.
-        world: This process among all.
-        started: Whether a checkpoint will be restored, so that the initial weights are not needed.
+    With ``started``, a checkpoint will be restored, so that the initial weights are not needed.
     """
     torch.manual_seed(derive_seed(recipe.seed, "model"))
     pretrained: Any = recipe.pretrained and not started
@@ -289,7 +251,7 @@ def start_state(recipe: Recipe, data: ImageSet, world: World, *, started: bool =
 
 
 def checkpoint_activations(recipe: Recipe, model: nn.Module) -> None:
-    """Let a model of timm recompute its activations in the backward pass."""
+    """Make a model of timm recompute its activations in the backward pass."""
     try:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     except (AttributeError, AssertionError):  # the latter of timm's models without it
@@ -304,7 +266,7 @@ def start_branches_at_one(model: nn.Module) -> None:
 
 
 def _prepare(network: nn.Module, mix: Mix, recipe: Recipe, data: ImageSet, world: World) -> nn.Module:
-    """Return the module to train, once the network, DropBlock and the mixing method have taken images of this size."""
+    """Return the module to train, after network, DropBlock and mixing method have accepted images of this size."""
     sides: tuple[int, ...] = (recipe.image_size or 0,) * 2
     if isinstance(data, ArraySet) and recipe.image_size is None:
         sides = tuple(data.images.shape[-2:])
@@ -352,11 +314,7 @@ def take_snapshot(state: State, world: World) -> dict[str, Any]:
 
 
 def restore(state: State, snapshot: dict[str, Any], world: World) -> None:
-    """Restore a snapshot.
-
-    Raises:
-        InputError: If the snapshot is of another network or number of processes, or lacks something.
-    """
+    """Restore a snapshot; refuse one of another network or number of processes."""
     processes = snapshot.get("processes", [])
     if len(processes) not in (0, world.size):
         raise InputError(

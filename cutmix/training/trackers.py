@@ -16,30 +16,20 @@ class Tracker(Protocol):
         """Log a number at an optimizer step."""
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining entries."""
 
 
 def check_tracker(name: str | None) -> None:
-    """Import the package of a tracker.
-
-    Raises:
-        InputError: If it is not installed, with the extra that installs it.
-    """
+    """Import the package of a tracker, or raise an InputError with the extra that installs it."""
     if name is not None:
         _import(name)
 
 
 def open_tracker(name: str, recipe: Training, path: Path, *, step: int) -> Tracker:
-    """Return the tracker of a run.
+    """Return the tracker of a run: "tensorboard", "wandb", "mlflow" or "trackio".
 
-    Args:
-        name: "tensorboard", "wandb", "mlflow" or "trackio".
-        recipe: Saved with the run where the tracker takes a configuration.
-        path: Folder of the run, which names the tracked run. A resumed run continues it; with MLflow it starts another.
-        step: Optimizer steps done before; TensorBoard drops what was logged later.
-
-    Raises:
-        InputError: If the tracker cannot be started, for example without an account.
+    The folder names the tracked run, which a resumed run continues; with MLflow it starts another. After ``step``, the
+    number of optimizer steps done before, TensorBoard drops older entries.
     """
     package, settings = _import(name), recipe.to_dict()
     place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]  # folders of one name are different runs

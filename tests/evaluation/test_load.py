@@ -146,8 +146,9 @@ def test_a_list_of_classes_names_them_as_folders_are_named(tmp_path: Path, caplo
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("", "no list"), ("a\n\nb", "no list"), ("[1, 2]", "no list"), ('{"a": "b"}', "no list"), ("[" * 9999, "no list"),
-     ('["a"', "no list"), ("a\nb\na", "the class 'a' twice"), ("a\nb", "has 2 names, but .* has 3 classes")],
+    [("", "hold a list"), ("a\n\nb", "hold a list"), ("[1, 2]", "hold a list"), ('{"a": "b"}', "hold a list"),
+     ("[" * 9999, "hold a list"), ('["a"', "hold a list"), ("a\nb\na", "the class 'a' twice"),
+     ("a\nb", "has 2 names, but .* has 3 classes")],
 )  # fmt: skip
 def test_a_bad_list_of_classes_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "classes").write_text(text)

@@ -11,11 +11,10 @@ from cutmix.evaluation.classification import (
     average_precisions,
     best_thresholds,
     fit_label_temperature,
-    image_f1,
     label_calibration,
     label_records,
-    predicted_labels,
 )
+from cutmix.runs.outcomes import image_f1, predicted_labels
 
 CLASSES = ("bird", "boat", "car", "dog")
 

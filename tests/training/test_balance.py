@@ -67,7 +67,7 @@ def test_weights_of_a_file_are_read_by_class_and_scaled(text: str, tmp_path: Pat
     ("text", "sentence"),
     [
         ("ant,1\nbee,2\n", "has no weight for the class 'été'"),
-        ("ant,1\nbees,2\nété,1", r"has a weight for 'bees', which is no class of insects; did you mean .bee."),
+        ("ant,1\nbees,2\nété,1", r"has a weight for 'bees', which is not a class of insects; did you mean .bee."),
         ("ant,1\nbee,0\nété,1", "the weight of 'bee' is '0'; expected a number above 0"),
         ("ant,1\nbee,much\nété,1", "the weight of 'bee' is 'much'"),
         ("ant,1\nbee,inf\nété,1", "the weight of 'bee' is 'inf'"),
@@ -76,7 +76,7 @@ def test_weights_of_a_file_are_read_by_class_and_scaled(text: str, tmp_path: Pat
         ('{"ant": true, "bee": 1, "été": 1}', "the weight of 'ant' is True"),
         ('{"ant": [1]}', r"the weight of 'ant' is \[1\]"),
         ('{"ant": 1, "ant": 2}', "two weights for the class 'ant'"),
-        ('{"ant": 1', "is no JSON"),
+        ('{"ant": 1', "is not JSON"),
         ("", "has no weight for the class 'ant'"),
     ],
 )
