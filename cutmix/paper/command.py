@@ -27,12 +27,7 @@ from cutmix.training.campaign import Job, is_first, open_campaign, parse_shard, 
 
 
 class PaperTables(Tabular):
-    """Tables of the paper with the results here, and their footnotes.
-
-    Args:
-        shown: The tables.
-        found: The results.
-    """
+    """Tables of the paper with the results here, and their footnotes."""
 
     def __init__(self, shown: Sequence[Table], found: Sequence[Found]) -> None:
         self.shown, self.found = shown, found
@@ -58,12 +53,9 @@ class PaperTables(Tabular):
 
 
 def run_paper(tables: Sequence[str], runs: Sequence[Path], results: Sequence[Path]) -> PaperTables:
-    """Return tables of the paper with the results here.
+    """Return tables of the paper, by default all, with the results here.
 
-    Args:
-        tables: Names; by default all.
-        runs: Folders of runs.
-        results: JSON-lines files; without both, runs/ and results/*.jsonl are read, but not results/*.log.jsonl.
+    Without ``runs`` and ``results``, runs/ and results/*.jsonl are read, but not results/*.log.jsonl.
     """
     wanted = tuple(dict.fromkeys(table for word in tables or ("all",) for table in find_tables(word)))
     if not runs and not results:
@@ -77,13 +69,7 @@ SMOKE_BATCH = 16
 
 
 def run_reproduce(options: ReproduceOptions) -> PaperTables:
-    """Run the unfinished rows of a table, and return the table; it is printed if rows failed.
-
-    Raises:
-        InputError: If the table, a row, the data or the folder does not fit, another process writes to the folder, or
-            rows failed; the other rows are run nevertheless.
-        SystemExit: After SIGTERM or Ctrl-C; the same command resumes.
-    """
+    """Run the unfinished rows of a table, and return the table; it is printed if rows failed."""
     tables = find_runnable(options.table)
     brief, planned = options.scale == "smoke", plan(tables, options)
     parse_shard(options.shard)
@@ -104,7 +90,7 @@ def run_reproduce(options: ReproduceOptions) -> PaperTables:
 
 
 def plan(tables: Sequence[Table], options: ReproduceOptions) -> list[Job]:
-    """Return the planned runs, each once; the seed changes slowest, so that every row soon has a result."""
+    """Return the planned runs, each once; the seed changes slowest, so that every row has a result early."""
     if options.epochs is not None and options.scale != "short":
         raise InputError(f"--epochs is given with --scale {options.scale}; expected --scale short")
     if options.lr is not None and options.model is None:
@@ -124,7 +110,7 @@ def plan(tables: Sequence[Table], options: ReproduceOptions) -> list[Job]:
 
 
 def scaled(recipe: Recipe, options: ReproduceOptions, seed: int) -> Recipe:
-    """Return the recipe to run for a row; after a "+", its name states the differences from the row's recipe."""
+    """Return the recipe to run for a row; after a "+", its name has the differences from the row's recipe."""
     lr, scale = options.lr, options.scale
     suffix = [options.model, None if lr is None else f"lr{lr:g}", None if scale == "full" else scale]
     recipe = replace(
@@ -141,11 +127,7 @@ def scaled(recipe: Recipe, options: ReproduceOptions, seed: int) -> Recipe:
 
 
 def check_data(jobs: Sequence[Job], options: ReproduceOptions) -> None:
-    """Check that the data fit the rows, by the number of classes and the size of the images.
-
-    Raises:
-        InputError: If the data are missing or do not fit.
-    """
+    """Check that the data fit the rows, by the number of classes and the size of the images."""
     for name, data in sorted({(find_recipe(job.recipe.name.partition("+")[0]).data, job.recipe.data) for job in jobs}):
         found, facts = open_data(data, "test", download=options.download), DATA[name]
         side = found.images.shape[-1] if isinstance(found, ArraySet) else None

@@ -35,38 +35,23 @@ SMOKE = "a few steps, which measure nothing"
 
 
 class Found(NamedTuple):
-    """The records of one finished run, or of the evaluations of one file of weights.
+    """The records of one finished run, or of the evaluations of one file of weights."""
 
-    Attributes:
-        records: Those with a value, each metric once.
-        predictions: File of the last epoch's predictions, if there is one.
-    """
-
-    records: tuple[Record, ...]
-    predictions: Path | None = None
+    records: tuple[Record, ...]  # those with a value, each metric once
+    predictions: Path | None = None  # file of the last epoch's predictions
 
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a row, or of the rows of one label, by one run.
+    """The result of a row, or of the rows of one label, by one run."""
 
-    Attributes:
-        recipe: Recipe of the run or, for a detector or captioner, of its backbone.
-        how: Differences from the paper's protocol; "" without any.
-        name: Name of the run; that of a detector or captioner includes its backbone.
-        backbone: Weights of the backbone; "" for a classifier.
-        seed: The run's seed.
-        lines: The record of each metric and epoch, such as ("top1_err", "last").
-        predictions: File of the last epoch's predictions, if there is one.
-    """
-
-    recipe: str
-    how: str
-    name: str
-    backbone: str
+    recipe: str  # recipe of the run or, for a detector or captioner, of its backbone
+    how: str  # differences from the paper's protocol; "" without any
+    name: str  # name of the run; that of a detector or captioner includes its backbone
+    backbone: str  # weights of the backbone; "" for a classifier
     seed: int
-    lines: dict[tuple[str, str], Record]
-    predictions: Path | None = None
+    lines: dict[tuple[str, str], Record]  # the record of each metric and epoch, such as ("top1_err", "last")
+    predictions: Path | None = None  # file of the last epoch's predictions
 
     @property
     def error(self) -> float:
@@ -85,31 +70,20 @@ class Sheet(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """A figure's points that were run in the same way.
+    """A figure's points that were run in the same way."""
 
-    Attributes:
-        how: Differences from the paper's protocol; "" without any.
-        points: Position and top-1 error of the last epoch, in per cent, the mean over seeds.
-        baseline: The baseline's error, if it was run in the same way.
-    """
-
-    how: str
-    points: list[tuple[float, float]]
-    baseline: float | None
+    how: str  # differences from the paper's protocol; "" without any
+    points: list[tuple[float, float]]  # position and top-1 error of the last epoch, in per cent, the mean over seeds
+    baseline: float | None  # the baseline's error, if it was run in the same way
 
 
-# ---- what was run ----
+# ---- results ----
 
 
 def find(runs: Sequence[Path], results: Sequence[Path]) -> list[Found]:
     """Read finished runs and evaluations, each once; of a metric that was computed twice, the later record.
 
-    Args:
-        runs: Run folders, or folders that hold them one or two levels down.
-        results: JSON-lines files of results.
-
-    Raises:
-        InputError: If one is missing or damaged.
+    ``runs`` are run folders, or folders that hold them one or two levels down; ``results`` are JSON-lines files.
     """
     found: list[Found] = []
     for path in results:
@@ -125,7 +99,7 @@ def find(runs: Sequence[Path], results: Sequence[Path]) -> list[Found]:
 
 
 def of_run(run: Run) -> Found:
-    """Return the records of a run folder; none if the run is not finished."""
+    """Return the records of a run folder, without those of an unfinished run."""
     path = run.folder / "predictions" / "last.npz"
     return Found(tuple(run.results) if run.finished else (), path if path.is_file() else None)
 
@@ -197,13 +171,7 @@ def _name(record: Record, backbone: str) -> str:
 
 
 def departures(recipe: Training, line: Record, test_images: int | None = None) -> list[str]:
-    """Describe how a result departs from its recipe.
-
-    Args:
-        recipe: The recipe of the paper.
-        line: The result.
-        test_images: Expected number of test images; by default that of the recipe's data.
-    """
+    """Return the differences of a result from its recipe, for the test images of its data or another number of them."""
     facts, n, said = DATA.get(recipe.data), line.n, []
     wanted = test_images or (facts and facts.test_images)
     side = getattr(recipe, "image_size", None) or (facts and facts.side)
@@ -309,7 +277,7 @@ def _against_baseline(ours: dict[Row, list[Result]]) -> dict[tuple[Row, str], st
 
 
 def _p_value(mine: Sequence[Result], base: Sequence[Result]) -> float | None:
-    """Test a difference over seeds, or over images; None where there are neither seeds nor predictions for it."""
+    """Test a difference over seeds, or over images; None without enough seeds or predictions."""
     if all(len({run.seed for run in group}) == len(group) > 1 for group in (mine, base)):
         return welch([run.error for run in mine], [run.error for run in base])
     if len(mine) > 1 or len(base) > 1 or not (mine[0].predictions and base[0].predictions):
@@ -383,7 +351,7 @@ def _by_method(table: Table, found: Sequence[Found]) -> tuple[list[Sheet], list[
 
 
 def _pool(one: Result) -> tuple[str, ...]:
-    """Return what results that are pooled have in common, apart from the row."""
+    """Return the properties that pooled results share, apart from the row."""
     return one.name, one.recipe, one.backbone, one.how
 
 

@@ -14,37 +14,22 @@ METHODS = ("Baseline", "Mixup", "Cutout", "CutMix")
 
 @dataclass(frozen=True)
 class Row:
-    """A result that the paper prints: a line of a table, a cell of a table with a column per method, or a point.
+    """A result that the paper prints: a line of a table, a cell of a table with a column per method, or a point."""
 
-    Attributes:
-        label: Label as printed, with the model if the table has several.
-        recipe: Recipe of the classifier, or of the backbone of a detector or captioner; None where there is none.
-        metrics: The metrics that are printed, as results name them.
-        numbers: The paper's number for each metric, in per cent; none where it prints none.
-        method: The column, one of ``METHODS``; "" where the table has one line per method.
-        quoted: Whether the authors took the numbers from another paper.
-        notes: Letters of the footnotes.
-        x: Position on a figure's horizontal axis.
-        test_images: Number of test images, with the outliers in out-of-distribution detection; None: all of the data.
-        of: The other data of the metric, such as the outliers.
-        at: The ε of the metric.
-        arch: The detector or captioner.
-        training_images: Number of training images of the detector or captioner.
-    """
-
-    label: str
-    recipe: str | None
-    metrics: tuple[str, ...]
-    numbers: tuple[float, ...] = ()
-    method: str = ""
-    quoted: bool = False
-    notes: str = ""
-    x: float | None = None
+    label: str  # as printed, with the model if the table has several
+    recipe: str | None  # recipe of the classifier, or of the backbone of a detector or captioner
+    metrics: tuple[str, ...]  # the printed metrics, by their names in results
+    numbers: tuple[float, ...] = ()  # the paper's number for each metric, in per cent; empty where it prints none
+    method: str = ""  # the column, one of ``METHODS``; "" where the table has one line per method
+    quoted: bool = False  # whether the authors took the numbers from another paper
+    notes: str = ""  # letters of the footnotes
+    x: float | None = None  # position on a figure's horizontal axis
+    # number of test images, with the outliers in out-of-distribution detection; None: all of the data
     test_images: int | None = None
-    of: str | None = None
-    at: float | None = None
-    arch: str = ""
-    training_images: int | None = None
+    of: str | None = None  # the other data of the metric, such as the outliers
+    at: float | None = None  # the ε of the metric
+    arch: str = ""  # the detector or captioner
+    training_images: int | None = None  # of the detector or captioner
 
     @property
     def is_baseline(self) -> bool:
@@ -54,31 +39,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table or a figure.
+    """A table or a figure."""
 
-    Attributes:
-        name: Its name on the command line.
-        heading: Its name and its title, as in the paper.
-        unit: Unit of the numbers in a cell.
-        rows: In the paper's order.
-        names: All names on the command line.
-        notes: Letters of the footnotes that hold for every row.
-        remarks: Notes on the comparison, one sentence or more each.
-        command: The command that runs a row; "" where ``cutmix reproduce`` does.
-        digits: Decimals, as printed.
-        accuracy: Whether the paper prints 100 less the metric.
-    """
-
-    name: str
-    heading: str
-    unit: str
-    rows: tuple[Row, ...]
-    names: tuple[str, ...]
-    notes: str = ""
-    remarks: tuple[str, ...] = ()
-    command: str = ""
-    digits: int = 2
-    accuracy: bool = False
+    name: str  # its name on the command line
+    heading: str  # its name and its title, as in the paper
+    unit: str  # unit of the numbers in a cell
+    rows: tuple[Row, ...]  # in the paper's order
+    names: tuple[str, ...]  # all names on the command line
+    notes: str = ""  # letters of the footnotes that hold for every row
+    remarks: tuple[str, ...] = ()  # notes on the comparison, one sentence or more each
+    command: str = ""  # the command that runs a row; "" for ``cutmix reproduce``
+    digits: int = 2  # decimals, as printed
+    accuracy: bool = False  # whether the paper prints 100 less the metric
 
     @property
     def lines(self) -> dict[str, list[Row]]:
@@ -91,17 +63,11 @@ class Table:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Properties by which one of the paper's data sets is recognized.
+    """Properties by which one of the paper's data sets is recognized."""
 
-    Attributes:
-        classes: Number of classes.
-        side: Side of an image in pixels; None where sizes differ.
-        test_images: Number of test images.
-    """
-
-    classes: int
-    side: int | None
-    test_images: int
+    classes: int  # number of classes
+    side: int | None  # side of an image in pixels; None where sizes differ
+    test_images: int  # number of test images
 
 
 DATA = {
@@ -139,11 +105,7 @@ TABLES: tuple[Table, ...] = tuple(map(_table, _CONTENT["tables"]))
 
 
 def find_tables(word: str) -> tuple[Table, ...]:
-    """Return the tables of a name: one table, both parts of figure 3, or all. "Table 5" and "5" name table5 too.
-
-    Raises:
-        InputError: If there is no such table.
-    """
+    """Return the tables of a name: one table, both parts of figure 3, or all; "Table 5" and "5" name table5 too."""
     name = re.sub(r"^(?=a?\d)", "table", word.lower().replace(" ", "").replace("_", "-"))
     found = tuple(table for table in TABLES if name == "all" or name in table.names)
     if not found:
@@ -154,11 +116,7 @@ def find_tables(word: str) -> tuple[Table, ...]:
 
 
 def find_runnable(word: str) -> tuple[Table, ...]:
-    """Return the tables of a name whose rows ``cutmix reproduce`` runs.
-
-    Raises:
-        InputError: If there is none of that name, or its rows are run by another command.
-    """
+    """Return the tables of a name whose rows ``cutmix reproduce`` runs."""
     found = find_tables(word)
     runnable = tuple(table for table in found if not table.command)
     if not runnable:
@@ -167,11 +125,7 @@ def find_runnable(word: str) -> tuple[Table, ...]:
 
 
 def find_rows(tables: Sequence[Table], words: tuple[str, ...]) -> tuple[Row, ...]:
-    """Return the rows with these labels or recipes, in the order of the tables; without words, all that have a recipe.
-
-    Raises:
-        InputError: If a word names no row, or a row that no recipe runs.
-    """
+    """Return the rows with these labels or recipes, in the order of the tables; by default all that have a recipe."""
     rows = [row for table in tables for row in table.rows]
     names = {name.lower(): row for row in sorted(rows, key=lambda row: row.recipe is not None)
              for name in (row.label, row.recipe) if name}  # fmt: skip

@@ -32,23 +32,15 @@ _MIX_FIELDS = {
 
 
 class _Contest(NamedTuple):
-    """Recipes whose main metric is of the same test images.
-
-    Attributes:
-        main: The metric.
-        line: A record of it.
-        baseline: Name of the baseline.
-        members: The runs of each recipe.
-        estimates: The metric of each recipe.
-        chance: For each other recipe the p-value of no difference, adjusted by Holm's method, and the number of pairs
-            of runs; recipes without predictions of the same images are left out.
-    """
+    """Recipes whose main metric is of the same test images."""
 
     main: Main
-    line: Record
-    baseline: str
-    members: dict[str, list[Run]]
-    estimates: dict[str, Estimate]
+    line: Record  # a record of it
+    baseline: str  # name of the baseline
+    members: dict[str, list[Run]]  # the runs of each recipe
+    estimates: dict[str, Estimate]  # the metric of each recipe
+    # the p-value of no difference of each other recipe, adjusted by Holm's method, and the number of pairs of
+    # runs; without recipes that lack predictions of the same images
     chance: dict[str, tuple[float, int]]
 
     @property
@@ -81,7 +73,7 @@ def _contests(runs: Sequence[Run]) -> Iterator[_Contest]:
 
 
 def _chance(members: Sequence[Run], others: Sequence[Run]) -> tuple[float, int] | None:
-    """Return the p-value of no difference and the number of pairs of runs: McNemar's, or over seeds and images."""
+    """Return the p-value of no difference, over images or over seeds and images, and the number of pairs of runs."""
     outcomes = [_outcomes(runs) for runs in (members, others)]
     if not all(outcomes):
         return None
@@ -99,7 +91,7 @@ def _chance(members: Sequence[Run], others: Sequence[Run]) -> tuple[float, int] 
 
 
 def _outcomes(runs: Sequence[Run]) -> dict[int, Outcome]:
-    """Return the outcome of each seed; nothing if a run has no predictions, or two runs share a seed."""
+    """Return the outcome of each seed; empty if a run has no predictions, or two runs share a seed."""
     paths = {run.recipe.get("seed", 0): run.folder / "predictions" / "last.npz" for run in runs}
     complete = len(paths) == len(runs) and all(run.task == "classification" for run in runs)
     if not complete or not all(path.is_file() for path in paths.values()):
@@ -113,13 +105,13 @@ def _outcomes(runs: Sequence[Run]) -> dict[int, Outcome]:
 def comparisons(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Return the name of each recipe with a finished run, and its main metric beside the baseline's in words.
 
-    Only recipes with the same test images are compared, with the first without any method, or else the first.
+    Only recipes with the same test images are compared: with the first without any method, else the first.
     """
     said = []
     for contest in _contests(runs):
         line, members, estimates = contest.line, contest.members, contest.estimates
         baseline, main = estimates[contest.baseline], contest.main
-        if len(estimates) > 1:  # of a lone recipe the verdict says it
+        if len(estimates) > 1:  # the verdict has the result of a single recipe
             said.append((contest.baseline, f"{_main(baseline, main, line.n)} on {_images(line)}."))
         for name, found in estimates.items():
             if name == contest.baseline:
@@ -158,7 +150,7 @@ def _decide(contest: _Contest) -> list[str]:
 
 
 def _describe(contest: _Contest) -> list[str]:
-    """Return the result of the only recipe, and where it is weakest."""
+    """Return the result of the only recipe, and its weakest class."""
     ((name, found),) = contest.estimates.items()
     line, run = contest.line, contest.members[name][0]
     interval = "" if found.low is None or found.high is None else f" (95\u00a0% interval {_range(found, contest.main)})"
@@ -176,13 +168,13 @@ def _describe(contest: _Contest) -> list[str]:
 
 
 def _images(line: Record) -> str:
-    """Return how many images of which split and data a record is about."""
+    """Return the number of images, the split and the data of a record."""
     split = {"val": "validation images"}.get(line.split, f"{line.split} images")
     return f"{line.n:,} {split} of {line.data}" if line.n else f"the {split} of {line.data}"
 
 
 def calibration_findings(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """Return the label of each run whose confidence is off by 5 points or more, and what a temperature does to it."""
+    """Return the label of each run whose confidence is off by 5 points or more, and the effect of a temperature."""
     said = []
     for run in runs:
         found = {line.metric: line for line in run.suite("calibration")}
@@ -211,26 +203,18 @@ def lead(runs: Sequence[Run]) -> Run | None:
 
 
 class Pair(NamedTuple):
-    """Two runs on the same test images, compared image by image after the last epoch.
-
-    Attributes:
-        first: Label of a run.
-        second: Label of another.
-        counts: Images that only the first or only the second classifies correctly, and the unadjusted p-value.
-        p: The p-value, adjusted for all pairs by Holm's method.
-    """
+    """Two runs on the same test images, compared image by image after the last epoch."""
 
     first: str
     second: str
-    counts: Paired
-    p: float
+    counts: Paired  # images that only the first or only the second classifies correctly, and the unadjusted p-value
+    p: float  # the p-value, adjusted for all pairs by Holm's method
 
 
 def pairs(runs: Sequence[Run]) -> list[Pair]:
     """Compare finished runs of different recipes and the same seed that have predictions of the same images.
 
-    Up to six runs every pair is compared; of more, each one with those of the recipe without any method, or of the
-    first.
+    Of up to six runs every pair is compared; of more, each one with the runs of the baseline.
     """
     outcomes = {}
     for run in runs:
@@ -257,7 +241,7 @@ def _short(value: float) -> str:
 
 
 def _value(found: Estimate, main: Main, images: int | None) -> str:
-    """Return a result for a sentence; of a classifier the images that are right, in per cent of fewer than 100."""
+    """Return a result for a sentence: of a classifier the right images in 100, or their share in per cent."""
     if main is not MAIN["classification"]:
         return f"{main.label} {found.value:.1f}{main.unit}"
     return f"{_short(100 - found.value)} {'of 100' if (images or 100) >= 100 else '% of the'} images right"
@@ -288,7 +272,7 @@ def _difference(found: Estimate, baseline: Estimate, main: Main) -> str:
 
 
 def _tested(contest: _Contest, name: str) -> str:
-    """Return the outcome of the test on the same images, or where it is; "" where there is none."""
+    """Return the outcome of the test on the same images, or the section that has it; "" without a test."""
     if name in contest.chance:
         p, seeds = contest.chance[name]
         if seeds > 1:

@@ -41,17 +41,11 @@ _STYLE: Any = {
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a plot.
+    """One line of a plot."""
 
-    Attributes:
-        x: Ascending positions; the edges of a histogram's bins, one more than there are values.
-        y: Values.
-        style: Number of the style, the same in every figure and in its ``key``.
-    """
-
-    x: Sequence[float]
-    y: Sequence[float]
-    style: int
+    x: Sequence[float]  # ascending positions; the edges of a histogram's bins, one more than there are values
+    y: Sequence[float]  # values
+    style: int  # number of the style, the same in every figure and in its ``key``
 
 
 @rc_context(_STYLE)
@@ -66,14 +60,8 @@ def lines(
 ) -> Markup:
     """Return a line plot as ``<svg>``; lines differ in colour, dashes and markers, and ``key`` makes the legend.
 
-    Args:
-        curves: Curves; empty ones are left out.
-        xlabel: Label of the horizontal axis.
-        ylabel: Label of the vertical axis, with the unit.
-        alt: Description for a reader who does not see the figure.
-        axis: Ticks of the horizontal axis: whole numbers, a share from 0 to 1, or 0 and doublings of 1 at equal
-            distances.
-        from_zero: Whether the vertical axis starts at 0.
+    ``alt`` describes the figure for a screen reader. The ticks of the horizontal axis are whole numbers, a share from 0
+    to 1, or 0 and doublings of 1 at equal distances.
     """
     figure, axes = _axes(xlabel, ylabel)
     if axis == "doubling":
@@ -97,12 +85,7 @@ def lines(
 
 @rc_context(_STYLE)
 def reliability(curves: Sequence[Curve], *, alt: str) -> Markup:
-    """Return a reliability diagram as ``<svg>``: accuracy over confidence, both in per cent, with the diagonal.
-
-    Args:
-        curves: Mean confidence and accuracy of the bins that hold images.
-        alt: Description for a reader who does not see the figure.
-    """
+    """Return a reliability diagram as ``<svg>``: accuracy over mean confidence, both in per cent, with the diagonal."""
     figure, axes = _axes("mean confidence, %", "accuracy, %")
     axes.plot((0, 100), (0, 100), color=_FOREGROUND, alpha=0.5, linewidth=1)
     axes.set_xlim(0, 103)
@@ -114,15 +97,7 @@ def reliability(curves: Sequence[Curve], *, alt: str) -> Markup:
 
 @rc_context(_STYLE)
 def outlines(histograms: Sequence[Curve], *, xlabel: str, ylabel: str, alt: str, small: bool = False) -> Markup:
-    """Return histograms as ``<svg>``: steps that differ in colour and dashes.
-
-    Args:
-        histograms: Ascending edges of the bins as x, and one value fewer as y, the height of each bin.
-        xlabel: Quantity that is binned.
-        ylabel: Quantity of the heights.
-        alt: Description for a reader who does not see the figure.
-        small: Whether the figure is one of many of its kind.
-    """
+    """Return histograms as ``<svg>``: steps that differ in colour and dashes; ``small`` for one of many figures."""
     figure, axes = _axes(xlabel, ylabel, (3, 2.3) if small else _SIZE)
     for each in histograms:
         colour, dashes = COLOURS[each.style % len(COLOURS)], LINES[each.style % len(LINES)]
@@ -187,13 +162,9 @@ def _svg(figure: Figure, alt: str | None) -> Markup:
 def learning_curves(
     runs: Sequence[Run], styles: Mapping[str, int], figures: Sequence[tuple[str, str, str]], caption: str
 ) -> Markup:
-    """Return a plot for each figure, with one style for the seeds of a recipe; nothing if no run has logged an epoch.
+    """Return a plot for each title, field of the log and name of the axis, with one style for the seeds of a recipe.
 
-    Args:
-        runs: Runs; those of evaluated files have no curve.
-        styles: The style of each recipe, the same on all of the page.
-        figures: Title, field of the log and name of the vertical axis.
-        caption: Caption of the figures.
+    Runs of evaluated files have no curve; the result is empty if no run has logged an epoch.
     """
     runs = [run for run in runs if run.epochs and not run.evaluated]
     if not runs:
@@ -338,7 +309,7 @@ def _legend(card: Card) -> list[tuple[Markup, str]]:
 
 
 def suite_figures(card: Card) -> Markup:
-    """Return the images that the suite has drawn for each run."""
+    """Return the images that the suite drew for each run."""
     items = []
     for run in card.runs:
         prefix = run.arrays(card.suite).stem

@@ -14,27 +14,16 @@ _ROUNDING = 1e-6  # what float32 may add to a largest change of ε
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric.
+    """The definition of a metric."""
 
-    Attributes:
-        suite: Suite of ``cutmix evaluate`` or task of ``cutmix transfer`` that computes it.
-        label: Name in a table.
-        definition: One to three sentences, with the source.
-        unit: "%", another unit, or "" for a plain number.
-        digits: Decimals in a table.
-        better: Better direction; "" where there is none.
-        at: Meaning of a record's ``at``, where it is part of the metric.
-        check: Condition under which a check of an attack holds: the value is 1, at most ε, or 0.
-    """
-
-    suite: str
-    label: str
-    definition: str
-    unit: str = "%"
-    digits: int = 1
-    better: Better = "lower"
-    at: At = ""
-    check: Check = ""
+    suite: str  # suite of ``cutmix evaluate`` or task of ``cutmix transfer`` that computes it
+    label: str  # name in a table
+    definition: str  # one to three sentences, with the source
+    unit: str = "%"  # "%", another unit, or "" for a plain number
+    digits: int = 1  # decimals in a table
+    better: Better = "lower"  # better direction; "" where there is none
+    at: At = ""  # meaning of a record's ``at``, where it is part of the metric
+    check: Check = ""  # condition under which a check of an attack holds: the value is 1, at most ε, or 0
 
     @property
     def heading(self) -> str:
@@ -191,8 +180,8 @@ METRICS = {
     "brier_unscaled": _calibration("Brier score before", f"Brier score {_HELD_OUT}, without the temperature.", "", 3),
     "brier_scaled": _calibration("Brier score after", f"Brier score {_HELD_OUT}, with the temperature.", "", 3),
     # robustness: attacks
-    "clean_err": _robustness("Error on images as they are",
-        "Top-1 error of the same images before anything is done to them: where each attack and occlusion starts.",
+    "clean_err": _robustness("Error on unchanged images",
+        "Top-1 error of the same images without any change: where each attack and occlusion starts.",
     ),
     "fgsm_err": _robustness("FGSM error",
         "Top-1 error after one step by which every pixel goes ε up or down, whichever raises the loss; ε is in the "
@@ -201,7 +190,7 @@ METRICS = {
         "ε",
     ),
     "noise_err": _robustness("Random noise error",
-        "Top-1 error when every pixel goes ε up or down at random: what FGSM has to exceed to be an attack. Source: "
+        "Top-1 error when every pixel goes ε up or down at random; FGSM has to exceed it to be an attack. Source: "
         "Carlini et al. 2019.",
         "ε",
     ),
@@ -217,7 +206,7 @@ METRICS = {
         "ε",
     ),
     "worst_case_err": _robustness("Worst-case error",
-        f"The share, {_SUBSET}, that are wrong as they are or under any of the attacks. Source: Carlini et al. 2019.",
+        f"The share, {_SUBSET}, that are wrong unchanged or under any of the attacks. Source: Carlini et al. 2019.",
         "ε",
     ),
     "pgd_unbounded_err": _robustness("PGD error without a bound",

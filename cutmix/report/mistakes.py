@@ -39,7 +39,7 @@ class _Group(NamedTuple):
 
 
 def where_it_errs(runs: Sequence[Run]) -> Section | None:
-    """The accuracy of each class, the classes that are confused, and images of the best run."""
+    """Return the accuracy of each class, the classes that are confused, and images of the best run."""
     first = lead(runs)
     path = first and first.folder / "predictions" / "last.npz"
     if not first or not path or not path.is_file():
@@ -125,7 +125,7 @@ _WEAK = 0.3  # error from which on contradictions are the model's own mistakes r
 
 
 class _Answer(NamedTuple):
-    """What the page says of an image."""
+    """The words of the page about an image."""
 
     name: str
     prediction: str
@@ -154,7 +154,7 @@ def _class_galleries(run: Run, made: Answers) -> Markup:
 
 
 def _label_gallery(run: Run, made: LabelAnswers) -> Markup:
-    """Return the images of a run with several labels whose labels are most surely predicted wrongly, or missed."""
+    """Return the images of a run with several labels whose labels are most confidently predicted wrongly, or missed."""
     index = [*surest_wrong_labels(made)]
 
     def answer(i: int) -> _Answer:

@@ -15,7 +15,7 @@ from cutmix.runs.read import Run, groups
 from cutmix.runs.record import Record, with_interval
 
 _TEMPLATE = files("cutmix.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
-# The macros of the page; whatever is given to them is escaped unless it is Markup.
+# The macros of the page; they escape their arguments unless these are Markup.
 HTML: Any = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(_TEMPLATE).module
 
 
@@ -49,19 +49,9 @@ def link(anchor: str, text: str) -> Markup:
 
 
 def figure(png: bytes, where: object, *, alt: str, caption: str) -> dict[str, Any]:
-    """Return an image as the template embeds it.
-
-    Args:
-        png: Content of the file.
-        where: Name of the file, for the error message.
-        alt: Text for a reader who does not see the image.
-        caption: Caption.
-
-    Raises:
-        InputError: If the content is no PNG image.
-    """
+    """Return a PNG file as the template embeds it; ``where`` is its name in the error message."""
     if png[:8] != b"\x89PNG\r\n\x1a\n" or len(png) < 24:
-        raise InputError(f"{where} is no PNG image; remove it or write it again")
+        raise InputError(f"{where} is not a PNG image; remove it or write it again")
     return {
         "base64": base64.b64encode(png).decode(),
         "width": int.from_bytes(png[16:20], "big"),
@@ -84,24 +74,16 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Card:
-    """The results of a suite in several runs.
-
-    Attributes:
-        suite: Its name.
-        runs: The runs in which it was tried, the columns of every table.
-        rows: The line of each run, by the run's label, for each row.
-        refused: Why a run has nothing, by its label.
-        styles: The style of each recipe's curves, the same in every figure of the page.
-    """
+    """The results of a suite in several runs."""
 
     suite: str
-    runs: tuple[Run, ...]
-    rows: dict[Key, dict[str, Record]]
-    refused: dict[str, str]
-    styles: dict[str, int]
+    runs: tuple[Run, ...]  # the runs in which it was tried, the columns of every table
+    rows: dict[Key, dict[str, Record]]  # the line of each run, by the run's label, for each row
+    refused: dict[str, str]  # the reason why a run has no result, by its label
+    styles: dict[str, int]  # the style of each recipe's curves, the same in every figure of the page
 
     def sweeps(self) -> dict[tuple[str, str], list[Key]]:
-        """Rows that differ in ``at`` alone, if there are three or more."""
+        """Return the groups of three or more rows that differ in ``at`` alone."""
         found: dict[tuple[str, str], list[Key]] = {}
         for row in self.rows:
             if row.at is not None and not metric_of(row.name).check:
@@ -110,7 +92,7 @@ class Card:
 
 
 def gather(runs: Sequence[Run], suite: str) -> Card | None:
-    """Collect a suite's lines, rows in the order of ``METRICS``; None where no run has any."""
+    """Collect a suite's lines, rows in the order of ``METRICS``; None if no run has any."""
     rows: dict[Key, dict[str, Record]] = {}
     refused: dict[str, str] = {}
     tried = []
@@ -126,7 +108,7 @@ def gather(runs: Sequence[Run], suite: str) -> Card | None:
             at = line.at if metric_of(name).at else None
             rows.setdefault(Key(name, line.of or "", at), {})[run.label] = line
     for label in {label for lines_ in rows.values() for label in lines_}:
-        refused.pop(label, None)  # there is a result from another evaluation
+        refused.pop(label, None)  # another evaluation has a result
     if not tried:
         return None
     styles = {group: style for style, group in enumerate(groups(runs))}
@@ -139,7 +121,7 @@ def gather(runs: Sequence[Run], suite: str) -> Card | None:
 
 
 def table(card: Card, caption: str, rows: Sequence[Key], *, with_notes: bool = True) -> Markup:
-    """Return a table of metrics, the runs side by side, and the notes that belong to it; nothing without rows."""
+    """Return a table of metrics, the runs side by side, and their notes; nothing without rows."""
     if not rows:
         return Markup("")
     shown = []
@@ -154,7 +136,7 @@ def table(card: Card, caption: str, rows: Sequence[Key], *, with_notes: bool = T
 
 
 def table_of_sets(card: Card, caption: str, rows: Sequence[Key]) -> Markup:
-    """Return a table of one metric with a row for each set that any run has; the notes are left to the caller."""
+    """Return a table of one metric with a row for each set that any run has, without the notes."""
     rows = [row for row in rows if any(line.value is not None for line in card.rows[row].values())]
     if not rows:
         return Markup("")
@@ -175,7 +157,7 @@ def table_of_sets(card: Card, caption: str, rows: Sequence[Key]) -> Markup:
 
 
 def table_of_checks(card: Card, caption: str, rows: Sequence[Key]) -> Markup:
-    """Return a table of checks that hold or fail, each once, wherever it was made."""
+    """Return a table of checks that hold or fail, each once for all places at which it was made."""
     by_name: dict[str, list[Key]] = {}
     for row in rows:
         by_name.setdefault(row.name, []).append(row)
@@ -196,7 +178,7 @@ def table_of_checks(card: Card, caption: str, rows: Sequence[Key]) -> Markup:
 
 
 def _verdict(metric: Metric, lines: Sequence[Record]) -> str:
-    """Say whether a check holds wherever it was made, and where it does not, why."""
+    """Return whether a check holds at all its places, and if not, where and why."""
     if not lines:
         return "not run"
     failed = [line for line in lines if not metric.holds(line)]
@@ -226,7 +208,7 @@ def name(row: Key) -> Markup:
 
 
 def notes(card: Card, rows: Iterable[Key]) -> Markup:
-    """Return the caveats of some rows, each once, with what it is about; those of checks stand in their cells."""
+    """Return the caveats of some rows, each once, with its metrics and runs; those of checks stand in their cells."""
     rows = [row for row in rows if not metric_of(row.name).check]
     about: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
     for row in rows:
@@ -246,7 +228,7 @@ def notes(card: Card, rows: Iterable[Key]) -> Markup:
 
 
 def refusals(card: Card) -> Markup:
-    """Return, for each run to which the suite could not be applied, why."""
+    """Return the reason for each run to which the suite could not be applied."""
     items = [Markup("<strong>{}</strong>: {}.").format(label, why.rstrip(".")) for label, why in card.refused.items()]
     return Markup(HTML.sentences(items)) if items else Markup("")
 
@@ -262,7 +244,7 @@ _CHOSEN_MEANS = (
 
 
 def at_in_words(metric: Metric, at: float) -> str:
-    """Return a record's ``at`` as it follows the name of the metric."""
+    """Return a record's ``at`` in words, to follow the name of the metric."""
     if metric.at == "ε":
         return f"ε\u00a0=\u00a0{in_255ths(at)}"
     unit = "\u00a0px" if metric.at.startswith("side") else ""
@@ -278,7 +260,7 @@ def in_255ths(value: float) -> str:
 
 
 def anchor(name: str) -> str:
-    """Return where a metric is defined on the page."""
+    """Return the anchor of a metric's definition on the page."""
     return f"metric-{name}"
 
 

@@ -31,59 +31,33 @@ IOU = 0.5  # above which a box is right
 
 
 class Compared(NamedTuple):
-    """A metric of a run and of the baseline.
+    """A metric of a run and of the baseline."""
 
-    Attributes:
-        name: The metric's key in ``METRICS``.
-        of: Subject of the metric, such as the other data; "" for the test images alone.
-        at: Where, such as ε.
-        run: Label of the run.
-        baseline: Label of the baseline's run.
-        difference: The run less the baseline; its p-value adjusted, by Holm's method, for all that were compared.
-    """
-
-    name: str
-    of: str
-    at: float | None
-    run: str
-    baseline: str
-    difference: Difference
+    name: str  # the metric's key in ``METRICS``
+    of: str  # subject of the metric, such as the other data; "" for the test images alone
+    at: float | None  # such as ε
+    run: str  # label of the run
+    baseline: str  # label of the baseline's run
+    difference: Difference  # the run less the baseline; its p-value is adjusted, by Holm's method, for all comparisons
 
 
 class _Sample(NamedTuple):
-    """The per-image results of a metric.
+    """The per-image results of a metric."""
 
-    Attributes:
-        name: The metric's key in ``METRICS``.
-        of: What it is of; "" where it is of the test images alone.
-        at: Where.
-        line: Its latest record, which belongs to the arrays; None where it was not evaluated.
-        values: The arrays.
-        compare: How those of two runs are compared.
-        same: What has to be the same in both runs, beside the test images.
-    """
-
-    name: str
-    of: str
+    name: str  # the metric's key in ``METRICS``
+    of: str  # its subject; "" for the test images alone
     at: float | None
-    line: Record | None
+    line: Record | None  # its latest record, which belongs to the arrays; None where it was not evaluated
     values: Any
-    compare: Callable[[Any, Any], Difference]
-    same: tuple[Any, ...] = ()
+    compare: Callable[[Any, Any], Difference]  # returns the difference of the values of two runs
+    same: tuple[Any, ...] = ()  # what has to be the same in both runs, beside the test images
 
 
 def differences(runs: Sequence[Run], suite: str) -> list[Compared]:
-    """Compare each run with the baseline: the first without any method or, without one, the first of all.
+    """Compare each run with the baseline: the first without any method, else the first of all.
 
-    A run is compared with the baseline's run of its own seed, where there is one; nothing is compared unless both are
-    of the same images.
-
-    Args:
-        runs: All runs of the page; those without the arrays of the suite are passed over.
-        suite: One of the suites of ``cutmix evaluate``, "detection" or "captioning".
-
-    Raises:
-        InputError: If a file of arrays is damaged.
+    A run is compared with the baseline's run of its own seed, if there is one, and only if both have the same images.
+    Runs without the arrays of the suite are left out.
     """
     found_in = {run.label: read_arrays(run.arrays(suite)) for run in runs if run.arrays(suite).is_file()}
     samples = {
@@ -105,7 +79,7 @@ def differences(runs: Sequence[Run], suite: str) -> list[Compared]:
 
 
 def against_baseline(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """Return the baseline's run and the other one for every run of another recipe than the baseline's."""
+    """Return, for every run of another recipe than the baseline's, the baseline's run and the run itself."""
     if not runs:
         return []
     group = baseline_of(runs)
@@ -115,10 +89,10 @@ def against_baseline(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
 
 
 def _comparable(run: Run, first: _Sample, other: Run, second: _Sample) -> bool:
-    """Return whether two runs were evaluated in the same way on the same images, as far as arrays and results tell.
+    """Return whether two runs were evaluated in the same way on the same images, by their arrays and results.
 
-    Images that are held out of a folder depend on the share and the seed of the split; images and outliers that were
-    drawn, on the evaluation's seed.
+    Images that are held out of a folder depend on the share and the seed of the split; drawn images and outliers depend
+    on the evaluation's seed.
     """
     if first.at != second.at or not _equal(first.same, second.same):
         return False
@@ -137,7 +111,7 @@ def _equal(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
     return len(first) == len(second) and all(map(np.array_equal, first, second))
 
 
-# ---- what each suite is compared in ----
+# ---- the compared metrics of each suite ----
 
 
 def _calibration(run: Run, arrays: Arrays) -> Iterator[_Sample]:
@@ -214,24 +188,16 @@ def _last(run: Run, suite: str, metric: str, of: str = "") -> Record | None:
 # ---- differences ----
 # Two detectors or two captioners on the same images, compared by resampling the images in pairs. No torch here.
 
-# So many that the smallest p, 2 / (draws + 1), stays below 0.05 when Holm multiplies it by a page's scores and runs.
+# Enough draws that the smallest p, 2 / (draws + 1), stays below 0.05 after Holm's factor, a page's scores and runs.
 _DRAWS = {"detection": 2000, "captioning": 5000}
 
 
 def precision_difference(
     first: Judged, second: Judged, images: int, draws: int = _DRAWS["detection"], seed: int = 0
 ) -> Difference:
-    """Compare two mean average precisions (11-point), in per cent, the second run's less the first's.
+    """Compare two mean average precisions (11-point) of the same objects, in per cent, the second less the first.
 
-    Args:
-        first: Judged detections of one run.
-        second: Those of the other, of the same objects.
-        images: Number of images, including those without objects.
-        draws: Resamples.
-        seed: Of the resamples; NumPy's own generator.
-
-    Raises:
-        InputError: If they are not of the same objects, or of none.
+    ``images`` is their number, including those without objects.
     """
     if not len(first.object_images):
         raise InputError("two runs on no objects cannot be compared in pairs")
@@ -249,17 +215,9 @@ def precision_difference(
 def caption_difference(
     first: ImageScores, second: ImageScores, score: str, draws: int = _DRAWS["captioning"], seed: int = 0
 ) -> Difference:
-    """Compare a score of two sets of captions, times 100, the second run's less the first's.
+    """Compare a score of two sets of captions of the same images, times 100, the second less the first.
 
-    Args:
-        first: What one run's scores are made of.
-        second: The other's, of the same images; CIDEr-D's weights of n-grams stay those of the whole set.
-        score: One of those of ``score_captions``.
-        draws: Resamples.
-        seed: Of the resamples; NumPy's own generator.
-
-    Raises:
-        InputError: If they are not of as many images, or of none.
+    CIDEr-D's weights of n-grams stay those of the whole set.
     """
     n = len(first.rouge_l)
     if n != len(second.rouge_l) or not n:

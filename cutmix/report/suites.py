@@ -1,7 +1,4 @@
-"""The report card: a section of the page for each suite of `cutmix evaluate`, the runs side by side. No torch here.
-
-What compares runs in pairs or with the paper is for the sections of detection and captioning too.
-"""
+"""The report card: a section of the page for each suite and task of transfer, the runs side by side. No torch here."""
 
 from collections.abc import Sequence
 
@@ -42,7 +39,7 @@ from cutmix.statistics import Difference, in_words
 
 
 def calibration(runs: Sequence[Run]) -> Section | None:
-    """Calibration before and after a temperature."""
+    """Return the calibration before and after a temperature."""
     card = gather(runs, "calibration")
     if card is None:
         return None
@@ -57,7 +54,7 @@ def calibration(runs: Sequence[Run]) -> Section | None:
 
 
 def _of_the_test_set(card: Card, rows: Sequence[Key]) -> str:
-    """Return "on all test images", or on how many of them."""
+    """Return "on all test images", or the number of images of a subset."""
     parts = {(line.n, whole_of(line)) for row in rows for line in card.rows[row].values()}
     if any(whole for _, whole in parts):
         return "on " + " and ".join(f"{n:,} of {whole or n:,}" for n, whole in sorted(parts) if n) + " test images"
@@ -65,7 +62,7 @@ def _of_the_test_set(card: Card, rows: Sequence[Key]) -> str:
 
 
 def robustness(runs: Sequence[Run]) -> Section | None:
-    """Errors under attacks, occlusion, mixtures and corruptions."""
+    """Return the errors under attacks, occlusion, mixtures and corruptions."""
     card = gather(runs, "robustness")
     if card is None:
         return None
@@ -79,7 +76,7 @@ def robustness(runs: Sequence[Run]) -> Section | None:
         elif (row.name, row.of) not in sweeps or (row.name == "fgsm_err" and row.at in main):
             attacked.append(row)
     kinds = {same: rows for same, rows in sweeps.items() if same[0] == "corruption_err"}
-    body = refusals(card) + table(card, "Errors as the images are, under attack and under noise", attacked)
+    body = refusals(card) + table(card, "Errors on unchanged images, under attack and under noise", attacked)
     body += table_of_checks(card, "Checks: are the attacks sound?", checks)
     body += differences_of(card)
     body += curves(card, {same: rows for same, rows in sweeps.items() if same not in kinds})
@@ -89,7 +86,7 @@ def robustness(runs: Sequence[Run]) -> Section | None:
 
 
 def out_of_distribution(runs: Sequence[Run]) -> Section | None:
-    """Out-of-distribution detection by the confidence and by other scores."""
+    """Return the out-of-distribution detection by the confidence and by other scores."""
     card = gather(runs, "ood")
     if card is None:
         return None
@@ -116,7 +113,7 @@ def out_of_distribution(runs: Sequence[Run]) -> Section | None:
 
 
 def localization(runs: Sequence[Run]) -> Section | None:
-    """Boxes from class activation maps against true boxes."""
+    """Return the agreement of boxes from class activation maps with true boxes."""
     card = gather(runs, "localization")
     if card is None:
         return None
@@ -126,7 +123,7 @@ def localization(runs: Sequence[Run]) -> Section | None:
 
 
 def labels(runs: Sequence[Run]) -> Section | None:
-    """Metrics of images with several labels, and of each label."""
+    """Return the metrics of images with several labels, and of each label."""
     card = gather(runs, "labels")
     if card is None:
         return None
@@ -139,7 +136,7 @@ def labels(runs: Sequence[Run]) -> Section | None:
 
 
 def definitions(runs: Sequence[Run]) -> list[tuple[str, list[Definition]]]:
-    """The definitions of the metrics on the page, by section."""
+    """Return the definitions of the metrics on the page, by section."""
     found = []
     compared: dict[str, Definition] = {}
     for suite, about in SUITES.items():
@@ -158,7 +155,7 @@ def definitions(runs: Sequence[Run]) -> list[tuple[str, list[Definition]]]:
 
 
 def differences_of(card: Card) -> Markup:
-    """Each run less the baseline, with paired intervals."""
+    """Return the difference of each run to the baseline, with paired intervals."""
     found = differences(card.runs, card.suite)
     if not found:
         return Markup("")
@@ -209,7 +206,7 @@ def _definition(metric: Metric) -> str:
     return f"{metric.definition} {metric.better.capitalize()} is better." if metric.better else metric.definition
 
 
-# How two runs are compared in pairs: the definition of the difference, and what its interval is.
+# How two runs are compared in pairs: the definition of the difference, and its interval.
 _PAIRED: dict[Paired, tuple[Definition, str]] = {
     "ece": (
         Definition(
@@ -264,7 +261,7 @@ _LOSS = (
 
 
 def detection(runs: Sequence[Run]) -> Section | None:
-    """Average precision of detectors."""
+    """Return the average precision of detectors."""
     card = gather(runs, "detection")
     tables = Markup("")
     if card is not None:
@@ -275,7 +272,7 @@ def detection(runs: Sequence[Run]) -> Section | None:
 
 
 def captioning(runs: Sequence[Run]) -> Section | None:
-    """Scores of captions against reference captions."""
+    """Return the scores of captions against reference captions."""
     card = gather(runs, "captioning")
     tables = Markup("")
     if card is not None:
@@ -285,7 +282,7 @@ def captioning(runs: Sequence[Run]) -> Section | None:
 
 
 def paper_of_transfer(runs: Sequence[Run]) -> Section | None:
-    """The paper's tables of transfer beside runs on its data, known by the number of test images."""
+    """Return the paper's tables of transfer beside runs on its data, recognized by the number of test images."""
     tested = {(run.task, record.n) for run in runs for record in run.results}
     tables = [
         table
@@ -309,7 +306,7 @@ def _section(runs: Sequence[Run], task: str, tables: Markup, figure: tuple[str, 
         return None
     figures = [("Training loss", "train_loss", "loss"), figure]
     if not any(sum(figure[1] in entry for entry in run.epochs) > 1 for run in runs):
-        figures.pop()  # one point is no curve
+        figures.pop()  # one point does not make a curve
     curves = learning_curves(runs, styles, figures, _LOSS)
     return Section(SUITES[task].title, task, tables + curves + _transfer_figures(runs))
 
@@ -336,7 +333,7 @@ _DRAWN = {
 
 
 def _transfer_figures(runs: Sequence[Run]) -> Markup:
-    """Return the test images that each run has drawn."""
+    """Return the test images that each run drew."""
     items = []
     for run in runs:
         for kind, said in _DRAWN.items():
@@ -359,7 +356,7 @@ _LEGEND = (
 
 
 def attention(runs: Sequence[Run]) -> Section | None:
-    """The attention of runs with SMMix after training."""
+    """Return the attention of runs with SMMix after training."""
     files = [(run, run.folder / "figures" / "attention.png") for run in runs]
     images = [
         figure(

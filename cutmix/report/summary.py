@@ -42,18 +42,9 @@ from cutmix.statistics import in_words
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:
-    """Write one HTML page about run folders; it needs no script, no connection and no other file.
+    """Write one HTML page about finished and unfinished runs; it needs no script, no connection and no other file.
 
-    Args:
-        runs: Folders that ``cutmix train`` wrote, finished or not.
-        out: File of the page; an existing one is replaced atomically.
-
-    Returns:
-        The page's path.
-
-    Raises:
-        InputError: A folder is missing, given twice or no run folder, a file in it is damaged, or the page could not
-            be written.
+    An existing file is replaced atomically.
     """
     loaded = read_runs([Path(run) for run in runs])
     sections = [made for section in SECTIONS if (made := section(loaded)) is not None]
@@ -67,7 +58,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
 
 
 def summarize(runs: Sequence[Run]) -> Section:
-    """The verdict, then a sentence for each recipe, each finding and each unfinished run."""
+    """Return the verdict, then a sentence for each recipe, each finding and each unfinished run."""
     items = [Markup("<strong>{}</strong>: {}").format(*said) for said in comparisons(runs) + calibration_findings(runs)]
     items += [_unfinished(run) for run in runs if not run.finished]
     items += [_only_suites(run) for run in runs if run.finished and _line(run) is None]
@@ -92,7 +83,7 @@ def _steps(run: Run) -> int:
 
 
 def results(runs: Sequence[Run]) -> Section | None:
-    """The errors with their intervals, the last epoch apart from the best."""
+    """Return the errors with their intervals, the last epoch apart from the best."""
     runs = [run for run in runs if run.task == "classification"]
     if not runs:
         return None
@@ -101,7 +92,7 @@ def results(runs: Sequence[Run]) -> Section | None:
     captions = {
         "last": "Last epoch: the model at the end of training",
         "best": _how_chosen(chosen),
-        "file": "Weights from a file, as they are",
+        "file": "Weights from a file",
     }
     header = [
         "Run",
@@ -126,7 +117,7 @@ def results(runs: Sequence[Run]) -> Section | None:
 
 
 def _how_chosen(runs: Sequence[Run]) -> str:
-    """Return the caption of the best epochs, which says whether their errors are optimistic."""
+    """Return the caption of the best epochs, which tells whether their errors are optimistic."""
     lines = [line for run in runs if (line := run.result("top1_err", "best"))]
     if lines and all(line.chosen_on == "val" for line in lines):
         if all(line.split != "val" for line in lines):
@@ -136,7 +127,7 @@ def _how_chosen(runs: Sequence[Run]) -> str:
 
 
 def error_curves(runs: Sequence[Run]) -> Section | None:
-    """Error and training loss by epoch, every run in the same plots; the seeds of a recipe look alike."""
+    """Return error and training loss by epoch, all runs in the same plots; the seeds of a recipe share a style."""
     splits = {entry.get("split", "test") for run in runs for entry in run.epochs if "top1_err" in entry}
     evaluated = "Validation error" if splits == {"val"} else "Error" if "val" in splits else "Test error"
     caption = (
@@ -155,7 +146,7 @@ def error_curves(runs: Sequence[Run]) -> Section | None:
 
 
 def paired_comparisons(runs: Sequence[Run]) -> Section | None:
-    """Which runs differ on the same test images by more than chance."""
+    """Return the runs that differ on the same test images by more than chance."""
     rows = [
         Row(f"{pair.first}, {pair.second}", [f"{pair.counts.first:,}", f"{pair.counts.second:,}", in_words(pair.p)])
         for pair in pairs(runs)
@@ -168,11 +159,11 @@ def paired_comparisons(runs: Sequence[Run]) -> Section | None:
 
 
 def paper_tables(runs: Sequence[Run]) -> Section | None:
-    """The paper's tables and figures with a row that was run, and its numbers where the protocol is the same."""
+    """Return the paper's tables and figures with a row that was run, and its numbers where the protocol is the same."""
     ours = merged(map(of_run, runs))
     known = {table: rows for table in TABLES if not table.command and (rows := rows_run(table, ours))}
     more = [table for table, rows in known.items() if not all(row.is_baseline for row in rows)]
-    shown = more or [*known][:1]  # the baseline alone is no reason to show every table that it stands in
+    shown = more or [*known][:1]  # a baseline is a row of many tables
     if not shown:
         return None
     body = Markup("\n").join(
@@ -184,7 +175,7 @@ def paper_tables(runs: Sequence[Run]) -> Section | None:
 
 
 def paper_sweeps(runs: Sequence[Run]) -> Section | None:
-    """The paper's figure 3: the error by α and by layer, with the baseline of the same protocol."""
+    """Return the paper's figure 3: the error by α and by layer, with the baseline of the same protocol."""
     ours = merged(map(of_run, runs))
     legend: dict[str, int] = {}
     plots = []
@@ -210,13 +201,13 @@ def paper_sweeps(runs: Sequence[Run]) -> Section | None:
 
 
 def sample_mixes(runs: Sequence[Run]) -> Section | None:
-    """Mixed training images of each run."""
+    """Return mixed training images of each run."""
     images = [_image(run, run.samples) for run in runs if run.samples is not None]
     return Section("Sample mixes", "sample-mixes", HTML.images(images)) if images else None
 
 
 def method_definitions(runs: Sequence[Run]) -> Section:
-    """The definitions of everything on the page."""
+    """Return the definitions of everything on the page."""
     errors = any(run.task == "classification" for run in runs)
     return Section("Definitions", "definitions", HTML.definitions(definitions(runs), errors))
 
@@ -228,7 +219,7 @@ _LEARNERS = {
 
 
 def what_was_run(runs: Sequence[Run]) -> Section:
-    """The recipes and the circumstances of every run."""
+    """Return the recipes and the circumstances of every run."""
     classifiers = [run for run in runs if run.task in ("classification", "multilabel")]
     recipes = [
         Row(run.label, [status(run), *map(_text, (run.recipe.get("name"), run.data, run.recipe.get("model"),
@@ -258,7 +249,7 @@ def what_was_run(runs: Sequence[Run]) -> Section:
 
 
 def _transferred(run: Run) -> Row:
-    """The row of a detector or a captioner."""
+    """Return the row of a detector or a captioner."""
     what = {"ssd300": "SSD300", "faster-rcnn": "Faster R-CNN"}.get(str(run.recipe.get("arch")), "Show and Tell")
     what += ", tuned" if run.recipe.get("tune_encoder") else ""
     weights = backbone_in_words(str(run.recipe.get("backbone")))

@@ -21,57 +21,35 @@ from cutmix.statistics import holm
 
 @dataclass(frozen=True)
 class ClassDifference:
-    """The difference of a class.
+    """The difference of a class."""
 
-    Attributes:
-        name: The class.
-        value: Error of the method less that of the baseline on the images of the class, mean over seeds, in points.
-        images: Test images of the class.
-        p: P-value over seeds and images, adjusted by Holm's method for all classes of the comparison.
-    """
-
-    name: str
-    value: float
-    images: int
-    p: float
+    name: str  # the class
+    value: float  # error of the method less that of the baseline on the images of the class, mean over seeds, in points
+    images: int  # test images of the class
+    p: float  # p-value over seeds and images, adjusted by Holm's method for all classes of the comparison
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method beside the baseline, with equal data, budget and seeds.
-
-    Attributes:
-        method: The method.
-        baseline: The baseline.
-        data: Name of the data.
-        split: Split of the test images.
-        per_class: Training images of each class; None for all.
-        metric: "top1_err"; or "f1_images", whose complement is the error, where images can have several labels.
-        error: Mean error over seeds of the method, in per cent.
-        baseline_error: The same for the baseline.
-        difference: Their difference over seeds and images.
-        p: P-value, adjusted by Holm's method for all comparisons that were made together.
-        seconds: Mean training time of the method.
-        baseline_seconds: The same for the baseline.
-        classes: The difference of each class.
-    """
+    """A method beside the baseline, with equal data, budget and seeds."""
 
     method: str
     baseline: str
-    data: str
-    split: str
-    per_class: int | None
-    error: float
-    baseline_error: float
-    difference: CrossedDifference
-    p: float
-    seconds: float
+    data: str  # name of the data
+    split: str  # split of the test images
+    per_class: int | None  # training images of each class; None for all
+    error: float  # mean error over seeds of the method, in per cent
+    baseline_error: float  # the same for the baseline
+    difference: CrossedDifference  # over seeds and images
+    p: float  # p-value, adjusted by Holm's method for all comparisons that were made together
+    seconds: float  # mean training time of the method
     baseline_seconds: float
     classes: tuple[ClassDifference, ...]
+    # "top1_err"; or "f1_images", whose complement is the error, where images can have several labels
     metric: str = "top1_err"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON can hold them."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
     @property
@@ -81,12 +59,7 @@ class Comparison:
 
 
 def compare_runs(runs: Sequence[Run], baseline: str) -> list[Comparison]:
-    """Compare each method with the baseline, subset by subset.
-
-    Args:
-        runs: Finished runs.
-        baseline: The mix of the baseline.
-    """
+    """Compare each method of finished runs with the mix that is the baseline, subset by subset."""
     groups: dict[tuple[int | None, str], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.recipe["train_per_class"], run.recipe["mix"]), []).append(run)
@@ -164,7 +137,7 @@ def _by_class(
 
 
 def in_words(one: Comparison) -> str:
-    """Return the answer in a few sentences: by how much, whether chance is excluded, and what would settle it."""
+    """Return the answer in a few sentences: the difference, whether chance is excluded, and what would settle it."""
     d = one.difference
     points, better = abs(d.value), "better" if d.value < 0 else "worse"
     where = "" if one.per_class is None else f" with {one.per_class} training images a class"
@@ -232,13 +205,9 @@ def _time(one: Comparison) -> str:
 
 
 class Comparisons(Tabular, list[Comparison]):
-    """Comparisons with one baseline, which print as the answer in words, then tables.
+    """Comparisons with one baseline, which print as the answer in words, then tables."""
 
-    Attributes:
-        page: The page that shows the runs; None while runs are left to other shards.
-    """
-
-    page: Path | None = None
+    page: Path | None = None  # the page that shows the runs; None while runs are left to other shards
 
     def tables(self) -> Iterator[Table | str]:
         """Yield the answers in words, the tables and the path of the page."""

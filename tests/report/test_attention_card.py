@@ -39,5 +39,5 @@ def test_what_is_no_figure_is_named(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run", "smmix")
     (folder / "figures").mkdir()
     (folder / "figures" / "attention.png").write_text("no figure")
-    with pytest.raises(InputError, match=r"attention\.png is no PNG image"):
+    with pytest.raises(InputError, match=r"attention\.png is not a PNG image"):
         attention(read_runs([folder]))

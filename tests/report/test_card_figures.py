@@ -84,5 +84,5 @@ def test_figures_are_those_of_the_suite(tmp_path) -> None:
     assert html.count("<img") == 1
     assert "one: best maps" in html
     (tmp_path / "two" / "figures" / "localization-last-x.png").write_text("no figure")
-    with pytest.raises(InputError, match=r"localization-last-x\.png is no PNG image"):
+    with pytest.raises(InputError, match=r"localization-last-x\.png is not a PNG image"):
         suite_figures(card)

@@ -23,7 +23,7 @@ def test_a_figure_knows_its_size() -> None:
 
 @pytest.mark.parametrize("content", [b"", b"no figure", png(3, 3)[:20]])
 def test_what_is_no_png_is_named(content: bytes) -> None:
-    with pytest.raises(InputError, match=r"runs/x\.png is no PNG image"):
+    with pytest.raises(InputError, match=r"runs/x\.png is not a PNG image"):
         figure(content, "runs/x.png", alt="", caption="")
 
 

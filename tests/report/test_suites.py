@@ -142,7 +142,7 @@ def test_differences_name_the_baseline_and_the_method(pair, bodies) -> None:
     for anchor, way in ways.items():
         assert "Difference to none on the same images" in bodies[anchor]
         assert f'href="#paired-{way}"' in bodies[anchor]
-    assert re.search(r"Error on images as they are, %\s*\+\d+\.\d \[", bodies["robustness"].striptags())
+    assert re.search(r"Error on unchanged images, %\s*\+\d+\.\d \[", bodies["robustness"].striptags())
     found = definitions(read_runs(pair))
     assert {entry.anchor for entry in found[-1][1]} == {"paired-ece", "paired-rates", "paired-auroc"}
     alone = read_runs(pair[:1])

@@ -322,7 +322,7 @@ def test_tables_and_figures_are_accessible(tmp_path, pair):
         ("config.json", "[]", "config.json is a list"),
         ("environment.json", "no", "environment.json is not JSON"),
         ("environment.json", '{"torch": ["2"]}', "environment.json: torch is a list; expected a text or a number"),
-        ("samples.png", "no image", "samples.png is no PNG image"),
+        ("samples.png", "no image", "samples.png is not a PNG image"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path, name, content, said):

@@ -231,7 +231,7 @@ def test_runs_of_classification_have_no_such_section(tmp_path: Path) -> None:
 def test_a_figure_that_is_none_is_named(tmp_path: Path) -> None:
     folder = make_detector(tmp_path / "a")
     (folder / "figures" / "detections.png").write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"detections\.png is no PNG image"):
+    with pytest.raises(InputError, match=r"detections\.png is not a PNG image"):
         write_report([folder], tmp_path / "page.html")
 
 
