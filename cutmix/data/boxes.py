@@ -29,15 +29,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class BoxSet:
-    """The boxes of N images, in the order of a data set.
+    """The boxes of N images, in the order of a data set."""
 
-    Args:
-        boxes: N arrays (B, 4) float64, in the pixels of the upright image.
-        sizes: Width and height of each image, (N, 2) int64.
-    """
-
-    boxes: tuple[np.ndarray, ...]
-    sizes: np.ndarray
+    boxes: tuple[np.ndarray, ...]  # N arrays (B, 4) float64, in the pixels of the upright image
+    sizes: np.ndarray  # width and height of each image, (N, 2) int64
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -51,20 +46,11 @@ class BoxSet:
 def boxes_after(
     boxes: np.ndarray, size: tuple[int, int], *, resize: int, crop: int, squash: bool = False
 ) -> np.ndarray:
-    """Return the coordinates of boxes after a resize and the central crop, cut at its edges.
+    """Return boxes (B, 4) after a resize and the central crop, cut at its edges, between 0 and ``crop``.
 
-    The part of a box outside the crop is cut off, since the model is not shown it; a box wholly outside becomes empty,
-    and no prediction can match it.
-
-    Args:
-        boxes: (B, 4), in the pixels of an image of this size.
-        size: Width and height.
-        resize: The short side afterwards, or both with ``squash``.
-        crop: Side of the central square.
-        squash: Whether width and height both become ``resize``, as the paper's localization has it.
-
-    Returns:
-        (B, 4) float64, between 0 and ``crop``.
+    The part of a box outside the crop is cut off, since the model does not see it; a box wholly outside becomes empty,
+    and no prediction can match it. ``resize`` is the short side afterwards, or both sides with ``squash``, as in the
+    paper's localization.
 
     Source: the integer arithmetic of torchvision's ``Resize`` and ``CenterCrop``.
     """
@@ -78,27 +64,20 @@ def boxes_after(
 def benchmark_boxes(boxes: BoxSet, side: int = 224) -> list[np.ndarray]:
     """Return the boxes as wsolevaluation scales them: images squashed to side×side, last pixels scaled and cut.
 
-    The multiplication comes first, as in its ``resize_bbox``: where the quotient is whole, a factor side / width that
-    was rounded before would lose a pixel.
+    The multiplication comes first, as in its ``resize_bbox``: where the quotient is whole, a rounded factor side /
+    width would lose a pixel.
     """
     last, sizes = np.array([0, 0, 1, 1]), np.concatenate([boxes.sizes, boxes.sizes], axis=1)
     return [np.trunc((own - last) * side / size) + last for own, size in zip(boxes.boxes, sizes, strict=True)]
 
 
 def read_boxes(folder: Path, data: ImageSet) -> BoxSet:
-    """Read the boxes of a data set's images.
+    """Read the boxes of a data set's images, in their order.
 
-    Boxes of an image that is turned by its EXIF orientation are turned with it; see ``turn_boxes``.
-
-    Args:
-        folder: Its contents are recognized: ``val/val_annotations.txt`` (Tiny-ImageNet-200), ``bounding_boxes.txt``
-            (CUB-200-2011), ``localization.txt`` (a split's folder of wsolevaluation's metadata), or files of XML, there
-            or in ``val/`` (ImageNet).
-        data: The opened test images, whose order the boxes get.
-
-    Raises:
-        InputError: The folder holds no boxes, an image has none, two images have the same annotation, or a box is
-            empty or reaches outside its image by more than the one pixel by which ways of counting differ.
+    The layout of the folder is recognized: ``val/val_annotations.txt`` (Tiny-ImageNet-200), ``bounding_boxes.txt``
+    (CUB-200-2011), ``localization.txt`` (a split's folder of wsolevaluation's metadata), or files of XML, there or in
+    ``val/`` (ImageNet). Boxes of an image that its EXIF orientation turns are turned with it; see ``turn_boxes``. A box
+    may reach outside its image by one pixel, by which ways of counting differ.
     """
     if (folder / "val" / "val_annotations.txt").is_file():
         return _of_tiny_imagenet(folder / "val" / "val_annotations.txt", data)
@@ -148,17 +127,12 @@ def _of_files(layout: Callable[[Path], Reader], folder: Path, data: ImageSet) ->
 def turn_boxes(
     images: Sequence[tuple[Path, Annotated, Header]], *, sized: bool = True
 ) -> tuple[list[Annotated], list[str]]:
-    """Turn boxes with their images where they were drawn on the pixels as they are stored.
+    """Turn boxes with their images where they were drawn on the pixels as stored.
 
     The size in the annotation tells the axes of an image that is stored on its side. For orientations 2 to 4 and for
     squares it does not: the axes are then those of most other turned images, and of the upright image without any.
-
-    Args:
-        images: The file, the annotation and the header of each image.
-        sized: Whether the sizes are those of the annotations; CUB's have none, and the images' stand in.
-
-    Returns:
-        The boxes and sizes of the upright images, and a note that names the images whose axes are not certain.
+    Without ``sized``, as for CUB, the sizes are those of the images. The second result is a note that names the images
+    whose axes are not certain.
     """
     stored = [_is_stored(size, header) if sized else None for _, (_, size), header in images]
     assumed = stored.count(True) > stored.count(False)
@@ -181,7 +155,7 @@ def turn_boxes(
 
 
 def _is_stored(size: tuple[int, int], header: Header) -> bool | None:
-    """Return whether an annotation of this size is in the axes of the stored image, or None where it cannot be told."""
+    """Return whether an annotation of this size is in the axes of the stored image; None if the size does not tell."""
     own, upright = (math.log(width / height) for width, height in (size, header.size))
     if header.orientation < 5 or own * upright == 0:
         return None
@@ -305,38 +279,23 @@ _YES, _NO = ("1", "true", "yes", "y"), ("0", "false", "no", "n", "unspecified", 
 
 
 class VocObject(NamedTuple):
-    """One annotated object.
-
-    Attributes:
-        name: Its class.
-        corners: xmin, ymin, xmax, ymax as the file has them: pixels, the last one inside. VOC counts them from 1,
-            ImageNet from 0.
-        difficult: Whether it is marked as hard to recognize.
-    """
+    """One annotated object."""
 
     name: str
+    # xmin, ymin, xmax, ymax in pixels, the last one inside; VOC counts from 1, ImageNet from 0
     corners: tuple[float, float, float, float]
-    difficult: bool
+    difficult: bool  # whether it is marked as hard to recognize
 
 
 class Annotation(NamedTuple):
-    """The annotation of one image.
+    """The annotation of one image."""
 
-    Attributes:
-        size: Width and height in pixels, as the file has them.
-        objects: In the file's order. The parts of an object (``<part>``) are not objects.
-    """
-
-    size: tuple[int, int]
-    objects: tuple[VocObject, ...]
+    size: tuple[int, int]  # width and height in pixels
+    objects: tuple[VocObject, ...]  # in the file's order, without parts of objects (``<part>``)
 
 
 def read_annotation(file: Path) -> Annotation:
-    """Read one annotation in any encoding that Python knows.
-
-    Raises:
-        InputError: The file cannot be read as XML, or a size, a corner or a mark is not a number.
-    """
+    """Read one annotation in any encoding that Python knows."""
     root = _parse(file)
     width, height = (round(_number(root, f"size/{side}", str(file))) for side in ("width", "height"))
     if min(width, height) < 1:
@@ -373,7 +332,7 @@ def _number(element: ET.Element, tag: str, where: str) -> float:
 
 
 def _mark(element: ET.Element, tag: str, where: str) -> bool:
-    """Read a mark that programs write as 0, 0.0, no, False or Unspecified and the like, or leave out."""
+    """Read a mark, which programs write as 0, 0.0, no, False or Unspecified and the like, or leave out."""
     text = (element.findtext(tag) or "").strip().lower()
     if text in _YES or text in _NO:
         return text in _YES

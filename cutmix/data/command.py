@@ -20,7 +20,7 @@ from cutmix.data.sets import ArraySet, FileSet, ImageSet, Splits
 from cutmix.data.shards import find_shards, read_shards
 from cutmix.data.sources import CLASSES, plan_shards, write_shard
 from cutmix.errors import InputError, printable, shorten
-from cutmix.runtime.files import read_object, to_json, write_atomic
+from cutmix.runtime.files import make_folder, read_object, to_json, write_atomic
 from cutmix.runtime.seeding import derive_seed
 from cutmix.runtime.terminal import Tabular, say
 
@@ -34,46 +34,30 @@ UNBALANCED = 3.0
 
 @dataclass(frozen=True, repr=False)
 class Description(Tabular):
-    """A description of a data set.
+    """A description of a data set."""
 
-    Attributes:
-        name: A known name, or the folder's.
-        classes: The class names, in the order of their labels.
-        splits: The number of images of each class, by split: "train", "val", "test" as far as there are such.
-        origin: Origin of each split, as a phrase.
-        sizes: "width" and "height": smallest, median and largest in pixels; empty where no image was decoded.
-        others: Number of files in the class folders that are not images, by their suffix.
-        hidden: Number of hidden files and folders in the class folders.
-        beside: Images and folders beside the class folders, which are left out.
-        links: Links to files that are in the data set under another name.
-        unreadable: Files that cannot be decoded, and why.
-        compared: "pixels", "files" or "nothing": what was compared to find copies.
-        copies: Groups of files of the same image.
-        conflicts: The groups among them whose files are in different classes.
-        leaks: By split: files left out of it since a later split has the same image.
-        deeper: Number of images in each folder inside a class folder; these images are used.
-        near: Number of images beyond the first of each group of nearly the same ones, without the copies.
-        apart: Groups of nearly the same images that are in several splits.
-        images: By split: the number of images, where an image can have several classes, or none.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    splits: dict[str, list[int]]
-    origin: dict[str, str]
+    name: str  # a known name, or the folder's
+    classes: tuple[str, ...]  # in the order of their labels
+    splits: dict[str, list[int]]  # the number of images of each class, by split ("train", "val", "test")
+    origin: dict[str, str]  # origin of each split, as a phrase
+    # "width" and "height": smallest, median and largest in pixels; empty if no image was decoded
     sizes: dict[str, list[int]] = field(default_factory=dict)
+    # number of files in the class folders that are not images, by suffix
     others: dict[str, int] = field(default_factory=dict)
-    hidden: int = 0
-    beside: list[str] = field(default_factory=list)
-    links: list[str] = field(default_factory=list)
-    unreadable: dict[str, str] = field(default_factory=dict)
-    compared: str = "nothing"
-    copies: list[list[str]] = field(default_factory=list)
-    conflicts: list[list[str]] = field(default_factory=list)
+    hidden: int = 0  # number of hidden files and folders in the class folders
+    beside: list[str] = field(default_factory=list)  # images and folders beside the class folders, which are left out
+    links: list[str] = field(default_factory=list)  # links to files that are in the data set under another name
+    unreadable: dict[str, str] = field(default_factory=dict)  # files that cannot be decoded, and the reason
+    compared: str = "nothing"  # "pixels", "files" or "nothing": the data compared to find copies
+    copies: list[list[str]] = field(default_factory=list)  # groups of files of the same image
+    conflicts: list[list[str]] = field(default_factory=list)  # those groups whose files are in different classes
+    # by split: files left out of it since a later split has the same image
     leaks: dict[str, list[str]] = field(default_factory=dict)
+    # number of images in each folder inside a class folder; these images are used
     deeper: dict[str, int] = field(default_factory=dict)
-    near: int = 0
-    apart: list[list[str]] = field(default_factory=list)
+    near: int = 0  # number of images beyond the first of each group of nearly equal ones, without the copies
+    apart: list[list[str]] = field(default_factory=list)  # groups of nearly equal images that are in several splits
+    # by split: the number of images, where an image can have several classes, or none
     images: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -82,7 +66,7 @@ class Description(Tabular):
         return self.images or {split: sum(counts) for split, counts in self.splits.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON can hold them, the counts of each class by its name."""
+        """Return the fields as JSON values, the counts of each class by its name."""
         classes = [
             {"name": name} | {split: counts[label] for split, counts in self.splits.items()}
             for label, name in enumerate(self.classes)
@@ -122,7 +106,7 @@ class Description(Tabular):
         return lines + self.warnings()
 
     def warnings(self) -> list[str]:
-        """Return what was left out, and what may distort a result."""
+        """Return notes on the files left out and on possible distortions of a result."""
         lines = []
         if self.others:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in self.others.items())
@@ -216,16 +200,7 @@ def describe_data(
 ) -> Description:  # fmt: skip
     """Describe a data set, after decoding every image of a folder; ``cutmix data`` prints it.
 
-    Args:
-        data: As ``open_splits`` takes it.
-        val_fraction: See ``open_splits``.
-        seed: See ``open_splits``.
-        download: See ``open_splits``.
-        out: Draw a few images of each class into this PNG file.
-        channels: See ``open_splits``.
-
-    Raises:
-        InputError: The folder cannot be understood; the sentence says what was found and what was expected.
+    The arguments are those of ``open_splits``; a few images of each class are drawn into the PNG file ``out``.
     """
     splits = open_splits(
         data, val_fraction=val_fraction, seed=seed, download=download, skip_unreadable=True, channels=channels
@@ -241,7 +216,7 @@ def describe_data(
 
 
 def run_data(options: DataOptions) -> Description:
-    """Return the description of a data set; raises as ``describe_data``."""
+    """Return the description of a data set."""
     return describe_data(
         options.data, val_fraction=options.val_fraction, seed=options.seed, download=options.download, out=options.out,
         channels=options.channels,
@@ -249,12 +224,7 @@ def run_data(options: DataOptions) -> Description:
 
 
 def describe_splits(splits: Splits, copies: Copies | None = None) -> Description:
-    """Describe an opened data set; ``cutmix train`` prints its ``lines()`` first.
-
-    Args:
-        splits: The opened data set.
-        copies: Groups of copies; by default those of ``splits``.
-    """
+    """Describe an opened data set; ``cutmix train`` prints its ``lines()`` first."""
     parts = {split: part for split in ("train", "val", "test") if (part := getattr(splits, split)) is not None}
     counts = {split: part.counts().tolist() for split, part in parts.items()}
     train = splits.train
@@ -320,14 +290,7 @@ def _deeper(folders: ClassFolders) -> dict[str, int]:
 
 
 def draw_classes(data: ImageSet, *, per_class: int = 8, most: int = 40, side: int = 96) -> Image.Image:
-    """Draw the first images of each class in a row with the name of the class.
-
-    Args:
-        data: A split.
-        per_class: Images of each class.
-        most: Maximum number of classes to draw; the first classes are drawn.
-        side: Side in pixels of the square that each image is fitted into.
-    """
+    """Draw the first images of each of the first ``most`` classes in a row, fitted into squares of ``side`` pixels."""
     font = ImageFont.load_default(size=13)
     line, gap = 20, 4
     rows = min(data.num_classes, most)
@@ -370,11 +333,7 @@ PLAN = "shards.json"
 
 
 def write_shards(options: ShardsOptions) -> Path:
-    """Write the splits of a data set as shards, those of the training images in a random order; return the folder.
-
-    Raises:
-        InputError: The data cannot be read or are small images, or the folder holds something else.
-    """
+    """Write the splits of a data set as shards, the training images in a random order; return the folder."""
     if is_small(options.data):
         raise InputError(f"{options.data} is a set of small images, held in memory; expected a folder of images")
     if Path(options.data).is_dir() and options.out.resolve().is_relative_to(Path(options.data).resolve()):
@@ -413,17 +372,14 @@ def _start(folder: Path, plan: dict[str, Any]) -> None:
         if read_object(folder / PLAN) != plan:
             raise InputError(f"{folder} holds shards of other images or flags; choose another folder with --out")
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} could not be made: {error.strerror}") from None
+    make_folder(folder)
     if any(not is_hidden(path.name) for path in folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds no shards; choose another folder with --out")
     write_atomic(folder / PLAN, lambda file: file.write(to_json(plan, indent=1)))
 
 
 def _write_split(options: ShardsOptions, split: str, data: FileSet) -> tuple[int, int]:
-    """Write the missing shards of a split; return how many were written, and how many existed."""
+    """Write the missing shards of a split; return the number written, and the number that existed."""
     names, labels = data.paths.names(), data.labels.tolist()
     sizes = [int(identity.rpartition(b"/")[2]) for identity in data.paths.identities()]
     order = torch.arange(len(data))

@@ -1,4 +1,4 @@
-"""From an image file to upright RGB pixels."""
+"""Decode image files to upright RGB pixels."""
 
 import contextlib
 import hashlib
@@ -49,22 +49,12 @@ Result = TypeVar("Result")
 
 
 def read_image(path: Source, *, skippable: bool = False) -> Image.Image:
-    """Decode one image file.
+    """Decode one image file to RGB.
 
     The EXIF orientation is applied if it can be read. Transparent pixels are laid on white, the page that such images
     are drawn for; the colours stored beneath the transparency are arbitrary. 16-bit grey is scaled to 8 bits. Of an
-    animation the first frame is taken.
-
-    Args:
-        path: The file, or the place of an image inside a larger one.
-        skippable: Whether --skip-unreadable could leave the file out, which an error then offers.
-
-    Returns:
-        An RGB image.
-
-    Raises:
-        InputError: The file is missing, empty, truncated, damaged, larger than Pillow's limit of 179 million pixels, or
-            not an image.
+    animation the first frame is taken. Images of more than Pillow's limit of 179 million pixels are refused. With
+    ``skippable``, an error suggests --skip-unreadable.
     """
     with _opened(path, skippable) as image:
         image.load()
@@ -78,19 +68,11 @@ _ALPHA = {2: "LA", 4: "RGBA"}
 
 
 def read_channels(path: Source, channels: int, *, skippable: bool = False) -> Decoded:
-    """Decode one image file to a number of channels.
+    """Decode one image file to 1 to 16 channels.
 
-    One channel is the luminance and three are RGB, both of what ``read_image`` makes. A file with as many bands as
-    there are to be channels is taken as it is, its 16-bit values scaled to 8 bits. Of any other file, two channels are
-    luminance and opacity, four are RGB and opacity. TIFF files whose bands Pillow does not know are read by tifffile.
-
-    Args:
-        path: The file.
-        channels: 1 to 16.
-        skippable: As of ``read_image``.
-
-    Raises:
-        InputError: As ``read_image``; or the file has another number of bands, or tifffile is not installed.
+    One channel is the luminance and three are RGB, both of the result of ``read_image``. A file with exactly as many
+    bands is not converted; its 16-bit values are scaled to 8 bits. Of any other file, two channels are luminance and
+    opacity, four are RGB and opacity. TIFF files whose bands Pillow does not know are read by tifffile.
     """
     if channels in (1, 3):
         image = read_image(path, skippable=skippable)
@@ -143,30 +125,21 @@ def _read_bands(path: Source) -> np.ndarray:
 
 
 def displayed(image: Decoded) -> Image.Image:
-    """Return an image to show: the first three of more channels as RGB, and one or two as grey."""
+    """Return an image for display: of more than two channels the first three as RGB, of two the first as grey."""
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     return Image.fromarray(image[..., :3] if image.shape[2] > 2 else image[..., 0]).convert("RGB")
 
 
 class Header(NamedTuple):
-    """The header of an image file.
+    """The header of an image file."""
 
-    Attributes:
-        size: Width and height of the image that ``read_image`` makes.
-        orientation: EXIF's, 1 to 8; from 5 on, width and height are exchanged in the file.
-    """
-
-    size: tuple[int, int]
-    orientation: int
+    size: tuple[int, int]  # width and height of the upright image
+    orientation: int  # EXIF's, 1 to 8; from 5 on, width and height are exchanged in the file
 
 
 def read_header(path: Source) -> Header:
-    """Read the header of an image file.
-
-    Raises:
-        InputError: The file is missing, empty, or has no such header.
-    """
+    """Read the header of an image file."""
     with _opened(path) as image:
         orientation = _orientation(image)
         return Header((image.height, image.width) if orientation >= 5 else image.size, orientation)
@@ -174,7 +147,7 @@ def read_header(path: Source) -> Header:
 
 @contextlib.contextmanager
 def _opened(path: Source, skippable: bool = False) -> Iterator[Image.Image]:
-    """Open an image file; whatever goes wrong with it is an ``InputError`` with its name."""
+    """Open an image file; every error becomes an ``InputError`` with its name."""
     file: Path | io.BytesIO
     try:
         if isinstance(path, Stored):
@@ -237,30 +210,19 @@ _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")  # of a JPEG's end, or of another
 
 
 class Jpeg(NamedTuple):
-    """A plain JPEG file: baseline or progressive, 8 bits, grey or three components.
+    """A plain JPEG file: baseline or progressive, 8 bits, grey or three components."""
 
-    Attributes:
-        content: The whole file.
-        size: Width and height of the upright image.
-        orientation: EXIF's, 1 to 8.
-        frame: Offset of the height in the file.
-        scan: Offset at which the header ends.
-    """
-
-    content: bytes
-    size: tuple[int, int]
-    orientation: int
-    frame: int
-    scan: int
+    content: bytes  # the whole file
+    size: tuple[int, int]  # width and height of the upright image
+    orientation: int  # EXIF's, 1 to 8
+    frame: int  # offset of the height in the file
+    scan: int  # offset at which the header ends
 
     def decode(self, reduce: int = 1, rows: int | None = None) -> np.ndarray | None:
         """Return the upright pixels, (H, W, 3) uint8; None for a damaged file, which ``read_image`` judges.
 
-        They last until this thread decodes another file.
-
-        Args:
-            reduce: 1, 2, 4 or 8, by which both sides are divided, rounding up: the decoder computes fewer pixels.
-            rows: Rows of the image that are needed, from its top; those below them may be missing from the result.
+        They are valid until this thread decodes another file. Both sides are divided by ``reduce``, 1, 2, 4 or 8,
+        rounding up: the decoder computes fewer pixels. Pixels below the first ``rows`` of the image may be missing.
         """
         width, height = self.size if self.orientation < 5 else self.size[::-1]
         content, whole = self.content, True
@@ -290,7 +252,7 @@ class Jpeg(NamedTuple):
 
 
 def read_jpeg(path: Source) -> Jpeg | None:
-    """Read a plain JPEG file without decoding it; None for anything else, which ``read_image`` decodes or refuses."""
+    """Read a plain JPEG file without decoding it; None for any other file, which ``read_image`` decodes or refuses."""
     if simplejpeg is None:
         return None
     try:
@@ -312,7 +274,7 @@ def read_jpeg(path: Source) -> Jpeg | None:
 def _scan_header(content: bytes) -> tuple[tuple[int, int] | None, bool, int, int]:
     """Return a plain JPEG's width and height, or None, whether a segment may hold an orientation, and two offsets.
 
-    They are of the height and of the end of the header.
+    These are the offsets of the height and of the end of the header.
     """
     size, described, frame, at = None, False, 0, 2
     if content[:2] != b"\xff\xd8":
@@ -335,20 +297,9 @@ def read_same_size(
     read: Callable[[Source], np.ndarray] | None = None,
     channels: int = 3,
 ) -> Tensor:
-    """Decode many images, in threads, into one tensor.
+    """Decode many images of one size, in threads, into one tensor (N, channels, height, width) uint8.
 
-    Args:
-        paths: The files.
-        height: Of every image.
-        width: Of every image.
-        read: Makes (height, width, channels) uint8 of a file; without it each image must have that size.
-        channels: Of what ``read`` makes; 3 without it.
-
-    Returns:
-        (N, channels, height, width) uint8.
-
-    Raises:
-        InputError: A file cannot be read or has another size.
+    ``read`` makes (height, width, channels) uint8 of a file; without it each image must have that size.
     """
     images = torch.empty((len(paths), channels, height, width), dtype=torch.uint8)
     pixels = images.numpy()
@@ -370,24 +321,18 @@ def read_same_size(
 
 
 class Pixels(NamedTuple):
-    """The size and the digest of a decoded image file.
+    """The size and the digest of a decoded image file."""
 
-    Attributes:
-        size: Width and height, upright.
-        digest: Of size and pixels: equal for the same image in another file or format.
-        thumbnail: Its luminance at 16×16 pixels, row by row.
-    """
-
-    size: tuple[int, int]
-    digest: bytes
-    thumbnail: bytes
+    size: tuple[int, int]  # width and height, upright
+    digest: bytes  # of size and pixels: equal for the same image in another file or format
+    thumbnail: bytes  # its luminance at 16×16 pixels, row by row
 
 
 _DIGESTS: dict[tuple[Path, int, int, int], Pixels | InputError] = {}  # of unchanged files that this process has decoded
 
 
 def digest_pixels(path: Source, channels: int = 3) -> Pixels | InputError:
-    """Decode an image file; return its size and digest, or why it cannot be read."""
+    """Decode an image file; return its size and digest, or the error that refuses it."""
     if isinstance(path, Stored):
         return _digest_pixels(path, channels)
     try:
@@ -433,7 +378,7 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> lis
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return the upright RGB image that ``read_image`` makes of a decoded one."""
+    """Return the upright RGB image of a decoded one."""
     image = image if (turn := _TURNS.get(_orientation(image))) is None else image.transpose(turn)
     if image.mode == "F":
         raise InputError("floating-point pixels have no defined range")

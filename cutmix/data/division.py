@@ -29,37 +29,24 @@ Classes = list[list[File]]
 
 @dataclass(frozen=True)
 class Copies:
-    """Duplicate images of a data set, and the unreadable files and sizes found while decoding.
+    """Duplicate images of a data set, and the unreadable files and sizes found while decoding."""
 
-    Attributes:
-        compared: "pixels", or "files" where the images are too many to decode, or "nothing".
-        groups: Files of the same image, two or more each.
-        conflicts: The groups among them whose files are in different classes.
-        unreadable: Files that cannot be decoded, and why; empty unless pixels were compared.
-        sizes: Width and height of the images that were decoded.
-        near: Files of nearly the same image, the same ones included; None where they were not searched.
-    """
-
-    compared: str = "nothing"
-    groups: list[list[File]] = field(default_factory=list)
-    conflicts: list[list[File]] = field(default_factory=list)
+    compared: str = "nothing"  # "pixels", or "files" where the images are too many to decode, or "nothing"
+    groups: list[list[File]] = field(default_factory=list)  # files of the same image, two or more each
+    conflicts: list[list[File]] = field(default_factory=list)  # those groups whose files are in different classes
+    # files that cannot be decoded, and the error; empty unless pixels were compared
     unreadable: dict[Path, InputError] = field(default_factory=dict)
-    sizes: dict[Path, tuple[int, int]] = field(default_factory=dict)
-    near: list[list[File]] | None = None
+    sizes: dict[Path, tuple[int, int]] = field(default_factory=dict)  # width and height of the images that were decoded
+    near: list[list[File]] | None = None  # files of nearly equal images, including equal ones; None without a search
 
 
 @dataclass(frozen=True)
 class Division:
-    """Which images are in which split.
+    """The images of each split."""
 
-    Attributes:
-        parts: The images of each class, by split: "train", and "val" and "test" as far as there are such.
-        origin: How each split came about, as a phrase.
-        leaks: By "train" and "val": the files left out there, since a later split has the same image.
-    """
-
-    parts: dict[str, Classes]
-    origin: dict[str, str]
+    parts: dict[str, Classes]  # the images of each class, by split: "train" and, if they exist, "val" and "test"
+    origin: dict[str, str]  # origin of each split, as a phrase
+    # by "train" and "val": the files left out there, since a later split has the same image
     leaks: dict[str, list[File]] = field(default_factory=dict)
 
 
@@ -67,13 +54,10 @@ class Division:
 
 
 def find_copies(folders: ClassFolders, most_bytes: int | None = MOST_BYTES, *, channels: int = 3) -> Copies:
-    """Find the images that are there several times, whatever their names, classes and formats.
+    """Find equal images, whatever their names, classes and formats.
 
-    Args:
-        folders: The data set.
-        most_bytes: Compare pixels if the files take no more than this together, else whole files; None always compares
-            pixels.
-        channels: Channels that the images are decoded to.
+    Pixels are compared if the files have at most ``most_bytes`` together, else whole files; None always compares
+    pixels.
     """
     label_of: dict[Path, object] = {
         file.path: label for classes in folders.parts.values() for label, own in enumerate(classes) for file in own
@@ -95,13 +79,9 @@ def find_copies(folders: ClassFolders, most_bytes: int | None = MOST_BYTES, *, c
 
 
 def find_near(folders: ClassFolders, channels: int = 3) -> list[list[File]]:
-    """Find images that are nearly the same: thumbnails of 16×16 pixels that differ by 3 of 255 levels or less (RMS).
+    """Find nearly equal images: thumbnails of 16×16 pixels that differ by 3 of 255 levels or less (RMS).
 
     These are copies in another format, quality or size, and not shots of the same thing from another place.
-
-    Args:
-        folders: The data set.
-        channels: Channels that the images are decoded to.
     """
     files = [file for classes in folders.parts.values() for own in classes for file in own]
     found = in_threads(partial(digest_pixels, channels=channels), [file.path for file in files])
@@ -159,23 +139,14 @@ def _content(path: Path) -> bytes | None:
 def divide(folders: ClassFolders, copies: Copies, val_fraction: float, seed: int) -> Division:
     """Divide the images of a folder.
 
-    ``train/``, ``val/`` and ``test/`` are the splits, as far as they are there. Without ``val/``, a share of each class
-    of the training images is held out for validation; beside ``test/``, only if that share is ``MIN_SPLIT`` images.
-    Without ``test/``, half of the images held out, or of ``val/``, become the test split if that gives it ``MIN_SPLIT``
-    images.
+    ``train/``, ``val/`` and ``test/`` are the splits, as far as they exist. Without ``val/``, ``val_fraction`` of each
+    class of the training images is held out for validation, at least one of two or more images; beside ``test/``, only
+    if that share is ``MIN_SPLIT`` images. Without ``test/``, half of the images held out, or of ``val/``, become the
+    test split if that gives it ``MIN_SPLIT`` images. With a fraction of 0 nothing is held out, and a ``val/`` without
+    ``test/`` is the test split. The choice depends on ``seed`` alone.
 
-    Files of the same image, or of nearly the same, are in one split. Where the folders have the same image in several,
-    it is left out of ``train`` first, then of ``val``.
-
-    Args:
-        folders: The images.
-        copies: What ``find_copies`` and ``find_near`` found.
-        val_fraction: In [0, 1): the share of each class to hold out; of two or more images at least one is on each
-            side. With 0 nothing is held out, and a ``val/`` without ``test/`` is the test split.
-        seed: Decides what is held out, and nothing else does.
-
-    Raises:
-        InputError: All training images of a class are in another split too.
+    Equal and nearly equal images are in one split. If the folders have the same image in several splits, it is left out
+    of ``train`` first, then of ``val``.
     """
     parts = {part: [list(own) for own in classes] for part, classes in folders.parts.items()}
     origin = {
@@ -208,18 +179,8 @@ def divide(folders: ClassFolders, copies: Copies, val_fraction: float, seed: int
 def divide_folds(folders: ClassFolders, copies: Copies, fold: int, folds: int, seed: int) -> Division:
     """Divide the images of one folder for cross-validation: a fold to test on, and the others to train on.
 
-    Each class is dealt out to the folds in the order of its names' hashes, files of nearly the same image together, in
-    the first class that has it.
-
-    Args:
-        folders: The images.
-        copies: What ``find_copies`` and ``find_near`` found.
-        fold: The fold to test on, 1 to ``folds``.
-        folds: Number of folds, 2 or more.
-        seed: Decides which image is in which fold, and nothing else does.
-
-    Raises:
-        InputError: The folder has splits of its own, or a class has fewer than two images.
+    Each class is dealt out to the folds in the order of the hashes of its names with ``seed``, nearly equal images
+    together, in the first class that has them. ``fold`` is counted from 1.
     """
     if "all" not in folders.parts:
         raise InputError(
@@ -282,7 +243,7 @@ def _of(folders: ClassFolders) -> str:
 def _hold_out(
     classes: Classes, folders: ClassFolders, copies: Copies, fraction: float, seed: int
 ) -> tuple[Classes, Classes]:
-    """Divide each class by its names' hashes, files of the same image together, in the first class that has it."""
+    """Divide each class by its names' hashes, equal images together, in the first class that has them."""
     group_of = _groups_of(classes, copies)
     side: dict[object, bool] = {}
     kept, held = [], []
@@ -302,7 +263,7 @@ def _hold_out(
 
 
 def _drop_leaks(parts: dict[str, Classes], folders: ClassFolders, copies: Copies) -> dict[str, list[File]]:
-    """Leave out of train, then of val, the images that a later split has too."""
+    """Remove from train, then from val, the images that a later split has too."""
     group_of = {file.path: number for number, group in enumerate(copies.groups) for file in group}
     leaks: dict[str, list[File]] = {}
     later: set[int] = set()
@@ -339,8 +300,7 @@ def divide_stored(
 ) -> tuple[dict[str, Part], dict[str, str]]:
     """Divide a catalogue as ``divide`` divides a folder, by the names of its samples.
 
-    Returns:
-        The part and the indices of each split, and how each split came about, as a phrase.
+    The results are the part and the indices of each split, and the origin of each split, as a phrase.
     """
     parts = set(found.parts)
     if {"train", "val", "test"} <= parts:

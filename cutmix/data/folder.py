@@ -1,4 +1,4 @@
-"""Folders of images: which files are images, and which folders are classes and splits. No torch here."""
+"""Folders of images: recognize images, classes and splits. No torch here."""
 
 import os
 import re
@@ -25,34 +25,22 @@ _NOT_DATA = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")  # folders that archivers and
 
 
 class File(NamedTuple):
-    """An image file.
-
-    Attributes:
-        path: Where it was found.
-        identity: Device and inode, the same for every link to the file.
-        size: In bytes.
-    """
+    """An image file."""
 
     path: Path
-    identity: tuple[int, int]
-    size: int
+    identity: tuple[int, int]  # device and inode, the same for every link to the file
+    size: int  # in bytes
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The contents of a folder, at any depth.
+    """The contents of a folder, at any depth."""
 
-    Attributes:
-        files: The images, sorted by path; each file once, however many links in the folder point to it.
-        others: The visible files that are not images.
-        hidden: The hidden files and folders.
-        repeated: Links to files that are in ``files`` by another name.
-    """
-
+    # the images, sorted by path; each file once, however many links in the folder point to it
     files: list[File] = field(default_factory=list)
-    others: list[Path] = field(default_factory=list)
-    hidden: list[Path] = field(default_factory=list)
-    repeated: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)  # the visible files that are not images
+    hidden: list[Path] = field(default_factory=list)  # the hidden files and folders
+    repeated: list[Path] = field(default_factory=list)  # links to files that are in ``files`` by another name
 
 
 def is_image(name: str) -> bool:
@@ -66,11 +54,7 @@ def is_hidden(name: str) -> bool:
 
 
 def list_images(folder: Path) -> Listing:
-    """List a folder at any depth, through symbolic links.
-
-    Raises:
-        InputError: A folder cannot be read, or a link leads to a folder around it.
-    """
+    """List a folder at any depth, through symbolic links."""
     found = Listing()
     seen: set[tuple[int, int]] = set()
     walk = _walk(folder, (), set(), found)
@@ -136,19 +120,15 @@ Names = TypeVar("Names", bound=Sequence[str])
 
 
 def held_share(count: int, fraction: float) -> int:
-    """Return how many of ``count`` are held out: with a fraction above 0 at least one, and never all."""
+    """Return the number of ``count`` items to hold out: with a fraction above 0 at least one, and never all."""
     return min(max(round(fraction * count), 1), count - 1) if fraction and count else 0
 
 
 def hold_out(groups: Iterable[Names], count: int, seed: int) -> list[Names]:
     """Return the groups of names whose hash with the seed is smallest, until they have ``count`` names; never all.
 
-    The order of the groups does not matter, and a new name moves hardly any other.
-
-    Args:
-        groups: Each a sequence of names, the first of which is hashed.
-        count: Names to hold out.
-        seed: Decides which groups, and nothing else does.
+    The first name of each group is hashed. The order of the groups does not matter, and a new name moves hardly any
+    other.
     """
     ranked = sorted(groups, key=lambda group: derive_seed(seed, "split", group[0]))
     names = groups_held = 0
@@ -162,11 +142,7 @@ def hold_out(groups: Iterable[Names], count: int, seed: int) -> list[Names]:
 
 
 def read_text(path: Path) -> str:
-    """Return a file's text, with or without a byte-order mark.
-
-    Raises:
-        InputError: The file cannot be read, or is not UTF-8.
-    """
+    """Return the text of a UTF-8 file, with or without a byte-order mark; refuse other encodings."""
     try:
         return regular(path).read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -190,43 +166,30 @@ _PARTS_IN_NAMES = [re.compile(rf"(?<![a-z]){names}(?![a-z])", re.I) for names in
 
 @dataclass(frozen=True)
 class ClassFolders:
-    """The images of a folder of class folders.
+    """The images of a folder of class folders."""
 
-    Attributes:
-        root: The folder, or the file of labels.
-        classes: The class names, printable, in the order of their labels.
-        parts: The images of each class, by the part that their folders are in: "train", "val" and "test" as far as they
-            are there, or "all".
-        folders: The folder of each part.
-        listings: Everything that lies in the class folders.
-        beside: Folders and images that lie beside the class folders or the parts, and are left out.
-        labels: Where an image can have several classes: the ids of those of each image; ``parts`` then has the images
-            in groups by their rarest class, in place of classes.
-    """
-
-    root: Path
-    classes: tuple[str, ...]
+    root: Path  # the folder, or the file of labels
+    classes: tuple[str, ...]  # the class names, printable, in the order of their labels
+    # the images of each class, by the part of their folders: "train", "val" and "test", or "all"
     parts: dict[str, list[list[File]]]
-    folders: dict[str, Path]
-    listings: list[Listing] = field(default_factory=list)
+    folders: dict[str, Path]  # the folder of each part
+    listings: list[Listing] = field(default_factory=list)  # the contents of the class folders
+    # folders and images beside the class folders or the parts, which are left out
     beside: list[Path] = field(default_factory=list)
+    # the class ids of each image, if an image can have several; ``parts`` then has a group for each rarest class
     labels: dict[Path, tuple[int, ...]] | None = None
 
     def name_of(self, path: Path) -> str:
-        """Return a path as it is from the folder, or from that of the file of labels."""
+        """Return a path relative to the folder, or to that of the file of labels."""
         return Path(os.path.relpath(path, self.root.parent if self.root.is_file() else self.root)).as_posix()
 
 
 def read_class_folders(root: Path) -> ClassFolders:
-    """List the images of a data set and the classes that they belong to.
+    """List the images of a data set by class.
 
     With folders named ``train``, ``val`` or ``test`` inside (in any case, and ``Training``, ``valid``, ``test_set`` and
     the like), these are the parts, and each holds the class folders. Otherwise ``root`` holds them. Classes are sorted
     by the names of their folders, as torchvision does.
-
-    Raises:
-        InputError: There are no images, fewer than two classes, a class without images, a file in two classes, or
-            folders that can be understood in several ways.
     """
     folders = find_parts(root) or {"all": root}
     names = {part: _class_names(folder, part, root) for part, folder in folders.items()}
@@ -246,12 +209,9 @@ def read_class_folders(root: Path) -> ClassFolders:
 
 
 def find_parts(root: Path) -> dict[str, Path]:
-    """Return the folders of the splits by their part, "train", "val" and "test"; none where a folder is not split.
+    """Return the folders of the splits by their part, "train", "val" and "test"; empty if a folder is not split.
 
     A folder called ``train`` may also be a class of that name: it then holds images, and other classes are beside it.
-
-    Raises:
-        InputError: Two folders stand for the same part, or there is nothing to train on.
     """
     visible = [path for path in _visible(root) if path.is_dir()]
     found: dict[str, Path] = {}
@@ -321,7 +281,7 @@ def _class_names(folder: Path, part: str, root: Path) -> dict[str, str]:
 
 
 def printable_name(name: str | bytes) -> str:
-    """Return the name of a class for its folder: composed Unicode in which what cannot be printed is escaped."""
+    """Return the name of a class for its folder: composed Unicode with unprintable characters escaped."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return printable(unicodedata.normalize("NFC", text))
 

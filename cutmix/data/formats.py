@@ -80,9 +80,6 @@ def _find(root: Path, name: str, *files: str) -> Path | None:
 def read_cifar(name: str, folder: Path, split: str) -> Arrays:
     """Read one split of CIFAR-10 or CIFAR-100.
 
-    Raises:
-        InputError: A file is missing or damaged, or a pickle asks for anything but an array of bytes.
-
     Source: https://www.cs.toronto.edu/~kriz/cifar.html; checked against ``torchvision.datasets``.
     """
     layouts = _CIFARS[name]
@@ -130,7 +127,7 @@ def _read_binary(files: list[Path], label_bytes: int) -> tuple[Tensor, Tensor]:
     row = 0
     for file, count in zip(files, counts, strict=True):
         if file.stat().st_size != count * record:
-            raise InputError(f"{file} is damaged: its size is no multiple of {record} bytes, one CIFAR record")
+            raise InputError(f"{file} is damaged: its size is not a multiple of {record} bytes, one CIFAR record")
         records = np.memmap(file, np.uint8, "r", shape=(count, record)) if count else np.empty((0, record))
         for first in range(0, count, 1000):  # a piece at a time: what is mapped counts as memory
             piece = torch.from_numpy(np.array(records[first : first + 1000]))
@@ -152,7 +149,7 @@ def _text(value: bytes | str) -> str:
 
 
 class _Array:
-    """Stands in for NumPy's array and dtype while a file is unpickled: nothing of NumPy is called by the file."""
+    """A stand-in for NumPy's array and dtype while a file is unpickled: the file calls nothing of NumPy."""
 
     code, shape, raw = "", (), b""
 
@@ -167,7 +164,7 @@ class _Array:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickles numbers, strings, lists, dicts and uint8 arrays; whatever else a file asks for is refused."""
+    """Unpickles numbers, strings, lists, dicts and uint8 arrays; everything else is refused."""
 
     def find_class(self, module: str, name: str) -> type:
         if (module.replace("_core", "core"), name) not in (
@@ -250,9 +247,6 @@ def find_idx(name: str, root: Path) -> Path | None:
 def read_idx(name: str, folder: Path, split: str) -> Arrays:
     """Read one split of MNIST or Fashion-MNIST.
 
-    Raises:
-        InputError: A file is missing or damaged, or images and labels differ in number.
-
     Source: https://github.com/zalandoresearch/fashion-mnist; checked against ``torchvision.datasets``.
     """
     files = {kind: _find_idx_file(folder, split, kind) for kind in ("images", "labels")}
@@ -282,7 +276,7 @@ def _read_idx_file(file: Path, dims: int) -> Tensor:
                 raise InputError(f"{file} is not an idx file of unsigned bytes in {dims} dimensions")
             shape = [int.from_bytes(stream.read(4), "big") for _ in range(dims)]
             count = math.prod(shape)
-            if count > min(most, _MOST_VALUES):  # before memory is asked for
+            if count > min(most, _MOST_VALUES):  # before memory is allocated
                 raise InputError(f"{file} is damaged: it does not hold the {count} values that it announces")
             values = torch.empty(shape, dtype=torch.uint8)
             # through a flat view: a gzip stream fills what it is given piece by piece
@@ -334,14 +328,9 @@ def read_tiny_imagenet(
 ) -> tuple[Tensor, Tensor, tuple[str, ...], tuple[Path, ...]]:
     """Read one split; "test" is the validation set, since the labels of the test set were never published.
 
-    The classes are ordered by WordNet id and named by the first word that ``words.txt`` gives for them, or by the
-    id where there is no such file. A reduced copy, with fewer images a class, is read as well.
-
-    Returns:
-        images (N, 3, 64, 64) uint8, labels (N,) int64, the class names, the files left out.
-
-    Raises:
-        InputError: A split is missing, a class has no images, or a file cannot be read.
+    The classes are ordered by WordNet id and named by their first word in ``words.txt``, or by the id without that
+    file. A reduced copy, with fewer images a class, is read as well. Returned are the images (N, 3, 64, 64) uint8,
+    labels (N,) int64, the class names, and the files left out.
     """
     train = folder / "train"
     ids = sorted(entry.name for entry in train.iterdir() if entry.is_dir()) if train.is_dir() else []
@@ -406,11 +395,7 @@ def find_cub(root: Path) -> Path | None:
 def read_cub(folder: Path, split: str) -> tuple[list[Path], list[int], tuple[str, ...]]:
     """List the images of one split, in the order of ``images.txt``: 5,994 to train and 5,794 to test.
 
-    Returns:
-        The files; their labels, from 0; the class names, e.g. "Black footed Albatross".
-
-    Raises:
-        InputError: A file is missing or does not belong to the others, or the split has no images.
+    Returned are the files, their labels from 0, and the class names, e.g. "Black footed Albatross".
     """
     classes = [(number, name) for _, (number, name) in read_rows(folder / "classes.txt", " ", 2)]
     label_of = {number: label for label, (number, _) in enumerate(classes)}
@@ -434,11 +419,7 @@ def read_cub(folder: Path, split: str) -> tuple[list[Path], list[int], tuple[str
 
 
 def read_rows(file: Path, separator: str, columns: int) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number of each line of a table, from 1, and its columns.
-
-    Raises:
-        InputError: The file is missing or a line has another number of columns.
-    """
+    """Yield the number of each line of a table, from 1, and its columns."""
     if not file.is_file():
         raise InputError(f"{file} is missing; expected it with the other annotations")
     for number, line in enumerate(read_text(file).splitlines(), 1):

@@ -1,4 +1,4 @@
-"""From an image file to the square that a model takes: draw the crop, decode what it needs, resize, flip."""
+"""Make the square that a model takes of an image file: draw the crop, decode its part, resize, flip."""
 
 import contextlib
 import math
@@ -25,33 +25,21 @@ _LOG_RATIO = math.log(4 / 3)  # of width to height, at most
 
 
 class Window(NamedTuple):
-    """The part of an image that becomes the square: a rectangle, resized and cropped.
-
-    Attributes:
-        top, left, height, width: The rectangle in pixels of the image.
-        to: Height and width to which it is resized.
-        at: Top and left of the square in the result.
-    """
+    """The part of an image that becomes the square: a rectangle in pixels, resized and cropped."""
 
     top: int
     left: int
     height: int
     width: int
-    to: tuple[int, int]
-    at: tuple[int, int] = (0, 0)
+    to: tuple[int, int]  # height and width to which it is resized
+    at: tuple[int, int] = (0, 0)  # top and left of the square in the result
 
 
 # ---- training ----
 
 
 class TrainTransform:
-    """Random resized crop, flip and AutoAugment, with the draws of torchvision's transforms in their order.
-
-    Args:
-        augment: With an ``image_size``.
-        decoder: See ``cut_square``.
-        channels: See ``cut_square``.
-    """
+    """Random resized crop, flip and AutoAugment, with the draws of torchvision's transforms in their order."""
 
     def __init__(self, augment: Augment, decoder: Decoder, channels: int = 3) -> None:
         assert augment.image_size is not None
@@ -61,11 +49,11 @@ class TrainTransform:
         self.policy = auto_augment(augment.auto_augment, augment.interpolation) if named else None
 
     def plan(self, seed: int) -> Callable[[Any], Any] | None:
-        """Return the policy for one image; the draws of RandAugment are done now, in the thread of the loop."""
+        """Return the policy for one image; RandAugment draws now, in the thread of the loop."""
         return self.policy.draw(seed) if isinstance(self.policy, RandAugment) else self.policy
 
     def __call__(self, path: Source, generator: Generator, policy: Callable[[Any], Any] | None) -> np.ndarray:
-        """Make (image_size, image_size, channels) uint8 of a file; ``policy`` is what ``plan`` returned."""
+        """Make (image_size, image_size, channels) uint8 of a file; ``policy`` is the result of ``plan``."""
         square = cut_square(
             path, lambda size: self._draw(*size, generator), self.size, self.augment.interpolation, self.decoder,
             self.channels,
@@ -111,14 +99,8 @@ def _integer(end: int, generator: Generator) -> int:
 class ResizeAndCrop:
     """The deterministic transform: resize the short side to image_size / crop_fraction, cut the central square.
 
-    Where the resized image would be enormous (a line of 1 × 12,000 pixels), only what the square needs is resized.
-
-    Args:
-        image_size: Side of the square in pixels.
-        crop_fraction: The square's share of the resized short side, in (0, 1].
-        squash: Resize both sides to image_size / crop_fraction, whatever the shape.
-        interpolation: How to resize.
-        channels: See ``cut_square``.
+    With ``squash``, both sides are resized to image_size / crop_fraction. Where the resized image would be enormous (a
+    line of 1 × 12,000 pixels), only the part in the square is resized.
     """
 
     def __init__(
@@ -129,7 +111,7 @@ class ResizeAndCrop:
         self.interpolation: Interpolation = interpolation
 
     def __call__(self, image: Decoded) -> Tensor:
-        """Make (channels, image_size, image_size) uint8 of an RGB image, or of what ``read_channels`` returned."""
+        """Make (channels, image_size, image_size) uint8 of an RGB image, or of the result of ``read_channels``."""
         square = _cut(image, self._window(size_of(image)), self.image_size, self.interpolation)
         square = _grey(square) if self.channels == 1 else square
         return torch.from_numpy(square.copy()).permute(2, 0, 1)
@@ -142,7 +124,7 @@ class ResizeAndCrop:
         return _grey(square) if self.channels == 1 else square
 
     def _window(self, size: tuple[int, int]) -> Window:
-        """Return how torchvision resizes an image of this width and height and finds its center."""
+        """Return torchvision's resize and centre crop of an image of this width and height."""
         (width, height), side = size, self.side
         to = (side, side)
         if not self.squash:
@@ -158,25 +140,13 @@ def cut_square(
     path: Source, choose: Callable[[tuple[int, int]], Window], size: int, interpolation: Interpolation,
     decoder: Decoder, channels: int = 3, *, skippable: bool = True,
 ) -> np.ndarray:  # fmt: skip
-    """Decode what a square needs of an image file, resize it, and cut the square.
+    """Decode the part of an image file that a square needs, resize it, and cut the square.
 
-    Args:
-        path: The file, or the place of an image inside a larger one.
-        choose: Returns the window of an image of some width and height.
-        size: Side of the square.
-        interpolation: How to resize.
-        decoder: "exact" has Pillow decode the whole file and resize, as torchvision's transforms do. "fast" decodes a
-            plain JPEG with libjpeg-turbo, at a half, a quarter or an eighth of its size where the window is still as
-            large as what it is resized to, and resizes uint8 with PyTorch; other files as "exact".
-        channels: Of the model: for 1 and 3 an RGB square is cut, which is made grey at the end for 1; for others what
-            ``read_channels`` returns is resized with PyTorch.
-        skippable: As ``read_image`` takes it.
-
-    Returns:
-        (size, size, 3) uint8, RGB; or (size, size, channels) for other channels than 1 and 3.
-
-    Raises:
-        InputError: As ``read_channels``.
+    ``choose`` returns the window of an image of some width and height. The decoder "exact" has Pillow decode the whole
+    file and resize, as torchvision's transforms do; "fast" decodes a plain JPEG with libjpeg-turbo, at a half, a
+    quarter or an eighth of its size where the window is still as large as its resized form, and resizes uint8 with
+    PyTorch; it treats other files as "exact" does. The result is (size, size, 3) uint8 RGB, which the caller turns grey
+    for one channel; for other channels than 1 and 3, the result of ``read_channels`` is resized with PyTorch.
     """
     if channels not in (1, 3):
         image = read_channels(path, channels, skippable=skippable)
@@ -209,7 +179,7 @@ def _cut_pixels(
 ) -> np.ndarray:
     """Cut a square out of pixels (H, W, C) uint8: the upper rows at least of an image of a width and height.
 
-    They have been decoded at a ``reduce``-th of the full width and height, rounded up.
+    They were decoded at a ``reduce``-th of the full width and height, rounded up.
     """
     width, height = (-(-side // reduce) for side in full)
     rows = [round(row * height / full[1]) for row in (window.top, window.top + window.height)]
@@ -280,12 +250,8 @@ def draws_from(generator: Generator) -> Iterator[None]:
 def auto_augment(policy: str, interpolation: Interpolation | None = None) -> Callable[[Any], Any]:
     """Return torchvision's AutoAugment, or timm's RandAugment, for one RGB image or one (C, H, W) uint8 tensor.
 
-    It draws from PyTorch's global generator.
-
-    Args:
-        policy: As of ``Augment``; not "none".
-        interpolation: How RandAugment rotates and shifts an image file, filled up with ImageNet's mean, as timm trains;
-            None draws the interpolation each time and fills up with grey.
+    It draws from PyTorch's global generator. RandAugment rotates and shifts an image file with this interpolation,
+    filled up with ImageNet's mean, as timm trains; None draws the interpolation each time and fills up with grey.
 
     Source: Cubuk et al. 2019 and 2020.
     """
@@ -299,12 +265,7 @@ def auto_augment(policy: str, interpolation: Interpolation | None = None) -> Cal
 
 
 class RandAugment:
-    """timm's RandAugment, which DeiT trains with; its draws follow from a seed.
-
-    Args:
-        policy: timm's name of it.
-        interpolation: See ``auto_augment``.
-    """
+    """timm's RandAugment, which DeiT trains with; its draws follow from a seed."""
 
     def __init__(self, policy: str, interpolation: Interpolation | None) -> None:
         from timm.data.auto_augment import rand_augment_transform
@@ -319,11 +280,11 @@ class RandAugment:
             op.aug_fn = _Recorded(function, resamples=op.name.startswith(("Shear", "Translate", "Rotate")))
 
     def __call__(self, image: Any) -> Any:
-        """Augment one RGB image, or one (1 or 3, H, W) uint8 tensor, as PyTorch's global generator says."""
+        """Augment one RGB image, or one (1 or 3, H, W) uint8 tensor, by draws from PyTorch's global generator."""
         return self.plan()(image)
 
     def plan(self) -> Callable[[Any], Any]:
-        """Draw from PyTorch's global generator, and return what augments one image, in any thread."""
+        """Draw from PyTorch's global generator, and return a function that augments one image, in any thread."""
         from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
         change = self.draw(int(torch.randint(2**31, ())))
@@ -337,7 +298,7 @@ class RandAugment:
         return augment
 
     def draw(self, seed: int) -> Callable[[Image.Image], Image.Image]:
-        """Return what the seed does to an image; not for threads, as timm draws from the generators of the process."""
+        """Return the augmentation that the seed draws; not for threads, as timm uses the generators of the process."""
         before, numpy_before = random.getstate(), np.random.get_state()  # noqa: NPY002 - timm draws from both
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
@@ -349,7 +310,7 @@ class RandAugment:
 
 
 class _Recorded:
-    """An operation of timm that is noted with its drawn arguments, behind those before it, instead of applied."""
+    """An operation of timm that is recorded with its drawn arguments, after the earlier ones, instead of applied."""
 
     def __init__(self, function: Callable[..., Image.Image], resamples: bool) -> None:
         self.function, self.resamples = function, resamples
@@ -384,7 +345,7 @@ class Policy:
         self.augment, self.seed = auto_augment(policy), seed
 
     def plan(self, images: Tensor, epoch: int, first: int) -> Callable[[], Tensor]:
-        """Return what augments the images, in place and in any thread."""
+        """Return a function that augments the images, in place and in any thread."""
         changes = [self._change(derive_seed(self.seed, "policy", epoch, first + i)) for i in range(len(images))]
 
         def augment() -> Tensor:

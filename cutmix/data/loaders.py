@@ -1,4 +1,4 @@
-"""Batches for a model: normalised, on the device, and the same whenever they are asked for again."""
+"""Batches for a model: normalised, on the device, and reproducible."""
 
 # ruff: noqa: PT028 - test_loader loads a split for evaluation; it is not a test
 
@@ -39,17 +39,12 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Loader(Protocol):
-    """Yields (images, labels): float32 (n, C, H, W), normalised, and int64 (n,), both on the device.
+    """Yields (images, labels): float32 (n, C, H, W), normalised, and int64 (n,), both on the device."""
 
-    Attributes:
-        steps: Batches an epoch.
-    """
-
-    steps: int
+    steps: int  # batches an epoch
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch from number ``start`` on: always the same ones, whatever went before."""
-        ...
+        """Yield the batches of an epoch from number ``start`` on: always the same ones."""
 
 
 def train_loader(
@@ -70,28 +65,16 @@ def train_loader(
 ) -> Loader:
     """Return shuffled, augmented batches.
 
-    Order and augmentation depend on the seed, the epoch and the position in it alone: not on the number of workers,
-    not on what was drawn before; the global generators are left alone.
+    Order and augmentation depend on the seed, the epoch and the position in it alone: not on the number of workers or
+    earlier draws; the global generators are left unchanged. An array set is moved to the device as uint8; ``raw``
+    yields ``RawBatch`` for it in place of images, unless they need more than a crop, a flip and normalization. File
+    sets need ``augment.image_size``; their images are decoded by ``workers`` threads, or in the thread of the loop with
+    0.
 
-    Args:
-        data: The training split. An array set is moved to the device as it is, uint8.
-        augment: How images are augmented; file sets need its ``image_size``.
-        batch_size: Of all processes together. The last batch of an epoch may be smaller; with several processes it is
-            filled up from the start of the epoch's order until every process has the same share.
-        seed: Of order and augmentation.
-        device: Where the batches are wanted.
-        workers: File sets: threads that decode; 0 decodes in the thread of the loop.
-        channels_last: The memory format of the images.
-        decoder: File sets: "exact" or "fast"; see ``image_files.cut_square``.
-        rank: This process.
-        world_size: All processes.
-        balanced: Draw as many images of each class as of any other, in all as many as there are, instead of each once.
-        repeats: Copies of an image in an epoch, one after another and each augmented differently; in all as many as
-            there are images.
-        raw: Array sets: yield ``RawBatch`` in place of images, where these are cropped, flipped and normalised alone.
-
-    Raises:
-        InputError: An argument is out of its range, or a batch would not fit into the memory.
+    ``batch_size`` is that of all processes together. The last batch of an epoch may be smaller; with several processes
+    it is filled up from the start of the epoch's order until every process has the same share. ``balanced`` draws
+    equally many images of each class; ``repeats`` is the number of copies of an image, one after another and each
+    augmented differently. Neither changes the number of images in an epoch.
     """
     _check(data, batch_size, augment.image_size, workers, rank, world_size)
     if (augment.color_jitter or augment.lighting) and data.in_chans != 3:
@@ -138,22 +121,8 @@ def test_loader(
 ) -> Loader:
     """Return the images in their order, not augmented; rank r has the images r, r + world_size, ... and no others.
 
-    Args:
-        data: The split to evaluate on.
-        batch_size: Of all processes together.
-        device: Where the batches are wanted.
-        image_size: Height and width of the batches; None keeps an array set's own.
-        crop_fraction: File sets: the central square's share of the short side, in (0, 1].
-        squash: File sets: resize both sides alike, whatever the shape.
-        interpolation: File sets: how images are resized.
-        workers: File sets: threads that decode; 0 decodes in the thread of the loop.
-        channels_last: The memory format of the images.
-        decoder: File sets: "exact" or "fast"; see ``image_files.cut_square``.
-        rank: This process.
-        world_size: All processes.
-
-    Raises:
-        InputError: An argument is out of its range, or a batch would not fit into the memory.
+    ``batch_size`` is that of all processes together. An ``image_size`` of None keeps an array set's own. File sets are
+    resized and cropped as ``ResizeAndCrop`` does.
     """
     _check(data, batch_size, image_size, workers, rank, world_size)
     if not 0 < crop_fraction <= 1:
@@ -186,7 +155,7 @@ def _check(data: ImageSet, batch_size: int, image_size: int | None, workers: int
     check_memory(4.0 * batch_size / world_size * data.in_chans * pixels, what)
 
 
-# ---- what is done to a batch ----
+# ---- steps on a batch ----
 
 
 class _Color:
@@ -231,27 +200,19 @@ class _Finish:
 
 @dataclass(frozen=True, eq=False)
 class RawBatch:
-    """Images of a batch before they are cropped, flipped and normalised, which a compiled graph does with their mixing.
+    """Images of a batch before crop, flip and normalization, which a compiled graph does together with the mixing."""
 
-    Attributes:
-        images: (n, C, H, W) uint8, on the device.
-        crops: Their crops and flips, on the device; or None.
-        mean: (C,) float32, on the device.
-        std: (C,) float32, on the device.
-        channels_last: The memory format of the result.
-    """
-
-    images: Tensor
+    images: Tensor  # (n, C, H, W) uint8, on the device
     crops: CropFlip | None
-    mean: Tensor
-    std: Tensor
-    channels_last: bool
+    mean: Tensor  # (C,) float32, on the device
+    std: Tensor  # (C,) float32, on the device
+    channels_last: bool  # the memory format of the result
 
     def __len__(self) -> int:
         return len(self.images)
 
     def finished(self) -> Tensor:
-        """Return what the loader yields otherwise, (n, C, H, W) float32."""
+        """Return the batch that the loader yields otherwise, (n, C, H, W) float32."""
         images = self.crops.apply(self.images) if self.crops else self.images
         return normalize(images, self.mean, self.std, channels_last=self.channels_last)
 
@@ -327,22 +288,14 @@ class Samples(Protocol):
     """Makes the batches of a :class:`FileLoader`."""
 
     def begin(self, epoch: int, indices: list[int]) -> tuple[list[Job], Callable[[], Any]]:
-        """Return jobs, one a sample, to run in any thread and order, and what makes the batch once they are done.
+        """Return jobs, one a sample, to run in any thread and order, and a function that makes the batch after them.
 
         The indices are the ``draws`` of the order.
         """
 
 
 class _Files:
-    """Encoded images, each written by its job into its place in one uint8 batch.
-
-    Args:
-        data: The images and their labels.
-        transform: Makes (image_size, image_size, channels) uint8 of a file; ``TrainTransform`` with a generator.
-        image_size: Height and width of the batches.
-        seed: Of the augmentation.
-        pin_memory: Whether batches go to a GPU.
-    """
+    """Encoded images, each written by its job into its place in one uint8 batch."""
 
     def __init__(self, data: FileSet, transform: Any, image_size: int, seed: int, pin_memory: bool) -> None:
         self.paths, self.labels, self.channels, self.transform = data.paths, data.labels, data.in_chans, transform
@@ -359,7 +312,7 @@ class _Files:
         return jobs, lambda: (images, self.labels[[index for index, _ in samples]])
 
     def _job(self, turn: tuple[int, ...], index: int, place: np.ndarray) -> Job:
-        """Return what decodes and transforms one file; nothing it draws depends on the thread or the batch."""
+        """Return a job that decodes and transforms one file, with the same draws in any thread and batch."""
         policy = self.transform.plan(derive_seed(self.seed, "policy", *turn, index))
 
         def run() -> None:
@@ -403,11 +356,8 @@ def _file_loader(
 class FileLoader:
     """Batches of samples that threads make ahead of the loop; epochs of one loader do not disturb each other.
 
-    Args:
-        samples: Makes the samples of a batch.
-        order: Which indices, in which batches.
-        finish: What is done to a batch on its device; called with the batch, the epoch and the step.
-        workers: Threads that make samples; 0 makes them in the thread of the loop.
+    ``finish`` is called with the batch, the epoch and the step. Without workers, samples are made in the thread of the
+    loop.
     """
 
     def __init__(
@@ -439,6 +389,6 @@ class FileLoader:
                 future.cancel()
 
     def _begin(self, epoch: int, draws: Tensor, step: int) -> tuple[list[Future[None]], list[Job], Callable[[], Any]]:
-        """Return the futures of a batch, its jobs where there are no threads, and what makes the batch."""
+        """Return the futures of a batch, its jobs if there are no threads, and the function that makes the batch."""
         jobs, batch = self.samples.begin(epoch, draws[self.order.share(step)].tolist())
         return ([self.threads.submit(job) for job in jobs], [], batch) if self.threads else ([], jobs, batch)

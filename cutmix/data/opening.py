@@ -1,4 +1,4 @@
-"""How a data set is found and opened: by a known name, or by a path whose contents are recognized; then its splits."""
+"""Find and open a data set, by a known name or by a path whose contents are recognized; then divide it into splits."""
 
 import os
 from collections.abc import Callable
@@ -47,7 +47,7 @@ NAMES = ("digits", "cifar-10", "cifar-100", "fashion-mnist", "tiny-imagenet-200"
 
 
 def locate(data: str, download: bool = False) -> tuple[str, Path]:
-    """Return the name of a known set, or "folder", "shards" or "hub", and where it lies; raise as ``open_data``."""
+    """Return the name of a known set, or "folder", "shards" or "hub", and its location."""
     if data.startswith(PREFIX):
         return "hub", Path(data)
     path = Path(data).expanduser()
@@ -147,26 +147,17 @@ def open_splits(
 ) -> Splits:
     """Open all splits of a data set.
 
-    The known sets have the official training and test images and nothing to validate on; the test images of "imagenet"
-    and "tiny-imagenet-200" are the validation images, whose labels are known. A folder is divided as ``divide``
-    describes: into train and val, and a test split where there are enough images.
+    ``data`` is "digits", "cifar-10", "cifar-100", "fashion-mnist", "tiny-imagenet-200", "imagenet", "cub-200-2011",
+    "hf:NAME" of the Hugging Face Hub, or a path. A path that exists takes precedence; its contents are recognized: an
+    official layout (the folder itself or its parent), folders of splits (``train/``, ``val/``, ``test/``, in any case
+    and by their usual other names), one folder of class folders, tar shards, or the result of ``save_to_disk``. A name
+    is looked up in ``$CUTMIX_DATA``, then in ``./data``, and fetched with ``download``.
 
-    Args:
-        data: "digits", "cifar-10", "cifar-100", "fashion-mnist", "tiny-imagenet-200", "imagenet", "cub-200-2011",
-            "hf:NAME" of the Hugging Face Hub, or a path. A path that exists wins; its contents are recognized: an
-            official layout (the folder itself or its parent), folders of splits (``train/``, ``val/``, ``test/``, in
-            any case and by their usual other names), one folder of class folders, tar shards, or what ``datasets``
-            saved. A name is looked up in ``$CUTMIX_DATA``, then in ``./data``.
-        val_fraction: In [0, 1): the share of each class to hold out where a folder has no validation split.
-        seed: Decides that division, and nothing else.
-        skip_unreadable: Leave out files that are not readable images, listed in ``skipped``, instead of refusing them.
-        download: Fetch a known set that is absent.
-        copies: Images of a folder that are there several times, if another process has found them.
-        channels: Channels that image files are decoded to; see ``decode.read_channels``.
-        fold: Of a folder without splits: the fold to test on, from 1, and the number of folds; see ``divide_folds``.
-
-    Raises:
-        InputError: Nothing usable is there; the sentence says what was found and what was expected.
+    The known sets have the official training and test images and no validation images; the test images of "imagenet"
+    and "tiny-imagenet-200" are the validation images, whose labels are known. A folder is divided as ``divide`` or,
+    with ``fold`` (the fold to test on, from 1, and the number of folds), ``divide_folds`` describes. ``copies`` are the
+    equal images of a folder, if another process has found them. With ``skip_unreadable``, files that are not readable
+    images are listed in ``skipped`` instead of refused.
     """
     _check_fraction(val_fraction)
     name, folder = locate(data, download)
@@ -191,24 +182,11 @@ def open_data(
     channels: int = 3,
     fold: tuple[int, int] | None = None,
 ) -> ImageSet:
-    """Open one split of a data set.
+    """Open one split of a data set, as an :class:`ArraySet` for the small known sets, else as a :class:`FileSet`.
 
-    Args:
-        data: As ``open_splits`` takes it.
-        split: "train"; "val", to choose by; "test", to report on; or "all": every image of one folder of class folders,
-            and the test images (``test/``, else all of ``val/``) of anything else.
-        val_fraction: See ``open_splits``.
-        seed: See ``open_splits``.
-        skip_unreadable: See ``open_splits``.
-        download: Fetch a known set that is absent.
-        channels: See ``open_splits``.
-        fold: See ``open_splits``.
-
-    Returns:
-        An :class:`ArraySet` for the small known sets, a :class:`FileSet` otherwise.
-
-    Raises:
-        InputError: Nothing usable is there, or the data set has no such split.
+    ``split`` is "train"; "val", to choose by; "test", to report on; or "all": every image of one folder of class
+    folders, and the test images (``test/``, else all of ``val/``) of other data. The other arguments are those of
+    ``open_splits``.
     """
     if split not in get_args(Split):
         raise InputError(f"split is '{split}'; expected 'train', 'val', 'test' or 'all'")
@@ -266,7 +244,7 @@ def _open_folder(
     channels: int = 3,
     fold: tuple[int, int] | None = None,
 ) -> Splits:
-    """Divide a folder of class folders; only the splits that are wanted are searched for unreadable files."""
+    """Divide a folder of class folders; only the ``wanted`` splits are searched for unreadable files."""
     folders = _listed(folder)
     known = name == "imagenet"
     copies = Copies() if known else copies or find_copies(folders, channels=channels)
@@ -309,7 +287,7 @@ def _samples(classes: list[list[File]]) -> list[tuple[Path, int]]:
 
 
 def _unreadable(samples: list[tuple[Path, int]], split: str, copies: Copies, skip: bool, channels: int) -> set[Path]:
-    """Return the files of a split that cannot be read, or refuse them, as far as they are known already."""
+    """Return the known unreadable files of a split, or refuse them."""
     if skip and copies.compared != "pixels":
         return find_unreadable([path for path, _ in samples], channels)
     found = {path for path, _ in samples if path in copies.unreadable}
@@ -330,7 +308,7 @@ def _file_set(
     several: dict[Path, tuple[int, ...]] | None = None,
     channels: int = 3,
 ) -> FileSet:
-    """Make a set of the files that can be read; ``several`` has their labels where an image can have several."""
+    """Make a set of the readable files; ``several`` has their labels where an image can have several."""
     kept = [(path, label) for path, label in samples if path not in unreadable]
     labels = torch.tensor([label for _, label in kept], dtype=torch.int64)
     if several is not None:
@@ -363,7 +341,7 @@ def _open_stored(
     name: str, folder: Path, val_fraction: float, seed: int, skip_unreadable: bool,
     wanted: tuple[str, ...] = ("train", "val", "test"), channels: int = 3,
 ) -> Splits:  # fmt: skip
-    """Divide shards, or a data set of Hugging Face, as far as they are not; copies of images are not searched for."""
+    """Divide shards, or a data set of Hugging Face, unless they are divided; copies of images are not searched for."""
     found = _catalogue(name, folder)
     parts, origin = divide_stored(found, folder, val_fraction, seed)
     sets: dict[str, FileSet] = {}
@@ -379,7 +357,7 @@ def _open_stored(
 def _stored_set(
     name: str, split: Split, classes: tuple[str, ...], labels: np.ndarray, images: Sources, skip: bool, channels: int
 ) -> FileSet:
-    """Make a set of the images that can be read."""
+    """Make a set of the readable images."""
     skipped: tuple[Source, ...] = ()
     if skip:
         found = in_threads(partial(digest_pixels, channels=channels), images)

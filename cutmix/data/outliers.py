@@ -156,7 +156,7 @@ def _open_other(name: str, shape: Shape, count: int, seed: int) -> Tensor:
     else:
         hint = "" if folder.exists() else did_you_mean(name.lower(), SEVEN, cutoff=0.85)
         if hint:  # closer than any data set's name is to it
-            raise InputError(f"'{name}' is no set of outliers: {hint}")
+            raise InputError(f"'{name}' is not a set of outliers: {hint}")
         data = open_data(name, "test")
         if isinstance(data, ArraySet):
             return _fit_tensor(data.images[_part(len(data), count, seed)], shape)
@@ -168,7 +168,7 @@ def _open_other(name: str, shape: Shape, count: int, seed: int) -> Tensor:
 
 
 def _part(n: int, count: int, seed: int) -> Tensor:
-    """Return which of n images are taken, sorted."""
+    """Return the sorted indices of the chosen ones of n images."""
     return random_subset(n, count, derive_seed(seed, "outliers", "part")) if n > count else torch.arange(n)
 
 
@@ -241,7 +241,7 @@ def _fit_image(image: Image.Image, shape: Shape, crop: bool = False) -> np.ndarr
 
 
 def _fit_tensor(images: Tensor, shape: Shape) -> Tensor:
-    """Make (n, C, H, W) uint8 of uint8 images with one or three channels; the same object if it is that."""
+    """Make (n, C, H, W) uint8 of uint8 images with one or three channels; the same object if it fits."""
     if images.shape[1:] == shape:
         return images
     fitted = torch.empty((len(images), *shape), dtype=torch.uint8)

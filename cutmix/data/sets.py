@@ -1,4 +1,4 @@
-"""What a data set is: images and their labels, in memory or encoded, and its splits."""
+"""Data sets: images and their labels, in memory or encoded, and their splits."""
 
 import hashlib
 from dataclasses import dataclass, field, replace
@@ -19,23 +19,15 @@ Split = Literal["train", "val", "test", "all"]
 
 @dataclass(frozen=True, eq=False)
 class _Labelled:
-    """The fields that both kinds of sets share.
+    """The fields that both kinds of sets share."""
 
-    Args:
-        name: A known name, or the folder's.
-        split: "train", "val", "test" or "all".
-        classes: The class names; a label is an index into them.
-        labels: Class ids, (N,) int64; or, where an image can have several classes, (N, K) uint8 of 0 and 1.
-        mean: Of each channel, pixels taken as 0 to 1.
-        std: Of each channel, pixels taken as 0 to 1.
-    """
-
-    name: str
+    name: str  # a known name, or the folder's
     split: Split
     classes: tuple[str, ...]
+    # class ids, (N,) int64, indices into the classes; or, where an image can have several, (N, K) uint8, 0 or 1
     labels: Tensor
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...]  # of each channel, for pixels in [0, 1]
+    std: tuple[float, ...]  # of each channel, for pixels in [0, 1]
 
     def __post_init__(self) -> None:
         if self.multi_label:
@@ -87,17 +79,10 @@ class _Labelled:
 
 @dataclass(frozen=True, eq=False)
 class ArraySet(_Labelled):
-    """A split that is small enough to be one tensor.
+    """A split that is small enough to be one tensor."""
 
-    Args:
-        name, split, classes, labels, mean, std: Name of the set; its split; the class names; (N,) int64 indices into
-            them; mean and standard deviation of each channel, pixels taken as 0 to 1.
-        images: (N, C, H, W) uint8.
-        skipped: Unreadable files that were left out on request.
-    """
-
-    images: Tensor
-    skipped: tuple[Source, ...] = ()
+    images: Tensor  # (N, C, H, W) uint8
+    skipped: tuple[Source, ...] = ()  # unreadable files that were left out on request
 
     @property
     def in_chans(self) -> int:
@@ -107,19 +92,11 @@ class ArraySet(_Labelled):
 
 @dataclass(frozen=True, eq=False)
 class FileSet(_Labelled):
-    """A split of encoded images, decoded to RGB when they are loaded.
+    """A split of encoded images, decoded when they are loaded."""
 
-    Args:
-        name, split, classes, labels, mean, std: Name of the set; its split; the class names; (N,) int64 indices into
-            them; mean and standard deviation of each channel, pixels taken as 0 to 1.
-        paths: The N images: paths of files, or the places of images inside larger files.
-        skipped: Unreadable images that were left out on request.
-        in_chans: Channels that the files are decoded to; see ``decode.read_channels``.
-    """
-
-    paths: Sources
-    skipped: tuple[Source, ...] = ()
-    in_chans: int = 3
+    paths: Sources  # the N images: paths of files, or the places of images inside larger files
+    skipped: tuple[Source, ...] = ()  # unreadable images that were left out on request
+    in_chans: int = 3  # channels that the files are decoded to; see ``decode.read_channels``
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,39 +108,26 @@ ImageSet = ArraySet | FileSet
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """The splits of a data set, and how they came about.
+    """The splits of a data set, and their origin."""
 
-    Attributes:
-        train: Images to train on.
-        val: Images to choose by (the best epoch, a threshold), or None.
-        test: Images to report on, or None.
-        origin: How each split came about, as a phrase.
-        folders: Of a folder of class folders: everything that lies there.
-        copies: Of such a folder: the images that are there several times.
-        leaks: Of such a folder, by split: files left out since a later split has the same image.
-        official: Whether the division is that of a known set.
-    """
-
-    train: ImageSet
-    val: ImageSet | None
-    test: ImageSet | None
-    origin: dict[str, str]
-    folders: ClassFolders | None = None
-    copies: Copies = field(default_factory=Copies)
+    train: ImageSet  # images to train on
+    val: ImageSet | None  # images to choose by (the best epoch, a threshold)
+    test: ImageSet | None  # images to report on
+    origin: dict[str, str]  # origin of each split, as a phrase
+    folders: ClassFolders | None = None  # of a folder of class folders: its contents
+    copies: Copies = field(default_factory=Copies)  # of such a folder: equal images
+    # of such a folder, by split: files left out since a later split has the same image
     leaks: dict[str, list[File]] = field(default_factory=dict)
-    official: bool = False
+    official: bool = False  # whether the division is that of a known set
 
     @property
     def reported(self) -> ImageSet | None:
-        """The images that results are reported on: test, or else val."""
+        """The images of the results: test, else val."""
         return self.test or self.val
 
     @property
     def chooses(self) -> ImageSet | None:
-        """The images that choose the best epoch: val, or else the test images of a known set, as published results do.
-
-        None where there are neither: no epoch is chosen then.
-        """
+        """The images that choose the best epoch: val, else the test images of a known set, as in published results."""
         return self.val or (self.test if self.official else None)
 
     def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Splits":
@@ -186,16 +150,7 @@ def random_subset(n: int, count: int, seed: int) -> Tensor:
 
 
 def keep_per_class(data: ImageSet, count: int, seed: int = 0) -> ImageSet:
-    """Keep ``count`` images of each class, in their order; a smaller subset is part of every larger one.
-
-    Args:
-        data: A split.
-        count: Images of each class, at least 1.
-        seed: Decides which images.
-
-    Raises:
-        InputError: If a class has fewer images.
-    """
+    """Keep ``count`` random images of each class, in their order; a smaller subset is part of every larger one."""
     if data.multi_label:
         raise InputError(f"--train-per-class needs one label an image; images of {data.name} have several")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(derive_seed(seed, "subset")))

@@ -1,7 +1,7 @@
 """Tar shards in webdataset's format: an index of their samples, and reads at an offset. No torch here.
 
-Shards whose names, or whose folders, say train, val or test are splits. The index is a cache beside the shards; it is
-built again where they have changed.
+Shards are splits if their names or folders contain train, val or test. The index is a cache beside the shards; it is
+built again if they have changed.
 """
 
 import functools
@@ -28,17 +28,11 @@ _ROW = np.dtype([("shard", "<u2"), ("offset", "<i8"), ("size", "<u4"), ("name", 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The samples of a data set whose images lie inside larger files.
+    """The samples of a data set whose images lie inside larger files."""
 
-    Attributes:
-        classes: The class names, in the order of their labels.
-        parts: Labels, (n,) int64, and images, by "train", "val", "test", or "all".
-        places: What each part consists of, as a phrase.
-    """
-
-    classes: tuple[str, ...]
-    parts: dict[str, tuple[np.ndarray, Sources]]
-    places: dict[str, str] = field(default_factory=dict)
+    classes: tuple[str, ...]  # in the order of their labels
+    parts: dict[str, tuple[np.ndarray, Sources]]  # labels, (n,) int64, and images, by "train", "val", "test", or "all"
+    places: dict[str, str] = field(default_factory=dict)  # the contents of each part, as a phrase
 
 
 # ---- images inside shards ----
@@ -65,11 +59,8 @@ class _Names(Sequence[str]):
 class Members(SourcesOf[Stored]):
     """Images inside tar shards: 19 bytes of memory each, and their names in the index.
 
-    Args:
-        shards: The tar files.
-        states: The state of each tar file when its members were read; one that has changed is not read.
-        rows: Shard, offset and size of each image, and the number of its name.
-        names: The names.
+    Each row has the shard, offset and size of an image, and the number of its name. A tar file whose state has changed
+    since its members were read is refused.
     """
 
     def __init__(self, shards: Sequence[Path], states: Sequence[State], rows: np.ndarray, names: Sequence[str]) -> None:
@@ -88,7 +79,7 @@ class Members(SourcesOf[Stored]):
         return Members(self.shards, self.states, self.rows[np.asarray(index, np.int64)], self.known_names)
 
     def names(self) -> list[str]:
-        """Return the name of each image: of the file that it was, or of the shard and the member."""
+        """Return the name of each image: of its original file, or of the shard and the member."""
         return [self.known_names[i] for i in self.rows["name"].tolist()]
 
     def identities(self) -> Iterable[bytes]:
@@ -124,14 +115,9 @@ class _Member(Stored):
 
 
 def find_shards(folder: Path, *, trained: bool = True) -> dict[str, list[Path]]:
-    """Return the shards of a folder by their part, "train", "val", "test" or "all"; none where it holds no shards.
+    """Return the shards of a folder by their part, "train", "val", "test" or "all"; empty if it holds no shards.
 
-    Args:
-        folder: The folder.
-        trained: Whether a part to train on is needed.
-
-    Raises:
-        InputError: The shards are compressed, there are none to train on, or some belong to a split and others not.
+    Unless ``trained`` is false, a part to train on is required.
     """
     visible = sorted(path for path in folder.iterdir() if not is_hidden(path.name))
     folders = [path for path in visible if path.is_dir()]
@@ -171,7 +157,7 @@ def _part_of(stem: str) -> str:
 
 
 def _classes(root: Path, samples: Iterable[Sample]) -> tuple[tuple[str, ...], Callable[[Sample], int]]:
-    """Return the class names, and what returns the index of a sample's class among them.
+    """Return the class names, and a function from a sample to the index of its class.
 
     Ids keep their values: they are the outputs of a model. Their names are those of the samples or of ``classes.txt``.
     """
@@ -222,15 +208,7 @@ def _checked(root: Path, names: list[str]) -> tuple[str, ...]:
 def read_shards(root: Path, shards: dict[str, list[Path]]) -> Catalogue:
     """Return the samples of shards, from the index beside them or by reading every header.
 
-    Args:
-        root: The folder of the data set.
-        shards: What ``find_shards`` found there.
-
-    Returns:
-        The samples, in the order of shards and members; or in that of their keys, where these count from 0.
-
-    Raises:
-        InputError: A shard is damaged, or holds links, names that lead out of it, a sample twice, or one without label.
+    They are in the order of shards and members; or in that of their keys, if these count from 0.
     """
     order = [path for part in shards.values() for path in part]
     states = [state_of(path.stat()) for path in order]
@@ -264,7 +242,7 @@ def read_shards(root: Path, shards: dict[str, list[Path]]) -> Catalogue:
 
 
 def read_unlabelled(shards: Sequence[Path]) -> Members:
-    """Return the images of shards, whether or not they have labels; raises as ``read_shards``."""
+    """Return the images of shards, with and without labels."""
     states = [state_of(path.stat()) for path in shards]
     samples = [(number, sample) for number, path in enumerate(shards) for sample in scan(path, False)]
     rows = np.array([(n, s.offset, s.size, i, s.suffix) for i, (n, s) in enumerate(samples)], _ROW)
@@ -297,7 +275,7 @@ def _build_index(root: Path, shards: dict[str, list[Path]], order: list[Path]) -
 
 
 def _in_order(found: list[tuple[int, Sample]]) -> list[tuple[int, Sample]]:
-    """Return samples in the order of their keys, if these are the numbers from 0 on; else as they are."""
+    """Return samples in the order of their keys, if these are the numbers from 0 on; else unchanged."""
     if not all(sample.key.isascii() and sample.key.isdecimal() for _, sample in found):
         return found
     numbered = sorted(found, key=lambda pair: int(pair[1].key))
@@ -305,7 +283,7 @@ def _in_order(found: list[tuple[int, Sample]]) -> list[tuple[int, Sample]]:
 
 
 def _load_index(path: Path, state: str, parts: Iterable[str], shards: list[Path]) -> dict[str, np.ndarray] | None:
-    """Return the index if it is whole and of these shards; its names are read when they are asked for."""
+    """Return the index if it is undamaged and of these shards, without its names."""
     try:
         arrays = read_arrays(path, ("names", "ends"))
         if str(arrays["state"]) != state:
@@ -324,7 +302,7 @@ def _load_index(path: Path, state: str, parts: Iterable[str], shards: list[Path]
 
 
 def _load_names(path: Path, last: int) -> tuple[bytes, np.ndarray]:
-    """Return names one after the other, and where each ends; ``last`` is the largest number of one."""
+    """Return the concatenated names, and the end of each; ``last`` is the largest number of a name."""
     try:
         arrays = read_arrays(path, ("rows", "classes", "state"))
         text, ends = arrays["names"].tobytes(), arrays["ends"]

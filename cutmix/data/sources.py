@@ -1,4 +1,4 @@
-"""What an image is read from: a file, or a place inside a tar file of webdataset's format. No torch here.
+"""Sources of encoded images: a file, or a place inside a tar file of webdataset's format. No torch here.
 
 The files of a sample in a tar follow each other and share a name up to its first dot: an image, and its label in
 NAME.cls (a class id or name) or NAME.json (``label``, ``class``).
@@ -29,7 +29,7 @@ _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG"
 
 
 def known_formats() -> list[str]:
-    """Return the formats that a file of an image may have, whatever its name.
+    """Return the formats of image files that are decoded, whatever the file's name.
 
     None of them starts another program, as PostScript would. AVIF comes with newer releases of Pillow.
     """
@@ -38,20 +38,14 @@ def known_formats() -> list[str]:
 
 
 class Stored:
-    """An encoded image inside a larger file, which functions for image files take in place of a path.
+    """An encoded image inside a larger file, which functions for image files take in place of a path."""
 
-    Attributes:
-        name: Name of the file that it was, with folders.
-        suffix: The ending of its name, with the dot.
-        place: The larger file.
-    """
-
-    name: str
-    suffix: str
-    place: str
+    name: str  # of the original file, with folders
+    suffix: str  # the ending of the name, with the dot
+    place: str  # the larger file
 
     def read_bytes(self) -> bytes:
-        """Return the encoded image; raise OSError where it cannot be read."""
+        """Return the encoded image; raise OSError if it cannot be read."""
         raise NotImplementedError
 
     @property
@@ -71,16 +65,12 @@ SourceT = TypeVar("SourceT", bound=Source, covariant=True)
 
 
 class SourcesOf(Sequence[SourceT]):
-    """The encoded images of a set.
+    """The encoded images of a set."""
 
-    Attributes:
-        shard: The number of the shard of each image, (n,); None where they are not in shards.
-    """
-
-    shard: np.ndarray | None = None
+    shard: np.ndarray | None = None  # the number of the shard of each image, (n,)
 
     def one(self, number: int) -> SourceT:
-        """Return an image by its index, which is from 0 to the number of images less 1."""
+        """Return the image at an index from 0 on."""
         raise NotImplementedError
 
     @overload
@@ -96,7 +86,7 @@ class SourcesOf(Sequence[SourceT]):
         return map(self.one, range(len(self)))
 
     def take(self, index: Sequence[int] | np.ndarray) -> "SourcesOf[SourceT]":
-        """Return some of them, by their indices."""
+        """Return some of the images, by their indices."""
         raise NotImplementedError
 
     def names(self) -> list[str]:
@@ -104,7 +94,7 @@ class SourcesOf(Sequence[SourceT]):
         raise NotImplementedError
 
     def identities(self) -> Iterable[bytes]:
-        """Yield name and size of each, which stay the same when a data set is moved."""
+        """Yield name and size of each image, which do not change when a data set is moved."""
         raise NotImplementedError
 
 
@@ -113,11 +103,7 @@ Sources = SourcesOf[Source]
 
 
 class Paths(SourcesOf[Path]):
-    """Paths in little memory: a million ``Path`` objects take 320 MB, their names a quarter of that.
-
-    Args:
-        paths: The paths, in their order.
-    """
+    """Paths in little memory: a million ``Path`` objects take 320 MB, their names a quarter of that."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         names = [os.fsencode(path) for path in paths]
@@ -171,16 +157,12 @@ State = tuple[int, int, int, int]
 
 
 def state_of(status: os.stat_result) -> State:
-    """Return what changes where a file is replaced or written to."""
+    """Return the properties that change when a file is replaced or written to."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class _Opened:
-    """An open file, closed once nothing reads it any more.
-
-    Raises:
-        OSError: The file is missing, or has been changed since it had the state.
-    """
+    """An open file, closed after its last use; OSError if it is missing or its state has changed."""
 
     number = -1
 
@@ -199,7 +181,7 @@ opened = functools.lru_cache(maxsize=128)(_Opened)
 
 
 class Sample(NamedTuple):
-    """A sample of a shard; its label and the name of its class as far as they are there."""
+    """A sample of a shard, with its label, the name of its class, or both."""
 
     key: str
     name: str
@@ -211,7 +193,7 @@ class Sample(NamedTuple):
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, int]]:
-    """Yield name, offset and size of the files of a tar, none of which is what a data set has no use for."""
+    """Yield name, offset and size of the regular files of a tar; refuse other entries."""
     total, last = path.stat().st_size, 0
     with tarfile.open(path, "r:") as tar:
         while (info := tar.next()) is not None:
@@ -289,7 +271,7 @@ def _read_label(path: Path, name: str, offset: int, size: int) -> bytes:
 
 
 def json_object(content: str | bytes, where: str, expected: str) -> dict[str, Any]:
-    """Return a JSON object; where it stands and what is expected are for messages."""
+    """Return a JSON object; its place and the expected content are for messages."""
     try:
         found = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -345,9 +327,6 @@ def write_shard(
     """Write a tar file of samples, whole or not at all; its bytes depend on nothing but the samples.
 
     The keys are the indices, so that readers can restore the order of the data set.
-
-    Raises:
-        InputError: A file cannot be read, or the tar file not be written.
     """
 
     def write(file: Any) -> None:
@@ -370,7 +349,7 @@ def write_shard(
 
 
 def _suffix_of(source: Source, content: bytes) -> str:
-    """Return the usual ending of a format for an image whose name does not say it."""
+    """Return the usual ending of the format of an image whose name has none."""
     with suppress(*UNREADABLE):
         kind = Image.open(io.BytesIO(content), formats=known_formats()).format
         usual = {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif", "WEBP": ".webp"}

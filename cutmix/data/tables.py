@@ -32,21 +32,14 @@ Row = tuple[int, str, str, str]  # number in the file, path, label, split
 
 
 def read_label_file(path: Path) -> ClassFolders:
-    """Read the images, labels and splits that a file lists.
+    """Read the images by split and class that a file lists.
 
     A row has a path, relative to the folder of the file, a label, and possibly a split: train, val or test. A CSV file
     names these columns in its first line, or has them in this order. Classes are sorted by name; labels that are all
     whole numbers sort by value.
 
-    An image has several labels where they are separated by ``|`` or, in JSON lines and Parquet, are a list. If one
-    image has, all can have any number of labels, also none.
-
-    Returns:
-        The images by split and class, as of a folder of class folders.
-
-    Raises:
-        InputError: The file cannot be read; a column, an image or a label is missing; an image is listed twice; there
-            are fewer than two classes; some rows have a split and others not.
+    An image has several labels if they are separated by ``|`` or, in JSON lines and Parquet, are a list. If one image
+    has several, all can have any number of labels, including none.
     """
     rows = list(_rows(path))
     if not rows:
@@ -107,7 +100,7 @@ def _rows(path: Path) -> Iterable[Row]:
 
 
 def _named(path: Path, rows: Iterable[dict[str, Any]], first: int) -> Iterable[Row]:
-    """Yield the path, label and split of each row, whatever their columns are called."""
+    """Yield the path, label and split of each row, under any of the known names of columns."""
     for number, row in enumerate(rows, first):
         lower = {str(name).strip().lower(): value for name, value in row.items()}
         cells = []
@@ -191,13 +184,9 @@ _log = logging.getLogger(__name__)
 
 
 class Rows(SourcesOf[Stored]):
-    """The images in a column of a data set, read when they are asked for.
+    """The images in a column of a data set, read when they are used; ``kept`` are the rows, (n,) int64.
 
-    Args:
-        data: The data set, whose images are not decoded.
-        column: The column.
-        kept: The rows, (n,) int64.
-        place: The data set: its name, or its folder, in which relative paths of images are looked for first.
+    ``place`` is the name of the data set, or its folder, in which relative paths of images are looked for first.
     """
 
     def __init__(self, data: Any, column: str, kept: np.ndarray, place: str) -> None:
@@ -258,13 +247,9 @@ def is_saved(folder: Path) -> bool:
 
 
 def read_hub(data: str) -> Catalogue:
-    """Read a data set with a column of images and one of labels.
+    """Read a data set of Hugging Face with a column of images and one of labels.
 
-    Args:
-        data: A folder that ``save_to_disk`` wrote, or "hf:NAME" or "hf:NAME:CONFIG", which is downloaded.
-
-    Raises:
-        InputError: The package ``datasets`` is not installed, or there is no such data set, or it has no such columns.
+    ``data`` is a folder that ``save_to_disk`` wrote, or "hf:NAME" or "hf:NAME:CONFIG", which is downloaded.
     """
     try:
         import datasets
@@ -305,7 +290,7 @@ def read_hub(data: str) -> Catalogue:
 
 
 def _load_named(name: str, config: str | None) -> Any:
-    """Load a data set of the hub, or what the disk has of it; the hub is asked once, instead of for half a minute."""
+    """Load a data set of the hub, or its copy on the disk; the hub is asked once, instead of for half a minute."""
     import datasets
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
@@ -342,7 +327,7 @@ def _columns(data: str, table: Any) -> tuple[str, str, list[str]]:
 
 
 def _labels(data: str, part: str, table: Any, column: str, classes: list[str]) -> np.ndarray | None:
-    """Return the labels of a split as int64; None of a split whose labels are not published."""
+    """Return the labels of a split as int64; None for a split whose labels are not published."""
     number = {name: i for i, name in enumerate(classes)}
     values = list(table[column]) if column in table.features else [None]
     if (names := getattr(table.features.get(column), "names", None)) is not None:

@@ -1,4 +1,4 @@
-"""Batches: which samples make one, on every process, and how a whole one is augmented on its device.
+"""Batches: their samples on every process, and their augmentation on the device.
 
 Order and augmentation are functions of the seed, the epoch and the position.
 """
@@ -24,20 +24,13 @@ _INDEX_BITS = 32
 
 
 class TrainOrder:
-    """Which samples, shuffled by the seed and the epoch, this rank has in each batch.
+    """The samples of this rank in each batch, shuffled by the seed and the epoch.
 
     All ranks have equally many: the last ones are filled up from the start of the epoch's order. The batches of a rank
-    differ by one sample at most, and none is a single sample, which batch normalisation cannot take.
-
-    Args:
-        size: Number of samples.
-        batch_size: Of all processes together.
-        seed: Decides the order of each epoch.
-        rank: This process.
-        world_size: All processes.
-        balance: Class ids (size,), of which each class is drawn equally often; None draws each sample once.
-        repeats: Copies of a sample in a row; the epoch has as many samples as before, so fewer different ones.
-        shards: The shard of each sample, (size,), if they are read a few shards at a time.
+    differ by one sample at most, and none is a single sample, which batch normalisation cannot take. ``balance`` are
+    class ids (size,), of which each class is drawn equally often; ``repeats`` is the number of copies of a sample in a
+    row. Neither changes the number of samples in an epoch. ``shards`` are the shard of each sample, (size,), if they
+    are read a few shards at a time.
 
     Source: Hoffer et al. 2020, "Augment your batch", and Berman et al. 2019, for ``repeats``; timm's
     ``RepeatAugSampler`` gives the copies to different processes, here they are in one batch.
@@ -57,7 +50,7 @@ class TrainOrder:
         self.steps = len(self.bounds) - 1
 
     def indices(self, epoch: int) -> Tensor:
-        """Return the epoch's order, begun again until the last batch is full."""
+        """Return the epoch's order, repeated until the last batch is full."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
         order = self._balanced(generator) if self.members else None
         if self.shards is not None:
@@ -71,9 +64,9 @@ class TrainOrder:
         return torch.cat([*[order] * rounds, order[:rest]])
 
     def draws(self, epoch: int) -> Tensor:
-        """Return the epoch's order, each index with how often it came before where samples are drawn repeatedly.
+        """Return the epoch's order; if samples repeat, each index includes the number of its earlier draws.
 
-        So a repeated image is augmented differently each time; ``split_draw`` splits a draw.
+        A repeated image is thus augmented differently each time; ``split_draw`` splits a draw.
         """
         indices = self.indices(epoch)
         return indices + (_repeats(indices) << _INDEX_BITS) if self.members or self.repeats > 1 else indices
@@ -108,7 +101,7 @@ class TrainOrder:
 
 
 def _divide(count: int, size: int) -> list[int]:
-    """Return the bounds of the batches of one rank: as few as can be of at most ``size``, as equal as can be."""
+    """Return the bounds of the batches of one rank: as few as possible of at most ``size``, as equal as possible."""
     steps = math.ceil(count / size)
     if size > 1:
         steps = max(min(steps, count // 2), 1)  # batches of two, and one of three
@@ -116,7 +109,7 @@ def _divide(count: int, size: int) -> list[int]:
 
 
 class TestOrder:
-    """Which samples, in their order, this rank has in each batch: r, r + world_size, ..."""
+    """The samples of this rank in each batch, in their order: r, r + world_size, and so on."""
 
     def __init__(self, size: int, batch_size: int, rank: int, world_size: int) -> None:
         self.all = torch.arange(rank, size, world_size)
@@ -137,7 +130,7 @@ class TestOrder:
 
 
 def _repeats(indices: Tensor) -> Tensor:
-    """Return how often each value came before, (n,) int64."""
+    """Return the number of earlier occurrences of each value, (n,) int64."""
     ordered, order = indices.sort(stable=True)
     before = torch.empty_like(order)
     before[order] = torch.arange(len(order)) - torch.searchsorted(ordered, ordered)
@@ -145,7 +138,7 @@ def _repeats(indices: Tensor) -> Tensor:
 
 
 def split_draw(draw: int) -> tuple[int, tuple[int, ...]]:
-    """Return the index of a draw, and how often the sample came before in the epoch: () for never."""
+    """Return the index of a draw, and the number of earlier draws of the sample in the epoch: () for none."""
     index, repeats = draw & ((1 << _INDEX_BITS) - 1), draw >> _INDEX_BITS
     return index, (repeats,) if repeats else ()
 
@@ -158,39 +151,24 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Augment:
-    """How training images are augmented. The defaults change nothing but the size of image files.
+    """The augmentation of training images. The defaults change nothing but the size of image files."""
 
-    Args:
-        image_size: Height and width of the batches in pixels; None keeps an array set's own size.
-        crop_padding: Array sets: pixels added at each border before the random crop; 0 does not crop.
-        padding_mode: Array sets: "constant" pads with black, "reflect" mirrors without repeating the border.
-        flip: Mirror half of the images.
-        crop_scale: File sets: smallest and largest share of the image's area that the random crop covers.
-        squash: File sets: resize each image to a square, whatever its shape, and do not resize the crop.
-        crop_fraction: File sets, with ``squash``: the random crop's share of the square's side, in (0, 1].
-        interpolation: File sets: how images are resized.
-        auto_augment: "none", "imagenet", "cifar10", "svhn", "trivial" or timm's name of a RandAugment: the policy,
-            applied before the crop of an array set (as its authors have it) and after that of a file.
-        random_erasing: Probability of an erased rectangle, in [0, 1]; see ``erase``.
-        color_jitter: Largest change of brightness, contrast and saturation, in [0, 1]; see ``draw_color``.
-        lighting: Standard deviation of the noise along ImageNet's principal colours; see ``draw_color``.
-
-    Raises:
-        InputError: A value is out of its range.
-    """
-
-    image_size: int | None = None
-    crop_padding: int = 0
+    image_size: int | None = None  # height and width of the batches in pixels; None keeps an array set's own size
+    crop_padding: int = 0  # array sets: pixels added at each border before the random crop; 0 does not crop
+    # array sets: "constant" pads with black, "reflect" mirrors without repeating the border
     padding_mode: PaddingMode = "constant"
-    flip: bool = False
+    flip: bool = False  # mirror half of the images
+    # file sets: smallest and largest share of the image's area that the random crop covers
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    squash: bool = False
-    crop_fraction: float = 0.875
-    interpolation: Interpolation = "bilinear"
+    squash: bool = False  # file sets: resize each image to a square, whatever its shape, and do not resize the crop
+    crop_fraction: float = 0.875  # file sets, with ``squash``: the random crop's share of the square's side, in (0, 1]
+    interpolation: Interpolation = "bilinear"  # file sets: interpolation of the resize
+    # "none", "imagenet", "cifar10", "svhn", "trivial" or timm's name of a RandAugment: the policy, applied before
+    # the crop of an array set (as its authors have it) and after that of a file
     auto_augment: str = "none"
-    color_jitter: float = 0.0
-    lighting: float = 0.0
-    random_erasing: float = 0.0
+    color_jitter: float = 0.0  # largest change of brightness, contrast and saturation, in [0, 1]; see ``draw_color``
+    lighting: float = 0.0  # standard deviation of the noise along ImageNet's principal colours; see ``draw_color``
+    random_erasing: float = 0.0  # probability of an erased rectangle, in [0, 1]; see ``erase``
 
     def __post_init__(self) -> None:
         if self.crop_padding < 0 or self.padding_mode not in get_args(PaddingMode):
@@ -208,19 +186,12 @@ class Augment:
 
 @dataclass(frozen=True, eq=False)
 class CropFlip:
-    """A drawn crop and flip for each of n images, applied without a loop and without waiting for the device.
+    """A drawn crop and flip for each of n images, applied without a loop and without waiting for the device."""
 
-    Args:
-        offsets: (n, 2) int64: top and left of the crop inside the padded image, each in [0, 2 · padding].
-        flips: (n,) bool: mirror left and right, after the crop.
-        padding: Pixels added at each border.
-        padding_mode: "constant" pads with black, "reflect" mirrors without repeating the border.
-    """
-
-    offsets: Tensor
-    flips: Tensor
-    padding: int
-    padding_mode: PaddingMode = "constant"
+    offsets: Tensor  # (n, 2) int64: top and left of the crop inside the padded image, each in [0, 2 · padding]
+    flips: Tensor  # (n,) bool: mirror left and right, after the crop
+    padding: int  # pixels added at each border
+    padding_mode: PaddingMode = "constant"  # "constant" pads with black, "reflect" mirrors without repeating the border
 
     def __len__(self) -> int:
         return len(self.flips)
@@ -233,14 +204,7 @@ class CropFlip:
         return CropFlip(self.offsets.to(device), self.flips.to(device), self.padding, self.padding_mode)
 
     def apply(self, images: Tensor) -> Tensor:
-        """Crop and flip images that are on the draw's device.
-
-        Args:
-            images: (n, C, H, W), any dtype.
-
-        Returns:
-            New images of the same shape and dtype.
-        """
+        """Return images (n, C, H, W), which are on the draw's device, cropped and flipped, of the same dtype."""
         size = (images.shape[2], images.shape[3])
         if self.padding_mode == "reflect":
             return crop_and_flip(images, self.offsets - self.padding, self.flips, size)
@@ -249,18 +213,10 @@ class CropFlip:
 
 
 def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cut a rectangle out of each image and mirror some of the rectangles, without a loop over the images.
+    """Cut a rectangle of height and width ``size`` out of each image (n, C, H, W) and mirror some of the rectangles.
 
-    Every output pixel is fetched once; the index is shared by the channels. Beyond the border, the image is mirrored.
-
-    Args:
-        images: (n, C, H, W), any dtype.
-        offsets: (n, 2) int64: top and left.
-        flips: (n,) bool.
-        size: Height and width of the rectangles.
-
-    Returns:
-        (n, C, *size) of the same dtype.
+    There is no loop over the images: every output pixel is fetched once, by an index that the channels share. Beyond
+    the border, the image is mirrored. ``offsets`` (n, 2) int64 are top and left.
     """
     (n, channels, *sides), (height, width) = images.shape, size
     across = torch.arange(width, device=images.device)
@@ -282,13 +238,6 @@ def draw_crop_flip(
 ) -> CropFlip:
     """Draw a random crop of the padded image and, with ``flip``, a mirroring in half of the cases, n times.
 
-    Args:
-        n: Number of images.
-        padding: Pixels added at each border; 0 crops nothing.
-        flip: Whether to mirror at all.
-        generator: On the CPU; the only source of randomness.
-        padding_mode: "constant" or "reflect".
-
     Source: the crop and flip of the paper's CIFAR training (padding 4, zeros), as ``torchvision.transforms`` has them.
     """
     offsets = torch.randint(0, 2 * padding + 1, (n, 2), generator=generator)
@@ -303,16 +252,10 @@ def normalize(
     *,
     channels_last: bool = False,
 ) -> Tensor:
-    """Return (images / 255 − mean) / std, channel by channel.
+    """Return (images / 255 − mean) / std, channel by channel, (n, C, H, W) float32.
 
-    Args:
-        images: (n, C, H, W) uint8; or float32 of the same range, which is overwritten.
-        mean: C values in [0, 1].
-        std: C values, positive; tensors on the images' device save a copy.
-        channels_last: The memory format of the result.
-
-    Returns:
-        (n, C, H, W) float32.
+    ``images`` are uint8; or float32 of the same range, which is overwritten. Mean and std are for pixels in [0, 1]; as
+    tensors on the images' device they save a copy.
     """
     mean = torch.as_tensor(mean, dtype=torch.float32, device=images.device)
     std = torch.as_tensor(std, dtype=torch.float32, device=images.device)
@@ -341,16 +284,11 @@ class ColorDraw:
     Each image is moved three times towards another image, in an order of its own: brightness towards black, contrast
     towards its mean grey, saturation towards its grey image: x + a (target − x). Lighting then adds one colour, the
     principal components of ImageNet's pixels with random weights. Nothing is clipped.
-
-    Attributes:
-        order: (n, 3) int64, a permutation of 0 brightness, 1 contrast, 2 saturation for each image.
-        amounts: (n, 3) float32, the a of each step in that order; below 0 moves away from the target.
-        light: (n, 3) float32, the colour that is added, in units of the whole range.
     """
 
-    order: Tensor
-    amounts: Tensor
-    light: Tensor
+    order: Tensor  # (n, 3) int64, a permutation of 0 brightness, 1 contrast, 2 saturation for each image
+    amounts: Tensor  # (n, 3) float32, the a of each step in that order; below 0 moves away from the target
+    light: Tensor  # (n, 3) float32, the added colour, in units of the whole range
 
     def __len__(self) -> int:
         return len(self.order)
@@ -359,14 +297,7 @@ class ColorDraw:
         return ColorDraw(self.order[index], self.amounts[index], self.light[index])
 
     def apply(self, images: Tensor) -> Tensor:
-        """Change the colours of a batch.
-
-        Args:
-            images: (n, 3, H, W) uint8.
-
-        Returns:
-            (n, 3, H, W) float32, in the units of the images, and not clipped to 0 to 255.
-        """
+        """Change the colours of images (n, 3, H, W) uint8; return float32 in the same units, not clipped."""
         order, amounts, light = (
             part.to(images.device, non_blocking=True) for part in (self.order, self.amounts, self.light)
         )
@@ -384,11 +315,6 @@ def erase(images: Tensor, probability: float, generator: Generator) -> Tensor:
     """Set a random rectangle of some normalised images to 0, their mean colour, in place and without a loop.
 
     Its area is uniform in [2 %, 33 %] of the image, its aspect ratio log-uniform in [0.3, 3.3], cut to the image.
-
-    Args:
-        images: (n, C, H, W) float.
-        probability: That an image has a rectangle, in [0, 1].
-        generator: On the CPU; the only source of randomness.
 
     Source: Zhong et al. 2020, "Random Erasing Data Augmentation"; ranges as ``torchvision.transforms.RandomErasing``.
     """
@@ -410,11 +336,7 @@ def erase(images: Tensor, probability: float, generator: Generator) -> Tensor:
 def draw_color(n: int, jitter: float, lighting: float, generator: Generator) -> ColorDraw:
     """Draw colours for n images: every a ~ U[−jitter, jitter], every principal component's weight ~ N(0, lighting²).
 
-    Args:
-        n: Number of images.
-        jitter: Largest change of brightness, contrast and saturation, in [0, 1]; 0.4 in the paper's code.
-        lighting: Standard deviation, at least 0; 0.1 in the paper's code.
-        generator: On the CPU; the only source of randomness.
+    The paper's code has a jitter of 0.4 and a lighting of 0.1.
 
     Source: ``ColorJitter`` and ``Lighting`` in the CutMix authors' ``utils.py``; the paper does not mention them.
     """

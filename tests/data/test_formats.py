@@ -104,7 +104,7 @@ def test_binary_layout(tmp_path: Path, name: str, label_bytes: int) -> None:
         open_data(str(folder), "test")
     file = folder / ("data_batch_3.bin" if ten else "train.bin")
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(InputError, match="no multiple of"):
+    with pytest.raises(InputError, match="not a multiple of"):
         open_data(str(folder), "train")
 
 

@@ -229,7 +229,7 @@ def test_wrong_input_is_one_sentence(data: Path) -> None:
         "lsun-crop": r"lsun-crop was not found in .* and data: put ODIN's LSUN\.tar\.gz there, or the folder LSUN",
         "tiny-imagenet-crop": "tiny-imagenet-200 was not found in",
         "cifar-10": "cifar-10 was not found in",
-        "lsun_resize": "'lsun_resize' is no set of outliers: did you mean 'lsun-resize'",
+        "lsun_resize": "'lsun_resize' is not a set of outliers: did you mean 'lsun-resize'",
         "svhn": "'svhn' is neither a folder that exists nor a known data set",
     }.items():
         with pytest.raises(InputError, match=message):
