@@ -299,7 +299,7 @@ def box_gallery(
         axis.set_axis_off()
     for k, axis in enumerate(axes[: len(chosen)]):
         positive = cams[k].clip(min=0)
-        _overlay(axis, shown[k], positive / max(positive.max(), np.finfo(np.float32).tiny))
+        overlay(axis, shown[k], positive / max(positive.max(), np.finfo(np.float32).tiny))
         for box in true[k]:
             _outline(axis, box, "red", "solid")
         _outline(axis, found[k], "lime", (0, (3, 2)))
@@ -341,7 +341,7 @@ def example_figures(classifier: Classifier, shown: dict[int, int]) -> dict[str, 
         axes = [figure.add_axes((c / columns, 0, 1 / columns, 1)) for c in range(columns)]
         axes[0].imshow(images[k], interpolation="nearest", aspect="auto")
         if maps is not None:
-            _overlay(axes[1], images[k], maps[k])
+            overlay(axes[1], images[k], maps[k])
             axes[1].set_aspect("auto")
         for axis in axes:
             axis.set_axis_off()
@@ -390,7 +390,7 @@ def mixed_maps(classifier: Classifier, first: int, second: int) -> bytes:
         axes[0, column].imshow(shown[column])
         axes[0, column].set_title(name, fontsize=9)
         for row, cams in enumerate(maps, 1):
-            _overlay(axes[row, column], shown[column], cams[column].numpy() / greatest)
+            overlay(axes[row, column], shown[column], cams[column].numpy() / greatest)
     for axis in axes.ravel():
         axis.set(xticks=[], yticks=[])
     axes[0, 0].set_ylabel("input", fontsize=9)
@@ -423,7 +423,7 @@ def _pixels(images: Tensor) -> np.ndarray:
     return shares.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def _overlay(axis: Any, image: np.ndarray, cam: np.ndarray) -> None:
+def overlay(axis: Any, image: np.ndarray, cam: np.ndarray) -> None:
     """Show the image in grey under the map in colour, the more opaque the higher the map."""
     extent = (0, image.shape[1], image.shape[0], 0)  # a box's edges are the pixels' edges
     grey = image @ np.array([0.299, 0.587, 0.114])

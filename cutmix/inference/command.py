@@ -25,11 +25,7 @@ from cutmix.runtime.terminal import say
 
 
 def run_predict(options: PredictOptions) -> Predictions:
-    """Return a prediction for each image, made when it is asked for.
-
-    Raises:
-        InputError: If the model, a path or an option cannot be used.
-    """
+    """Return a prediction for each image, made when it is used."""
     if options.out is not None and is_run_file(options.out):
         raise InputError(f"--out is {options.out}, a file of the run in {options.out.parent}; expected another name")
     model = load(options.source, which=options.which, device=options.device)
@@ -52,11 +48,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def write_predictions(found: Predictions, options: PredictOptions) -> int:
-    """Write each prediction as soon as it is made, and return the exit code: 2 if a file could not be read, else 0.
-
-    Raises:
-        InputError: If the file of ``--out`` cannot be written.
-    """
+    """Write each prediction as soon as it is made; return the exit code, 2 if a file cannot be read, else 0."""
     say(found.opening, file=sys.stderr)
     if options.out is None:
         return write(found, sys.stdout, options)
@@ -72,11 +64,7 @@ def write_predictions(found: Predictions, options: PredictOptions) -> int:
 
 
 def run_explain(options: ExplainOptions) -> list[Path]:
-    """Write a PNG for each image, and return their paths.
-
-    Raises:
-        InputError: If the model, an image or a class cannot be used.
-    """
+    """Write a PNG for each image, and return their paths."""
     model = load(options.source, which=options.which, device=options.device)
     class_id = find_class(model, options.class_name)
     files = [file for name in options.images for file in find_images(name)]
@@ -97,11 +85,7 @@ def run_explain(options: ExplainOptions) -> list[Path]:
 
 
 def find_images(name: str) -> Sequence[Source]:
-    """Return an image file, all images of a folder and its folders, sorted by path, or those in a folder of shards.
-
-    Raises:
-        InputError: If there is no such path, the folder holds no image, or a shard is damaged.
-    """
+    """Return an image file, all images of a folder and its folders, sorted by path, or those in a folder of shards."""
     path = Path(name)
     if not path.is_dir():
         return [path]  # a missing file becomes a line of the output
@@ -114,7 +98,7 @@ def find_images(name: str) -> Sequence[Source]:
 
 
 def opening(model: Model, options: PredictOptions, files: list[Source] | None) -> str:
-    """Return what is about to be done, in one line."""
+    """Return a line about the model, the images and the temperature."""
     images = "images from standard input" if files is None else f"{len(files):,} image{'s' * (len(files) != 1)}"
     if options.temperature is not None:
         said = f"temperature {options.temperature:g}, as given"
@@ -136,7 +120,7 @@ def write(found: Predictions, file: TextIO, options: PredictOptions) -> int:
         lines = _csv_lines(found.stream(), file, found.top, several=found.several)
     failed = sum(prediction.error is not None for prediction in lines)
     if failed:
-        print(f"{failed:,} of the files could not be read", file=sys.stderr)
+        print(f"{failed:,} of the files cannot be read", file=sys.stderr)
     return 2 if failed else 0
 
 
@@ -153,7 +137,7 @@ def _json_lines(predictions: Iterable[Prediction], file: TextIO) -> Iterator[Pre
 
 
 def _named(prediction: Prediction, file: TextIO) -> str:
-    """Return the name of an image: as it is in a file, escaped on a terminal, which it could drive."""
+    """Return the name of an image, on a terminal with control characters escaped."""
     return printable(prediction.source) if file.isatty() else prediction.source
 
 
@@ -180,17 +164,9 @@ def _csv_lines(predictions: Iterable[Prediction], file: TextIO, top: int, *, sev
 
 
 def run_serve(options: ServeOptions, *, block: bool = True) -> Any:
-    """Serve a classifier on the loopback address until Ctrl-C.
+    """Serve a classifier on the loopback address until Ctrl-C, and return gradio's page.
 
-    Args:
-        options: The model and the port.
-        block: Wait; otherwise return while a thread serves, until ``close`` of what is returned is called.
-
-    Returns:
-        gradio's page.
-
-    Raises:
-        InputError: If the model cannot be used, gradio is not installed, or the port is in use.
+    Without ``block``, a thread serves until the page is closed.
     """
     page = make_page(load(options.source, which=options.which, device=options.device))
     try:
@@ -210,11 +186,7 @@ def run_serve(options: ServeOptions, *, block: bool = True) -> Any:
 
 
 def make_page(model: Model) -> Any:
-    """Return the page of a model.
-
-    Raises:
-        InputError: If gradio is not installed.
-    """
+    """Return the page of a model."""
     try:
         from gradio import Image as ImageField
         from gradio import Interface, Label
@@ -230,7 +202,7 @@ def make_page(model: Model) -> Any:
         found = explain_image(model, to_rgb(image), explainer=explainer)
         ranked = zip(model.classes, found.probabilities.tolist(), strict=True)
         overlay = Image.fromarray(found.overlay())
-        scale = max(1, _SIDE // overlay.width)  # small images would be drawn as small as they are
+        scale = max(1, _SIDE // overlay.width)  # enlarge small images
         return dict(ranked), overlay.resize((scale * overlay.width, scale * overlay.height), Image.Resampling.NEAREST)
 
     calibrated = "calibrated on held-out images" if model.calibrated else "not calibrated"

@@ -17,7 +17,7 @@ from cutmix.data import ArraySet, ImageSet, open_data
 from cutmix.data.decode import Decoded
 from cutmix.data.sets import random_subset, take
 from cutmix.errors import InputError, did_you_mean, missing_extra
-from cutmix.evaluation.localization import class_activation_map, normalize_maps, resize_maps
+from cutmix.evaluation.localization import class_activation_map, normalize_maps, overlay, resize_maps
 from cutmix.models.create import find_head
 from cutmix.models.transformers import find_attention, token_grid
 from cutmix.runtime.files import png_of
@@ -28,21 +28,15 @@ _MOST_MAPS = 4  # of an image with several labels
 
 
 class Neighbours(NamedTuple):
-    """Training images with their features.
+    """Training images with their features."""
 
-    Attributes:
-        inputs: Normalised images, (N, C, H, W) float32.
-        labels: Class ids, (N,) int64, or (N, K) uint8.
-        features: Inputs of the linear classifier, of length 1, (N, D) float32.
-    """
-
-    inputs: Tensor
-    labels: Tensor
-    features: Tensor
+    inputs: Tensor  # normalised images, (N, C, H, W) float32
+    labels: Tensor  # class ids, (N,) int64, or (N, K) uint8
+    features: Tensor  # inputs of the linear classifier, of length 1, (N, D) float32
 
 
 class Classifier(Protocol):
-    """What is explained: ``cutmix.inference.model.Model``."""
+    """The explained classifier: ``cutmix.inference.model.Model``."""
 
     network: nn.Module
     classes: tuple[str, ...]
@@ -52,7 +46,7 @@ class Classifier(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
 
     def probabilities(self, inputs: Tensor) -> Tensor:
         """Return the class probabilities of normalised images."""
@@ -63,22 +57,17 @@ class Classifier(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What a prediction rests on; a notebook shows it as an image.
+    """The evidence for a prediction; a notebook shows it as an image.
 
-    Attributes:
-        probabilities: Of each class, (K,) float32.
-        class_ids: Classes with a heat map: the predicted one, or the labels above their thresholds, at most four and
-            at least the most probable one; then the class that was asked for.
-        maps: Their heat maps, (len(class_ids), H, W) float32 in [0, 1].
-        pixels: Input of the model, (H, W, 3) float in [0, 1].
-        png: Image, heat maps and nearest training images side by side.
+    Classes with a heat map are the predicted one, or the labels above their thresholds, at most four and at least the
+    most probable one; then the requested class.
     """
 
-    probabilities: Tensor
-    class_ids: tuple[int, ...]
-    maps: Tensor = field(repr=False)
-    pixels: np.ndarray = field(repr=False)
-    png: bytes = field(default=b"", repr=False)
+    probabilities: Tensor  # of each class, (K,) float32
+    class_ids: tuple[int, ...]  # classes with a heat map
+    maps: Tensor = field(repr=False)  # (len(class_ids), H, W) float32 in [0, 1]
+    pixels: np.ndarray = field(repr=False)  # input of the model, (H, W, 3) float in [0, 1]
+    png: bytes = field(default=b"", repr=False)  # image, heat maps and nearest training images side by side
 
     def _repr_png_(self) -> bytes:
         return self.png
@@ -96,16 +85,10 @@ def explain_image(
     model: Classifier, image: Decoded, *, explainer: "HeatMaps | None" = None, class_id: int | None = None,
     known: "Neighbours | None" = None, neighbours: int = 4, drawn: bool = False,
 ) -> Explanation:  # fmt: skip
-    """Explain the prediction of an image.
+    """Explain the prediction of an image: RGB, or the result of ``read_channels`` for the model's channels.
 
-    Args:
-        model: The classifier.
-        image: RGB, or what ``read_channels`` returned for the model's channels.
-        explainer: What ``heat_maps`` made for the model, for many images.
-        class_id: A further class to draw the heat map of.
-        known: What ``training_images`` returned.
-        neighbours: Number of nearest training images among them.
-        drawn: Whether to draw the PNG.
+    ``explainer``, from ``heat_maps``, serves many images; ``class_id`` is a further class with a heat map; ``known`` is
+    the result of ``training_images``. The PNG is drawn on request.
     """
     inputs = model.preprocessing(image)[None]
     probabilities = model.probabilities(inputs)[0]
@@ -124,14 +107,7 @@ def explain_image(
 
 
 class HeatMaps:
-    """Class activation maps where the logits are their mean; otherwise Grad-CAM.
-
-    Attributes:
-        name: The method.
-
-    Raises:
-        InputError: If the network has no class activation maps and the grad-cam library is not installed.
-    """
+    """Class activation maps where the logits are their mean; otherwise Grad-CAM, which needs the grad-cam library."""
 
     def __init__(self, network: nn.Module, input_shape: Sequence[int]) -> None:
         self.network = network
@@ -160,7 +136,7 @@ class HeatMaps:
 
 
 def heat_maps(model: Classifier) -> HeatMaps:
-    """Return what makes heat maps for a model."""
+    """Return the heat maps of a model."""
     p = model.preprocessing
     return HeatMaps(model.network, (p.in_chans, p.image_size, p.image_size))
 
@@ -179,7 +155,7 @@ def _grad_cam(network: nn.Module, input_shape: Sequence[int]) -> Any:
         return GradCAM(network, [_last_map(network, input_shape)], reshape_transform=_channels_first)
     vit: Any = network
     grid = token_grid(vit, torch.zeros(1, *input_shape))
-    # what enters the last block that the patches still influence: behind it only the class token counts
+    # the input of the last block that the patches still influence: after it only the class token counts
     names = [name for name, _ in network.named_modules() if name.endswith(".norm1") and "token_only" not in name]
     layer = network.get_submodule(names[-1])
 
@@ -190,7 +166,7 @@ def _grad_cam(network: nn.Module, input_shape: Sequence[int]) -> Any:
 
 
 def _last_map(network: nn.Module, input_shape: Sequence[int]) -> nn.Module:
-    """Return the last module that gives a map with more than one position."""
+    """Return the last module whose output is a map with more than one position."""
     found: list[nn.Module] = []
 
     def look(module: nn.Module, _: Any, output: Any) -> None:
@@ -217,7 +193,7 @@ def _channels_first(maps: Tensor) -> Tensor:
 
 @contextmanager
 def _seeing_features(network: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect what enters the linear classifier."""
+    """Collect the inputs of the linear classifier."""
     classifier: Any = getattr(network, "get_classifier", lambda: None)()
     layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
     layer = classifier if isinstance(classifier, nn.Module) else layers[-1]
@@ -237,7 +213,7 @@ def features_of(model: Classifier, inputs: Tensor) -> Tensor:
 
 
 def training_images(model: Classifier, count: int) -> tuple[Neighbours | None, str]:
-    """Return training images with their features, at most 5,000 drawn at random; or None, and why."""
+    """Return training images with their features, at most 5,000 drawn at random; or None, and the reason."""
     if count < 0:
         raise InputError(f"neighbours is {count}; expected at least 0")
     if not count:
@@ -286,8 +262,7 @@ def draw(
     axes[0].set_title("image", fontsize=8)
     axes[0].set_xlabel(said, fontsize=8, parse_math=False)
     for axis, class_id, heat in zip(axes[1:], chosen, maps, strict=False):
-        axis.imshow(pixels @ np.array([0.299, 0.587, 0.114]), cmap="gray", vmin=0, vmax=1)
-        axis.imshow(heat.numpy(), cmap="inferno", vmin=0, vmax=1, alpha=0.65 * heat.clamp(0, 1).sqrt().numpy())
+        overlay(axis, pixels, heat.numpy())
         axis.set_title("heat map", fontsize=8)
         name = f"{probabilities[class_id]:.2f} {model.classes[class_id][:24]}"
         axis.set_xlabel(name, fontsize=8, parse_math=False)

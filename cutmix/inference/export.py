@@ -1,7 +1,7 @@
-"""A classifier for others: ``cutmix export`` for another runtime, ``cutmix push`` in timm's layout with a model card.
+"""``cutmix export`` for another runtime, ``cutmix push`` in timm's layout with a model card.
 
-An export has preprocessing and calibration inside, and is checked once written. The card is made from the recipe and
-the results of the run.
+An export includes preprocessing and calibration, and is checked after it is written. The card is made from the recipe
+and the results of the run.
 """
 
 import json
@@ -54,11 +54,7 @@ class WithPreprocessing(nn.Module):
 
 
 def run_export(options: ExportOptions) -> Path:
-    """Export a model into a folder with a README, and return the folder.
-
-    Raises:
-        InputError: If the model cannot be exported, or the exported one does not agree with it.
-    """
+    """Export a model into a folder with a README, and return the folder."""
     model = load(options.source, which=options.which, device="cpu")
     folder = options.out or Path(f"{options.source.name.removesuffix('.safetensors')}-{options.format}")
     name, write = _FORMATS[options.format]
@@ -134,7 +130,7 @@ def _write_torch(model: Model, path: Path) -> float:
 
 
 def _write_safetensors(model: Model, path: Path) -> None:
-    """Copy the file of weights, which holds all that ``cutmix.load`` needs."""
+    """Copy the file of weights, which holds everything that ``cutmix.load`` needs."""
     shutil.copyfile(model.source, path)
 
 
@@ -146,7 +142,7 @@ def _difference(model: Model, module: nn.Module, run: Any) -> float:
 
 
 def _metadata(model: Model) -> dict[str, str]:
-    """Return what a user of the file has to know, as JSON texts."""
+    """Return the metadata of the file for its users, as JSON texts."""
     thresholds = "[]"
     if model.thresholds is not None:
         thresholds = json.dumps(model.label_thresholds().tolist())
@@ -177,7 +173,7 @@ _IMPORTS = {"onnx": "import onnxruntime", "torch": "import torch"}
 
 
 def _readme(model: Model, options: ExportOptions, name: str, difference: float | None) -> str:
-    """Return how to call the exported model from Python."""
+    """Return instructions to call the exported model from Python."""
     p = model.preprocessing
     size, mode = p.image_size, {1: "L", 3: "RGB"}.get(p.in_chans, f"{p.in_chans} channels")
     head = (
@@ -237,11 +233,7 @@ from PIL import Image{", ImageOps" if p.in_chans in (1, 3) else ""}
 def run_push(options: PushOptions) -> str:
     """Write the files for ``timm.create_model("hf-hub:USER/NAME", pretrained=True)``, and upload them.
 
-    Returns:
-        The folder, or the address of the repository.
-
-    Raises:
-        InputError: If the model is not one of timm's, the folder is in use, or the upload fails.
+    The result is the folder, or the address of the repository.
     """
     if (options.name is None) == (options.to is None):
         raise InputError("expected either a repository USER/NAME or --to FOLDER")
@@ -268,15 +260,15 @@ def run_push(options: PushOptions) -> str:
 def write_folder(model: Model, source: Path, folder: Path) -> None:
     """Write weights, timm's ``config.json`` and the model card.
 
-    The configuration says the normalisation, size, crop and interpolation of this model: those of the pretrained
-    weights it started from would give other predictions.
+    The configuration has the normalisation, size, crop and interpolation of this model: those of the pretrained weights
+    that it started from would give other predictions.
     """
     save_for_hf(model.network, str(folder), model_config=timm_config(model), safe_serialization=True)
     (folder / "README.md").write_text(printable(model_card(model, source), keep="\n"), encoding="utf-8")
 
 
 def timm_config(model: Model) -> dict[str, Any]:
-    """Return what timm's ``config.json`` says beside the architecture."""
+    """Return the fields of timm's ``config.json`` beside the architecture."""
     p = model.preprocessing
     size = (p.in_chans, p.image_size, p.image_size)
     crop = "squash" if p.squash or p.small else "center"
@@ -320,12 +312,7 @@ _SUITES = {
 
 
 def model_card(model: Model, source: Path) -> str:
-    """Return the card in Markdown, with the front matter that the Hugging Face Hub reads.
-
-    Args:
-        model: The classifier.
-        source: Folder of its run, whose results the card shows; a file of weights has none.
-    """
+    """Return the card in Markdown, with the front matter of the Hugging Face Hub and the results of a run's folder."""
     run = read_run(source) if source.is_dir() else None
     parts = [_FRONT_MATTER, f"# {model.recipe.name}\n", _description(model), _use(model)]
     parts.append(_results(run) if run else "## Results\n\nNot recorded: the card was made from a file of weights.\n")

@@ -40,11 +40,11 @@ class Prediction(NamedTuple):
     """The most probable classes of one image; of a model with several labels an image, all above their thresholds.
 
     Attributes:
-        source: The file, or the position of the image in the input where it is no file.
+        source: The file, or the position of another image in the input.
         classes: Class names, the most probable first; empty for an unreadable file, and where no label is predicted.
         probabilities: Of these classes, in [0, 1].
         sure: Whether the largest probability reaches the threshold; None without a threshold.
-        error: Why the file cannot be read; None for an image.
+        error: The reason why the file cannot be read; None for an image.
     """
 
     source: str
@@ -55,10 +55,10 @@ class Prediction(NamedTuple):
 
 
 class Predictions(Tabular):
-    """Predictions of images in their order, each made when it is asked for; they print as a table.
+    """Predictions of images in their order, each made when it is used; they print as a table.
 
     Attributes:
-        opening: What is predicted by which model, in one line; "" prints none.
+        opening: A line about the model and the images; "" prints none.
         top: Largest number of classes of each prediction.
         several: Whether an image can have several labels.
     """
@@ -106,12 +106,12 @@ _MOST_ROWS, _MOST_NAMES = 100, 10
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the input of a classifier.
+    """The preprocessing of an image for a classifier.
 
     Attributes:
         image_size: Side of the input in pixels.
         in_chans: Channels: 1 (grey), 3 (RGB) or others, up to 16.
-        mean, std: Of each channel, pixels taken as 0 to 1.
+        mean, std: Of each channel, for pixels in [0, 1].
         small: Resize the whole image, as for data sets of small images, instead of a resized centre crop.
         crop_fraction: Share of the resized short side that the centre crop takes.
         squash: Resize both sides alike, whatever the shape.
@@ -134,7 +134,7 @@ class Preprocessing:
         return read_image(path) if self.in_chans in (1, 3) else read_channels(path, self.in_chans)
 
     def __call__(self, image: Decoded) -> Tensor:
-        """Return what ``open`` returned as the normalised input, (in_chans, image_size, image_size) float32.
+        """Return the result of ``open`` as the normalised input, (in_chans, image_size, image_size) float32.
 
         The result equals that of ``cutmix.data.test_loader``.
         """
@@ -170,19 +170,19 @@ class Preprocessing:
 
 
 class Model(Tabular):
-    """A classifier that takes images as they are; it prints as a table of what it is.
+    """A classifier of unprocessed images; it prints as a table of its properties.
 
     Attributes:
         network: Maps normalised images (N, C, H, W) to logits (N, K); in eval mode.
         classes: The K class names, in the order of the logits.
-        preprocessing: How an image becomes the input.
+        preprocessing: The preprocessing of an image.
         temperature: Divides the logits before the softmax.
         calibrated: Whether the temperature was fitted on held-out images.
         rejected: A fitted temperature that is not used, as it does not lower the loss of other images; or None.
         thresholds: Where an image can have several labels: the probability at temperature 1 from which on each of them
             is predicted, (K,); None for one label an image.
         source: The file of weights.
-        recipe: What the model was trained by.
+        recipe: The recipe of the training.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class Model(Tabular):
         self.thresholds = thresholds
 
     def tables(self) -> Iterator[Table | str]:
-        """Yield the file of weights, and a table of what the model takes and returns."""
+        """Yield the file of weights, and a table of the model's inputs and outputs."""
         yield f"{self.source}: {self.recipe.model}, trained by {self.recipe.name}"
         size, channels = self.preprocessing.image_size, self.preprocessing.in_chans
         names = ", ".join(self.classes[:_MOST_NAMES]) + (", …" if len(self.classes) > _MOST_NAMES else "")
@@ -213,7 +213,7 @@ class Model(Tabular):
         yield table
 
     def describe_temperature(self) -> str:
-        """Return the temperature, and where it comes from."""
+        """Return the temperature, and its origin."""
         if self.calibrated:
             return f"{self.temperature:.3g}, fitted on held-out images"
         if self.rejected is not None:
@@ -222,7 +222,7 @@ class Model(Tabular):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.network.parameters()).device
 
     def probabilities(self, inputs: Tensor, *, temperature: float | None = None, flip: bool = False) -> Tensor:
@@ -272,8 +272,8 @@ class Model(Tabular):
             workers: Threads that decode.
 
         Returns:
-            A prediction for each image, made when it is asked for; for a file that cannot be read, one with its
-            ``error``. They print as a table.
+            A prediction for each image, made when it is used; for a file that cannot be read, one with its ``error``.
+            They print as a table.
 
         Raises:
             InputError: If an argument is out of its range.
@@ -295,13 +295,13 @@ class Model(Tabular):
         Args:
             image: A file, a PIL image, or a uint8 array, as ``predict`` takes it.
             class_name: Draw the heat map of this class too, beside that of the predicted one.
-            neighbours: Training images that are nearest in feature space, as far as the data are there; 0 draws none.
+            neighbours: Number of training images that are nearest in feature space, if the data exist; 0 draws none.
 
         Returns:
             The probabilities, the heat maps and a drawing, which a notebook shows.
 
         Raises:
-            InputError: If the image cannot be read, or there is no such class.
+            InputError: If the image cannot be read, or the class does not exist.
         """
         known, _ = training_images(self, neighbours)
         return explain_image(
@@ -337,7 +337,7 @@ class Model(Tabular):
                     yield Prediction(name, tuple(self.classes[i] for i in index), tuple(values), sure)
 
     def _read(self, position: int, source: Source) -> tuple[str, Tensor | str]:
-        """Return the name and the square of an image, or why it cannot be read."""
+        """Return the name and the square of an image, or the reason why it cannot be read."""
         if isinstance(source, str | Path | Stored):
             try:
                 return str(source), self.preprocessing.cut(Path(source) if isinstance(source, str) else source)
@@ -394,7 +394,7 @@ def load(source: str | os.PathLike[str], *, which: str = "last", device: str = "
         the run; 1 where there is none, or none that lowers the loss of images that it was not fitted on.
 
     Raises:
-        InputError: If there is no such file, or it does not say how to use it.
+        InputError: If the file does not exist or lacks what a prediction needs.
     """
     path = find_weights(Path(source), which)
     header = _complete_header(path)
@@ -433,7 +433,7 @@ def _complete_header(path: Path) -> dict[str, Any]:
 def _fitted_temperature(run: Path, which: str) -> tuple[float | None, bool]:
     """Return the temperature that a calibration of the run's own test images found, or None, and whether it is used.
 
-    Not used: one at the end of its range, or that does not lower the NLL of the images that it was not fitted on.
+    A temperature is not used at the end of its range, or if it does not lower the NLL of images it was not fitted on.
     """
     found = {line.metric: line.value for line in read_run(run).suite("calibration") if line.which == which}
     temperature = found.get("temperature")

@@ -42,11 +42,7 @@ class PooledClassifier(nn.Module):
 class CifarResNet(PooledClassifier):
     """ResNet with stages of 16, 32 and 64 channels, times the expansion of its blocks.
 
-    Args:
-        block: ``BasicBlock`` (depth 6n + 2) or ``Bottleneck`` (depth 9n + 2).
-        blocks: Blocks in each stage, n.
-        num_classes: Number of outputs.
-        in_chans: Channels of the images.
+    It has n ``blocks`` in each stage: the depth is 6n + 2 with ``BasicBlock``, 9n + 2 with ``Bottleneck``.
     """
 
     layer1: nn.Sequential
@@ -80,14 +76,7 @@ class CifarResNet(PooledClassifier):
 
 
 class PyramidNet(PooledClassifier):
-    """Additive PyramidNet: block k of the 3n has the width D_k = round(16 + k · α̃ / 3n).
-
-    Args:
-        blocks: Blocks in each stage, n; the depth is 9n + 2.
-        alpha: Number of channels that the last block is wider than the stem, α̃.
-        num_classes: Number of outputs.
-        in_chans: Channels of the images.
-    """
+    """Additive PyramidNet: block k of the 3n has the width D_k = round(16 + k · α̃ / 3n); the depth is 9n + 2."""
 
     layer1: nn.Sequential
     layer2: nn.Sequential

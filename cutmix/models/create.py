@@ -53,12 +53,12 @@ def create_model(name: str, num_classes: int, *, in_chans: int = 3, pretrained: 
             so on; or any name of timm (``seresnet50``, ...).
         num_classes: Outputs, at least 1.
         in_chans: Channels of the images, at least 1.
-        pretrained: False: random weights. True: timm's weights for this name, downloaded. A path, or what
-            ``read_weights`` returns of it: a file of weights for this model; a classifier of another class count in it
-            is left out, and the model's starts at zero.
+        pretrained: False: random weights. True: timm's weights for this name, downloaded. A path, or the result of
+            ``read_weights``: a file of weights for this model; a classifier of another class count in it is left out,
+            and the model's starts at zero.
 
     Raises:
-        InputError: The name is unknown, a count is below 1, or the weights do not exist, do not fit or cannot be had.
+        InputError: The name is unknown, a count is below 1, or the weights do not exist, do not fit or do not load.
 
     Source: Yun et al. 2019 §4.1; parameter counts checked against the authors' networks.
     """
@@ -105,12 +105,9 @@ def create_model(name: str, num_classes: int, *, in_chans: int = 3, pretrained: 
 
 
 def start_new_head(model: nn.Module) -> nn.Module:
-    """Set the classifier of a model to zero, and return the model.
+    """Set the linear classifier of a model to zero, and return the model.
 
     On pretrained features of any scale, the first loss is then the logarithm of the number of classes.
-
-    Raises:
-        InputError: If the model has no linear classifier.
     """
     layers = _classifiers(model)
     if not layers:
@@ -122,7 +119,7 @@ def start_new_head(model: nn.Module) -> nn.Module:
 
 
 def _narrow_head(model: nn.Module) -> nn.Module:
-    """Draw a random classifier again where timm scales it by 1/√classes: EfficientNet, MobileNet, ReXNet, DLA."""
+    """Initialize a random classifier again where timm scales it by 1/√classes: EfficientNet, MobileNet, ReXNet, DLA."""
     for layer in _classifiers(model):
         weight = layer.weight.detach()
         if not weight.is_meta and weight.square().mean() * weight[0].numel() > 1:
@@ -141,12 +138,9 @@ def _classifiers(model: nn.Module) -> list[Any]:
 class GatherExcite(nn.Module):
     """x · sigmoid(W₂ ReLU(W₁ BN(gather(x)))): the channels of a ResNet's block weighed by their context.
 
-    The gathering is a depthwise convolution as large as the map, so the size of the image is fixed; W₁ has a sixteenth
-    of the channels. timm has a module of the name, whose constructor fails in its version 1.0.31.
-
-    Args:
-        channels: 256, 512, 1024 or 2048, whose maps are 56, 28, 14 and 7 wide for images of 224×224.
-        factory: ``device`` and ``dtype``.
+    The gathering is a depthwise convolution as large as the map, so the size of the image is fixed: maps of 256, 512,
+    1024 and 2048 channels are 56, 28, 14 and 7 wide, for images of 224×224. W₁ has a sixteenth of the channels. timm
+    has a module of the name, whose constructor fails in its version 1.0.31.
 
     Source: Hu et al. 2018 (Gather-Excite), GE-θ⁺ with global extent, which is the 33.7M of the CutMix paper's table 3.
     """
@@ -233,7 +227,7 @@ def _find_on_hub(place: str) -> None:
 
 
 def _where_on_disk(place: str | None) -> str:
-    """Return where the hub's files lie, as a clause for a message."""
+    """Return the place of the hub's files, as a clause for a message."""
     if not place:
         return ""
     from huggingface_hub import constants
@@ -261,13 +255,7 @@ def pretrained_normalization(name: str) -> Normalization | None:
 def weights_normalization(name: str | None, header: Header, in_chans: int) -> Normalization | None:
     """Return the mean and std of the images that weights were trained on: the file's, else those of timm's weights.
 
-    Args:
-        name: Name of the model.
-        header: Header of the file of weights; empty for timm's own and for another program's.
-        in_chans: Channels of the images.
-
-    Returns:
-        Mean and std of each channel, for pixels in [0, 1]; None if neither the file nor timm knows them.
+    They are for pixels in [0, 1]; None if neither the file nor timm knows them.
     """
     if header.mean and header.std and len(header.mean) == in_chans:
         return header.mean, header.std
@@ -292,29 +280,18 @@ def trying_images(name: str, size: tuple[int, ...]) -> Iterator[None]:
 
 
 class Head(NamedTuple):
-    """The two parts of a network that ends in global average pooling and a linear layer.
+    """The two parts of a network that ends in global average pooling and a linear layer."""
 
-    Attributes:
-        features: Maps images (N, C_in, H, W) to feature maps (N, C, h, w).
-        classifier: The linear layer, of weight (K, C).
-    """
-
-    features: Callable[[Tensor], Tensor]
-    classifier: nn.Linear
+    features: Callable[[Tensor], Tensor]  # maps images (N, C_in, H, W) to feature maps (N, C, h, w)
+    classifier: nn.Linear  # the linear layer, of weight (K, C)
 
 
 def find_head(model: nn.Module, image_shape: Sequence[int] | None = None) -> Head:
-    """Return the feature maps and the linear layer of a network, if the logits are their class activations' mean.
+    """Return the feature maps and the linear layer of a network, if the logits are the mean of their class activations.
 
-    Two random images check, in eval mode, that logits = mean over positions of W f(x) + b. A network with a class
-    token, with hidden layers or a normalisation after the pooling, or with another pooling is refused.
-
-    Args:
-        model: With ``forward_features`` and ``get_classifier``, as the networks here and timm's have them.
-        image_shape: Channels, height and width of these images; timm's own size or 32×32 by default.
-
-    Raises:
-        InputError: If there are no such parts, the logits do not follow from them, or are not finite.
+    Two random images of ``image_shape``, by default of timm's own size or 32×32, check, in eval mode, that logits =
+    mean over positions of W f(x) + b. A network with a class token, with hidden layers or a normalisation after the
+    pooling, or with another pooling is refused.
     """
     name = type(model).__name__
     features: Any = getattr(model, "forward_features", None)
@@ -330,7 +307,7 @@ def find_head(model: nn.Module, image_shape: Sequence[int] | None = None) -> Hea
     try:
         with torch.no_grad():
             maps, logits = features(images), model(images)
-    except Exception as error:  # whatever a network that is made for other sizes raises
+    except Exception as error:  # of a network that is made for other sizes
         raise InputError(f"{name} cannot be tried on images of {tuple(images.shape[1:])} ({error})") from error
     finally:
         model.train(training)
@@ -358,16 +335,10 @@ def _image_shape(model: nn.Module) -> tuple[int, ...]:
 
 
 def widen_last_stage(model: nn.Module) -> nn.Module:
-    """Let the last stage of timm's ResNet keep the size of its maps: 14×14 of 224×224 pixels, not 7×7.
+    """Keep the size of the maps in the last stage of timm's ResNet, changed in place: 14×14 of 224×224 pixels, not 7×7.
 
     The stride of ``layer4`` becomes 1 and nothing else changes: no dilation, as timm's ``output_stride=16`` would
     bring, no parameter and no name, so that its weights for ImageNet load.
-
-    Args:
-        model: timm's ResNet, whose stem and stages stay; changed in place.
-
-    Raises:
-        InputError: If it has no stage ``layer4`` that strides.
 
     Source: Yun et al. 2019, appendix B; the strides are those of ``resnet50`` in clovaai/wsolevaluation.
     """
@@ -392,10 +363,6 @@ class VggGap(PooledClassifier):
 
     Images of 224×224 have maps of 14×14. The names are those of torchvision's and timm's ``features`` and of ``conv6``
     and ``fc`` in the code that it was checked against, so that weights of all three load.
-
-    Args:
-        num_classes: Outputs.
-        in_chans: Channels of the images.
 
     Source: Zhou et al. 2016 (VGGnet-GAP); ``VggCam`` of clovaai/wsolevaluation.
     """
@@ -422,11 +389,7 @@ class VggGap(PooledClassifier):
                     nn.init.zeros_(module.bias)
 
     def load_backbone(self, weights: dict[str, Tensor]) -> None:
-        """Take the thirteen convolutions of a VGG-16, torchvision's or timm's; the rest of its weights is left.
-
-        Raises:
-            InputError: If the weights are of another network.
-        """
+        """Load the thirteen convolutions of a VGG-16, torchvision's or timm's; its other weights are ignored."""
         found = {key.removeprefix("features."): w for key, w in weights.items() if key.startswith("features.")}
         own = self.features.state_dict()
         if {key: w.shape for key, w in found.items()} != {key: w.shape for key, w in own.items()}:

@@ -159,7 +159,7 @@ class ShakeDrop(nn.Module):
         return f"p={self.p:g}"
 
 
-# Attributes of a block for what is applied to its residual branches: one of a ResNet, two of a transformer.
+# Attributes of a block for the regularizers of its residual branches: one of a ResNet, two of a transformer.
 _SLOTS = ("drop_path", "drop_path1", "drop_path2")
 
 
@@ -172,7 +172,7 @@ def regularize(
     block_size: int = 4,
     decay: Decay = "linear",
 ) -> nn.Module:
-    """Add regularizers to the end of a model's residual branches, replacing those that are there.
+    """Add regularizers to the end of a model's residual branches, replacing existing ones.
 
     Every block of the CIFAR ResNets, of PyramidNet, PVT and timm's models has a ``drop_path``, which is applied to its
     residual branch before the shortcut is added. Regularizers have no parameters: the names of the weights stay.

@@ -25,21 +25,15 @@ from cutmix.errors import InputError
 # ---- PVT ----
 
 _DEPTHS = {"pvt_tiny": (2, 2, 2, 2), "pvt_small": (3, 4, 6, 3), "pvt_medium": (3, 4, 18, 3), "pvt_large": (3, 8, 27, 3)}
-# What the four stages of all of them have: channels, heads, ratio of the MLP, and by how much keys are reduced.
+# The four stages of all of them: channels, heads, ratio of the MLP, and the reduction of the keys.
 _STAGES = ((64, 1, 8, 8), (128, 2, 8, 4), (320, 5, 4, 2), (512, 8, 4, 1))
 
 
 def create_pvt(name: str, num_classes: int, in_chans: int = 3) -> "PyramidVisionTransformer":
     """Create a PVT from its name.
 
-    Args:
-        name: ``pvt_tiny``, ``pvt_small``, ``pvt_medium`` or ``pvt_large``, for images of 224×224; or the same for other
-            ones, with the first patch and the image's side in the name: ``pvt_tiny_patch1_32``, ``pvt_tiny_patch2_64``.
-        num_classes: Outputs.
-        in_chans: Channels of the images.
-
-    Raises:
-        InputError: If there is no such PVT, or its patches do not divide its images.
+    Names are ``pvt_tiny``, ``pvt_small``, ``pvt_medium`` and ``pvt_large``, for images of 224×224; or with the first
+    patch and the image's side in the name: ``pvt_tiny_patch1_32``, ``pvt_tiny_patch2_64``.
     """
     found = re.fullmatch(r"(pvt_[a-z]+)(?:_patch([1-9]\d*)_([1-9]\d*))?", name)
     if not found or found[1] not in _DEPTHS:
@@ -52,20 +46,11 @@ class PyramidVisionTransformer(nn.Module):
     """Four stages, each with its own patches and position embeddings, and a class token that joins the last.
 
     A stage halves the map of the one before, 56, 28, 14 and 7 tokens wide for images of 224×224; its queries are all
-    tokens, its keys those of a map that a convolution has reduced 8, 4, 2 and 1 times. The position embeddings are
-    interpolated for images of another size. ``forward_features``, ``forward_head``, ``get_classifier``,
-    ``num_prefix_tokens`` and ``feature_info`` are what timm's models have under these names;
-    ``cutmix.models.regularizers`` fills each block's ``drop_path``.
-
-    Args:
-        depths: Blocks in each stage.
-        num_classes: Outputs.
-        in_chans: Channels of the images.
-        img_size: Side of the images that the position embeddings are for, in pixels.
-        patch_size: Side of the first stage's patches, in pixels; those of the others are 2×2 tokens.
-
-    Raises:
-        InputError: If the last stage's tokens, of 8 patches' width, do not divide the images.
+    tokens, its keys those of a map that a convolution has reduced 8, 4, 2 and 1 times. The position embeddings, made
+    for images of ``img_size`` pixels, are interpolated for another size. ``patch_size`` is that of the first stage; the
+    others have patches of 2×2 tokens. The last stage's tokens, of 8 patches' width, have to divide the images.
+    ``forward_features``, ``forward_head``, ``get_classifier``, ``num_prefix_tokens`` and ``feature_info`` are those of
+    timm's models; ``cutmix.models.regularizers`` fills each block's ``drop_path``.
     """
 
     def __init__(
@@ -107,11 +92,7 @@ class PyramidVisionTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Map images (N, in_chans, H, W) to the class token and the last stage's tokens, (N, 1 + H/32 · W/32, 512).
-
-        Raises:
-            InputError: If the last stage's tokens do not divide the image.
-        """
+        """Map images (N, in_chans, H, W) to the class token and the last stage's tokens, (N, 1 + H/32 · W/32, 512)."""
         self._check_size(*x.shape[-2:])
         for i in range(1, len(_STAGES) + 1):
             embed, positions = getattr(self, f"patch_embed{i}"), getattr(self, f"pos_embed{i}")
@@ -169,7 +150,7 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Attention of all tokens to those of a map that is ``reduction`` times smaller in both directions.
 
-    Fused where timm's layers are. ``attn_drop`` sees the weights where it is not; it drops nothing.
+    It is fused where timm's layers are. ``attn_drop`` receives the weights where it is not; it drops nothing.
     """
 
     def __init__(self, dim: int, num_heads: int, reduction: int) -> None:
@@ -202,31 +183,21 @@ class Attention(nn.Module):
 
 
 def predict_and_attend(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits of images and the attention of the model to their tokens, without gradients.
+    """Return the logits (N, K) of images and the attention of the model to their h × w tokens, (N, h, w) float32.
 
-        a_t = mean over heads and queries q of softmax_t(q · k_t / √d)
+    a_t = mean over heads and queries q of softmax_t(q · k_t / √d), without gradients
 
-    The queries are the image's tokens in the last block; the class token, and whatever else is no part of the image, is
-    left out both as a query and as a key, and rows are not normalised again. A ViT that pools its tokens has no class
-    token to leave out. In CaiT the last block with attention is the
-    last of its class-attention layers, whose one query is the class token: its map is that query's, averaged over
-    heads. In PVT the last stage reduces no keys, so that every token of its map has a weight.
+    The queries are the image's tokens in the last block; the class token and other tokens that are not part of the
+    image are left out both as queries and as keys, and rows are not normalised again. A ViT that pools its tokens has
+    no class token to leave out. In CaiT the last block with attention is the last of its class-attention layers, whose
+    one query is the class token: its map is that query's, averaged over heads. In PVT the last stage reduces no keys,
+    so that every token of its map has a weight.
 
-    The arithmetic is that of the surrounding autocast, the weights are averaged in float32.
+    The arithmetic is that of the surrounding autocast; the weights are averaged in float32. The network is not wrapped;
+    its training modes are restored.
 
-    Args:
-        network: A vision transformer, not wrapped; its training modes are restored.
-        images: (N, C, H, W), as the network takes them.
-
-    Returns:
-        Logits (N, K), and attention (N, h, w) float32, h × w being the tokens of the image.
-
-    Raises:
-        InputError: If the network has no attention over all tokens of an image, or its patches do not divide it.
-
-    Source:
-        Chen et al., SMMix, ICCV 2023, whose code does so for DeiT and PVT in float32; it has no CaiT. Checked against
-        attention that is computed by hand from the queries and keys of each family.
+    Source: Chen et al., SMMix, ICCV 2023, whose code does so for DeiT and PVT in float32; it has no CaiT. Checked
+    against attention that is computed by hand from the queries and keys of each family.
     """
     attention = find_attention(network)
     grid = token_grid(network, images)
@@ -255,11 +226,7 @@ def predict_and_attend(network: nn.Module, images: Tensor) -> tuple[Tensor, Tens
 
 
 def find_attention(network: nn.Module) -> Any:
-    """Return the last attention of a vision transformer.
-
-    Raises:
-        InputError: If the network is no vision transformer of timm's conventions.
-    """
+    """Return the last attention of a vision transformer that follows timm's conventions."""
     found = [module for module in network.modules() if hasattr(module, "fused_attn") and hasattr(module, "attn_drop")]
     needed = ("forward_features", "forward_head", "num_prefix_tokens", "num_features", "feature_info")
     if not found or not all(hasattr(network, name) for name in needed):
@@ -268,11 +235,7 @@ def find_attention(network: nn.Module) -> Any:
 
 
 def token_grid(network: nn.Module, images: Tensor) -> tuple[int, int]:
-    """Return how many tokens high and wide images (N, C, H, W) are for the network.
-
-    Raises:
-        InputError: If its patches do not divide them.
-    """
+    """Return the height and width in tokens of images (N, C, H, W) for the network."""
     vit: Any = network
     (height, width), patch = images.shape[-2:], vit.feature_info[-1]["reduction"]
     if height % patch or width % patch:
@@ -289,8 +252,8 @@ def token_grid(network: nn.Module, images: Tensor) -> tuple[int, int]:
 class WithTokenHead(nn.Module):
     """A vision transformer with a second linear head, on the mean of its tokens in two regions.
 
-    What SMMix trains, and what goes into the optimizer, DistributedDataParallel and ``torch.compile``. Only ``network``
-    is evaluated, averaged and exported: the second head serves its loss and is thrown away with this wrapper.
+    SMMix trains it: it goes into the optimizer, DistributedDataParallel and ``torch.compile``. Only ``network`` is
+    evaluated, averaged and exported: the second head serves its loss and is discarded with this wrapper.
 
     Args:
         network: A vision transformer, as ``predict_and_attend`` describes it.
@@ -346,7 +309,7 @@ class WithTokenHead(nn.Module):
         return predict_and_attend(self.network, images)
 
     def token_grid(self, images: Tensor) -> tuple[int, int]:
-        """Return how many tokens high and wide the images are; see the function ``token_grid``."""
+        """Return the height and width of the images in tokens; see the function ``token_grid``."""
         return token_grid(self.network, images)
 
 
@@ -365,7 +328,7 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _unfused(attention: Any) -> Iterator[None]:
-    """Compute one attention in the open."""
+    """Compute one attention without the fused kernel."""
     fused = attention.fused_attn
     attention.fused_attn = False
     try:

@@ -391,7 +391,7 @@ def run(case: Case, world: Path, patch: pytest.MonkeyPatch) -> tuple[str, str]:
     assert ended in ("done", "accepted", "exit 0", "exit 1", "exit 2"), f"{words}: {ended}"
     if ended == "exit 2":
         sentence = re.match(r"cutmix: .+\n\Z", said[said.rfind("cutmix: ") :])
-        assert sentence or "For full helptext" in said or "files could not be read" in said, f"{words} said {said}"
+        assert sentence or "For full helptext" in said or "files cannot be read" in said, f"{words} said {said}"
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", said + shown), f"{words} said {said + shown!r}"
     assert "Traceback" not in said + shown, f"{words} said {said}"
     assert not re.search(r"^  (warnings\.)?warn", said, flags=re.MULTILINE), f"{words} said {said}"

@@ -148,7 +148,7 @@ def test_the_command_writes_csv_in_order_and_says_what_it_cannot_read(
     assert rows[1]["error"].startswith(str(broken))
     assert rows[1]["class_1"] == ""
     assert {"class_1", "class_2", "probability_2"} <= set(rows[0])
-    assert "1 of the files could not be read" in err
+    assert "1 of the files cannot be read" in err
     assert "no temperature" in err
 
 
