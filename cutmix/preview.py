@@ -34,20 +34,10 @@ def preview_grid(
     count: int = 6,
     seed: int = 0,
 ) -> bytes:
-    """Draw a grid: a row for each transform, a column for each sample, the mixed labels beneath.
+    """Draw a grid as PNG: a row for each transform, a column for each sample, the mixed labels beneath.
 
-    The images are prepared and normalised as for testing, mixed, and shown with the normalisation undone.
-    Cutout's holes therefore have the mean colour.
-
-    Args:
-        data: The data set to choose samples from.
-        mixes: Transforms by the name of their row; None shows the images unmixed.
-        image_size: Side in pixels; by default a small set's own, and 224 for image files.
-        count: Number of samples.
-        seed: Seed of the choice of samples.
-
-    Returns:
-        A PNG file.
+    The images are prepared and normalised as for testing, mixed, and shown with the normalisation undone. Cutout's
+    holes therefore have the mean colour. A transform of None shows the images unmixed.
     """
     images, labels = pick_samples(data, image_size, count, seed)
     rows = {name: mix(images.clone(), labels) if mix else (images, labels) for name, mix in mixes.items()}
@@ -104,22 +94,10 @@ def attention_figure(
     std: tuple[float, ...],
     seed: int = 0,
 ) -> bytes:
-    """Draw a grid with a column for each sample: its image, its attention, and its mixed image with the labels.
+    """Draw a PNG with a column for each sample: its image, its attention, and its mixed image with the labels.
 
-    Args:
-        network: A vision transformer, not wrapped; see ``cutmix.models.transformers``.
-        images: (N, C, H, W) of one or three channels, at least two, normalised and on the network's device.
-        labels: Class ids (N,).
-        classes: Names of the classes.
-        mean: Mean of each channel that the images were normalised with, for pixels in [0, 1].
-        std: Standard deviation of each channel that they were normalised with.
-        seed: Seed of the size of the squares and of the partners.
-
-    Returns:
-        A PNG file.
-
-    Raises:
-        InputError: If there is only one image, or the network has no attention over all tokens of such images.
+    ``images`` are at least two, (N, C, H, W) of one or three channels, normalised and on the device of the network,
+    which is not wrapped; ``mean`` and ``std`` undo the normalisation.
     """
     _, attention = predict_and_attend(network, images)
     draw = SMMix(1.0, seed=seed).draw(attention)

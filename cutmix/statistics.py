@@ -123,7 +123,7 @@ def rate_difference(first: np.ndarray, second: np.ndarray, confidence: float = 0
     their difference. It has a width, and about its confidence, even if few images differ.
 
     Args:
-        first: Whether something is true of each image by the first run, (N,) bool.
+        first: Outcome of each image by the first run, (N,) bool.
         second: The same by the second run.
         confidence: Of the interval, in (0, 1).
 
@@ -173,7 +173,7 @@ def auroc_difference(
     value = float(gains[0].mean())
     deviation = float(sum(gain.var(ddof=1) / len(gain) for gain in gains)) ** 0.5
     half = float(norm.ppf((1 + confidence) / 2)) * deviation
-    # without spread there is no test
+    # a test needs a spread
     p = float(2 * norm.sf(abs(value) / deviation)) if deviation > 0 else float(value == 0)
     return Difference(100 * value, 100 * (value - half), 100 * (value + half), p)
 
@@ -261,7 +261,7 @@ def _gaps(confidence: np.ndarray, right: np.ndarray, bins: int) -> np.ndarray:
 
 
 # ---- calibration bins ----
-# Bins of confidence, (low, high], and the calibration errors that are taken from them.
+# Bins of confidence, (low, high], and the calibration errors from them.
 
 
 class Reliability(NamedTuple):
@@ -270,9 +270,9 @@ class Reliability(NamedTuple):
     Attributes:
         low: Confidences of the bin are above it, (bins,).
         high: And at most this, (bins,).
-        images: How many are in the bin, (bins,) int64.
+        images: Number of images in the bin, (bins,) int64.
         confidence: Their mean confidence, in [0, 1]; NaN in an empty bin.
-        accuracy: Share of them that is right, in [0, 1]; NaN in an empty bin.
+        accuracy: Share of right predictions, in [0, 1]; NaN in an empty bin.
     """
 
     low: np.ndarray
@@ -295,7 +295,7 @@ def bin_edges(confidence: np.ndarray, bins: int, adaptive: bool) -> np.ndarray:
 
 
 def one_hot_bins(confidence: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Return in which bin each confidence is, (N, bins) float64; rounding above 1 counts as 1."""
+    """Return the bin of each confidence, one-hot (N, bins) float64; rounding above 1 counts as 1."""
     index = np.searchsorted(edges[1:-1], confidence, side="left")
     return (index[:, None] == np.arange(len(edges) - 1)).astype(np.float64)
 
@@ -320,7 +320,7 @@ def max_error(table: Reliability) -> np.ndarray:
 
 
 def debiased_error(table: Reliability) -> np.ndarray:
-    """Return the expected error less what noise adds to it, (...): ``ece_debiased``."""
+    """Return the expected error less the part that noise adds, (...): ``ece_debiased``."""
     count, accuracy = table.images, table.accuracy
     gap = np.abs(accuracy - table.confidence)
     deviation = np.sqrt((accuracy * (1 - accuracy)).clip(0) / np.maximum(count, 1))
@@ -376,7 +376,7 @@ def bootstrap(statistic: Callable[..., Any], *sides: tuple[int, int], draws: int
 
 
 def _count(size: int, n: int, generator: np.random.Generator) -> np.ndarray:
-    """Return how often each of n images is among n draws, (size, n)."""
+    """Return the counts of each of n images among n draws, (size, n)."""
     index = generator.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
     return np.bincount(index.ravel(), minlength=size * n).reshape(size, n)
 

@@ -362,7 +362,7 @@ class CampaignOptions:
     workers: int = WORKERS
     """Image files: number of decoding threads."""
     download: bool = False
-    """Download a known data set that is not there."""
+    """Download a known data set that is missing."""
 
 
 @dataclass(frozen=True)

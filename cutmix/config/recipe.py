@@ -22,11 +22,7 @@ ALL_LAYERS = (0, 1, 2, 3, 4)
 
 @dataclass(frozen=True)
 class Training:
-    """The fields of every task of the training loop.
-
-    Raises:
-        InputError: If a field is out of its range.
-    """
+    """The fields of every task of the training loop, checked to be in their ranges."""
 
     name: str = "custom"
     """Name of the run in its folder, its results and the report."""
@@ -112,20 +108,12 @@ class Training:
                 raise InputError(f"--{flag(field)} is {value}; expected a number {wanted}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON can hold them."""
+        """Return the fields as JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str = "the recipe") -> Self:
-        """Build a recipe from ``to_dict()``.
-
-        Args:
-            values: The fields; those that are left out have their defaults.
-            where: What the message of an error calls them.
-
-        Raises:
-            InputError: If a field is unknown, of another type or out of its range.
-        """
+        """Build a recipe from ``to_dict()``; missing fields have their defaults. ``where`` names them in errors."""
         return cls(**check_fields(cls, values, where))
 
 
@@ -344,7 +332,7 @@ def _to_float(value: Any) -> Any:
 
 
 def flag(field: str) -> str:
-    """Return a field's name as it is written on the command line."""
+    """Return a field's name as on the command line."""
     return field.replace("_", "-")
 
 
@@ -359,17 +347,10 @@ ARRAYS: dict[str, Any] = {
 def complete(
     recipe: Recipe, *, images: int, classes: int, files: bool, multi_label: bool = False
 ) -> tuple[Recipe, list[str]]:
-    """Replace every field that is None by the value that suits the data.
+    """Replace every field that is None by the value that suits the data; return notes on the choices too.
 
-    Args:
-        recipe: Fields that are given stay as they are.
-        images: Number of training images.
-        classes: Number of classes.
-        files: Whether the images are files of any size, which ``image_size`` pixels are cropped from.
-        multi_label: Whether an image can have several classes; its labels are not smoothed then.
-
-    Returns:
-        The complete recipe, and lines that say what was chosen and why; none for sets of small images.
+    ``images`` and ``classes`` are the numbers of training images and of classes. Sets of small images, which are not
+    ``files``, have no notes. Labels are not smoothed with ``multi_label``.
     """
     values = dict(ARRAYS)
     if files:
@@ -389,7 +370,7 @@ def _for_files(recipe: Recipe, images: int, trained: bool) -> dict[str, Any]:
 
     There is no mixing by default: those runs show no gain from CutMix at 0.5.
     """
-    few = (300 / images) ** (1 / 3)  # three hundred images are the middle of what was tried
+    few = (300 / images) ** (1 / 3)  # three hundred images are the middle of the tried range
     enough = _clip(30 * few, 10, 60) if trained else _clip(120 * few, 60, 200)
     epochs = recipe.epochs or enough
     batch_size = recipe.batch_size or 2 ** _clip(math.log2(images / 12), 3, 6)
@@ -407,7 +388,7 @@ def _for_files(recipe: Recipe, images: int, trained: bool) -> dict[str, Any]:
 
 
 def _of_few_classes(weights: str | None) -> bool:
-    """Return whether the weights are of a run that told fewer than 100 classes apart."""
+    """Return whether the weights are of a run with fewer than 100 classes."""
     if not weights or not Path(weights).expanduser().is_file():
         return False
     from cutmix.runtime.checkpoint import read_header  # loads torch

@@ -65,13 +65,10 @@ METHODS: dict[str, dict[str, Any]] = {
 def with_methods(
     baseline: Recipe, *methods: str, cutmix_prob: float | None = None, **changes: dict[str, Any]
 ) -> list[Recipe]:
-    """Return a baseline and the same with each method, named after it.
+    """Return a baseline and the same with each of ``METHODS``, named after it.
 
-    Args:
-        baseline: The recipe without any.
-        *methods: Keys of ``METHODS``.
-        cutmix_prob: Probability of CutMix and its variants; None leaves the method's.
-        **changes: What a method changes beside its own fields on this baseline.
+    ``cutmix_prob`` replaces the probability of CutMix and its variants; ``changes`` are further fields of a method on
+    this baseline.
     """
     made = [baseline]
     for name in methods:
@@ -85,7 +82,7 @@ def with_methods(
 # ---- short runs, and other people's protocols ----
 
 SMALL = Recipe(**ARRAYS)
-"""What is chosen for a set of small images: ResNet-20 from random weights, 30 epochs."""
+"""The defaults for a set of small images: ResNet-20 from random weights, 30 epochs."""
 
 DIGITS = replace(
     SMALL, name="digits-resnet20", data="digits", crop_padding=1, flip=False, epochs=40, batch_size=64, lr=0.05
@@ -114,7 +111,7 @@ TINY_RESNET20 = replace(TINY, name="tiny-resnet20", model="resnet20", epochs=10,
 """A short run for a CPU, with class activation maps of 16×16."""
 
 PHOTOS = Recipe(name="photos", data="")
-"""What ``cutmix train --data FOLDER`` does: everything follows from the images (``cutmix.config.recipe``)."""
+"""The recipe of ``cutmix train --data FOLDER``: everything follows from the images (``cutmix.config.recipe``)."""
 
 # ---- the paper's ----
 
@@ -177,11 +174,11 @@ SMMIX_IMAGENET = replace(
     label_smoothing=0.1, stochastic_depth=0.1, auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic",
     channels_last=False,
 )  # fmt: skip
-"""As SMMix's code trains, which is DeiT but for what its defaults leave out. Its choices by their names here:
+"""As SMMix's code trains, which is DeiT without the parts that its defaults leave out. Its choices by their names here:
 
 * ``mix_prob`` 0.5 of the batches have SMMix, the others Mixup with ``alpha`` 0.8, as in DeiT's random choice.
 * No repeated augmentation and no random erasing, which DeiT has; no ``clip_grad_norm``, as in DeiT.
-* ``ema_decay`` 0: the code keeps an average that it never updates, and measures the weights themselves.
+* ``ema_decay`` 0: the code keeps an average that it never updates, and evaluates the weights themselves.
 * ``color_jitter`` 0: the code asks for 0.4, which timm leaves out beside RandAugment.
 * No cool-down: the code asks for ten epochs of it, but ends after its 300, before they would begin.
 
@@ -198,7 +195,7 @@ SMMIX_CIFAR100 = replace(
     SMMIX_IMAGENET, name="cifar100-deit-tiny", data="cifar-100", model="deit_tiny_patch4_32", image_size=None,
     interpolation="bilinear", epochs=200, batch_size=128, lr=5e-4, warmup_epochs=10,
 )  # fmt: skip
-"""No paper's: 8×8 tokens of 4×4 pixels. Small images have no colour jitter and no crop but by padding."""
+"""From no paper: 8×8 tokens of 4×4 pixels. Small images have no colour jitter, and are cropped after padding only."""
 
 SMMIX_TINY = replace(
     SMMIX_CIFAR100, name="tiny-deit-tiny", data="tiny-imagenet-200", model="deit_tiny_patch8_64", crop_padding=8
@@ -219,7 +216,7 @@ _SMALL = {
 
 
 def _transformers(baseline: Recipe, networks: dict[str, str]) -> list[Recipe]:
-    """Return each network of a baseline with SMMix and what it is compared with."""
+    """Return each network of a baseline with SMMix and the methods that it is compared with."""
     made = []
     for name, model in networks.items():
         decay = "constant" if name.startswith("cait") else "linear"
@@ -266,11 +263,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def find_recipe(name: str) -> Recipe:
-    """Return the recipe of a name.
-
-    Raises:
-        InputError: If there is none, with the closest names.
-    """
+    """Return the recipe of a name; an unknown name is refused with the closest ones."""
     if name in RECIPES:
         return RECIPES[name]
     hint = did_you_mean(name, RECIPES, "cutmix recipes lists them", cutoff=0.4)
@@ -282,8 +275,8 @@ def find_recipe(name: str) -> Recipe:
 def with_authors_milestones(recipe: Recipe) -> Recipe:
     """Return one of the paper's ImageNet recipes with the decays of its authors' code for its number of epochs.
 
-    The code's ``adjust_learning_rate`` decays every 75 epochs if there are 300, and every 30 otherwise; shares of
-    the epochs would move the decays. Any other recipe is returned as it is.
+    The code's ``adjust_learning_rate`` decays every 75 epochs if there are 300, and every 30 otherwise; shares of the
+    epochs would move the decays. Any other recipe is returned unchanged.
     """
     named = RECIPES.get(recipe.name)
     own = (named.data, named.milestones, named.epochs) if named else ()
@@ -294,19 +287,16 @@ def with_authors_milestones(recipe: Recipe) -> Recipe:
     return replace(recipe, milestones=tuple(epoch / recipe.epochs for epoch in range(30, recipe.epochs, 30)))
 
 
-# Fields that name a run or that its results have anyway; the size of image files where the recipe leaves it open.
+# Fields that name a run or that its results hold; the size of image files where the recipe leaves it open.
 _NO_CHANGE = {"name", "seed", "data", "backbone"}
 _FILE_SIZE = 224
 
 
 def recipe_changes(recipe: Training) -> dict[str, Any] | None:
-    """Return the fields in which a recipe differs from the one of its name, with their values, as JSON can hold them.
+    """Return the fields in which a recipe differs from the one of its name, as JSON values; None without such a recipe.
 
-    What stands behind a "+" in the name is not part of it; detectors and captioners are compared with the paper's.
-    A field that the named recipe leaves open (its precision, the size of image files) is no change.
-
-    Returns:
-        The fields; None where no recipe has this name.
+    The text after a "+" in the name is not part of it; detectors and captioners are compared with the paper's. A field
+    that the named recipe leaves open (its precision, the size of image files) is not a change.
     """
     if isinstance(recipe, Transfer):
         named: Training | None = recipe_of(recipe)

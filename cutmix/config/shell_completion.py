@@ -50,14 +50,9 @@ def completion_script(
 ) -> str:  # fmt: skip
     """Return a script that completes commands, flags, the values of flags that have a few, and file names.
 
-    Args:
-        shell: "bash" or "zsh".
-        commands: The dataclasses whose fields are the flags of each command.
-        choices: Values of flags, by "COMMAND --FLAG", beside those that a type names.
-        firsts: Words that may follow a command, such as the recipes of train.
-
-    Raises:
-        InputError: If there is no such shell.
+    ``commands`` are the dataclasses whose fields are the flags of each command; ``choices`` are values of flags, by
+    "COMMAND --FLAG", beside those of their types; ``firsts`` are words that may follow a command, such as the recipes
+    of train.
     """
     if shell not in SHELLS:
         raise InputError(f"--completion is {shell}; expected {' or '.join(SHELLS)}")
@@ -92,7 +87,7 @@ def _add(command: str, name: str, hint: Any, flags: dict[str, None], values: dic
 
 
 def _unfold(hint: Any) -> tuple[list[Any], list[Any]]:
-    """Return the types inside a hint, and what it is annotated with."""
+    """Return the types inside a hint, and its annotations."""
     if get_origin(hint) is Annotated:
         inner, *extras = get_args(hint)
         kinds, more = _unfold(inner)

@@ -22,25 +22,16 @@ Paired = Literal["rates", "ece", "auroc", "resampled"]
 
 @dataclass(frozen=True)
 class Suite:
-    """Metrics that are evaluated together and shown in one section.
+    """Metrics that are evaluated together and shown in one section."""
 
-    Attributes:
-        name: Name on the command line and in results.
-        title: Title of the section.
-        metrics: What is evaluated, for the help of a command.
-        paired: How two runs are compared on the same images.
-        flags: Flags that only this suite reads; if one is given, the suite must run, also with ``--suite all``.
-        paper: Name of the paper's table beside which the section shows the results, "" if there is none.
-        command: The command that runs it.
-    """
-
-    name: str
-    title: str
-    metrics: str
-    paired: Paired
+    name: str  # on the command line and in results
+    title: str  # of the section
+    metrics: str  # for the help of a command
+    paired: Paired  # comparison of two runs on the same images
+    # flags that only this suite reads; if one is given, the suite must run, also with ``--suite all``
     flags: tuple[str, ...] = ()
-    paper: str = ""
-    command: Literal["evaluate", "train", "transfer"] = "evaluate"
+    paper: str = ""  # name of the paper's table beside which the section shows the results
+    command: Literal["evaluate", "train", "transfer"] = "evaluate"  # the command that runs it
 
 
 SUITES = {
@@ -69,11 +60,7 @@ EVALUATE = tuple(name for name, suite in SUITES.items() if suite.command == "eva
 
 
 def parse_suites(text: str) -> tuple[str, ...]:
-    """Return the names of the suites in a text such as "robustness,ood" or "all", in the order of the table.
-
-    Raises:
-        InputError: If a name is not that of a suite.
-    """
+    """Return the names of the suites in a text such as "robustness,ood" or "all", in the order of the table."""
     names = [name.strip() for name in text.split(",")]
     unknown = [name for name in names if name not in (*EVALUATE, "all")]
     if unknown:
@@ -86,11 +73,7 @@ def parse_suites(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Transfer(Training):
-    """The fields that both transfer tasks have.
-
-    Raises:
-        InputError: If a field is out of its range.
-    """
+    """The fields that both transfer tasks have."""
 
     data: str = ""
     """Folder of the data set."""
@@ -119,11 +102,7 @@ class Transfer(Training):
 
 @dataclass(frozen=True)
 class Detection(Transfer):
-    """Training of a detector on a backbone.
-
-    Raises:
-        InputError: If a field is out of its range.
-    """
+    """Training of a detector on a backbone."""
 
     arch: Literal["ssd300", "faster-rcnn"] = "ssd300"
     """Detector: SSD300, or Faster R-CNN with the C4 head."""
@@ -152,11 +131,7 @@ class Detection(Transfer):
 
 @dataclass(frozen=True)
 class Captioning(Transfer):
-    """Training of Show and Tell on a backbone.
-
-    Raises:
-        InputError: If a field is out of its range.
-    """
+    """Training of Show and Tell on a backbone."""
 
     tune_encoder: bool = False
     """Train the backbone too; the paper's code freezes it."""
@@ -212,11 +187,7 @@ TASKS: dict[str, tuple[Transfer, ...]] = {"detection": (SSD300, FASTER_RCNN), "c
 
 
 def find_transfer(task: str, arch: str = "") -> Transfer:
-    """Return the recipe of a task for an architecture, by default the task's first one.
-
-    Raises:
-        InputError: If there is no such task.
-    """
+    """Return the recipe of a task for an architecture, by default the task's first one."""
     if task not in TASKS:
         given = f'there is no task "{task}"' if task else "cutmix transfer needs a task"
         raise InputError(f"{given}; expected {' or '.join(TASKS)}")

@@ -1,7 +1,7 @@
 """Files of tensors: verified, and read without running code from them.
 
-A checkpoint holds the state of a run, and is written whole or not at all. The header of a file of weights tells the
-model, its training data, and how its images are prepared.
+A checkpoint holds the state of a run, and is written whole or not at all. The header of a file of weights names the
+model, its training data and its preprocessing.
 """
 
 import _codecs
@@ -25,15 +25,15 @@ from safetensors import SafetensorError, safe_open
 from cutmix.errors import UNREADABLE, InputError
 from cutmix.runtime.files import regular, write_atomic
 
-# What a NumPy number is pickled as, under the names of NumPy 1 too; only dtypes of plain numbers, so that no Python
-# object can come with one.
+# The pickled form of a NumPy number, under the names of NumPy 1 too; only dtypes of plain numbers, which cannot hold
+# Python objects.
 _NUMPY_NUMBERS: list[Any] = [
     *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),
     np.dtype, _codecs.encode, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"},
 ]  # fmt: skip
 
-# Types that training programs keep beside the weights, and that are data. Nothing of them is needed and nothing of
-# them is called: an inert object takes their place.
+# Data types that training programs keep beside the weights. They are not needed and never called: an inert object takes
+# their place.
 _DATA = (
     "argparse.Namespace", "types.SimpleNamespace", "collections.Counter", "builtins.slice",
     "builtins.range", "builtins.frozenset", "builtins.complex", "datetime.datetime", "datetime.date",
@@ -48,7 +48,7 @@ _DATA = (
 
 
 class _Inert:
-    """Takes the place of an object of a foreign checkpoint, whatever it is made of."""
+    """Takes the place of any object of a foreign checkpoint."""
 
     def __init__(self, *_: Any) -> None: ...
 
@@ -61,15 +61,7 @@ _ALLOWED = [*_NUMPY_NUMBERS, defaultdict, *((_Inert, name) for name in _DATA)]
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
-    """Save the state of a run atomically.
-
-    Args:
-        path: The file to write.
-        state: Nested dictionaries, lists, tuples, tensors, numbers, strings and None: what ``load_checkpoint`` reads.
-
-    Raises:
-        InputError: The system refused to write; the previous file is unchanged.
-    """
+    """Save the state of a run atomically: nested dictionaries, lists, tuples, tensors, numbers, strings and None."""
     write_atomic(path, lambda file: torch.save(state, file))
 
 
@@ -80,7 +72,7 @@ class Background:
         self.job: Future[None] | None = None
 
     def start(self, job: Callable[[], None]) -> None:
-        """Start a job, once the one before is done; raises as ``wait``."""
+        """Start a job after the end of the one before."""
         self.wait()
         thread = ThreadPoolExecutor(1, "checkpoint")
         self.job = thread.submit(job)
@@ -107,11 +99,8 @@ def copy_state(state: Any) -> Any:
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a dictionary that ``torch.save`` wrote; every tensor is on the CPU.
 
-    Code in the file is refused, never run, and every part is verified by its checksum. An object that is data but no
+    Code in the file is refused, never run, and every part is verified by its checksum. An object that is data but not a
     plain value, such as the arguments of a training program, is replaced by an empty object.
-
-    Raises:
-        InputError: The file is missing, damaged, not a checkpoint, or holds Python objects other than plain data.
     """
     state = _unpickle(Path(path))
     if not isinstance(state, dict):
@@ -139,7 +128,7 @@ def _unpickle(path: Path) -> Any:
         _verify(path)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_ALLOWED):
-            warnings.simplefilter("ignore")  # torch's remarks on foreign pickles precede the error that says it
+            warnings.simplefilter("ignore")  # torch's remarks on foreign pickles precede the error
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise anything: RuntimeError, EOFError, KeyError, struct.error
         refused = re.search(r"GLOBAL (\S+)|Unsupported operand|allowlisted|TorchScript", str(error))
@@ -169,36 +158,22 @@ def _verify(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Header:
-    """The header of a file of weights of this package; a field is None where the file does not give it.
+    """The header of a file of weights of this package; a field is None where the file does not give it."""
 
-    Attributes:
-        model: Name of the model, as ``create_model`` takes it.
-        classes: Names of the classes, in the order of the outputs.
-        num_classes: Number of outputs.
-        in_chans: Channels of the images.
-        image_size: Side of the images in pixels.
-        mean: Mean of each channel, for pixels in [0, 1].
-        std: Standard deviation of each channel, for pixels in [0, 1].
-        small: Whether the training set is a set of small images, which are not cropped.
-        epoch: Epoch after which the weights were saved.
-        recipe: The fields of the recipe that trained the weights.
-        data: Fingerprint of the training set.
-        multi_label: Whether an image can have several classes, so that each output is a yes-or-no answer.
-        thresholds: Probability from which on each class is predicted, where an image can have several.
-    """
-
-    model: str | None = None
-    classes: tuple[str, ...] | None = None
-    num_classes: int | None = None
-    in_chans: int | None = None
-    image_size: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    small: bool | None = None
-    epoch: int | None = None
-    recipe: dict[str, Any] | None = None
-    data: str | None = None
+    model: str | None = None  # name of the model, as ``create_model`` takes it
+    classes: tuple[str, ...] | None = None  # names of the classes, in the order of the outputs
+    num_classes: int | None = None  # number of outputs
+    in_chans: int | None = None  # channels of the images
+    image_size: int | None = None  # side of the images in pixels
+    mean: tuple[float, ...] | None = None  # of each channel, for pixels in [0, 1]
+    std: tuple[float, ...] | None = None  # of each channel, for pixels in [0, 1]
+    small: bool | None = None  # whether the training set is a set of small images, which are not cropped
+    epoch: int | None = None  # epoch after which the weights were saved
+    recipe: dict[str, Any] | None = None  # the fields of the recipe that trained the weights
+    data: str | None = None  # fingerprint of the training set
+    # whether an image can have several classes, so that each output is a yes-or-no answer
     multi_label: bool | None = None
+    # probability from which on each class is predicted, where an image can have several
     thresholds: tuple[float, ...] | None = None
 
 
@@ -216,9 +191,6 @@ def read_header(path: str | Path) -> Header:
     """Read the header of a file of weights, without its tensors.
 
     The header of another program's file is empty, or comes from timm's ``config.json`` beside the file.
-
-    Raises:
-        InputError: The file is missing or damaged, or a field has another type or is out of its range.
     """
     path = Path(path)
     if first_bytes(path)[8:9] != b"{":
@@ -242,7 +214,7 @@ def read_header(path: str | Path) -> Header:
 
 
 def timm_config(folder: Path) -> dict[str, Any] | None:
-    """Return the description of a model that timm saved or published in a folder; None where there is none."""
+    """Return the description of a model that timm saved or published in a folder; None without one."""
     try:
         config = json.loads(regular(folder / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -251,7 +223,7 @@ def timm_config(folder: Path) -> dict[str, Any] | None:
 
 
 def _timm_header(path: Path) -> Header:
-    """Return what timm's description of the model beside its weights says, without what does not fit."""
+    """Return the valid fields of timm's description of the model beside its weights."""
     config = timm_config(path.parent)
     if config is None or path.stem not in TIMM_NAMES:
         return Header()

@@ -44,7 +44,7 @@ class World:
     Attributes:
         rank: Number of this process, from 0; the first one writes.
         size: Number of processes.
-        device: Where this process computes.
+        device: The device of this process.
     """
 
     rank: int
@@ -91,7 +91,7 @@ def processes(device: str = "auto", timeout: float = TIMEOUT) -> Iterator[World]
 
 
 def _join(backend: str, timeout: timedelta) -> None:
-    """Start the process group; CPU tensors and objects travel through gloo, so that agreeing never waits for a GPU."""
+    """Start the process group; CPU tensors and objects travel through gloo, so that votes never wait for a GPU."""
     store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
     # torchrun keeps its store when it restarts the processes, with the addresses of those that ended
     store = dist.PrefixStore(f"restart-{restarts()}", store)
@@ -100,7 +100,7 @@ def _join(backend: str, timeout: timedelta) -> None:
 
 
 def restarts() -> int:
-    """Return how often ``torchrun --max-restarts`` has restarted the processes."""
+    """Return the number of restarts of the processes by ``torchrun --max-restarts``."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
@@ -108,17 +108,17 @@ def find_device(name: str, local_rank: int | None = None) -> torch.device:
     """Return the device of a name.
 
     Args:
-        name: "auto" (the first of CUDA, XPU, MPS and the CPU that is there), "cpu", "cuda", "cuda:1", "xpu", "mps".
+        name: "auto" (the first available of CUDA, XPU, MPS and CPU), "cpu", "cuda", "cuda:1", "xpu", "mps".
         local_rank: Number of this process on its machine, which chooses among several devices; None without.
 
     Raises:
-        InputError: If there is no such device.
+        InputError: If the device does not exist.
     """
     available = {"cpu": 1, "cuda": torch.cuda.device_count(), "xpu": torch.xpu.device_count()}
     available["mps"] = int(torch.backends.mps.is_available())
     if name == "auto":
         single = ("cuda", "xpu", "mps", "cpu")
-        shared = ("cuda", "cpu")  # what several processes compute on
+        shared = ("cuda", "cpu")  # for several processes
         name = next(kind for kind in (single if local_rank is None else shared) if available[kind])
     try:
         device = torch.device(name)
@@ -190,7 +190,7 @@ class Vote:
         return answer
 
     def answer(self) -> bool:
-        """Return the answer that is still due; False where none is."""
+        """Return the answer that is still due; False without one."""
         if self.cast is None:
             return False
         (votes, work), self.cast = self.cast, None
@@ -232,7 +232,7 @@ def gather_first(value: Any, world: World) -> list[Any] | None:
 
 
 def gather_samples(own: list[Made], world: World) -> list[Made] | None:
-    """Return what every process r of R made of the samples r, r + R, …, in order, in the first one; else None."""
+    """Return the results of all samples in order, in the first process; process r of R has those of r, r + R and so on."""
     if (shares := gather_first(own, world)) is None:
         return None
     every: list[Any] = [None] * sum(map(len, shares))
@@ -242,7 +242,7 @@ def gather_samples(own: list[Made], world: World) -> list[Made] | None:
 
 
 def from_first(make: Callable[[], Made], world: World) -> Made:
-    """Return what the first process makes, in every process; its ``InputError`` is raised in every process too."""
+    """Return the first process's result in every process; its ``InputError`` is raised in every process too."""
     if world.size == 1:
         return make()
     sent: list[Any] = [None, None]
@@ -258,7 +258,7 @@ def from_first(make: Callable[[], Made], world: World) -> Made:
 
 
 def count_in_store(key: str) -> int | None:
-    """Add 1 to a counter that the processes of a ``torchrun`` share, and return it; None if there is no such store."""
+    """Add 1 to a counter that the processes of a ``torchrun`` share, and return it; None without a shared store."""
     try:
         port, wait = int(os.environ["MASTER_PORT"]), timedelta(seconds=5)
         store = dist.TCPStore(os.environ["MASTER_ADDR"], port, is_master=False, timeout=wait)
@@ -276,7 +276,7 @@ _HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 def resolve_precision(
     precision: Literal["auto"] | Precision, device: torch.device, model: nn.Module | None = None
 ) -> Precision:
-    """Return the precision to compute in.
+    """Return the precision of the computation.
 
     "auto" is bfloat16 where the device multiplies it in hardware, but float32 for a model with depthwise convolutions
     on a CPU, where these are slower in bfloat16: EfficientNet-Lite0 trains at half the speed.
@@ -303,7 +303,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     """Return whether a device has bfloat16 instructions; it emulates them otherwise, slower than float32."""
     if device.type in ("cuda", "xpu"):
         return bool(torch.get_device_module(device).is_bf16_supported(including_emulation=False))
-    if device.type != "cpu":  # Apple's GPUs: not before their second generation, and there is no way to ask
+    if device.type != "cpu":  # Apple's GPUs: only from their second generation on, which PyTorch does not tell
         return False
     return _cpu_has("avx512_bf16", "amx_bf16")
 
@@ -371,7 +371,7 @@ class Upload:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, parts: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-        """Return tensors of the host, pinned or small, on the device; nothing waits but what uses them."""
+        """Return tensors of the host, pinned or small, on the device; only their use waits for them."""
         with torch.cuda.stream(self.stream):  # None has no effect
             there = [part.to(self.device, non_blocking=True) for part in parts]
         if self.stream:
@@ -427,7 +427,7 @@ def check_memory(size: float, what: str) -> None:
 
     Args:
         size: Bytes that will be needed at least.
-        what: The start of the sentence: the flag, its value and what it makes, e.g. "--image-size is 100000: an image".
+        what: The start of the sentence: the flag, its value and its product, e.g. "--image-size is 100000: an image".
 
     Raises:
         InputError: If they are more than the machine's memory.
@@ -438,7 +438,7 @@ def check_memory(size: float, what: str) -> None:
 
 
 def total_memory() -> float:
-    """Return the bytes of main memory that processes here may use; infinity where the system does not tell."""
+    """Return the bytes of main memory that processes may use; infinity if the system does not tell."""
     sizes = [math.inf]
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

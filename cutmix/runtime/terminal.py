@@ -1,4 +1,4 @@
-"""The terminal: output that fails, notes that repeat, progress, and the signals that stop a run.
+"""The terminal: failing output, repeated notes, progress, and the signals that stop a run.
 
 Odd characters, a closed pipe and a full disk behind standard output end in one sentence or none.
 """
@@ -41,27 +41,27 @@ _REFUSED = (
 class Console(rich.console.Console):
     """rich's console, except that a closed pipe raises BrokenPipeError, and that control characters are escaped.
 
-    In a notebook it prints text too: rich would show HTML, also where a file is given.
+    In a notebook it prints text too: rich would show HTML, even for a file.
     """
 
     def __init__(self, **named: Any) -> None:
         super().__init__(**{"force_jupyter": False} | named)
 
     def render(self, *arguments: Any, **named: Any) -> Iterator[Segment]:
-        """Yield the segments of what is printed, with the control characters of names escaped."""
+        """Yield the segments of the output, with the control characters of names escaped."""
         for text, style, control in super().render(*arguments, **named):
             yield Segment(text if control else printable(text, keep="\n"), style, control)
 
     def on_broken_pipe(self) -> None:
-        """Raise the exception that is being handled."""
+        """Raise the current exception."""
         raise
 
 
 class Tabular:
-    """Results that print as sentences and tables, and show as such in a notebook."""
+    """Results that print as sentences and tables, in a notebook as HTML."""
 
     def tables(self) -> "Iterable[Table | str]":
-        """Yield what is shown, in its order."""
+        """Yield sentences and tables, in their order."""
         raise NotImplementedError
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ class Tabular:
 
 
 def print_tables(results: Tabular, console: Console | None = None) -> None:
-    """Print results as tables and sentences on the terminal, as wide as it is."""
+    """Print results as tables and sentences, as wide as the terminal."""
     console = console or Console()
     for each in results.tables():
         console.print(Text(each) if isinstance(each, str) else each)
@@ -103,11 +103,9 @@ def _html(table: Table) -> str:
 
 @contextlib.contextmanager
 def guarded_output() -> Iterator[None]:
-    """Print what a command logs, escape what the terminal cannot show, and exit cleanly if it cannot be written to.
+    """Print the log of a command, escape characters that the terminal cannot show, and exit cleanly if writing fails.
 
-    Raises:
-        SystemExit: 141, as of SIGPIPE, if the reader of standard output has gone.
-        InputError: The disk behind standard output is full, or the file system refused to open a file.
+    SystemExit is raised with 141, as of SIGPIPE, if the reader of standard output has gone.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -137,7 +135,7 @@ def guarded_output() -> Iterator[None]:
 
 
 class _Notes(logging.Handler):
-    """Prints what the package logs, in the first process."""
+    """Prints the package's log, in the first process."""
 
     def emit(self, record: logging.LogRecord) -> None:
         # standard output may be the table of predictions
@@ -181,7 +179,7 @@ _READ: ContextVar[str] = ContextVar("read", default="")
 
 @contextmanager
 def warnings_of(file: str) -> Iterator[None]:
-    """Put the name of a file before what libraries warn of while they read it."""
+    """Add the name of a file to the warnings of libraries while they read it."""
     before = _READ.set(file)
     try:
         yield
@@ -199,7 +197,7 @@ def _show_warning(
         print(f"warning: {printable(where + str(message))}", file=file or sys.stderr)
 
 
-# What an epoch's line says of its figures: name, digits, unit.
+# The metrics in the line of an epoch: name, digits, unit.
 _SHOWN = {
     "val_loss": ("val loss", 3, ""), "test_loss": ("test loss", 3, ""),
     "top1_err": ("top-1 error", 2, " %"), "top5_err": ("top-5", 2, " %"),
@@ -211,13 +209,7 @@ _SHOWN = {
 
 
 class Progress:
-    """The progress of a run; a context manager, silent in all but the first process.
-
-    Args:
-        epochs: Passes over the training set.
-        steps_per_epoch: Optimizer steps of one.
-        shown: Whether to show anything.
-    """
+    """The progress of a run; a context manager, silent in all but the first process."""
 
     def __init__(self, epochs: int, steps_per_epoch: int, *, shown: bool) -> None:
         self.console = Console(quiet=not shown)
@@ -258,7 +250,7 @@ class Progress:
         self._bar.update(self._task, completed=step, figures=figures)
 
     def show_epoch(self, record: dict[str, Any]) -> None:
-        """Print an epoch's figures as a line."""
+        """Print an epoch's metrics as a line."""
         parts = [f"epoch {record['epoch']:>3}/{self.epochs}", f"train loss {record['train_loss']:.3f}"]
         parts += [
             f"{name} {record[key]:.{digits}f}{unit}" for key, (name, digits, unit) in _SHOWN.items() if key in record
@@ -280,17 +272,13 @@ _STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") i
 
 
 class Stop:
-    """The last stop signal that the process received.
-
-    Attributes:
-        number: Number of the signal; None before the first.
-    """
+    """The last stop signal that the process received."""
 
     def __init__(self) -> None:
-        self.number: int | None = None
+        self.number: int | None = None  # before the first
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Remember the signal; a second Ctrl-C raises KeyboardInterrupt at once."""
+        """Store the signal; a second Ctrl-C raises KeyboardInterrupt at once."""
         if self.number == signal.SIGINT == number:
             raise KeyboardInterrupt
         self.number = number

@@ -1,4 +1,4 @@
-"""Files of weights: safetensors with a header and a digest, and the containers in which others keep a state dict."""
+"""Files of weights: safetensors with a header and a digest, and the containers of state dicts of other programs."""
 
 import hashlib
 import json
@@ -19,45 +19,29 @@ from cutmix.runtime.files import write_atomic
 
 _log = logging.getLogger(__name__)
 
-# Parts of a name that DataParallel's relatives put anywhere into it, and what a moving average is called.
+# Parts of a name that DataParallel's relatives add anywhere in it, and names of a moving average.
 _WRAPPERS = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_forward_module)\.")
 _AVERAGE = re.compile(r"(?:^|[._])(?:ema|avg|average|averaged|swa|polyak|teacher)(?=[._]|$)")
-_USUAL = ("state_dict.", "model.", "model_state_dict.")  # which set of weights is meant where several fit
+_USUAL = ("state_dict.", "model.", "model_state_dict.")  # preferred where several sets of weights fit
 # Tensors that belong to a training method or to a profiler and not to the model: SMMix's second head, thop's counters.
 _LEFT_OUT = re.compile(r"(?:.*\.)?(?:total_ops|total_params)|token_head\..*|n_averaged")
 
 
 class Weights(NamedTuple):
-    """The content of a file of weights.
+    """The content of a file of weights."""
 
-    Attributes:
-        tensors: The tensors by name, on the CPU; a nested container joins its names with dots.
-        header: The strings that a safetensors file holds beside its tensors; empty for other files.
-        path: The file.
-        held_in: The name of the container of each tensor, "" for the file itself.
-        use_ema: Whether the moving average is wanted where the file holds the weights and their average.
-    """
-
-    tensors: dict[str, Tensor]
-    header: dict[str, str]
+    tensors: dict[str, Tensor]  # by name, on the CPU; a nested container joins its names with dots
+    header: dict[str, str]  # the strings that a safetensors file holds beside its tensors; empty for other files
     path: Path
-    held_in: dict[str, str]
-    use_ema: bool = False
+    held_in: dict[str, str]  # the name of the container of each tensor, "" for the file itself
+    use_ema: bool = False  # whether to load the moving average if the file holds the weights and their average
 
 
 def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Save weights atomically as safetensors, each tensor dense and in the contiguous layout.
+    """Save weights atomically as safetensors, each tensor dense and contiguous, with the strings of a header.
 
     Tied weights are stored once for each of their names, so that any reader finds every key. The header gets a digest
     of everything in the file, and equal content gives equal bytes.
-
-    Args:
-        path: The file to write.
-        state_dict: Tensors by name, of any device and memory format.
-        header: Strings to keep with them (model, classes, ...).
-
-    Raises:
-        InputError: The system refused to write; the previous file is unchanged.
     """
     dense: dict[str, Tensor] = {}
     stored: set[int] = set()
@@ -84,16 +68,9 @@ def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], header: Map
 def read_weights(path: str | Path, *, use_ema: bool = False) -> Weights:
     """Read every tensor in a file, without running code from it.
 
-    Accepted are safetensors (mapped into memory, not copied) and what ``torch.save`` writes: a state dict, or
-    dictionaries that hold one or several beside other plain data, as the checkpoints of timm, torchvision's references,
-    Lightning, Accelerate, SMMix and this package do. ``load_weights`` finds those of a model among them.
-
-    Args:
-        path: The file.
-        use_ema: Whether to load the moving average where the file holds the weights and their average.
-
-    Raises:
-        InputError: The file is missing, damaged, of another kind, or holds code or no tensors.
+    Accepted are safetensors (mapped into memory, not copied) and files of ``torch.save``: a state dict, or dictionaries
+    that hold one or several beside other plain data, as the checkpoints of timm, torchvision's references, Lightning,
+    Accelerate, SMMix and this package do. ``load_weights`` finds those of a model among them.
     """
     path = Path(path)
     if first_bytes(path)[8:9] == b"{":  # safetensors: 8 bytes of length, then JSON
@@ -115,18 +92,12 @@ def load_weights(model: nn.Module, source: str | Path | Weights, *, new_head: bo
     """Load the weights of a file into a model; nothing is loaded unless all of the model's tensors are found.
 
     The names may have any common prefix (``module.``, ``network.``, ``state_dict.model.``, …). If several prefixes fit,
-    the one that is not a moving average is taken; with ``read_weights(..., use_ema=True)``, the one that is. What was
-    loaded and what was left out is logged.
+    the one that is not a moving average is taken; with ``read_weights(..., use_ema=True)``, the one that is. Loaded and
+    ignored tensors are logged.
 
-    Args:
-        model: The model; its classifier is what ``get_classifier()`` returns (timm), else its last linear layer.
-        source: A file, or what ``read_weights`` returned of it.
-        new_head: Whether a classifier that is absent or for another number of classes is left out, so that the model
-            keeps its own; a first convolution for RGB is then adapted to other channels, as timm does.
-
-    Raises:
-        InputError: The file cannot be read, is of another model, is of another class count without ``new_head``, or
-            holds no moving average.
+    With ``new_head``, a classifier that is absent or for another number of classes is ignored, so that the model keeps
+    its own; a first convolution for RGB is then adapted to other channels, as timm does. The classifier is
+    ``get_classifier()`` (timm), else the last linear layer.
     """
     weights = source if isinstance(source, Weights) else read_weights(source)
     own = model.state_dict()
@@ -173,15 +144,7 @@ def _adapted(stem: Tensor, own: Tensor) -> Tensor:
 
 
 def find_prefix(weights: Weights, own: Mapping[str, Tensor]) -> str:
-    """Return the prefix of the names of a model's tensors in a file, such as "", ``module.``, ``state_dict.``.
-
-    Args:
-        weights: The content of the file.
-        own: The model's tensors by name.
-
-    Raises:
-        InputError: Several prefixes fit equally, or there is no moving average.
-    """
+    """Return the prefix of the names of a model's tensors in a file, such as "", ``module.``, ``state_dict.``."""
     counts: Counter[str] = Counter()
     for name in weights.tensors:
         parts = name.split(".")
@@ -226,7 +189,7 @@ def _refusal(
     own: dict[str, Tensor],
     classifier: tuple[str, ...],
 ) -> InputError:
-    """Return the error of a file that does not fit a model: which tensors, and the way out."""
+    """Return the error of a file that does not fit a model: the tensors, and the remedy."""
     if not misfits.missing and not misfits.left_over and all(n.startswith(classifier) for n in misfits.differing):
         name = misfits.differing[0]
         if not _other_features(found, own, name):
@@ -248,7 +211,7 @@ def _refusal(
 
 
 def _report(weights: Weights, prefix: str, found: dict[str, Tensor], new_head: bool) -> None:
-    """Log what was taken from a file and what was left out, unless the file holds nothing but the model's tensors."""
+    """Log the loaded and the ignored tensors of a file, unless it holds nothing but the model's tensors."""
     used = {prefix + name for name in found}
     rest = Counter(name.removeprefix(prefix).split(".")[0] for name in weights.tensors if name not in used)
     left = [f"{name} ({count} tensors)" if count > 1 else name for name, count in rest.most_common(5)]
@@ -320,7 +283,7 @@ def _shape(tensors: dict[str, Tensor], key: str) -> tuple[int, ...] | None:
 
 
 def _count(names: list[str], what: str) -> str:
-    """Return how many tensors are missing, left over or of another shape, and the first of them."""
+    """Return the number of tensors that are missing, left over or of another shape, and the first of them."""
     shown = ", ".join([*names[:3], "…"] if len(names) > 3 else names)
     return f"{len(names)} tensor{'s are' if len(names) > 1 else ' is'} {what} ({shown})"
 
