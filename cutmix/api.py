@@ -76,7 +76,7 @@ def evaluate(
     """Evaluate a run, or a file of weights, as ``cutmix evaluate`` does.
 
     Args:
-        run: What ``train`` returned, the folder of a run, or a file of weights.
+        run: The result of ``train``, the folder of a run, or a file of weights.
         suites: Names of suites, or "all".
         show: Print each suite as soon as it is finished, as the command does.
         **settings: Any flag of ``cutmix evaluate`` by its name, such as ``data``, ``images``, ``device``.
@@ -152,7 +152,7 @@ def transfer(
     Args:
         task: "detection" or "captioning".
         data: Folder of the data set.
-        recipe: A recipe that the other arguments change; by default the paper's.
+        recipe: A recipe to be changed by the other arguments; by default the paper's.
         small: Use defaults for a few hundred images and a CPU.
         **settings: Any flag of ``cutmix transfer`` by its name, such as ``backbone="runs/x"``, ``arch="ssd300"``.
 
@@ -180,7 +180,7 @@ def transfer(
         return read_run(run_transfer(recipe, options))
 
 
-# ---- a model, used ----
+# ---- use of a model ----
 
 
 def predict(run: Pathlike, images: Pathlike | Sequence[Pathlike], **settings: Any) -> "Predictions":
@@ -192,7 +192,7 @@ def predict(run: Pathlike, images: Pathlike | Sequence[Pathlike], **settings: An
         **settings: Any flag of ``cutmix predict`` by its name, such as ``top=3``, ``tta="flip"``.
 
     Returns:
-        A prediction for each image, in their order, made when it is asked for. They print as a table.
+        A prediction for each image, in their order, made when it is used. They print as a table.
 
     Raises:
         InputError: If the model, a path or an argument cannot be used. An unreadable file is a prediction with error.
@@ -306,7 +306,7 @@ def shards(data: Pathlike, out: Pathlike, **settings: Any) -> Path:
 
     Args:
         data: Folder of images, file of labels, or another data set of images.
-        out: Folder of the shards: new, or left by an earlier call that did not end.
+        out: Folder of the shards: new, or that of an interrupted call.
         **settings: Any flag of ``cutmix shards`` by its name, such as ``shard_size``, ``val_fraction``, ``seed``.
 
     Returns:
@@ -345,7 +345,7 @@ def report(runs: Pathlike | Sequence[Pathlike], out: Pathlike = "report.html") -
         out: The page.
 
     Raises:
-        InputError: If a folder is no run or is damaged, or the page cannot be written.
+        InputError: If a folder is not a run or is damaged, or the page cannot be written.
     """
     from cutmix.report.summary import write_report
 
@@ -363,7 +363,7 @@ def paper(
         results: JSON-lines files of results.
 
     Raises:
-        InputError: If there is no such table, or a run or a file cannot be read.
+        InputError: If a table does not exist, or a run or a file cannot be read.
     """
     from cutmix.paper.command import run_paper
 

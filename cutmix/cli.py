@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from cutmix.config.recipe import Recipe
     from cutmix.config.tasks import Transfer
 
-HELP = """cutmix: train image classifiers with CutMix, and evaluate what it bought.
+HELP = """cutmix: train image classifiers with CutMix, and evaluate its effect.
 
   cutmix demo                    train on embedded digits with and without CutMix: two minutes, no data needed
   cutmix data photos/            describe a data set: classes, splits, sizes, files left out, copies, leaks
-  cutmix shards photos/ --out D  write tar shards, for more images than a file system likes; --data D trains on them
-  cutmix preview --data photos/  draw what Cutout, Mixup and CutMix do to your images
+  cutmix shards photos/ --out D  write tar shards, for very many images; --data D trains on them
+  cutmix preview --data photos/  draw your images after Cutout, Mixup and CutMix
   cutmix train --data photos/    fine-tune a pretrained model on a folder that holds one folder per class
   cutmix train RECIPE            train a recipe; every field of it is a flag
   cutmix compare --data photos/  train several mixing methods and seeds: does mixing help on your images?
@@ -33,7 +33,7 @@ HELP = """cutmix: train image classifiers with CutMix, and evaluate what it boug
   cutmix predict RUN photos/     print classes and probabilities of images, as CSV or JSON lines
   cutmix explain RUN photo.jpg   draw the heat map of a prediction, beside the nearest training images
   cutmix serve RUN               open a local page that classifies images and draws heat maps
-  cutmix export RUN              export the classifier for onnxruntime or torch.export, preprocessing inside
+  cutmix export RUN              export the classifier for onnxruntime or torch.export, with its preprocessing
   cutmix push RUN USER/NAME      publish the classifier on the Hugging Face Hub, in timm's layout
   cutmix report RUN RUN          write one page that compares runs
   cutmix paper [TABLE]           print the paper's tables beside the results here
@@ -189,7 +189,7 @@ def spell_out_pretrained(flags: list[str]) -> list[str]:
 
 
 def values_of(flags: list[str]) -> dict[str, str]:
-    """Return the word that follows each word: the value of a flag that has one."""
+    """Return the next word of each word: the value of a flag that has one."""
     return {
         name: value
         for word, following in zip_longest(flags, flags[1:], fillvalue="")
@@ -313,21 +313,13 @@ def print_completion(shell: str) -> None:
 
 
 class Plain(NamedTuple):
-    """A command whose flags are the fields of one class of ``config.options``.
+    """A command whose flags are the fields of one class of ``config.options``."""
 
-    Attributes:
-        options: Name of the class.
-        said: Description in its help.
-        first: Fields that are positional arguments of the function of ``cutmix.api``.
-        show: What is done with its result.
-        keep_memory: Whether it keeps freed memory, as training does.
-    """
-
-    options: str
-    said: str
-    first: tuple[str, ...] = ("source",)
-    show: Callable[[Any, Any], None] = lambda found, options: None
-    keep_memory: bool = False
+    options: str  # name of the class
+    said: str  # description in its help
+    first: tuple[str, ...] = ("source",)  # fields that are positional arguments of the function of ``cutmix.api``
+    show: Callable[[Any, Any], None] = lambda found, options: None  # prints its result
+    keep_memory: bool = False  # whether it keeps freed memory, as training does
 
 
 def run_plain(command: str, words: list[str]) -> None:
@@ -349,7 +341,7 @@ def run_plain(command: str, words: list[str]) -> None:
 
 
 def show_tables(found: Any, options: Any) -> None:
-    """Print a result as tables and sentences, or as JSON where that is asked for."""
+    """Print a result as tables and sentences, or as JSON on request."""
     from cutmix.runtime.terminal import print_tables, say
 
     if getattr(options, "json", False):
@@ -369,14 +361,14 @@ def show_paper(found: Any, options: Any) -> None:
 
 
 def show_page(page: Any, options: Any) -> None:
-    """Print where a page was written."""
+    """Print the path of a page."""
     from cutmix.runtime.terminal import say
 
     say(f"wrote {page}")
 
 
 def show_predictions(found: Any, options: Any) -> None:
-    """Write predictions as soon as they are made; exit code 2 if a file could not be read."""
+    """Write predictions as soon as they are made; exit code 2 if a file cannot be read."""
     from cutmix.inference.command import write_predictions
 
     if code := write_predictions(found, options):
@@ -426,7 +418,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {name: _OWN.get(name) or part
 
 
 def parse(what: Callable[..., Options], words: list[str], command: str, description: str) -> Options:
-    """Parse the words of a command; tyro prints what it does not understand, with the closest flags."""
+    """Parse the words of a command; tyro prints unknown words, with the closest flags."""
     import tyro
 
     from cutmix.runtime.terminal import print_once

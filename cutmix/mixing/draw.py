@@ -184,7 +184,7 @@ class Draw:
 
 @dataclass(frozen=True, eq=False)
 class CutoutDraw(Draw):
-    """Holes drawn for one batch; labels stay as they are.
+    """Holes drawn for one batch; labels are unchanged.
 
     ``partner`` is every sample's own index and ``lam`` is 1; ``boxes`` are the holes.
     """
@@ -293,14 +293,10 @@ def _partners(partner: Tensor | Sequence[int]) -> Tensor:
 class RandomStream:
     """A private CPU generator, independent of the global ones.
 
-    The stream follows from (seed, name, rank); the rank is what the launcher puts into the environment (RANK,
-    SLURM_PROCID or LOCAL_RANK), so that the processes of one run draw differently. In a worker of a DataLoader it
-    follows from the worker's seed too: otherwise every worker would hold a copy of the same generator, and repeat its
-    draws each epoch.
-
-    Args:
-        seed: Any integer; None takes fresh entropy.
-        name: Name of the stream, so that two transforms with one seed are unrelated.
+    The stream follows from (seed, name, rank), so that two transforms with one seed are unrelated; None takes fresh
+    entropy. The launcher puts the rank into the environment (RANK, SLURM_PROCID or LOCAL_RANK), so that the processes
+    of one run draw differently. In a worker of a DataLoader the stream follows from the worker's seed too: otherwise
+    every worker would hold a copy of the same generator, and repeat its draws each epoch.
     """
 
     def __init__(self, seed: int | None, name: str) -> None:
@@ -361,8 +357,8 @@ def draw_cycle(n: int, generator: torch.Generator) -> Tensor:
     return torch.from_numpy(partner)
 
 
-# Below this α, both of the Gamma variates that λ is made of may be too small for float64 (a chance of e^-1416α), and
-# torch's sampler then returns ½.
+# Below this α, both Gamma variates of λ may be too small for float64 (a chance of e^-1416α), and torch's sampler then
+# returns ½.
 _SMALL_ALPHA = 0.02
 
 

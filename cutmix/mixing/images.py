@@ -75,7 +75,7 @@ class _Mixer(ImageMix):
         self._stream.load_state_dict(state)
 
     def _mixed(self, n: int, generator: torch.Generator) -> Tensor | bool:
-        """Decide what is mixed: a bool for the batch, or (n,) bool."""
+        """Draw whether to mix: a bool for the batch, or (n,) bool."""
         if self._prob == 1:
             return True
         chosen = torch.rand(n if self.per_sample else 1, generator=generator) < self._prob
@@ -274,11 +274,11 @@ class RandomChoice(ImageMix):
 
     Args:
         transforms: CutMix, Mixup, Cutout, or anything with their interface.
-        weights: How often each is chosen, relative to the others; None is equally often.
+        weights: Frequency of each, relative to the others; None is equal frequency.
         seed: Seed of the choice; each transform has its own.
 
     Raises:
-        InputError: If there is no transform, or the weights do not fit them.
+        InputError: If no transform is given, or the weights do not fit them.
     """
 
     def __init__(
@@ -291,7 +291,7 @@ class RandomChoice(ImageMix):
         self.transforms = tuple(transforms)
         self.weights = tuple(weights) if weights is not None else (1.0,) * len(self.transforms)
         if not self.transforms:
-            raise InputError("there is no transform to choose from")
+            raise InputError("no transform is given; expected one or more to choose from")
         if len(self.weights) != len(self.transforms):
             raise InputError(f"there are {len(self.weights)} weights for {len(self.transforms)} transforms")
         if min(self.weights) < 0 or not 0 < sum(self.weights) < math.inf:
@@ -339,18 +339,12 @@ def draw_pixels(n: int, size: np.ndarray, generator: torch.Generator) -> np.ndar
 
 
 def clip_boxes(centre: np.ndarray, side: np.ndarray, size: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Clip boxes at the border; an odd side has its extra pixel at the right or the bottom.
+    """Clip boxes at the border, and return half-open x1, y1, x2, y2, (n, 4) int64, and λ, (n,) float32.
 
-    In float64, which holds every pixel position exactly, and in NumPy, whose calls on a handful of numbers take half
-    the time of torch's: for small images, drawing is half of the work.
-
-    Args:
-        centre: Columns and rows, (2, n).
-        side: Widths and heights in whole pixels, (2, n).
-        size: Width and height of the image, (2, 1).
-
-    Returns:
-        Half-open x1, y1, x2, y2, (n, 4) int64; and λ, the share of pixels outside the box, (n,) float32.
+    Centres (columns and rows) and sides (whole pixels) are (2, n), the image's width and height (2, 1). An odd side has
+    its extra pixel at the right or the bottom; λ is the share of pixels outside the box. The arithmetic is in float64,
+    which holds every pixel position exactly, and in NumPy, whose calls on a few numbers take half the time of torch's:
+    for small images, drawing is half of the work.
     """
     low = centre - side // 2
     high = np.minimum(low + side, size)

@@ -27,12 +27,8 @@ Samples = TypeVar("Samples", Tensor, np.ndarray)
 def paste_boxes(x: Tensor, partner: Tensor, boxes: Tensor, *, corners: Tensor, inplace: bool) -> Tensor:
     """Replace a box of every sample by the same box of its partner: x̃ = M ⊙ x_A + (1 − M) ⊙ x_B, M = 0 in the box.
 
-    Args:
-        x: (N, ..., H, W), any dtype, any memory format.
-        partner: (N,) integers.
-        boxes: (1, 4) or (N, 4) integers, half-open x1, y1, x2, y2 inside the image.
-        corners: The boxes on the CPU.
-        inplace: Write into ``x`` and return it.
+    ``x`` is (N, ..., H, W) of any dtype and memory format; the boxes, (1, 4) or (N, 4), are half-open x1, y1, x2, y2
+    inside the image, and ``corners`` are the same on the CPU. ``inplace`` writes into ``x`` and returns it.
     """
     if torch.compiler.is_compiling() or (len(boxes) > 1 and not _one_by_one(x)):
         # The box stays a tensor here, so that one compiled graph serves every box.
@@ -58,14 +54,7 @@ def paste_boxes(x: Tensor, partner: Tensor, boxes: Tensor, *, corners: Tensor, i
 
 
 def blend(x: Tensor, partner: Tensor, own: Tensor, *, inplace: bool) -> Tensor:
-    """Blend every sample with its partner: x̃ = λ x_A + (1 − λ) x_B; see ``compose``.
-
-    Args:
-        x: (N, ...), floating or integer.
-        partner: (N,) integers.
-        own: (N, 1, ...) float32, the weight λ of the own sample.
-        inplace: Write into ``x`` and return it.
-    """
+    """Blend every sample with its partner: x̃ = λ x_A + (1 − λ) x_B, λ of (N, 1, ...) float32; see ``compose``."""
     if inplace and x.dtype in (torch.float32, torch.float64) and _one_by_one(x) and x[:1].nbytes >= 4 * _LARGE:
         weights = own.flatten().tolist()
         for i, source in _moves(x, x, partner, torch.clone):
@@ -77,14 +66,9 @@ def blend(x: Tensor, partner: Tensor, own: Tensor, *, inplace: bool) -> Tensor:
 def compose(x: Tensor, partner: Tensor, own: Tensor, *, inplace: bool) -> Tensor:
     """Mix every sample with its partner under a mask: x̃ = M ⊙ x_A + (1 − M) ⊙ x_B.
 
-    Half-precision images are averaged in float32, so that M is not rounded to the images' precision; integer images
-    are rounded to the nearest value.
-
-    Args:
-        x: (N, ..., H, W), floating or integer.
-        partner: (N,) integers.
-        own: The mask M, which broadcasts to ``x``: bool (True keeps the own pixel) or floating in [0, 1].
-        inplace: Write into ``x`` and return it.
+    The mask broadcasts to ``x`` and is bool (True keeps the own pixel) or floating in [0, 1]. Half-precision images are
+    averaged in float32, so that M is not rounded to the images' precision; integer images are rounded to the nearest
+    value.
     """
     if own.dtype == torch.bool:
         return _select(own, x, x.index_select(0, partner), inplace, into=x)
@@ -95,14 +79,7 @@ def compose(x: Tensor, partner: Tensor, own: Tensor, *, inplace: bool) -> Tensor
 
 
 def fill_boxes(x: Tensor, boxes: Tensor, *, corners: Tensor, inplace: bool) -> Tensor:
-    """Set a box of every sample to zero.
-
-    Args:
-        x: (N, ..., H, W), any dtype.
-        boxes: (1, 4) or (N, 4) integers, half-open x1, y1, x2, y2 inside the image.
-        corners: The boxes on the CPU.
-        inplace: Write into ``x`` and return it.
-    """
+    """Set a box of every sample to zero; see ``paste_boxes``."""
     if torch.compiler.is_compiling() or not _one_by_one(x):
         inside = inside_boxes(x, boxes)
         return x.masked_fill_(inside, 0) if inplace else x.masked_fill(inside, 0)
@@ -114,7 +91,7 @@ def fill_boxes(x: Tensor, boxes: Tensor, *, corners: Tensor, inplace: bool) -> T
 
 
 def inside_boxes(x: Tensor, boxes: Tensor) -> Tensor:
-    """Return where ``x`` lies inside its box: bool, (1 or N, 1, ..., H, W); both on one device."""
+    """Return a mask of the boxes: bool, (1 or N, 1, ..., H, W); both on one device."""
     height, width = x.shape[-2:]
     x1, y1, x2, y2 = boxes.reshape(-1, *[1] * (x.ndim - 1), 4).unbind(-1)
     rows = torch.arange(height, device=x.device).unsqueeze(-1)
@@ -125,9 +102,9 @@ def inside_boxes(x: Tensor, boxes: Tensor) -> Tensor:
 def _moves(
     target: Samples, sources: Samples, partner: Tensor, copy: Callable[[Samples], Samples]
 ) -> Iterator[tuple[int, Samples]]:
-    """Yield (i, the untouched partner of i) in an order in which no sample is overwritten before it has been read.
+    """Yield (i, the unmodified partner of i) in an order in which no sample is overwritten before it is read.
 
-    Between two tensors, any order does. In place, a permutation is walked cycle by cycle, with a copy of the first
+    Between two tensors, any order will do. In place, a permutation is walked cycle by cycle, with a copy of the first
     sample of each cycle. If samples share a partner there are no cycles, and every partner that is itself overwritten
     is copied first.
     """

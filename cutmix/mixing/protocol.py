@@ -17,11 +17,9 @@ class Drawn(Protocol):
 
     def apply(self, x: Tensor, inplace: bool = False, *, nearest: bool | None = None) -> Tensor:
         """Mix a batch."""
-        ...
 
     def targets(self, labels: Tensor) -> Targets:
         """Mix labels as the pixels were mixed."""
-        ...
 
 
 class BatchTransform(Protocol):
@@ -30,26 +28,21 @@ class BatchTransform(Protocol):
     @property
     def prob(self) -> float:
         """Probability that a batch, or a sample, is mixed."""
-        ...
 
     @prob.setter
     def prob(self, prob: float) -> None: ...
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Targets]:
         """Return the mixed images and their targets."""
-        ...
 
     def draw(self, shape: Sequence[int]) -> Drawn:
         """Draw for a batch of this shape."""
-        ...
 
     def state_dict(self) -> dict[str, Any]:
         """Return the random state."""
-        ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a random state."""
-        ...
 
 
 class Mix:
@@ -69,11 +62,11 @@ class Mix:
     """Whether the method uses the network's attention, which previews then show."""
 
     def prepare(self, network: nn.Module, images: Tensor) -> nn.Module:
-        """Return the module to train: the network, with whatever the method trains beside it.
+        """Return the module to train: the network, with the further modules that the method trains.
 
         Args:
             network: The network, not wrapped.
-            images: (N, C, H, W), an example of what the network takes; N is at least 2.
+            images: (N, C, H, W), an example of its input; N is at least 2.
 
         Raises:
             InputError: If the method does not work with this network or with such images.
@@ -81,7 +74,7 @@ class Mix:
         return network
 
     def mix(self, images: Tensor, labels: Tensor, progress: float = 0.0) -> tuple[Tensor, Targets]:
-        """Return the images and targets that ``loss`` takes.
+        """Return images and targets for ``loss``.
 
         Args:
             images: (N, ..., H, W).
@@ -99,10 +92,10 @@ class Mix:
         label_smoothing: float = 0.0,
         weight: Tensor | None = None,
     ) -> Tensor:
-        """Run the network on what ``mix`` returned and return the mean loss, a scalar.
+        """Run the network on the result of ``mix`` and return the mean loss, a scalar.
 
         Args:
-            network: What ``prepare`` returned, also inside DistributedDataParallel or ``torch.compile``.
+            network: The result of ``prepare``, also inside DistributedDataParallel or ``torch.compile``.
             images: (N, C, H, W).
             targets: The targets of these images.
             label_smoothing: Share of the target that is spread over all classes, in [0, 1].
@@ -115,7 +108,7 @@ class Mix:
         return mixed_cross_entropy(logits, targets, label_smoothing=label_smoothing, weight=weight)
 
     def forward(self, network: nn.Module, images: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
-        """Run the network on what ``mix`` returned, and return its output and the targets of it."""
+        """Run the network on the result of ``mix``, and return its output and the targets."""
         return network(images), targets
 
     def on_images(self) -> BatchTransform | None:
@@ -131,7 +124,7 @@ class Mix:
 
 
 class ImageMix(Mix):
-    """A mixing method that is a transform of images and nothing else."""
+    """A mixing method that only transforms images."""
 
     prob: float
 
@@ -148,7 +141,7 @@ class ImageMix(Mix):
         return self(images, labels)
 
     def draw_at(self, shape: Sequence[int], progress: float) -> Drawn:
-        """Draw what ``mix`` applies to a batch of this shape, at a share of the training in [0, 1]."""
+        """Draw the mix of a batch of this shape, at a share of the training in [0, 1]."""
         return self.draw(shape)
 
     def on_images(self) -> BatchTransform:
@@ -176,7 +169,7 @@ def collate(
     another, and a loader with a seeded ``generator`` repeats a run. Persistent workers continue their streams.
 
     Args:
-        mix: A transform of images; what changes in it later does not reach workers that have started.
+        mix: A transform of images; later changes to it do not reach workers that have started.
         batch: Makes images (N, ..., H, W) and labels of the samples.
 
     Raises:

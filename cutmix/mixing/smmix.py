@@ -24,11 +24,9 @@ class Attentive(Protocol):
 
     def attend(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (N, K) and attention (N, h, w) of images, in evaluation mode and without gradients."""
-        ...
 
     def token_grid(self, images: Tensor) -> tuple[int, int]:
         """Return h and w, the height and width of the images in tokens."""
-        ...
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -111,7 +109,7 @@ class AttentionDraw(Draw):
         return False
 
     def token_masks(self) -> tuple[Tensor, Tensor]:
-        """Return which tokens are own and which are the partner's, both (N, h · w) bool."""
+        """Return masks of the own and of the partner's tokens, both (N, h · w) bool."""
         height, width = self.grid
         row, column = (corner[:, None, None] for corner in self.target.unbind(1))
         rows = torch.arange(height, device=row.device)[:, None]
@@ -253,7 +251,7 @@ class SMMix(Mix):
         mixup_alpha: α of Mixup in the other batches, above 0.
         inplace: Write into the images.
         seed: Seed of all draws; None takes fresh entropy.
-        head: Adds the head on token regions in ``prepare``, e.g. ``WithTokenHead``; None leaves the network as it is.
+        head: Adds the head on token regions in ``prepare``, e.g. ``WithTokenHead``; None leaves the network unchanged.
 
     Raises:
         InputError: If ``prob`` or ``mixup_alpha`` is out of range.
@@ -292,13 +290,13 @@ class SMMix(Mix):
         self._prob = probability(prob)
 
     def prepare(self, network: nn.Module, images: Tensor) -> nn.Module:
-        """Return the network with the head, if its attention on such images can be mixed by; see ``Mix.prepare``."""
+        """Return the network with the head, after a check of its attention on such images; see ``Mix.prepare``."""
         trained = self.head(network) if self.head else network
         _check_attention(find_attentive(trained).attend(images)[1])
         return trained
 
     def choose(self) -> bool:
-        """Decide whether the next batch gets SMMix: by the seed and the batch's number, alike in every process."""
+        """Return whether the next batch gets SMMix, by the seed and the batch's number, alike in every process."""
         uniform = (derive_seed(self._seed, "smmix or mixup", self._batches) >> 10) / 2**53
         self._batches += 1
         return uniform < self._prob
@@ -331,8 +329,8 @@ class SMMix(Mix):
 
         Args:
             network: A ``WithTokenHead``, also inside DistributedDataParallel or ``torch.compile``, where the unmixed
-                pass runs on what they wrap.
-            images: (N, C, H, W), as the network takes them, not mixed yet; at least two.
+                pass runs on the wrapped network.
+            images: (N, C, H, W), the network's input, not mixed yet; at least two.
             targets: Class ids (N,), or soft labels (N, K).
             label_smoothing: In [0, 1]; the authors use 0.1.
             weight: (K,) weight of each class, or None.
@@ -383,11 +381,7 @@ def side_range(grid: Sequence[int]) -> tuple[int, int]:
 
 
 def find_attentive(network: nn.Module) -> Attentive:
-    """Return the network that returns its attention, without its wrappers for several processes or compilation.
-
-    Raises:
-        InputError: If it does not return its attention.
-    """
+    """Return the network that returns its attention, without its wrappers for several processes or compilation."""
     inner: Any = unwrapped(network)
     if not hasattr(inner, "attend"):
         raise InputError(

@@ -220,7 +220,7 @@ def _accurate(dtype: torch.dtype) -> torch.dtype:
 
 
 def _check(logits: Tensor, targets: Targets, label_smoothing: float, reduction: str, ignore_index: int) -> bool:
-    """Raise InputError for input without a meaning, and return whether class ids are known to have none to ignore.
+    """Raise InputError for invalid input, and return whether it is known that no class id is to be ignored.
 
     Values are read only on the CPU, where that waits for nothing.
     """

@@ -200,7 +200,7 @@ class MultiCutMix(CutMix):
 
 @dataclass(frozen=True, eq=False)
 class MultiDraw(Draw):
-    """Several boxes drawn for one batch, all of them filled from the images as they were.
+    """Several boxes drawn for one batch, all of them filled from the unmixed images.
 
     ``partner`` and ``boxes`` are those of the first paste, ``lam`` is the share of own pixels at the end.
 
@@ -254,7 +254,7 @@ class MultiDraw(Draw):
 
 
 def _uncovered(box: Tensor, later: Sequence[Tensor]) -> Tensor:
-    """Return how many pixels of boxes (n, 4) none of the later boxes, two at most, covers: (n,) int64."""
+    """Return the number of pixels of boxes (n, 4) that none of the later boxes, two at most, covers: (n,) int64."""
     area = _common_area(box)
     for other in later:
         area = area - _common_area(box, other)
@@ -262,7 +262,7 @@ def _uncovered(box: Tensor, later: Sequence[Tensor]) -> Tensor:
 
 
 def _common_area(*boxes: Tensor) -> Tensor:
-    """Return how many pixels all of the boxes (n, 4) cover, (n,) int64."""
+    """Return the number of pixels that all of the boxes (n, 4) cover, (n,) int64."""
     group = torch.stack(boxes)
     return (group[..., 2:].amin(0) - group[..., :2].amax(0)).clamp(min=0).prod(-1)
 
@@ -292,7 +292,7 @@ class FeatureMix(Mix):
         seed: Seed of the choice; None takes fresh entropy.
 
     Raises:
-        InputError: If there is no such layer.
+        InputError: If a layer does not exist.
 
     Source:
         Yun et al., CutMix, ICCV 2019, §4.1 (a layer at random for each batch) and Figure 3 (one fixed layer). The paper
@@ -322,8 +322,8 @@ class FeatureMix(Mix):
 
         Args:
             network: The network, also inside DistributedDataParallel or ``torch.compile``.
-            images: (N, C, H, W), as the network takes them.
-            targets: Class ids (N,), or multi-label targets (N, K): what ``mix`` leaves as it is.
+            images: (N, C, H, W), the network's input.
+            targets: Class ids (N,), or multi-label targets (N, K), unmixed.
 
         Returns:
             The output of the network, and the targets that follow from the draw.
@@ -403,11 +403,7 @@ class ManifoldMixup(FeatureMix):
 
 
 def find_layers(network: nn.Module, layers: Sequence[int]) -> dict[int, nn.Module]:
-    """Return the module whose output each layer is; the image, layer 0, has none.
-
-    Raises:
-        InputError: If the network lacks one of them.
-    """
+    """Return the module of each layer, whose output is mixed; the image, layer 0, has none."""
     network = unwrapped(network)
     found: dict[int, nn.Module] = {}
     for layer in layers:

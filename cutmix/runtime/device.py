@@ -232,7 +232,7 @@ def gather_first(value: Any, world: World) -> list[Any] | None:
 
 
 def gather_samples(own: list[Made], world: World) -> list[Made] | None:
-    """Return the results of all samples in order, in the first process; process r of R has those of r, r + R and so on."""
+    """Return the results of all samples in the first process, in order; process r of R has those of r, r + R, …."""
     if (shares := gather_first(own, world)) is None:
         return None
     every: list[Any] = [None] * sum(map(len, shares))
