@@ -81,8 +81,9 @@ class Training:
     and mixing of a batch of a small set, as one graph. The first steps then take a minute."""
 
     def __post_init__(self) -> None:
-        for name in _float_fields(type(self)):  # equal recipes are equal texts: 1.0, as it is read, and not 1
-            object.__setattr__(self, name, _to_float(getattr(self, name)))
+        for name, hint in get_type_hints(type(self)).items():
+            if "float" in str(hint):  # equal recipes are equal texts: 1.0, as it is read, and not 1
+                object.__setattr__(self, name, _to_float(getattr(self, name)))
         self._check_range("momentum", "ema_decay", "gamma", high=1)
         self._check_range("weight_decay", "warmup_epochs", "clip_grad_norm", "min_lr")
         self._check_range("epochs", "batch_size", "accumulate", "eval_every", low=1)
@@ -318,10 +319,6 @@ def check_policy(policy: str, name: str = "auto_augment") -> None:
             f"{name} is '{policy}'; expected one of {', '.join(_POLICIES)}, or a RandAugment in timm's syntax, "
             "such as rand-m9-mstd0.5-inc1 (m, n, p, mstd, mmax, inc, t)"
         )
-
-
-def _float_fields(kind: type) -> list[str]:
-    return [name for name, hint in get_type_hints(kind).items() if "float" in str(hint)]
 
 
 def _to_float(value: Any) -> Any:

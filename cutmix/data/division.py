@@ -165,7 +165,8 @@ def divide(folders: ClassFolders, copies: Copies, val_fraction: float, seed: int
         train, val = _hold_out(parts["train"], folders, copies, val_fraction, seed)
         if "test" not in parts or sum(map(len, val)) >= MIN_SPLIT:
             parts["train"], parts["val"] = train, val
-            origin |= {"train": f"the images that are not held out{_of(folders)}", "val": held}
+            of = "" if "all" in folders.parts else f" of {folders.folders['train'].name}/"
+            origin |= {"train": f"the images that are not held out{of}", "val": held}
         else:
             origin["train"] += f"; {val_fraction:.0%} of it is fewer than {MIN_SPLIT} images, so none validate"
     if "test" not in parts:
@@ -234,10 +235,6 @@ def _groups_of(classes: Classes, copies: Copies, sides: int = 2) -> dict[Path, i
         if len(alike) < min(len(exact), sides) or max(alike.values(), default=0) > max(2, len(files) / 2):
             coarse |= {near[file.path] for file in files if file.path in near}
     return same | {path: number for path, number in near.items() if number not in coarse}
-
-
-def _of(folders: ClassFolders) -> str:
-    return "" if "all" in folders.parts else f" of {folders.folders['train'].name}/"
 
 
 def _hold_out(

@@ -49,7 +49,8 @@ def read_label_file(path: Path) -> ClassFolders:
     if not several and [] in labels:
         raise InputError(f"{path}, row {rows[labels.index([])][0]} has no label; expected one in each row")
     counts = Counter(chain.from_iterable(labels))
-    names = sorted(counts, key=_order(counts))
+    numbered = all(label.isdecimal() and len(label) < 4300 for label in counts)
+    names = sorted(counts, key=int if numbered else str)
     if not names:
         raise InputError(f"{path} holds no labels; expected some in the column of labels")
     if len(names) < 2:
@@ -166,11 +167,6 @@ def _part(path: Path, number: int, split: str) -> str:
         if pattern.fullmatch(split):
             return part
     raise InputError(f"{path}, row {number}: the split is '{split}'; expected train, val or test")
-
-
-def _order(labels: Iterable[str]) -> Any:
-    """Return the key by which classes are sorted: numbers by value, other names as text."""
-    return int if all(label.isdecimal() and len(label) < 4300 for label in labels) else str
 
 
 # ---- data sets of Hugging Face ----

@@ -110,28 +110,31 @@ class _Scale(torch.autograd.Function):
         return grad * backward_factor, None, None
 
 
-class StochasticDepth(nn.Module):
-    """``stochastic_depth`` as a layer."""
+class _Regularizer(nn.Module):
+    """A layer with the probability p."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
 
+    def extra_repr(self) -> str:
+        """Return the arguments, for ``print``."""
+        return f"p={self.p:g}"
+
+
+class StochasticDepth(_Regularizer):
+    """``stochastic_depth`` as a layer."""
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, ...) -> the same shape."""
         return stochastic_depth(x, self.p, self.training)
 
-    def extra_repr(self) -> str:
-        """The arguments, for ``print``."""
-        return f"p={self.p:g}"
 
-
-class DropBlock(nn.Module):
+class DropBlock(_Regularizer):
     """``drop_block`` as a layer."""
 
     def __init__(self, p: float, block_size: int = 4) -> None:
-        super().__init__()
-        self.p = p
+        super().__init__(p)
         self.block_size = block_size
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,24 +142,16 @@ class DropBlock(nn.Module):
         return drop_block(x, self.p, self.block_size, self.training)
 
     def extra_repr(self) -> str:
-        """The arguments, for ``print``."""
-        return f"p={self.p:g}, block_size={self.block_size}"
+        """Return the arguments, for ``print``."""
+        return f"{super().extra_repr()}, block_size={self.block_size}"
 
 
-class ShakeDrop(nn.Module):
+class ShakeDrop(_Regularizer):
     """``shake_drop`` as a layer."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, ...) -> the same shape."""
         return shake_drop(x, self.p, self.training)
-
-    def extra_repr(self) -> str:
-        """The arguments, for ``print``."""
-        return f"p={self.p:g}"
 
 
 # Attributes of a block for the regularizers of its residual branches: one of a ResNet, two of a transformer.

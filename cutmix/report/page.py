@@ -88,7 +88,9 @@ class Card:
         for row in self.rows:
             if row.at is not None and not metric_of(row.name).check:
                 found.setdefault((row.name, row.of), []).append(row)
-        return {same: sorted(rows, key=_at) for same, rows in found.items() if len(rows) >= _POINTS}
+        return {
+            same: sorted(rows, key=lambda row: row.at or 0.0) for same, rows in found.items() if len(rows) >= _POINTS
+        }
 
 
 def gather(runs: Sequence[Run], suite: str) -> Card | None:
@@ -291,7 +293,3 @@ def _is_chosen(found: dict[str, Record]) -> bool:
 def is_mean(row: Key) -> bool:
     """Return whether a row is the mean over sets."""
     return row.of.startswith("mean of ")
-
-
-def _at(row: Key) -> float:
-    return row.at if row.at is not None else 0.0

@@ -48,7 +48,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     """
     loaded = read_runs([Path(run) for run in runs])
     sections = [made for section in SECTIONS if (made := section(loaded)) is not None]
-    page = _distinct_ids(HTML.page(_title(loaded), _subtitle(loaded), sections))
+    page = _distinct_ids(HTML.page(*_titles(loaded), sections))
     out = Path(out)
     if out.is_dir():
         raise InputError(f"{out} is a folder; give the name of the page, for example {out / 'report.html'}")
@@ -341,15 +341,12 @@ def _distinct_ids(page: str) -> str:
     )
 
 
-def _title(runs: Sequence[Run]) -> str:
-    """Return the data and, where they are few, the runs."""
+def _titles(runs: Sequence[Run]) -> tuple[str, str]:
+    """Return the title, with the names of few runs, and the subtitle."""
     data = ", ".join(dict.fromkeys(run.data for run in runs))
-    return f"{data}: {', '.join(run.label for run in runs)}" if len(runs) <= 3 else f"{data}: {len(runs)} runs"
-
-
-def _subtitle(runs: Sequence[Run]) -> str:
-    data = ", ".join(dict.fromkeys(run.data for run in runs))
-    return f"{_count(len(runs), 'run')} on {data} · written {date.today().isoformat()} by cutmix {__version__}"
+    shown = ", ".join(run.label for run in runs) if len(runs) <= 3 else f"{len(runs)} runs"
+    written = f"written {date.today().isoformat()} by cutmix {__version__}"
+    return f"{data}: {shown}", f"{_count(len(runs), 'run')} on {data} · {written}"
 
 
 def _line(run: Run) -> Record | None:

@@ -156,7 +156,8 @@ def read_run(folder: Path) -> Run:
     samples = folder / "samples.png"
     return Run(
         folder=folder,
-        recipe=config.recipe if config.evaluated else _complete(config.recipe),
+        # an older run may lack fields, which have their defaults
+        recipe=({} if config.evaluated else _RECIPES[task_of(config.recipe)]().to_dict()) | config.recipe,
         command=config.command,
         environment=read_environment(folder / "environment.json"),
         epochs=tuple(epochs[epoch] for epoch in sorted(epochs)),
@@ -199,11 +200,6 @@ class _Entry(NamedTuple):
     kind: str
     epoch: int
     split: str = ""
-
-
-def _complete(recipe: Json) -> Json:
-    """Return a recipe with the defaults of fields that an older run lacks."""
-    return _RECIPES[task_of(recipe)]().to_dict() | recipe
 
 
 def groups(runs: Iterable[Run]) -> dict[str, list[Run]]:

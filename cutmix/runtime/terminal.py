@@ -26,7 +26,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from cutmix.errors import InputError, printable
+from cutmix.errors import InputError, printable, shorten
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -125,7 +125,7 @@ def guarded_output() -> Iterator[None]:
     except OSError as error:
         if error.filename is not None and error.errno in _REFUSED:
             name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename)
-            raise InputError(f"{_shortened(name)} could not be opened: {error.strerror}") from None
+            raise InputError(f"{shorten(name, 300)} could not be opened: {error.strerror}") from None
         if error.errno not in _FULL or error.filename is not None:
             raise
         _discard_output()
@@ -153,10 +153,6 @@ def print_once(message: str) -> None:
     if message and _is_first(message):
         with contextlib.suppress(OSError, ValueError):  # standard error is closed
             print(message, file=sys.stderr, flush=True)
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= 300 else f"{name[:140]}…{name[-140:]}"
 
 
 def _is_first(message: str) -> bool:

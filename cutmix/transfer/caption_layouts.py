@@ -59,7 +59,10 @@ def open_captions(path: str | Path, *, test_fraction: float = 0.2, seed: int = 0
     if not root.is_dir():
         raise InputError(f"{path} is not a folder; expected one in COCO's or Flickr8k's layout of captions")
     source = _caption_file(root)
-    train, test = _open_flickr(root, source, test_fraction, seed) if source else _open_coco(root)
+    if source:
+        train, test = _open_flickr(root, source, test_fraction, seed)
+    else:
+        train, test = (_coco_split(root, part) for part in ("train", "val"))
     if shared := {path.resolve() for path in train.paths} & {path.resolve() for path in test.paths}:
         raise InputError(f"{min(shared)} is in the training split and in the test split; expected each image in one")
     return train, replace(test, notes=(*test.notes, *note_leaks(train.paths, test.paths)))
@@ -115,11 +118,6 @@ def _with_unused(data: CaptionSet, folder: Path, used: Collection[Path]) -> Capt
 
 
 # ---- COCO ----
-
-
-def _open_coco(root: Path) -> tuple[CaptionSet, CaptionSet]:
-    train, test = (_coco_split(root, part) for part in ("train", "val"))
-    return train, test
 
 
 def _coco_split(root: Path, part: str) -> CaptionSet:
