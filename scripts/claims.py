@@ -120,8 +120,8 @@ def _evidence(asked: Mapping[str, Any], settings: Mapping[str, str]) -> Evidence
     if "compare" in asked:
         return _compared(setting, asked["compare"], asked["per_class"], asked.get("steps"), sides)
     if "epochs" in asked:
-        return _risen(setting, asked["epochs"], asked["per_class"], sides)
-    return _one_seed(setting, asked, sides)
+        return _risen(setting, asked["epochs"], asked["per_class"], asked["steps"], sides)
+    return _of_metric(setting, asked, sides)
 
 
 def _compared(setting: str, name: str, per_class: int, steps: int | None, sides: tuple[str, ...]) -> Evidence | None:
@@ -136,27 +136,33 @@ def _compared(setting: str, name: str, per_class: int, steps: int | None, sides:
     return None
 
 
-def _risen(setting: str, name: str, per_class: int, sides: tuple[str, ...]) -> Evidence | None:
+def _risen(setting: str, name: str, per_class: int, steps: int, sides: tuple[str, ...]) -> Evidence | None:
     """Return the difference in how far the test error rises, from its lowest value to the last epoch, over seeds."""
     errors: dict[tuple[str, int], list[float]] = {}
     for line in read_lines(RESULTS / f"{name}.log.jsonl"):
-        if line["per_class"] == per_class:
+        if (line["per_class"], line["steps"]) == (per_class, steps):
             errors.setdefault((line["mix"], line["seed"]), []).append(line["top1_err"])
     seeds = sorted(seed for mix, seed in errors if mix == sides[0] and (sides[1], seed) in errors)
     if len(seeds) < 2:
         return None
     rise, other = ([errors[mix, seed][-1] - min(errors[mix, seed]) for seed in seeds] for mix in sides)
-    d = seed_difference(rise, other)
-    return Evidence(setting, d.value, f"{d.seeds} seeds", d.low, d.high, d.p, d.detectable)
+    return _over_seeds(setting, rise, other)
 
 
-def _one_seed(setting: str, asked: Mapping[str, Any], sides: tuple[str, ...]) -> Evidence:
-    """Return the difference of a metric between two runs with one seed."""
-    found: dict[str | None, Record] = {
-        line.mix: line
+def _of_metric(setting: str, asked: Mapping[str, Any], sides: tuple[str, ...]) -> Evidence | None:
+    """Return the difference of a metric between the runs of two methods, over seeds where there are several."""
+    found: dict[tuple[str | None, int | None], float] = {
+        (line.mix, line.seed): line.value or 0.0
         for line in lines(f"{asked['file']}.jsonl")
         if (line.metric, line.which, line.of) == (asked["metric"], "last", asked.get("of"))
         and line.usual and ("at" not in asked or abs((line.at or 0) - asked["at"]) < 1e-6)
     }  # fmt: skip
-    first, second = (found[mix].value or 0.0 for mix in sides)
-    return Evidence(setting, first - second)
+    seeds = sorted(seed or 0 for mix, seed in found if mix == sides[0] and (sides[1], seed) in found)
+    own, other = ([found[mix, seed] for seed in seeds] for mix in sides)
+    return _over_seeds(setting, own, other) if len(seeds) > 1 else Evidence(setting, own[0] - other[0])
+
+
+def _over_seeds(setting: str, own: Sequence[float], other: Sequence[float]) -> Evidence:
+    """Return the difference of a metric of two methods over seeds, by Student's paired t."""
+    d = seed_difference(own, other)
+    return Evidence(setting, d.value, f"{d.seeds} seeds", d.low, d.high, d.p, d.detectable)

@@ -1,8 +1,8 @@
 """Keep the runs of ``cutmix compare`` in results/: ``python scripts/record.py NAME FOLDER [FOLDER ...]``.
 
-Adds to NAME.jsonl the errors of each finished run after its last epoch, to NAME.log.jsonl its errors by epoch, and to
-NAME-comparison.log.jsonl the comparison without its single classes. What the files hold of the same runs is replaced.
-Paths lose the folders above the one that holds the runs.
+Adds to NAME.jsonl the errors of each finished run after its last epoch, to NAME-suites.jsonl what ``cutmix evaluate``
+found of it, to NAME.log.jsonl its errors by epoch, and to NAME-comparison.log.jsonl the comparison without its single
+classes. What the files hold of the same runs is replaced. Paths lose the folders above the one that holds the runs.
 """
 
 import json
@@ -16,11 +16,12 @@ from cutmix.runs.read import read_run
 from cutmix.runtime.files import read_lines
 
 ERRORS = ("train_loss", "train_err", "test_loss", "top1_err")
+_RUN = ("recipe", "recipe_changes", "seed")
 
 
 def main(name: str, *folders: Path) -> None:
-    """Write the three files."""
-    records, log, compared = [], [], []
+    """Write the files."""
+    records, suites, log, compared = [], [], [], []
     for folder in folders:
         steps: dict[int | None, int] = {}  # of a run, by the images of a class
         for config in sorted(folder.glob("*/config.json")):
@@ -31,7 +32,9 @@ def main(name: str, *folders: Path) -> None:
                 own = {
                     "per_class": per_class, "steps": total, "mix": run.recipe["mix"], "seed": run.recipe["seed"]
                 }  # fmt: skip
-                records += [_public(one.to_json(), folder) for one in run.results if one.which == "last"]
+                for one in run.results:
+                    if one.which == "last":
+                        (suites if one.suite else records).append(_public(one.to_json(), folder))
                 log += [
                     own | {"epoch": one["epoch"], "step": one["step"]} | {key: one[key] for key in ERRORS if key in one}
                     for one in run.epochs if "top1_err" in one
@@ -40,7 +43,8 @@ def main(name: str, *folders: Path) -> None:
             for one in json.loads((folder / "comparison.json").read_text(encoding="utf-8")):
                 kept = {key: value for key, value in one.items() if key != "classes"}
                 compared.append(kept | {"steps": steps[one["per_class"]]})
-    _merge(RESULTS / f"{name}.jsonl", records, ("recipe", "recipe_changes", "seed", "metric"))
+    _merge(RESULTS / f"{name}.jsonl", records, (*_RUN, "metric"))
+    _merge(RESULTS / f"{name}-suites.jsonl", suites, (*_RUN, "metric", "of", "at", "score", "convention", "bins"))
     _merge(RESULTS / f"{name}.log.jsonl", log, ("per_class", "steps", "mix", "seed", "epoch"))
     _merge(RESULTS / f"{name}-comparison.log.jsonl", compared, ("data", "per_class", "steps", "method", "baseline"))
 

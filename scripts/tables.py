@@ -14,7 +14,7 @@ from claims import claims
 from cutmix.runs.outcomes import seed_difference
 from cutmix.runs.record import Record, with_interval
 from cutmix.runtime.files import read_lines
-from cutmix.statistics import in_words
+from cutmix.statistics import holm, in_words
 
 METHODS = {
     "": "baseline", "-stochastic-depth": "stochastic depth", "-label-smoothing": "label smoothing", "-cutout": "Cutout",
@@ -132,14 +132,14 @@ Key = tuple[str, str | None, int | None]
 """A metric, what it is of, and where: ε in 255ths or a side in pixels."""
 
 
-def usual_lines(name: str) -> dict[tuple[str | None, Key], Record]:
-    """Return the records of the suites with the usual score and convention, by mixing and key."""
-    found = {}
+def usual_lines(name: str) -> dict[int, dict[tuple[str | None, Key], Record]]:
+    """Return the records of the suites with the usual score and convention, by seed, and by mixing and key."""
+    found: dict[int, dict[tuple[str | None, Key], Record]] = {}
     for line in lines(name):
         at = line.at
         place = None if at is None else round(255 * at) if at < 1 and "err" in line.metric else round(at)
         if line.suite and line.usual:
-            found[line.mix, (line.metric, line.of, place)] = line
+            found.setdefault(line.seed or 0, {})[line.mix, (line.metric, line.of, place)] = line
     return found
 
 
@@ -150,18 +150,37 @@ ERRORS: dict[Key, str] = {
 }  # fmt: skip
 
 
+SETS = ("tiny-imagenet-crop", "tiny-imagenet-resize", "uniform", "gaussian", "mean of 4 sets")
+SUITES: dict[Key, str] = {
+    **ERRORS,
+    ("occlusion_center_err", "black", 16): "error, black 16×16 in the centre",
+    ("between_cutmix_neither", None, 16): "class of neither image, 16×16 of another image in the centre",
+    **{("ood_auroc", name, None): f"AUROC, {name}" for name in SETS},
+}  # fmt: skip
+
+
 def suites() -> str:
     """Return the suites of the CIFAR-100 pair."""
-    sets = ("tiny-imagenet-crop", "tiny-imagenet-resize", "uniform", "gaussian", "mean of 4 sets")
-    wanted: dict[Key, str] = {
-        **ERRORS,
-        ("occlusion_center_err", "black", 16): "error, black 16×16 in the centre",
-        ("between_cutmix_neither", None, 16): "class of neither image, 16×16 of another image in the centre",
-        **{("ood_auroc", name, None): f"AUROC, {name}" for name in sets},
-    }  # fmt: skip
-    found = usual_lines("cifar100-resnet20-suites.jsonl")
-    rows = [[label, *(cell(found[mix, key]) for mix in ("none", "cutmix"))] for key, label in wanted.items()]
+    found = usual_lines("cifar100-resnet20-suites.jsonl")[0]
+    rows = [[label, *(cell(found[mix, key]) for mix in ("none", "cutmix"))] for key, label in SUITES.items()]
     return table(["per cent", "without mixing", "CutMix"], rows)
+
+
+def subset_suites() -> str:
+    """Return the suites of the runs with 25 images a class over seeds, paired by seed."""
+    found = usual_lines("cifar100-subsets-suites.jsonl")
+    values = {
+        key: tuple([found[seed][mix, key].value or 0.0 for seed in sorted(found)] for mix in ("none", "cutmix"))
+        for key in SUITES
+    }
+    differences = {key: seed_difference(cutmix, none) for key, (none, cutmix) in values.items()}
+    adjusted = iter(holm([d.p for d in differences.values()]))
+    rows = [
+        [label, *(f"{fmean(each):.1f}" for each in values[key]), with_interval(differences[key], "+.1f"),
+         in_words(next(adjusted)), f"{differences[key].detectable:.1f}"]
+        for key, label in SUITES.items()
+    ]  # fmt: skip
+    return table([f"per cent, {len(found)} seeds", "without mixing", "CutMix", *CHANCE], rows)
 
 
 def outside() -> str:
@@ -172,7 +191,7 @@ def outside() -> str:
         ("occlusion_center_err", "mean", 112): "error, mean colour 112×112 in the centre",
         ("ood_auroc", "uniform", None): "AUROC, uniform", ("ood_auroc", "gaussian", None): "AUROC, gaussian",
     }  # fmt: skip
-    found = usual_lines("efficientnet-lite0.jsonl")
+    found = usual_lines("efficientnet-lite0.jsonl")[0]
     return table(["per cent", "EfficientNet-Lite0"], [[label, cell(found[None, key])] for key, label in wanted.items()])
 
 
@@ -232,7 +251,7 @@ BENCHMARKS = (
 TABLES: dict[str, Callable[[], str]] = {
     **{
         make.__name__: make
-        for make in (claims, caltech, short, subsets, defaults, localization, suites, outside, speed)
+        for make in (claims, caltech, short, subsets, defaults, localization, suites, subset_suites, outside, speed)
     },
     **{f"benchmark-{name}": partial(benchmark, name) for name in BENCHMARKS},
 }
