@@ -158,6 +158,8 @@ def _of_metric(setting: str, asked: Mapping[str, Any], sides: tuple[str, ...]) -
         and line.usual and ("at" not in asked or abs((line.at or 0) - asked["at"]) < 1e-6)
     }  # fmt: skip
     seeds = sorted(seed or 0 for mix, seed in found if mix == sides[0] and (sides[1], seed) in found)
+    if not seeds:
+        return None
     own, other = ([found[mix, seed] for seed in seeds] for mix in sides)
     return _over_seeds(setting, own, other) if len(seeds) > 1 else Evidence(setting, own[0] - other[0])
 

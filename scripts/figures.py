@@ -1,6 +1,7 @@
 """Draw the figures of README.md and docs/ from the files in results/: ``python scripts/figures.py``."""
 
 from collections.abc import Iterable
+from textwrap import fill
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -117,7 +118,7 @@ def claims() -> None:
         value, low, high = (claim.sign * (each or 0) for each in (one.value, one.low, one.high))
         spread = [[value - min(low, high)], [max(low, high) - value]]
         axis.errorbar(value, y, xerr=spread, fmt="o", color=COLOURS["cutmix"], capsize=4, linewidth=1.6)
-    labels = [f"{claim.where}: {one.setting.replace(': ', chr(10), 1)}; {one.over}" for claim, one in reversed(found)]
+    labels = [fill(f"{claim.where}: {one.setting}; {one.over}", 75) for claim, one in reversed(found)]
     axis.set_yticks(range(len(found)), labels, fontsize=7)
     axis.set_ylim(-0.6, len(found) - 0.4)
     axis.set_xlabel("points; right of 0 agrees", fontsize=9)
