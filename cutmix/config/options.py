@@ -1,7 +1,7 @@
 """Flags of the commands that are not part of a recipe: data, folders, devices, intervals. Imports no torch."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +14,25 @@ WORKERS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity"
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class OnDevice:
+    """The device of a command."""
+
+    device: str = field(default="auto", kw_only=True)
+    """auto (the first available of CUDA, XPU, MPS and CPU), cpu, cuda, cuda:1, xpu, mps."""
+
+
+@dataclass(frozen=True)
+class OfModel:
+    """The model that a command uses."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run, or a file of weights that cutmix train wrote."""
+    which: Literal["last", "best"] = field(default="last", kw_only=True)
+    """Weights of a run: of its last or its best epoch."""
+
+
+@dataclass(frozen=True)
+class RunOptions(OnDevice):
     """Options of a run that do not change its result."""
 
     out: Path | None = None
@@ -23,8 +41,6 @@ class RunOptions:
     """Resume the run in the folder (bit for bit on a CPU), or start it if there is none."""
     overwrite: bool = False
     """Remove the run in the folder and start again."""
-    device: str = "auto"
-    """auto (the first available of CUDA, XPU, MPS and CPU), cpu, cuda, cuda:1, xpu, mps."""
     workers: int = WORKERS
     """Image files: number of decoding threads; 0 decodes in the main thread."""
     log_every: int = 50
@@ -63,7 +79,7 @@ _SUITE_HELP = f"Suites to run: {', '.join(EVALUATE)}, several with commas, or al
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
+class EvaluateOptions(OnDevice):
     """Flags of ``cutmix evaluate``."""
 
     source: Annotated[Path, tyro.conf.Positional]
@@ -89,8 +105,6 @@ class EvaluateOptions:
     """Number of images in a batch."""
     precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] | None = None
     """Precision; by default the precision of the run, or float32 for a file."""
-    device: str = "auto"
-    """auto (the first available of CUDA, XPU, MPS and CPU), cpu, cuda, cuda:1, xpu, mps."""
     workers: int = WORKERS
     """Image files: number of decoding threads."""
     skip_unreadable: bool = False
@@ -185,11 +199,9 @@ class ShardsOptions:
 
 
 @dataclass(frozen=True)
-class PredictOptions:
+class PredictOptions(OnDevice, OfModel):
     """Flags of ``cutmix predict``."""
 
-    source: Annotated[Path, tyro.conf.Positional]
-    """Folder of a run, or a file of weights that cutmix train wrote."""
     images: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Image files, folders of images or tar shards, or - to read file names from standard input, one per line."""
     top: int = 1
@@ -204,14 +216,10 @@ class PredictOptions:
     """Test-time augmentation; flip: average with the prediction of the flipped image."""
     threshold: float = 0.0
     """Mark predictions as sure from this probability on, and those below as not sure; 0 marks none."""
-    which: Literal["last", "best"] = "last"
-    """Weights of a run: of its last or its best epoch."""
     batch_size: int = 64
     """Number of images in a batch."""
     workers: int = WORKERS
     """Number of decoding threads."""
-    device: str = "auto"
-    """auto (the first available of CUDA, XPU, MPS and CPU), cpu, cuda, cuda:1, xpu, mps."""
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -221,11 +229,9 @@ class PredictOptions:
 
 
 @dataclass(frozen=True)
-class ExplainOptions:
+class ExplainOptions(OnDevice, OfModel):
     """Flags of ``cutmix explain``."""
 
-    source: Annotated[Path, tyro.conf.Positional]
-    """Folder of a run, or a file of weights that cutmix train wrote."""
     images: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Image files, or folders of images."""
     class_name: Annotated[str | None, tyro.conf.arg(name="class")] = None
@@ -234,10 +240,6 @@ class ExplainOptions:
     """Number of nearest training images in feature space to draw; 0 draws none."""
     out: Path = Path("explanations")
     """Folder of the images."""
-    which: Literal["last", "best"] = "last"
-    """Weights of a run: of its last or its best epoch."""
-    device: str = "auto"
-    """auto (the first available of CUDA, XPU, MPS and CPU), cpu, cuda, cuda:1, xpu, mps."""
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -247,45 +249,31 @@ class ExplainOptions:
 
 
 @dataclass(frozen=True)
-class ServeOptions:
+class ServeOptions(OnDevice, OfModel):
     """Flags of ``cutmix serve``."""
 
-    source: Annotated[Path, tyro.conf.Positional]
-    """Folder of a run, or a file of weights that cutmix train wrote."""
     port: int | None = None
     """Port on the loopback address; by default the first free port from 7860."""
-    which: Literal["last", "best"] = "last"
-    """Weights of a run: of its last or its best epoch."""
-    device: str = "auto"
-    """auto (the first available of CUDA, XPU, MPS and CPU), cpu, cuda, cuda:1, xpu, mps."""
 
 
 @dataclass(frozen=True)
-class ExportOptions:
+class ExportOptions(OfModel):
     """Flags of ``cutmix export``."""
 
-    source: Annotated[Path, tyro.conf.Positional]
-    """Folder of a run, or a file of weights that cutmix train wrote."""
     format: Literal["onnx", "torch", "safetensors"] = "onnx"
     """ONNX, a torch.export program, or the weights alone; the first two hold preprocessing and calibration."""
     out: Path | None = None
     """Output folder; by default the name of the run and the format."""
-    which: Literal["last", "best"] = "last"
-    """Weights of a run: of its last or its best epoch."""
 
 
 @dataclass(frozen=True)
-class PushOptions:
+class PushOptions(OfModel):
     """Flags of ``cutmix push``."""
 
-    source: Annotated[Path, tyro.conf.Positional]
-    """Folder of a run, or a file of weights that cutmix train wrote."""
     name: Annotated[str | None, tyro.conf.Positional] = None
     """Repository on the Hugging Face Hub, USER/NAME."""
     to: Path | None = None
     """Write the files to this folder instead of uploading them."""
-    which: Literal["last", "best"] = "last"
-    """Weights of a run: of its last or its best epoch."""
     private: bool = False
     """Create the repository as private."""
 
@@ -350,15 +338,13 @@ class PaperOptions:
 
 
 @dataclass(frozen=True)
-class CampaignOptions:
+class CampaignOptions(OnDevice):
     """Options of several runs in one folder."""
 
     out: Path = Path("runs")
     """Folder of the runs, one folder per run; interrupted runs in it are resumed."""
     shard: str = "1/1"
     """i/n trains every n-th run, starting with the i-th, to share the runs among machines with a common folder."""
-    device: str = "auto"
-    """auto (the first available of CUDA, XPU, MPS and CPU), cpu, cuda, cuda:1, xpu, mps."""
     workers: int = WORKERS
     """Image files: number of decoding threads."""
     download: bool = False
@@ -424,7 +410,7 @@ class CompareOptions(CampaignOptions):
 
 
 @dataclass(frozen=True)
-class DemoOptions:
+class DemoOptions(OnDevice):
     """Flags of ``cutmix demo``."""
 
     out: Path = Path("runs/demo")
@@ -433,8 +419,6 @@ class DemoOptions:
     """Passes over the thousand training digits."""
     seeds: int = 1
     """Number of seeds of each method, from 0."""
-    device: str = "auto"
-    """auto (the first available of CUDA, XPU, MPS and CPU), cpu, cuda, cuda:1, xpu, mps."""
 
 
 def _check_ending(out: Path | None, ending: str) -> None:

@@ -118,7 +118,7 @@ def comparisons(runs: Sequence[Run]) -> list[tuple[str, str]]:
                 continue
             text = f"{_main(found, main, line.n)}, {_difference(found, baseline, main)} {contest.baseline}. "
             text += _tested(contest, name) or _verdict(found, baseline)
-            said.append((name, text + _mind(members[name][0], members[contest.baseline][0])))
+            said.append((name, text + _caveat(members[name][0], members[contest.baseline][0])))
     return said
 
 
@@ -236,7 +236,7 @@ def pairs(runs: Sequence[Run]) -> list[Pair]:
 # ---- words ----
 
 
-def _short(value: float) -> str:
+def _one_decimal(value: float) -> str:
     return number(value, ".1f").removesuffix(".0")
 
 
@@ -244,14 +244,14 @@ def _value(found: Estimate, main: Main, images: int | None) -> str:
     """Return a result for a sentence: of a classifier the right images in 100, or their share in per cent."""
     if main is not MAIN["classification"]:
         return f"{main.label} {found.value:.1f}{main.unit}"
-    return f"{_short(100 - found.value)} {'of 100' if (images or 100) >= 100 else '% of the'} images right"
+    return f"{_one_decimal(100 - found.value)} {'of 100' if (images or 100) >= 100 else '% of the'} images right"
 
 
 def _range(found: Estimate, main: Main) -> str:
     assert found.low is not None
     assert found.high is not None
     ends = (found.low, found.high) if main is not MAIN["classification"] else (100 - found.high, 100 - found.low)
-    return " to ".join(map(_short, ends)) + (", too few images" if found.few else "")
+    return " to ".join(map(_one_decimal, ends)) + (", too few images" if found.few else "")
 
 
 def _main(found: Estimate, main: Main, images: int | None) -> str:
@@ -267,7 +267,7 @@ def _difference(found: Estimate, baseline: Estimate, main: Main) -> str:
     if abs(points) < 0.05:
         return "to one decimal the same as"
     if main is MAIN["classification"]:
-        return f"{_short(abs(points))} {'more' if points < 0 else 'fewer'} than"
+        return f"{_one_decimal(abs(points))} {'more' if points < 0 else 'fewer'} than"
     return f"{abs(points):.1f} points {'below' if points < 0 else 'above'}"
 
 
@@ -297,7 +297,7 @@ def _verdict(one: Estimate, other: Estimate) -> str:
     return "The two intervals do not overlap; the effect of another seed is not known from one run."
 
 
-def _mind(run: Run, baseline: Run) -> str:
+def _caveat(run: Run, baseline: Run) -> str:
     """Return a warning if the difference may have another cause than the mixing."""
     fields = [field for field in differing_fields([run, baseline]) if field not in _MIX_FIELDS]
     return f" Note that the two recipes also differ in {listed(fields)}." if fields else ""

@@ -38,7 +38,7 @@ class _Group(NamedTuple):
     answers: list[Answers]
 
 
-def where_it_errs(runs: Sequence[Run]) -> Section | None:
+def show_mistakes(runs: Sequence[Run]) -> Section | None:
     """Return the accuracy of each class, the classes that are confused, and images of the best run."""
     first = lead(runs)
     path = first and first.folder / "predictions" / "last.npz"
@@ -46,12 +46,12 @@ def where_it_errs(runs: Sequence[Run]) -> Section | None:
         return None
     if first.task == "multilabel":
         body = _label_gallery(first, read_label_answers(path))
-        return Section("Where it errs", "mistakes", body) if body else None
+        return Section("Mistakes", "mistakes", body) if body else None
     made = read_answers(first)
     assert made is not None
     compared = list(_same_images(runs, made))
     body = _by_class(compared, made.classes) + _confusions(compared, made.classes)
-    return Section("Where it errs", "mistakes", body + _class_galleries(first, made))
+    return Section("Mistakes", "mistakes", body + _class_galleries(first, made))
 
 
 def _same_images(runs: Sequence[Run], first: Answers) -> Iterable[_Group]:

@@ -20,7 +20,7 @@ from cutmix.paper.compare import footnotes, merged, of_run, rows_run, sheets, sw
 from cutmix.paper.tables import TABLES, find_tables
 from cutmix.report.compare import calibration_findings, comparisons, pairs, verdict
 from cutmix.report.figures import Curve, key, learning_curves, lines
-from cutmix.report.mistakes import where_it_errs
+from cutmix.report.mistakes import show_mistakes
 from cutmix.report.page import HTML, Row, Section, figure
 from cutmix.report.suites import (
     attention,
@@ -218,7 +218,7 @@ _LEARNERS = {
 }  # fmt: skip
 
 
-def what_was_run(runs: Sequence[Run]) -> Section:
+def provenance(runs: Sequence[Run]) -> Section:
     """Return the recipes and the circumstances of every run."""
     classifiers = [run for run in runs if run.task in ("classification", "multilabel")]
     recipes = [
@@ -243,9 +243,11 @@ def what_was_run(runs: Sequence[Run]) -> Section:
     for task in _LEARNERS:
         body += _recipe_differences([run for run in runs if run.task == task])
     body += HTML.table(
-        "When and on what each ran", ["Run", "Date", "Device", "torch", "Commit", "Training time"], circumstances
+        "Circumstances of each run",
+        ["Run", "Date", "Device", "torch", "Commit", "Training time"],
+        circumstances,
     )
-    return Section("What was run", "what-was-run", body + HTML.commands(runs))
+    return Section("Provenance", "provenance", body + HTML.commands(runs))
 
 
 def _transferred(run: Run) -> Row:
@@ -327,9 +329,9 @@ def _text(value: Any) -> str:
 
 
 SECTIONS = (
-    summarize, where_it_errs, results, labels, paired_comparisons, error_curves, calibration, robustness,
+    summarize, show_mistakes, results, labels, paired_comparisons, error_curves, calibration, robustness,
     out_of_distribution, localization, attention, detection, captioning, paper_tables, paper_sweeps, paper_of_transfer,
-    sample_mixes, method_definitions, what_was_run,
+    sample_mixes, method_definitions, provenance,
 )  # fmt: skip
 
 

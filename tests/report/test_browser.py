@@ -117,7 +117,7 @@ def test_headings_links_and_texts_stand_in_order(tmp_path: Path) -> None:
     assert all(later <= earlier + 1 for earlier, later in itertools.pairwise(levels))
     anchors = re.findall(r'<h2 id="([^"]+)"', text)
     assert anchors[:3] == ["summary", "mistakes", "results"]
-    assert anchors[-2:] == ["definitions", "what-was-run"]
+    assert anchors[-2:] == ["definitions", "provenance"]
     assert text.index('class="skip" href="#content"') < text.index("<nav") < text.index('<main id="content"')
     assert all(re.search(r'alt="[^"]+"', image) for image in re.findall(r"<img [^>]*>", text))
     assert '<html lang="en">' in text

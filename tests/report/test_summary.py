@@ -17,7 +17,7 @@ from scipy import stats
 from cutmix.errors import InputError
 from cutmix.report.compare import calibration_findings, comparisons, lead, verdict
 from cutmix.report.figures import Curve, key, learning_curves, lines, outlines, reliability
-from cutmix.report.mistakes import where_it_errs
+from cutmix.report.mistakes import show_mistakes
 from cutmix.report.summary import SECTIONS, write_report
 from cutmix.runs.outcomes import crossed_difference, estimate
 from cutmix.runs.read import differing_fields, groups, read_runs
@@ -578,7 +578,7 @@ def test_without_images_the_lists_are_tables(tmp_path) -> None:
 
 
 def test_many_classes_are_folded_and_runs_without_predictions_have_no_section(tmp_path) -> None:
-    assert where_it_errs(read_runs([make_run(tmp_path / "a")])) is None
+    assert show_mistakes(read_runs([make_run(tmp_path / "a")])) is None
     folder = make_run(tmp_path / "b", n=40, error=50.0)
     (folder / "predictions").mkdir()
     labels = np.arange(40) % 20

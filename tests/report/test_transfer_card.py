@@ -129,7 +129,7 @@ def plain(marked: str) -> str:
 def test_a_page_of_detectors_has_no_section_of_errors(tmp_path: Path) -> None:
     page = Page(tmp_path, make_detector(tmp_path / "a"), make_detector(tmp_path / "b", shift=3, backbone="runs/x"))
     titles = [target for target in page.attributes("href") if target.startswith("#")]
-    assert titles[:5] == ["#content", "#summary", "#detection", "#definitions", "#what-was-run"]
+    assert titles[:5] == ["#content", "#summary", "#detection", "#definitions", "#provenance"]
     for word in ("op-1 error", "McNemar", "Error curves", "Wilson", "mixed labels"):
         assert word not in page.text
     assert {target.removeprefix("#") for target in titles} <= set(page.attributes("id"))
@@ -262,7 +262,7 @@ def test_kinds_have_tables_of_their_own(tmp_path: Path) -> None:
     page = Page(tmp_path, make_classifier(tmp_path / "plain"), make_detector(tmp_path / "a"))
     assert page.table("Every classifier")["plain"][3] == "resnet20"
     assert page.table("Every detector and captioner").keys() == {"a"}
-    assert page.table("When and on what each ran").keys() == {"plain", "a"}
+    assert page.table("Circumstances of each run").keys() == {"plain", "a"}
     assert "Fields in which" not in page.text  # one recipe of each kind
     alone = Page(tmp_path, tmp_path / "plain")
     assert alone.table("Every run").keys() == {"plain"}
