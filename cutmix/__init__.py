@@ -52,7 +52,7 @@ def __getattr__(name: str) -> Any:
         return ["InputError", "__version__", *_ELSEWHERE, *import_module("cutmix.mixing").__all__]
     if name == "mixing":
         return import_module("cutmix.mixing")
-    # what tools ask every module for, and modules, which ``from cutmix import cli`` asks for before it imports them
+    # names that tools look up in every module, and modules, which ``from cutmix import cli`` looks up before the import
     if name.startswith("_") or (name not in _ELSEWHERE and find_spec(f"cutmix.{name}")):
         raise AttributeError(f"module 'cutmix' has no attribute '{name}'")
     module = import_module(_ELSEWHERE.get(name, "cutmix.mixing"))

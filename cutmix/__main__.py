@@ -1,4 +1,4 @@
-"""``python -m cutmix``, and what ``torchrun -m cutmix`` starts."""
+"""Entry point of ``python -m cutmix`` and ``torchrun -m cutmix``."""
 
 from cutmix.cli import main
 

@@ -1,4 +1,4 @@
-"""The command line: parse the words, then call one function per command. Torch is imported only by what needs it."""
+"""The command line: parse the words, then call one function per command. Torch is imported only where it is needed."""
 
 import contextlib
 import io

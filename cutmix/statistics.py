@@ -67,7 +67,7 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> Paired:
 def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Return the two-sided p-value of equal means over seeds, with a variance for each recipe.
 
-    None if a recipe has the same value with every seed: there is no spread to test against.
+    None if a recipe has the same value with every seed: without a spread there is no test.
 
     Args:
         first: A metric of each run of a recipe, two or more.

@@ -237,7 +237,7 @@ def test_an_unreadable_file_stops_or_is_counted(
         (("tran",), "there is no command \"tran\"; did you mean 'train' or 'transfer'?"),
         (("train", "--data", "digist"), "did you mean 'digits'"),
         (("train", "--data", "/nowhere/at all"), "neither a folder that exists nor a known data set"),
-        (("train", "photos"), "there is no data to train on"),
+        (("train", "photos"), "--data is missing; expected a folder"),
         ((*DIGITS, "--model", "resnet999"), "there is no model 'resnet999'; did you mean"),
         ((*DIGITS, "--device", "quantum"), 'the device is "quantum"; expected auto, cpu, cuda'),
         ((*DIGITS, "--lr", "-1"), "--lr is -1.0; expected a number above 0"),

@@ -1,1 +1,1 @@
-"""Recipes and options as values: what a run computes, and how it is run; no torch."""
+"""Recipes, which decide the result of a run, and options, which do not; no torch."""

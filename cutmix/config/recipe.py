@@ -13,7 +13,7 @@ Value = TypeVar("Value")
 if TYPE_CHECKING:
     Derived = Annotated[Value, "None until the data are known"]
 else:
-    Derived = Optional  # what the command line reads
+    Derived = Optional  # for the command line
 BY_DATA: Any = None
 """The value of a field that ``cutmix.config.recipe.complete`` derives from the data; a recipe that runs has none."""
 
@@ -120,7 +120,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Recipe(Training):
-    """Everything that decides what the training of a classifier computes.
+    """All fields that decide the result of training a classifier.
 
     Raises:
         InputError: If a field is out of its range.

@@ -12,7 +12,7 @@ from cutmix.config.recipe import ARRAYS, Recipe, Training
 from cutmix.config.tasks import Detection, Transfer, recipe_of
 from cutmix.errors import InputError, did_you_mean
 
-# ---- methods: what a row of the paper's tables changes in the baseline of its network ----
+# ---- methods: the changes of a row of the paper's tables to the baseline of its network ----
 
 _CUTOUT = {"mix": "cutout"}
 _DROP_BLOCK = {"drop_block": 0.1}
@@ -50,13 +50,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "cutmix-4-images": {"mix": "cutmix-4"},
     "autoaugment": {"auto_augment": "imagenet", "color_jitter": 0.0, "lighting": 0.0},
 }
-"""The paper's methods with its numbers (v2 §4.1, Tables 3 to 8), and where it is silent, these choices:
+"""The paper's methods with its numbers (v2 §4.1, Tables 3 to 8), and these choices where it gives none:
 
 * The probability of CutMix is not in the paper. Its code has 0.5 on CIFAR and 1 elsewhere, which the ablations and
   Feature CutMix share here; Scheduled CutMix ends at 1. Mixup, Manifold Mixup and Cutout are in every batch.
 * Manifold Mixup and Feature CutMix choose among the five layers of Figure 3.
 * Stochastic depth is linear in depth, as its authors recommend; so is ShakeDrop, with its authors' 0.5.
-* DropBlock has one rate all through the training; ``regularize`` says where it is.
+* DropBlock has one rate all through the training, at the places that ``regularize`` describes.
 * Center-Gaussian CutMix has a deviation of a quarter of the side.
 * AutoAugment replaces the colour jitter and lighting; its authors found that random colours beside it change nothing.
 """

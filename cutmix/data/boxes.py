@@ -146,7 +146,7 @@ def turn_boxes(
         if own is None and header.orientation > 1 and len(boxes)
     ]
     more = f" and {len(unsure) - 1:,} more" if unsure[1:] else ""
-    read = "of the image as it is stored, like most of those that can be told" if assumed else "of the upright image"
+    read = "of the stored image, like most boxes with known axes" if assumed else "of the upright image"
     note = (
         f"EXIF turns {{}}{more}, and the annotation does not say whether boxes were drawn before or after; they are "
         f"read as boxes {read}"

@@ -36,7 +36,7 @@ FAST_JPEG = simplejpeg is not None
 
 _log = logging.getLogger(__name__)
 
-_TGA = (".tga", ".icb", ".vda", ".vst")  # a format that any bytes may seem to have, so that its name decides
+_TGA = (".tga", ".icb", ".vda", ".vst")  # any bytes may seem to be of this format, so that the name decides
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -87,7 +87,7 @@ def read_channels(path: Source, channels: int, *, skippable: bool = False) -> De
                 image = image.convert(_ALPHA[channels])
             if len(image.getbands()) == channels:
                 return np.array(image)
-            raise InputError(f"it has {len(image.getbands())} channels; expected {channels}, as --channels says")
+            raise InputError(f"it has {len(image.getbands())} channels; expected {channels}, the value of --channels")
     except InputError as error:
         if str(path) in str(error):
             raise

@@ -302,7 +302,7 @@ def divide_stored(
     parts = set(found.parts)
     if {"train", "val", "test"} <= parts:
         return {part: (part, None) for part in found.parts}, dict(found.places)
-    divided = "val" if "val" in parts else "train" if "train" in parts else "all"  # the others stay as they are
+    divided = "val" if "val" in parts else "train" if "train" in parts else "all"  # the others are unchanged
     empty: Classes = [[] for _ in found.classes]
     listed = {part: _as_files(found, part, root) if part == divided else empty for part in found.parts}
     folders = ClassFolders(root, found.classes, listed, {part: root / part for part in listed})

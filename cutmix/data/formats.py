@@ -129,7 +129,7 @@ def _read_binary(files: list[Path], label_bytes: int) -> tuple[Tensor, Tensor]:
         if file.stat().st_size != count * record:
             raise InputError(f"{file} is damaged: its size is not a multiple of {record} bytes, one CIFAR record")
         records = np.memmap(file, np.uint8, "r", shape=(count, record)) if count else np.empty((0, record))
-        for first in range(0, count, 1000):  # a piece at a time: what is mapped counts as memory
+        for first in range(0, count, 1000):  # a piece at a time: mapped bytes count as memory
             piece = torch.from_numpy(np.array(records[first : first + 1000]))
             images[row : row + len(piece)] = piece[:, label_bytes:]
             labels[row : row + len(piece)] = piece[:, label_bytes - 1]
@@ -279,7 +279,7 @@ def _read_idx_file(file: Path, dims: int) -> Tensor:
             if count > min(most, _MOST_VALUES):  # before memory is allocated
                 raise InputError(f"{file} is damaged: it does not hold the {count} values that it announces")
             values = torch.empty(shape, dtype=torch.uint8)
-            # through a flat view: a gzip stream fills what it is given piece by piece
+            # through a flat view: a gzip stream fills it piece by piece
             filled, view = 0, memoryview(values.numpy().reshape(-1).data)
             while filled < count and (got := stream.readinto(view[filled:])):
                 filled += got

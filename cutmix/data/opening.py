@@ -162,7 +162,7 @@ def open_splits(
     _check_fraction(val_fraction)
     name, folder = locate(data, download)
     if fold is not None and name != "folder":
-        raise InputError(f"{name} has splits of its own; --folds divides a folder of images without splits")
+        raise InputError(f"{name} has its own splits; --folds divides a folder of images without splits")
     if name in STORED:
         return _open_stored(name, folder, val_fraction, seed, skip_unreadable, channels=channels)
     if name not in ("folder", "imagenet"):

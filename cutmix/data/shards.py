@@ -39,7 +39,7 @@ class Catalogue:
 
 
 class _Names(Sequence[str]):
-    """Names in one piece of memory, read from the index when they are first asked for."""
+    """Names in one piece of memory, read from the index on first use."""
 
     def __init__(self, load: Callable[[], tuple[bytes, np.ndarray]]) -> None:
         self._load = load
@@ -107,7 +107,7 @@ class _Member(Stored):
         file = opened(self.members.shards[self.shard], self.members.states[self.shard])
         content = os.pread(file.number, self.size, self.offset)
         if len(content) < self.size:
-            raise OSError("the shard is shorter than its index says")
+            raise OSError("the shard is shorter than in its index")
         return content
 
 

@@ -58,7 +58,7 @@ class Stored:
 
 
 Source = Path | Stored
-"""An image file, or what takes its place."""
+"""An image file, or its stand-in inside a larger file."""
 
 
 SourceT = TypeVar("SourceT", bound=Source, covariant=True)

@@ -295,7 +295,7 @@ def _load_named(name: str, config: str | None) -> Any:
     try:
         if not any(before) and not Path(name).exists():
             get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # whatever the network raises
+    except Exception:  # of the network
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         return datasets.load_dataset(name, config)

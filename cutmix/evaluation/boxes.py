@@ -238,7 +238,7 @@ def level_iou(
 
 
 def center_iou(boxes: Sequence[np.ndarray], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return what ``level_iou`` returns where every map is one Gaussian in the centre, σ a quarter of each side.
+    """Return the results of ``level_iou`` for maps that are one Gaussian in the centre, σ a quarter of each side.
 
     It depends on no image, so its accuracy is the floor of the metric. Its boxes are centred and have the aspect ratio
     of the image; there is one of every size.

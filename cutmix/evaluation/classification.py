@@ -189,7 +189,7 @@ def average_precisions(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _precisions(logits: np.ndarray, labels: np.ndarray) -> Any:
-    """Return the function that maps how often each image counts, (B, N), to average precisions, (B, K)."""
+    """Return the function that maps counts of the images, (B, N), to average precisions, (B, K)."""
     ranked = []
     for z, y in zip(logits.T, labels.T, strict=True):
         order = np.argsort(-z, kind="stable")
@@ -295,7 +295,7 @@ def label_records(
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """Return the mean of each row without what is NaN; NaN for a row of nothing else."""
+    """Return the mean of each row without NaN; NaN for a row of only NaN."""
     known = ~np.isnan(values)
     return np.where(known, values, 0.0).sum(1) / np.where(known.any(1), known.sum(1), np.nan)
 

@@ -66,7 +66,7 @@ def run_evaluate(options: EvaluateOptions, *, shown: bool = True) -> Results:
                     if world.first:
                         try:
                             output.write(output.stem(suite, evaluation), records, result)
-                        finally:  # what cannot be saved is at least printed
+                        finally:  # print results that cannot be saved
                             if shown:
                                 show(records, evaluation.data)
                     found += records

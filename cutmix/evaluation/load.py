@@ -1,4 +1,4 @@
-"""Load what is evaluated: the weights of a run or of a file, their model, and the images with its classes."""
+"""Load the weights of a run or of a file, their model, and the images to evaluate on, with its classes."""
 
 import json
 import logging
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Subject:
-    """The weights to evaluate, and what is known of their training."""
+    """The weights to evaluate, and the known facts of their training."""
 
     weights: Path
     content: Weights
@@ -61,7 +61,7 @@ class View(NamedTuple):
 
 
 def find_view(options: EvaluateOptions, subject: Subject, data: ImageSet) -> View:
-    """Return the preprocessing: that of the recipe's test images, or that of the options where there is no recipe."""
+    """Return the preprocessing: that of the recipe's test images, or of the options without a recipe."""
     size = options.image_size or subject.header.image_size or (224 if isinstance(data, FileSet) else None)
     if subject.recipe is None:
         return View(size, options.crop_fraction, options.squash, "bilinear", "exact")
@@ -70,7 +70,7 @@ def find_view(options: EvaluateOptions, subject: Subject, data: ImageSet) -> Vie
 
 
 def find_subject(options: EvaluateOptions) -> Subject:
-    """Find the weights and what is known of their training."""
+    """Find the weights and the known facts of their training."""
     is_run = options.source.is_dir() and timm_config(options.source) is None
     run, which = (options.source, options.which) if is_run else (None, "file")
     recipe = saved_recipe(run) if run else None

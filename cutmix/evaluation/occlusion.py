@@ -168,7 +168,7 @@ def wrong(predicted: Tensor, labels: Tensor, pairs: Tensor, shares: Sequence[flo
 
 # ---- predictions of changed images ----
 
-_Job = tuple[Tensor, Callable[..., Tensor]]  # where the classes go, and what makes the images
+_Job = tuple[Tensor, Callable[..., Tensor]]  # the row for the classes, and the change of the images
 
 
 def _predict(classifier: Classifier, jobs: Sequence[_Job], *indices: Tensor) -> None:

@@ -135,7 +135,7 @@ _ALWAYS = (
 
 
 def _evaluated(conventions: Sequence[Convention], num_classes: int) -> list[_Evaluated]:
-    """Return what is always evaluated, and all metrics of the largest probability by further conventions."""
+    """Return the default metrics, and all metrics of the largest probability by further conventions."""
     further = [
         _Evaluated("max-softmax", name, OodMetrics._fields[:5], statistic_of(name, num_classes), exponential=True)
         for name in dict.fromkeys(conventions) if name != "exact"
@@ -235,7 +235,7 @@ def _mean(sets: Sequence[_Found]) -> _Found:
 
 
 def _open(name: str, classifier: Classifier, count: int, seed: int, *, named: bool) -> Outliers | str:
-    """Open a data set, or return why it is not run; only a data set that was given by name must exist."""
+    """Open a data set, or return the reason not to run it; only a data set given by name must exist."""
     ours = classifier.data
     if name == ours or (name.startswith("tiny-imagenet") and ours.startswith(("tiny-imagenet", "imagenet"))):
         return f"not run: {name} is in-distribution for this classifier ({ours})"

@@ -217,7 +217,7 @@ def training_images(model: Classifier, count: int) -> tuple[Neighbours | None, s
     if count < 0:
         raise InputError(f"neighbours is {count}; expected at least 0")
     if not count:
-        return None, "no neighbours asked for"
+        return None, "no neighbours requested"
     recipe = model.recipe
     try:
         data = open_data(recipe.data, "train", **recipe.reading())

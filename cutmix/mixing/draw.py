@@ -1,4 +1,4 @@
-"""The drawn record of a mix: partners, the pixels that move, the label weight that follows; and how it is drawn."""
+"""The drawn record of a mix (partners, moved pixels, the resulting label weight), and its random draws."""
 
 import os
 import sys

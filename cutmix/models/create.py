@@ -203,7 +203,7 @@ def _timm_model(name: str, num_classes: int, in_chans: int, *, download: bool, *
         if place:
             _find_on_hub(place)
         model = timm.create_model(name, pretrained=True, **options)
-    except Exception as error:  # each way of downloading has exceptions of its own
+    except Exception as error:  # each way of downloading has its own exceptions
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
             f"the pretrained weights of {name!r} could not be downloaded ({reason}); "

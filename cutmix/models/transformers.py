@@ -277,7 +277,7 @@ class WithTokenHead(nn.Module):
     def forward(self, images: Tensor, own_tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return the network's logits, and those of two regions of each image.
 
-        Every parameter has a gradient whatever the regions are, so that DistributedDataParallel need not look for
+        Every parameter has a gradient for all regions, so that DistributedDataParallel need not look for
         unused ones.
 
         Args:
@@ -339,6 +339,6 @@ def _unfused(attention: Any) -> Iterator[None]:
 
 def _shows_nothing(network: nn.Module) -> InputError:
     return InputError(
-        f"{type(network).__name__} has no attention over all tokens of an image, which SMMix goes by; expected a ViT, "
+        f"{type(network).__name__} has no attention over all tokens of an image, which SMMix needs; expected a ViT, "
         "DeiT or CaiT of timm, or a PVT"
     )

@@ -21,7 +21,7 @@ from cutmix.runs.read import (
 from cutmix.runs.record import Record, number, with_interval
 from cutmix.statistics import LEVEL, Paired, holm, in_words, mcnemar
 
-MOST_IN_PAIRS = 6  # runs of which every pair is compared
+MOST_IN_PAIRS = 6  # runs up to which every pair is compared
 _GAP = 5.0  # points between mean confidence and accuracy that are a finding
 
 # What a comparison of methods may vary.

@@ -72,7 +72,7 @@ def lines(
         axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     elif axis == "share":
         axes.xaxis.set_major_locator(FixedLocator((0, 0.25, 0.5, 0.75, 1)))
-    elif len(places := {x for curve in curves for x in curve.x}) == 1:  # around which there is no whole number
+    elif len(places := {x for curve in curves for x in curve.x}) == 1:  # with no whole numbers around it
         axes.xaxis.set_major_locator(FixedLocator(list(places)))
     else:
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))

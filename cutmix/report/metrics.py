@@ -9,7 +9,7 @@ Better = Literal["lower", "higher", ""]
 At = Literal["", "ε", "side", "side kept", "λ", "severity", "threshold"]
 Check = Literal["", "true", "within ε", "none"]
 
-_ROUNDING = 1e-6  # what float32 may add to a largest change of ε
+_ROUNDING = 1e-6  # of float32, beside a largest change of ε
 
 
 @dataclass(frozen=True)
@@ -374,7 +374,7 @@ METRICS = {
         "threshold",
     ),
     "gt_known_loc": _localization("GT-known localization accuracy",
-        "The same with the map of the true class, whatever was predicted. Source: Singh and Lee 2017.",
+        "The same with the map of the true class, for any predicted class. Source: Singh and Lee 2017.",
         "threshold",
     ),
     "top1_cls": _localization("Top-1 accuracy, of these images",
@@ -398,7 +398,7 @@ METRICS = {
         "2010; Yun et al. 2019, Table 10.",
     ),
     "map_all_point": _detection("mAP, all recalls",
-        "The same with the area below the curve in place of eleven recalls, as VOC has it from 2010 on. Source: "
+        "The same with the area below the curve in place of eleven recalls, as in VOC from 2010 on. Source: "
         "Everingham et al. 2010.",
     ),
     "coco_map": _detection("mAP, COCO",

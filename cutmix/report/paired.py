@@ -50,7 +50,7 @@ class _Sample(NamedTuple):
     line: Record | None  # its latest record, which belongs to the arrays; None where it was not evaluated
     values: Any
     compare: Callable[[Any, Any], Difference]  # returns the difference of the values of two runs
-    same: tuple[Any, ...] = ()  # what has to be the same in both runs, beside the test images
+    same: tuple[Any, ...] = ()  # further values that have to be the same in both runs
 
 
 def differences(runs: Sequence[Run], suite: str) -> list[Compared]:

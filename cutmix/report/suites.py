@@ -349,7 +349,7 @@ def _transfer_figures(runs: Sequence[Run]) -> Markup:
 
 _LEGEND = (
     "Top: training images. Middle: the attention of the trained model’s last block to each token, the mean "
-    "over its heads and over the image’s tokens (in CaiT, that of the class token); each image has a scale of its own. "
+    "over its heads and over the image’s tokens (in CaiT, that of the class token); each image has its own scale. "
     "Bottom: the images mixed by SMMix, with the shares of their labels: the square with the least attention is "
     "overwritten by the one with the most of another image."
 )

@@ -137,7 +137,7 @@ def _by_class(
 
 
 def in_words(one: Comparison) -> str:
-    """Return the answer in a few sentences: the difference, whether chance is excluded, and what would settle it."""
+    """Return the answer in a few sentences: the difference, its test, and the seeds that would settle it."""
     d = one.difference
     points, better = abs(d.value), "better" if d.value < 0 else "worse"
     where = "" if one.per_class is None else f" with {one.per_class} training images a class"

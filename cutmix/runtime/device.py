@@ -161,7 +161,7 @@ def parallel(model: nn.Module, world: World, *, sync_bn: bool = False) -> nn.Mod
 
 def without_sync(model: nn.Module, skip: bool) -> contextlib.AbstractContextManager[Any]:
     """Leave the averaging of gradients to a later backward pass, if ``skip``."""
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    model = getattr(model, "_orig_mod", model)  # inside torch.compile
     return model.no_sync() if skip and isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
 
 

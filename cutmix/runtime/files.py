@@ -189,7 +189,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the content of a file; an InputError says why it cannot be read."""
+    """Return the content of a file; an InputError gives the reason if it cannot be read."""
     try:
         return regular(path).read_bytes()
     except OSError as error:

@@ -1,1 +1,1 @@
-"""The training loop and what it works with."""
+"""The training loop with its setup, state and tasks."""

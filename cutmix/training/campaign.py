@@ -127,7 +127,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def share_done(job: Job) -> float:
-    """Return the share of a run's epochs that its folder holds; 1 only if its results are there too."""
+    """Return the share of a run's epochs that its folder holds; 1 only with its results."""
     if not (job.path / "config.json").is_file():
         return 0.0
     saved = saved_recipe(job.path)
@@ -306,7 +306,7 @@ def _run_shards(recipe: Recipe, options: CompareOptions) -> None:
             say(f"{options.jobs} runs at a time, {threads} threads each; their output is in {options.out}/shard-N.txt")
             while any(process.poll() is None for process in running) and stop.number is None:
                 time.sleep(0.1)
-        finally:  # whatever ends the waiting, the shards save and stop
+        finally:  # the shards save and stop
             for process in running:
                 process.terminate()
             codes = [process.wait() for process in running]

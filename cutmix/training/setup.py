@@ -190,7 +190,7 @@ def _as_begun(
 def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> Splits:
     """Open the images to train and to evaluate on; the first process downloads them and finds copies for all."""
     if not recipe.data:
-        raise InputError("there is no data to train on; give a folder of class folders or a known set with --data")
+        raise InputError("--data is missing; expected a folder of class folders or the name of a known set")
 
     def opened(copies: Copies | None) -> Splits:
         return open_splits(
@@ -276,7 +276,7 @@ def resolve(recipe: Recipe, data: ImageSet, device: torch.device) -> tuple[Recip
 
 
 def refuse_for_labels(recipe: Recipe) -> None:
-    """Refuse what needs one label an image, where images can have several."""
+    """Refuse settings that need one label an image, if images can have several."""
     given = {
         "--class-weights": recipe.class_weights is not None, "--sampler balanced": recipe.sampler == "balanced",
         f"--mix {recipe.mix}": method_of(recipe).whole,

@@ -164,7 +164,7 @@ class WeightAverage:
         return {"module": self.module.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
+        """Restore the result of ``state_dict``."""
         self.module.load_state_dict(state["module"])
         self.updates = int(state["updates"])
 
@@ -181,7 +181,7 @@ def make_average(recipe: Training, model: nn.Module) -> WeightAverage | None:
 class State:
     """The content of a checkpoint, without the states of the global random generators."""
 
-    model: nn.Module  # without what wraps it for several processes or compilation
+    model: nn.Module  # without wrappers for several processes or compilation
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None  # moving average of the weights
     cutout: Cutout | None  # the Cutout before the mix; it has a random state of its own
@@ -285,7 +285,7 @@ def _prepare(network: nn.Module, mix: Mix, recipe: Recipe, data: ImageSet, world
 
 
 def _train_on_one(network: nn.Module, image: torch.Tensor, refusal: str) -> None:
-    """Check that a network can be trained on a single image, and leave it as it is."""
+    """Check that a network can be trained on a single image, and leave it unchanged."""
     before = {name: value.clone() for name, value in network.state_dict().items()}
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():

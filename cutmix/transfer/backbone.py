@@ -129,7 +129,7 @@ class TransferTask(Generic[R, S]):
         raise NotImplementedError
 
     def notes(self) -> list[str]:
-        """Return what was left out or assumed when the data were read."""
+        """Return notes on the data left out and the assumptions made."""
         return [*self.train_set.notes, *self.test_set.notes]
 
     def fingerprint(self) -> str:
@@ -144,7 +144,7 @@ class TransferTask(Generic[R, S]):
         }  # fmt: skip
 
     def about(self, epoch: int) -> dict[str, str]:
-        """Return what is needed to use the weights."""
+        """Return the header of the weights."""
         about = {"recipe": self.recipe.to_dict(), "epoch": epoch, "mean": self.backbone.mean, "std": self.backbone.std}
         return {"model": self.backbone.model} | {name: json.dumps(value) for name, value in about.items()}
 

@@ -34,7 +34,7 @@ class CaptionSet:
     captions: tuple[tuple[str, ...], ...]  # of each image, as they were written
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-    notes: tuple[str, ...] = ()  # what was left out or assumed when the split was read, one sentence each
+    notes: tuple[str, ...] = ()  # on data left out and assumptions made, one sentence each
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -32,7 +32,7 @@ class Vocabulary:
         words: The words from id 4 on, each once.
 
     Raises:
-        InputError: If there is no word, or a word is given twice.
+        InputError: If no word is given, or a word twice.
     """
 
     def __init__(self, words: Sequence[str]) -> None:

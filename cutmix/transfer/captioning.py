@@ -261,7 +261,7 @@ class CaptioningTask(TransferTask[Captioning, CaptionSet]):
         return {"task": "captioning", "arch": "show-and-tell", **super().circumstances(), "beam": self.recipe.beam}
 
     def about(self, epoch: int) -> dict[str, str]:
-        """Return what is needed to use the weights."""
+        """Return the header of the weights, with the words."""
         return super().about(epoch) | {"words": json.dumps(self.vocabulary.words)}
 
     def figures(self, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:

@@ -48,7 +48,7 @@ class DetectionSet:
     classes: tuple[str, ...]
     images: tuple[BoxedImage, ...]
     crowds: bool = False  # whether ``difficult`` marks COCO's crowds, which are never trained on
-    notes: tuple[str, ...] = ()  # what was left out or assumed when the split was read, one sentence each
+    notes: tuple[str, ...] = ()  # on data left out and assumptions made, one sentence each
 
     def __len__(self) -> int:
         return len(self.images)

@@ -122,7 +122,7 @@ def _voc_lists(folders: list[Path]) -> tuple[dict[Path, Path], dict[Path, Path]]
 
 
 def _voc_images(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """Return the images by their names, which are paths below JPEGImages without suffixes, and what was left out."""
+    """Return the images by their names, which are paths below JPEGImages without suffixes, and notes."""
     place = folder / "JPEGImages"
     listing = list_images(place)
     images: dict[str, Path] = {}

@@ -126,7 +126,7 @@ def _readings(line: str) -> Iterator[str]:
 
 
 def _ends(text: str) -> Iterator[str]:
-    """Yield a path and its ends, each as it is and without its suffix, the longest first."""
+    """Yield a path and its ends, each with and without its suffix, the longest first."""
     parts = PurePosixPath(text.replace("\\", "/")).parts
     for start in range(len(parts)):
         end = "/".join(parts[start:])

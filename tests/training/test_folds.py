@@ -143,7 +143,7 @@ def test_a_folder_with_splits_and_a_known_set_are_refused(photos: Path, tmp_path
         (tmp_path / part).symlink_to(photos)
     with pytest.raises(InputError, match="--folds divides a folder without splits"):
         open_splits(str(tmp_path), fold=(1, 3))
-    with pytest.raises(InputError, match="digits has splits of its own"):
+    with pytest.raises(InputError, match="digits has its own splits"):
         cutmix.train("digits", folds=3, out=tmp_path / "x", device="cpu")
     with pytest.raises(InputError, match="--folds is given; expected none, as cutmix compare trains on one split"):
         cutmix.compare(photos, folds=3, out=tmp_path / "x", **FEW)
