@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from cells import RESULTS, lines, table
 from cutmix.paper.tables import TABLES
 from cutmix.runs.outcomes import seed_difference
-from cutmix.runs.record import Record, number
+from cutmix.runs.record import number
 from cutmix.runtime.files import read_lines
 from cutmix.statistics import LEVEL, holm
 

@@ -21,7 +21,9 @@ _RUN = ("recipe", "recipe_changes", "seed")
 
 def main(name: str, *folders: Path) -> None:
     """Write the files."""
-    records, suites, log, compared = [], [], [], []
+    records: list[dict[str, Any]] = []
+    suites: list[dict[str, Any]] = []
+    log, compared = [], []
     for folder in folders:
         steps: dict[int | None, int] = {}  # of a run, by the images of a class
         for config in sorted(folder.glob("*/config.json")):

@@ -251,7 +251,7 @@ BENCHMARKS = (
 TABLES: dict[str, Callable[[], str]] = {
     **{
         make.__name__: make
-        for make in (claims, caltech, short, subsets, defaults, localization, suites, subset_suites, outside, speed)
+        for make in (claims, caltech, short, subsets, defaults, localization, suites, outside, speed)
     },
     **{f"benchmark-{name}": partial(benchmark, name) for name in BENCHMARKS},
 }
