@@ -1,7 +1,7 @@
 """Every command as a Python function of its name, which the command calls. Torch is imported when they are called."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from cutmix.config.options import (
 from cutmix.config.recipe import Recipe
 from cutmix.config.recipes import RECIPES
 from cutmix.config.tasks import Transfer, backbone_name, find_transfer, small_transfer
+from cutmix.errors import InputError
 from cutmix.training.settings import make_options, settle
 
 if TYPE_CHECKING:
@@ -183,12 +184,12 @@ def transfer(
 # ---- use of a model ----
 
 
-def predict(run: Pathlike, images: Pathlike | Sequence[Pathlike], **settings: Any) -> "Predictions":
+def predict(run: Pathlike, images: Any, **settings: Any) -> "Predictions":
     """Classify images, as ``cutmix predict`` does.
 
     Args:
         run: A run, its folder, or a file of weights that ``train`` wrote.
-        images: Files and folders of images; arrays and PIL images go to ``cutmix.load(run).predict``.
+        images: Files, folders of images, PIL images or uint8 arrays (H, W, 3); one or several.
         **settings: Any flag of ``cutmix predict`` by its name, such as ``top=3``, ``tta="flip"``.
 
     Returns:
@@ -197,18 +198,18 @@ def predict(run: Pathlike, images: Pathlike | Sequence[Pathlike], **settings: An
     Raises:
         InputError: If the model, a path or an argument cannot be used. An unreadable file is a prediction with error.
     """
-    options = make_options(PredictOptions, {"source": Path(run), "images": _names(images)} | settings)
     from cutmix.inference.command import run_predict
 
-    return run_predict(options)
+    names, given = _named(images)
+    return run_predict(make_options(PredictOptions, {"source": Path(run), "images": names} | settings), given)
 
 
-def explain(run: Pathlike, images: Pathlike | Sequence[Pathlike], **settings: Any) -> list[Path]:
+def explain(run: Pathlike, images: Any, **settings: Any) -> list[Path]:
     """Draw images with heat maps and the nearest training images, as ``cutmix explain`` does.
 
     Args:
         run: A run, its folder, or a file of weights that ``train`` wrote.
-        images: Files and folders of images. ``cutmix.load(run).explain(image)`` shows one in a notebook.
+        images: As of ``predict``. ``cutmix.load(run).explain(image)`` shows one in a notebook.
         **settings: Any flag of ``cutmix explain`` by its name, such as ``class_name="cat"``, ``out="heat"``.
 
     Returns:
@@ -217,10 +218,10 @@ def explain(run: Pathlike, images: Pathlike | Sequence[Pathlike], **settings: An
     Raises:
         InputError: If the model, an image or an argument cannot be used.
     """
-    options = make_options(ExplainOptions, {"source": Path(run), "images": _names(images)} | settings)
     from cutmix.inference.command import run_explain
 
-    return run_explain(options)
+    names, given = _named(images)
+    return run_explain(make_options(ExplainOptions, {"source": Path(run), "images": names} | settings), given)
 
 
 def serve(run: Pathlike, *, block: bool = True, **settings: Any) -> Any:
@@ -409,10 +410,21 @@ def demo(**settings: Any) -> "Comparisons":
     return compare(mix=("none", "cutmix"), recipe="digits-resnet20", **vars(make_options(DemoOptions, settings)))
 
 
-def _names(paths: Pathlike | Sequence[Pathlike]) -> tuple[str, ...]:
+def _names(paths: Any) -> tuple[str, ...]:
     """Return one or several paths as texts."""
-    several = not isinstance(paths, str | os.PathLike) and isinstance(paths, Sequence)
-    return tuple(map(os.fspath, paths if several else [paths]))  # type: ignore[arg-type]
+    given = [paths] if isinstance(paths, str | os.PathLike) or not isinstance(paths, Iterable) else [*paths]
+    for each in given:
+        if not isinstance(each, str | os.PathLike):
+            raise InputError(f"a {type(each).__name__} is given; expected a path or a name, or several")
+    return tuple(str(os.fspath(each)) for each in given)
+
+
+def _named(images: Any) -> tuple[tuple[str, ...], list[Any]]:
+    """Return a name for each of one or several images, and the images."""
+    from cutmix.inference.model import several_images
+
+    given = [*several_images(images)]
+    return tuple(str(x) if isinstance(x, str | os.PathLike) else type(x).__name__ for x in given), given
 
 
 @contextmanager

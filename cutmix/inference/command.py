@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -15,7 +16,7 @@ from cutmix.config.options import ExplainOptions, PredictOptions, ServeOptions
 from cutmix.data.decode import to_rgb
 from cutmix.data.folder import EXTENSIONS
 from cutmix.data.shards import find_shards, read_unlabelled
-from cutmix.data.sources import Source
+from cutmix.data.sources import Source, Stored
 from cutmix.errors import InputError, missing_extra, printable
 from cutmix.inference.explain import explain_image, find_class, heat_maps, training_images
 from cutmix.inference.model import Model, Prediction, Predictions, load
@@ -24,13 +25,13 @@ from cutmix.runtime.files import write_atomic
 from cutmix.runtime.terminal import say
 
 
-def run_predict(options: PredictOptions) -> Predictions:
-    """Return a prediction for each image, made when it is used."""
+def run_predict(options: PredictOptions, images: Iterable[Any]) -> Predictions:
+    """Return a prediction for each image of the options, or in memory, made when it is used."""
     if options.out is not None and is_run_file(options.out):
         raise InputError(f"--out is {options.out}, a file of the run in {options.out.parent}; expected another name")
     model = load(options.source, which=options.which, device=options.device)
     top = min(options.top, len(model.classes))
-    files = [*chain.from_iterable(find_images(name) for name in options.images)] if options.images != ("-",) else None
+    files = [*chain.from_iterable(map(find_images, images))] if options.images != ("-",) else None
     for used in (options.source, *(file for file in files or () if isinstance(file, Path))):
         if options.out is not None and options.out.name == used.name and _same(options.out, used):
             raise InputError(f"--out is {options.out}, which is read too; expected another name")
@@ -63,11 +64,11 @@ def write_predictions(found: Predictions, options: PredictOptions) -> int:
     return codes[0]
 
 
-def run_explain(options: ExplainOptions) -> list[Path]:
-    """Write a PNG for each image, and return their paths."""
+def run_explain(options: ExplainOptions, images: Iterable[Any]) -> list[Path]:
+    """Write a PNG for each image of the options, or in memory, and return their paths."""
     model = load(options.source, which=options.which, device=options.device)
     class_id = find_class(model, options.class_name)
-    files = [file for name in options.images for file in find_images(name)]
+    files = [*chain.from_iterable(map(find_images, images))]
     explainer = heat_maps(model)
     known, why = training_images(model, options.neighbours)
     nearest = f"nearest of {len(known.labels):,} training images" if known else why
@@ -75,17 +76,20 @@ def run_explain(options: ExplainOptions) -> list[Path]:
     written = []
     for number, file in enumerate(files, 1):
         found = explain_image(
-            model, model.preprocessing.open(file), explainer=explainer, class_id=class_id, known=known,
+            model, model.decode(file, number - 1), explainer=explainer, class_id=class_id, known=known,
             neighbours=options.neighbours, drawn=True,
         )  # fmt: skip
-        written.append(options.out / f"{number:03d}-{file.stem}.png")
+        stem = f"-{file.stem}" if isinstance(file, Path | Stored) else ""
+        written.append(options.out / f"{number:03d}{stem}.png")
         write_bytes(written[-1], found.png)
     say(f"wrote {len(written)} image{'s' * (len(written) != 1)} to {options.out}")
     return written
 
 
-def find_images(name: str) -> Sequence[Source]:
-    """Return an image file, all images of a folder and its folders, sorted by path, or those in a folder of shards."""
+def find_images(name: Any) -> Sequence[Any]:
+    """Return an image file, all images of a folder, sorted by path, or those in a folder of shards; others as given."""
+    if not isinstance(name, str | os.PathLike):
+        return [name]
     path = Path(name)
     if not path.is_dir():
         return [path]  # a missing file becomes a line of the output
@@ -102,7 +106,7 @@ def opening(model: Model, options: PredictOptions, files: list[Source] | None) -
     images = "images from standard input" if files is None else f"{len(files):,} image{'s' * (len(files) != 1)}"
     if options.temperature is not None:
         said = f"temperature {options.temperature:g}, as given"
-    elif model.calibrated or model.rejected is not None:
+    elif model.fitted_on or model.rejected is not None:
         said = f"temperature {model.describe_temperature()}"
     else:
         said = "no temperature (cutmix evaluate RUN --suite calibration fits one)"
@@ -205,7 +209,7 @@ def make_page(model: Model) -> Any:
         scale = max(1, _SIDE // overlay.width)  # enlarge small images
         return dict(ranked), overlay.resize((scale * overlay.width, scale * overlay.height), Image.Resampling.NEAREST)
 
-    calibrated = "calibrated on held-out images" if model.calibrated else "not calibrated"
+    calibrated = f"calibrated on {model.fitted_on:,} held-out images" if model.fitted_on else "not calibrated"
     return Interface(
         classify, ImageField(type="pil", label="image", height=_SIDE),
         [Label(num_top_classes=min(5, len(model.classes)), label="classes"),

@@ -225,13 +225,13 @@ def training_images(model: Classifier, count: int) -> tuple[Neighbours | None, s
         return None, f"no neighbours: {error}"
     if len(data) > _MOST_TRAINING_IMAGES:
         data = take(data, random_subset(len(data), _MOST_TRAINING_IMAGES, derive_seed(0, "neighbours")))
-    parts = [(chunk, features_of(model, chunk)) for chunk in _inputs(model, data)]
+    parts = [(chunk, features_of(model, chunk)) for chunk in read_inputs(model, data)]
     inputs, features = (torch.cat(part) for part in zip(*parts, strict=True))
     return Neighbours(inputs, data.labels, features), ""
 
 
-def _inputs(model: Classifier, data: ImageSet, size: int = 64) -> Iterator[Tensor]:
-    """Yield the inputs of a set in batches."""
+def read_inputs(model: Classifier, data: ImageSet, size: int = 64) -> Iterator[Tensor]:
+    """Yield the normalised inputs of a set in batches."""
     for start in range(0, len(data), size):
         part = range(start, min(start + size, len(data)))
         if isinstance(data, ArraySet):

@@ -9,6 +9,7 @@ import math
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +23,10 @@ from timm.models._registry import split_model_name_tag
 from torch import Tensor, nn
 
 from cutmix.config.options import ExportOptions, PushOptions
+from cutmix.data import open_data
+from cutmix.data.sets import take
 from cutmix.errors import InputError, missing_extra, printable
+from cutmix.inference.explain import read_inputs
 from cutmix.inference.model import Model, load
 from cutmix.runs.read import Run, read_run
 from cutmix.runs.record import with_interval
@@ -59,17 +63,31 @@ def run_export(options: ExportOptions) -> Path:
     folder = options.out or Path(f"{options.source.name.removesuffix('.safetensors')}-{options.format}")
     name, write = _FORMATS[options.format]
     with folder_written_whole(folder) as temporary:
-        difference = write(model, temporary / name)
+        images, what = check_images(model) if options.format != "safetensors" else (torch.empty(0), "")
+        difference = write(model, temporary / name, images)
         if difference is not None and not difference <= _LARGEST_DIFFERENCE:
             raise InputError(
                 f"the exported model gives probabilities that differ by {difference:.2g} from the model's; it is not "
                 "kept"
             )
-        text = printable(_readme(model, options, name, difference), keep="\n")  # the name may not be UTF-8
+        agreed = f"largest difference of a probability from torch, on {what}: {difference or 0:.1e}"
+        text = printable(_readme(model, options, name, agreed), keep="\n")  # the name may not be UTF-8
         (temporary / "README.md").write_text(text, encoding="utf-8")
-    agreed = "" if difference is None else f"; largest difference of a probability from torch: {difference:.1e}"
-    say(f"wrote {folder / name}{agreed}")
+    say(f"wrote {folder / name}" + ("" if difference is None else f"; {agreed}"))
     return folder
+
+
+def check_images(model: Model, count: int = 16) -> tuple[Tensor, str]:
+    """Return uint8 images of the input's size, and what they are: from the training data where they are here."""
+    p = model.preprocessing
+    try:
+        data = open_data(model.recipe.data, "train", **model.recipe.reading())
+        chosen = torch.linspace(0, len(data) - 1, min(count, len(data))).long()
+        inputs = torch.cat([*read_inputs(model, take(data, chosen))])
+    except InputError:
+        return example(model, count), f"{count} random images (the data of the run are not here)"
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (p.mean, p.std))
+    return (255 * (inputs * std + mean)).round().clamp(0, 255).byte(), f"{len(inputs)} training images"
 
 
 def example(model: Model, count: int) -> Tensor:
@@ -92,8 +110,8 @@ def _trace(model: Model) -> tuple[nn.Module, torch.export.ExportedProgram]:
         raise InputError(f"{model.recipe.model} cannot be exported: {str(error).splitlines()[0]}") from None
 
 
-def _write_onnx(model: Model, path: Path) -> float:
-    """Write an ONNX file and return its largest difference from torch, run by onnxruntime with batches of 1 and 3."""
+def _write_onnx(model: Model, path: Path, images: Tensor) -> float:
+    """Write an ONNX file and return its largest difference from torch, run by onnxruntime."""
     try:
         import onnx
         import onnxruntime
@@ -117,28 +135,27 @@ def _write_onnx(model: Model, path: Path) -> float:
     def run(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
-    return _difference(model, module, run)
+    return _difference(images, module, run)
 
 
-def _write_torch(model: Model, path: Path) -> float:
+def _write_torch(model: Model, path: Path, images: Tensor) -> float:
     """Write a ``torch.export`` program and return its largest difference from the model after reading it again."""
     module, program = _trace(model)
     with path.open("wb") as file:  # opened here, since torch cannot take a path that is not UTF-8
         torch.export.save(program, cast(BytesIO, file), extra_files=dict(_metadata(model)))
     with path.open("rb") as file:
-        return _difference(model, module, torch.export.load(cast(BytesIO, file)).module())
+        return _difference(images, module, torch.export.load(cast(BytesIO, file)).module())
 
 
-def _write_safetensors(model: Model, path: Path) -> None:
+def _write_safetensors(model: Model, path: Path, images: Tensor) -> None:
     """Copy the file of weights, which holds everything that ``cutmix.load`` needs."""
     shutil.copyfile(model.source, path)
 
 
-def _difference(model: Model, module: nn.Module, run: Any) -> float:
-    """Return the largest difference of a probability on batches of one and of three images."""
+def _difference(images: Tensor, module: nn.Module, run: Any) -> float:
+    """Return the largest difference of a probability, on one image and on all."""
     with torch.no_grad():
-        batches = [example(model, count) for count in (1, 3)]
-        return max(float((run(images) - module(images)).abs().max()) for images in batches)
+        return max(float((run(batch) - module(batch)).abs().max()) for batch in (images[:1], images))
 
 
 def _metadata(model: Model) -> dict[str, str]:
@@ -153,7 +170,7 @@ def _metadata(model: Model) -> dict[str, str]:
     }  # fmt: skip
 
 
-_FORMATS = {
+_FORMATS: dict[str, tuple[str, Callable[[Model, Path, Tensor], float | None]]] = {
     "onnx": ("model.onnx", _write_onnx),
     "torch": ("model.pt2", _write_torch),
     "safetensors": ("model.safetensors", _write_safetensors),
@@ -172,7 +189,7 @@ probabilities = program.module()(torch.from_numpy(pixels)).detach().numpy()""",
 _IMPORTS = {"onnx": "import onnxruntime", "torch": "import torch"}
 
 
-def _readme(model: Model, options: ExportOptions, name: str, difference: float | None) -> str:
+def _readme(model: Model, options: ExportOptions, name: str, agreed: str) -> str:
     """Return instructions to call the exported model from Python."""
     p = model.preprocessing
     size, mode = p.image_size, {1: "L", 3: "RGB"}.get(p.in_chans, f"{p.in_chans} channels")
@@ -194,7 +211,7 @@ def _readme(model: Model, options: ExportOptions, name: str, difference: float |
             f"left, top = (round((side - {size}) / 2) for side in image.size)\n"
             f"image = image.crop((left, top, left + {size}, top + {size}))"
         )
-    calibrated = f"temperature {model.temperature:.3g}" if model.calibrated else "not calibrated (temperature 1)"
+    temperature = f"temperature {model.describe_temperature()}"
     array = "numpy.asarray(image)[None, None]" if p.in_chans == 1 else "numpy.asarray(image).transpose(2, 0, 1)[None]"
     read = (
         f'image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("{mode}")\n{crop}\n'
@@ -213,8 +230,8 @@ def _readme(model: Model, options: ExportOptions, name: str, difference: float |
         kind = "; of each label by itself, which an image has from its threshold on"
     return f"""{head}
 * Input `images`: uint8, (batch, {p.in_chans}, {size}, {size}), {mode}. Normalisation is inside.
-* Output `probabilities`: float32, (batch, {len(model.classes)}){kind}; {calibrated}.
-* Largest difference of a probability from torch, on random images in batches of 1 and 3: {difference:.1e}.
+* Output `probabilities`: float32, (batch, {len(model.classes)}){kind}; {temperature}.
+* {agreed.capitalize()}.
 
 ```python
 import json
@@ -324,9 +341,6 @@ def _description(model: Model) -> str:
     recipe, p = model.recipe, model.preprocessing
     start = "pretrained weights" if recipe.pretrained else recipe.weights or "random weights"
     shown = ", ".join(model.classes[:20]) + (f", … ({len(model.classes)} in all)" if len(model.classes) > 20 else "")
-    calibration = (
-        f"fitted on held-out images: {model.temperature:.3g}" if model.calibrated else "none: confidences are raw"
-    )
     training = (
         f"{recipe.epochs} epochs, batch size {recipe.batch_size}, {recipe.optimizer}, learning rate {recipe.lr:g}"
     )
@@ -340,7 +354,7 @@ def _description(model: Model) -> str:
 | mixing | {mixing} |
 | training | {training}, seed {recipe.seed} |
 | input | {p.in_chans} × {p.image_size} × {p.image_size}, mean {list(p.mean)}, std {list(p.std)}, {p.interpolation} |
-| temperature | {calibration} |
+| temperature | {model.describe_temperature()} |
 """
 
 

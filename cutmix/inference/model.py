@@ -34,6 +34,8 @@ from cutmix.runtime.terminal import Tabular
 from cutmix.runtime.weights import load_weights
 
 Source = Path | str | Stored | Image.Image | np.ndarray
+_MOST_ROWS, _MOST_NAMES = 100, 10  # of tables
+_EXPECTED = "a file, a PIL image, or a uint8 array of shape (height, width) or (height, width, 3)"
 
 
 class Prediction(NamedTuple):
@@ -101,9 +103,6 @@ class Predictions(Tabular):
             yield f"… {len(made) - _MOST_ROWS:,} more images"
 
 
-_MOST_ROWS, _MOST_NAMES = 100, 10
-
-
 @dataclass(frozen=True)
 class Preprocessing:
     """The preprocessing of an image for a classifier.
@@ -140,10 +139,6 @@ class Preprocessing:
         """
         return self.finish(self.cut(image)[None])[0]
 
-    def read(self, path: Path | Stored) -> Tensor:
-        """Return a file as the normalised input; the file is decoded as in the evaluation of the run."""
-        return self.finish(self.cut(path)[None])[0]
-
     def cut(self, image: Decoded | Path | Stored) -> Tensor:
         """Return the square of an image or a file, (in_chans, image_size, image_size), which ``finish`` normalises.
 
@@ -177,7 +172,7 @@ class Model(Tabular):
         classes: The K class names, in the order of the logits.
         preprocessing: The preprocessing of an image.
         temperature: Divides the logits before the softmax.
-        calibrated: Whether the temperature was fitted on held-out images.
+        fitted_on: Number of held-out images that the temperature was fitted on; 0 if it was not.
         rejected: A fitted temperature that is not used, as it does not lower the loss of other images; or None.
         thresholds: Where an image can have several labels: the probability at temperature 1 from which on each of them
             is predicted, (K,); None for one label an image.
@@ -187,12 +182,12 @@ class Model(Tabular):
 
     def __init__(
         self, network: nn.Module, classes: tuple[str, ...], preprocessing: Preprocessing, *, temperature: float = 1.0,
-        calibrated: bool = False, rejected: float | None = None, thresholds: tuple[float, ...] | None = None,
+        fitted_on: int = 0, rejected: float | None = None, thresholds: tuple[float, ...] | None = None,
         source: Path, recipe: Recipe,
     ) -> None:  # fmt: skip
         self.network = network.eval().requires_grad_(False)
         self.classes, self.preprocessing, self.source, self.recipe = classes, preprocessing, source, recipe
-        self.temperature, self.calibrated, self.rejected = temperature, calibrated, rejected
+        self.temperature, self.fitted_on, self.rejected = temperature, fitted_on, rejected
         self.thresholds = thresholds
 
     def tables(self) -> Iterator[Table | str]:
@@ -214,8 +209,8 @@ class Model(Tabular):
 
     def describe_temperature(self) -> str:
         """Return the temperature, and its origin."""
-        if self.calibrated:
-            return f"{self.temperature:.3g}, fitted on held-out images"
+        if self.fitted_on:
+            return f"{self.temperature:.3g}, fitted on {self.fitted_on:,} held-out images"
         if self.rejected is not None:
             return f"1, as the fitted {self.rejected:.3g} does not lower the loss of other held-out images"
         return "1, not fitted"
@@ -239,9 +234,8 @@ class Model(Tabular):
         views = [inputs, inputs.flip(-1)] if flip else [inputs]
         with torch.inference_mode(), arithmetic("float32", self.device):
             logits = [self.network(view.to(self.device)).float() for view in views]
-        scaled = [z.div(temperature or self.temperature) for z in logits]
-        probabilities = torch.stack([z.softmax(1) if self.thresholds is None else z.sigmoid() for z in scaled])
-        return probabilities.mean(0).cpu()
+        scaled = torch.stack(logits) / (temperature or self.temperature)
+        return (scaled.softmax(-1) if self.thresholds is None else scaled.sigmoid()).mean(0).cpu()
 
     def label_thresholds(self, temperature: float | None = None) -> Tensor:
         """Return the thresholds of the labels for probabilities at a temperature, by default the model's, (K,)."""
@@ -261,8 +255,8 @@ class Model(Tabular):
         """Classify images, in their order, one batch at a time.
 
         Args:
-            images: Files, PIL images, or uint8 arrays (H, W), (H, W, 1) or (H, W, 3); one or many. A model of other
-                channels C takes files and arrays (H, W, C).
+            images: Files, PIL images, or uint8 arrays (H, W), (H, W, 1) or (H, W, 3); one or many, many arrays also
+                as one (N, H, W, 3). A model of other channels C takes files and arrays (H, W, C).
             top: Number of classes of each prediction, at least 1; only for one label an image.
             temperature: Divides the logits; by default the model's own.
             flip: Average with the prediction of the mirrored image.
@@ -285,8 +279,7 @@ class Model(Tabular):
             raise InputError(f"temperature is {temperature}; expected a number above 0, from 1e-6 on")
         if top > 1 and self.thresholds is not None:
             raise InputError(f"top is {top}; expected 1, as every label of an image above its threshold is predicted")
-        sources = enumerate([images] if isinstance(images, Source) else images)
-        made = self._predict(sources, top, temperature, flip, threshold, batch_size, workers)
+        made = self._predict(enumerate(several_images(images)), top, temperature, flip, threshold, batch_size, workers)
         return Predictions(made, top=top, several=self.thresholds is not None)
 
     def explain(self, image: Source, *, class_name: str | None = None, neighbours: int = 4) -> Explanation:
@@ -305,7 +298,7 @@ class Model(Tabular):
         """
         known, _ = training_images(self, neighbours)
         return explain_image(
-            self, self._image(0, image), class_id=find_class(self, class_name), known=known, neighbours=neighbours,
+            self, self.decode(image), class_id=find_class(self, class_name), known=known, neighbours=neighbours,
             drawn=True,
         )  # fmt: skip
 
@@ -338,36 +331,42 @@ class Model(Tabular):
 
     def _read(self, position: int, source: Source) -> tuple[str, Tensor | str]:
         """Return the name and the square of an image, or the reason why it cannot be read."""
-        if isinstance(source, str | Path | Stored):
+        source = Path(source) if isinstance(source, str) else source
+        if isinstance(source, Path | Stored):
             try:
-                return str(source), self.preprocessing.cut(Path(source) if isinstance(source, str) else source)
+                return str(source), self.preprocessing.cut(source)
             except InputError as error:
                 return str(source), str(error)
-        return str(position), self.preprocessing.cut(self._image(position, source))
+        return str(position), self.preprocessing.cut(self.decode(source, position))
 
-    def _image(self, position: int, source: Source) -> Decoded:
+    def decode(self, source: Source, position: int = 0) -> Decoded:
         """Return an image as RGB, or as an array of the model's channels."""
         if isinstance(source, str | Path | Stored):
             return self.preprocessing.open(Path(source) if isinstance(source, str) else source)
-        if (channels := self.preprocessing.in_chans) not in (1, 3):
-            array = source if isinstance(source, np.ndarray) else np.asarray(source)
-            if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != channels:
-                raise InputError(
-                    f"image {position} is an array of shape {array.shape} and dtype {array.dtype}; expected uint8 of "
-                    f"shape (height, width, {channels}), as the model takes {channels} channels"
-                )
-            return array
+        channels = self.preprocessing.in_chans
+        shapes, expected = [(), (1,), (3,)], _EXPECTED
+        if channels not in (1, 3):
+            source, shapes = np.asarray(source), [(channels,)]
+            expected = f"a file or a uint8 array of shape (height, width, {channels})"
         if isinstance(source, np.ndarray):
-            known = source.ndim in (2, 3) and source.shape[2:] in ((), (1,), (3,)) and source.size
-            if source.dtype != np.uint8 or not known:
-                raise InputError(
-                    f"image {position} is an array of shape {source.shape} and dtype {source.dtype}; expected uint8 of "
-                    "shape (height, width) or (height, width, 3)"
-                )
+            if source.dtype != np.uint8 or source.ndim < 2 or source.shape[2:] not in shapes or not source.size:
+                about = f"of shape {source.shape} and dtype {source.dtype}"
+                raise InputError(f"image {position} is an array {about}; expected {expected}")
+            if channels not in (1, 3):
+                return source
             source = Image.fromarray(source.squeeze(2) if source.shape[2:] == (1,) else source)
         if not isinstance(source, Image.Image):
-            raise InputError(f"image {position} is a {type(source).__name__}; expected a file, a PIL image or an array")
+            raise InputError(f"image {position} is a {type(source).__name__}; expected {expected}")
         return to_rgb(source)
+
+
+def several_images(images: Any) -> Iterable[Any]:
+    """Return one image, or many, as many; what is neither is an ``InputError``."""
+    if isinstance(images, Source) and getattr(images, "ndim", 0) != 4:
+        return [images]
+    if isinstance(images, Tensor | bytes) or not isinstance(images, Iterable):
+        raise InputError(f"images is a {type(images).__name__}; expected {_EXPECTED}, or several")
+    return images
 
 
 def _rank(probabilities: Tensor, top: int, limits: Tensor | None) -> Iterator[tuple[list[float], list[int]]]:
@@ -398,20 +397,18 @@ def load(source: str | os.PathLike[str], *, which: str = "last", device: str = "
     """
     path = find_weights(Path(source), which)
     header = _complete_header(path)
-    fitted, used = _fitted_temperature(Path(source), which) if Path(source).is_dir() else (None, False)
+    fitted = _fitted_temperature(Path(source), which) if Path(source).is_dir() else {}
     recipe, classes = Recipe.from_dict(header["recipe"]), header["classes"]
     preprocessing = Preprocessing(
         header["image_size"], header["in_chans"], header["mean"], header["std"], header["small"],
         recipe.crop_fraction, recipe.squash, recipe.interpolation, recipe.decoder,
     )  # fmt: skip
-    thresholds = read_header(path).thresholds
     network = create_model(recipe.model, len(classes), in_chans=header["in_chans"])
     load_weights(network, path)
     regularize(network, shake_drop=recipe.shake_drop, decay=recipe.depth_decay)
     return Model(
-        network.to(find_device(device)), classes, preprocessing,
-        temperature=fitted if fitted is not None and used else 1.0, calibrated=used, rejected=None if used else fitted,
-        thresholds=thresholds, source=path, recipe=recipe,
+        network.to(find_device(device)), classes, preprocessing, thresholds=read_header(path).thresholds, source=path,
+        recipe=recipe, **fitted,
     )  # fmt: skip
 
 
@@ -430,18 +427,21 @@ def _complete_header(path: Path) -> dict[str, Any]:
     return fields
 
 
-def _fitted_temperature(run: Path, which: str) -> tuple[float | None, bool]:
-    """Return the temperature that a calibration of the run's own test images found, or None, and whether it is used.
+def _fitted_temperature(run: Path, which: str) -> dict[str, Any]:
+    """Return what a model keeps of the temperature that a calibration of the run found.
 
     A temperature is not used at the end of its range, or if it does not lower the NLL of images it was not fitted on.
     """
-    found = {line.metric: line.value for line in read_run(run).suite("calibration") if line.which == which}
+    lines = {line.metric: line for line in read_run(run).suite("calibration") if line.which == which}
+    found = {name: line.value for name, line in lines.items()}
     temperature = found.get("temperature")
     if temperature is not None and not 1e-6 <= temperature <= 1e6:
         raise InputError(f"{run / 'results.jsonl'}: temperature is {temperature}; expected a number from 1e-6 to 1e6")
     before, after = found.get("nll_unscaled"), found.get("nll_scaled")
     worse = before is not None and after is not None and after >= before
-    return temperature, not (temperature is None or worse or temperature in TEMPERATURES)
+    if temperature is None or worse or temperature in TEMPERATURES:
+        return {"rejected": temperature}
+    return {"temperature": temperature, "fitted_on": lines["temperature"].n}
 
 
 def _check_range(**counts: int) -> None:

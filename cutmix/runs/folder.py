@@ -8,6 +8,7 @@ model.safetensors  the weights after the last epoch; best.safetensors: of the be
 results.jsonl      one line per metric
 predictions/       per-sample logits of the last and the best epoch
 samples.png        training images as they were mixed
+tracker-NAME.txt   identifier of the run in the tracker of --log
 figures/          figures of its results: detections, captions, attention
 """
 
@@ -54,7 +55,7 @@ _PLACES = {
     "figures": rf"(?:detections|captions|attention|example-.*|{_SUITE})\.png",
     "tensorboard": r"events\.out\.tfevents\..*",
     "": r"environment\.json|log\.jsonl|checkpoint\.pt|(?:model|best|best\.next)\.safetensors|samples\.png|"
-    r"results(?:-\d+-epochs)?\.jsonl",
+    r"results(?:-\d+-epochs)?\.jsonl|tracker-\w+\.txt",
 }
 # The files of a run that was killed before it had written its configuration.
 _FIRST = re.compile(r"\.lock|environment\.json|\.(environment|config)\.json\.\w+\.tmp")

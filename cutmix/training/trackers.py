@@ -1,12 +1,12 @@
 """Experiment trackers of ``--log``: each behind its extra, with the two methods of TensorBoard's writer."""
 
-import hashlib
-import os
+import secrets
 from pathlib import Path
 from typing import Any, Protocol
 
 from cutmix.config.recipe import Training
 from cutmix.errors import InputError, missing_extra
+from cutmix.runtime.files import write_atomic
 
 
 class Tracker(Protocol):
@@ -28,22 +28,26 @@ def check_tracker(name: str | None) -> None:
 def open_tracker(name: str, recipe: Training, path: Path, *, step: int) -> Tracker:
     """Return the tracker of a run: "tensorboard", "wandb", "mlflow" or "trackio".
 
-    The folder names the tracked run, which a resumed run continues; with MLflow it starts another. After ``step``, the
-    number of optimizer steps done before, TensorBoard drops older entries.
+    ``tracker-NAME.txt`` in the folder names the tracked run, which a resumed run continues. After ``step``, the number
+    of optimizer steps done before, TensorBoard drops older entries.
     """
     package, settings = _import(name), recipe.to_dict()
-    place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]  # folders of one name are different runs
+    kept = path / f"tracker-{name}.txt"
+    known = kept.read_text(encoding="utf-8").strip() if kept.is_file() else None
+    made = known or secrets.token_hex(6)  # as folders of one name are different runs
     try:
         if name == "tensorboard":
             return package.SummaryWriter(str(path / "tensorboard"), purge_step=step + 1)
         if name == "mlflow":
             package.set_experiment("cutmix")
-            package.start_run(run_name=path.name)
-            package.log_params(settings)
+            made = package.start_run(run_id=known, run_name=path.name).info.run_id
+            if not known:  # MLflow refuses changed parameters
+                package.log_params(settings)
         elif name == "wandb":
-            package.init(project="cutmix", name=path.name, id=place, resume="allow", dir=str(path), config=settings)
+            package.init(project="cutmix", name=path.name, id=made, resume="allow", dir=str(path), config=settings)
         else:
-            package.init(project="cutmix", name=f"{path.name}-{place}", resume="allow", config=settings)
+            package.init(project="cutmix", name=f"{path.name}-{made}", resume="allow", config=settings)
+        write_atomic(kept, lambda file: file.write(made.encode()))
     except Exception as error:  # of a network, an account or a server
         raise InputError(f"--log {name} could not be started: {' '.join(str(error).split())}") from None
     return _Service(name, package)

@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +40,9 @@ def test_the_lines_of_the_readme_give_the_prediction_of_the_model(
 ) -> None:
     pytest.importorskip("onnxruntime")
     main(["export", str(run), "--format", kind, "--out", str(tmp_path / "out")])
-    assert "largest difference" in capsys.readouterr().out
+    assert "largest difference of a probability from torch, on 16 training images: " in capsys.readouterr().out
     text = (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    assert "Largest difference of a probability from torch, on 16 training images: " in text
     lines = text.split("```python\n")[1].split("```")[0].replace("photo.jpg", str(photo))
     (tmp_path / "out/use.py").write_text(lines, encoding="utf-8")
     monkeypatch.chdir(tmp_path / "out")
@@ -48,6 +50,17 @@ def test_the_lines_of_the_readme_give_the_prediction_of_the_model(
     name, probability = capsys.readouterr().out.strip().rsplit(" ", 1)
     assert name == expected(run, photo)[0]
     assert float(probability) == pytest.approx(expected(run, photo)[1], abs=1e-5)
+
+
+def test_an_export_is_checked_on_images_of_the_run_or_on_noise(run: Path, photos: Path, tmp_path: Path) -> None:
+    model = load(run, device="cpu")
+    images, what = cutmix.inference.export.check_images(model)
+    assert (images.shape, images.dtype, what) == ((16, 3, 32, 32), torch.uint8, "16 training images")
+    first = sorted((photos / "train").rglob("*.png"))[0]
+    assert torch.equal(images[0], model.preprocessing.cut(first))
+    model.recipe = replace(model.recipe, data=str(tmp_path / "gone"))
+    images, what = cutmix.inference.export.check_images(model)
+    assert (images.shape, what) == ((16, 3, 32, 32), "16 random images (the data of the run are not here)")
 
 
 def test_small_grey_images(digits_run: Path, tmp_path: Path) -> None:
@@ -98,11 +111,11 @@ def test_a_folder_in_use_is_left_alone(words: list[str], run: Path, tmp_path: Pa
 
 
 def test_an_export_that_fails_leaves_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(model: object, path: Path) -> float:
+    def full(model: object, path: Path, images: object) -> float:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device", str(path))
 
-    def wrong(model: object, path: Path) -> float:
+    def wrong(model: object, path: Path, images: object) -> float:
         path.write_bytes(b"whole")
         return 0.5
 

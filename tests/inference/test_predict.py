@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
+import cutmix
 from cutmix.cli import COMMANDS, main
 from cutmix.config.options import PredictOptions
 from cutmix.config.recipe import Recipe
@@ -64,7 +66,9 @@ def test_files_get_the_probabilities_of_the_run(run: Path, photos: Path) -> None
     ("image", "said"),
     [
         (np.zeros((0, 5, 3), np.uint8), "shape (0, 5, 3)"),
-        ([1, 2], "image 0 is a list; expected a file, a PIL image or an array"),
+        ([1, 2], "image 0 is a list; expected a file, a PIL image, or a uint8 array of shape"),
+        (torch.zeros(3, 8, 8), "image 0 is a Tensor; expected a file, a PIL image, or a uint8 array of shape"),
+        (np.zeros((3, 8, 8)), "image 0 is an array of shape (3, 8, 8) and dtype float64; expected a file"),
     ],
 )
 def test_what_is_no_image_is_refused(image: Any, said: str, run: Path) -> None:
@@ -73,6 +77,29 @@ def test_what_is_no_image_is_refused(image: Any, said: str, run: Path) -> None:
         list(model.predict([image]))
     with pytest.raises(InputError, match=re.escape(said)):
         model.explain(image)
+
+
+@pytest.mark.parametrize("images", [None, 5, torch.zeros(2, 3, 8, 8), b"GIF89a"], ids=str)
+def test_what_are_no_images_is_refused(images: Any, run: Path) -> None:
+    said = f"images is a {type(images).__name__}; expected a file, a PIL image, or a uint8 array"
+    for function in (load(run, device="cpu").predict, partial(cutmix.predict, run), partial(cutmix.explain, run)):
+        with pytest.raises(InputError, match=said):
+            function(images)
+
+
+def test_images_in_memory_get_the_predictions_of_their_files(run: Path, photos: Path, tmp_path: Path) -> None:
+    files = sorted((photos / "val/fish").glob("*.png"))
+    expected = [each[1:] for each in cutmix.predict(run, photos / "val/fish", top=3)]
+    opened = [Image.open(file) for file in files]
+    arrays = [np.asarray(image) for image in opened]
+    same = np.stack([np.asarray(image.resize((40, 40))) for image in opened])
+    for images in (opened, arrays, iter(files)):
+        assert [each[1:] for each in cutmix.predict(run, images, top=3)] == expected
+    assert [each[1:] for each in cutmix.predict(run, opened[0], top=3)] == expected[:1]
+    model = load(run)
+    assert [each[1:] for each in model.predict(same)] == [each[1:] for each in model.predict(list(same))]
+    drawn = cutmix.explain(run, [opened[0], arrays[1], files[2]], out=tmp_path / "out", neighbours=0)
+    assert [file.name for file in drawn] == ["001.png", "002.png", "003-2.png"]
 
 
 def test_only_the_last_or_the_best_epoch_is_loaded(run: Path) -> None:
@@ -114,7 +141,9 @@ def test_a_jpeg_file_is_decoded_as_by_the_test_loader(tmp_path: Path, decoder: D
     data = open_data(str(tmp_path), "val")
     view = Preprocessing(64, 3, data.mean, data.std, small=False, decoder=decoder)
     loader = make_test_loader(data, batch_size=1, device="cpu", image_size=64, decoder=decoder)
-    torch.testing.assert_close(view.read(tmp_path / "val/a/0.jpg"), next(loader.epoch())[0][0], rtol=0, atol=0)
+    torch.testing.assert_close(
+        view.finish(view.cut(tmp_path / "val/a/0.jpg")[None])[0], next(loader.epoch())[0][0], rtol=0, atol=0
+    )
 
 
 def test_small_images_get_the_probabilities_of_the_run(digits_run: Path) -> None:
@@ -180,12 +209,12 @@ def test_the_temperature_of_a_calibration_is_taken_and_said(
     main(["evaluate", str(digits_run), "--suite", "calibration", "--device", "cpu"])
     (fitted,) = (r.value for r in read_records(digits_run / "results.jsonl") if r.metric == "temperature")
     model = load(digits_run, device="cpu")
-    assert model.calibrated
+    assert model.fitted_on == 398
     assert model.temperature == fitted
     image = tmp_path / "digit.png"
     Image.fromarray(open_data("digits", "test").images[0, 0].numpy()).save(image)
     _, _, err = command(capsys, str(digits_run), str(image))
-    assert "fitted on held-out images" in err
+    assert "fitted on 398 held-out images" in err
 
 
 @pytest.mark.parametrize(
@@ -200,7 +229,7 @@ def test_a_temperature_at_the_end_of_its_range_or_without_a_lower_loss_is_not_ta
     lines = [line | {"value": changed.get(line["metric"], line["value"])} for line in lines]
     (run / "results.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     model = load(run, device="cpu")
-    assert (model.temperature, model.calibrated) == (1.0, False)
+    assert (model.temperature, model.fitted_on) == (1.0, 0)
     assert f"1, as the fitted {model.rejected:.3g} does not lower the loss" in str(model)
 
 
@@ -233,7 +262,7 @@ def test_a_recorded_temperature_that_is_none_is_refused(run: Path, tmp_path: Pat
 def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist; expected the folder of a run"):
         load(tmp_path / "nothing")
-    with pytest.raises(InputError, match="uint8 of shape"):
+    with pytest.raises(InputError, match="a uint8 array of shape"):
         list(linear_model().predict(np.zeros((4, 4, 3))))
 
 

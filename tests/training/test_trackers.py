@@ -23,7 +23,11 @@ class Fake(SimpleNamespace):
         self.__spec__ = None
 
     def __getattr__(self, name: str) -> Any:
-        return lambda *arguments, **named: self.calls.append((name, arguments, named))
+        def call(*arguments: Any, **named: Any) -> SimpleNamespace:
+            self.calls.append((name, arguments, named))
+            return SimpleNamespace(info=SimpleNamespace(run_id="run-of-mlflow"))
+
+        return call
 
 
 @pytest.mark.parametrize(
@@ -39,7 +43,9 @@ def test_a_tracker_gets_the_recipe_the_figures_and_the_end(
 ) -> None:
     fake = Fake()
     monkeypatch.setitem(sys.modules, name, fake)  # type: ignore[arg-type]
-    open_tracker(name, SMALL, tmp_path / "elsewhere" / "my-run", step=0)
+    for folder in ("elsewhere/my-run", "my-run"):
+        (tmp_path / folder).mkdir(parents=True)
+    open_tracker(name, SMALL, tmp_path / "elsewhere/my-run", step=0)
     elsewhere = fake.calls[:]
     fake.calls.clear()
     tracker = open_tracker(name, SMALL, tmp_path / "my-run", step=0)
@@ -51,6 +57,14 @@ def test_a_tracker_gets_the_recipe_the_figures_and_the_end(
     assert fake.calls[len(started) :] == [logged]
     tracker.close()
     assert fake.calls[-1][0] == closed
+    fake.calls.clear()
+    open_tracker(name, SMALL, tmp_path / "my-run", step=7)
+    if name == "mlflow":
+        assert fake.calls[1] == ("start_run", (), {"run_id": "run-of-mlflow", "run_name": "my-run"})
+        assert len(fake.calls) == 2, "MLflow refuses parameters that differ, as more epochs do"
+    else:
+        assert fake.calls == started
+    fake.calls += started
     module = pytest.importorskip(name, reason=f"the extra {name} is not installed")
     for call, arguments, named in fake.calls:
         inspect.signature(getattr(module, call)).bind(*arguments, **named)
