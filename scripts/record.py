@@ -1,8 +1,9 @@
 """Keep the runs of ``cutmix compare`` in results/: ``python scripts/record.py NAME FOLDER [FOLDER ...]``.
 
 Adds to NAME.jsonl the errors of each finished run after its last epoch, to NAME-suites.jsonl what ``cutmix evaluate``
-found of it, to NAME.log.jsonl its errors by epoch, and to NAME-comparison.log.jsonl the comparison without its single
-classes. What the files hold of the same runs is replaced. Paths lose the folders above the one that holds the runs.
+found of it (usual score and convention), to NAME.log.jsonl its errors by epoch, and to NAME-comparison.log.jsonl the
+comparison without its single classes. What the files hold of the same runs is replaced. Paths lose the folders above
+the one that holds the runs.
 """
 
 import json
@@ -16,7 +17,7 @@ from cutmix.runs.read import read_run
 from cutmix.runtime.files import read_lines
 
 ERRORS = ("train_loss", "train_err", "test_loss", "top1_err")
-_RUN = ("recipe", "recipe_changes", "seed")
+_RUN = ("recipe", "recipe_changes", "epochs", "seed")
 
 
 def main(name: str, *folders: Path) -> None:
@@ -35,7 +36,7 @@ def main(name: str, *folders: Path) -> None:
                     "per_class": per_class, "steps": total, "mix": run.recipe["mix"], "seed": run.recipe["seed"]
                 }  # fmt: skip
                 for one in run.results:
-                    if one.which == "last":
+                    if one.which == "last" and one.usual:
                         (suites if one.suite else records).append(_public(one.to_json(), folder))
                 log += [
                     own | {"epoch": one["epoch"], "step": one["step"]} | {key: one[key] for key in ERRORS if key in one}
@@ -46,15 +47,15 @@ def main(name: str, *folders: Path) -> None:
                 kept = {key: value for key, value in one.items() if key != "classes"}
                 compared.append(kept | {"steps": steps[one["per_class"]]})
     _merge(RESULTS / f"{name}.jsonl", records, (*_RUN, "metric"))
-    _merge(RESULTS / f"{name}-suites.jsonl", suites, (*_RUN, "metric", "of", "at", "score", "convention", "bins"))
+    _merge(RESULTS / f"{name}-suites.jsonl", suites, (*_RUN, "metric", "of", "at"))
     _merge(RESULTS / f"{name}.log.jsonl", log, ("per_class", "steps", "mix", "seed", "epoch"))
     _merge(RESULTS / f"{name}-comparison.log.jsonl", compared, ("data", "per_class", "steps", "method", "baseline"))
 
 
 def _public(line: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return a record whose command has no path of this machine."""
-    command = line["command"].replace(str(folder), f"runs/{folder.name}")
-    return line | {"command": re.sub(r"(?<=\s)/\S+/", "", command)}
+    """Return a record whose command and file have no path of this machine."""
+    paths = {key: line[key].replace(str(folder), f"runs/{folder.name}") for key in ("command", "file") if key in line}
+    return line | {key: re.sub(r"(?<=\s)/\S+/", "", path) for key, path in paths.items()}
 
 
 def _merge(path: Path, new: list[dict[str, Any]], keys: tuple[str, ...]) -> None:
