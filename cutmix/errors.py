@@ -81,6 +81,12 @@ def missing_module(what: str, error: ModuleNotFoundError) -> InputError:
     )
 
 
+def a_few(names: Iterable[str], most: int = 4) -> str:
+    """Return the first names, and the number of the others."""
+    names = [shorten(name, 60) for name in names]
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
 def listed(words: Sequence[str]) -> str:
     """Return words as a sentence lists them: a, b and c."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

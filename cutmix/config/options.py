@@ -56,9 +56,8 @@ class RunOptions(OnDevice):
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
             raise InputError("--resume and --overwrite are both given; a run is either resumed or started again")
-        for name, least in (("workers", 0), ("log_every", 1), ("checkpoint_every", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least {least}")
+        _check_range(self, "workers", "checkpoint_every", low=0)
+        _check_range(self, "log_every", low=1)
         if not 1 <= self.timeout <= 1e6:
             raise InputError(f"--timeout is {self.timeout}; expected 1 to 1,000,000 seconds")
 
@@ -131,22 +130,11 @@ class EvaluateOptions(OnDevice):
 
     def __post_init__(self) -> None:
         parse_suites(self.suite)
-        for name, least, most in (
-            ("batch_size", 1, None), ("workers", 0, 1024), ("images", 2, None), ("pairs", 1, None),
-            ("image_size", 1, None),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not least <= value <= (value if most is None else most):
-                expected = f"at least {least}" if most is None else f"{least} to {most:,}"
-                raise InputError(f"--{name.replace('_', '-')} is {value}; expected {expected}")
+        _check_range(self, "batch_size", "pairs", "image_size", low=1)
+        _check_range(self, "images", low=2)
+        _check_range(self, "workers", low=0, high=1024)
         if not 0 < self.crop_fraction <= 1:
             raise InputError(f"--crop-fraction is {self.crop_fraction}; expected a share above 0, at most 1")
-
-
-def check_channels(channels: int) -> None:
-    """Raise InputError unless image files can be decoded to this number of channels."""
-    if not 1 <= channels <= 16:
-        raise InputError(f"--channels is {channels}; expected 1 to 16")
 
 
 @dataclass(frozen=True)
@@ -170,7 +158,7 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         _check_ending(self.out, ".png")
-        check_channels(self.channels)
+        _check_range(self, "channels", low=1, high=16)
 
 
 @dataclass(frozen=True)
@@ -193,7 +181,7 @@ class ShardsOptions:
     """Channels that image files can be decoded to, as of cutmix train."""
 
     def __post_init__(self) -> None:
-        check_channels(self.channels)
+        _check_range(self, "channels", low=1, high=16)
         if not 1 <= self.shard_size <= 100_000:
             raise InputError(f"--shard-size is {self.shard_size}; expected 1 to 100,000 megabytes")
 
@@ -244,8 +232,7 @@ class ExplainOptions(OnDevice, OfModel):
     def __post_init__(self) -> None:
         if not self.images:
             raise InputError("no image was given; expected image files, or folders of them")
-        if not 0 <= self.neighbours <= 20:
-            raise InputError(f"--neighbours is {self.neighbours}; expected 0 to 20")
+        _check_range(self, "neighbours", low=0, high=20)
 
 
 @dataclass(frozen=True)
@@ -309,7 +296,7 @@ class PreviewOptions:
 
     def __post_init__(self) -> None:
         _check_ending(self.out, ".png")
-        check_channels(self.channels)
+        _check_range(self, "channels", low=1, high=16)
 
 
 @dataclass(frozen=True)
@@ -398,13 +385,10 @@ class CompareOptions(CampaignOptions):
     def __post_init__(self) -> None:
         if len(self.mix) < 2 or len(set(self.mix)) < len(self.mix):
             raise InputError(f"--mix is {' '.join(self.mix) or 'empty'}; expected two or more different methods")
-        for name in ("seeds", "jobs"):
-            if not 1 <= getattr(self, name) <= 1000:
-                raise InputError(f"--{name} is {getattr(self, name)}; expected 1 to 1000")
+        _check_range(self, "seeds", "jobs", low=1, high=1000)
+        _check_range(self, "steps", low=1)
         if any(count < 1 for count in self.train_per_class):
             raise InputError(f"--train-per-class is {self.train_per_class}; expected numbers of at least 1")
-        if self.steps is not None and self.steps < 1:
-            raise InputError(f"--steps is {self.steps}; expected a number of at least 1")
         if self.jobs > 1 and self.shard != "1/1":
             raise InputError("--jobs and --shard are both given; --jobs makes shards by itself")
 
@@ -419,6 +403,15 @@ class DemoOptions(OnDevice):
     """Passes over the thousand training digits."""
     seeds: int = 1
     """Number of seeds of each method, from 0."""
+
+
+def _check_range(options: object, *names: str, low: int, high: int | None = None) -> None:
+    """Refuse options that are neither None nor from ``low`` to ``high``."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and (value < low or (high is not None and value > high)):
+            expected = f"at least {low}" if high is None else f"{low} to {high:,}"
+            raise InputError(f"--{name.replace('_', '-')} is {value}; expected {expected}")
 
 
 def _check_ending(out: Path | None, ending: str) -> None:

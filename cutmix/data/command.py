@@ -19,7 +19,7 @@ from cutmix.data.opening import is_small, open_splits
 from cutmix.data.sets import ArraySet, FileSet, ImageSet, Splits
 from cutmix.data.shards import find_shards, read_shards
 from cutmix.data.sources import CLASSES, plan_shards, write_shard
-from cutmix.errors import InputError, printable, shorten
+from cutmix.errors import InputError, a_few, printable, shorten
 from cutmix.runtime.files import make_folder, read_object, to_json, write_atomic
 from cutmix.runtime.seeding import derive_seed
 from cutmix.runtime.terminal import Tabular, say
@@ -91,7 +91,7 @@ class Description(Tabular):
     def lines(self) -> list[str]:
         """Return a summary in a few lines: the splits, the sizes, the files left out, and the warnings."""
         total = sum(self.totals.values())
-        lines = [f"{self.name}: {total:,} images of {len(self.classes)} classes ({_some(self.classes)})"]
+        lines = [f"{self.name}: {total:,} images of {len(self.classes)} classes ({a_few(self.classes)})"]
         if self.images:
             mean = sum(map(sum, self.splits.values())) / total
             lines.append(f"an image can have several labels: {mean:.2g} on average")
@@ -117,14 +117,14 @@ class Description(Tabular):
             lines.append(f"{_count(self.hidden, 'hidden file or folder is', 'hidden files or folders are')} left out")
         if self.beside:
             where = "the split folders" if any(name.endswith("/") for name in self.beside) else "the class folders"
-            lines.append(f"left out, beside {where}: {_some(self.beside)}")
+            lines.append(f"left out, beside {where}: {a_few(self.beside)}")
         if self.deeper:
             images = _count(sum(self.deeper.values()), "image is", "images are")
-            lines.append(f"{images} in folders inside the class folders and taken too: {_some(self.deeper)}")
+            lines.append(f"{images} in folders inside the class folders and taken too: {a_few(self.deeper)}")
         if self.links:
-            lines.append(f"{_count(len(self.links), 'link repeats a file', 'links repeat files')}: {_some(self.links)}")
+            lines.append(f"{_count(len(self.links), 'link repeats a file', 'links repeat files')}: {a_few(self.links)}")
         if self.unreadable:
-            which = _some(self.unreadable)
+            which = a_few(self.unreadable)
             lines.append(f"{_count(len(self.unreadable), 'image cannot be read', 'images cannot be read')}: {which}")
         return lines + self._copies() + self._balance()
 
@@ -142,15 +142,15 @@ class Description(Tabular):
             kept = "" if self.apart else "; such images are never in two splits"
             lines.append(f"{_count(self.near, 'more image is', 'more images are')} nearly the same as another{kept}")
         if self.apart:
-            which = _some(" = ".join(group) for group in self.apart)
+            which = a_few(" = ".join(group) for group in self.apart)
             lines.append(
                 f"{_count(len(self.apart), 'image is', 'images are')} nearly the same in several splits: {which}"
             )
         for split, files in self.leaks.items():
             n = _count(len(files), f"image of {split} is", f"images of {split} are")
-            lines.append(f"{n} in a later split too and left out of {split}: {_some(files)}")
+            lines.append(f"{n} in a later split too and left out of {split}: {a_few(files)}")
         if self.conflicts:
-            which = _some(" = ".join(group) for group in self.conflicts)
+            which = a_few(" = ".join(group) for group in self.conflicts)
             lines.append(f"{_count(len(self.conflicts), 'image is', 'images are')} in two classes: {which}")
         return lines
 
@@ -170,7 +170,7 @@ class Description(Tabular):
         for split, numbers in self.splits.items():
             if missing := [name for name, number in zip(self.classes, numbers, strict=True) if not number]:
                 classes = _count(len(missing), "class has", "classes have")
-                lines.append(f"{classes} no {split} images: {_some(missing)}")
+                lines.append(f"{classes} no {split} images: {a_few(missing)}")
         return lines
 
     def table(self, most: int = 30) -> "Table":
@@ -318,13 +318,6 @@ def _load(data: ImageSet, index: int) -> Image.Image:
 
 def _count(number: int, one: str, more: str) -> str:
     return f"{number:,} {one if number == 1 else more}"
-
-
-def _some(names: Iterable[str], most: int = 4) -> str:
-    names = list(names)
-    return ", ".join(shorten(name, 60) for name in names[:most]) + (
-        f" and {len(names) - most:,} more" if len(names) > most else ""
-    )
 
 
 # ---- shards ----

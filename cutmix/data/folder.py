@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
-from cutmix.errors import InputError, printable
+from cutmix.errors import InputError, a_few, printable
 from cutmix.runtime.files import regular
 from cutmix.runtime.seeding import derive_seed
 
@@ -227,7 +227,7 @@ def find_parts(root: Path) -> dict[str, Path]:
         return {}
     if list(found) == ["train"] and (classes := [path.name for path in beside if list_images(path).files]):
         raise InputError(
-            f"{root} has {found['train'].name}/ beside {_some(classes)}, which hold images too; expected class folders "
+            f"{root} has {found['train'].name}/ beside {a_few(classes)}, which hold images too; expected class folders "
             "only, or the splits train/, val/ and test/ only"
         )
     if found and "train" not in found:
@@ -304,7 +304,7 @@ def _refuse_same_subfolders(folder: Path, names: list[str]) -> None:
     named = [name for name in around if any(pattern.search(name) for pattern in _PARTS_IN_NAMES)]
     if sum(any(map(pattern.search, named)) for pattern in _PARTS_IN_NAMES) > 1:
         raise InputError(
-            f"{_some(named)} in {folder} read like splits and hold folders, no images: move those folders into train, "
+            f"{a_few(named)} in {folder} read like splits and hold folders, no images: move those folders into train, "
             "val and test; if they are classes, move the images up into them"
         )
     deepest = [_deeper(folder / name) or folder / name for name in names]
@@ -314,21 +314,16 @@ def _refuse_same_subfolders(folder: Path, names: list[str]) -> None:
         found = [part for part in sorted(own) if any(pattern.fullmatch(part) for pattern in splits)]
         if len(found) > 1 and len(set(inside)) > 1 and not _holds_images(folder / name):
             raise InputError(
-                f"{folder / name} beside {_some(other for other in names if other != name)} holds the splits "
-                f"{_some(found)}: give {folder / name} if it is the data set"
+                f"{folder / name} beside {a_few(other for other in names if other != name)} holds the splits "
+                f"{a_few(found)}: give {folder / name} if it is the data set"
             )
     if len(names) < 2 or len(set(inside)) > 1 or any(_holds_images(folder / name) for name in names):
         return
     if len(inside[0]) > 1 or any(pattern.fullmatch(name) for name in inside[0] for pattern in splits):
         raise InputError(
-            f"{_some(names)} in {folder} all hold the same folders, {_some(sorted(inside[0]))}: if they are splits, "
+            f"{a_few(names)} in {folder} all hold the same folders, {a_few(sorted(inside[0]))}: if they are splits, "
             "name them train, val and test; if they are classes, move the images up into them"
         )
-
-
-def _some(names: Iterable[str], most: int = 4) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _compare_classes(folder: Path, names: dict[str, str], other: Path, others: dict[str, str]) -> None:
@@ -347,7 +342,7 @@ def _refuse_empty(folder: Path, names: dict[str, str], listed: dict[str, Listing
     if empty:
         what = f"the class folder {folder / names[empty[0]]} holds"
         if len(empty) > 1:
-            what = f"{len(empty)} class folders in {folder} ({_some(empty)}) hold"
+            what = f"{len(empty)} class folders in {folder} ({a_few(empty)}) hold"
         raise InputError(f"{what} no images{only}; fill or remove them")
 
 

@@ -137,9 +137,14 @@ def test_loader(
     return _ArrayLoader(data, order, finish)
 
 
-def _check(data: ImageSet, batch_size: int, image_size: int | None, workers: int, rank: int, world_size: int) -> None:
+def check_batch_size(batch_size: int, world_size: int, name: str = "batch_size") -> None:
+    """Refuse a batch size that the processes cannot share equally."""
     if batch_size < 1 or batch_size % world_size:
-        raise InputError(f"batch_size is {batch_size}; expected a positive multiple of the {world_size} processes")
+        raise InputError(f"{name} is {batch_size}; expected a positive multiple of the {world_size} processes")
+
+
+def _check(data: ImageSet, batch_size: int, image_size: int | None, workers: int, rank: int, world_size: int) -> None:
+    check_batch_size(batch_size, world_size)
     if not 0 <= rank < world_size:
         raise InputError(f"rank is {rank}; expected 0 to {world_size - 1} for {world_size} processes")
     if workers < 0:

@@ -175,7 +175,7 @@ def _attacks(
     if with_apgd:  # a missing package fails now, not after minutes
         apgd(classifier.exact, classifier.pixels(slice(1)), classifier.labels[:1].to(classifier.device), eps, steps=1)
     fgsm, zero = _fgsm_sweep(classifier, clean, epsilons)
-    main, index = fgsm[epsilons.index(eps)], _some(classifier, images)
+    main, index = fgsm[epsilons.index(eps)], _subset(classifier, images)
     noise = _noise(classifier, eps)
     strong = {
         "pgd": _attack(classifier, index, ascend, eps, steps),
@@ -301,7 +301,7 @@ def _attack(
     return _Attacked(eps, torch.cat(fooled).cpu(), float(torch.stack(largest).max()), steps)
 
 
-def _some(classifier: Classifier, count: int) -> Tensor:
+def _subset(classifier: Classifier, count: int) -> Tensor:
     """Return the sorted indices of a random subset."""
     if count < 1:
         raise InputError(f"pgd_images is {count}; expected at least 1")

@@ -17,8 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cutmix.data.decode import read_image
 from cutmix.data.folder import Split
+from cutmix.data.loaders import check_batch_size
 from cutmix.data.transforms import IMAGENET_MEAN, IMAGENET_STD, TestOrder, TrainOrder, crop_and_flip, normalize
-from cutmix.errors import InputError
 from cutmix.runtime.seeding import derive_seed
 from cutmix.transfer.caption_scores import PAD, Vocabulary
 
@@ -121,7 +121,7 @@ class CaptionBatches:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        _check_batch_size(batch_size, world_size)
+        check_batch_size(batch_size, world_size, "--batch-size")
         self.data, self.seed, self.crop, self.flip, self.channels_last = data, seed, crop, flip, channels_last
         self.image_of = torch.tensor([i for i, captions in enumerate(data.captions) for _ in captions])
         encoded = [vocabulary.encode(caption) for captions in data.captions for caption in captions]
@@ -161,7 +161,7 @@ class ImageBatches:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        _check_batch_size(batch_size, world_size)
+        check_batch_size(batch_size, world_size, "--batch-size")
         self.data, self.crop, self.channels_last = data, crop, channels_last
         self.order = TestOrder(len(data), batch_size, rank, world_size)
         self.steps = self.order.steps
@@ -177,8 +177,3 @@ class ImageBatches:
                 batch[:, :, inner, inner], self.data.mean, self.data.std, channels_last=self.channels_last
             )
             yield images, indices.to(self.images.device)
-
-
-def _check_batch_size(batch_size: int, world_size: int) -> None:
-    if batch_size % world_size:
-        raise InputError(f"--batch-size is {batch_size}; expected a positive multiple of the {world_size} processes")

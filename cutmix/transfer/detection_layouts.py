@@ -7,13 +7,12 @@ from pathlib import Path
 
 from cutmix.data.boxes import read_annotation
 from cutmix.data.folder import Listing, count_suffixes, is_image, list_images
-from cutmix.errors import InputError
+from cutmix.errors import InputError, a_few
 from cutmix.transfer.detection_data import DetectionSet, RawImage, detection_sets
 from cutmix.transfer.layouts import (
     Box,
     CocoFile,
     check_apart,
-    enumerated,
     find_image,
     image_folders,
     left_out,
@@ -179,7 +178,7 @@ def _voc_classes(train: Sequence[RawImage], test: Sequence[RawImage]) -> tuple[t
             "has; expected the same classes in both, or the names of all classes with --classes"
         )
     classes = tuple(sorted(where))
-    return classes, [f"classes taken from the annotations: {len(classes)} ({enumerated(classes)})"]
+    return classes, [f"classes taken from the annotations: {len(classes)} ({a_few(classes, 10)})"]
 
 
 def _similar(name: str, names: Sequence[str]) -> str:
@@ -207,7 +206,7 @@ def _open_coco(root: Path, classes: Sequence[str]) -> tuple[DetectionSet, Detect
     names = [[category.name for category in file.categories] for file in files]
     if differing := {*names[0]} ^ {*names[1]}:
         notes[0].append(
-            f"{files[0].path.name} and {files[1].path.name} differ in the categories {enumerated(differing)}"
+            f"{files[0].path.name} and {files[1].path.name} differ in the categories {a_few(sorted(differing), 10)}"
         )
     notes[1] += note_leaks(*([raw.path for raw in split] for split in splits))
     return detection_sets(root, splits, classes or names[0], notes, crowds=True)

@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from cutmix.config.tasks import Detection
-from cutmix.data.loaders import FileLoader, Loader
+from cutmix.data.loaders import FileLoader, Loader, check_batch_size
 from cutmix.data.transforms import TestOrder, TrainOrder
 from cutmix.errors import InputError, missing_extra, printable
 from cutmix.runs.record import Record
@@ -286,10 +286,7 @@ def make_batches(
     workers: int,
 ) -> tuple[Loader, Loader]:
     """Return the training batches, augmented as in the recipe's code base, and the test batches."""
-    if recipe.batch_size % world.size:
-        raise InputError(
-            f"--batch-size is {recipe.batch_size}; expected a positive multiple of the {world.size} processes"
-        )
+    check_batch_size(recipe.batch_size, world.size, "--batch-size")
     if test_set.objects().difficult.all():
         raise InputError(
             f"every object of the {len(test_set)} test images of {test_set.name} is difficult; expected one that counts"

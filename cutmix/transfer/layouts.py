@@ -11,23 +11,16 @@ from typing import Any, Generic, TypeVar
 from cutmix.data.decode import Pixels, digest_pixels, in_threads
 from cutmix.data.division import MOST_BYTES
 from cutmix.data.folder import EXTENSIONS, held_share, hold_out
-from cutmix.errors import InputError
+from cutmix.errors import InputError, a_few
 from cutmix.runtime.files import check_fields, kind_of, parse_object, read_bytes, read_lenient_text
 
 _SUFFIXES = (*EXTENSIONS, ".xml")
 _FLAGS = ("-1", "0", "1")  # VOC's lists of one class: absent, difficult, present
 
 
-def enumerated(names: Collection[str], limit: int = 10) -> str:
-    """Return names for a sentence, the first few of many."""
-    shown = sorted(names)[:limit]
-    more = len(names) - len(shown)
-    return ", ".join(shown) + (f" and {more:,} more" if more else "")
-
-
 def left_out(what: str, files: Collection[Path]) -> list[str]:
     """Return a note on files that are not used, with their number and the first names; none without files."""
-    return [f"{what}: {len(files):,} ({enumerated([file.name for file in files], 3)})"] if files else []
+    return [f"{what}: {len(files):,} ({a_few(sorted(file.name for file in files), 3)})"] if files else []
 
 
 def is_unicode(text: str) -> bool:
