@@ -6,9 +6,8 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from zipfile import BadZipFile
 
-# What NumPy raises for a file of arrays that is missing or damaged at any byte.
+# NumPy's exceptions for a file of arrays that is missing or damaged.
 UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zlib.error, BadZipFile)
-
 
 # Control characters, line separators, changes of direction, and the surrogates of names that are not UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

@@ -24,7 +24,7 @@ from cutmix.statistics import LEVEL, Paired, holm, in_words, mcnemar
 MOST_IN_PAIRS = 6  # runs up to which every pair is compared
 _GAP = 5.0  # points between mean confidence and accuracy that are a finding
 
-# What a comparison of methods may vary.
+# Options in which compared methods may differ.
 _MIX_FIELDS = {
     "mix", "alpha", "mix_prob", "mix_per_sample", "mix_layers", "cutout", "cutout_size", "label_smoothing",
     "stochastic_depth", "shake_drop", "depth_decay", "drop_block", "drop_block_size", "backbone",

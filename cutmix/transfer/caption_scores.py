@@ -84,7 +84,7 @@ class Vocabulary:
 
 # ---- tokens ----
 
-# What the COCO evaluation drops. It compares after lower-casing, so its "-LRB-" never matches and brackets stay.
+# Tokens that the COCO evaluation drops. It compares after lower-casing, so its "-LRB-" never matches and brackets stay.
 _PUNCTUATION = frozenset(("''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"))
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _TYPOGRAPHIC = str.maketrans({"“": '"', "”": '"', "’": "'", "…": " ... ", "–": " -- ", "—": " -- "})
