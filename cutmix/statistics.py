@@ -25,8 +25,8 @@ FEW = 100  # images, below which a bootstrap interval is not trusted where it ha
 
 def in_words(p: float) -> str:
     """Return a p-value for a table; a difference that is not significant says so."""
-    said = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-    return said if p < LEVEL else f"not significant ({said})"
+    text = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    return text if p < LEVEL else f"not significant ({text})"
 
 
 # ---- tests ----
@@ -153,7 +153,7 @@ def auroc_difference(
     difference of the areas is the variance of the difference of these parts.
 
     Args:
-        first: Scores of the first run: of positive images, (N,), meant to be higher, and of negative ones, (M,).
+        first: Scores of the first run: of positive images, (N,), expected to be higher, and of negative ones, (M,).
         second: Scores of the second run for the same images in the same order.
         confidence: Of the interval, in (0, 1).
 

@@ -104,7 +104,7 @@ def find_near(folders: ClassFolders, channels: int = 3) -> list[list[File]]:
     groups: dict[int, list[File]] = defaultdict(list)
     for i, (file, _) in enumerate(known):
         groups[root(i)].append(file)
-    return [its for its in groups.values() if len(its) > 1]
+    return [near for near in groups.values() if len(near) > 1]
 
 
 _NEAR = 3.0  # levels of 255
@@ -200,7 +200,7 @@ def divide_folds(folders: ClassFolders, copies: Copies, fold: int, folds: int, s
                 f"the class '{folders.classes[label]}' has 1 image; --folds needs two or more of each class"
             )
         own = [0] * folds
-        first = {group: min(folders.name_of(file.path) for file in its) for group, its in groups.items()}
+        first = {group: min(folders.name_of(file.path) for file in members) for group, members in groups.items()}
         for group in sorted(groups, key=lambda group: derive_seed(seed, "fold", first[group])):
             if group not in fold_of:
                 fold_of[group] = min(range(folds), key=lambda k: (own[k], sizes[k], k))

@@ -257,9 +257,9 @@ def _sample(path: Path, key: str, files: dict[str, tuple[str, int, int]], labell
     if len(images) > 1:
         raise InputError(f"{path} holds {' and '.join(images)} of the sample {key}; expected one image")
     name, offset, size = files[images[0]]
-    said = json_object(about["json"], f"{path}: {key}.json", '{"label": …}') if "json" in about else {}
-    label, class_name = _label_of(path, key, about.get("cls"), said) if labelled else (None, None)
-    own = said.get("file")
+    fields = json_object(about["json"], f"{path}: {key}.json", '{"label": …}') if "json" in about else {}
+    label, class_name = _label_of(path, key, about.get("cls"), fields) if labelled else (None, None)
+    own = fields.get("file")
     shown = own if isinstance(own, str) and own else f"{path.stem}/{name}"
     return Sample(key, shown, offset, size, EXTENSIONS.index(f".{images[0]}"), label, class_name)
 
@@ -281,10 +281,10 @@ def json_object(content: str | bytes, where: str, expected: str) -> dict[str, An
     return found
 
 
-def _label_of(path: Path, key: str, cls: bytes | None, said: dict[str, Any]) -> tuple[int | None, str | None]:
+def _label_of(path: Path, key: str, cls: bytes | None, fields: dict[str, Any]) -> tuple[int | None, str | None]:
     """Return the class id and the class name of a sample, one of which may be missing."""
-    values = [said[k] for k in _ID_KEYS if isinstance(said.get(k), int) and not isinstance(said[k], bool)]
-    names = [said[k] for k in _NAME_KEYS if isinstance(said.get(k), str) and said[k].strip()]
+    values = [fields[k] for k in _ID_KEYS if isinstance(fields.get(k), int) and not isinstance(fields[k], bool)]
+    names = [fields[k] for k in _NAME_KEYS if isinstance(fields.get(k), str) and fields[k].strip()]
     if cls is not None:
         text = cls.decode("utf-8", "surrogateescape").strip()
         if re.fullmatch(r"-?\d{1,18}", text):

@@ -286,8 +286,8 @@ def label_records(
         if np.isnan(value):
             continue
         ends = bootstrap_interval(float(value), spread, n, confidence)
-        said: dict[str, Any] = {"note": note} if metric in ("f1_macro", "f1_micro", "f1_images", "hamming") else {}
-        records.append(Record(metric=metric, of=name, value=float(value), **ends._asdict(), n=count, **shared, **said))
+        notes: dict[str, Any] = {"note": note} if metric in ("f1_macro", "f1_micro", "f1_images", "hamming") else {}
+        records.append(Record(metric=metric, of=name, value=float(value), **ends._asdict(), n=count, **shared, **notes))
     return records + [
         Record(metric="label_threshold", of=name, value=float(t), chosen_on=chosen_on, **shared)
         for name, t in zip(classes, thresholds, strict=True)

@@ -105,15 +105,15 @@ def opening(model: Model, options: PredictOptions, files: list[Source] | None) -
     """Return a line about the model, the images and the temperature."""
     images = "images from standard input" if files is None else f"{len(files):,} image{'s' * (len(files) != 1)}"
     if options.temperature is not None:
-        said = f"temperature {options.temperature:g}, as given"
+        calibration = f"temperature {options.temperature:g}, as given"
     elif model.fitted_on or model.rejected is not None:
-        said = f"temperature {model.describe_temperature()}"
+        calibration = f"temperature {model.describe_temperature()}"
     else:
-        said = "no temperature (cutmix evaluate RUN --suite calibration fits one)"
+        calibration = "no temperature (cutmix evaluate RUN --suite calibration fits one)"
     if model.thresholds is not None:
         how = f"{options.threshold:g} for every label" if options.threshold else "of each label, chosen in training"
-        said += f"; thresholds {how}"
-    return f"{model.source}: {model.recipe.model}, {len(model.classes)} classes; {images}; {said}"
+        calibration += f"; thresholds {how}"
+    return f"{model.source}: {model.recipe.model}, {len(model.classes)} classes; {images}; {calibration}"
 
 
 def write(found: Predictions, file: TextIO, options: PredictOptions) -> int:

@@ -257,10 +257,10 @@ def draw(
     axes = figure.subplots(1, count, squeeze=False)[0]
     pixels = _pixels(model, image)
     top = probabilities.topk(min(3, len(probabilities)))
-    said = "\n".join(f"{p:.2f} {model.classes[i][:24]}" for p, i in zip(*map(Tensor.tolist, top), strict=True))
+    text = "\n".join(f"{p:.2f} {model.classes[i][:24]}" for p, i in zip(*map(Tensor.tolist, top), strict=True))
     axes[0].imshow(pixels)
     axes[0].set_title("image", fontsize=8)
-    axes[0].set_xlabel(said, fontsize=8, parse_math=False)
+    axes[0].set_xlabel(text, fontsize=8, parse_math=False)
     for axis, class_id, heat in zip(axes[1:], chosen, maps, strict=False):
         overlay(axis, pixels, heat.numpy())
         axis.set_title("heat map", fontsize=8)

@@ -172,28 +172,28 @@ def _name(record: Record, backbone: str) -> str:
 
 def departures(recipe: Training, line: Record, test_images: int | None = None) -> list[str]:
     """Return the differences of a result from its recipe, for the test images of its data or another number of them."""
-    facts, n, said = DATA.get(recipe.data), line.n, []
+    facts, n, changes = DATA.get(recipe.data), line.n, []
     wanted = test_images or (facts and facts.test_images)
     side = getattr(recipe, "image_size", None) or (facts and facts.side)
     if line.model != recipe.model:
-        said.append(f"network {line.model}")
+        changes.append(f"network {line.model}")
     if line.epochs != recipe.epochs:
-        said.append(f"{line.epochs} of {recipe.epochs} epochs")
+        changes.append(f"{line.epochs} of {recipe.epochs} epochs")
     small = bool(facts and facts.side)  # a set of image files is recognized by its size, wherever it is
     if line.data != recipe.data and (small or n != wanted):
-        said.append(f"data {line.data}")
+        changes.append(f"data {line.data}")
     if line.drawn:
-        said.append(f"{line.drawn:,} of the images")
+        changes.append(f"{line.drawn:,} of the images")
     elif wanted and n != wanted:
-        said.append("unknown number of test images" if n is None else f"{n:,} test images")
+        changes.append("unknown number of test images" if n is None else f"{n:,} test images")
     if side and line.image_size not in (None, side):
-        said.append(f"images of {line.image_size}×{line.image_size}")
+        changes.append(f"images of {line.image_size}×{line.image_size}")
     if line.weights != "model":
-        said.append("averaged weights")
+        changes.append("averaged weights")
     if line.recipe_changes is None:
-        return [*said, "how it was trained is not known"]
+        return [*changes, "how it was trained is not known"]
     changed = [name for name in line.recipe_changes if name not in _FREE]
-    return said + ([f"{listed(changed)} changed"] if changed else [])
+    return changes + ([f"{listed(changed)} changed"] if changed else [])
 
 
 def _transfer_departures(rows: Sequence[Row], record: Record) -> list[str]:
@@ -226,23 +226,25 @@ def _by_row(table: Table, found: Sequence[Found]) -> list[Sheet]:
     against = _against_baseline(ours)
     made = []
     rows: list[tuple[str, ...]]
-    for how in ["", *sorted({one.how for its in ours.values() for one in its if one.how})]:
-        same = {row: [one for one in its if one.how == how] for row, its in ours.items()}
+    for how in ["", *sorted({one.how for runs in ours.values() for one in runs if one.how})]:
+        same = {row: [one for one in runs if one.how == how] for row, runs in ours.items()}
         if how:
             caption = f"{table.heading.partition(':')[0]}, not comparable with the paper's numbers: {how}"
             header: tuple[str, ...] = ("Row", *_HERE)
             rows = [
-                (row.label, *_cells(table, row, its), against.get((row, how), "")) for row, its in same.items() if its
+                (row.label, *_cells(table, row, runs), against.get((row, how), ""))
+                for row, runs in same.items()
+                if runs
             ]
         else:
             caption = _with_notes(table.heading, table.notes)
             header = ("Row", "Paper", *_HERE)
             rows = [
                 (
-                    _with_notes(row.label, row.notes), _printed(table, row), *_cells(table, row, its),
+                    _with_notes(row.label, row.notes), _printed(table, row), *_cells(table, row, runs),
                     against.get((row, ""), ""),
                 )
-                for row, its in same.items()
+                for row, runs in same.items()
             ]  # fmt: skip
         kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
         made.append(
@@ -259,12 +261,12 @@ def _against_baseline(ours: dict[Row, list[Result]]) -> dict[tuple[Row, str], st
     """Compare each row with the last baseline above it that was run in the same way."""
     tested: dict[tuple[Row, str], tuple[float, float | None]] = {}
     baseline: Row | None = None
-    for row, its in ours.items():
+    for row, runs in ours.items():
         if row.is_baseline:
             baseline = row
             continue
-        for how in {one.how for one in its} - {SMOKE}:
-            mine = [one for one in its if one.how == how]
+        for how in {one.how for one in runs} - {SMOKE}:
+            mine = [one for one in runs if one.how == how]
             base = [one for one in ours[baseline] if one.how == how] if baseline else []
             if base:
                 tested[row, how] = (_mean(mine) - _mean(base), _p_value(mine, base))
@@ -290,24 +292,24 @@ def _mean(runs: Sequence[Result]) -> float:
     return sum(run.error for run in runs) / len(runs)
 
 
-def _cells(table: Table, row: Row, its: Sequence[Result]) -> tuple[str, str, str]:
+def _cells(table: Table, row: Row, runs: Sequence[Result]) -> tuple[str, str, str]:
     """Return the best epoch's and the last one's errors, and the number of seeds."""
-    if not its:
+    if not runs:
         return "not run", "not run", ""
-    seeds = str(len({one.seed for one in its}))
-    if its[0].how == SMOKE:
+    seeds = str(len({one.seed for one in runs}))
+    if runs[0].how == SMOKE:
         return "", "ran", seeds
-    return _values(table, row, its, "best"), _values(table, row, its, "last"), seeds
+    return _values(table, row, runs, "best"), _values(table, row, runs, "last"), seeds
 
 
-def _values(table: Table, row: Row, its: Sequence[Result], which: str = "last") -> str:
+def _values(table: Table, row: Row, runs: Sequence[Result], which: str = "last") -> str:
     """Return a row's metrics with their intervals: of one run, or the mean over its seeds."""
-    said = []
+    values = []
     for metric in row.metrics:
-        estimate = pooled(one.lines[metric, which] for one in its if (metric, which) in one.lines)
+        estimate = pooled(one.lines[metric, which] for one in runs if (metric, which) in one.lines)
         digits = table.digits if row.method else 2
-        said.append(with_interval(_accuracy(estimate) if table.accuracy else estimate, f".{digits}f"))
-    return "; ".join(said) if set(said) != {"not run"} else "not run"
+        values.append(with_interval(_accuracy(estimate) if table.accuracy else estimate, f".{digits}f"))
+    return "; ".join(values) if set(values) != {"not run"} else "not run"
 
 
 def _accuracy(error: Estimate | None) -> Estimate | None:
@@ -334,20 +336,20 @@ def _by_method(table: Table, found: Sequence[Found]) -> tuple[list[Sheet], list[
     for label, rows in table.lines.items():
         own = [[one for one in ours[label] if one.recipe == row.recipe and not one.how] for row in rows]
         body.append((f"{label}: paper", *(_printed(table, row) for row in rows)))
-        body.append((f"{label}: here", *(_values(table, row, its) for row, its in zip(rows, own, strict=True))))
+        body.append((f"{label}: here", *(_values(table, row, runs) for row, runs in zip(rows, own, strict=True))))
     made = [Sheet(f"{table.heading} ({table.unit})", ("Row", *METHODS), body)]
-    others = list(dict.fromkeys(_pool(one) for its in ours.values() for one in its if one.how))
-    shown = [label for label, its in ours.items() if any(one.how for one in its)]
+    others = list(dict.fromkeys(_pool(one) for runs in ours.values() for one in runs if one.how))
+    shown = [label for label, runs in ours.items() if any(one.how for one in runs)]
     if others:
         body = []
         for key in others:
-            its = {label: [one for one in ours[label] if _pool(one) == key] for label in shown}
-            values = [_values(table, table.lines[label][0], same) if same else "–" for label, same in its.items()]
+            same = {label: [one for one in ours[label] if _pool(one) == key] for label in shown}
+            values = [_values(table, table.lines[label][0], runs) if runs else "–" for label, runs in same.items()]
             body.append((key[0], *values))
         caption = f"{table.heading.partition(':')[0]}, not comparable with the paper’s numbers"
         made.append(Sheet(caption, ("Run", *shown), body))
-    said = [f"{name} is not the paper’s protocol: {how}." for name, *_, how in others]
-    return made, list(dict.fromkeys(said))
+    notes = [f"{name} is not the paper’s protocol: {how}." for name, *_, how in others]
+    return made, list(dict.fromkeys(notes))
 
 
 def _pool(one: Result) -> tuple[str, ...]:
@@ -360,8 +362,8 @@ def sweeps(table: Table, found: Iterable[Found]) -> list[Sweep]:
     found = list(found)
     ours = {row: results_of([row], found) for row in table.rows}
     made = []
-    for how in sorted({one.how for its in ours.values() for one in its} - {SMOKE}):
-        means = {row: _mean(same) for row, its in ours.items() if (same := [one for one in its if one.how == how])}
+    for how in sorted({one.how for runs in ours.values() for one in runs} - {SMOKE}):
+        means = {row: _mean(same) for row, runs in ours.items() if (same := [one for one in runs if one.how == how])}
         points = [(row.x, mean) for row, mean in means.items() if row.x is not None]
         baselines = [mean for row, mean in means.items() if row.is_baseline]
         if len(points) > 1:

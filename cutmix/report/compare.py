@@ -65,11 +65,12 @@ def _contests(runs: Sequence[Run]) -> Iterator[_Contest]:
                 lines.setdefault(setting, line)
         for setting, estimates in settings.items():
             baseline = baseline_of([by_recipe[name][0] for name in estimates])
-            its = {name: [run for run in by_recipe[name] if run.finished] for name in estimates}
-            p = {name: tested for name in its if name != baseline and (tested := _chance(its[name], its[baseline]))}
+            finished = {name: [run for run in by_recipe[name] if run.finished] for name in estimates}
+            tests = ((name, _chance(finished[name], finished[baseline])) for name in finished if name != baseline)
+            p = {name: tested for name, tested in tests if tested}
             adjusted = holm([value for value, _ in p.values()])
             chance = {name: (value, p[name][1]) for name, value in zip(p, adjusted, strict=True)}
-            yield _Contest(main, lines[setting], baseline, its, estimates, chance)
+            yield _Contest(main, lines[setting], baseline, finished, estimates, chance)
 
 
 def _chance(members: Sequence[Run], others: Sequence[Run]) -> tuple[float, int] | None:
@@ -86,7 +87,7 @@ def _chance(members: Sequence[Run], others: Sequence[Run]) -> tuple[float, int] 
     seeds = sorted(one.keys() & other.keys())
     if len(seeds) < 2:
         return None
-    wrong = [np.stack([~its[seed].right for seed in seeds]) for its in (one, other)]
+    wrong = [np.stack([~outcomes_of[seed].right for seed in seeds]) for outcomes_of in (one, other)]
     return crossed_difference(wrong[0], wrong[1]).p, len(seeds)
 
 
@@ -107,19 +108,19 @@ def comparisons(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
     Only recipes with the same test images are compared: with the first without any method, else the first.
     """
-    said = []
+    sentences = []
     for contest in _contests(runs):
         line, members, estimates = contest.line, contest.members, contest.estimates
         baseline, main = estimates[contest.baseline], contest.main
         if len(estimates) > 1:  # the verdict has the result of a single recipe
-            said.append((contest.baseline, f"{_main(baseline, main, line.n)} on {_images(line)}."))
+            sentences.append((contest.baseline, f"{_main(baseline, main, line.n)} on {_images(line)}."))
         for name, found in estimates.items():
             if name == contest.baseline:
                 continue
             text = f"{_main(found, main, line.n)}, {_difference(found, baseline, main)} {contest.baseline}. "
             text += _tested(contest, name) or _verdict(found, baseline)
-            said.append((name, text + _caveat(members[name][0], members[contest.baseline][0])))
-    return said
+            sentences.append((name, text + _caveat(members[name][0], members[contest.baseline][0])))
+    return sentences
 
 
 def verdict(runs: Sequence[Run]) -> list[str]:
@@ -154,7 +155,7 @@ def _describe(contest: _Contest) -> list[str]:
     ((name, found),) = contest.estimates.items()
     line, run = contest.line, contest.members[name][0]
     interval = "" if found.low is None or found.high is None else f" (95\u00a0% interval {_range(found, contest.main)})"
-    said = [f"{name}: {_value(found, contest.main, line.n)}{interval}, on {_images(line)}."]
+    sentences = [f"{name}: {_value(found, contest.main, line.n)}{interval}, on {_images(line)}."]
     made = read_answers(run)
     if made is not None:
         worst, count = min(count_by_class([made]).items(), key=lambda item: item[1].right / item[1].images)
@@ -163,8 +164,8 @@ def _describe(contest: _Contest) -> list[str]:
         if pairs:
             (_, taken), n = max(pairs.items(), key=lambda item: item[1])
             text += f"; {n:,} of its images are taken for {made.classes[taken]}"
-        said.append(f"{text}.")
-    return said
+        sentences.append(f"{text}.")
+    return sentences
 
 
 def _images(line: Record) -> str:
@@ -175,7 +176,7 @@ def _images(line: Record) -> str:
 
 def calibration_findings(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Return the label of each run whose confidence is off by 5 points or more, and the effect of a temperature."""
-    said = []
+    sentences = []
     for run in runs:
         found = {line.metric: line for line in run.suite("calibration")}
         gap, temperature = found.get("signed_gap"), found.get("temperature")
@@ -187,8 +188,8 @@ def calibration_findings(runs: Sequence[Run]) -> list[tuple[str, str]]:
         if temperature and temperature.value is not None and after and after.value is not None:
             does = "corrects this" if abs(after.value) < abs(gap.value) / 2 else "does not correct this"
             text += f"; a temperature of {temperature.value:.2f} {does} ({number(after.value, '+.0f')} points after it)"
-        said.append((run.label, f"{text}."))
-    return said
+        sentences.append((run.label, f"{text}."))
+    return sentences
 
 
 def lead(runs: Sequence[Run]) -> Run | None:
@@ -224,11 +225,11 @@ def pairs(runs: Sequence[Run]) -> list[Pair]:
     members = list(outcomes.values())
     baseline = baseline_of([run for run, _ in members]) if members else None
     found = []
-    for (one, its), (other, others) in combinations(members, 2):
+    for (one, outcome), (other, others) in combinations(members, 2):
         chosen = len(members) <= MOST_IN_PAIRS or baseline in (one.group, other.group)
         same = one.group != other.group and one.recipe.get("seed") == other.recipe.get("seed")
-        if chosen and same and its.same_images(others):
-            found.append((one.label, other.label, mcnemar(its.right, others.right)))
+        if chosen and same and outcome.same_images(others):
+            found.append((one.label, other.label, mcnemar(outcome.right, others.right)))
     adjusted = holm([counts.p for _, _, counts in found])
     return [Pair(*pair, p) for pair, p in zip(found, adjusted, strict=True)]
 

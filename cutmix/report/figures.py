@@ -207,7 +207,7 @@ def curves(card: Card, sweeps: dict[tuple[str, str], list[Key]], *, small: bool 
     for (name, of), rows in sweeps.items():
         metric, scale = metric_of(name), 255 if metric_of(name).at == "ε" else 1
         title = metric.label + (f", {of}" if of else "")
-        drawn, said = [], []
+        drawn, descriptions = [], []
         for run in card.runs:
             found = [card.rows[row][run.label] for row in rows if run.label in card.rows[row]]
             points = [(line.at * scale, line.value) for line in found if line.at is not None and line.value is not None]
@@ -215,11 +215,11 @@ def curves(card: Card, sweeps: dict[tuple[str, str], list[Key]], *, small: bool 
                 continue
             xs, ys = zip(*points, strict=True)
             drawn.append(Curve(xs, ys, card.styles[run.group]))
-            said.append(f"{run.label}: " + ", ".join(f"{y:.{metric.digits}f} at {x:g}" for x, y in points))
+            descriptions.append(f"{run.label}: " + ", ".join(f"{y:.{metric.digits}f} at {x:g}" for x, y in points))
             widest = max([widest, *((x.high - x.low) / 2 for x in found if x.low is not None and x.high is not None)])
         axis, xlabel = _AXES[metric.at]
         ylabel = "error, %" if name.endswith("_err") else "share of pairs, %"
-        alt = f"{title}, by {xlabel}. {'; '.join(said)}."
+        alt = f"{title}, by {xlabel}. {'; '.join(descriptions)}."
         plots.append((title, lines(drawn, xlabel=xlabel, ylabel=ylabel, alt=alt, axis=axis, from_zero=True)))
     caption = Markup("{}. The 95 % intervals of the points are at most ±{:.1f} points wide.").format(
         Markup(", ").join(link(anchor(name), metric_of(name).label) for name in dict.fromkeys(n for n, _ in sweeps)),
@@ -241,7 +241,7 @@ _AXES: dict[str, tuple[Axis, str]] = {
 
 def reliability_of(card: Card) -> Markup:
     """Return the reliability diagram and the histogram of confidences of all runs."""
-    drawn, sure, said, counted = [], [], [], []
+    drawn, sure, descriptions, counted = [], [], [], []
     for run in card.runs:
         path = run.arrays(card.suite)
         table = read_arrays(path).get("reliability") if path.is_file() else None
@@ -252,11 +252,11 @@ def reliability_of(card: Card) -> Markup:
         drawn.append(Curve((100 * full[:, 3]).tolist(), (100 * full[:, 4]).tolist(), style))
         edges = (100 * np.append(table[:, 0], table[-1, 1])).tolist()
         sure.append(Curve(edges, (100 * table[:, 2] / table[:, 2].sum()).tolist(), style))
-        said.append(f"{run.label}: " + ", ".join(f"{100 * b:.0f} at {100 * a:.0f}" for a, b in full[:, 3:]))
+        descriptions.append(f"{run.label}: " + ", ".join(f"{100 * b:.0f} at {100 * a:.0f}" for a, b in full[:, 3:]))
         counted.append(f"{run.label}: {sure[-1].y[-1]:.0f} % of the images above {edges[-2]:.0f} %.")
     if not drawn:
         return Markup("")
-    alt = f"Accuracy by mean confidence of the bins, in per cent. {'; '.join(said)}."
+    alt = f"Accuracy by mean confidence of the bins, in per cent. {'; '.join(descriptions)}."
     plots = [
         ("Reliability diagram", reliability(drawn, alt=alt)),
         (
@@ -314,6 +314,6 @@ def suite_figures(card: Card) -> Markup:
     for run in card.runs:
         prefix = run.arrays(card.suite).stem
         for path in sorted((run.folder / "figures").glob(f"{prefix}-*.png")):
-            said = f"{run.label}: {path.stem.removeprefix(f'{prefix}-').replace('-', ' ')}"
-            items.append(figure(regular(path).read_bytes(), path, alt=f"Images of {said}", caption=said))
+            caption = f"{run.label}: {path.stem.removeprefix(f'{prefix}-').replace('-', ' ')}"
+            items.append(figure(regular(path).read_bytes(), path, alt=f"Images of {caption}", caption=caption))
     return Markup(HTML.images(items)) if items else Markup("")

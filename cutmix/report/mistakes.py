@@ -70,9 +70,9 @@ def _same_images(runs: Sequence[Run], first: Answers) -> Iterable[_Group]:
 def _by_class(compared: Sequence[_Group], classes: Sequence[str]) -> Markup:
     """Return a bar for each class and recipe, the class with the least accuracy first."""
     counts = [count_by_class(group.answers) for group in compared]
-    order = sorted(counts[0], key=lambda k: (sum(its[k].right / its[k].images for its in counts), classes[k]))
+    order = sorted(counts[0], key=lambda k: (sum(each[k].right / each[k].images for each in counts), classes[k]))
     rows = [
-        Row(classes[k], [_bar(its[k], group.colour) for its, group in zip(counts, compared, strict=True)])
+        Row(classes[k], [_bar(each[k], group.colour) for each, group in zip(counts, compared, strict=True)])
         for k in order
     ]
     header = ["Class", *(group.name for group in compared)]
@@ -102,15 +102,15 @@ def _confusions(compared: Sequence[_Group], classes: Sequence[str]) -> Markup:
     rows = [
         Row(
             f"{classes[label]} as {classes[predicted]}",
-            [f"{its[label, predicted]:,} of {n[label].images:,}" for its, n in zip(pairs, counts, strict=True)],
+            [f"{times[label, predicted]:,} of {n[label].images:,}" for times, n in zip(pairs, counts, strict=True)],
         )
         for (label, predicted), _ in often
     ]
     left = sum(total.values()) - sum(n for _, n in often)
     caption = "Wrong predictions of the most frequent pairs, of all images of the true class"
     table = HTML.table(caption, ["Class and prediction", *(group.name for group in compared)], rows)
-    said = [f"{left:,} more wrong predictions are of other pairs."] if left else []
-    return Markup(HTML.heading("Confused classes")) + Markup(table) + (Markup(HTML.notes(said)) if said else "")
+    notes = [f"{left:,} more wrong predictions are of other pairs."] if left else []
+    return Markup(HTML.heading("Confused classes")) + Markup(table) + (Markup(HTML.notes(notes)) if notes else "")
 
 
 # ---- images ----
@@ -148,8 +148,8 @@ def _class_galleries(run: Run, made: Answers) -> Markup:
 
     body = _galleries(run, lists, answer, "the run with the most right predictions", "the predicted class")
     if body and error > _WEAK:
-        said = f"The model is wrong on {error:.0%} of the images: its contradictions do not point to label errors."
-        body += Markup(HTML.heading("Possible label errors")) + Markup(HTML.note(said))
+        note = f"The model is wrong on {error:.0%} of the images: its contradictions do not point to label errors."
+        body += Markup(HTML.heading("Possible label errors")) + Markup(HTML.note(note))
     return body
 
 
@@ -166,9 +166,9 @@ def _label_gallery(run: Run, made: LabelAnswers) -> Markup:
         labels, predicted = made.labels[i], made.predicted[i]
         return _Answer(_name(made, i), named(predicted, predicted), named(labels, labels & ~predicted))
 
-    said = "Wrong labels with the highest probability, and missed labels with the lowest, each with its probability."
+    caption = "Wrong labels with the highest probability, and missed labels with the lowest, each with its probability."
     return _galleries(
-        run, [("Surest mistakes", index, said)], answer, "the run with the highest mAP", "the surest wrong label"
+        run, [("Surest mistakes", index, caption)], answer, "the run with the highest mAP", "the surest wrong label"
     )
 
 
@@ -177,14 +177,14 @@ def _galleries(
 ) -> Markup:
     """Return lists of images of a run, each under its heading; as tables if the run has not drawn them."""
     body, has_maps = Markup(""), False
-    for title, index, said in lists:
+    for title, index, caption in lists:
         items = [item for i in index if (item := _example(run, i, answer(i)))]
         if items:
             has_maps |= any(item["width"] > item["height"] for item in items)
-            body += Markup(HTML.heading(title)) + Markup(HTML.gallery(said, items))
+            body += Markup(HTML.heading(title)) + Markup(HTML.gallery(caption, items))
         elif index:
-            rows = [Row(its.name, [its.prediction, its.label]) for its in map(answer, index)]
-            body += Markup(HTML.heading(title)) + Markup(HTML.table(said, ["Image", "Prediction", "Label"], rows))
+            rows = [Row(answered.name, [answered.prediction, answered.label]) for answered in map(answer, index)]
+            body += Markup(HTML.heading(title)) + Markup(HTML.table(caption, ["Image", "Prediction", "Label"], rows))
     if not body:
         return Markup("")
     whose = f"Images of {run.label}, {which}, after the last epoch."
@@ -219,5 +219,5 @@ def _prediction(made: Answers, i: int) -> str:
     first = made.predicted[i]
     if second == first:
         second = p.argsort(kind="stable")[-1]
-    said = f"{made.classes[first]} {_percent(p[first])}"
-    return said if p[first] - p[second] > 0.2 else f"{said}, {made.classes[second]} {_percent(p[second])}"
+    text = f"{made.classes[first]} {_percent(p[first])}"
+    return text if p[first] - p[second] > 0.2 else f"{text}, {made.classes[second]} {_percent(p[second])}"

@@ -336,11 +336,11 @@ def _transfer_figures(runs: Sequence[Run]) -> Markup:
     """Return the test images that each run drew."""
     items = []
     for run in runs:
-        for kind, said in _DRAWN.items():
+        for kind, title in _DRAWN.items():
             path = run.folder / "figures" / f"{kind}.png"
             if path.is_file():
                 alt = f"Test images with the {kind} of {run.label}"
-                items.append(figure(regular(path).read_bytes(), path, alt=alt, caption=f"{run.label}: {said}"))
+                items.append(figure(regular(path).read_bytes(), path, alt=alt, caption=f"{run.label}: {title}"))
     return Markup(HTML.images(items)) if items else Markup("")
 
 

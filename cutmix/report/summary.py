@@ -59,16 +59,16 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
 
 def summarize(runs: Sequence[Run]) -> Section:
     """Return the verdict, then a sentence for each recipe, each finding and each unfinished run."""
-    items = [Markup("<strong>{}</strong>: {}").format(*said) for said in comparisons(runs) + calibration_findings(runs)]
+    items = [Markup("<strong>{}</strong>: {}").format(*each) for each in comparisons(runs) + calibration_findings(runs)]
     items += [_unfinished(run) for run in runs if not run.finished]
     items += [_only_suites(run) for run in runs if run.finished and _line(run) is None]
-    said = verdict(runs)
+    finding = verdict(runs)
     brief = [(run.label, steps) for run in runs if run.finished and 0 < (steps := _steps(run)) < _FEW_STEPS]
     body = Markup("")
     if brief:
         those = ", ".join(f"{label} ({_count(steps, 'step')})" for label, steps in brief)
         body += HTML.note(f"Trained for so few steps that the results mean little: {those}.")
-    body += Markup(HTML.lead(said)) if said else Markup("")
+    body += Markup(HTML.lead(finding)) if finding else Markup("")
     if any(_tested_apart([run for run in runs if run.task == task]) for task in MAIN):
         body += HTML.note("The runs have different test images; results on different images are not comparable.")
     return Section("Summary", "summary", body + HTML.sentences(items))
@@ -181,16 +181,16 @@ def paper_sweeps(runs: Sequence[Run]) -> Section | None:
     plots = []
     for name, axis in (("figure3-alpha", "α"), ("figure3-layer", "layer")):
         (table,) = find_tables(name)
-        curves, said = [], []
+        curves, descriptions = [], []
         for sweep in sweeps(table, ours):
             xs, ys = zip(*sweep.points, strict=True)
             names = [(sweep.how or "the paper’s protocol", xs, ys)]
             if sweep.baseline is not None:
                 names.append((f"baseline ({names[0][0]})", (xs[0], xs[-1]), (sweep.baseline,) * 2))
             curves += [Curve(x, y, legend.setdefault(label, len(legend))) for label, x, y in names]
-            said.append(f"{names[0][0]}: " + ", ".join(f"{y:.1f} at {x:g}" for x, y in sweep.points))
+            descriptions.append(f"{names[0][0]}: " + ", ".join(f"{y:.1f} at {x:g}" for x, y in sweep.points))
         if curves:
-            alt = f"Top-1 error by {axis}. {'; '.join(said)}."
+            alt = f"Top-1 error by {axis}. {'; '.join(descriptions)}."
             plots.append(
                 (table.heading.partition(": ")[2], lines(curves, xlabel=axis, ylabel="top-1 error, %", alt=alt))
             )

@@ -116,10 +116,10 @@ def _by_class(
     """
     found, by_seed = [], []
     for index, name in enumerate(names):
-        its = labels[:, index] if labels.ndim == 2 else labels == index
+        images = labels[:, index] if labels.ndim == 2 else labels == index
         k = index if labels.ndim == 2 else 0
-        if its.sum() > 1:
-            one, other = (errors[:, its, k].astype(np.float64) for errors in (method, baseline))
+        if images.sum() > 1:
+            one, other = (errors[:, images, k].astype(np.float64) for errors in (method, baseline))
             found.append((name, crossed_difference(one, other)))
             by_seed.append(100 * (one - other).mean(1))
     p = [one.p for _, one in found]

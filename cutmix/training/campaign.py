@@ -360,8 +360,8 @@ def summarize_folds(jobs: Sequence[Job], out: Path) -> list[Record]:
     folds, records = len(jobs), []
     predictions = [read_arrays(job.path / "predictions/last.npz") for job in jobs]
     for k, job in enumerate(jobs, 1):
-        its = [r for r in read_run(job.path).results if r.source == "training" and r.which == "last"]
-        records += [replace(r, fold=f"{k} of {folds}") for r in its]
+        last = [r for r in read_run(job.path).results if r.source == "training" and r.which == "last"]
+        records += [replace(r, fold=f"{k} of {folds}") for r in last]
     note = "mean over the folds; the interval allows for the training images that they share (Nadeau and Bengio 2003)"
     for metric, of in dict.fromkeys((r.metric, r.of) for r in records):
         same = [r for r in records if (r.metric, r.of) == (metric, of) and r.value is not None]

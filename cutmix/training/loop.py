@@ -327,16 +327,16 @@ def write_records(run: Run, folder: RunFolder) -> None:
         epochs["best"] = {"epoch": run.state.best["epoch"], "chosen_on": run.task.chosen_on}
     for which, epoch in epochs.items():
         arrays = read_arrays(run.path / f"predictions/{which}.npz")
-        its = common | {"which": which} | epoch
-        records += [replace(record, **its) for record in run.task.records(arrays)]
+        fields = common | {"which": which} | epoch
+        records += [replace(record, **fields) for record in run.task.records(arrays)]
         for name, png in run.task.figures(arrays).items() if which == "last" else ():
             write_bytes(run.path / f"figures/{name}.png", png)
     folder.write_results(records)
     for record in records:
         if record.metric == run.task.key:
-            said = f"{run.task.title} on {record.split} {with_interval(record, unit=run.task.unit)}"
+            result = f"{run.task.title} on {record.split} {with_interval(record, unit=run.task.unit)}"
             chosen = f", chosen on {record.chosen_on}" if record.chosen_on else ""
-            run.progress.say(f"{record.which} epoch ({record.epoch}{chosen}): {said}")
+            run.progress.say(f"{record.which} epoch ({record.epoch}{chosen}): {result}")
 
 
 def begin(run: Run) -> bool:
