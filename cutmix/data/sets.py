@@ -149,11 +149,11 @@ def random_subset(n: int, count: int, seed: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:count].sort().values
 
 
-def keep_per_class(data: ImageSet, count: int, seed: int = 0) -> ImageSet:
+def keep_per_class(data: ImageSet, count: int) -> ImageSet:
     """Keep ``count`` random images of each class, in their order; a smaller subset is part of every larger one."""
     if data.multi_label:
         raise InputError(f"--train-per-class needs one label an image; images of {data.name} have several")
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(derive_seed(seed, "subset")))
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(derive_seed(0, "subset")))
     kept = []
     for label, name in enumerate(data.classes):
         members = order[data.labels[order] == label]

@@ -43,9 +43,9 @@ def name_of(line: Record) -> str:
     return "_".join([line.metric, *map(str, other)])
 
 
-def metric_of(name: str, suite: str = "") -> Metric:
+def metric_of(name: str) -> Metric:
     """Return a metric by its key; an unknown one has its key as its name and no definition."""
-    return METRICS.get(name) or Metric(suite, name.replace("_", " "), "", unit="", digits=3, better="")
+    return METRICS.get(name) or Metric("", name.replace("_", " "), "", unit="", digits=3, better="")
 
 
 def _calibration(label: str, definition: str, unit: str = "%", digits: int = 2, better: Better = "lower") -> Metric:

@@ -192,9 +192,7 @@ def _last(run: Run, suite: str, metric: str, of: str = "") -> Record | None:
 _DRAWS = {"detection": 2000, "captioning": 5000}
 
 
-def precision_difference(
-    first: Judged, second: Judged, images: int, draws: int = _DRAWS["detection"], seed: int = 0
-) -> Difference:
+def precision_difference(first: Judged, second: Judged, images: int, draws: int = _DRAWS["detection"]) -> Difference:
     """Compare two mean average precisions (11-point) of the same objects, in per cent, the second less the first.
 
     ``images`` is their number, including those without objects.
@@ -209,11 +207,11 @@ def precision_difference(
     def less(counts: np.ndarray) -> list[float]:
         return [100 * (precision_of(other, counts=row).mean - precision_of(one, counts=row).mean) for row in counts]
 
-    return paired_difference(less, images, draws, seed=seed)
+    return paired_difference(less, images, draws)
 
 
 def caption_difference(
-    first: ImageScores, second: ImageScores, score: str, draws: int = _DRAWS["captioning"], seed: int = 0
+    first: ImageScores, second: ImageScores, score: str, draws: int = _DRAWS["captioning"]
 ) -> Difference:
     """Compare a score of two sets of captions of the same images, times 100, the second less the first.
 
@@ -230,4 +228,4 @@ def caption_difference(
     def less(counts: np.ndarray) -> list[float]:
         return [100 * (value(row @ other) - value(row @ one)) for row in counts]
 
-    return paired_difference(less, n, draws, seed=seed)
+    return paired_difference(less, n, draws)

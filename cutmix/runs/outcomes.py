@@ -20,6 +20,7 @@ from cutmix.errors import InputError
 from cutmix.runs.read import Run
 from cutmix.runs.record import Record
 from cutmix.runtime.files import read_arrays
+from cutmix.statistics import LEVEL
 
 EXAMPLES = 12  # images of each list
 
@@ -206,9 +207,9 @@ class CrossedDifference:
     # smallest true difference, in points, that these seeds and images would find in 80 % of the cases
     detectable: float
 
-    def seeds_needed(self, limit: int = 100, confidence: float = 0.95) -> int | None:
+    def seeds_needed(self, limit: int = 100) -> int | None:
         """Return the number of seeds that would tell a difference of this size from 0; None above ``limit``."""
-        if self.p < 1 - confidence:
+        if self.p < LEVEL:
             return self.seeds
         if self.over_seeds is None or self.residual is None:
             return None
@@ -216,12 +217,12 @@ class CrossedDifference:
             of_both = self.residual**2
             of_seeds, of_images = of_both + self.images * self.over_seeds**2, of_both + seeds * self.over_images**2
             error, df = _error(of_seeds, of_images, of_both, seeds, self.images)
-            if abs(self.value) > stats.t.ppf((1 + confidence) / 2, df) * error:
+            if abs(self.value) > stats.t.ppf(1 - LEVEL / 2, df) * error:
                 return seeds
         return None
 
 
-def crossed_difference(method: np.ndarray, baseline: np.ndarray, confidence: float = 0.95) -> CrossedDifference:
+def crossed_difference(method: np.ndarray, baseline: np.ndarray) -> CrossedDifference:
     """Compare two methods that were trained with the same seeds and evaluated on the same images.
 
     Both arguments are (S, N), a row for each seed and a column for each image in the same places: whether each image is
@@ -250,7 +251,7 @@ def crossed_difference(method: np.ndarray, baseline: np.ndarray, confidence: flo
         error, df = _error(of_seeds, of_images, of_both, seeds, images)
         a, b = max(of_seeds - of_both, 0.0) / images, max(of_images - of_both, 0.0) / seeds
         sizes = (a**0.5, b**0.5, of_both**0.5)
-    half = float(stats.t.ppf((1 + confidence) / 2, df)) * error if error else 0.0
+    half = float(stats.t.ppf(1 - LEVEL / 2, df)) * error if error else 0.0
     p = float(2 * stats.t.sf(abs(mean) / error, df)) if error else float(mean == 0)
     detectable = half + float(stats.t.ppf(0.8, df)) * error if error else 0.0
     return CrossedDifference(
@@ -271,7 +272,7 @@ class SeedDifference:
     detectable: float  # smallest true difference that these seeds would find in 80 % of the cases
 
 
-def seed_difference(method: Sequence[float], baseline: Sequence[float], confidence: float = 0.95) -> SeedDifference:
+def seed_difference(method: Sequence[float], baseline: Sequence[float]) -> SeedDifference:
     """Compare a metric of two methods that were trained with the same seeds, in the same order, by Student's paired t.
 
     Only seeds are random: the interval says nothing about other images. For error rates, use ``crossed_difference``.
@@ -280,7 +281,7 @@ def seed_difference(method: Sequence[float], baseline: Sequence[float], confiden
         raise InputError(f"{len(method)} and {len(baseline)} seeds are given; expected two or more, the same for both")
     gains = np.subtract(method, baseline)
     value, error, df = float(gains.mean()), float(stats.sem(gains)), len(gains) - 1
-    half = float(stats.t.ppf((1 + confidence) / 2, df)) * error
+    half = float(stats.t.ppf(1 - LEVEL / 2, df)) * error
     p = float(2 * stats.t.sf(abs(value) / error, df)) if error else float(value == 0)
     detectable = half + float(stats.t.ppf(0.8, df)) * error
     return SeedDifference(value, value - half, value + half, p, len(gains), detectable)
@@ -307,13 +308,13 @@ class Estimate:
     few: bool = False  # whether the interval of the only run is of too few images to be trusted
 
 
-def estimate(runs: Iterable[Run], metric: str, which: str, confidence: float = 0.95) -> Estimate | None:
+def estimate(runs: Iterable[Run], metric: str, which: str) -> Estimate | None:
     """Return a metric of the finished runs of one recipe; None where none of them has it. See ``pooled``."""
     found = [run.result(metric, which) for run in runs if run.finished]
-    return pooled([record for record in found if record is not None], confidence)
+    return pooled([record for record in found if record is not None])
 
 
-def pooled(records: Iterable[Record], confidence: float = 0.95) -> Estimate | None:
+def pooled(records: Iterable[Record]) -> Estimate | None:
     """Return the mean of a metric over runs with different seeds; None where no record has a value.
 
     One run keeps the interval of its record. Several have Student's t interval of the mean over m seeds, x̄ ± t s / √m;
@@ -329,7 +330,7 @@ def pooled(records: Iterable[Record], confidence: float = 0.95) -> Estimate | No
     mean = fmean(values)
     if len({record.seed for _, record in found}) < len(values) or len({*values}) == 1:
         return Estimate(mean, None, None, len(values))
-    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    half = float(stats.t.ppf(1 - LEVEL / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
     lowest, highest = range_of(found[0][1].metric)
     return Estimate(mean, max(mean - half, lowest), min(mean + half, highest), len(values))
 

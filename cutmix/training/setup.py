@@ -373,8 +373,8 @@ def describe_balance(recipe: Recipe, data: ImageSet, weights: Tensor | None) -> 
     return lines
 
 
-def _some(names: tuple[str, ...], values: list[str], most: int = 10) -> str:
+def _some(names: tuple[str, ...], values: list[str]) -> str:
     pairs = [f"{name} {value}" for name, value in zip(names, values, strict=True)]
-    if len(pairs) <= most:
-        return ", ".join(pairs)
-    return ", ".join([*pairs[: most // 2], f"… {len(pairs) - most} more …", *pairs[-(most // 2) :]])
+    if len(pairs) > 10:
+        pairs[5:-5] = [f"… {len(pairs) - 10} more …"]
+    return ", ".join(pairs)

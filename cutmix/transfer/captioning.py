@@ -277,14 +277,12 @@ _COLUMNS = 4
 _LETTERS, _SMALL_LETTERS = 33, 44  # that fit in a line above an image, and below it
 
 
-def gallery_of_captions(
-    data: CaptionSet, captions: Mapping[str, str], *, count: int = 8, references: int = 2, seed: int = 0
-) -> bytes:
+def gallery_of_captions(data: CaptionSet, captions: Mapping[str, str], *, count: int = 8, seed: int = 0) -> bytes:
     """Draw random images of a set, each with its generated caption in bold and references in gray, as a PNG file."""
     chosen = random_subset(len(data), count, derive_seed(seed, "gallery")).tolist()
     columns = min(_COLUMNS, len(chosen))
     rows = -(-len(chosen) // columns)
-    figure = Figure(figsize=(2.6 * columns, (2.5 + 0.3 * references) * rows), dpi=120, layout="constrained")
+    figure = Figure(figsize=(2.6 * columns, 3.1 * rows), dpi=120, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for axis, i in zip(axes, chosen, strict=False):
         name = data.names[i]
@@ -293,7 +291,7 @@ def gallery_of_captions(
         axis.imshow(read_image(data.paths[i]))
         generated = _wrapped(captions[name] or "(empty caption)", _LETTERS, 3)
         axis.set_title(generated, fontsize=9, fontweight="bold", parse_math=False)
-        texts = [f"– {text.strip().removesuffix(' .')}" for text in data.captions[i][:references]]
+        texts = [f"– {text.strip().removesuffix(' .')}" for text in data.captions[i][:2]]
         below = "\n".join(_wrapped(text, _SMALL_LETTERS, 2) for text in texts)
         axis.set_xlabel(below, fontsize=7, color="#555555", parse_math=False)
     for axis in figure.axes:
