@@ -38,7 +38,7 @@ def test_everything_automatic_is_resolved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "sentence"),
     [
-        (replace(DIGITS, data=""), "there is no data"),
+        (replace(DIGITS, data=""), "--data is missing"),
         (replace(DIGITS, data="digit"), "did you mean 'digits'"),
         (replace(DIGITS, model="resnet21"), "there is no model"),
         (replace(DIGITS, drop_block=0.1), "larger than the feature map"),
