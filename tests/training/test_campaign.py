@@ -95,7 +95,7 @@ def test_subsets_are_trained_for_equally_many_steps() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--steps", "0"], "--steps is 0; expected a number of at least 1"),
+        (["--steps", "0"], "--steps is 0; expected at least 1"),
         (["--mix", "none"], "expected two or more different methods"),
         (["--mix", "none", "none"], "expected two or more different methods"),
         (["--mix", "none", "cutmx"], "cutmx"),
