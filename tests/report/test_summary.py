@@ -151,7 +151,7 @@ def test_tables_hold_the_values_of_the_files(tmp_path, pair):
     assert best["none"][4] == "2"
     run = page.table("Every run")["none"]
     assert run == ["finished", "small", "cifar-100", "resnet20", "278,324", "none", "3", "0"]
-    circumstances = page.table("When")["none"]
+    circumstances = page.table("Circumstances of each run")["none"]
     assert circumstances == ["2026-01-02", "cpu (b)", "2.15.0", "1a2b3c4", "13 min 32 s"]
     assert page.table("Fields") == {"mix": ["none", "cutmix"], "alpha": ["1.0", "0.5"]}  # 1 is the default
     assert "cutmix train small --seed 0" in page.text
@@ -233,7 +233,7 @@ def test_an_unfinished_run_is_shown_and_not_compared(tmp_path, pair):
     page = page_of(tmp_path, *pair, going)
     assert "mixup: unfinished, epoch 4 of 9" in page.text
     assert page.table("Last epoch")["mixup (unfinished)"][:2] == ["not run", "not run"]
-    assert page.table("When")["mixup"][-1] == "0 min 40 s"  # the log counts from the start of the run
+    assert page.table("Circumstances")["mixup"][-1] == "0 min 40 s"  # the log counts from the start of the run
     assert [name for name, _ in comparisons(read_runs([*pair, going]))] == ["none", "cutmix"]
 
 
