@@ -99,7 +99,7 @@ def test_subsets_are_trained_for_equally_many_steps() -> None:
         (["--mix", "none"], "expected two or more different methods"),
         (["--mix", "none", "none"], "expected two or more different methods"),
         (["--mix", "none", "cutmx"], "cutmx"),
-        (["--seeds", "0"], "--seeds is 0; expected 1 to 1000"),
+        (["--seeds", "0"], "--seeds is 0; expected 1 to 1,000"),
         (["--jobs", "2", "--shard", "1/2"], "--jobs makes shards by itself"),
     ],
 )
