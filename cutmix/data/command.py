@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from cutmix.config.options import DataOptions, ShardsOptions
 from cutmix.data.decode import displayed, read_channels
 from cutmix.data.division import Copies, find_copies
-from cutmix.data.folder import ClassFolders, count_suffixes, is_hidden
+from cutmix.data.folder import ClassFolders, count_suffixes, is_hidden, say_others
 from cutmix.data.opening import is_small, open_splits
 from cutmix.data.sets import ArraySet, FileSet, ImageSet, Splits
 from cutmix.data.shards import find_shards, read_shards
@@ -107,12 +107,13 @@ class Description(Tabular):
 
     def warnings(self) -> list[str]:
         """Return notes on the files left out and on possible distortions of a result."""
+        return self.left_out() + self._copies() + self._balance()
+
+    def left_out(self) -> list[str]:
+        """Return notes on the files left out."""
         lines = []
         if self.others:
-            kinds = ", ".join(f"{count} {suffix}" for suffix, count in self.others.items())
-            lines.append(
-                f"{_count(sum(self.others.values()), 'file is not an image', 'files are not images')}: {kinds}"
-            )
+            lines.append(say_others(self.others))
         if self.hidden:
             lines.append(f"{_count(self.hidden, 'hidden file or folder is', 'hidden files or folders are')} left out")
         if self.beside:
@@ -126,7 +127,7 @@ class Description(Tabular):
         if self.unreadable:
             which = a_few(self.unreadable)
             lines.append(f"{_count(len(self.unreadable), 'image cannot be read', 'images cannot be read')}: {which}")
-        return lines + self._copies() + self._balance()
+        return lines
 
     def _copies(self) -> list[str]:
         lines = []

@@ -1,6 +1,7 @@
 """The division of a folder's images into train, val and test: stratified, seeded, and no image in two of them."""
 
 import hashlib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -76,6 +77,15 @@ def find_copies(folders: ClassFolders, most_bytes: int | None = MOST_BYTES, *, c
     found.groups.extend(groups)
     found.conflicts.extend(group for group in groups if len({label_of[file.path] for file in group}) > 1)
     return found
+
+
+def find_shared(files: Iterable[Path], others: Iterable[Path]) -> set[Path]:
+    """Return the files whose bytes one of the others has too."""
+    sizes = [{path: os.path.getsize(path) for path in paths if path.is_file()} for paths in (files, others)]
+    both = set(sizes[0].values()) & set(sizes[1].values())
+    alike, known = ([path for path, size in own.items() if size in both] for own in sizes)
+    digests = set(in_threads(_content, known)) - {None}
+    return {path for path, digest in zip(alike, in_threads(_content, alike), strict=True) if digest in digests}
 
 
 def find_near(folders: ClassFolders, channels: int = 3) -> list[list[File]]:

@@ -113,6 +113,13 @@ def count_suffixes(paths: Iterable[Path]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
+def say_others(counts: dict[str, int]) -> str:
+    """Return a phrase about the files of a folder that are not images, counted by ``count_suffixes``."""
+    kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in counts.items())
+    number = sum(counts.values())
+    return f"{number:,} {'file is not an image' if number == 1 else 'files are not images'}: {kinds}"
+
+
 # ---- division by hash ----
 
 Split = Literal["train", "test"]

@@ -192,12 +192,12 @@ def open_data(
         raise InputError(f"split is '{split}'; expected 'train', 'val', 'test' or 'all'")
     _check_fraction(val_fraction)
     name, folder = locate(data, download)
+    if split == "all":
+        return open_whole(data, skip_unreadable=skip_unreadable, channels=channels).train
     if name not in ("folder", "imagenet", *STORED):
         if split == "val":
             raise InputError(f"{name} has no val split; expected 'train' or 'test'")
-        return _open_known(name, folder, "train" if split == "train" else "test", skip_unreadable)
-    if split == "all":
-        return _open_all(name, folder, skip_unreadable, channels)
+        return _open_known(name, folder, split, skip_unreadable)
     if name in STORED:
         splits = _open_stored(name, folder, val_fraction, seed, skip_unreadable, (split,), channels=channels)
     else:
@@ -271,15 +271,21 @@ def _listed(path: Path) -> ClassFolders:
     return read_label_file(path) if path.is_file() else read_class_folders(path)
 
 
-def _open_all(name: str, folder: Path, skip_unreadable: bool, channels: int) -> FileSet:
+def open_whole(data: str, *, skip_unreadable: bool = False, channels: int = 3) -> Splits:
+    """Open the images of ``open_data(data, "all")`` as the only split, ``train``; raises as that does."""
+    name, folder = locate(data)
+    if name not in ("folder", "imagenet", *STORED):
+        return Splits(_open_known(name, folder, "test", skip_unreadable), None, None, {})
     found = _catalogue(name, folder) if name in STORED else _listed(folder)
     part = next(part for part in ("all", "test", "val", "train") if part in found.parts)
     split: Split = "all" if part in ("all", "train") else "test"
     if isinstance(found, Catalogue):
-        return _stored_set(folder.name, split, found.classes, *found.parts[part], skip_unreadable, channels)
+        stored = _stored_set(folder.name, split, found.classes, *found.parts[part], skip_unreadable, channels)
+        return Splits(stored, None, None, {})
     samples = _samples(found.parts[part])
     unreadable = find_unreadable([path for path, _ in samples], channels) if skip_unreadable else set()
-    return _file_set(name, folder, split, samples, found.classes, unreadable, several=found.labels, channels=channels)
+    about: Any = (name, folder, split, samples, found.classes, unreadable)
+    return Splits(_file_set(*about, several=found.labels, channels=channels), None, None, {}, found)
 
 
 def _samples(classes: list[list[File]]) -> list[tuple[Path, int]]:

@@ -40,7 +40,7 @@ from cutmix.runs.read import read_config
 from cutmix.runs.record import Record, Results, append_records, read_records
 from cutmix.runtime.device import World, arithmetic, autocast, from_first, processes, resolve_precision
 from cutmix.runtime.files import make_folder
-from cutmix.runtime.terminal import Console
+from cutmix.runtime.terminal import Console, say
 
 _SHARED = ("classification",)  # the only suite that several processes can share
 
@@ -68,7 +68,7 @@ def run_evaluate(options: EvaluateOptions, *, shown: bool = True) -> Results:
                             output.write(output.stem(suite, evaluation), records, result)
                         finally:  # print results that cannot be saved
                             if shown:
-                                show(records, evaluation.data)
+                                show(records, evaluation.data, opening=not found)
                     found += records
             except KeyboardInterrupt:
                 if world.first:
@@ -306,9 +306,11 @@ def shared_fields(evaluation: Evaluation) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def show(records: list[Record], data: ImageSet) -> None:
-    """Print the table of a suite."""
+def show(records: list[Record], data: ImageSet, *, opening: bool) -> None:
+    """Print the table of a suite, the first one after a line about the images."""
     console = Console()
+    if opening:
+        say(f"{data.name}: {len(data):,} images ({'all' if data.split == 'all' else f'{data.split} split'})")
     for each in Results(records).tables():
         console.print(Text(each) if isinstance(each, str) else each)
     if data.skipped:

@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from cutmix.config.options import EvaluateOptions
 from cutmix.config.recipe import Recipe
 from cutmix.data import FileSet, ImageSet, open_data, open_splits
+from cutmix.data.command import describe_splits
+from cutmix.data.division import find_shared
 from cutmix.data.folder import printable_name
 from cutmix.data.image_files import Decoder
+from cutmix.data.opening import open_whole
 from cutmix.data.sets import keep_per_class, random_subset
 from cutmix.data.transforms import Interpolation
 from cutmix.errors import InputError, did_you_mean
@@ -80,8 +83,8 @@ def find_subject(options: EvaluateOptions) -> Subject:
         recipe = Recipe.from_dict(header.recipe)
     classes = read_classes(options.classes) if options.classes else header.classes
     content = read_weights(path, use_ema=options.weights_ema)
-    if classes and header.num_classes not in (None, len(classes)):
-        raise InputError(f"{options.classes} has {len(classes)} names, but {path} has {header.num_classes} classes")
+    if options.classes:
+        _check_count(options.classes, len(classes or ()), header.num_classes, path)
     if options.classes and header.classes not in (None, classes):
         named = ", ".join(header.classes[:3])
         _log.info("%s names its classes otherwise (%s, …); those of %s are used", path, named, options.classes)
@@ -112,6 +115,12 @@ def read_classes(path: Path) -> tuple[str, ...]:
     return names
 
 
+def _check_count(names: Path, count: int, outputs: int | None, weights: Path) -> None:
+    """Refuse a file of classes that does not name each output of the weights, if their number is known."""
+    if outputs not in (None, count):
+        raise InputError(f"{names} has {count} names; expected {outputs}, a name for each class of {weights}")
+
+
 def open_test_set(options: EvaluateOptions, subject: Subject) -> ImageSet:
     """Open the images to evaluate on, with labels in the classes of the model and its normalization.
 
@@ -129,7 +138,11 @@ def open_test_set(options: EvaluateOptions, subject: Subject) -> ImageSet:
         data: ImageSet = splits.reported
     else:
         channels = 3 if subject.header.small else subject.header.in_chans or 3
-        data = open_data(name, "all", channels=channels, **reading)
+        splits = open_whole(name, channels=channels, **reading)
+        data = splits.train
+        _note_training_images(subject, data)
+    for line in describe_splits(splits).left_out():
+        _log.info("%s", line)
     if subject.header.in_chans not in (None, data.in_chans):
         raise InputError(
             f"{subject.weights} takes images of {subject.header.in_chans} channels; those of {data.name} have "
@@ -141,7 +154,10 @@ def open_test_set(options: EvaluateOptions, subject: Subject) -> ImageSet:
         kinds = (several, single) if data.multi_label else (single, several)
         raise InputError(f"{data.name} has {kinds[0]}; expected {kinds[1]}, as {subject.weights} was trained on")
     if subject.classes:
-        data = match_classes(data, subject.classes, subject.weights)
+        if options.classes and subject.header.num_classes is None:
+            outputs = _count_outputs(options, subject, data)
+            _check_count(options.classes, len(subject.classes), outputs, subject.weights)
+        data = match_classes(data, subject.classes, options.classes or subject.weights)
     else:
         data = _guess_classes(options, subject, data)
     model = options.model or (subject.recipe.model if subject.recipe else subject.header.model)
@@ -173,16 +189,39 @@ def _is_own(options: EvaluateOptions, subject: Subject) -> bool:
     return train_set.fingerprint() == subject.header.data
 
 
-def match_classes(data: ImageSet, classes: tuple[str, ...], weights: Path) -> ImageSet:
+def _note_training_images(subject: Subject, data: ImageSet) -> None:
+    """Log how many of the images are training images of the run, as far as its data are still there."""
+    recipe = subject.recipe
+    if recipe is None or not isinstance(data, FileSet) or not Path(recipe.data).exists():
+        return
+    try:
+        known = open_whole(recipe.data).train
+        if not isinstance(known, FileSet) or not find_shared(_files(data), _files(known)):
+            return
+        trained = open_data(recipe.data, "train", **_division_of(subject), skip_unreadable=True)
+    except InputError:
+        return
+    if count := len(find_shared(_files(data), _files(trained))):
+        _log.warning(
+            "%d of the %d images of %s are training images of %s: the error on them is no test error",
+            count, len(data), data.name, subject.weights,
+        )  # fmt: skip
+
+
+def _files(data: ImageSet) -> list[Path]:
+    return [path for path in data.paths if isinstance(path, Path)] if isinstance(data, FileSet) else []
+
+
+def match_classes(data: ImageSet, classes: tuple[str, ...], source: Path) -> ImageSet:
     """Return a set whose labels are numbered as the model's outputs; refuse a class that has no output."""
     if data.classes == classes:
         return data
     output = {name: number for number, name in enumerate(classes)}
     unknown = [name for name in data.classes if name not in output]
     if unknown:
-        hint = did_you_mean(unknown[0], classes, "expected classes that it was trained on")
+        hint = did_you_mean(unknown[0], classes, "expected classes that the model was trained on")
         raise InputError(
-            f"{data.name} has the class '{unknown[0]}', which {weights} does not have among its {len(classes)}; {hint}"
+            f"{data.name} has the class '{unknown[0]}', which is not among the {len(classes)} of {source}; {hint}"
         )
     if len(data.classes) < len(classes):
         _log.info(
@@ -198,8 +237,7 @@ def match_classes(data: ImageSet, classes: tuple[str, ...], weights: Path) -> Im
 
 def _guess_classes(options: EvaluateOptions, subject: Subject, data: ImageSet) -> ImageSet:
     """Return a set for weights that do not name their classes: ImageNet's by name, others in the order of folders."""
-    model = create_model(_model_name(options, subject), data.num_classes, in_chans=data.in_chans)
-    count = count_classes(model, subject.content)
+    count = _count_outputs(options, subject, data)
     if count is None:
         return data
     if names := imagenet_classes(count, data.classes):
@@ -217,6 +255,11 @@ def _guess_classes(options: EvaluateOptions, subject: Subject, data: ImageSet) -
         ", numbers sorted as text like torchvision's, where timm sorts by value" if numbers else "",
     )  # fmt: skip
     return data
+
+
+def _count_outputs(options: EvaluateOptions, subject: Subject, data: ImageSet) -> int | None:
+    model = create_model(_model_name(options, subject), data.num_classes, in_chans=data.in_chans)
+    return count_classes(model, subject.content)
 
 
 def imagenet_classes(count: int, folders: Sequence[str]) -> tuple[str, ...] | None:

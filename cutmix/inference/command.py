@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from PIL import Image
 
 from cutmix.config.options import ExplainOptions, PredictOptions, ServeOptions
 from cutmix.data.decode import to_rgb
-from cutmix.data.folder import EXTENSIONS
+from cutmix.data.folder import count_suffixes, is_hidden, is_image, say_others
 from cutmix.data.shards import find_shards, read_unlabelled
 from cutmix.data.sources import Source, Stored
 from cutmix.errors import InputError, missing_extra, printable
@@ -23,6 +24,8 @@ from cutmix.inference.model import Model, Prediction, Predictions, load
 from cutmix.runs.folder import is_run_file, write_bytes
 from cutmix.runtime.files import write_atomic
 from cutmix.runtime.terminal import say
+
+_log = logging.getLogger(__name__)
 
 
 def run_predict(options: PredictOptions, images: Iterable[Any]) -> Predictions:
@@ -87,7 +90,10 @@ def run_explain(options: ExplainOptions, images: Iterable[Any]) -> list[Path]:
 
 
 def find_images(name: Any) -> Sequence[Any]:
-    """Return an image file, all images of a folder, sorted by path, or those in a folder of shards; others as given."""
+    """Return an image file, all images of a folder, sorted by path, or those in a folder of shards; others as given.
+
+    Hidden files of a folder are left out, and files that are not images are counted in a warning.
+    """
     if not isinstance(name, str | os.PathLike):
         return [name]
     path = Path(name)
@@ -95,9 +101,14 @@ def find_images(name: Any) -> Sequence[Any]:
         return [path]  # a missing file becomes a line of the output
     if parts := find_shards(path, trained=False):
         return read_unlabelled([shard for part in parts.values() for shard in part])
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+    visible = [file for file in path.rglob("*") if not any(map(is_hidden, file.relative_to(path).parts))]
+    found = sorted(file for file in visible if is_image(file.name) and file.is_file())
+    others = count_suffixes(file for file in visible if not is_image(file.name) and file.is_file())
     if not found:
-        raise InputError(f"{path} holds no images; expected image files, or a folder of them")
+        only = f"; {say_others(others)}" if others else ""
+        raise InputError(f"{path} holds no images{only}; expected image files, or a folder of them")
+    if others:
+        _log.warning("%s: %s", path, say_others(others))
     return found
 
 

@@ -154,7 +154,7 @@ def find_prefix(weights: Weights, own: Mapping[str, Tensor]) -> str:
     average = {prefix: count for prefix, count in counts.items() if _AVERAGE.search(prefix)}
     plain = {prefix: count for prefix, count in counts.items() if prefix not in average}
     if weights.use_ema and 2 * max(average.values(), default=0) < max(counts.values(), default=1):
-        raise InputError(f"{weights.path} holds no moving average of this model's weights; leave out --weights-ema")
+        raise InputError(f"{weights.path} holds no moving average beside the model's weights; leave out --weights-ema")
     only_average = 2 * max(plain.values(), default=0) < max(average.values(), default=0)
     fitting = average if weights.use_ema or only_average else plain
     best = [prefix for prefix, count in fitting.items() if count == max(fitting.values())] or [""]
@@ -214,9 +214,12 @@ def _report(weights: Weights, prefix: str, found: dict[str, Tensor], new_head: b
     """Log the loaded and the ignored tensors of a file, unless it holds nothing but the model's tensors."""
     used = {prefix + name for name in found}
     rest = Counter(name.removeprefix(prefix).split(".")[0] for name in weights.tensors if name not in used)
-    left = [f"{name} ({count} tensors)" if count > 1 else name for name, count in rest.most_common(5)]
+    left = []
+    for name, count in rest.most_common(5):
+        which = ["the moving average, loaded by --weights-ema"] if _AVERAGE.search(name) else []
+        which += [f"{count} tensors"] if count > 1 else []
+        left.append(f"{name} ({', '.join(which)})" if which else name)
     left += ["…"] if len(rest) > 5 else []
-    left += ["a moving average, which --weights-ema loads"] if any(_AVERAGE.search(name) for name in rest) else []
     texts = [f"weights named {prefix}* are loaded" if prefix else ""]
     texts += [f"left out: {', '.join(left)}" if left else "", "the classifier is new" if new_head else ""]
     if any(texts):

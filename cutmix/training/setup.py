@@ -67,7 +67,7 @@ class Run:
 
 def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     """Open the data, create the model and its loaders, and refuse contradictions before anything is written."""
-    check_tracker(options.log)
+    check_tracker(options.log, options.out)
     if recipe.mix is not None:
         method_of(recipe)
     splits = open_sets(recipe, options, world)
@@ -308,6 +308,10 @@ def read_class_weights(given: str, data: ImageSet) -> Tensor:
         if missing := [name for name in data.classes if name not in by_name]:
             raise InputError(f"{given} has no weight for the class '{missing[0]}'; expected one for each class")
         weights = torch.tensor([by_name[name] for name in data.classes], dtype=torch.float64)
+        if weights.max() > 1e9 * weights.min():
+            raise InputError(
+                f"{given} has weights from {weights.min():g} to {weights.max():g}; expected at most 1e9 times apart"
+            )
     return (weights * len(data) / (weights * counts).sum()).float()
 
 

@@ -19,10 +19,16 @@ class Tracker(Protocol):
         """Write the remaining entries."""
 
 
-def check_tracker(name: str | None) -> None:
-    """Import the package of a tracker, or raise an InputError with the extra that installs it."""
+def check_tracker(name: str | None, path: Path | None) -> None:
+    """Import the package of a tracker, or raise an InputError; the folder's name is checked if it is known."""
     if name is not None:
         _import(name)
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"--log {name} needs a folder with a UTF-8 name, and {path} has none; give another --out"
+            ) from None
 
 
 def open_tracker(name: str, recipe: Training, path: Path, *, step: int) -> Tracker:
@@ -31,6 +37,7 @@ def open_tracker(name: str, recipe: Training, path: Path, *, step: int) -> Track
     ``tracker-NAME.txt`` in the folder names the tracked run, which a resumed run continues. After ``step``, the number
     of optimizer steps done before, TensorBoard drops older entries.
     """
+    check_tracker(name, path)
     package, settings = _import(name), recipe.to_dict()
     kept = path / f"tracker-{name}.txt"
     known = kept.read_text(encoding="utf-8").strip() if kept.is_file() else None

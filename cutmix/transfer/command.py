@@ -45,7 +45,7 @@ def prepare_transfer(recipe: Transfer, options: RunOptions, world: World) -> Run
     for name in ("download", "skip_unreadable"):
         if getattr(options, name, False):  # options of a classifier, from Python
             raise InputError(f"--{flag(name)} is not available for transfer; expected a complete data set on the disk")
-    check_tracker(options.log)
+    check_tracker(options.log, options.out)
     torch.manual_seed(derive_seed(recipe.seed, "model"))
     backbone = load_backbone(recipe)
     precision = resolve_precision(recipe.precision, world.device, backbone.network)

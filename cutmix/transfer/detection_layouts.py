@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from cutmix.data.boxes import read_annotation
-from cutmix.data.folder import Listing, count_suffixes, is_image, list_images
+from cutmix.data.folder import Listing, count_suffixes, is_image, list_images, say_others
 from cutmix.errors import InputError, a_few
 from cutmix.transfer.detection_data import DetectionSet, RawImage, detection_sets
 from cutmix.transfer.layouts import (
@@ -134,8 +134,7 @@ def _voc_images(folder: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def _no_images(place: Path, listing: Listing) -> list[str]:
-    kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in count_suffixes(listing.others).items())
-    return [f"files of {place} that are not images: {len(listing.others):,} ({kinds})"] if kinds else []
+    return [f"{place}: {say_others(count_suffixes(listing.others))}"] if listing.others else []
 
 
 def _without_image(folder: Path, images: Collection[str]) -> list[str]:

@@ -124,8 +124,9 @@ def test_another_count_of_classes_is_refused(run: Path, monkeypatch: pytest.Monk
     hundred = replace(digits, name="hundred", classes=tuple(map(str, range(100))))
     splits = open_splits("digits")
     monkeypatch.setattr(cutmix.evaluation.load, "open_splits", lambda *_, **__: replace(splits, test=hundred))
-    monkeypatch.setattr(cutmix.evaluation.load, "open_data", lambda *_, **__: hundred)
-    with pytest.raises(InputError, match=r"hundred has the class '10', which .* does not have among its 10"):
+    whole = replace(splits, train=hundred)
+    monkeypatch.setattr(cutmix.evaluation.load, "open_whole", lambda *_, **__: whole)
+    with pytest.raises(InputError, match=r"hundred has the class '10', which is not among the 10 of .*"):
         run_evaluate(options(run))
     path = tmp_path / "plain.pth"  # says nothing of its classes
     torch.save(create_model("resnet20", 10, in_chans=1).state_dict(), path)

@@ -84,11 +84,12 @@ def test_all_of_other_data_is_evaluated_and_its_classes_are_matched_by_name(
     assert [data.classes[label] for label in data.labels.tolist()] == ["cat"] * 7 + ["dog"] * 7
     assert "2 of the 3 classes of the model" in caplog.text
     assert load_model(EvaluateOptions(path), find_subject(EvaluateOptions(path)), data).fc.out_features == 3
-    with pytest.raises(InputError, match=r"'cats', which .* does not have among its 3; did you mean 'cat'"):
+    with pytest.raises(InputError, match=r"'cats', which is not among the 3 of .*; did you mean 'cat'"):
         opened(path, image_files(tmp_path / "other", 1, ("cats", "dog")))
 
 
-def test_the_runs_own_data_may_have_moved(tmp_path: Path) -> None:
+def test_the_runs_own_data_may_have_moved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Other data with the same images are evaluated whole, and the training images among them are counted."""
     own = image_files(tmp_path / "own", 5)
     fingerprint = open_data(str(own), "train", val_fraction=0.4).fingerprint()
     path = ours(tmp_path / "w.safetensors", own, ("cat", "dog"), data=fingerprint)
@@ -97,7 +98,15 @@ def test_the_runs_own_data_may_have_moved(tmp_path: Path) -> None:
     for data in (None, own, own / ".." / "own", moved):
         assert len(opened(path, data)) == 4
     (moved / "cat" / "another.png").write_bytes((moved / "cat" / "1.png").read_bytes())
+    (moved / "cat" / "notes.heic").write_bytes(b"")
+    caplog.set_level("INFO")
     assert len(opened(path, moved)) == 11
+    trained = {each.name for each in open_data(str(own), "train", val_fraction=0.4).paths if each.parent.name == "cat"}
+    assert caplog.messages == [
+        f"{6 + ('1.png' in trained)} of the 11 images of moved are training images of {path}: the error on them is no "
+        "test error",
+        "1 file is not an image: 1 .heic",
+    ]
 
 
 def test_imagenets_classes_are_known(tmp_path: Path) -> None:
@@ -148,15 +157,29 @@ def test_a_list_of_classes_names_them_as_folders_are_named(tmp_path: Path, caplo
     ("text", "said"),
     [("", "hold a list"), ("a\n\nb", "hold a list"), ("[1, 2]", "hold a list"), ('{"a": "b"}', "hold a list"),
      ("[" * 9999, "hold a list"), ('["a"', "hold a list"), ("a\nb\na", "the class 'a' twice"),
-     ("a\nb", "has 2 names, but .* has 3 classes")],
+     ("a\nb", "has 2 names; expected 3, a name for each class of .*w.safetensors")],
 )  # fmt: skip
 def test_a_bad_list_of_classes_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "classes").write_text(text)
     path = ours(tmp_path / "w.safetensors", tmp_path, ("x", "y", "z"))
     with pytest.raises(InputError, match=said):
         find_subject(EvaluateOptions(path, classes=tmp_path / "classes"))
-    with pytest.raises(InputError, match="cannot be read"):
-        find_subject(EvaluateOptions(path, classes=tmp_path))
+    for unreadable, why in ((tmp_path, "Is a directory"), (tmp_path / "none", "No such file")):
+        with pytest.raises(InputError, match=f"{unreadable} cannot be read: {why}"):
+            find_subject(EvaluateOptions(path, classes=unreadable))
+
+
+@pytest.mark.parametrize("names", ["a\nb", "a\nb\nc\nd", '["x", "y"]'])
+def test_a_list_of_classes_for_weights_of_another_number_is_named(tmp_path: Path, names: str) -> None:
+    """The list is wrong, whether or not the data have its classes, and not the weights or the data."""
+    (tmp_path / "names.txt").write_text(names)
+    torch.save(create_model("resnet20", 3).state_dict(), tmp_path / "w.pth")
+    folder = image_files(tmp_path / "photos", 1, ("a", "b"))
+    with pytest.raises(InputError, match=r"names.txt has [24] names; expected 3, a name for each class of .*w.pth"):
+        opened(tmp_path / "w.pth", folder, model="resnet20", classes=tmp_path / "names.txt")
+    (tmp_path / "names.txt").write_text("a\nc\nd")
+    with pytest.raises(InputError, match=r"photos has the class 'b', which is not among the 3 of .*names.txt"):
+        opened(tmp_path / "w.pth", folder, model="resnet20", classes=tmp_path / "names.txt")
 
 
 @pytest.mark.parametrize("safe", [True, False])

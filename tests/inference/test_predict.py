@@ -25,7 +25,7 @@ from cutmix.data import open_data
 from cutmix.data import test_loader as make_test_loader
 from cutmix.data.image_files import Decoder
 from cutmix.errors import InputError
-from cutmix.inference.command import write_predictions
+from cutmix.inference.command import find_images, write_predictions
 from cutmix.inference.model import Model, Prediction, Predictions, Preprocessing, load
 from cutmix.runs.record import read_records
 
@@ -179,6 +179,21 @@ def test_the_command_writes_csv_in_order_and_says_what_it_cannot_read(
     assert {"class_1", "class_2", "probability_2"} <= set(rows[0])
     assert "1 of the files cannot be read" in err
     assert "no temperature" in err
+
+
+def test_a_folder_is_predicted_without_hidden_files_and_the_others_are_counted(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = (photos / "val" / "fish" / "0.png").read_bytes()
+    for name in ("a/0.PNG", "a/._0.png", "a/b.heic", "c.HEIC", "notes.txt", ".cache/0.png", "__MACOSX/0.png"):
+        (tmp_path / "new" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "new" / name).write_bytes(image)
+    code, out, err = command(capsys, str(run), str(tmp_path / "new"))
+    assert (code, [row["file"] for row in csv.DictReader(io.StringIO(out))]) == (0, [f"{tmp_path}/new/a/0.PNG"])
+    assert f"{tmp_path}/new: 3 files are not images: 2 .heic, 1 .txt" in err
+    (tmp_path / "new" / "a" / "0.PNG").unlink()
+    with pytest.raises(InputError, match=r"new holds no images; 3 files are not images: 2 \.heic, 1 \.txt; expected"):
+        find_images(str(tmp_path / "new"))
 
 
 def test_json_lines_from_standard_input(

@@ -156,7 +156,7 @@ def test_the_moving_average_is_chosen_by_a_flag(tmp_path, kind, said):
     content = CONTAINERS[kind](model, average)
     torch.save(content, tmp_path / "w.pth")
     if not any(word in str(content.keys()) + str(content.get("state_dict", {}).keys()) for word in ("ema", "average")):
-        with pytest.raises(InputError, match="holds no moving average of this model's weights"):
+        with pytest.raises(InputError, match="holds no moving average beside the model's weights"):
             load_weights(found, read_weights(tmp_path / "w.pth", use_ema=True))
         return
     load_weights(found, read_weights(tmp_path / "w.pth", use_ema=True))
@@ -170,8 +170,8 @@ def test_what_was_done_is_said(tmp_path, said):
         load_weights(Small(), tmp_path / "w.pth")
     first, second, third = (line.partition(": ")[2] for line in said().splitlines())
     assert first == (
-        "weights named state_dict.* are loaded; left out: state_dict_ema (15 tensors), "
-        "a moving average, which --weights-ema loads"
+        "weights named state_dict.* are loaded; left out: state_dict_ema "
+        "(the moving average, loaded by --weights-ema, 15 tensors)"
     )
     assert second == "weights named model.* are loaded; left out: token_head (2 tensors)"
     assert third == "weights named backbone.* are loaded"

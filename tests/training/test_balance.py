@@ -78,6 +78,7 @@ def test_weights_of_a_file_are_read_by_class_and_scaled(text: str, tmp_path: Pat
         ('{"ant": 1, "ant": 2}', "two weights for the class 'ant'"),
         ('{"ant": 1', "is not JSON"),
         ("", "has no weight for the class 'ant'"),
+        ("ant,1e308\nbee,1e-308\nété,1", "has weights from 1e-308 to 1e\\+308; expected at most 1e9 times apart"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(text: str, sentence: str, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_the_loop_logs_each_epoch_at_its_step(tmp_path: Path, monkeypatch: pytes
 def test_a_missing_tracker_is_named_with_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard" if name == "tensorboard" else name, None)
     with pytest.raises(InputError, match=f"--log {name} needs "):
-        check_tracker(name)
+        check_tracker(name, None)
 
 
 def test_a_tracker_that_cannot_start_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,3 +103,20 @@ def test_a_tracker_that_cannot_start_is_one_sentence(tmp_path: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=refuse, __spec__=None))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="--log wandb could not be started: no network at all"):
         open_tracker("wandb", SMALL, tmp_path, step=0)
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
+def test_a_folder_whose_name_is_not_utf8_is_refused_before_it_is_made(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = "torch.utils.tensorboard" if name == "tensorboard" else name
+    monkeypatch.setitem(sys.modules, module, Fake())  # type: ignore[arg-type]
+    out = tmp_path / b"r\xe4n".decode(errors="surrogateescape")
+    sentence = rf"--log {name} needs a folder with a UTF-8 name, and .*r\\udce4n has none; give another --out"
+    for refuse in (
+        lambda: cutmix.train(recipe=SMALL, log=name, out=out),
+        lambda: open_tracker(name, SMALL, out, step=0),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            refuse()
+    assert not out.exists()

@@ -169,7 +169,7 @@ def test_images_that_are_not_listed_are_counted(tmp_path: Path) -> None:
         (tmp_path / "val2017" / name).write_text("x")
     assert open_detection(tmp_path)[1].notes == (
         f"images of {tmp_path}/val2017 that are not in the annotations: 4 (v.png, w.jpg, x.jpg and 1 more)",
-        f"files of {tmp_path}/val2017 that are not images: 1 (1 .txt)",
+        f"{tmp_path}/val2017: 1 file is not an image: 1 .txt",
     )
 
 

@@ -237,7 +237,7 @@ def test_what_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
     for name in ("gone.xml", "lost.xml"):
         (tmp_path / "Annotations" / name).write_text("x")
     assert open_detection(tmp_path)[0].notes == (
-        f"files of {tmp_path}/JPEGImages that are not images: 4 (2 .heic, 1 .txt, 1 README)",
+        f"{tmp_path}/JPEGImages: 4 files are not images: 2 .heic, 1 .txt, 1 README",
         f"annotations of {tmp_path}/Annotations without an image: 2 (gone.xml, lost.xml)",
     )
     write_list(tmp_path, "train", "0")
