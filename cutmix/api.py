@@ -124,8 +124,8 @@ def compare(
     options = make_options(CompareOptions, own | {"mix": _names(mix), "seeds": seeds})
     chosen, _ = settle(recipe, settings)
     from cutmix.report.summary import write_report
-    from cutmix.report.verdict import Comparisons, compare_runs
-    from cutmix.runs.folder import write_json
+    from cutmix.report.verdict import TEXTS, Comparisons, compare_runs
+    from cutmix.runs.folder import write_bytes, write_json
     from cutmix.runs.read import read_runs
     from cutmix.training.campaign import run_methods
 
@@ -136,6 +136,8 @@ def compare(
     paths = [job.path for job in jobs]
     found = Comparisons(compare_runs(read_runs(paths), options.mix[0]))
     write_json(options.out / "comparison.json", [one.to_json() for one in found])
+    if options.table:
+        write_bytes(options.table, TEXTS[options.table.suffix](found).encode())
     found.page = write_report(paths, options.out / "report.html")
     return found
 

@@ -379,6 +379,8 @@ class CompareOptions(CampaignOptions):
     """Folder of the runs, report.html and comparison.json; interrupted runs in it are resumed."""
     jobs: int = 1
     """Number of runs in parallel, each with its share of the cores."""
+    table: Path | None = None
+    """Write a table with a row for each method to this file too, in the format of its ending: .csv, .tex or .md."""
     json: bool = False
     """Print the comparison as JSON instead of text."""
 
@@ -389,6 +391,8 @@ class CompareOptions(CampaignOptions):
         _check_range(self, "steps", low=1)
         if any(count < 1 for count in self.train_per_class):
             raise InputError(f"--train-per-class is {self.train_per_class}; expected numbers of at least 1")
+        if self.table is not None and self.table.suffix not in (".csv", ".tex", ".md"):
+            raise InputError(f"--table is {self.table}; expected a name that ends in .csv, .tex or .md")
         if self.jobs > 1 and self.shard != "1/1":
             raise InputError("--jobs and --shard are both given; --jobs makes shards by itself")
 

@@ -187,7 +187,8 @@ class Recipe(Training):
     """Flip half of the training images horizontally."""
     auto_augment: str = "none"
     """Augment each training image with AutoAugment's policy for imagenet, cifar10 or svhn, with TrivialAugment
-    (trivial), or with RandAugment in timm's syntax, such as rand-m9-mstd0.5-inc1; none has no effect."""
+    (trivial), AugMix (augmix, without its consistency loss), or RandAugment in timm's syntax, such as
+    rand-m9-mstd0.5-inc1; none has no effect."""
     repeated_augmentation: int = 1
     """Number of differently augmented copies of each training image in a batch; an epoch has that many times fewer
     images. 1 has no effect."""
@@ -306,7 +307,7 @@ class Recipe(Training):
             )
 
 
-_POLICIES = ("none", "imagenet", "cifar10", "svhn", "trivial")
+_POLICIES = ("none", "imagenet", "cifar10", "svhn", "trivial", "augmix")
 _RAND_AUGMENT = re.compile(
     r"rand(-m\d+|-n[1-9]\d*|-p(0|1|[01]\.\d+)|-mstd\d+(\.\d+)?|-mmax[1-9]\d*|-inc[01]|-t(weights|3aw?))*"
 )

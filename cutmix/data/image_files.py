@@ -226,6 +226,7 @@ def _cut_image(image: Image.Image, window: Window, size: int, interpolation: Int
 
 _DRAWS = {
     torch.rand, torch.randn, torch.randint, torch.randperm, torch.normal, torch.bernoulli, torch.multinomial,
+    torch._sample_dirichlet,
     Tensor.uniform_, Tensor.normal_, Tensor.random_, Tensor.bernoulli_, Tensor.exponential_,
 }  # fmt: skip
 
@@ -248,12 +249,14 @@ def draws_from(generator: Generator) -> Iterator[None]:
 
 
 def auto_augment(policy: str, interpolation: Interpolation | None = None) -> Callable[[Any], Any]:
-    """Return torchvision's AutoAugment, or timm's RandAugment, for one RGB image or one (C, H, W) uint8 tensor.
+    """Return torchvision's AutoAugment, TrivialAugment or AugMix, or timm's RandAugment.
+
+    It takes one RGB image or one (C, H, W) uint8 tensor.
 
     It draws from PyTorch's global generator. RandAugment rotates and shifts an image file with this interpolation,
     filled up with ImageNet's mean, as timm trains; None draws the interpolation each time and fills up with grey.
 
-    Source: Cubuk et al. 2019 and 2020.
+    Source: Cubuk et al. 2019 and 2020; Müller and Hutter 2021; Hendrycks et al. 2020, without its loss.
     """
     from torchvision.transforms import v2  # slow to import
 
@@ -261,6 +264,10 @@ def auto_augment(policy: str, interpolation: Interpolation | None = None) -> Cal
         return RandAugment(policy, interpolation)
     if policy == "trivial":
         return v2.TrivialAugmentWide()
+    if policy == "augmix":
+        mix = v2.AugMix()  # its weights, all of concentration 1, are drawn on the CPU, also for images on a GPU
+        mix._sample_dirichlet = lambda alphas: torch._sample_dirichlet(torch.ones(alphas.shape)).to(alphas.device)
+        return mix
     return v2.AutoAugment(v2.AutoAugmentPolicy(policy))
 
 

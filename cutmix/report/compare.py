@@ -117,7 +117,7 @@ def comparisons(runs: Sequence[Run]) -> list[tuple[str, str]]:
         for name, found in estimates.items():
             if name == contest.baseline:
                 continue
-            text = f"{_main(found, main, line.n)}, {_difference(found, baseline, main)} {contest.baseline}. "
+            text = f"{_main(found, main, line.n)}, {_difference(found, baseline, main, line.n)} {contest.baseline}. "
             text += _tested(contest, name) or _verdict(found, baseline)
             sentences.append((name, text + _caveat(members[name][0], members[contest.baseline][0])))
     return sentences
@@ -134,14 +134,18 @@ def _decide(contest: _Contest) -> list[str]:
     first = best if best != base else min(contest.chance, key=lambda name: contest.chance[name][0], default="")
     other = first or next(name for name in contest.estimates if name != base)
     values = {name: _value(found, main, contest.line.n) for name, found in contest.estimates.items()}
-    if best == base:
+    tested = contest.chance.get(other)
+    if best != base and tested and tested[0] >= LEVEL:
+        opening = f"No method is shown to be better than the baseline, {base}: {values[base]}, against {values[best]} "
+        opening += f"with {best}"
+    elif best == base:
         opening = f"No method is better than the baseline, {base}: {values[base]}, against {values[other]} with {other}"
     else:
         opening = f"The best method is {best}: {values[best]}, against {values[base]} with the baseline, {base}"
     opening += f" ({_images(contest.line)})."
-    if other not in contest.chance:
+    if tested is None:
         return [opening, _verdict(contest.estimates[other], contest.estimates[base])]
-    p, seeds = contest.chance[other]
+    p, seeds = tested
     over = f"over {seeds} seeds" if seeds > 1 else "for these two models"
     if p < LEVEL:
         closing = f"The difference is more than chance ({over}, {in_words(p)})."
@@ -263,13 +267,15 @@ def _main(found: Estimate, main: Main, images: int | None) -> str:
     return text if found.low is None else f"{text}, 95\u00a0% interval {_range(found, main)}"
 
 
-def _difference(found: Estimate, baseline: Estimate, main: Main) -> str:
+def _difference(found: Estimate, baseline: Estimate, main: Main, images: int | None) -> str:
     points = found.value - baseline.value
     if abs(points) < 0.05:
         return "to one decimal the same as"
-    if main is MAIN["classification"]:
-        return f"{_one_decimal(abs(points))} {'more' if points < 0 else 'fewer'} than"
-    return f"{abs(points):.1f} points {'below' if points < 0 else 'above'}"
+    if main is not MAIN["classification"]:
+        return f"{abs(points):.1f} points {'below' if points < 0 else 'above'}"
+    if (images or 100) < 100:
+        return f"{_one_decimal(abs(points))} points {'above' if points < 0 else 'below'}"
+    return f"{_one_decimal(abs(points))} {'more' if points < 0 else 'fewer'} than"
 
 
 def _tested(contest: _Contest, name: str) -> str:

@@ -155,6 +155,8 @@ def paired_comparisons(runs: Sequence[Run]) -> Section | None:
         return None
     header = ["Runs", "Only the first right", "Only the second right", "Exact McNemar test, Holm-adjusted"]
     caption = "Pairs of runs, image by image, after the last epoch"
+    if len({run.recipe.get("seed") for run in runs}) > 1:
+        caption += "; p is that of the two models of a row, the summary has that of all seeds"
     return Section("In pairs", "in-pairs", HTML.table(caption, header, rows))
 
 

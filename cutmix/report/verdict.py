@@ -1,20 +1,22 @@
 """Finished runs of several methods compared with a baseline: numbers, words and tables."""
 
+import csv
+import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 from scipy import stats
 
-from cutmix.errors import InputError
+from cutmix.errors import InputError, printable
 from cutmix.runs.outcomes import CrossedDifference, crossed_difference, label_outcome
 from cutmix.runs.read import Run, read_outcome
-from cutmix.runs.record import Record, with_interval
+from cutmix.runs.record import Record, number, with_interval
 from cutmix.runtime.terminal import Tabular
 from cutmix.statistics import holm
 
@@ -47,6 +49,8 @@ class Comparison:
     classes: tuple[ClassDifference, ...]
     # "top1_err"; or "f1_images", whose complement is the error, where images can have several labels
     metric: str = "top1_err"
+    errors: tuple[float, ...] = ()  # of each seed, in their order
+    baseline_errors: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -82,14 +86,15 @@ def _compare(method: Sequence[Run], baseline: Sequence[Run]) -> Comparison:
             raise InputError(f"the runs of {ordered[0].label} were not evaluated on the same images as the baseline's")
         wrong[name] = np.stack([its for _, its, _ in outcomes])
         missed[name] = np.stack([its for _, _, its in outcomes])
-        errors[name] = 100 * float(wrong[name].mean())
+        errors[name] = tuple((100 * wrong[name].mean(1)).tolist())
         seconds[name] = fmean(_record(run).seconds or 0.0 for run in ordered)
     found = crossed_difference(wrong["method"], wrong["baseline"])
     classes = read_header(method[0].folder / "model.safetensors").classes or ()
     return Comparison(
-        first["mix"], second["mix"], record.data, record.split, first["train_per_class"], errors["method"],
-        errors["baseline"], found, found.p, seconds["method"], seconds["baseline"],
-        _by_class(missed["method"], missed["baseline"], labels, classes), record.metric,
+        first["mix"], second["mix"], record.data, record.split, first["train_per_class"], fmean(errors["method"]),
+        fmean(errors["baseline"]), found, found.p, seconds["method"], seconds["baseline"],
+        _by_class(missed["method"], missed["baseline"], labels, classes), record.metric, errors["method"],
+        errors["baseline"],
     )  # fmt: skip
 
 
@@ -151,8 +156,7 @@ def in_words(one: Comparison) -> str:
         return f"{text} – equal on every image in every run: more or harder test images are needed.{_time(one)}"
     text += f" – {f'{points:.1f} points {better}' if points else 'equal'} "
     text += f"[{0.0 - d.high:+.1f}, {0.0 - d.low:+.1f}].".replace("-", "−")
-    images = f"{d.images:,} {'validation' if one.split == 'val' else one.split} images"
-    over = f"{d.seeds} seeds and {images}" if d.seeds > 1 else f"{images} and one seed"
+    over = f"{d.seeds} seeds and {_images(one)}" if d.seeds > 1 else f"{_images(one)} and one seed"
     if one.settled:
         text += f" This is more than chance ({_chance(one)}, over {over})."
     else:
@@ -160,6 +164,10 @@ def in_words(one: Comparison) -> str:
     if d.seeds == 1:
         return f"{text} One seed says nothing about another: give --seeds 3 or more.{_time(one)}"
     return f"{text} {_classes_in_words(one)}{_time(one)}"
+
+
+def _images(one: Comparison) -> str:
+    return f"{one.difference.images:,} {'validation' if one.split == 'val' else one.split} images"
 
 
 def _p(p: float) -> str:
@@ -180,7 +188,7 @@ def _what_would_settle(one: Comparison) -> str:
     if d.seeds == 1:
         return found
     if needed is None:
-        return f"{found} More seeds would not settle a difference of this size on {d.images:,} test images: more would."
+        return f"{found} To settle a difference of this size, more than these {_images(one)} are needed."
     if needed == d.seeds:
         return found
     return f"{found} If the difference is as large as it looks, {needed} seeds would settle it."
@@ -201,7 +209,7 @@ def _classes_in_words(one: Comparison) -> str:
 def _time(one: Comparison) -> str:
     if not one.baseline_seconds or not one.seconds:
         return ""
-    return f" Training takes {one.seconds / one.baseline_seconds:.2f} times as long."
+    return f" Training took {one.seconds / one.baseline_seconds:.2f} times as long by the clock."
 
 
 class Comparisons(Tabular, list[Comparison]):
@@ -223,8 +231,8 @@ class Comparisons(Tabular, list[Comparison]):
 
 def _tables(found: Sequence[Comparison]) -> Iterable[Table]:
     """Yield a table of the comparisons, and of the classes that differ most."""
-    error = "error (%)" if all(one.metric == "top1_err" for one in found) else "100 − F1 (%)"
-    grid = Table("method", "training images a class", error, "baseline (%)", "difference [95 %]", "p (Holm)", "time")
+    head = ["method", "training images a class", _error(found), "baseline (%)", "difference [95 %]", "p (Holm)", "time"]
+    grid = Table(*head)
     for one in found:
         d = one.difference
         ratio = f"{one.seconds / one.baseline_seconds:.2f} ×" if one.baseline_seconds else "–"
@@ -238,9 +246,90 @@ def _tables(found: Sequence[Comparison]) -> Iterable[Table]:
         if len(one.classes) > 2:
             where = "" if one.per_class is None else f", {one.per_class} a class"
             by_class = Table(
-                "class", "difference (points)", "test images", "p (Holm)", title=f"{one.method}{where}: classes"
+                "class", "difference (points)", "images", "p (Holm)", title=f"{one.method}{where}: classes"
             )
             chosen = one.classes if len(one.classes) <= 10 else (*one.classes[:5], *one.classes[-5:])
             for each in chosen:
-                by_class.add_row(each.name, f"{each.value:+.1f}", f"{each.images:,}", _p(each.p))
+                by_class.add_row(each.name, number(each.value, "+.1f"), f"{each.images:,}", _p(each.p))
             yield by_class
+
+
+# ---- a table for a paper ----
+
+
+def as_csv(found: Sequence[Comparison]) -> str:
+    """Return a row for each subset and method as CSV: errors and their spread over the seeds, without rounding."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(
+        ["data", "split", "images", "seeds", "metric", "train_per_class", "method", "mean", "sd", "difference", "low",
+         "high", "p"]
+    )  # fmt: skip
+    for one, method, errors in _rows(found):
+        d, metric = one.difference, one.metric if one.metric == "top1_err" else f"100 - {one.metric}"
+        spread = stdev(errors) if len(errors) > 1 else None
+        tested = (d.value, d.low, d.high, one.p) if method == one.method else ()
+        shared = (one.data, one.split, d.images, d.seeds, metric, one.per_class)
+        writer.writerow([*shared, method, fmean(errors), spread, *(tested or [None] * 4)])
+    return file.getvalue()
+
+
+def as_markdown(found: Sequence[Comparison]) -> str:
+    """Return a row for each subset and method as a table in Markdown."""
+    head, *rows = ([cell.replace("|", "\\|") for cell in row] for row in _cells(found))
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n{_caption(found)}\n"
+
+
+def as_latex(found: Sequence[Comparison]) -> str:
+    """Return a row for each subset and method as a LaTeX table, which needs the package booktabs."""
+    head, *rows = (" & ".join(cell.translate(_LATEX) for cell in row) + " \\\\\n" for row in _cells(found))
+    columns = "l" + "r" * head.count(" & ")
+    return (
+        f"% \\usepackage{{booktabs}}\n% {_caption(found)}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{head}"
+        f"\\midrule\n{''.join(rows)}\\bottomrule\n\\end{{tabular}}\n"
+    )
+
+
+TEXTS = {".csv": as_csv, ".md": as_markdown, ".tex": as_latex}  # by the ending of --table
+_LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$"}
+)
+
+
+def _rows(found: Sequence[Comparison]) -> Iterator[tuple[Comparison, str, tuple[float, ...]]]:
+    """Yield each subset and method with its errors, and the baseline of each subset before them."""
+    known = set()
+    for one in found:
+        if one.per_class not in known:
+            yield one, one.baseline, one.baseline_errors
+        known.add(one.per_class)
+        yield one, one.method, one.errors
+
+
+def _cells(found: Sequence[Comparison]) -> Iterator[list[str]]:
+    """Yield the header and the rows of a table for a paper."""
+    curve = any(one.per_class is not None for one in found)
+    subset = ["images a class"] if curve else []
+    yield ["method", *subset, _error(found), "difference [95 %]", "p"]
+    for one, method, errors in _rows(found):
+        subset = ["all" if one.per_class is None else f"{one.per_class:,}"] if curve else []
+        error = f"{fmean(errors):.2f}" + (f" ± {stdev(errors):.2f}" if len(errors) > 1 else "")
+        tested = [with_interval(one.difference, "+.2f"), _p(one.p)] if method == one.method else ["", ""]
+        yield [method, *subset, error, *tested]
+
+
+def _error(found: Sequence[Comparison]) -> str:
+    return "error (%)" if all(one.metric == "top1_err" for one in found) else "100 − F1 (%)"
+
+
+def _caption(found: Sequence[Comparison]) -> str:
+    one = found[0]
+    seeds = one.difference.seeds
+    spread = f", {seeds} seeds, mean ± standard deviation over them" if seeds > 1 else ", one seed"
+    over = "over seeds and images" if seeds > 1 else "over images alone"
+    return (
+        f"{printable(one.data)}, {_images(one)}{spread}; difference from {one.baseline} in points with its 95 % "
+        f"interval {over}; p adjusted by Holm's method."
+    )

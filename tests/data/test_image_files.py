@@ -45,15 +45,18 @@ def png(tmp_path: Path) -> Path:
 # ---- draws ----
 
 
-@pytest.mark.parametrize("policy", ["none", "imagenet", "cifar10", "svhn"])
+POLICIES = {"none": [], "trivial": [v2.TrivialAugmentWide()], "augmix": [v2.AugMix()]} | {
+    name: [v2.AutoAugment(v2.AutoAugmentPolicy(name))] for name in ("imagenet", "cifar10", "svhn")
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("squash", [False, True])
 def test_equals_torchvision_from_the_same_generator_state(png: Path, policy: Any, squash: bool) -> None:
     crop: Any = v2.RandomResizedCrop(16, scale=(0.5, 1.0), antialias=True)
     if squash:
         crop = v2.Compose([v2.Resize((18, 18)), v2.RandomCrop(16)])
-    steps: list[Any] = [crop, v2.RandomHorizontalFlip()]
-    steps += [v2.AutoAugment(v2.AutoAugmentPolicy(policy))] if policy != "none" else []
-    oracle = v2.Compose(steps)
+    oracle = v2.Compose([crop, v2.RandomHorizontalFlip(), *POLICIES[policy]])
     augment = Augment(image_size=16, crop_scale=(0.5, 1.0), flip=True, auto_augment=policy, squash=squash)
     ours = TrainTransform(augment, "exact")
     state = torch.get_rng_state()

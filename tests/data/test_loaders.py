@@ -302,7 +302,7 @@ def noise(n: int = 20, channels: int = 3) -> ArraySet:
     return ArraySet("noise", "train", ("a", "b"), torch.arange(n) % 2, MEAN[:channels], STD[:channels], images)
 
 
-COLORS = [{"color_jitter": 0.4, "lighting": 0.1}, {"auto_augment": "cifar10"}]
+COLORS = [{"color_jitter": 0.4, "lighting": 0.1}, {"auto_augment": "cifar10"}, {"auto_augment": "augmix"}]
 
 
 @pytest.mark.parametrize("options", COLORS, ids=str)

@@ -157,6 +157,13 @@ def test_tables_hold_the_values_of_the_files(tmp_path, pair):
     assert "cutmix train small --seed 0" in page.text
 
 
+def test_a_lead_that_may_be_chance_is_not_called_the_best(tmp_path) -> None:
+    opening, _ = verdict(read_runs(made(tmp_path, none=12, cutmix=9)))
+    said = "No method is shown to be better than the baseline, none: 86.7 % of the images right, against 90 %"
+    assert opening.startswith(said)
+    assert "with cutmix (90 test images" in opening
+
+
 def test_every_section_is_there_in_order(tmp_path, pair):
     page = page_of(tmp_path, *pair)
     anchors = [attrs["id"] for tag, attrs in page.tags if tag == "h2"]

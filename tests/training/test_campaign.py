@@ -1,6 +1,7 @@
 """The answer of ``cutmix compare`` is that of the runs' own predictions, and a finished run is not run again."""
 
 import contextlib
+import csv
 import io
 import json
 import os
@@ -17,7 +18,15 @@ import pytest
 from cutmix.cli import main
 from cutmix.config.options import CompareOptions
 from cutmix.config.recipes import RECIPES
-from cutmix.report.verdict import ClassDifference, Comparison, _by_class, in_words
+from cutmix.report.verdict import (
+    ClassDifference,
+    Comparison,
+    _by_class,
+    as_csv,
+    as_latex,
+    as_markdown,
+    in_words,
+)
 from cutmix.runs.outcomes import crossed_difference
 from cutmix.training.campaign import plan_methods
 
@@ -99,6 +108,7 @@ def test_subsets_are_trained_for_equally_many_steps() -> None:
         (["--mix", "none"], "expected two or more different methods"),
         (["--mix", "none", "none"], "expected two or more different methods"),
         (["--mix", "none", "cutmx"], "cutmx"),
+        (["--table", "t.xlsx"], "--table is t.xlsx; expected a name that ends in .csv, .tex or .md"),
         (["--seeds", "0"], "--seeds is 0; expected 1 to 1,000"),
         (["--jobs", "2", "--shard", "1/2"], "--jobs makes shards by itself"),
     ],
@@ -135,8 +145,43 @@ def test_the_words_say_direction_chance_and_classes() -> None:
     alike = in_words(comparison(0.0, 0.0, 0.0, 1.0))
     assert alike.endswith(
         "80.0 with none – equal on every image in every run: more or harder test images are needed. "
-        "Training takes 1.20 times as long."
+        "Training took 1.20 times as long by the clock."
     )
+
+
+def test_tables_for_a_paper_have_a_row_for_each_method() -> None:
+    base = comparison(-5, -7.25, -3, 0.0001)
+    one = replace(base, errors=(14.0, 16.0, 15.0), baseline_errors=(19.0, 21.0, 20.0))
+    two = replace(one, method="own_mix", p=0.4, error=20.0, errors=(20.0, 20.0, 20.0))
+    csv_rows = list(csv.DictReader(io.StringIO(as_csv([one, two]))))
+    assert [row["method"] for row in csv_rows] == ["none", "cutmix", "own_mix"]
+    assert (csv_rows[0]["mean"], csv_rows[0]["sd"], csv_rows[0]["difference"], csv_rows[0]["p"]) == (
+        "20.0",
+        "1.0",
+        "",
+        "",
+    )
+    assert [csv_rows[1][name] for name in ("seeds", "images", "low", "high", "p")] == [
+        "3",
+        "500",
+        "-7.25",
+        "-3",
+        "0.0001",
+    ]
+    text = as_markdown([one, two])
+    assert (
+        "| method | error (%) | difference [95 %] | p |\n| --- | --- | --- | --- |\n| none | 20.00 ± 1.00 |  |  |\n"
+        in text
+    )
+    assert "| cutmix | 15.00 ± 1.00 | −5.00 [−7.25, −3.00] | below 0.001 |\n" in text
+    assert "photos, 500 test images, 3 seeds, mean ± standard deviation over them" in text
+    latex = as_latex([one, two])
+    assert (
+        "\\begin{tabular}{lrrr}\n\\toprule\nmethod & error (\\%) & difference [95 \\%] & p \\\\\n\\midrule\n" in latex
+    )
+    assert "own\\_mix & 20.00 $\\pm$ 0.00 & $-$5.00 [$-$7.25, $-$3.00] & 0.400 \\\\\n\\bottomrule" in latex
+    curve = as_markdown([replace(one, per_class=count) for count in (10, 1000)])
+    assert [row in curve for row in ("| none | 10 |", "| none | 1,000 |")] == [True, True]
 
 
 def test_an_adjusted_p_is_said_to_be_and_no_difference_is_over_100_points() -> None:
