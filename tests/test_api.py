@@ -56,7 +56,7 @@ def test_the_answer_of_compare_comes_first_and_finished_runs_are_read(tmp_path: 
     assert str(found).startswith("mixup with 3 training images a class: ")
     assert found._repr_html_().startswith("<p>mixup with 3 training images")
     again = cutmix.compare("digits", ["none", "mixup"], table=tmp_path / "tables/few.csv", **shared)
-    rows = list(csv.DictReader((tmp_path / "tables/few.csv").open(encoding="utf-8")))
+    rows = list(csv.DictReader((tmp_path / "tables/few.csv").read_text(encoding="utf-8").splitlines()))
     assert [float(row["mean"]) for row in rows] == [again[0].baseline_error, again[0].error]
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/checkpoint.pt")}
     assert len(times) == 4
