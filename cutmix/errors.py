@@ -86,6 +86,11 @@ def a_few(names: Iterable[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
+def counted(number: int, one: str, more: str = "") -> str:
+    """Return a number with its noun, whose plural ends in s unless it is given."""
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
+
+
 def listed(words: Sequence[str]) -> str:
     """Return words as a sentence lists them: a, b and c."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -19,7 +19,7 @@ from cutmix.data.opening import is_small, open_splits
 from cutmix.data.sets import ArraySet, FileSet, ImageSet, Splits
 from cutmix.data.shards import find_shards, read_shards
 from cutmix.data.sources import CLASSES, plan_shards, write_shard
-from cutmix.errors import InputError, a_few, printable, shorten
+from cutmix.errors import InputError, a_few, counted, printable, shorten
 from cutmix.runtime.files import make_folder, read_object, to_json, write_atomic
 from cutmix.runtime.seeding import derive_seed
 from cutmix.runtime.terminal import Tabular, say
@@ -115,44 +115,45 @@ class Description(Tabular):
         if self.others:
             lines.append(say_others(self.others))
         if self.hidden:
-            lines.append(f"{_count(self.hidden, 'hidden file or folder is', 'hidden files or folders are')} left out")
+            lines.append(f"{counted(self.hidden, 'hidden file or folder is', 'hidden files or folders are')} left out")
         if self.beside:
             where = "the split folders" if any(name.endswith("/") for name in self.beside) else "the class folders"
             lines.append(f"left out, beside {where}: {a_few(self.beside)}")
         if self.deeper:
-            images = _count(sum(self.deeper.values()), "image is", "images are")
+            images = counted(sum(self.deeper.values()), "image is", "images are")
             lines.append(f"{images} in folders inside the class folders and taken too: {a_few(self.deeper)}")
         if self.links:
-            lines.append(f"{_count(len(self.links), 'link repeats a file', 'links repeat files')}: {a_few(self.links)}")
+            links = counted(len(self.links), "link repeats a file", "links repeat files")
+            lines.append(f"{links}: {a_few(self.links)}")
         if self.unreadable:
             which = a_few(self.unreadable)
-            lines.append(f"{_count(len(self.unreadable), 'image cannot be read', 'images cannot be read')}: {which}")
+            lines.append(f"{counted(len(self.unreadable), 'image cannot be read', 'images cannot be read')}: {which}")
         return lines
 
     def _copies(self) -> list[str]:
         lines = []
         if self.copies:
             extra = _extra(self.copies)
-            groups = _count(len(self.copies), "image is", "images are")
+            groups = counted(len(self.copies), "image is", "images are")
             how = "the same pixels" if self.compared == "pixels" else "equal files"
             lines.append(
-                f"{groups} there several times ({how}, {_count(extra, 'copy', 'copies')}); "
+                f"{groups} there several times ({how}, {counted(extra, 'copy', 'copies')}); "
                 "copies are never in two splits"
             )
         if self.near:
             kept = "" if self.apart else "; such images are never in two splits"
-            lines.append(f"{_count(self.near, 'more image is', 'more images are')} nearly the same as another{kept}")
+            lines.append(f"{counted(self.near, 'more image is', 'more images are')} nearly the same as another{kept}")
         if self.apart:
             which = a_few(" = ".join(group) for group in self.apart)
             lines.append(
-                f"{_count(len(self.apart), 'image is', 'images are')} nearly the same in several splits: {which}"
+                f"{counted(len(self.apart), 'image is', 'images are')} nearly the same in several splits: {which}"
             )
         for split, files in self.leaks.items():
-            n = _count(len(files), f"image of {split} is", f"images of {split} are")
+            n = counted(len(files), f"image of {split} is", f"images of {split} are")
             lines.append(f"{n} in a later split too and left out of {split}: {a_few(files)}")
         if self.conflicts:
             which = a_few(" = ".join(group) for group in self.conflicts)
-            lines.append(f"{_count(len(self.conflicts), 'image is', 'images are')} in two classes: {which}")
+            lines.append(f"{counted(len(self.conflicts), 'image is', 'images are')} in two classes: {which}")
         return lines
 
     def _balance(self) -> list[str]:
@@ -170,7 +171,7 @@ class Description(Tabular):
             )
         for split, numbers in self.splits.items():
             if missing := [name for name, number in zip(self.classes, numbers, strict=True) if not number]:
-                classes = _count(len(missing), "class has", "classes have")
+                classes = counted(len(missing), "class has", "classes have")
                 lines.append(f"{classes} no {split} images: {a_few(missing)}")
         return lines
 
@@ -312,13 +313,6 @@ def _load(data: ImageSet, index: int) -> Image.Image:
         return displayed(read_channels(data.paths[index], data.in_chans))
     pixels = data.images[index].permute(1, 2, 0).numpy()
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
-
-
-# ---- words ----
-
-
-def _count(number: int, one: str, more: str) -> str:
-    return f"{number:,} {one if number == 1 else more}"
 
 
 # ---- shards ----

@@ -18,7 +18,7 @@ from cutmix.data.decode import to_rgb
 from cutmix.data.folder import count_suffixes, is_hidden, is_image, say_others
 from cutmix.data.shards import find_shards, read_unlabelled
 from cutmix.data.sources import Source, Stored
-from cutmix.errors import InputError, missing_extra, printable
+from cutmix.errors import InputError, counted, missing_extra, printable
 from cutmix.inference.explain import explain_image, find_class, heat_maps, training_images
 from cutmix.inference.model import Model, Prediction, Predictions, load
 from cutmix.runs.folder import is_run_file, write_bytes
@@ -85,7 +85,7 @@ def run_explain(options: ExplainOptions, images: Iterable[Any]) -> list[Path]:
         stem = f"-{file.stem}" if isinstance(file, Path | Stored) else ""
         written.append(options.out / f"{number:03d}{stem}.png")
         write_bytes(written[-1], found.png)
-    say(f"wrote {len(written)} image{'s' * (len(written) != 1)} to {options.out}")
+    say(f"wrote {counted(len(written), 'image')} to {options.out}")
     return written
 
 
@@ -114,7 +114,7 @@ def find_images(name: Any) -> Sequence[Any]:
 
 def opening(model: Model, options: PredictOptions, files: list[Source] | None) -> str:
     """Return a line about the model, the images and the temperature."""
-    images = "images from standard input" if files is None else f"{len(files):,} image{'s' * (len(files) != 1)}"
+    images = "images from standard input" if files is None else counted(len(files), "image")
     if options.temperature is not None:
         calibration = f"temperature {options.temperature:g}, as given"
     elif model.fitted_on or model.rejected is not None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cutmix.errors import InputError
+from cutmix.errors import InputError, counted
 from cutmix.mixing.draw import Draw, RandomStream, draw_cycle
 from cutmix.mixing.images import Mixup, probability
 from cutmix.mixing.protocol import Mix, unwrapped
@@ -402,4 +402,4 @@ def _check_attention(attention: Tensor) -> None:
 
 def _check_batch(n: int) -> None:
     if n < 2:
-        raise InputError(f"the batch has {n} image{'s' * (n != 1)}; SMMix pairs them, so at least 2 are expected")
+        raise InputError(f"the batch has {counted(n, 'image')}; SMMix pairs them, so at least 2 are expected")

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from cutmix import __version__
 from cutmix.config.tasks import backbone_in_words
-from cutmix.errors import InputError
+from cutmix.errors import InputError, counted
 from cutmix.paper.compare import footnotes, merged, of_run, rows_run, sheets, sweeps
 from cutmix.paper.tables import TABLES, find_tables
 from cutmix.report.compare import calibration_findings, comparisons, pairs, verdict
@@ -66,7 +66,7 @@ def summarize(runs: Sequence[Run]) -> Section:
     brief = [(run.label, steps) for run in runs if run.finished and 0 < (steps := _steps(run)) < _FEW_STEPS]
     body = Markup("")
     if brief:
-        those = ", ".join(f"{label} ({_count(steps, 'step')})" for label, steps in brief)
+        those = ", ".join(f"{label} ({counted(steps, 'step')})" for label, steps in brief)
         body += HTML.note(f"Trained for so few steps that the results mean little: {those}.")
     body += Markup(HTML.lead(finding)) if finding else Markup("")
     if any(_tested_apart([run for run in runs if run.task == task]) for task in MAIN):
@@ -338,7 +338,7 @@ SECTIONS = (
 
 
 def _distinct_ids(page: str) -> str:
-    """Return the page with the ids inside its drawings counted, as the same drawing may be there twice."""
+    """Return the page with the ids inside its drawings numbered, as the same drawing may be there twice."""
     number = count()
     return re.sub(
         r"<svg .*?</svg>", lambda svg: re.sub(r"\bf[0-9a-f]{8}-", f"f{next(number)}-", svg[0]), page, flags=re.DOTALL
@@ -350,7 +350,7 @@ def _titles(runs: Sequence[Run]) -> tuple[str, str]:
     data = ", ".join(dict.fromkeys(run.data for run in runs))
     shown = ", ".join(run.label for run in runs) if len(runs) <= 3 else f"{len(runs)} runs"
     written = f"written {date.today().isoformat()} by cutmix {__version__}"
-    return f"{data}: {shown}", f"{_count(len(runs), 'run')} on {data} · {written}"
+    return f"{data}: {shown}", f"{counted(len(runs), 'run')} on {data} · {written}"
 
 
 def _line(run: Run) -> Record | None:
@@ -425,7 +425,3 @@ def _image(run: Run, png: bytes) -> dict[str, Any]:
         alt=f"Grid of training images of {run.label} as they enter the model, mix: {mix}",
         caption=f"{run.label}: training images as they enter the model (mix: {mix})",
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
