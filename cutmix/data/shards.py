@@ -18,7 +18,7 @@ import numpy as np
 
 from cutmix.data.folder import EXTENSIONS, NAMES_OF_PARTS, is_hidden, printable_name, read_text
 from cutmix.data.sources import CLASSES, Sample, Sources, SourcesOf, State, Stored, opened, scan, state_of
-from cutmix.errors import UNREADABLE, InputError
+from cutmix.errors import UNREADABLE, InputError, counted
 from cutmix.runtime.files import read_arrays, write_atomic
 
 INDEX = "cutmix-index.npz"
@@ -237,7 +237,7 @@ def read_shards(root: Path, shards: dict[str, list[Path]]) -> Catalogue:
     for part, count in zip(shards, counts, strict=True):
         images = Members(order, states, arrays["rows"][start : start + count], names)
         parts[part], start = (arrays[f"labels-{part}"], images), start + count
-    places = {part: f"{len(paths):,} shards" if len(paths) > 1 else "1 shard" for part, paths in shards.items()}
+    places = {part: counted(len(paths), "shard") for part, paths in shards.items()}
     return Catalogue(tuple(arrays["classes"].tolist()), parts, places)
 
 

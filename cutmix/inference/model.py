@@ -21,7 +21,7 @@ from cutmix.data.decode import Decoded, read_channels, read_image, to_rgb
 from cutmix.data.image_files import Decoder, ResizeAndCrop
 from cutmix.data.sources import Stored
 from cutmix.data.transforms import Interpolation, normalize, resize
-from cutmix.errors import InputError
+from cutmix.errors import InputError, counted
 from cutmix.evaluation.calibration import TEMPERATURES
 from cutmix.inference.explain import Explanation, explain_image, find_class, training_images
 from cutmix.models import create_model
@@ -198,7 +198,7 @@ class Model(Tabular):
         one = "one class" if self.thresholds is None else "any number of labels"
         table = Table("property", "value")
         for about in (
-            ("input", f"{size}×{size} pixels, {channels} channel{'s' if channels > 1 else ''}"),
+            ("input", f"{size}×{size} pixels, {counted(channels, 'channel')}"),
             ("output", f"{one} of {len(self.classes):,}: {names}"),
             ("temperature", self.describe_temperature()),
             ("parameters", f"{sum(p.numel() for p in self.network.parameters()):,}"),

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from cutmix.errors import InputError
+from cutmix.errors import InputError, counted
 from cutmix.runtime.checkpoint import first_bytes, load_checkpoint, open_safetensors
 from cutmix.runtime.files import write_atomic
 
@@ -288,7 +288,7 @@ def _shape(tensors: dict[str, Tensor], key: str) -> tuple[int, ...] | None:
 def _count(names: list[str], what: str) -> str:
     """Return the number of tensors that are missing, left over or of another shape, and the first of them."""
     shown = ", ".join([*names[:3], "…"] if len(names) > 3 else names)
-    return f"{len(names)} tensor{'s are' if len(names) > 1 else ' is'} {what} ({shown})"
+    return f"{counted(len(names), 'tensor is', 'tensors are')} {what} ({shown})"
 
 
 def _say(tensor: Tensor) -> str:
