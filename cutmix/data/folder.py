@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
-from cutmix.errors import InputError, a_few, printable
+from cutmix.errors import InputError, a_few, counted, printable
 from cutmix.runtime.files import regular
 from cutmix.runtime.seeding import derive_seed
 
@@ -116,8 +116,7 @@ def count_suffixes(paths: Iterable[Path]) -> dict[str, int]:
 def say_others(counts: dict[str, int]) -> str:
     """Return a phrase about the files of a folder that are not images, counted by ``count_suffixes``."""
     kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in counts.items())
-    number = sum(counts.values())
-    return f"{number:,} {'file is not an image' if number == 1 else 'files are not images'}: {kinds}"
+    return f"{counted(sum(counts.values()), 'file is not an image', 'files are not images')}: {kinds}"
 
 
 # ---- division by hash ----
