@@ -48,6 +48,12 @@ class Subject:
     which: str  # "last" or "best" epoch of a run, or "file"
 
     @property
+    def model(self) -> str:
+        """The name of the model as the recipe or the file gives it; "" if neither does."""
+        named = self.recipe.model if self.recipe else self.header.model
+        return named or self.content.header.get("model", "")
+
+    @property
     def channels_last(self) -> bool:
         """The memory format of training, to the last bit; where it is not known, the faster one on a CPU."""
         return self.recipe is None or self.recipe.channels_last
@@ -160,8 +166,7 @@ def open_test_set(options: EvaluateOptions, subject: Subject) -> ImageSet:
         data = match_classes(data, subject.classes, options.classes or subject.weights)
     else:
         data = _guess_classes(options, subject, data)
-    model = options.model or (subject.recipe.model if subject.recipe else subject.header.model)
-    if normalization := weights_normalization(model, subject.header, data.in_chans):
+    if normalization := weights_normalization(options.model or subject.model, subject.header, data.in_chans):
         data = replace(data, mean=normalization[0], std=normalization[1])
     return data
 
@@ -303,15 +308,15 @@ def draw_images(n: int, count: int | None, seed: int) -> Tensor | None:
 def load_model(options: EvaluateOptions, subject: Subject, data: ImageSet) -> nn.Module:
     """Create the model and load its weights."""
     recipe = subject.recipe
-    model = create_model(_model_name(options, subject), data.num_classes, in_chans=data.in_chans)
-    load_weights(model, subject.content)
+    name = _model_name(options, subject)
+    model = create_model(name, data.num_classes, in_chans=data.in_chans)
+    load_weights(model, subject.content, name=name)
     if recipe:  # the one regularizer that is not the identity in evaluation
         regularize(model, shake_drop=recipe.shake_drop, decay=recipe.depth_decay)
     return model.to(memory_format=torch.channels_last) if subject.channels_last else model
 
 
 def _model_name(options: EvaluateOptions, subject: Subject) -> str:
-    name = options.model or (subject.recipe.model if subject.recipe else subject.header.model)
-    if not name:
+    if not (options.model or subject.model):
         raise InputError(f"{subject.weights} does not say which model it is; give --model")
-    return name
+    return options.model or subject.model

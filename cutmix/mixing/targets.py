@@ -69,6 +69,8 @@ def known_terms(targets: MixedTargets | MultiTargets, ignore_index: int) -> tupl
 
 
 def _dense(ids: Tensor, weights: Tensor, num_classes: int) -> Tensor:
+    if _readable(ids):
+        _check_range(ids, 0, num_classes - 1, None, "class ids")
     return weights.new_zeros(len(ids), num_classes).scatter_add_(1, ids, weights)
 
 
@@ -111,12 +113,12 @@ def mixed_cross_entropy(
         Checked against ``torch.nn.functional.cross_entropy`` with soft labels and with ignored class ids.
     """
     all_known = _check(logits, targets, label_smoothing, reduction, ignore_index)
-    if weight is not None and weight.shape != logits.shape[1:]:
-        raise InputError(f"weight is {tuple(weight.shape)}; expected one for each of the {logits.shape[1]} classes")
+    weight = _check_weight("weight", weight, logits, logits.shape[1:])
     if isinstance(targets, Tensor):
         logits = logits.to(_accurate(logits.dtype))
         options: dict[str, Any] = {"reduction": reduction, "label_smoothing": label_smoothing}
         if targets.ndim == 2:
+            check_soft(targets)
             return F.cross_entropy(logits, targets.to(logits.dtype), weight, **options)
         return F.cross_entropy(logits, targets.long(), weight, ignore_index=ignore_index, **options)
     if all_known:
@@ -198,6 +200,8 @@ def mixed_binary_cross_entropy(
         Checked against ``torch.nn.functional.binary_cross_entropy_with_logits``.
     """
     _check(logits, targets, 0.0, reduction, ignore_index)
+    weight = _check_weight("weight", weight, logits, logits.shape[1:], logits.shape)
+    pos_weight = _check_weight("pos_weight", pos_weight, logits, logits.shape[1:])
     logits = logits.to(_accurate(logits.dtype))
     if isinstance(targets, Tensor) and targets.ndim == 2:
         soft = targets.to(logits.dtype)
@@ -219,6 +223,23 @@ def _accurate(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _check_weight(name: str, weight: Tensor | None, logits: Tensor, *shapes: Sequence[int]) -> Tensor | None:
+    """Return a weight in the precision of the loss; raise InputError if its shape is none of these."""
+    if weight is None:
+        return None
+    if weight.shape not in shapes:
+        more = ", or one for each logit" if len(shapes) > 1 else ""
+        raise InputError(
+            f"{name} is {tuple(weight.shape)}; expected one for each of the {logits.shape[1]} classes{more}"
+        )
+    return weight.to(_accurate(logits.dtype))
+
+
+def _readable(values: Tensor) -> bool:
+    """Return whether values can be read without waiting for a device or breaking a compiled graph."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def _check(logits: Tensor, targets: Targets, label_smoothing: float, reduction: str, ignore_index: int) -> bool:
     """Raise InputError for invalid input, and return whether it is known that no class id is to be ignored.
 
@@ -232,9 +253,13 @@ def _check(logits: Tensor, targets: Targets, label_smoothing: float, reduction: 
         raise InputError(f"logits are {logits.dtype} {tuple(logits.shape)}; expected floating (N, K)")
     columns: Sequence[Tensor]
     if isinstance(targets, Tensor):
-        columns = (targets,)
+        columns, share = (targets,), None
     else:
         columns = targets[:2] if isinstance(targets, MixedTargets) else targets.labels.unbind(1)
+        share = targets[-1]
+        if len({*(ids.shape for ids in columns), share.shape[:1]}) > 1 or share.shape[1:] not in ((), (len(columns),)):
+            shapes = ", ".join(str(tuple(part.shape)) for part in targets)
+            raise InputError(f"the parts of mixed targets are {shapes}; expected the same number of samples in each")
     rows = columns[0]
     if len(rows) != len(logits):
         raise InputError(f"there are {len(rows)} targets for {len(logits)} rows of logits; expected one a row")
@@ -244,15 +269,17 @@ def _check(logits: Tensor, targets: Targets, label_smoothing: float, reduction: 
         raise InputError(f"targets are {tuple(rows.shape)}; expected class ids (N,) or soft labels (N, K)")
     if rows.ndim == 1 and (rows.is_floating_point() or rows.dtype == torch.bool):
         raise InputError(f"class ids are {rows.dtype}; expected an integer dtype, or soft labels of shape (N, K)")
-    if rows.ndim == 2 or rows.device.type != "cpu" or torch.compiler.is_compiling():
+    if rows.ndim == 2 or not _readable(rows):
         return False
+    if share is not None:
+        _check_range(share, -1e-3, 1.001, None, "weights of labels")
     in_range = [_check_range(ids.long(), 0, logits.shape[1] - 1, ignore_index, "class ids") for ids in columns]
     return all(in_range) and not 0 <= ignore_index < logits.shape[1]
 
 
 def check_soft(targets: Tensor, ignore_index: int | None = None) -> None:
     """Raise InputError unless targets (N, K) are in [0, 1], but for rounding, or ignored; read only on the CPU."""
-    if targets.device.type == "cpu" and not torch.compiler.is_compiling():
+    if _readable(targets):
         _check_range(targets, -1e-3, 1.001, ignore_index, "targets (N, K)")
 
 

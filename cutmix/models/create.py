@@ -100,7 +100,8 @@ def create_model(name: str, num_classes: int, *, in_chans: int = 3, pretrained: 
     else:
         model = _timm_model(name, num_classes, in_chans, download=pretrained is True)
     if not isinstance(pretrained, bool):
-        load_weights(start_new_head(model), pretrained, new_head=True)  # the zeros stay where the head is left out
+        start_new_head(model)  # stays zero where the head of the file is left out
+        load_weights(model, pretrained, new_head=True, name=name)
     return model
 
 

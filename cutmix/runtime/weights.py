@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ class Weights(NamedTuple):
     """The content of a file of weights."""
 
     tensors: dict[str, Tensor]  # by name, on the CPU; a nested container joins its names with dots
-    header: dict[str, str]  # the strings that a safetensors file holds beside its tensors; empty for other files
+    header: dict[str, str]  # the strings beside the tensors of a safetensors file; "model" for what others call "arch"
     path: Path
     held_in: dict[str, str]  # the name of the container of each tensor, "" for the file itself
     use_ema: bool = False  # whether to load the moving average if the file holds the weights and their average
@@ -76,7 +77,8 @@ def read_weights(path: str | Path, *, use_ema: bool = False) -> Weights:
     if first_bytes(path)[8:9] == b"{":  # safetensors: 8 bytes of length, then JSON
         content, header = _read_safetensors(path)
     else:
-        content, header = load_checkpoint(path), {}
+        content = load_checkpoint(path)
+        header = {"model": content["arch"]} if isinstance(content.get("arch"), str) else {}
     tensors: dict[str, Tensor] = {}
     held_in: dict[str, str] = {}
     for holder, key, tensor in _walk(content, "", set()):
@@ -84,11 +86,11 @@ def read_weights(path: str | Path, *, use_ema: bool = False) -> Weights:
         tensors[name], held_in[name] = tensor, _WRAPPERS.sub("", holder)
     if not any(tensor.is_floating_point() and tensor.ndim for tensor in tensors.values()):
         names = ", ".join(repr(key) for key in list(content)[:5]) or "nothing"
-        raise InputError(f"{path} holds no weights: expected tensors by name, found {names}")
+        raise InputError(f"{path} holds no weights: expected floating-point tensors by name, found {names}")
     return Weights(tensors, header, path, held_in, use_ema)
 
 
-def load_weights(model: nn.Module, source: str | Path | Weights, *, new_head: bool = False) -> None:
+def load_weights(model: nn.Module, source: str | Path | Weights, *, new_head: bool = False, name: str = "") -> None:
     """Load the weights of a file into a model; nothing is loaded unless all of the model's tensors are found.
 
     The names may have any common prefix (``module.``, ``network.``, ``state_dict.model.``, …). If several prefixes fit,
@@ -97,7 +99,8 @@ def load_weights(model: nn.Module, source: str | Path | Weights, *, new_head: bo
 
     With ``new_head``, a classifier that is absent or for another number of classes is ignored, so that the model keeps
     its own; a first convolution for RGB is then adapted to other channels, as timm does. The classifier is
-    ``get_classifier()`` (timm), else the last linear layer.
+    ``get_classifier()`` (timm), else the last linear layer. A file that names another model than ``name`` is logged, as
+    models of equal shapes can differ in padding. Quantized, complex, sparse and infinite numbers are refused.
     """
     weights = source if isinstance(source, Weights) else read_weights(source)
     own = model.state_dict()
@@ -127,8 +130,21 @@ def load_weights(model: nn.Module, source: str | Path | Weights, *, new_head: bo
     )
     if misfits.missing or misfits.left_over or misfits.differing:
         raise _refusal(weights.path, model, misfits, found, own, classifier)
+    for key, tensor in found.items():
+        if own[key].is_floating_point() and (kind := _unusable(tensor)):
+            raise InputError(f"{weights.path} has {key!r} as {kind}; expected dense, finite floating-point numbers")
     model.load_state_dict(found, strict=False)
+    named = weights.header.get("model", "").partition(".")[0]
+    if name and named not in ("", name.partition(".")[0]):
+        _log.info("%s names the model %s; its weights are loaded into %s", weights.path, named, name)
     _report(weights, prefix, found, bool(head))
+
+
+def _unusable(tensor: Tensor) -> str:
+    """Return why the values of a tensor are no weights, which PyTorch would round, cut or copy; "" for weights."""
+    if not tensor.is_floating_point() or tensor.layout is not torch.strided:
+        return f"{str(tensor.dtype).removeprefix('torch.')}{' (sparse)' if tensor.layout is not torch.strided else ''}"
+    return "" if bool(tensor.float().isfinite().all()) else "NaN or infinite numbers"
 
 
 def _is_stem(tensor: Tensor, own: Tensor) -> bool:

@@ -42,6 +42,14 @@ def test_weights_of_another_program_are_evaluated_on_every_image(tmp_path: Path)
     assert model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_a_checkpoint_that_names_its_architecture_needs_no_model(tmp_path: Path) -> None:
+    content = {"arch": "resnet20", "state_dict": create_model("resnet20", 2).state_dict()}
+    torch.save(content, tmp_path / "checkpoint.pth")
+    options = EvaluateOptions(tmp_path / "checkpoint.pth", str(image_files(tmp_path / "photos", 1)))
+    subject = find_subject(options)
+    assert load_model(options, subject, open_test_set(options, subject)).fc.out_features == 2
+
+
 def test_weights_of_a_recipe_are_evaluated_on_the_images_held_out(tmp_path: Path) -> None:
     folder = image_files(tmp_path / "photos", 5)
     recipe = Recipe(data=str(folder), model="resnet20", val_fraction=0.4)

@@ -336,3 +336,51 @@ def test_weights_of_other_classes_are_refused(length: int) -> None:
     for given in (targets, targets.labels, targets.dense(4)):
         with pytest.raises(ValueError, match="expected one for each of the 4 classes"):
             mixed_cross_entropy(torch.rand(4, 4), given, weight=torch.ones(length))
+
+
+def test_soft_labels_out_of_range_are_refused_by_the_cross_entropy() -> None:
+    soft = torch.tensor([[1.0, -1.0, 0.0], [0.0, 1.0, 1.0]])  # -1: unknown, of images with several labels
+    for ignore_index in (-100, -1):
+        with pytest.raises(InputError, match=r"targets \(N, K\) go from -1 to 1; expected 0 to 1"):
+            mixed_cross_entropy(torch.zeros(2, 3), soft, ignore_index=ignore_index)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64])
+def test_class_weights_of_any_dtype_weigh_alike(dtype: torch.dtype) -> None:
+    logits, ids = torch.randn(4, 3), torch.tensor([0, 1, 2, 1])
+    weight = torch.tensor([1, 2, 3])
+    for targets in (ids, MixedTargets(ids, ids.flip(0), torch.tensor([1.0, 0.5, 0.25, 0.0]))):
+        expected = mixed_cross_entropy(logits, targets, weight=weight.float())
+        found = mixed_cross_entropy(logits, targets, weight=weight.to(dtype))
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (MixedTargets(torch.arange(3), torch.arange(2), torch.ones(3)), "parts of mixed targets are"),
+        (MixedTargets(torch.arange(3), torch.arange(3), torch.ones(3, 1)), "parts of mixed targets are"),
+        (MixedTargets(torch.arange(3), torch.arange(3), torch.full((3,), 2.0)), "weights of labels go from 2 to 2"),
+        (MultiTargets(torch.zeros(3, 2, dtype=torch.int64), torch.ones(3, 3)), "parts of mixed targets are"),
+        (MultiTargets(torch.zeros(3, 1, dtype=torch.int64), torch.full((3, 1), torch.nan)), "weights of labels"),
+    ],
+)
+def test_targets_made_by_hand_are_checked(targets: MixedTargets | MultiTargets, said: str) -> None:
+    for loss in (mixed_cross_entropy, mixed_binary_cross_entropy):
+        with pytest.raises(InputError, match=said):
+            loss(torch.zeros(3, 4), targets)
+
+
+def test_class_ids_that_a_dense_target_has_no_column_for_are_refused() -> None:
+    for ids in ([1, 5], [1, -1]):
+        targets = MixedTargets(torch.tensor(ids), torch.tensor([0, 2]), torch.tensor([0.5, 0.5]))
+        with pytest.raises(InputError, match="class ids go from"):
+            targets.dense(3)
+
+
+def test_weights_of_the_binary_cross_entropy_are_checked() -> None:
+    logits, soft = torch.zeros(2, 3), torch.zeros(2, 3)
+    for name in ("weight", "pos_weight"):
+        with pytest.raises(InputError, match=f"{name} is .*; expected one for each of the 3 classes"):
+            mixed_binary_cross_entropy(logits, soft, **{name: torch.ones(2)})

@@ -6,6 +6,7 @@ import json
 import logging
 import pathlib
 import random
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -300,7 +301,7 @@ def test_channels_last_models_keep_their_layout(tmp_path):
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"state_dict": {}}, {"model": {"a": 1}}, {1: torch.ones(1)}])
 def test_a_file_without_weights_is_one_sentence(tmp_path, content):
     torch.save(content, tmp_path / "m.pth")
-    with pytest.raises(InputError, match="holds no weights: expected tensors by name, found"):
+    with pytest.raises(InputError, match="holds no weights: expected floating-point tensors by name, found"):
         read_weights(tmp_path / "m.pth")
 
 
@@ -315,6 +316,36 @@ def test_another_class_count_is_named_or_gets_a_new_head(tmp_path):
     assert torch.equal(model[3].weight, before["3.weight"])
     assert torch.equal(model[3].bias, before["3.bias"])
     assert torch.equal(model[0].weight, saved[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind"),
+    [
+        (lambda w: (w * 100).to(torch.int8), "int8"),
+        (lambda w: torch.quantize_per_tensor(w, 0.01, 0, torch.qint8), "qint8"),
+        (lambda w: w.to(torch.complex64), "complex64"),
+        (lambda w: w.to_sparse(), "float32 (sparse)"),
+        (lambda w: w * float("nan"), "NaN or infinite numbers"),
+        (lambda w: (w * 1e6).half(), "NaN or infinite numbers"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # of torch, about the kinds that it no longer develops
+def test_numbers_that_would_be_rounded_or_cut_are_refused(tmp_path, changed, kind):
+    model = Small()
+    own = model.state_dict()
+    torch.save(own | {"fc.weight": changed(own["fc.weight"])}, tmp_path / "w.pt")
+    kept = {key: value.clone() for key, value in own.items()}
+    with pytest.raises(InputError, match=f"'fc.weight' as {re.escape(kind)}; expected dense, finite floating-point"):
+        load_weights(model, tmp_path / "w.pt")
+    assert same(kept, model.state_dict())
+
+
+def test_a_model_of_equal_shapes_and_another_name_is_noted(tmp_path, said):
+    torch.save({"arch": "tf_small.in1k", "state_dict": Small().state_dict()}, tmp_path / "w.pt")
+    load_weights(Small(), tmp_path / "w.pt", name="tf_small")
+    assert "names the model" not in said()
+    load_weights(Small(), tmp_path / "w.pt", name="small")
+    assert "names the model tf_small; its weights are loaded into small" in said()
 
 
 @pytest.mark.parametrize("new_head", [True, False])
