@@ -117,6 +117,10 @@ def _of_files(layout: Callable[[Path], Reader], folder: Path, data: ImageSet) ->
             )
         images[name] = path
         found.append((path, (own, size), header))
+    if max(own.max() for _, (own, _), _ in found) <= 2:  # a file that counts pixels was given one more
+        raise InputError(
+            f"all boxes of {folder} are within the first pixel; expected corners in pixels, not as shares of the sides"
+        )
     turned, notes = turn_boxes(found, sized=layout is not _of_cub)
     for note in notes:
         _log.warning(note)

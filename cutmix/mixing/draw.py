@@ -190,7 +190,26 @@ class CutoutDraw(Draw):
     """
 
     def apply(self, x: Tensor, inplace: bool = False, *, nearest: bool | None = None) -> Tensor:
-        """Set the holes of a batch (N, ..., H, W) to zero; see ``Draw.apply``."""
+        """Set the holes of a batch (N, ..., H, W) to zero, or leave class ids as they are.
+
+        Args:
+            x: As in ``Draw.apply``; torchvision's ``Mask`` is left unchanged, as by torchvision's ``RandomErasing``.
+            inplace: Write into ``x`` and return it.
+            nearest: True leaves class ids unchanged, False sets the holes of images to zero, None does so for floating
+                ``x`` and refuses integers, whose holes would become class 0.
+
+        Raises:
+            InputError: As ``Draw.apply``.
+        """
+        nearest = True if nearest is None and is_tv_tensor(x, "Mask") else nearest
+        if nearest is None and not x.is_floating_point():
+            raise InputError(
+                f"x is {x.dtype}, whose holes would become class 0; give nearest=True to leave class ids as they are, "
+                "nearest=False for images"
+            )
+        if nearest:
+            check_batch(x, len(self.partner), self.size, inplace)
+            return x if inplace else x.clone()
         return super().apply(x, inplace, nearest=nearest)
 
     def _mix(self, x: Tensor, inplace: bool, nearest: bool) -> Tensor:

@@ -63,7 +63,7 @@ class _Mixer(ImageMix):
         check_images(images)
         draw = self.draw(images.shape)
         targets = draw.targets(labels)
-        rounded = images.dtype == torch.uint8 and not is_tv_tensor(images, "Mask")
+        rounded = (images.dtype == torch.uint8 or isinstance(draw, CutoutDraw)) and not is_tv_tensor(images, "Mask")
         return draw.apply(images, inplace=self.inplace, nearest=False if rounded else None), targets
 
     def state_dict(self) -> dict[str, Any]:

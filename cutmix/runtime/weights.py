@@ -74,11 +74,12 @@ def read_weights(path: str | Path, *, use_ema: bool = False) -> Weights:
     Accelerate, SMMix and this package do. ``load_weights`` finds those of a model among them.
     """
     path = Path(path)
+    content: dict[str, Any]
     if first_bytes(path)[8:9] == b"{":  # safetensors: 8 bytes of length, then JSON
         content, header = _read_safetensors(path)
     else:
         content = load_checkpoint(path)
-        header = {"model": content["arch"]} if isinstance(content.get("arch"), str) else {}
+        header = {"model": arch} if isinstance(arch := content.get("arch"), str) else {}
     tensors: dict[str, Tensor] = {}
     held_in: dict[str, str] = {}
     for holder, key, tensor in _walk(content, "", set()):

@@ -114,15 +114,34 @@ def detection_sets(
     test = DetectionSet(name, "test", classes, other, crowds, (*notes[1], *turned_too))
     if shared := {image.path.resolve() for image in train.images} & {image.path.resolve() for image in test.images}:
         raise InputError(f"{min(shared)} is in the training split and in the test split; expected each image in one")
-    counts = [np.bincount(data.objects().labels, minlength=len(classes)) for data in (train, test)]
-    if not counts[0].any():
-        raise InputError(f"the training images of {root} have no boxes; expected one or more")
+    counts = []
+    for data, what in ((train, "training"), (test, "test")):
+        found = data.objects()
+        if found.difficult.all():
+            marked = f" that are not {'crowds' if crowds else 'difficult'}" if len(found.labels) else ""
+            raise InputError(f"the {what} images of {root} have no boxes{marked}; expected one or more")
+        if found.boxes.max() <= 1:
+            raise InputError(
+                f"all boxes of the {what} images of {root} are within the first pixel; expected corners in "
+                "pixels, not as shares of the sides"
+            )
+        counts.append(np.bincount(found.labels, minlength=len(classes)))
+    train, test = _with_repeated(train), _with_repeated(test)
     untrained = [name for name, seen, asked in zip(classes, *counts, strict=True) if asked and not seen]
     if untrained:
         train = replace(
             train, notes=(*train.notes, f"classes of test images without a training image: {', '.join(untrained)}")
         )
     return train, test
+
+
+def _with_repeated(data: DetectionSet) -> DetectionSet:
+    """Return a split with a note on the objects that are there twice: a detector can find them once only."""
+    found = data.objects()
+    rows = np.column_stack([found.images, found.labels, found.boxes])
+    if not (repeated := len(rows) - len(np.unique(rows, axis=0))):
+        return data
+    return replace(data, notes=(*data.notes, f"objects with class and box of another one: {repeated:,}"))
 
 
 def _boxed(raw: RawImage, classes: tuple[str, ...]) -> BoxedImage:

@@ -246,6 +246,8 @@ def _check_annotation(entry: Box | Caption, known: Mapping[str, set[Id]], where:
             raise InputError(f"{where}.{field} of {path} is {kind_of(value)}; expected the id of one of its {listed}")
     if isinstance(entry, Box) and min(entry.bbox[2:]) < 0:
         raise InputError(f"{where}.bbox of {path} is {list(entry.bbox)}; expected left, top, width ≥ 0 and height ≥ 0")
+    if isinstance(entry, Box) and (entry.area or 0) < 0:
+        raise InputError(f"{where}.area of {path} is {entry.area:g}; expected square pixels, at least 0")
 
 
 def _check_unique(values: Iterable[Hashable], what: str) -> None:

@@ -179,6 +179,30 @@ def test_boxes_are_those_of_the_upright_image_where_nothing_tells(
     assert "read as boxes of the upright image" in caplog.text
 
 
+def test_boxes_of_cub_on_turned_images_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """CUB gives no size of the image, so that nothing tells the axes, whatever the orientation."""
+    for name, orientation in (("a", 6), ("b", 3)):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        upright = marked(tmp_path / "x", name, orientation, "upright")
+    write(tmp_path / "images.txt", "1 x/a.png\n2 x/b.png\n")
+    rows, columns = np.nonzero(upright[..., 0])  # of b
+    x, y, width, height = columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1
+    write(tmp_path / "bounding_boxes.txt", f"1 1 2 3 4\n2 {x} {y} {width} {height}\n")
+    boxes = read_boxes(tmp_path, files(tmp_path, "x/a.png", "x/b.png"))
+    assert boxes.sizes.tolist() == [[40, 50], [50, 40]]
+    assert surrounds(boxes.boxes[1][0], upright)
+    assert f"EXIF turns {tmp_path / 'x' / 'a.png'} and 1 more, and the annotation does not say" in caplog.text
+    assert "read as boxes of the upright image" in caplog.text
+
+
+def test_corners_as_shares_of_the_sides_are_refused(tmp_path: Path) -> None:
+    data = files(tmp_path, "x/a.jpg")
+    write(tmp_path / "images.txt", "1 x/a.jpg\n")
+    write(tmp_path / "bounding_boxes.txt", "1 0.1 0.2 0.5 0.5\n")
+    with pytest.raises(InputError, match="are within the first pixel; expected corners in pixels"):
+        read_boxes(tmp_path, data)
+
+
 def test_metadata_of_wsolevaluation(tmp_path: Path) -> None:
     folder = write(
         tmp_path / "test" / "localization.txt", "val/a.JPEG,0,1,9,19\nval/b.JPEG,5,5,49,39\nval/a.JPEG,3,4,5,6"

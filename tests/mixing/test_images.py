@@ -145,6 +145,22 @@ def test_cutout_sets_its_holes_to_zero(shape: tuple[int, ...], per_sample: bool,
         assert inplace or bool((images == 1).all())
 
 
+def test_holes_leave_class_ids_as_they_are() -> None:
+    masks = torch.full((3, 8, 8), 30)
+    draw = Cutout(4, seed=0).draw((3, 3, 8, 8))
+    with pytest.warns(UserWarning, match="RandomErasing"):
+        oracle = v2.RandomErasing(p=1.0)(tv_tensors.Image(torch.ones(3, 8, 8)), tv_tensors.Mask(masks[0]))
+    assert torch.equal(oracle[1], masks[0])  # torchvision's rule
+    wrapped = draw.apply(tv_tensors.Mask(masks))
+    assert isinstance(wrapped, tv_tensors.Mask)
+    assert torch.equal(wrapped, masks)
+    assert torch.equal(draw.apply(masks, nearest=True), masks)
+    assert (draw.apply(masks, nearest=False) == 0).any()  # images
+    for ids in (masks, masks.byte(), masks > 0):
+        with pytest.raises(InputError, match="whose holes would become class 0; give nearest=True"):
+            draw.apply(ids)
+
+
 @pytest.mark.parametrize("dtype", [*INTEGERS, *FLOATS], ids=str)
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("inplace", [False, True])

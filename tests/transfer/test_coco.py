@@ -219,6 +219,33 @@ def test_damage_is_named(tmp_path: Path, change: Callable[[dict[str, Any]], Any]
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"iscrowd": 1}, "the test images of .* have no boxes that are not crowds; expected one or more"),
+        (
+            {"bbox": [0.1, 0.2, 0.5, 0.5]},
+            "all boxes of the test images of .* are within the first pixel; expected corn",
+        ),
+        ({"area": -1}, r"annotations\[0\]\.area of .* is -1; expected square pixels, at least 0"),
+        (None, "the test images of .* have no boxes; expected one or more"),
+    ],
+)
+def test_a_test_split_that_gives_no_result_is_refused(
+    tmp_path: Path, change: dict[str, Any] | None, message: str
+) -> None:
+    found = [] if change is None else [entry | change for entry in VAL["annotations"]]
+    with pytest.raises(InputError, match=message):
+        open_detection(write(tmp_path, TRAIN, VAL | {"annotations": found}))
+
+
+def test_objects_that_are_there_twice_are_counted(tmp_path: Path) -> None:
+    entries = VAL["annotations"]
+    shifted = entries[0] | {"bbox": [5, 6, 10, 10]}
+    _, test = open_detection(write(tmp_path, TRAIN, VAL | {"annotations": [*entries, shifted, entries[0]]}))
+    assert test.notes == ("objects with class and box of another one: 1",)
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{", "train2017.json"),
