@@ -348,7 +348,8 @@ def write_shards(options: ShardsOptions) -> Path:
         if len(found.parts[split][0]) != len(data):
             raise InputError(f"{options.out} has {len(found.parts[split][0])} {split} images; expected {len(data)}")
     there = f" ({kept} existed)" if kept else ""
-    say(f"wrote {written} shards to {options.out}{there}; cutmix train --data {options.out} trains on them")
+    flag = f" --channels {options.channels}" if options.channels != 3 else ""
+    say(f"wrote {written} shards to {options.out}{there}; cutmix train --data {options.out}{flag} trains on them")
     return options.out
 
 

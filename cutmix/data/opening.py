@@ -324,12 +324,16 @@ def _file_set(
         if split == "train" and (missing := (labels.sum(0) == 0).nonzero().flatten().tolist()):
             raise InputError(f"{folder} leaves no training images with the label '{classes[missing[0]]}'")
     elif emptied := {label for _, label in samples} - set(labels.tolist()):
-        raise InputError(
-            f"{folder}: none of the {split} images of class '{classes[min(emptied)]}' can be read; repair them"
-        )
+        raise _emptied(folder, split, classes, emptied)
     shown = printable_name(folder.resolve().name) if name == "folder" else name
     paths, skipped = Paths(path for path, _ in kept), tuple(sorted(unreadable))
     return FileSet(shown, split, classes, labels, *_normalization(channels), paths, skipped, channels)
+
+
+def _emptied(folder: Path | str, split: str, classes: tuple[str, ...], labels: set[int]) -> InputError:
+    return InputError(
+        f"{folder}: none of the {split} images of class '{classes[min(labels)]}' can be read; repair them"
+    )
 
 
 def _normalization(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -369,6 +373,8 @@ def _stored_set(
         found = in_threads(partial(digest_pixels, channels=channels), images)
         bad = [i for i, each in enumerate(found) if isinstance(each, InputError)]
         kept = np.setdiff1d(np.arange(len(images)), bad)
+        if emptied := set(labels.tolist()) - set(labels[kept].tolist()):
+            raise _emptied(name, split, classes, emptied)
         skipped, labels, images = tuple(images[i] for i in bad), labels[kept], images.take(kept)
     normalization = _normalization(channels)
     return FileSet(

@@ -11,7 +11,7 @@ from PIL import Image
 
 import cutmix
 from cutmix.cli import main
-from cutmix.data import open_splits
+from cutmix.data import ImageSet, open_splits
 from cutmix.data.decode import read_channels, read_image
 from cutmix.errors import InputError
 from cutmix.inference.model import load
@@ -134,6 +134,25 @@ def test_every_step_has_the_channels_of_the_weights(
           "--out", str(tmp_path / "preview.png")])  # fmt: skip
     main(["report", str(run), "--out", str(tmp_path / "page.html")])
     assert json.loads((run / "config.json").read_text())["recipe"]["channels"] == channels
+
+
+def test_shards_hold_the_channels_that_they_are_written_with(
+    trained: tuple[int, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    channels, root, _ = trained
+    main(["shards", str(root), "--channels", str(channels), "--out", str(tmp_path / "shards")])
+    assert f"cutmix train --data {tmp_path / 'shards'} --channels {channels} trains on" in capsys.readouterr().out
+    stored, files = (open_splits(str(path), channels=channels).train for path in (tmp_path / "shards", root))
+
+    def pixels(data: ImageSet) -> list[bytes]:
+        return sorted(np.asarray(read_channels(path, channels)).tobytes() for path in data.paths)  # type: ignore[attr-defined]
+
+    assert pixels(stored) == pixels(files)
+    if channels == 6:  # no image can be decoded to RGB
+        for command in (["data"], ["train", *FEW, "--skip-unreadable", "--data"]):
+            with pytest.raises(SystemExit):
+                main([*command, str(tmp_path / "shards")])
+            assert "none of the train images of class 'dark' can be read" in capsys.readouterr().err
 
 
 def test_pretrained_weights_are_adapted_to_the_channels(trained: tuple[int, Path, Path], tmp_path: Path) -> None:
