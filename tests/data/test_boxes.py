@@ -166,7 +166,7 @@ def test_boxes_turn_with_their_image(
     assert surrounds(boxes.boxes[2][0], square)
     first = {1: "", 2: "a.png and 1 more", 3: "a.png and 1 more", 4: "a.png and 1 more"}.get(orientation, "c.png")
     assert (f"{first}, and the annotation does not say" in caplog.text) == (orientation > 1)
-    assert ("of the image as it is stored" in caplog.text) == (drawn_on == "stored" and orientation > 1)
+    assert ("of the stored image" in caplog.text) == (drawn_on == "stored" and orientation > 1)
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
