@@ -50,8 +50,8 @@ def __getattr__(name: str) -> Any:
     """Import torch only when a name that needs it is used; ``cutmix --help`` needs none."""
     if name == "__all__":
         return ["InputError", "__version__", *_ELSEWHERE, *import_module("cutmix.mixing").__all__]
-    if name == "mixing":
-        return import_module("cutmix.mixing")
+    if name in ("api", "mixing"):
+        return import_module(f"cutmix.{name}")
     # names that tools look up in every module, and modules, which ``from cutmix import cli`` looks up before the import
     if name.startswith("_") or (name not in _ELSEWHERE and find_spec(f"cutmix.{name}")):
         raise AttributeError(f"module 'cutmix' has no attribute '{name}'")

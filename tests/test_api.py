@@ -239,6 +239,8 @@ def test_names_that_are_no_part_of_the_package_are_at_its_root() -> None:
     for command in COMMANDS.keys() - {"data", "preview", "report", "paper", "transfer", "demo"}:
         assert getattr(cutmix, command) is getattr(api, command)
     assert cutmix.Recipe is Recipe
+    script = "import cutmix; assert callable(cutmix.api.preview)"
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_other_results_print_as_tables_too(run: Run, tmp_path: Path) -> None:
