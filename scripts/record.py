@@ -62,7 +62,7 @@ def _merge(path: Path, new: list[dict[str, Any]], keys: tuple[str, ...]) -> None
     """Write the lines of a file, of which new ones replace those with the same key."""
     if new:
         found = {json.dumps([one.get(key) for key in keys]): one for one in [*read_lines(path), *new]}
-        path.write_text("".join(json.dumps(one) + "\n" for one in found.values()), encoding="utf-8")
+        path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in found.values()), encoding="utf-8")
 
 
 if __name__ == "__main__":
