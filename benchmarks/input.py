@@ -3,14 +3,20 @@
 Every side makes uint8 batches of 224×224 with a random resized crop and a flip, in one process that takes turns; the
 speed is images for each second of a core, by the CPU time of the process. With --workers, the time on the clock is
 compared too. The files are JPEGs of three sizes, made of scikit-learn's two photographs or of those in --images.
+The part "waiting" fine-tunes EfficientNet-Lite0 on the largest files, and compares the time that its loop waits for
+batches: --workers threads compute and as many threads or processes decode.
 """
 
+import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import timm.data
@@ -34,32 +40,74 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--images", type=Path, help="folder of photographs to make the files of")
     parser.add_argument("--workers", type=int, default=2, help="threads and processes for the time on the clock")
+    parser.add_argument("--only", choices=["speed", "waiting"], help="this part alone")
     args = parser.parse_args()
     torch.set_num_threads(1)  # a core
     about: dict[str, object] = {"sources": args.images.name if args.images else "scikit-learn's two photographs"}
     about |= versions("torchvision", "timm", "pillow", "simplejpeg")
     with tempfile.TemporaryDirectory() as scratch:
-        report("image files", rows(Path(scratch), args.images, args.workers, args.quick), args, about)
+        report("image files", rows(Path(scratch), args), args, about)
 
 
-def rows(scratch: Path, images: Path | None, workers: int, quick: bool) -> Iterator[Row]:
+def rows(scratch: Path, args: argparse.Namespace) -> Iterator[Row]:
+    """Yield the requested rows."""
+    if args.only != "waiting":
+        yield from speed_rows(scratch, args.images, args.workers, args.quick)
+    if args.only != "speed":
+        yield from waiting_rows(scratch / "waiting", args.images, args.workers or 1, args.quick)
+
+
+def speed_rows(scratch: Path, images: Path | None, workers: int, quick: bool) -> Iterator[Row]:
     """Yield the comparisons of every size of files."""
     for size, (width, height, quality, count) in SIZES.items():
         data = write_files(scratch / size, images, (width, height), quality, BATCH if quick else count)
         kilobytes = sum(len(path.read_bytes()) for path in data.paths) / len(data) / 1000
         at = f"{size}, {kilobytes:,.0f} KB"
         rounds = 1 if quick else 7
-        found = in_turns(sides(data, 0), rounds, time.process_time, len(data))
+        found = in_turns(exhausted(sides(data, 0)), rounds, time.process_time, len(data))
         ours = found["cutmix"]
         for name, target in zip(("torchvision", "timm"), TARGETS[size], strict=True):
             yield Row("train loader, a core", "images/s", ours, name, found[name], target, at)
         yield Row("the same, --decoder exact", "images/s", found["cutmix exact"], "torchvision", found["torchvision"],
                   at=at)  # fmt: skip
         if workers:
-            found = in_turns(sides(data, workers), rounds, time.perf_counter, len(data))
+            found = in_turns(exhausted(sides(data, workers)), rounds, time.perf_counter, len(data))
             for name in ("torchvision", "timm"):
                 what = f"train loader, {workers} workers, on the clock"
                 yield Row(what, "images/s", found["cutmix"], f"{name}, {workers} processes", found[name], at=at)
+
+
+def waiting_rows(folder: Path, images: Path | None, workers: int, quick: bool) -> Iterator[Row]:
+    """Yield the share of the time of fine-tuning that the loop waits for batches, beside that with other loaders."""
+    size = "12 MP"
+    width, height, quality, count = SIZES[size]
+    files = write_files(folder, images, (width, height), quality, BATCH if quick else count)
+    repeats = 1 if quick else 4  # of the same files, for a longer epoch
+    data = replace(files, labels=files.labels.repeat(repeats), paths=Paths([*files.paths] * repeats))
+    torch.set_num_threads(workers)
+    model = timm.create_model("efficientnet_lite0", num_classes=1).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    loaders = sides(data, workers)
+    shares: dict[str, list[float]] = {name: [] for name in ("cutmix", "torchvision", "timm")}
+    for turn in range(1 if quick else 4):
+        for name, own in shares.items():
+            start, waited, batches = time.perf_counter(), 0.0, loaders[name](turn)
+            while True:
+                asked = time.perf_counter()
+                batch = next(batches, None)
+                waited += time.perf_counter() - asked
+                if batch is None:
+                    break
+                optimizer.zero_grad()
+                pixels = batch[0].to(torch.float32, memory_format=torch.channels_last)
+                model(pixels / 128 - 1).square().mean().backward()
+                optimizer.step()
+            own.append(100 * waited / (time.perf_counter() - start))
+    ours = median(shares["cutmix"][-3:])  # the first turn starts the workers
+    for name in ("torchvision", "timm"):
+        beside = f"{name}, {workers} processes"
+        yield Row(f"fine-tuning EfficientNet-Lite0, {workers} threads: waiting for input", "%", ours, beside,
+                  median(shares[name][-3:]), at=f"{size}, batch {BATCH}")  # fmt: skip
 
 
 def in_turns(
@@ -75,25 +123,35 @@ def in_turns(
     return {name: count / median(times[1:]) for name, times in taken.items()}
 
 
-def sides(data: FileSet, workers: int) -> dict[str, Callable[[int], None]]:
-    """Return what each side does for an epoch of the files."""
+def exhausted(loaders: dict[str, Callable[[int], Iterator[object]]]) -> dict[str, Callable[[int], None]]:
+    """Return what runs through an epoch of each loader."""
+
+    def exhaust(name: str, epoch: int) -> None:
+        for _ in loaders[name](epoch):
+            pass
+
+    return {name: partial(exhaust, name) for name in loaders}
+
+
+def sides(data: FileSet, workers: int) -> dict[str, Callable[[int], Iterator[Any]]]:
+    """Return each side's batches of an epoch of the files."""
     augment = Augment(image_size=224, flip=True)
 
-    def ours(decoder: str) -> Callable[[int], None]:
+    def ours(decoder: str) -> Callable[[int], Iterator[Any]]:
         loader = train_loader(
             data, augment, batch_size=BATCH, seed=0, device="cpu", workers=workers, channels_last=False,
             decoder=decoder,  # type: ignore[arg-type]
         )  # fmt: skip
         assert isinstance(loader, FileLoader)
         loader.finish = lambda batch, epoch, step: batch  # uint8, as the others
-        return lambda epoch: exhaust(loader.epoch(epoch))
+        return loader.epoch
 
-    def plain(transform: Callable[[Image.Image], object], collate: Callable | None) -> Callable[[int], None]:
+    def plain(transform: Callable[[Image.Image], object], collate: Callable | None) -> Callable[[int], Iterator[Any]]:
         loader: DataLoader = DataLoader(
             Files(data, transform), BATCH, shuffle=True, num_workers=workers, collate_fn=collate,
             persistent_workers=workers > 0,
         )  # fmt: skip
-        return lambda epoch: exhaust(iter(loader))
+        return lambda epoch: iter(loader)
 
     torchvision = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()])
     timms = timm.data.create_transform(
@@ -117,11 +175,6 @@ class Files(Dataset):
     def __getitem__(self, index: int) -> tuple[object, int]:
         with Image.open(str(self.paths[index])) as image:
             return self.transform(image.convert("RGB")), self.labels[index]
-
-
-def exhaust(batches: Iterator[object]) -> None:
-    for _ in batches:
-        pass
 
 
 def write_files(folder: Path, images: Path | None, size: tuple[int, int], quality: int, count: int) -> FileSet:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import distributions
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -91,7 +91,12 @@ def versions(*packages: str) -> dict[str, str | None]:
 
 
 def in_turns(
-    calls: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu", *, block: float = 0.0
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: str = "cpu",
+    *,
+    block: float = 0.0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Return the milliseconds of each call in each round, after a warm-up; the order rotates from round to round.
 
@@ -109,10 +114,10 @@ def in_turns(
             last.record()
             last.synchronize()
             return first.elapsed_time(last) / number
-        start = time.perf_counter()
+        start = clock()
         for _ in range(number):
             call()
-        return 1000 * (time.perf_counter() - start) / number
+        return 1000 * (clock() - start) / number
 
     for call in calls.values():
         taken(call)
@@ -158,21 +163,41 @@ class Side:
         return 1000 * (time.process_time() - start)
 
 
-def loops_in_turns(
-    sides: Mapping[str, Callable[[], Iterator[None]]], rounds: int, *, cpu_time: bool = False
-) -> dict[str, list[float]]:
-    """Return the milliseconds of each side's blocks; each side has a process that waits while the others work.
+Loop = Callable[[], Iterator[None]]
 
-    With ``cpu_time`` they are those of the side's process, which other work on the machine changes little.
+
+class Turns(NamedTuple):
+    """The milliseconds of each side's blocks.
+
+    Attributes:
+        clock: On the clock.
+        cpu: Of its processes, which other work on the machine changes little.
+    """
+
+    clock: dict[str, list[float]]
+    cpu: dict[str, list[float]]
+
+
+def loops_in_turns(sides: Mapping[str, Loop | tuple[Loop, ...]], rounds: int) -> Turns:
+    """Return the times of blocks of loops, each of which has a process that waits while the other sides work.
+
+    The loops of a side run at the same time and share the threads.
     """
     with ExitStack() as stack:
         spent: dict[str, list[float]] = {name: [] for name in sides}
         calls: dict[str, Callable[[], object]] = {}
-        for name, make in sides.items():
-            process = stack.enter_context(_process(Side.start, make, torch.get_num_threads()))
-            calls[name] = lambda name=name, process=process: spent[name].append(process.submit(Side.run).result())  # type: ignore[misc]
-        taken = in_turns(calls, rounds)
-        return {name: own[-rounds:] for name, own in spent.items()} if cpu_time else taken
+        for name, given in sides.items():
+            loops = given if isinstance(given, tuple) else (given,)
+            threads = max(1, torch.get_num_threads() // len(loops))
+            group = [stack.enter_context(_process(Side.start, make, threads)) for make in loops]
+
+            def block(name: str = name, group: list[ProcessPoolExecutor] = group) -> None:
+                futures = [process.submit(Side.run) for process in group]
+                spent[name].append(sum(future.result() for future in futures))
+
+            calls[name] = block
+        clock = in_turns(calls, rounds)
+        return Turns(clock, {name: own[-rounds:] for name, own in spent.items()})
 
 
 def fresh(function: Callable[..., Any], *args: object) -> Any:

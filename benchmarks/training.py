@@ -4,7 +4,8 @@
                                   [--compile]
 
 The sides take turns by steps or blocks of steps. Memory is that of new processes. The part "small" is compared by CPU
-time, with --threads 1; with ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 it is that of a CPU without bfloat16.
+time, with --threads 1; with ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 it is that of a CPU without bfloat16. The
+part "pair" compares two runs at the same time with one run that has all threads.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import contextlib
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -22,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from cutmix.config.options import TrainOptions
 from cutmix.config.recipes import Recipe, find_recipe
@@ -41,7 +44,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--data", default="cifar-100", help="small images, by name or path; default cifar-100")
     parser.add_argument(
-        "--only", choices=["memory", "step", "loop", "network", "small", "smmix"], help="this part alone"
+        "--only", choices=["memory", "step", "loop", "network", "small", "pair", "smmix"], help="this part alone"
     )
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile, whose start takes a minute")
@@ -61,7 +64,8 @@ def rows_of(recipe: Recipe, scratch: Path, args: argparse.Namespace) -> Iterator
         "step": partial(step_rows, pairs=3 if args.quick else 100),
         "loop": partial(speed_rows, blocks=blocks, steps=steps, compiled=args.compile),
         "network": partial(network_rows, rounds=1 if args.quick else 21),
-        "small": partial(small_rows, rounds=1 if args.quick else 5, steps=1 if args.quick else 4),
+        "small": partial(small_rows, rounds=1 if args.quick else 5, compiled=args.compile),
+        "pair": partial(pair_rows, rounds=1 if args.quick else 3, steps=1 if args.quick else 4),
         "smmix": partial(smmix_rows, rounds=2 if args.quick else 21, batch_size=4 if args.quick else 16),
     }
     for name, rows in parts.items():
@@ -169,7 +173,7 @@ def speed_rows(recipe: Recipe, scratch: Path, device: str, blocks: int, steps: i
     if compiled:
         changed = replace(recipe, compile="step")
         sides["the same with --compile"] = partial(our_blocks, changed, scratch / "compiled", device, steps)
-    ms = medians(loops_in_turns(sides, blocks))
+    ms = medians(loops_in_turns(sides, blocks).clock)
     speed = {name: 1000 * steps * recipe.batch_size / taken for name, taken in ms.items()}
     fastest_plain = max(theirs for name, theirs in speed.items() if name.startswith("plain"))
     ours = speed.pop("ours")
@@ -191,44 +195,67 @@ def network_rows(recipe: Recipe, scratch: Path, device: str, rounds: int) -> Ite
         "float32": partial(our_steps, float32, scratch / "float32", device),
         "default": partial(our_steps, default, scratch / "default", device),
     }, rounds)  # fmt: skip
-    ms = medians(times)
+    ms = medians(times.clock)
     speed = {name: 1000 * default.batch_size / taken for name, taken in ms.items()}
     at, beside = at_of(default), "written plainly, float32 NCHW"
     yield Row("training step, float32 NCHW", "ms", ms["float32"], beside, ms["plain"], 1.0, at)
     yield Row("default speed settings", "images/s", speed["default"], beside, speed["plain"], 1.8, at)
 
 
-def small_rows(recipe: Recipe, scratch: Path, device: str, rounds: int, steps: int) -> Iterator[Row]:
+def small_rows(recipe: Recipe, scratch: Path, device: str, rounds: int, *, compiled: bool) -> Iterator[Row]:
     """Yield the images a second of CPU time of ``cutmix train`` beside float32 loops, and the profile of its steps."""
+    steps = 1 if rounds == 1 else 4
     precision = resolve_precision("auto", torch.device(device))
-    if torch.backends.cpu.get_cpu_capability() == "AVX2":  # by the environment, which "auto" does not read
-        precision = "float32"
     recipe, target = replace(recipe, precision=precision), 3.0 if precision == "bfloat16" else 1.3
     network = replace(find_recipe("cifar100-pyramidnet110"), data=recipe.data, lr=0.01, batch_size=32)
     network = replace(network, precision=precision)
     plain = partial(plain_blocks, recipe, 0, device, steps), partial(plain_network_steps, network, device)
     ours = partial(our_blocks, recipe, scratch / "small", device, steps), partial(our_steps, network, scratch, device)
     for own, theirs, loop, number in zip((recipe, network), plain, ours, (steps, 1), strict=True):
-        ms = medians(loops_in_turns({"ours": loop, "plain": theirs}, rounds, cpu_time=True))
+        sides = {"ours": loop, "plain": theirs}
+        if compiled and own is recipe:
+            whole = replace(recipe, compile="step")
+            sides["compiled"] = partial(our_blocks, whole, scratch / "compiled", device, steps)
+        ms = medians(loops_in_turns(sides, rounds).cpu)
         speed = {name: 1000 * number * own.batch_size / taken for name, taken in ms.items()}
         what = f"{'cutmix train' if own is recipe else 'its training step'}, {precision}"
         yield Row(
             f"{what}, CPU time", "images/s", speed["ours"], "plain float32 loop", speed["plain"], target, at_of(own)
         )
+        if "compiled" in speed:
+            what = "the same with --compile step, CPU time"
+            yield Row(what, "images/s", speed["compiled"], "without", speed["ours"], at=at_of(own))
     for own in (recipe, network):
-        spent = fresh(profile_steps, own, scratch, device, 1 if rounds == 1 else 3)
+        spent, reached, peak = fresh(profile_steps, own, scratch, device, 1 if rounds == 1 else 3)
         for name, taken in spent.items():
             share = 100 * taken / sum(spent.values())
             yield Row(f"profile of a step: {name}", "%", share, "the step", 100.0, at=at_of(own))
+        beside = f"product of 2,048² matrices, {precision}"
+        yield Row("arithmetic of the convolutions", "GFLOP/s", reached, beside, peak, at=at_of(own))
+
+
+def pair_rows(recipe: Recipe, scratch: Path, device: str, rounds: int, steps: int) -> Iterator[Row]:
+    """Yield the images a second of two runs at the same time, which share the threads, beside those of one run."""
+    loops = [partial(our_blocks, recipe, scratch / name, device, steps) for name in ("alone", "left", "right")]
+    turns = loops_in_turns({"one": loops[0], "two": (loops[1], loops[2])}, rounds)
+    for times, clock in zip(turns, ("on the clock", "CPU time"), strict=True):
+        ms = medians(times)
+        one, two = (1000 * number * steps * recipe.batch_size / ms[name] for name, number in (("one", 1), ("two", 2)))
+        yield Row(f"two runs at the same time, {clock}", "images/s", two, "one run", one, at=at_of(recipe))
 
 
 PARTS = {"convolution": "convolutions", "batch_norm": "batch normalization"}
 
 
-def profile_steps(recipe: Recipe, scratch: Path, device: str, steps: int) -> dict[str, float]:
-    """Return the milliseconds of a training step by kind of operator, in a new process."""
+def profile_steps(recipe: Recipe, scratch: Path, device: str, steps: int) -> tuple[dict[str, float], float, float]:
+    """Return the milliseconds of a training step by kind of operator, and two speeds in GFLOP/s.
+
+    They are those of its convolutions and of a product of matrices in the same precision.
+    """
     with opened(recipe, scratch / "profile", device) as run:
-        one_step(run)
+        with FlopCounterMode(display=False) as counter:
+            one_step(run)
+        step = medians(in_turns({"step": partial(one_step, run)}, 2 * steps + 1, clock=time.process_time))["step"]
         with profile(activities=[ProfilerActivity.CPU]) as found:
             for _ in range(steps):
                 one_step(run)
@@ -236,7 +263,12 @@ def profile_steps(recipe: Recipe, scratch: Path, device: str, steps: int) -> dic
     for event in found.key_averages():
         part = next((part for key, part in PARTS.items() if key in event.key), "everything else")
         spent[part] += event.self_cpu_time_total / 1000 / steps
-    return spent
+    counts = counter.get_flop_counts()["Global"]
+    convolutions = sum(count for operator, count in counts.items() if "convolution" in str(operator))
+    taken = step * spent[PARTS["convolution"]] / sum(spent.values())  # of CPU time, as the profile is of the clock
+    matrix = torch.rand(2048, 2048, dtype=torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32)
+    product = in_turns({"product": lambda: matrix @ matrix}, 2 * steps + 1, clock=time.process_time)
+    return spent, convolutions / taken / 1e6, 2 * 2048**3 / medians(product)["product"] / 1e6
 
 
 def smmix_rows(recipe: Recipe, scratch: Path, device: str, rounds: int, batch_size: int) -> Iterator[Row]:

@@ -246,8 +246,8 @@ def speed() -> str:
 
 
 BENCHMARKS = (
-    "mixing", "input", "predict", "describe", "training", "small-bfloat16", "network", "network-1-thread", "smmix",
-    "captioning", "average-precision", "localization", "ood", "shards",
+    "mixing", "input", "waiting", "predict", "describe", "training", "small-bfloat16", "small-avx2", "pair", "network",
+    "network-1-thread", "smmix", "captioning", "average-precision", "localization", "ood", "shards",
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {
     **{
