@@ -368,9 +368,27 @@ def find_unreadable(paths: Sequence[Path], channels: int = 3) -> set[Path]:
     return {path for path, each in zip(paths, found, strict=True) if isinstance(each, InputError)}
 
 
+def decoding_threads(number: int | None = None) -> ThreadPoolExecutor:
+    """Return as many threads as given or as there are cores; none starts PyTorch's own, one a core, to resize."""
+    count, others = number or os.cpu_count() or 1, torch.get_num_threads()
+    started = threading.Barrier(count + 1)
+
+    def start() -> None:
+        torch.set_num_threads(1)  # of this thread, and of every thread that asks for the first time
+        torch.get_num_threads()
+        started.wait()
+
+    threads = ThreadPoolExecutor(count, "decode", start)
+    for _ in range(count):
+        threads.submit(int)
+    started.wait()
+    torch.set_num_threads(others)
+    return threads
+
+
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """Return a function's results for all items, computed in threads; the first error ends the work."""
-    threads = ThreadPoolExecutor(os.cpu_count())
+    threads = decoding_threads()
     try:
         return list(threads.map(function, items))
     finally:

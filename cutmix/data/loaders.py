@@ -8,13 +8,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cutmix.data.decode import decoding_threads
 from cutmix.data.image_files import Decoder, Policy, ResizeAndCrop, TrainTransform
 from cutmix.data.sets import ArraySet, FileSet, ImageSet
 from cutmix.data.transforms import (
@@ -373,7 +374,12 @@ class FileLoader:
         workers: int,
     ) -> None:
         self.samples, self.order, self.finish, self.steps = samples, order, finish, order.steps
-        self.threads = ThreadPoolExecutor(workers, "decode") if workers else None
+        self.workers = workers
+
+    @cached_property
+    def threads(self) -> ThreadPoolExecutor | None:
+        """The threads, started when the first batch is asked for; None without workers."""
+        return decoding_threads(self.workers) if self.workers else None
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Any]:
         """Yield the batches from one on; the first error among the samples of a batch is raised in its place."""

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from cutmix.config.options import WORKERS
 from cutmix.config.recipe import Recipe
-from cutmix.data.decode import Decoded, read_channels, read_image, to_rgb
+from cutmix.data.decode import Decoded, decoding_threads, read_channels, read_image, to_rgb
 from cutmix.data.image_files import Decoder, ResizeAndCrop
 from cutmix.data.sources import Stored
 from cutmix.data.transforms import Interpolation, normalize, resize
@@ -310,7 +309,7 @@ class Model(Tabular):
         if self.thresholds is not None:
             limits = self.label_thresholds(temperature)
             limits = torch.full_like(limits, threshold) if threshold else limits
-        with ThreadPoolExecutor(workers) as threads:
+        with decoding_threads(workers) as threads:
             following = [threads.submit(self._read, *each) for each in islice(sources, batch_size)]
             while following:
                 # the next batch is decoded while this one is classified

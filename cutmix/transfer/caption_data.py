@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from cutmix.data.decode import read_image
+from cutmix.data.decode import decoding_threads, read_image
 from cutmix.data.folder import Split
 from cutmix.data.loaders import check_batch_size
 from cutmix.data.transforms import IMAGENET_MEAN, IMAGENET_STD, TestOrder, TrainOrder, crop_and_flip, normalize
@@ -67,7 +65,7 @@ class Images:
         self.paths, self.size, self.device = paths, size, torch.device(device)
         self.kept: Tensor | None = None
         if len(paths) * 3 * size * size <= most:
-            with ThreadPoolExecutor(os.cpu_count()) as threads:
+            with decoding_threads() as threads:
                 kept = torch.empty((len(paths), 3, size, size), dtype=torch.uint8)
                 for i, image in enumerate(threads.map(self._read, paths)):
                     kept[i] = image
@@ -79,7 +77,7 @@ class Images:
             for choice in choices:
                 yield self.kept.index_select(0, choice.to(self.device))
             return
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
+        with decoding_threads() as threads:
             ahead: deque = deque()
             for choice in choices:
                 ahead.append([threads.submit(self._read, self.paths[i]) for i in choice.tolist()])

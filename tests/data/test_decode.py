@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import subprocess
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -255,3 +256,22 @@ def test_a_warning_of_damaged_metadata_names_the_file(tmp_path: Path, capsys: py
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith(f"warning: {tmp_path / 'a.png'}: Corrupt EXIF data")
     assert said[-1] == "warning: of no file"
+
+
+@pytest.mark.parametrize("first", ["", "torch.get_num_threads()"])
+def test_decoding_threads_start_none_of_pytorchs_own_and_leave_those_of_others(first: str) -> None:
+    program = (
+        "import threading, torch\n"
+        "from cutmix.data.decode import decoding_threads\n"
+        f"{first}\n"
+        "def count():\n"
+        "    counts.append(torch.get_num_threads())\n"
+        "counts, threads = [], decoding_threads(2)\n"
+        "later = threading.Thread(target=count)\n"
+        "later.start(), later.join()\n"
+        "print({threads.submit(torch.get_num_threads).result() for _ in range(9)}, torch.get_num_threads(), counts)\n"
+    )
+    own = min(2, os.cpu_count() or 1)
+    environment = os.environ | {"OMP_NUM_THREADS": str(own)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{{1}} {own} [{own}]\n"
