@@ -83,7 +83,7 @@ def waiting_rows(folder: Path, images: Path | None, workers: int, quick: bool) -
     width, height, quality, count = SIZES[size]
     files = write_files(folder, images, (width, height), quality, BATCH if quick else count)
     repeats = 1 if quick else 4  # of the same files, for a longer epoch
-    data = replace(files, labels=files.labels.repeat(repeats), paths=Paths([*files.paths] * repeats))
+    data = replace(files, labels=files.labels.repeat(repeats), paths=files.paths.take([*range(len(files))] * repeats))
     torch.set_num_threads(workers)
     model = timm.create_model("efficientnet_lite0", num_classes=1).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)

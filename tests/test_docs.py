@@ -103,7 +103,7 @@ def test_command_lines_parse(block, tmp_path, monkeypatch):
         monkeypatch.setattr(api, command, called)
     for line in block.replace("\\\n", "").splitlines():
         words = shlex.split(line, comments=True)
-        if words and ("=" in words[0] or words[0] == "srun"):  # of a job script
+        if words and ("=" in words[0] or words[0] in ("export", "srun")):  # of a job script
             words = words[1:] if words[0] == "srun" else []
         if words and words[0] == "torchrun":
             launched = get_args_parser().parse_args(words[1:])
