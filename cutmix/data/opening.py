@@ -144,6 +144,7 @@ def open_splits(
     copies: Copies | None = None,
     channels: int = 3,
     fold: tuple[int, int] | None = None,
+    reported_only: bool = False,
 ) -> Splits:
     """Open all splits of a data set.
 
@@ -157,7 +158,8 @@ def open_splits(
     and "tiny-imagenet-200" are the validation images, whose labels are known. A folder is divided as ``divide`` or,
     with ``fold`` (the fold to test on, from 1, and the number of folds), ``divide_folds`` describes. ``copies`` are the
     equal images of a folder, if another process has found them. With ``skip_unreadable``, files that are not readable
-    images are listed in ``skipped`` instead of refused.
+    images are listed in ``skipped`` instead of refused. With ``reported_only``, only those of the
+    split of the results matter in a folder.
     """
     _check_fraction(val_fraction)
     name, folder = locate(data, download)
@@ -168,7 +170,8 @@ def open_splits(
     if name not in ("folder", "imagenet"):
         train, test = (_open_known(name, folder, split, skip_unreadable) for split in ("train", "test"))
         return Splits(train, None, test, {"train": "official", "test": "official"}, official=True)
-    return _open_folder(name, folder, val_fraction, seed, skip_unreadable, copies=copies, channels=channels, fold=fold)
+    about = (name, folder, val_fraction, seed, skip_unreadable, () if reported_only else ("train", "val", "test"))
+    return _open_folder(*about, copies=copies, channels=channels, fold=fold)
 
 
 def open_data(
@@ -239,12 +242,12 @@ def _open_folder(
     val_fraction: float,
     seed: int,
     skip_unreadable: bool,
-    wanted: tuple[str, ...] = ("train", "val", "test"),
+    wanted: tuple[str, ...],
     copies: Copies | None = None,
     channels: int = 3,
     fold: tuple[int, int] | None = None,
 ) -> Splits:
-    """Divide a folder of class folders; only the ``wanted`` splits are searched for unreadable files."""
+    """Divide a folder; the ``wanted`` splits, by default that of the results, are searched for unreadable files."""
     folders = _listed(folder)
     known = name == "imagenet"
     copies = Copies() if known else copies or find_copies(folders, channels=channels)
@@ -255,6 +258,7 @@ def _open_folder(
         division = divide_folds(folders, copies, *fold, seed)
     else:
         division = divide(folders, copies, 0.0 if known else val_fraction, seed)
+    wanted = wanted or ("test" if any(division.parts.get("test", ())) else "val",)
     sets: dict[str, FileSet] = {}
     for split, classes in division.parts.items():
         samples = _samples(classes)

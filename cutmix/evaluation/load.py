@@ -138,7 +138,7 @@ def open_test_set(options: EvaluateOptions, subject: Subject) -> ImageSet:
         raise InputError(f"{subject.weights} does not say what it was trained on; give --data")
     reading: dict[str, Any] = {"skip_unreadable": options.skip_unreadable}
     if _is_own(options, subject):
-        splits = open_splits(name, **reading, **_division_of(subject))
+        splits = open_splits(name, reported_only=True, **reading, **_division_of(subject))
         if splits.reported is None:
             raise InputError(f"{subject.weights} was trained on all images of {name}; give others with --data")
         data: ImageSet = splits.reported

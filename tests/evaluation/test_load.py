@@ -80,6 +80,23 @@ def opened(path: Path, data: Path | None, **options: Any) -> ImageSet:
     return open_test_set(chosen, find_subject(chosen))
 
 
+def test_only_the_images_of_the_results_have_to_be_readable(tmp_path: Path) -> None:
+    """A run that left out unreadable training or validation images is evaluated without a flag."""
+    photos = tmp_path / "photos"
+    for split in ("train", "val", "test"):
+        image_files(photos / split, 3)
+        for number, file in enumerate(sorted((photos / split).rglob("*.png"))):  # else all would be copies
+            Image.new("RGB", (20, 30), (40 * number, 40 * len(split), 0)).save(file)
+    path = ours(tmp_path / "w.safetensors", photos, ("cat", "dog"))
+    for split in ("train", "val"):
+        (photos / split / "cat" / "0.png").write_bytes(b"damaged")
+    assert (len(opened(path, None)), opened(path, None).split) == (6, "test")
+    (photos / "test" / "cat" / "0.png").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"test.cat.0.png cannot be read as an image"):
+        opened(path, None)
+    assert len(opened(path, None, skip_unreadable=True)) == 5
+
+
 def test_all_of_other_data_is_evaluated_and_its_classes_are_matched_by_name(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
