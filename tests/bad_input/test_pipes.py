@@ -16,11 +16,10 @@ from cutmix.errors import InputError
 from cutmix.runs.read import read_arrays, read_config
 from cutmix.runs.record import read_records
 from cutmix.runtime.checkpoint import load_checkpoint, read_header
-from cutmix.runtime.files import read_lines, regular
+from cutmix.runtime.files import read_lenient_text, read_lines, regular
 from cutmix.runtime.weights import read_weights
 from cutmix.training.settings import read_config_file
 from cutmix.training.setup import _read_file
-from cutmix.transfer.caption_layouts import _lines
 from cutmix.transfer.layouts import Box, read_coco, read_list
 
 
@@ -41,7 +40,7 @@ def pipe(tmp_path: Path) -> Iterator[Path]:
     "read",
     [
         read_config_file, read_annotation, read_image, read_text, read_label_file, read_arrays, read_config,
-        read_records, load_checkpoint, read_lines, read_header, read_weights, _unpickle, _read_file, _lines,
+        read_records, load_checkpoint, read_lines, read_header, read_weights, _unpickle, _read_file, read_lenient_text,
         lambda path: _read_idx_file(path, 1), lambda path: read_coco(path, Box), lambda path: read_list(path, (), ""),
     ],
 )  # fmt: skip
