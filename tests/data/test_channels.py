@@ -182,7 +182,9 @@ def test_what_needs_rgb_is_refused(trained: tuple[int, Path, Path], tmp_path: Pa
     if channels not in (1, 3):
         with pytest.raises(InputError, match=f"have {channels} channels; --auto-augment needs 1 or 3"):
             cutmix.train(**shared, model="resnet10t", pretrained=False, auto_augment="rand-m9")
-        with pytest.raises(InputError, match=rf"expected uint8 of shape \(height, width, {channels}\)"):
+        with pytest.raises(
+            InputError, match=rf"expected a file or a uint8 array of shape \(height, width, {channels}\)"
+        ):
             list(load(run, device="cpu").predict(np.zeros((8, 8, 3), np.uint8)))
     with pytest.raises(InputError, match="--channels is 17; expected a number of at least 1"):
         cutmix.Recipe(channels=17)
