@@ -263,7 +263,7 @@ def draw(
     axes[0].set_xlabel(text, fontsize=8, parse_math=False)
     for axis, class_id, heat in zip(axes[1:], chosen, maps, strict=False):
         overlay(axis, pixels, heat.numpy())
-        axis.set_title("heat map", fontsize=8)
+        axis.set_title("heat map" if heat.any() else "heat map: no evidence", fontsize=8)  # nothing positive
         name = f"{probabilities[class_id]:.2f} {model.classes[class_id][:24]}"
         axis.set_xlabel(name, fontsize=8, parse_math=False)
     for axis, index in zip(axes[1 + len(chosen) :], nearest, strict=True):
