@@ -92,13 +92,12 @@ def explain_image(
     """
     inputs = model.preprocessing(image)[None]
     probabilities = model.probabilities(inputs)[0]
-    asked = [] if class_id is None else [class_id]
     chosen = [int(probabilities.argmax())]
     if model.thresholds is not None:
         above = (probabilities >= model.label_thresholds()).nonzero().flatten().tolist()
         chosen = sorted(above, key=lambda label: -float(probabilities[label]))[:_MOST_MAPS] or chosen
-        asked = [label for label in asked if label not in chosen]
-    chosen += asked
+    if class_id is not None and class_id not in chosen:
+        chosen.append(class_id)
     explainer = explainer or heat_maps(model)
     maps = torch.cat([explainer(inputs, torch.tensor([each])) for each in chosen])
     nearest = find_nearest(model, inputs, known, neighbours) if known else []
@@ -218,9 +217,8 @@ def training_images(model: Classifier, count: int) -> tuple[Neighbours | None, s
         raise InputError(f"neighbours is {count}; expected at least 0")
     if not count:
         return None, "no neighbours requested"
-    recipe = model.recipe
     try:
-        data = open_data(recipe.data, "train", **recipe.reading())
+        data = open_training_set(model)
     except InputError as error:
         return None, f"no neighbours: {error}"
     if len(data) > _MOST_TRAINING_IMAGES:
@@ -228,6 +226,11 @@ def training_images(model: Classifier, count: int) -> tuple[Neighbours | None, s
     parts = [(chunk, features_of(model, chunk)) for chunk in read_inputs(model, data)]
     inputs, features = (torch.cat(part) for part in zip(*parts, strict=True))
     return Neighbours(inputs, data.labels, features), ""
+
+
+def open_training_set(model: Classifier) -> ImageSet:
+    """Return the readable training images of the model's run."""
+    return open_data(model.recipe.data, "train", **model.recipe.reading(), skip_unreadable=True)
 
 
 def read_inputs(model: Classifier, data: ImageSet, size: int = 64) -> Iterator[Tensor]:

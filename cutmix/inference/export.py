@@ -23,10 +23,9 @@ from timm.models._registry import split_model_name_tag
 from torch import Tensor, nn
 
 from cutmix.config.options import ExportOptions, PushOptions
-from cutmix.data import open_data
 from cutmix.data.sets import take
 from cutmix.errors import InputError, missing_extra, printable
-from cutmix.inference.explain import read_inputs
+from cutmix.inference.explain import open_training_set, read_inputs
 from cutmix.inference.model import Model, load
 from cutmix.runs.read import Run, read_run
 from cutmix.runs.record import with_interval
@@ -81,11 +80,11 @@ def check_images(model: Model, count: int = 16) -> tuple[Tensor, str]:
     """Return uint8 images of the input's size, and what they are: from the training data where they are here."""
     p = model.preprocessing
     try:
-        data = open_data(model.recipe.data, "train", **model.recipe.reading())
+        data = open_training_set(model)
         chosen = torch.linspace(0, len(data) - 1, min(count, len(data))).long()
         inputs = torch.cat([*read_inputs(model, take(data, chosen))])
     except InputError:
-        return example(model, count), f"{count} random images (the data of the run are not here)"
+        return example(model, count), f"{count} random images (the training images cannot be read here)"
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (p.mean, p.std))
     return (255 * (inputs * std + mean)).round().clamp(0, 255).byte(), f"{len(inputs)} training images"
 

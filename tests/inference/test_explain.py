@@ -11,6 +11,7 @@ from cutmix.cli import COMMANDS
 from cutmix.errors import InputError
 from cutmix.evaluation.localization import normalize_maps, resize_maps
 from cutmix.inference.explain import HeatMaps, find_nearest, heat_maps, training_images
+from cutmix.inference.export import check_images
 from cutmix.inference.model import load
 from cutmix.models import create_model
 
@@ -62,6 +63,26 @@ def test_a_training_image_is_its_own_nearest(run: Path, photos: Path) -> None:
     inputs = model.preprocessing(Image.open(photos / "train/fish/4.png").convert("RGB"))[None]
     nearest = find_nearest(model, inputs, known, 3)
     torch.testing.assert_close(known.inputs[nearest[0]], inputs[0])
+
+
+def test_an_unreadable_training_image_is_left_out(run: Path, photos: Path) -> None:
+    broken = photos / "train/fish/broken.png"
+    broken.write_bytes(b"")
+    try:
+        model = load(run, device="cpu")
+        known, _ = training_images(model, 3)
+        assert known is not None
+        assert check_images(model)[1] == "16 training images"
+    finally:
+        broken.unlink()
+
+
+def test_a_requested_class_has_one_map(run: Path, photos: Path) -> None:
+    model = load(run, device="cpu")
+    predicted = model.explain(photos / "train/fish/4.png", neighbours=0).class_ids[0]
+    again = model.explain(photos / "train/fish/4.png", class_name=model.classes[predicted], neighbours=0)
+    assert again.class_ids == (predicted,)
+    assert len(again.maps) == 1
 
 
 def test_the_command_writes_an_image_each(run: Path, photos: Path, tmp_path: Path) -> None:

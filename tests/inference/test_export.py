@@ -60,7 +60,7 @@ def test_an_export_is_checked_on_images_of_the_run_or_on_noise(run: Path, photos
     assert torch.equal(images[0], model.preprocessing.cut(first))
     model.recipe = replace(model.recipe, data=str(tmp_path / "gone"))
     images, what = cutmix.inference.export.check_images(model)
-    assert (images.shape, what) == ((16, 3, 32, 32), "16 random images (the data of the run are not here)")
+    assert (images.shape, what) == ((16, 3, 32, 32), "16 random images (the training images cannot be read here)")
 
 
 def test_small_grey_images(digits_run: Path, tmp_path: Path) -> None:
