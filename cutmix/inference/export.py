@@ -332,7 +332,8 @@ def model_card(model: Model, source: Path) -> str:
     run = read_run(source) if source.is_dir() else None
     parts = [_FRONT_MATTER, f"# {model.recipe.name}\n", _description(model), _use(model)]
     parts.append(_results(run) if run else "## Results\n\nNot recorded: the card was made from a file of weights.\n")
-    parts.append(_LIMITS.replace(_ONE_CLASS, _SEVERAL) if model.thresholds is not None else _LIMITS)
+    limits = _LIMITS.replace(_ONE_CLASS, _SEVERAL) if model.thresholds is not None else _LIMITS
+    parts.append(limits.replace(_DRAW, _DRAW + _DECODER) if model.preprocessing.decoder == "fast" else limits)
     return "\n".join(parts)
 
 
@@ -409,12 +410,18 @@ _SEVERAL = (
     "  from the threshold on that `config.json` has for it."
 )
 
-_LIMITS = f"""## Limits
-
-* {_ONE_CLASS}
+_DRAW = """
 * The results hold for images like those of the test split; their intervals cover the draw of test images, not other
   cameras, places or times, nor another seed of training.
+"""
+_DECODER = """\
+* JPEG files were decoded at the resolution that the crop needs; timm decodes them at full resolution, which can change
+  predictions near the border between classes.
+"""
 
+_LIMITS = f"""## Limits
+
+* {_ONE_CLASS}{_DRAW}
 ## Licence
 
 To be filled in by the publisher, with the licence of the training data.

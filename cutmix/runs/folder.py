@@ -309,8 +309,10 @@ def commit() -> str | None:
 
 
 def command_line() -> str:
-    """Return the command as it was typed, with ``cutmix`` in place of ``python -m cutmix`` or a path to the script."""
-    return shlex.join(["cutmix", *sys.argv[1:]])
+    """Return the command as it was typed, ``python -m cutmix`` as ``cutmix``; of a calling program, ``python FILE``."""
+    program = Path(sys.argv[0])
+    own = program.stem == "cutmix" or program.parts[-2:] == ("cutmix", "__main__.py")
+    return shlex.join([*(["cutmix"] if own else filter(None, ["python", program.name])), *sys.argv[1:]])
 
 
 def today() -> str:

@@ -94,6 +94,9 @@ def test_timm_loads_what_is_pushed_to_a_folder(run: Path, photo: Path, tmp_path:
     card = (tmp_path / "hub/README.md").read_text(encoding="utf-8")
     assert "top1_err" in card
     assert "Not run." in card
+    assert ("timm decodes them at full resolution" in card) == (ours.preprocessing.decoder == "fast")
+    ours.preprocessing = replace(ours.preprocessing, decoder="exact")
+    assert "full resolution" not in cutmix.inference.export.model_card(ours, run)
 
 
 def test_models_that_timm_does_not_know_are_not_pushed(digits_run: Path, tmp_path: Path) -> None:

@@ -222,9 +222,13 @@ def test_the_environment_names_what_a_result_depends_on() -> None:
     assert {"cutmix", "commit", "python", "torchvision", "timm"} <= set(about)
 
 
-def test_the_command_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["/x/__main__.py", "train", "--data", "my photos"])
-    assert command_line() == "cutmix train --data 'my photos'"
+@pytest.mark.parametrize(
+    ("program", "typed"),
+    [("/x/cutmix/__main__.py", "cutmix"), ("/bin/cutmix", "cutmix"), ("/x/mine.py", "python mine.py"), ("", "python")],
+)
+def test_the_command_can_be_pasted(program: str, typed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", [program, "train", "--data", "my photos"])
+    assert command_line() == f"{typed} train --data 'my photos'"
 
 
 @pytest.mark.parametrize(("of_checkpoint", "kept"), [(3, "3"), (2, "2"), (None, "2")])
