@@ -404,7 +404,7 @@ def _explain(recipe: Recipe, chosen: dict[str, Any], images: int, classes: int) 
     seen = recipe.epochs * images
     reasons = {
         ("model", "pretrained"): f"the model, with {start}",
-        ("epochs", "batch_size"): f"{images:,} training images, {start}: {seen:,} are seen, fewer images more often",
+        ("epochs", "batch_size"): f"for {images:,} training images and {start}: {seen:,} images over all epochs",
         ("optimizer", "lr", "weight_decay", "warmup_epochs"): f"for {start} and batches of {recipe.batch_size}",
         ("crop_scale", "label_smoothing", "ema_decay"): f"against overfitting {classes} classes",
         ("mix",): "cutmix compare --mix none cutmix tells whether mixing helps on these images",

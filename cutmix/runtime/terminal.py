@@ -52,6 +52,11 @@ class Console(rich.console.Console):
         for text, style, control in super().render(*arguments, **named):
             yield Segment(text if control else printable(text, keep="\n"), style, control)
 
+    @property
+    def encoding(self) -> str:
+        """The encoding of the file, or of standard output for text in memory; it decides how frames are drawn."""
+        return (getattr(self.file, "encoding", None) or getattr(sys.stdout, "encoding", None) or "utf-8").lower()
+
     def on_broken_pipe(self) -> None:
         """Raise the current exception."""
         raise

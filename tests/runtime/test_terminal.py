@@ -51,6 +51,19 @@ def test_a_terminal_of_ascii_gets_escapes(environment: dict[str, str]) -> None:
         assert b"\\u732b" in done.stdout
 
 
+def test_printed_results_have_frames_of_ascii_on_a_terminal_of_ascii() -> None:
+    code = (
+        "from cutmix.runtime.terminal import Table, Tabular\n"
+        "class Results(Tabular):\n"
+        "    def tables(self): return [Table('method')]\n"
+        "print(Results())"
+    )
+    for encoding, frame in (("ascii", b"+--------+"), ("utf-8", "┏━━━━━━━━┓".encode())):
+        environment = os.environ | {"PYTHONIOENCODING": encoding}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=environment)
+        assert done.stdout.splitlines()[0] == frame
+
+
 def test_other_errors_of_the_system_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     def command(words: list[str]) -> None:
         raise FileNotFoundError(2, "No such file", "a")
