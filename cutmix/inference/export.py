@@ -231,7 +231,7 @@ def _readme(model: Model, options: ExportOptions, name: str, agreed: str) -> str
 * Input `images`: uint8, (batch, {p.in_chans}, {size}, {size}), {mode}. Normalisation is inside.
 * Output `probabilities`: float32, (batch, {len(model.classes)}){kind}; {temperature}.
 * {agreed.capitalize()}.
-
+{"" if p.small or p.decoder != "fast" else _DECODER.format("Pillow")}
 ```python
 import json
 
@@ -333,7 +333,9 @@ def model_card(model: Model, source: Path) -> str:
     parts = [_FRONT_MATTER, f"# {model.recipe.name}\n", _description(model), _use(model)]
     parts.append(_results(run) if run else "## Results\n\nNot recorded: the card was made from a file of weights.\n")
     limits = _LIMITS.replace(_ONE_CLASS, _SEVERAL) if model.thresholds is not None else _LIMITS
-    parts.append(limits.replace(_DRAW, _DRAW + _DECODER) if model.preprocessing.decoder == "fast" else limits)
+    if model.preprocessing.decoder == "fast":
+        limits = limits.replace(_DRAW, _DRAW + _DECODER.format("timm"))
+    parts.append(limits)
     return "\n".join(parts)
 
 
@@ -415,7 +417,7 @@ _DRAW = """
   cameras, places or times, nor another seed of training.
 """
 _DECODER = """\
-* JPEG files were decoded at the resolution that the crop needs; timm decodes them at full resolution, which can change
+* JPEG files were decoded at the resolution that the crop needs; {} decodes them at full resolution, which can change
   predictions near the border between classes.
 """
 

@@ -43,6 +43,8 @@ def test_the_lines_of_the_readme_give_the_prediction_of_the_model(
     assert "largest difference of a probability from torch, on 16 training images: " in capsys.readouterr().out
     text = (tmp_path / "out/README.md").read_text(encoding="utf-8")
     assert "Largest difference of a probability from torch, on 16 training images: " in text
+    fast = load(run, device="cpu").preprocessing.decoder == "fast"
+    assert ("Pillow decodes them at full resolution" in text) == fast
     lines = text.split("```python\n")[1].split("```")[0].replace("photo.jpg", str(photo))
     (tmp_path / "out/use.py").write_text(lines, encoding="utf-8")
     monkeypatch.chdir(tmp_path / "out")
