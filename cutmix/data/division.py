@@ -80,10 +80,12 @@ def find_copies(folders: ClassFolders, most_bytes: int | None = MOST_BYTES, *, c
 
 
 def find_shared(files: Iterable[Path], others: Iterable[Path]) -> set[Path]:
-    """Return the files whose bytes one of the others has too."""
+    """Return the files whose bytes one of the others has too; none where more than ``MOST_BYTES`` are to be read."""
     sizes = [{path: os.path.getsize(path) for path in paths if path.is_file()} for paths in (files, others)]
     both = set(sizes[0].values()) & set(sizes[1].values())
     alike, known = ([path for path, size in own.items() if size in both] for own in sizes)
+    if sum(sizes[0][path] for path in alike) + sum(sizes[1][path] for path in known) > MOST_BYTES:
+        return set()
     digests = set(in_threads(_content, known)) - {None}
     return {path for path, digest in zip(alike, in_threads(_content, alike), strict=True) if digest in digests}
 

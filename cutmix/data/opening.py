@@ -158,8 +158,8 @@ def open_splits(
     and "tiny-imagenet-200" are the validation images, whose labels are known. A folder is divided as ``divide`` or,
     with ``fold`` (the fold to test on, from 1, and the number of folds), ``divide_folds`` describes. ``copies`` are the
     equal images of a folder, if another process has found them. With ``skip_unreadable``, files that are not readable
-    images are listed in ``skipped`` instead of refused. With ``reported_only``, only those of the
-    split of the results matter in a folder.
+    images are listed in ``skipped`` instead of refused. With ``reported_only``, only those of the split of the results
+    matter in a folder.
     """
     _check_fraction(val_fraction)
     name, folder = locate(data, download)
@@ -270,8 +270,15 @@ def _open_folder(
     return Splits(sets["train"], sets.get("val"), sets.get("test"), origin, folders, copies, division.leaks, known)
 
 
+def list_folder(data: str) -> ClassFolders:
+    """Return the images of a folder of class folders, or of a file of labels; refuse other data."""
+    name, path = locate(data)
+    if name not in ("folder", "imagenet"):
+        raise InputError(f"{data} is not a folder of class folders")
+    return _listed(path)
+
+
 def _listed(path: Path) -> ClassFolders:
-    """Return the images of a folder of class folders, or of a file of labels."""
     return read_label_file(path) if path.is_file() else read_class_folders(path)
 
 

@@ -20,7 +20,7 @@ from cutmix.data.command import describe_splits
 from cutmix.data.division import find_shared
 from cutmix.data.folder import printable_name
 from cutmix.data.image_files import Decoder
-from cutmix.data.opening import open_whole
+from cutmix.data.opening import list_folder, open_whole
 from cutmix.data.sets import keep_per_class, random_subset
 from cutmix.data.transforms import Interpolation
 from cutmix.errors import InputError, did_you_mean
@@ -197,15 +197,17 @@ def _is_own(options: EvaluateOptions, subject: Subject) -> bool:
 def _note_training_images(subject: Subject, data: ImageSet) -> None:
     """Log how many of the images are training images of the run, as far as its data are still there."""
     recipe = subject.recipe
-    if recipe is None or not isinstance(data, FileSet) or not Path(recipe.data).exists():
+    if recipe is None or not isinstance(data, FileSet):
         return
     try:
-        known = open_whole(recipe.data).train
-        if not isinstance(known, FileSet) or not find_shared(_files(data), _files(known)):
-            return
+        known = [file.path for part in list_folder(recipe.data).parts.values() for own in part for file in own]
+        if not find_shared(_files(data), known):
+            return  # the division of a folder decodes its images
         trained = open_data(recipe.data, "train", **_division_of(subject), skip_unreadable=True)
     except InputError:
         return
+    if recipe.train_per_class is not None:
+        trained = keep_per_class(trained, recipe.train_per_class)
     if count := len(find_shared(_files(data), _files(trained))):
         _log.warning(
             "%d of the %d images of %s are training images of %s: the error on them is no test error",

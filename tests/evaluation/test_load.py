@@ -134,6 +134,20 @@ def test_the_runs_own_data_may_have_moved(tmp_path: Path, caplog: pytest.LogCapt
     ]
 
 
+def test_training_images_of_a_folder_of_splits_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    own = image_files(tmp_path / "own" / "train", 3).parent
+    image_files(own / "val", 3)
+    for number, file in enumerate(sorted((own / "val").rglob("*.png"))):
+        Image.new("RGB", (9, 9), (number, 200, 7)).save(file)
+    path = ours(tmp_path / "w.safetensors", own, ("cat", "dog"))
+    new = tmp_path / "new"
+    shutil.copytree(own / "train", new)
+    assert len(opened(path, new)) == 6
+    assert caplog.messages == [
+        f"6 of the 6 images of new are training images of {path}: the error on them is no test error"
+    ]
+
+
 def test_imagenets_classes_are_known(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     torch.save(create_model("resnet20", 1000).state_dict(), path)
