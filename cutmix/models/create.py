@@ -208,8 +208,8 @@ def _timm_model(name: str, num_classes: int, in_chans: int, *, download: bool, *
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
             f"the pretrained weights of {name!r} could not be downloaded ({reason}); "
-            f"{_where_on_disk(place)}give another file of weights with --weights FILE, or start from random weights "
-            "with --no-pretrained"
+            f"{_where_on_disk(place)}give another file of weights (--weights FILE, of a backbone --backbone FILE), or "
+            "start from random weights (--no-pretrained, --backbone none)"
         ) from error
     return model if model.pretrained_cfg["num_classes"] == num_classes else start_new_head(model)
 

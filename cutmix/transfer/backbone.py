@@ -48,11 +48,7 @@ def load_backbone(recipe: Transfer) -> Backbone:
     """
     source, model = recipe.backbone, recipe.model
     if source in ("none", "pretrained"):
-        try:
-            network = create_model(model, 1000, pretrained=source == "pretrained")
-        except InputError as error:  # the flags of transfer in place of those of train
-            said = str(error).replace("--weights FILE", "--backbone FILE")
-            raise InputError(said.replace("--no-pretrained", "--backbone none")) from error
+        network = create_model(model, 1000, pretrained=source == "pretrained")
         if source == "none":
             start_branches_at_one(network)  # a frozen encoder would otherwise consist of its shortcuts
         known = pretrained_normalization(model) if source == "pretrained" else None

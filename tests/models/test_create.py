@@ -216,7 +216,7 @@ def test_weights_that_cannot_be_downloaded(monkeypatch, tmp_path):
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.utils.get_session", Session)
-    said = r"weights of 'resnet10t' could not be downloaded \(no route to host\); copy {} from .* --weights FILE"
+    said = r"weights of 'resnet10t' could not be downloaded \(no route to host\); copy {} from .* \(--weights FILE,"
     with pytest.raises(InputError, match=said.format(tmp_path / "models--timm--resnet10t.c3_in1k")):
         create_model("resnet10t", 10, pretrained=True)
     assert asked == [("https://huggingface.co/timm/resnet10t.c3_in1k/resolve/main/model.safetensors", 5)]

@@ -91,5 +91,8 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_weights_that_cannot_be_downloaded_name_the_flags_of_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
-    with pytest.raises(InputError, match="with --backbone FILE, or start from random weights with --backbone none"):
+    with pytest.raises(
+        InputError,
+        match=r"of a backbone --backbone FILE\), or start from random weights \(--no-pretrained, --backbone none\)",
+    ):
         load_backbone(Detection(data="voc", backbone="pretrained", model="resnet18"))
