@@ -104,7 +104,7 @@ def compare(
 
     Args:
         data: Folder of images, or the name of a known set.
-        mix: Mixing methods; the first is the baseline.
+        mix: Mixing methods, as ``--mix`` takes them, such as "cutmix:alpha=0.5"; the first is the baseline.
         seeds: Runs of each method.
         recipe: A recipe, or its name, that the other arguments change.
         **settings: Any flag of ``cutmix compare`` or ``cutmix train`` by its name.
@@ -134,7 +134,7 @@ def compare(
     if not jobs:
         return Comparisons()
     paths = [job.path for job in jobs]
-    found = Comparisons(compare_runs(read_runs(paths), options.mix[0]))
+    found = Comparisons(compare_runs(read_runs(paths), [job.method for job in jobs], options.mix[0]))
     write_json(options.out / "comparison.json", [one.to_json() for one in found])
     if options.table:
         write_bytes(options.table, TEXTS[options.table.suffix](found).encode())

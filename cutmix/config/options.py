@@ -367,7 +367,8 @@ class CompareOptions(CampaignOptions):
     """Flags of ``cutmix compare``; every other flag of ``cutmix train`` applies to all runs."""
 
     mix: tuple[str, ...] = ("none", "cutmix")
-    """Mixing methods; the first is the baseline."""
+    """Mixing methods; the first is the baseline. A method may have settings of its own:
+    cutmix:alpha=0.5,label-smoothing=0.1."""
     seeds: int = 3
     """Number of seeds of each method, from 0."""
     train_per_class: tuple[int, ...] = ()

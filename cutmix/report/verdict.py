@@ -62,36 +62,40 @@ class Comparison:
         return self.p < 0.05
 
 
-def compare_runs(runs: Sequence[Run], baseline: str) -> list[Comparison]:
-    """Compare each method of finished runs with the mix that is the baseline, subset by subset."""
+def compare_runs(runs: Sequence[Run], methods: Sequence[str], baseline: str) -> list[Comparison]:
+    """Compare the methods of finished runs, one for each run, with that of the baseline, subset by subset."""
     groups: dict[tuple[int | None, str], list[Run]] = {}
-    for run in runs:
-        groups.setdefault((run.recipe["train_per_class"], run.recipe["mix"]), []).append(run)
-    made = [_compare(members, groups[count, baseline]) for (count, mix), members in groups.items() if mix != baseline]
+    for run, method in zip(runs, methods, strict=True):
+        groups.setdefault((run.recipe["train_per_class"], method), []).append(run)
+    made = [
+        _compare(method, members, baseline, groups[count, baseline])
+        for (count, method), members in groups.items()
+        if method != baseline
+    ]
     adjusted = holm([one.p for one in made])
     return [Comparison(**{**vars(one), "p": p}) for one, p in zip(made, adjusted, strict=True)]
 
 
-def _compare(method: Sequence[Run], baseline: Sequence[Run]) -> Comparison:
+def _compare(name: str, method: Sequence[Run], baseline_name: str, baseline: Sequence[Run]) -> Comparison:
     from cutmix.runtime.checkpoint import read_header  # loads safetensors
 
     wrong, missed, errors, seconds = {}, {}, {}, {}
-    record, first, second = _record(method[0]), method[0].recipe, baseline[0].recipe
+    record = _record(method[0])
     read = _outcome if record.metric == "top1_err" else label_outcome
     labels, _, _ = read(baseline[0].folder / "predictions/last.npz")
-    for name, members in (("method", method), ("baseline", baseline)):
+    for side, members in (("method", method), ("baseline", baseline)):
         ordered = sorted(members, key=lambda run: run.recipe["seed"])
         outcomes = [read(run.folder / "predictions/last.npz") for run in ordered]
         if any(not np.array_equal(its, labels) for its, _, _ in outcomes):
             raise InputError(f"the runs of {ordered[0].label} were not evaluated on the same images as the baseline's")
-        wrong[name] = np.stack([its for _, its, _ in outcomes])
-        missed[name] = np.stack([its for _, _, its in outcomes])
-        errors[name] = tuple((100 * wrong[name].mean(1)).tolist())
-        seconds[name] = fmean(_record(run).seconds or 0.0 for run in ordered)
+        wrong[side] = np.stack([its for _, its, _ in outcomes])
+        missed[side] = np.stack([its for _, _, its in outcomes])
+        errors[side] = tuple((100 * wrong[side].mean(1)).tolist())
+        seconds[side] = fmean(_record(run).seconds or 0.0 for run in ordered)
     found = crossed_difference(wrong["method"], wrong["baseline"])
     classes = read_header(method[0].folder / "model.safetensors").classes or ()
     return Comparison(
-        first["mix"], second["mix"], record.data, record.split, first["train_per_class"], fmean(errors["method"]),
+        name, baseline_name, record.data, record.split, method[0].recipe["train_per_class"], fmean(errors["method"]),
         fmean(errors["baseline"]), found, found.p, seconds["method"], seconds["baseline"],
         _by_class(missed["method"], missed["baseline"], labels, classes), record.metric, errors["method"],
         errors["baseline"],

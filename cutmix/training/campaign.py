@@ -35,7 +35,7 @@ from cutmix.runtime.device import any_process, arithmetic, processes
 from cutmix.runtime.files import make_folder, open_no_link, read_arrays
 from cutmix.runtime.terminal import Console, duration, remembered_signals, say
 from cutmix.training.loop import run_to_end, run_training, train_step
-from cutmix.training.mixes import make_mix
+from cutmix.training.mixes import with_method
 from cutmix.training.setup import prepare
 
 BRIEF_STEPS = 3
@@ -49,6 +49,7 @@ class Job:
     recipe: Recipe  # with its seed
     path: Path  # its folder
     done: float = 0.0  # share of its epochs that are done; 1 for a finished run
+    method: str = ""  # that ``cutmix compare`` compares: a mix, or one with settings
 
 
 class First:
@@ -229,8 +230,6 @@ def run_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
     if recipe.folds:
         raise InputError("--folds is given; expected none, as cutmix compare trains on one split of the images")
     jobs = plan_methods(recipe, options)
-    for job in jobs:
-        make_mix(job.recipe)  # refuse a method that does not exist
     if options.jobs > 1:
         _run_shards(recipe, options)
     with open_campaign(jobs, options, "compare") as (own, console):
@@ -251,7 +250,8 @@ def plan_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
     data = splits.train
     classes, files = data.num_classes, isinstance(data, FileSet)
     if recipe.mix is None:  # no note on an automatic choice, as the methods decide
-        recipe = replace(recipe, mix=next((mix for mix in options.mix if mix != "none"), "none"))
+        mixes = [method.partition(":")[0] for method in options.mix]
+        recipe = replace(recipe, mix=next((mix for mix in mixes if mix != "none"), "none"))
     for seed in range(options.seeds):
         for count in options.train_per_class or (recipe.train_per_class,):
             images = len(data) if count is None else count * classes
@@ -260,12 +260,14 @@ def plan_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
                 _say_once(notes)
             shared = shared if options.steps is None else _in_steps(shared, options.steps, images)
             stem = shared.name.removesuffix(f"-{shared.mix}")
-            for mix in options.mix:
-                name = f"{stem}-{mix}" if count is None else f"{stem}-{mix}-{count}-per-class"
-                one = replace(shared, mix=mix, seed=seed, train_per_class=count, name=name)
-                jobs.append(
-                    Job(mix if count is None else f"{mix}, {count} a class", one, options.out / f"{name}-seed{seed}")
-                )
+            methods = {method: with_method(shared, method) for method in options.mix}
+            if len(set(methods.values())) < len(methods):
+                raise InputError(f"--mix is {' '.join(methods)}; expected different methods, but two are the same")
+            for method, recipe_of in methods.items():
+                name = f"{stem}-{re.sub('[:,=]', '-', method)}" + ("" if count is None else f"-{count}-per-class")
+                one = replace(recipe_of, seed=seed, train_per_class=count, name=name)
+                label = method if count is None else f"{method}, {count} a class"
+                jobs.append(Job(label, one, options.out / f"{name}-seed{seed}", method=method))
     return jobs
 
 

@@ -4,11 +4,12 @@ The names of the package import torch when a method is built, not here: ``cutmix
 without it.
 """
 
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cutmix
-from cutmix.config.recipe import ALL_LAYERS, Recipe
+from cutmix.config.recipe import ALL_LAYERS, Recipe, flag
 from cutmix.errors import InputError
 from cutmix.runtime.seeding import derive_seed
 
@@ -89,6 +90,42 @@ def make_mix(recipe: Recipe) -> "Mix":
             f"--cutout goes before another mix, but --mix is {mix}; for Cutout alone, give --mix cutout only"
         )
     return method.make(recipe)
+
+
+METHOD_FIELDS = (
+    "alpha", "mixup_alpha", "mix_prob", "mix_per_sample", "mix_layers", "cutout", "cutout_size", "label_smoothing",
+    "stochastic_depth", "shake_drop", "depth_decay", "drop_block", "drop_block_size", "auto_augment", "random_erasing",
+)  # fmt: skip
+"""Fields of a recipe that a method of ``cutmix compare`` may set."""
+
+
+def with_method(recipe: Recipe, text: str) -> Recipe:
+    """Return a recipe with a method in place of its own: a mix, or one with settings.
+
+    In "cutmix:alpha=0.5,label-smoothing=0.1" the settings are fields of the recipe; "mix-layers=0+2" has two values.
+    """
+    mix, colon, settings = text.partition(":")
+    changes: dict[str, Any] = {}
+    for setting in settings.split(",") if colon else ():
+        name, _, value = setting.partition("=")
+        field = name.replace("-", "_")
+        if field not in METHOD_FIELDS or not value or field in changes:
+            raise InputError(
+                f"--mix is {text}; expected a method, or one with settings, such as cutmix:alpha=0.5,cutout=true, of "
+                f"{', '.join(map(flag, METHOD_FIELDS))}"
+            )
+        changes[field] = [*map(_value, value.split("+"))] if field == "mix_layers" else _value(value)
+    changed = Recipe.from_dict(recipe.to_dict() | {"mix": mix} | changes, f"--mix {text}")
+    make_mix(changed)  # refuses what does not fit
+    return changed
+
+
+def _value(text: str) -> Any:
+    """Return a number or a truth value that a text holds, else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def make_cutout(recipe: Recipe) -> "cutmix.Cutout | None":

@@ -101,6 +101,36 @@ def test_subsets_are_trained_for_equally_many_steps() -> None:
     assert found == {8: (20, 2.0, 4), 16: (10, 1.0, 2), 40: (4, 0.4, 1)}  # 5, 10 and 25 steps an epoch
 
 
+def test_a_method_may_have_settings_of_its_own() -> None:
+    own = "cutmix:mix-per-sample=true,alpha=4"
+    methods = ("none", "none:label-smoothing=0.1", "feature-cutmix:mix-layers=0+2", own)
+    jobs = plan_methods(RECIPES["digits-resnet20"], CompareOptions(seeds=1, mix=methods))
+    plain = jobs[0].recipe.to_dict()
+    found = [
+        {name: value for name, value in job.recipe.to_dict().items() if value != plain[name] and name != "name"}
+        for job in jobs
+    ]
+    assert found == [
+        {},
+        {"label_smoothing": 0.1},
+        {"mix": "feature-cutmix", "mix_layers": [0, 2]},
+        {"mix": "cutmix", "mix_per_sample": True, "alpha": 4.0},
+    ]
+    assert [job.method for job in jobs] == list(methods)
+    assert jobs[3].path.name == "digits-resnet20-cutmix-mix-per-sample-true-alpha-4-seed0"
+
+
+def test_a_mix_with_settings_is_compared_with_the_same_mix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [{"none": "cutmix", "cutmix": "cutmix:alpha=0.25"}.get(word, word) for word in WORDS]
+    main([*words, "--seeds", "1", "--out", str(tmp_path), "--jobs", "2"])
+    (found,) = json.loads((tmp_path / "comparison.json").read_text())
+    assert (found["method"], found["baseline"]) == ("cutmix:alpha=0.25", "cutmix")
+    errors = [
+        100 * wrong(tmp_path / f"digits-resnet20-{name}-seed0").mean() for name in ("cutmix-alpha-0.25", "cutmix")
+    ]
+    assert [found["error"], found["baseline_error"]] == pytest.approx(errors)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -108,6 +138,14 @@ def test_subsets_are_trained_for_equally_many_steps() -> None:
         (["--mix", "none"], "expected two or more different methods"),
         (["--mix", "none", "none"], "expected two or more different methods"),
         (["--mix", "none", "cutmx"], "cutmx"),
+        (["--mix", "cutmix", "cutmix:alpha=1"], "two are the same"),
+        (["--mix", "none", "cutmix:lr=1"], "such as cutmix:alpha=0.5,cutout=true, of alpha, mixup-alpha"),
+        (["--mix", "none", "cutmix:alpha"], "expected a method, or one with settings"),
+        (["--mix", "none", "cutmix:"], "expected a method, or one with settings"),
+        (["--mix", "none", "cutmix:alpha=1,alpha=2"], "expected a method, or one with settings"),
+        (["--mix", "none", "cutmix:alpha=much"], "alpha"),
+        (["--mix", "none", "cutmix:alpha=-1"], "alpha is -1"),
+        (["--mix", "none", "cutmix:mix-layers=2"], "--mix is cutmix, which has none"),
         (["--table", "t.xlsx"], "--table is t.xlsx; expected a name that ends in .csv, .tex or .md"),
         (["--seeds", "0"], "--seeds is 0; expected 1 to 1,000"),
         (["--jobs", "2", "--shard", "1/2"], "--jobs makes shards by itself"),
