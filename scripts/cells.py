@@ -6,6 +6,7 @@ from cutmix.runs.record import Record, read_records, with_interval
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
+MODELS = {"resnet20": "ResNet-20", "resnet18": "ResNet-18"}
 
 
 def lines(name: str) -> list[Record]:

@@ -117,18 +117,19 @@ def _evidence(asked: Mapping[str, Any], settings: Mapping[str, str]) -> Evidence
     """Return what an experiment says; None if it was not run."""
     setting = settings[asked["setting"]] + (f", {asked['what']}" if "what" in asked else "")
     sides = tuple(asked.get("sides", ("cutmix", "none")))
+    runs = {key: asked[key] for key in ("model", "per_class", "steps") if key in asked}
     if "compare" in asked:
-        return _compared(setting, asked["compare"], asked["per_class"], asked.get("steps"), sides)
+        return _compared(setting, asked["compare"], runs, sides)
     if "epochs" in asked:
-        return _risen(setting, asked["epochs"], asked["per_class"], asked["steps"], sides)
+        return _risen(setting, asked["epochs"], runs, sides)
     return _of_metric(setting, asked, sides)
 
 
-def _compared(setting: str, name: str, per_class: int, steps: int | None, sides: tuple[str, ...]) -> Evidence | None:
-    """Return the comparison of two methods over seeds and images, of runs of so many steps if any are asked for."""
+def _compared(setting: str, name: str, runs: dict[str, Any], sides: tuple[str, ...]) -> Evidence | None:
+    """Return the comparison of two methods over seeds and images, of the runs asked for."""
     for one in read_lines(RESULTS / f"{name}-comparison.log.jsonl"):
         d = one["difference"]
-        if (one["per_class"], one["method"], one["baseline"]) == (per_class, *sides) and steps in (None, one["steps"]):
+        if (one["method"], one["baseline"]) == sides and runs.items() <= one.items():
             several = d["seeds"] > 1
             over = f"{d['seeds']} seed{'s' * several} × {d['images']:,} images"
             p = d["p"] if several else None
@@ -136,16 +137,16 @@ def _compared(setting: str, name: str, per_class: int, steps: int | None, sides:
     return None
 
 
-def _risen(setting: str, name: str, per_class: int, steps: int, sides: tuple[str, ...]) -> Evidence | None:
+def _risen(setting: str, name: str, runs: dict[str, Any], sides: tuple[str, ...]) -> Evidence | None:
     """Return the difference in how far the test error rises, from its lowest value to the last epoch, over seeds."""
     errors: dict[tuple[str, int], list[float]] = {}
     for line in read_lines(RESULTS / f"{name}.log.jsonl"):
-        if (line["per_class"], line["steps"]) == (per_class, steps):
-            errors.setdefault((line["mix"], line["seed"]), []).append(line["top1_err"])
-    seeds = sorted(seed for mix, seed in errors if mix == sides[0] and (sides[1], seed) in errors)
+        if runs.items() <= line.items():
+            errors.setdefault((line["method"], line["seed"]), []).append(line["top1_err"])
+    seeds = sorted(seed for method, seed in errors if method == sides[0] and (sides[1], seed) in errors)
     if len(seeds) < 2:
         return None
-    rise, other = ([errors[mix, seed][-1] - min(errors[mix, seed]) for seed in seeds] for mix in sides)
+    rise, other = ([errors[method, seed][-1] - min(errors[method, seed]) for seed in seeds] for method in sides)
     return _over_seeds(setting, rise, other)
 
 

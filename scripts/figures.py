@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cells import RESULTS, ROOT, lines
+from cells import MODELS, RESULTS, ROOT, lines
 from claims import read_claims
 from cutmix.runtime.files import read_lines
 from tables import compared
@@ -16,10 +16,10 @@ COLOURS = {"none": "#6b7f95", "mixup": "#1d9a70", "cutmix": "#d4622a"}
 NAMES = {"none": "no mixing", "mixup": "Mixup", "cutmix": "CutMix"}
 
 
-def axes(width: float, height: float, count: int = 1) -> tuple[Figure, list[Axes]]:
-    """Return a figure with axes side by side."""
+def axes(width: float, height: float, count: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return a figure with axes side by side, row by row."""
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    made = [figure.add_subplot(1, count, index + 1) for index in range(count)]
+    made = [figure.add_subplot(rows, count, index + 1) for index in range(rows * count)]
     for each in made:
         each.spines[["top", "right"]].set_visible(False)
         each.grid(alpha=0.3)
@@ -49,15 +49,18 @@ def pair() -> None:
 
 def gain() -> None:
     """Draw what CutMix gains by the number of training images of a class, with intervals."""
-    figure, (axis,) = axes(5, 3)
-    found = [one for one in compared("cifar100-subsets") if one["method"] == "cutmix"]
+    figure, (axis,) = axes(7, 3.2)
+    found = [one for one in compared("cifar100-subsets") if (one["method"], one["baseline"]) == ("cutmix", "none")]
     _intervals(
         axis, [(-one["difference"]["value"], -one["difference"]["high"], -one["difference"]["low"]) for one in found]
     )
-    labels = [f"{one['per_class']}\n{one['steps']:,} steps\nseeds: {one['difference']['seeds']}" for one in found]
+    labels = [
+        f"{one['per_class']}\n{one['steps']:,} steps\nseeds: {one['difference']['seeds']}\n{MODELS[one['model']]}"
+        for one in found
+    ]
     axis.set_xticks(range(len(found)), labels)
     axis.set_xlim(-0.6, len(found) - 0.4)
-    axis.set_xlabel("training images a class (ResNet-20, CIFAR-100)", fontsize=9)
+    axis.set_xlabel("training images a class (CIFAR-100)", fontsize=9)
     axis.set_ylabel("accuracy gained by CutMix (points)", fontsize=9)
     save(figure, "gain")
 
@@ -71,25 +74,33 @@ def _intervals(axis: Axes, points: Iterable[tuple[float, float, float]]) -> None
 
 
 def subsets() -> None:
-    """Draw training and test error by epoch of the runs on few images, a line for each seed."""
+    """Draw training and test error, and the test loss, by step of the runs on few images, a line for each seed."""
     log = read_lines(RESULTS / "cifar100-subsets.log.jsonl")
-    sizes = sorted({(line["per_class"], line["steps"]) for line in log})
-    figure, panels = axes(4 * len(sizes), 3.2, len(sizes))
-    for axis, size in zip(panels, sizes, strict=True):
+    found = [one for one in compared("cifar100-subsets") if (one["method"], one["baseline"]) == ("cutmix", "none")]
+    settings = [tuple(one[key] for key in ("model", "per_class", "steps")) for one in found]
+    figure, panels = axes(2.8 * len(settings), 5, len(settings), 2)
+    for (model, per_class, steps), upper, lower in zip(
+        settings, panels[: len(settings)], panels[len(settings) :], strict=True
+    ):
         runs: dict[tuple[str, int], list[dict[str, Any]]] = {}
         for line in log:
-            if (line["per_class"], line["steps"]) == size:
-                runs.setdefault((line["mix"], line["seed"]), []).append(line)
-        for (mix, seed), run in runs.items():
-            for error, style, name in (("top1_err", "-", "test"), ("train_err", "--", "training")):
-                label = f"{NAMES[mix]}, {name}" if seed == 0 else None
-                axis.plot(
-                    [line["step"] for line in run], [line[error] for line in run], style, color=COLOURS[mix],
-                    linewidth=1.3, label=label,
-                )  # fmt: skip
-        axis.set_xlabel("optimizer step", fontsize=9)
-        axis.set_ylim(0, 100)
-        axis.set_title(f"top-1 error (%), {size[0]} images a class", fontsize=9)
+            same = (line["model"], line["per_class"], line["steps"]) == (model, per_class, steps)
+            if same and line["method"] in ("none", "cutmix"):
+                runs.setdefault((line["method"], line["seed"]), []).append(line)
+        for (method, seed), run in runs.items():
+            for axis, field, style, name in (
+                (upper, "top1_err", "-", "test"), (upper, "train_err", "--", "training"),
+                (lower, "test_loss", "-", "test"),
+            ):  # fmt: skip
+                label = f"{NAMES[method]}, {name}" if seed == 0 else None
+                points = [(line["step"], line[field]) for line in run]
+                axis.plot(*zip(*points, strict=True), style, color=COLOURS[method], linewidth=1.3, label=label)
+        upper.set_title(f"{MODELS[model]}, {per_class} images a class", fontsize=9)
+        upper.set_ylim(0, 100)
+        lower.set_ylim(2, 9)
+        lower.set_xlabel("optimizer step", fontsize=9)
+    panels[0].set_ylabel("top-1 error (%)", fontsize=9)
+    panels[len(settings)].set_ylabel("test loss", fontsize=9)
     panels[0].legend(fontsize=7, loc="center right")
     save(figure, "subsets")
 
@@ -97,7 +108,7 @@ def subsets() -> None:
 def caltech() -> None:
     """Draw the test error of each seed of the fine-tuning on Caltech-101."""
     figure, (axis,) = axes(5, 3)
-    found = [line for line in lines("caltech-101.jsonl") if line.metric == "top1_err"]
+    found = [line for line in lines("caltech-101.jsonl") if line.metric == "top1_err" and line.epochs == 10]
     for seed in sorted({line.seed or 0 for line in found}):
         own = {line.mix: line.value for line in found if line.seed == seed}
         points = [(x, own[mix]) for x, mix in enumerate(NAMES) if mix in own]

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from cells import RESULTS
-from cutmix.runs.read import read_run
+from cutmix.runs.read import Run, read_run
 from cutmix.runtime.files import read_lines
 
 ERRORS = ("train_loss", "train_err", "test_loss", "top1_err")
 _RUN = ("recipe", "recipe_changes", "epochs", "seed")
+_SETTING = ("model", "per_class", "steps")
 
 
 def main(name: str, *folders: Path) -> None:
@@ -26,15 +27,16 @@ def main(name: str, *folders: Path) -> None:
     suites: list[dict[str, Any]] = []
     log, compared = [], []
     for folder in folders:
-        steps: dict[int | None, int] = {}  # of a run, by the images of a class
+        file = folder / "comparison.json"
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+        methods = {one[side] for one in found for side in ("method", "baseline")}
+        settings: dict[int | None, dict[str, Any]] = {}  # of the runs, by the images of a class
         for config in sorted(folder.glob("*/config.json")):
             run = read_run(config.parent)
             if run.finished:
-                per_class, total = run.recipe["train_per_class"], run.epochs[-1]["step"]
-                steps[per_class] = total
-                own = {
-                    "per_class": per_class, "steps": total, "mix": run.recipe["mix"], "seed": run.recipe["seed"]
-                }  # fmt: skip
+                per_class, steps = run.recipe["train_per_class"], run.epochs[-1]["step"]
+                settings[per_class] = {"model": run.recipe["model"], "per_class": per_class, "steps": steps}
+                own = settings[per_class] | {"method": _method(run, methods), "seed": run.recipe["seed"]}
                 for one in run.results:
                     if one.which == "last" and one.usual:
                         (suites if one.suite else records).append(_public(one.to_json(), folder))
@@ -42,14 +44,20 @@ def main(name: str, *folders: Path) -> None:
                     own | {"epoch": one["epoch"], "step": one["step"]} | {key: one[key] for key in ERRORS if key in one}
                     for one in run.epochs if "top1_err" in one
                 ]  # fmt: skip
-        if (folder / "comparison.json").is_file():
-            for one in json.loads((folder / "comparison.json").read_text(encoding="utf-8")):
-                kept = {key: value for key, value in one.items() if key != "classes"}
-                compared.append(kept | {"steps": steps[one["per_class"]]})
+        for one in found:
+            kept = {key: value for key, value in one.items() if key != "classes"}
+            compared.append(kept | settings[one["per_class"]])
     _merge(RESULTS / f"{name}.jsonl", records, (*_RUN, "metric"))
     _merge(RESULTS / f"{name}-suites.jsonl", suites, (*_RUN, "metric", "of", "at"))
-    _merge(RESULTS / f"{name}.log.jsonl", log, ("per_class", "steps", "mix", "seed", "epoch"))
-    _merge(RESULTS / f"{name}-comparison.log.jsonl", compared, ("data", "per_class", "steps", "method", "baseline"))
+    _merge(RESULTS / f"{name}.log.jsonl", log, (*_SETTING, "method", "seed", "epoch"))
+    _merge(RESULTS / f"{name}-comparison.log.jsonl", compared, ("data", *_SETTING, "method", "baseline"))
+
+
+def _method(run: Run, methods: set[str]) -> str:
+    """Return which of the compared methods a run is, by the end of its name."""
+    name = re.sub(r"-\d+-per-class$", "", run.recipe["name"])
+    ends = [method for method in methods if name.endswith("-" + re.sub("[:,=]", "-", method))]
+    return max(ends, key=len, default=run.recipe["mix"])
 
 
 def _public(line: dict[str, Any], folder: Path) -> dict[str, Any]:

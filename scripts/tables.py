@@ -9,7 +9,7 @@ from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
-from cells import RESULTS, ROOT, cell, lines, table
+from cells import MODELS, RESULTS, ROOT, cell, lines, table
 from claims import claims
 from cutmix.runs.outcomes import seed_difference
 from cutmix.runs.record import Record, with_interval
@@ -44,7 +44,7 @@ def short() -> str:
 def compared(name: str) -> list[dict[str, Any]]:
     """Return the comparisons of a file, smaller subsets first."""
     found = read_lines(RESULTS / f"{name}-comparison.log.jsonl")
-    return sorted(found, key=lambda one: (one["per_class"], one["steps"]))
+    return sorted(found, key=lambda one: (one["model"] != "resnet20", one["model"], one["per_class"], one["steps"]))
 
 
 def difference(one: dict[str, Any]) -> list[str]:
@@ -59,39 +59,66 @@ CHANCE = ["difference [95 %]", "p (Holm)", "would show"]
 
 
 def subsets() -> str:
-    """Return the runs on few images of CIFAR-100, with the error on their training images."""
-    log = read_lines(RESULTS / "cifar100-subsets.log.jsonl")
+    """Return CutMix beside no mixing on few images of CIFAR-100, with the error on their training images."""
     rows = []
     for one in compared("cifar100-subsets"):
-        seeds = range(one["difference"]["seeds"])
-        size = one["per_class"], one["steps"]
-        last = {(line["mix"], line["seed"]): line for line in log if (line["per_class"], line["steps"]) == size}
-        cells = [
-            f"{fmean(last[mix, seed][error] for seed in seeds):.1f}"
-            for error in ("train_err", "top1_err") for mix in ("none", "cutmix")
-        ]  # fmt: skip
-        rows.append([str(one["per_class"]), f"{one['steps']:,}", *cells, *difference(one)])
+        if (one["method"], one["baseline"]) == ("cutmix", "none"):
+            last = last_errors("cifar100-subsets", one)
+            seeds = range(one["difference"]["seeds"])
+            cells = [
+                f"{fmean(last[method, seed][error] for seed in seeds):.1f}"
+                for error in ("train_err", "top1_err") for method in ("none", "cutmix")
+            ]  # fmt: skip
+            rows.append([MODELS[one["model"]], str(one["per_class"]), f"{one['steps']:,}", *cells, *difference(one)])
     errors = ["training error (%), none", "CutMix", "test error (%), none", "CutMix"]
-    return table(["images a class", "steps", *errors, *CHANCE], rows)
+    return table(["model", "images a class", "steps", *errors, *CHANCE], rows)
+
+
+def last_errors(name: str, one: dict[str, Any]) -> dict[tuple[str, int], dict[str, float]]:
+    """Return the errors after the last epoch of the runs of a comparison, by method and seed."""
+    log = read_lines(RESULTS / f"{name}.log.jsonl")
+    same = [line for line in log if all(line[key] == one[key] for key in ("model", "per_class", "steps"))]
+    return {(line["method"], line["seed"]): line for line in same}
+
+
+def arms() -> str:
+    """Return all methods of ResNet-18 on CIFAR-100 with 25 images a class, a row for each."""
+    return by_method("cifar100-subsets", "resnet18", 25, 3200)
 
 
 def caltech() -> str:
     """Return the fine-tuning on Caltech-101, a row for each method."""
-    errors: dict[str | None, dict[int, float]] = {}
-    for line in lines("caltech-101.jsonl"):
-        if line.metric == "top1_err":
-            errors.setdefault(line.mix, {})[line.seed or 0] = line.value or 0.0
-    against = {one["method"]: one for one in compared("caltech-101") if one["baseline"] == "none"}
+    return by_method("caltech-101", "tf_efficientnet_lite0", 10, 160)
+
+
+def caltech_default() -> str:
+    """Return the same with as many epochs as the default has."""
+    return by_method("caltech-101", "tf_efficientnet_lite0", 10, 320)
+
+
+LABELS = {
+    "none": "none", "none:label-smoothing=0.1": "label smoothing 0.1", "cutout": "Cutout", "mixup": "Mixup",
+    "cutmix": "CutMix", "cutmix:label-smoothing=0.1": "CutMix, label smoothing 0.1",
+}  # fmt: skip
+"""Methods in the order of a table, by their names in ``cutmix compare --mix``."""
+
+
+def by_method(name: str, *setting: str | int) -> str:
+    """Return the methods that were compared with no mixing, a row for each, of a model, subset and number of steps."""
+    found = [one for one in compared(name) if (one["model"], one["per_class"], one["steps"]) == setting]
+    against = {one["method"]: one for one in found if one["baseline"] == "none"}
+    last = last_errors(name, found[0])
     rows = []
-    for mix, label in {"none": "none", "mixup": "Mixup", "cutmix": "CutMix"}.items():
-        seeds = sorted(errors[mix])
-        cells = [label, f"{fmean(errors[mix].values()):.1f}", ", ".join(f"{errors[mix][seed]:.1f}" for seed in seeds)]
-        if mix in against:
-            own, base = ([errors[each][seed] for seed in seeds] for each in (mix, "none"))
-            alone = seed_difference(own, base).p
-            rows.append([*cells, *difference(against[mix]), f"p = {alone:.2f}"])
-        else:
-            rows.append([*cells, "", "", "", ""])
+    for method, label in LABELS.items():
+        errors = [last[key]["top1_err"] for key in sorted(last) if key[0] == method]
+        if errors:
+            cells = [label, f"{fmean(errors):.1f}", ", ".join(f"{each:.1f}" for each in errors)]
+            if method in against:
+                base = [last["none", seed]["top1_err"] for seed in range(len(errors))]
+                alone = f"p = {seed_difference(errors, base).p:.2f}" if len(errors) > 1 else ""
+                rows.append([*cells, *difference(against[method]), alone])
+            else:
+                rows.append([*cells, "", "", "", ""])
     return table(["mixing", "test error (%)", "by seed", *CHANCE, "seeds alone"], rows)
 
 
@@ -252,7 +279,19 @@ BENCHMARKS = (
 TABLES: dict[str, Callable[[], str]] = {
     **{
         make.__name__: make
-        for make in (claims, caltech, short, subsets, defaults, localization, suites, subset_suites, outside, speed)
+        for make in (
+            claims,
+            caltech,
+            arms,
+            short,
+            subsets,
+            defaults,
+            localization,
+            suites,
+            subset_suites,
+            outside,
+            speed,
+        )
     },
     **{f"benchmark-{name}": partial(benchmark, name) for name in BENCHMARKS},
 }
