@@ -276,23 +276,9 @@ BENCHMARKS = (
     "mixing", "input", "waiting", "predict", "describe", "training", "small-bfloat16", "small-avx2", "pair", "network",
     "network-1-thread", "smmix", "captioning", "average-precision", "localization", "ood", "shards",
 )  # fmt: skip
+EXPERIMENTS = (claims, caltech, short, subsets, defaults, localization, suites, subset_suites, outside, speed)
 TABLES: dict[str, Callable[[], str]] = {
-    **{
-        make.__name__: make
-        for make in (
-            claims,
-            caltech,
-            arms,
-            short,
-            subsets,
-            defaults,
-            localization,
-            suites,
-            subset_suites,
-            outside,
-            speed,
-        )
-    },
+    **{make.__name__: make for make in EXPERIMENTS},
     **{f"benchmark-{name}": partial(benchmark, name) for name in BENCHMARKS},
 }
 MARKED = re.compile(r"<!-- ([\w-]+) -->\n.*?<!-- /\1 -->", flags=re.DOTALL)
