@@ -144,13 +144,29 @@ class _Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         # standard output may be the table of predictions
-        file = sys.stderr if record.levelno >= logging.WARNING else None
-        print(printable(record.getMessage()), file=file, flush=True)
+        say(printable(record.getMessage()), file=sys.stderr if record.levelno >= logging.WARNING else None)
 
 
 def say(text: str, *, file: TextIO | None = None) -> None:
     """Print lines, with the control characters of names escaped."""
-    print(printable(text, keep="\n"), file=file, flush=True)
+    said = _SAID.get()
+    if said is None or file is not None or text not in said:
+        print(printable(text, keep="\n"), file=file, flush=True)
+    if said is not None:
+        said.add(text)
+
+
+_SAID: ContextVar[set[str] | None] = ContextVar("said", default=None)
+
+
+@contextmanager
+def saying_once() -> Iterator[None]:
+    """Within it, print no lines to standard output a second time, such as the description of data that runs share."""
+    token = _SAID.set(set())
+    try:
+        yield
+    finally:
+        _SAID.reset(token)
 
 
 def print_once(message: str) -> None:

@@ -33,7 +33,7 @@ from cutmix.runs.read import read_run
 from cutmix.runs.record import Record, Results, append_records
 from cutmix.runtime.device import any_process, arithmetic, processes
 from cutmix.runtime.files import make_folder, open_no_link, read_arrays
-from cutmix.runtime.terminal import Console, duration, remembered_signals, say
+from cutmix.runtime.terminal import Console, duration, remembered_signals, say, saying_once
 from cutmix.training.loop import run_to_end, run_training, train_step
 from cutmix.training.mixes import with_method
 from cutmix.training.setup import prepare
@@ -76,7 +76,8 @@ def open_campaign(jobs: Sequence[Job], options: CampaignOptions, name: str) -> I
     make_folder(options.out)
     lock = hold(options.out, f".{name}-{shard}-of-{shards}.lock") if first else None
     try:
-        yield [replace(job, done=share_done(job)) for job in jobs[shard - 1 :: shards]], Console(quiet=not first)
+        with saying_once():
+            yield [replace(job, done=share_done(job)) for job in jobs[shard - 1 :: shards]], Console(quiet=not first)
     finally:
         if lock is not None:
             lock.close()
@@ -191,7 +192,7 @@ def time_run(job: Job, options: CampaignOptions | TrainOptions) -> float:
         for images, labels in First(run.batches, 4).epoch():
             float(train_step(run, images, labels))  # waits for a GPU
             taken.append(time.perf_counter() - started)
-            if any_process(taken[-1] > 5, world):
+            if any_process(taken[-1] > (60 if len(taken) == 1 else 5), world):
                 break
         warm = len(taken) > 1  # then the first step, which sets up and compiles, does not count
         step = (taken[-1] - taken[0]) / (len(taken) - 1) if warm else taken[0]

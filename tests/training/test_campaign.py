@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cutmix.cli import main
 from cutmix.config.options import CompareOptions
 from cutmix.config.recipes import RECIPES
+from cutmix.data import open_splits
 from cutmix.report.verdict import (
     ClassDifference,
     Comparison,
@@ -28,6 +30,7 @@ from cutmix.report.verdict import (
     in_words,
 )
 from cutmix.runs.outcomes import crossed_difference
+from cutmix.training import campaign
 from cutmix.training.campaign import plan_methods
 
 WORDS = ["compare", "digits-resnet20", "--mix", "none", "cutmix", "--seeds", "2", "--epochs", "1", "--device", "cpu",
@@ -129,6 +132,22 @@ def test_a_mix_with_settings_is_compared_with_the_same_mix(tmp_path: Path, capsy
         100 * wrong(tmp_path / f"digits-resnet20-{name}-seed0").mean() for name in ("cutmix-alpha-0.25", "cutmix")
     ]
     assert [found["error"], found["baseline_error"]] == pytest.approx(errors)
+
+
+def test_a_slow_first_step_is_not_the_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, durations = [0.0], iter([6.0, 1.0, 1.0, 1.0])
+
+    def step(run: object, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        now[0] += next(durations)
+        return torch.zeros(())
+
+    monkeypatch.setattr(campaign, "train_step", step)
+    monkeypatch.setattr(campaign.time, "perf_counter", lambda: now[0])
+    recipe = replace(RECIPES["digits-resnet20"], batch_size=100, epochs=3, precision="float32")
+    (job, *_) = campaign.plan_methods(recipe, CompareOptions(seeds=1, out=tmp_path, device="cpu"))
+    assert campaign.time_run(job, CompareOptions(out=tmp_path, device="cpu")) == pytest.approx(
+        3 * -(-len(open_splits("digits").train) // 100) * 1.0
+    )
 
 
 @pytest.mark.parametrize(

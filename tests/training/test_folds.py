@@ -147,3 +147,14 @@ def test_a_folder_with_splits_and_a_known_set_are_refused(photos: Path, tmp_path
         cutmix.train("digits", folds=3, out=tmp_path / "x", device="cpu")
     with pytest.raises(InputError, match="--folds is given; expected none, as cutmix compare trains on one split"):
         cutmix.compare(photos, folds=3, out=tmp_path / "x", **FEW)
+
+
+def test_the_runs_of_a_comparison_describe_their_data_once(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):  # each comparison does
+        cutmix.compare(photos, seeds=2, val_fraction=0.25, out=tmp_path / "runs", **FEW)
+        said = capsys.readouterr().out
+        assert said.count("21 images of 2 classes") == 1
+        assert said.count("such images are never in two splits") == 1
+        shutil.rmtree(tmp_path / "runs")
