@@ -10,7 +10,11 @@ import tyro
 from cutmix.config.tasks import EVALUATE, parse_suites
 from cutmix.errors import InputError
 
-WORKERS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+_ALLOWED = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CORES = max(_ALLOWED // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)
+"""Cores of this process: its share of those that the processes of ``torchrun`` on this machine may use."""
+
+WORKERS = min(8, CORES)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ import hashlib
 import io
 import logging
 import math
-import os
 import re
 import stat
 import struct
@@ -21,6 +20,7 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
+from cutmix.config.options import CORES
 from cutmix.data.sources import Source, Stored, known_formats
 from cutmix.errors import InputError, missing_extra
 from cutmix.runtime.files import regular
@@ -369,8 +369,8 @@ def find_unreadable(paths: Sequence[Path], channels: int = 3) -> set[Path]:
 
 
 def decoding_threads(number: int | None = None) -> ThreadPoolExecutor:
-    """Return as many threads as given or as there are cores; none starts PyTorch's own, one a core, to resize."""
-    count, others = number or os.cpu_count() or 1, torch.get_num_threads()
+    """Return as many threads as given or as this process has cores; none starts PyTorch's own to resize."""
+    count, others = number or CORES, torch.get_num_threads()
     started = threading.Barrier(count + 1)
 
     def start() -> None:

@@ -343,7 +343,7 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 
 
 class Policy:
-    """A policy for batches of tensors, image by image, on their device.
+    """A policy for batches of tensors on the CPU, image by image.
 
     It is seeded by the epoch and the position of an image in its order.
     """

@@ -224,7 +224,10 @@ class RawBatch:
 
 
 class _ArrayLoader:
-    """Gathers, crops, flips and normalises on the device; indices and draws go there once an epoch."""
+    """Gathers, crops, flips and normalises on the device; indices and draws go there once an epoch.
+
+    The images are on the CPU if a policy changes them, one by one, in a thread.
+    """
 
     def __init__(
         self,
@@ -237,9 +240,10 @@ class _ArrayLoader:
         raw: bool = False,
     ) -> None:
         self.steps = order.steps
-        self.images, self.labels = data.images.to(finish.device), data.labels.to(finish.device)
         self.order, self.finish, self.augment, self.color, self.seed = order, finish, augment, color, seed
         self.policy = Policy(augment.auto_augment, seed) if augment.auto_augment != "none" else None
+        self.images = data.images if self.policy else data.images.to(finish.device)
+        self.labels, self.upload = data.labels.to(finish.device), Upload(finish.device)
         more = (self.policy, color, finish.erasing, finish.image_size)
         self.raw = raw and all(part is None for part in more)
 
@@ -250,8 +254,9 @@ class _ArrayLoader:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "augment", epoch))
             drawn = draw_crop_flip(len(indices), own.crop_padding, own.flip, generator, own.padding_mode)
             crops = drawn.to(self.finish.device)
+        gathered = self._gathered(indices.to(self.images.device), epoch, start)
         indices = indices.to(self.finish.device)
-        for step, images in enumerate(self._gathered(indices, epoch, start), start):
+        for step, images in enumerate(gathered, start):
             share = self.order.share(step)
             if self.raw:
                 finish = self.finish
@@ -276,10 +281,10 @@ class _ArrayLoader:
             for share, images in zip(shares, gathered, strict=True):
                 following = thread.submit(self.policy.plan(images, epoch, share.start))
                 if ready:
-                    yield ready.result()
+                    yield self.upload([ready.result()])[0]
                 ready = following
             if ready:
-                yield ready.result()
+                yield self.upload([ready.result()])[0]
 
 
 # ---- sets of files ----

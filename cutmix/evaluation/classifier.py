@@ -19,7 +19,7 @@ from cutmix.data.image_files import Decoder, ResizeAndCrop
 from cutmix.data.transforms import Interpolation, resize
 from cutmix.errors import InputError
 from cutmix.runs.record import Record
-from cutmix.runtime.device import check_memory
+from cutmix.runtime.device import Upload, check_memory
 
 
 class SuiteResult(NamedTuple):
@@ -87,7 +87,11 @@ class Classifier:
 
     def pixels(self, index: Tensor | slice) -> Tensor:
         """Return some images as (n, C, H, W) float32 in [0, 1] on the device."""
-        return self.images[index].to(self.device, non_blocking=True).float() / 255
+        return self._upload([self.images[index]])[0].float() / 255
+
+    @cached_property
+    def _upload(self) -> Upload:
+        return Upload(self.device)
 
     @cached_property
     def exact(self) -> PixelModel:

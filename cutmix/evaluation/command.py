@@ -38,7 +38,16 @@ from cutmix.runs.folder import command_line, environment, hold, only_begun, toda
 from cutmix.runs.outcomes import examples
 from cutmix.runs.read import read_config
 from cutmix.runs.record import Record, Results, append_records, read_records
-from cutmix.runtime.device import World, arithmetic, autocast, from_first, processes, resolve_precision
+from cutmix.runtime.device import (
+    World,
+    arithmetic,
+    autocast,
+    check_same_data,
+    first_alone,
+    from_first,
+    processes,
+    resolve_precision,
+)
 from cutmix.runtime.files import make_folder
 from cutmix.runtime.terminal import Console, say
 
@@ -98,7 +107,9 @@ class Evaluation:
     @classmethod
     def open(cls, options: EvaluateOptions, suites: tuple[str, ...], subject: Subject, world: World) -> "Evaluation":
         """Open the data and load the model; raises as ``run_evaluate``."""
-        data = open_test_set(options, subject)
+        data = first_alone(lambda: open_test_set(options, subject), world)
+        if world.size > 1:
+            check_same_data(data.fingerprint(), data.name, world)
         index = draw_images(len(data), options.images, options.seed)
         own = subject.recipe.precision if subject.recipe else "float32"
         if own == "tf32" and world.device.type != "cuda":  # of a run on a GPU

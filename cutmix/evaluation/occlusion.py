@@ -25,6 +25,7 @@ from cutmix.errors import InputError
 from cutmix.evaluation.classification import wilson_interval
 from cutmix.evaluation.classifier import Classifier, SuiteResult
 from cutmix.runs.record import Record
+from cutmix.runtime.device import Upload
 from cutmix.runtime.files import regular
 from cutmix.runtime.seeding import derive_seed
 from cutmix.statistics import too_narrow
@@ -225,15 +226,15 @@ def corruption_error(classifier: Classifier, corrupted: Corrupted) -> SuiteResul
     to AlexNet) and ``mean_corruption_ce``. The intervals of means are over images: all versions of an image are one
     sample.
     """
-    n = len(corrupted.labels)
-    missed = torch.empty(len(CORRUPTIONS), len(SEVERITIES), n, dtype=torch.bool)
-    for corruption, severity in np.ndindex(missed.shape[:2]):
+    n, labels, upload = len(corrupted.labels), corrupted.labels.to(classifier.device), Upload(classifier.device)
+    found = torch.empty(len(CORRUPTIONS), len(SEVERITIES), n, dtype=torch.bool, device=classifier.device)
+    for corruption, severity in np.ndindex(found.shape[:2]):
         for start in range(0, n, classifier.batch_size):
             part = slice(start, min(start + classifier.batch_size, n))
-            pixels = corrupted.read(corruption, severity, part).to(classifier.device).float() / 255
-            classes = classifier.logits(pixels).argmax(1).cpu()
-            missed[corruption, severity, part] = classes != corrupted.labels[part]
+            pixels = upload([corrupted.read(corruption, severity, part)])[0].float() / 255
+            found[corruption, severity, part] = classifier.logits(pixels).argmax(1) != labels[part]
     classifier.check()
+    missed = found.cpu()
     return SuiteResult(_records(missed, relative=corrupted.relative), {"corruption_right": (~missed).numpy()})
 
 

@@ -39,17 +39,11 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class World:
-    """This process among all of a run.
+    """This process among all of a run."""
 
-    Attributes:
-        rank: Number of this process, from 0; the first one writes.
-        size: Number of processes.
-        device: The device of this process.
-    """
-
-    rank: int
-    size: int
-    device: torch.device
+    rank: int  # number of this process, from 0; the first one writes
+    size: int  # number of processes
+    device: torch.device  # the device of this process
 
     @property
     def first(self) -> bool:
@@ -61,13 +55,8 @@ class World:
 def processes(device: str = "auto", timeout: float = TIMEOUT) -> Iterator[World]:
     """Join the processes that ``torchrun`` started, if it did, until this one ends.
 
-    Args:
-        device: See :func:`find_device`; several processes compute on "cpu" or "cuda".
-        timeout: Seconds that this process waits for the others.
-
-    Raises:
-        InputError: If the device does not exist or cannot be shared by several processes, or another process ended or
-            did not answer in time.
+    ``device`` is a name as of :func:`find_device`; several processes compute on "cpu" or "cuda". InputError is raised
+    if another process ends, or does not answer within ``timeout`` seconds.
     """
     size, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     chosen = find_device(device, local_rank if size > 1 else None)
@@ -137,15 +126,8 @@ def find_device(name: str, local_rank: int | None = None) -> torch.device:
 def parallel(model: nn.Module, world: World, *, sync_bn: bool = False) -> nn.Module:
     """Return the model that averages its gradients over all processes.
 
+    With ``sync_bn``, batch normalisation takes mean and variance over the images of all processes, on GPUs only.
     Buffers are not sent before each forward pass: the first process's are evaluated and saved, see ``send_buffers``.
-
-    Args:
-        model: The model, on its device.
-        world: This process among all.
-        sync_bn: Whether batch normalisation takes mean and variance over the images of all processes.
-
-    Raises:
-        InputError: If ``sync_bn`` is set without GPUs.
     """
     if world.size == 1:
         return model
@@ -257,6 +239,24 @@ def from_first(make: Callable[[], Made], world: World) -> Made:
     return sent[0]
 
 
+def first_alone(make: Callable[[], Made], world: World) -> Made:
+    """Return each process's own result; the first one has it before the others start, which find the files it wrote."""
+    own: list[Made] = []
+    from_first(lambda: own.append(make()), world)
+    return own[0] if own else make()
+
+
+def check_same_data(fingerprint: str, data: str, world: World) -> None:
+    """Check that every process has the same images and labels; machines may have other copies of them."""
+    fingerprints = gather(fingerprint, world)
+    for rank, other in enumerate(fingerprints):
+        if other != fingerprints[0]:
+            raise InputError(
+                f"process {rank} has other images in {data} than process 0; expected the same data for all "
+                f"{world.size} processes"
+            )
+
+
 def count_in_store(key: str) -> int | None:
     """Add 1 to a counter that the processes of a ``torchrun`` share, and return it; None without a shared store."""
     try:
@@ -363,6 +363,9 @@ def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
 # ---- copies and random state ----
 
 
+_SMALL = 1 << 16  # bytes that a CUDA GPU takes from any memory of the host without a wait
+
+
 class Upload:
     """Copies batches to a device; to a CUDA GPU in a stream of its own, so that a copy runs beside a step."""
 
@@ -371,7 +374,9 @@ class Upload:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, parts: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-        """Return tensors of the host, pinned or small, on the device; only their use waits for them."""
+        """Return tensors of the host on the device; only their use waits for them."""
+        if self.stream:  # the copy of a large one is pinned first, as a GPU waits for others
+            parts = [p if p.nbytes <= _SMALL or p.is_pinned() else p.pin_memory() for p in parts]
         with torch.cuda.stream(self.stream):  # None has no effect
             there = [part.to(self.device, non_blocking=True) for part in parts]
         if self.stream:
@@ -423,14 +428,9 @@ def keep_freed_memory() -> None:
 
 
 def check_memory(size: float, what: str) -> None:
-    """Refuse sizes that this machine cannot hold, before any memory is allocated.
+    """Refuse more bytes than this machine can hold, before any memory is allocated.
 
-    Args:
-        size: Bytes that will be needed at least.
-        what: The start of the sentence: the flag, its value and its product, e.g. "--image-size is 100000: an image".
-
-    Raises:
-        InputError: If they are more than the machine's memory.
+    ``what`` starts the sentence: the flag, its value and its product, e.g. "--image-size is 100000: an image".
     """
     limit = total_memory()
     if size > limit:

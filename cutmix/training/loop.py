@@ -27,6 +27,7 @@ from cutmix.runtime.device import (
     any_process,
     arithmetic,
     average_loss,
+    check_same_data,
     describe_precision,
     from_first,
     gather,
@@ -351,7 +352,7 @@ def begin(run: Run) -> bool:
         run.progress.say(line)
     for note in run.task.notes():
         run.progress.say(f"note: {note}")
-    check_same_data(run)
+    check_same_data(run.fingerprint, recipe.data, run.world)
     if snapshot is not None:
         if "data" not in snapshot:
             raise InputError(f"{run.checkpoint} is not one of this run: it has no fingerprint of the training images")
@@ -387,17 +388,6 @@ def take_hold(run: Run) -> tuple[dict[str, Any] | None, bool]:
     """Hold the folder in the first process; return its checkpoint, if any, and whether training has its results."""
     run.folder = RunFolder(run.path, run.recipe, resume=run.options.resume, overwrite=run.options.overwrite)
     return load_checkpoint(run.checkpoint) if run.checkpoint.exists() else None, is_complete(run.path)
-
-
-def check_same_data(run: Run) -> None:
-    """Check that every process has the same images and labels; machines may have other copies of them."""
-    fingerprints = gather(run.fingerprint, run.world)
-    for rank, fingerprint in enumerate(fingerprints):
-        if fingerprint != fingerprints[0]:
-            raise InputError(
-                f"process {rank} has other images in {run.recipe.data} than process 0; expected the same data for all "
-                f"{run.world.size} processes"
-            )
 
 
 def after_restart(options: Options) -> Options:

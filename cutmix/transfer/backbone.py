@@ -1,6 +1,7 @@
 """The backbone of a transfer run, with the weights of a run, of a file, of timm, or random ones; the task on it."""
 
 import contextlib
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,8 +134,9 @@ class TransferTask(Generic[R, S]):
         return [*self.train_set.notes, *self.test_set.notes]
 
     def fingerprint(self) -> str:
-        """Return the fingerprint of the training split."""
-        return self.train_set.fingerprint()
+        """Return a digest of both splits."""
+        both = self.train_set.fingerprint() + self.test_set.fingerprint()
+        return hashlib.blake2b(both.encode(), digest_size=16).hexdigest()
 
     def circumstances(self) -> dict[str, Any]:
         """Return the source of the backbone and the number of training images."""

@@ -17,6 +17,7 @@ from cutmix.data.decode import decoding_threads, read_image
 from cutmix.data.folder import Split
 from cutmix.data.loaders import check_batch_size
 from cutmix.data.transforms import IMAGENET_MEAN, IMAGENET_STD, TestOrder, TrainOrder, crop_and_flip, normalize
+from cutmix.runtime.device import Upload
 from cutmix.runtime.seeding import derive_seed
 from cutmix.transfer.caption_scores import PAD, Vocabulary
 
@@ -63,6 +64,7 @@ class Images:
 
     def __init__(self, paths: Sequence[Path], size: int, device: torch.device | str, most: int = _LARGE) -> None:
         self.paths, self.size, self.device = paths, size, torch.device(device)
+        self.upload = Upload(self.device)
         self.kept: Tensor | None = None
         if len(paths) * 3 * size * size <= most:
             with decoding_threads() as threads:
@@ -75,7 +77,7 @@ class Images:
         """Yield (n, 3, size, size) uint8 on the device for each tensor of n indices."""
         if self.kept is not None:
             for choice in choices:
-                yield self.kept.index_select(0, choice.to(self.device))
+                yield self.kept.index_select(0, *self.upload([choice]))
             return
         with decoding_threads() as threads:
             ahead: deque = deque()
@@ -87,7 +89,7 @@ class Images:
                 yield self._gather(ahead.popleft())
 
     def _gather(self, pending: list) -> Tensor:
-        return torch.stack([image.result() for image in pending]).to(self.device, non_blocking=True)
+        return self.upload([torch.stack([image.result() for image in pending])])[0]
 
     def _read(self, path: Path) -> Tensor:
         image = read_image(path).resize((self.size, self.size), Image.Resampling.BILINEAR)
@@ -127,6 +129,7 @@ class CaptionBatches:
         self.order = TrainOrder(len(encoded), batch_size, seed, rank, world_size)
         self.steps = self.order.steps
         self.images = Images(data.paths, size, device)
+        self.scale = torch.tensor(data.mean, device=device), torch.tensor(data.std, device=device)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images, tokens) from batch ``start`` on: (n, 3, crop, crop) float32 and (n, longest) int64."""
@@ -140,8 +143,8 @@ class CaptionBatches:
         for share, batch in zip(shares, decoded, strict=True):
             images = crop_and_flip(batch, offsets[share], flips[share], (self.crop, self.crop))
             chosen = order[share]
-            tokens = self.tokens[chosen, : int(self.lengths[chosen].max())].to(device, non_blocking=True)
-            yield normalize(images, self.data.mean, self.data.std, channels_last=self.channels_last), tokens
+            (tokens,) = self.images.upload([self.tokens[chosen, : int(self.lengths[chosen].max())]])
+            yield normalize(images, *self.scale, channels_last=self.channels_last), tokens
 
 
 class ImageBatches:
@@ -164,6 +167,7 @@ class ImageBatches:
         self.order = TestOrder(len(data), batch_size, rank, world_size)
         self.steps = self.order.steps
         self.images = Images(data.paths, size, device)
+        self.scale = torch.tensor(data.mean, device=device), torch.tensor(data.std, device=device)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images, indices): (n, 3, crop, crop) float32 and their indices in the set, (n,) int64."""
@@ -171,7 +175,5 @@ class ImageBatches:
         edge = (self.images.size - self.crop) // 2
         inner = slice(edge, edge + self.crop)
         for indices, batch in zip(chosen, self.images.batches(chosen), strict=True):
-            images = normalize(
-                batch[:, :, inner, inner], self.data.mean, self.data.std, channels_last=self.channels_last
-            )
-            yield images, indices.to(self.images.device)
+            images = normalize(batch[:, :, inner, inner], *self.scale, channels_last=self.channels_last)
+            yield images, self.images.upload([indices])[0]

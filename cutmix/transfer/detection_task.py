@@ -21,7 +21,7 @@ from cutmix.data.loaders import FileLoader, Loader, check_batch_size
 from cutmix.data.transforms import TestOrder, TrainOrder
 from cutmix.errors import InputError, missing_extra, printable
 from cutmix.runs.record import Record
-from cutmix.runtime.device import World
+from cutmix.runtime.device import Upload, World
 from cutmix.runtime.files import png_of
 from cutmix.training.classification import Evaluation
 from cutmix.transfer.average_precision import (
@@ -295,12 +295,12 @@ def make_batches(
     transform = ssd_transform(recipe.image_size, fill=mean) if ssd else faster_rcnn_transform()
     keep = not ssd and not train_set.crowds
     training = DetectionSamples(train_set, transform, seed=recipe.seed, keep_difficult=keep)
-    shape = (recipe.batch_size, recipe.seed, world.rank, world.size)
+    shape, upload = (recipe.batch_size, recipe.seed, world.rank, world.size), Upload(world.device)
 
     def finish(batch: Any, epoch: int, step: int) -> Any:
         images, targets = batch
-        moved = [{name: column.to(world.device) for name, column in target.items()} for target in targets]
-        return [image.to(world.device, non_blocking=True) for image in images], moved
+        there = iter(upload([*images, *(column for target in targets for column in target.values())]))
+        return [next(there) for _ in images], [{name: next(there) for name in target} for target in targets]
 
     # Faster R-CNN pads the smaller images of a batch, which changes their detections
     order = TestOrder(len(test_set), recipe.batch_size if ssd else world.size, world.rank, world.size)

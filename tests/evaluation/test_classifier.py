@@ -64,8 +64,9 @@ def test_logits_that_are_not_finite_are_refused_after_the_last_batch(value: floa
         it.predict()
 
 
-def test_no_batch_waits_for_a_gpu() -> None:
+def test_no_batch_waits_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """With fake CUDA tensors, reading a value raises: the logits read none, only the check after all batches does."""
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
     with FakeTensorMode():
         conv, linear = nn.Conv2d(3, 4, 3, device="cuda"), nn.Linear(4 * 36, 5, device="cuda")
         network, images = nn.Sequential(conv, nn.Flatten(), linear).eval(), torch.zeros(10, 3, 8, 8, dtype=torch.uint8)

@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -222,3 +223,13 @@ def test_an_image_of_another_size_is_refused(classifier: Classifier, images: Pat
     Image.open(path).resize((9, 9)).save(path, format="JPEG")
     with pytest.raises(InputError, match=r"is 9×9 pixels; expected 16×16"):
         corruption_error(classifier, open_corrupted(classifier, folder))
+
+
+def test_no_batch_is_read(classifier: Classifier, arrays: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a value of a meta tensor raises: all batches are launched before the first is read."""
+    opened, counted = open_corrupted(classifier, arrays), []
+    there = replace(classifier, network=ByBrightness().eval().to("meta"))
+    monkeypatch.setattr(Classifier, "check", lambda it: counted.append(it))
+    with pytest.raises(NotImplementedError, match="meta"):
+        corruption_error(there, opened)
+    assert len(counted) == 1

@@ -247,6 +247,22 @@ def test_a_copy_has_a_stream_of_its_own_on_a_gpu(monkeypatch: pytest.MonkeyPatch
     assert said == ["copy", "the step waits for the copy", "kept", "kept"]
 
 
+def test_large_copies_to_a_gpu_are_pinned_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of other memory waits for the steps before it; of small ones the driver takes a copy."""
+    pinned: list[int] = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
+    upload = Upload(CUDA)
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    upload.stream = SimpleNamespace()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(wait_stream=lambda _: None))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor.nbytes) or tensor)
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: tensor.dtype == torch.uint8)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device, non_blocking: tensor)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
+    upload([torch.zeros(1 << 14), torch.zeros((1 << 14) + 1), torch.zeros(1 << 20, dtype=torch.uint8)])
+    assert pinned == [4 * ((1 << 14) + 1)]
+
+
 def test_a_copy_to_another_device_needs_no_stream() -> None:
     assert [part.tolist() for part in Upload(CPU)((torch.arange(3), torch.ones(1)))] == [[0, 1, 2], [1.0]]
 

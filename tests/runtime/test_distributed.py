@@ -69,6 +69,8 @@ def predict(*arguments, original=cutmix.evaluation.command.predict, **named):
     return predictions
 
 cutmix.training.loop.finish, cutmix.training.loop.train_step = finish, train_step
+if rank:
+    cutmix.training.loop.load_checkpoint = cutmix.training.loop.read_weights = None  # the first process reads
 cutmix.evaluation.command.predict = predict
 main(["train", "digits-resnet20-cutmix", "--epochs", "1", "--mix-prob", "1", "--batch-size", "126", "--accumulate", "2",
       "--ema-decay", "0.5", "--precision", "float32", "--checkpoint-every", "3", "--out", out + "/run"])
@@ -103,19 +105,16 @@ except InputError as error:
 # Refusals that all processes share; a model whose buffers are sent before each forward pass, and one whose are not.
 AGREEING = """
 import sys, torch
-from types import SimpleNamespace
 import cutmix.runtime.device as distributed
 from cutmix.errors import InputError
 from cutmix.runtime.terminal import print_once
-from cutmix.training.loop import check_same_data
 
 def refuse():
     raise InputError("the folder is full")
 
 with distributed.processes("cpu") as world:
-    recipe = SimpleNamespace(data="photos")
     for check in (
-        lambda: check_same_data(SimpleNamespace(fingerprint=str(world.rank), world=world, recipe=recipe)),
+        lambda: distributed.check_same_data(str(world.rank), "photos", world),
         lambda: distributed.from_first(refuse, world),
     ):
         try:

@@ -10,22 +10,29 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import cutmix.training.loop
 import cutmix.training.state
-from cutmix.config.options import TrainOptions
+from cutmix.config.options import RunOptions, TrainOptions
 from cutmix.config.recipe import Recipe, complete
 from cutmix.config.recipes import RECIPES
+from cutmix.config.tasks import Captioning, Detection
 from cutmix.data import ArraySet, Augment, loaders
-from cutmix.runtime.device import World, make_scaler
-from cutmix.runtime.terminal import Progress
-from cutmix.training.classification import Classification
-from cutmix.training.loop import train_step
+from cutmix.runtime.device import World, autocast, make_scaler
+from cutmix.runtime.terminal import Progress, Stop
+from cutmix.training.classification import Classification, MultiLabel, finish_and_mix
+from cutmix.training.loop import train_epoch, train_step
 from cutmix.training.setup import Run
 from cutmix.training.state import FUSED, make_average, make_optimizer, start_state
+from cutmix.transfer.caption_data import Images
+from cutmix.transfer.command import prepare_transfer
+from cutmix.transfer.detection_layouts import open_detection
+from cutmix.transfer.detection_task import make_batches
 
 GPU = torch.device("meta")
 SMALL = {"deit": "deit_tiny_patch4_32", "cait": "cait_xxs24_patch4_32", "pvt": "pvt_tiny_patch1_32"}
@@ -110,37 +117,39 @@ def as_on_cuda() -> Iterator[None]:
         yield
 
 
-def make_run(recipe: Recipe) -> Run:
-    """Return a run on the device whose values are unknown."""
-    images = torch.zeros(32, 3, 32, 32, dtype=torch.uint8)
-    data = ArraySet("zeros", "train", tuple("0123456789"), torch.arange(32) % 10, (0.5,) * 3, (0.5,) * 3, images)
+def make_run(recipe: Recipe, labels: str = "one", device: torch.device = GPU) -> Run:
+    """Return a run on a device, by default of unknown values, with one label an image, weighted ones or several."""
+    images, names = torch.zeros(32, 3, 32, 32, dtype=torch.uint8), tuple("0123456789")
+    ids = torch.arange(32) % 10
+    data = ArraySet("zeros", "train", names, ids, (0.5,) * 3, (0.5,) * 3, images)
     state = start_state(recipe, data, World(0, 1, torch.device("cpu")))
-    state.model.to(GPU)
+    state.model.to(device)
     state.optimizer, state.average = make_optimizer(recipe, state.model), make_average(recipe, state.network)
-    state.scaler = make_scaler(recipe.precision, GPU)
-    world = World(0, 1, GPU)
-    augment = Augment(
-        crop_padding=4,
-        flip=True,
-        color_jitter=recipe.color_jitter,
-        lighting=recipe.lighting,
-        random_erasing=recipe.random_erasing,
-    )
-    shared: dict[str, Any] = {"batch_size": 8, "device": GPU, "workers": 0, "channels_last": recipe.channels_last}
-    batches = loaders.train_loader(data, augment, seed=0, **shared)
+    state.scaler = make_scaler(recipe.precision, device)
+    world, precision = World(0, 1, device), autocast(recipe.precision, device)
+    shared_fields = ("color_jitter", "lighting", "random_erasing", "auto_augment")
+    augment = Augment(crop_padding=4, flip=True, **{name: getattr(recipe, name) for name in shared_fields})
+    shared: dict[str, Any] = {"batch_size": 8, "device": device, "workers": 0, "channels_last": recipe.channels_last}
+    make = Classification
+    if labels == "several":
+        data, make = replace(data, labels=F.one_hot(ids, 10).to(torch.uint8)), MultiLabel
+    batches = loaders.train_loader(data, augment, seed=0, raw=recipe.compile == "step", **shared)
     tests = loaders.test_loader(data, image_size=None, **shared)
-    task = Classification(recipe, state, world, data, contextlib.nullcontext(), data, tests)
+    task = make(recipe, state, world, data, precision, data, tests)
+    if labels == "weighted":
+        task.class_weights = torch.ones(10).to(device)
+    task.__dict__["_prepare"] = finish_and_mix  # as compiled: the same operations
     return Run(
-        recipe, TrainOptions(), world, Path("run"), "zeros", task, batches, state, "",
-            state.model,         contextlib.nullcontext(), Progress(2, batches.steps, shown=False), {},
+        recipe, TrainOptions(), world, Path("run"), "zeros", task, batches, state, "", state.model, precision,
+        Progress(2, batches.steps, shown=False), {},
     )  # fmt: skip
 
 
 @functools.cache
-def step(recipe: Recipe) -> Device:
+def step(recipe: Recipe, labels: str = "one") -> Device:
     """Take one step, and after it one that is watched, with its batch."""
     with as_on_cuda():
-        run = make_run(recipe)
+        run = make_run(recipe, labels)
         batches = run.batches.epoch(0)
         with watched():
             train_step(run, *next(batches))
@@ -176,11 +185,105 @@ def test_no_step_in_float16_waits_for_whether_a_gradient_overflowed(optimizer: A
     [
         {"accumulate": 2}, {"clip_grad_norm": 1.0}, {"random_erasing": 0.5}, {"head_lr_factor": 2.0},
         {"precision": "bfloat16"}, {"precision": "tf32"}, {"channels_last": False}, {"drop_block": 0.1},
+        {"color_jitter": 0.4, "lighting": 0.1}, {"compile": "step"}, {"compile": "step", "cutout": True},
+        {"auto_augment": "cifar10"}, {"auto_augment": "rand-m9-mstd0.5-inc1"},
     ],
     ids=str,
 )  # fmt: skip
 def test_no_option_of_a_step_waits(changes: dict[str, Any]) -> None:
     assert not step(replace(PLAIN, **changes)).waits
+
+
+@pytest.mark.parametrize("labels", ["weighted", "several"])
+def test_neither_class_weights_nor_several_labels_wait(labels: str) -> None:
+    assert not step(PLAIN, labels).waits
+
+
+@pytest.mark.parametrize("policy", ["cifar10", "trivial", "augmix", "rand-m9-mstd0.5-inc1"])
+def test_a_policy_changes_images_one_by_one_on_the_cpu(policy: str) -> None:
+    images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8)
+    data = ArraySet("zeros", "train", ("a",), torch.zeros(8, dtype=torch.int64), (0.5,) * 3, (0.5,) * 3, images)
+    loader: Any = loaders.train_loader(
+        data, Augment(auto_augment=policy), seed=0, batch_size=8, device=GPU, workers=0, channels_last=False
+    )
+    assert loader.images.device.type == "cpu"
+    ((there, labels),) = loader.epoch()
+    assert there.device == labels.device == GPU
+
+
+def test_a_step_of_captioning_waits_for_nothing(caption_folder: Path) -> None:
+    small = Captioning(
+        data=str(caption_folder), model="resnet20", batch_size=6, image_size=36, crop=32, embed=8, hidden=8,
+        min_count=1, dropout=0.1, val_fraction=0.25, precision="float32", tune_encoder=True, optimizer="sgd",
+    )  # fmt: skip
+    with as_on_cuda():
+        run = prepare_transfer(small, RunOptions(), World(0, 1, torch.device("cpu")))
+        run.world = World(0, 1, GPU)
+        run.network = run.state.model.to(GPU)
+        run.state.optimizer = make_optimizer(small, run.state.model)
+        for kept in (2**31, 0):  # bytes of images that stay on the device
+            batches: Any = run.batches
+            batches.images = Images(batches.data.paths, 36, GPU, kept)
+            batches.scale = tuple(scale.to(GPU) for scale in batches.scale)
+            epoch = batches.epoch(0)
+            with watched():
+                train_step(run, *next(epoch))
+            with watched() as device:
+                train_step(run, *next(epoch))
+            assert not device.waits
+
+
+def test_boxes_and_images_of_detection_are_copied_without_a_wait(voc_folder: Path) -> None:
+    data = open_detection(voc_folder)
+    batches, tests = make_batches(Detection(batch_size=2), *data, (0.5,) * 3, World(0, 1, GPU), 0)
+    with watched() as device:
+        for loader in (batches, tests):
+            images, targets = next(loader.epoch())
+            assert {each.device for each in tree_leaves((images, targets))} == {GPU}
+    assert not device.waits
+
+
+def test_no_step_waits_for_the_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether one of them stops is asked in each step, and read after the next one was launched."""
+    said: list[str] = []
+
+    class Work:
+        def wait(self) -> None:
+            said.append("read")
+
+    def all_reduce(votes: Tensor, *, async_op: bool, **_: Any) -> Work:
+        assert async_op
+        said.append("ask")
+        return Work()
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    monkeypatch.setattr(cutmix.training.loop, "check_finite", lambda run: said.append("the end"))
+    monkeypatch.setattr(
+        cutmix.training.loop, "train_step", lambda run, *batch: said.append("step") or torch.zeros((), device=GPU)
+    )
+    with as_on_cuda():
+        run = make_run(PLAIN)
+        run.world = World(0, 2, GPU)
+        train_epoch(run, 0, Stop())
+    steps = ["step", "ask", *["step", "read", "ask"] * 3]
+    assert said == [*steps, "read", "the end"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recipe", STEPS, ids=lambda recipe: f"{recipe.model}-{recipe.mix}")
+def test_a_step_on_a_gpu_waits_for_nothing(recipe: Recipe) -> None:
+    run = make_run(replace(recipe, precision="bfloat16", ema_decay=0.9), device=torch.device("cuda"))
+    batches = run.batches.epoch(0)
+    for _ in range(2):
+        train_step(run, *next(batches))  # what is loaded or chosen at first may wait
+    images, labels = next(batches)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss = train_step(run, images, labels)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert loss.isfinite()
 
 
 def test_the_moving_average_is_a_few_launches() -> None:
