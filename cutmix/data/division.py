@@ -316,13 +316,13 @@ def divide_stored(
         return {part: (part, None) for part in found.parts}, dict(found.places)
     divided = "val" if "val" in parts else "train" if "train" in parts else "all"  # the others are unchanged
     empty: Classes = [[] for _ in found.classes]
-    listed = {part: _as_files(found, part, root) if part == divided else empty for part in found.parts}
+    listed = {part: _as_files(found, part, root) if part == divided and val_fraction else empty for part in found.parts}
     folders = ClassFolders(root, found.classes, listed, {part: root / part for part in listed})
     division = divide(folders, Copies(), val_fraction, seed)
     splits: dict[str, Part] = {}
     for split, classes in division.parts.items():
         index = np.sort(np.array([file.identity[1] for file in _files(classes)], np.int64))
-        splits[split] = (divided, index) if len(index) else (split, None)
+        splits[split] = (divided, index) if len(index) else (split if split in parts else divided, None)
     return splits, {split: division.origin[split] for split in splits}
 
 

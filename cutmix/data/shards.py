@@ -17,13 +17,21 @@ from typing import Any
 import numpy as np
 
 from cutmix.data.folder import EXTENSIONS, NAMES_OF_PARTS, is_hidden, printable_name, read_text
-from cutmix.data.sources import CLASSES, Sample, Sources, SourcesOf, State, Stored, opened, scan, state_of
+from cutmix.data.sources import CLASSES, Sources, SourcesOf, State, Stored, opened, scan, state_of
 from cutmix.errors import UNREADABLE, InputError, counted
 from cutmix.runtime.files import read_arrays, write_atomic
 
 INDEX = "cutmix-index.npz"
 
 _ROW = np.dtype([("shard", "<u2"), ("offset", "<i8"), ("size", "<u4"), ("name", "<u4"), ("suffix", "u1")])
+
+# with the key as a number, -1 if it is none, and the number of the label, while shards are read
+_SCANNED = np.dtype([*_ROW.descr, ("key", "<i8"), ("label", "<u4"), ("length", "<u4")])
+
+_CHUNK = 1 << 16  # rows of which the names are Python objects at a time
+
+Label = tuple[int | None, str | None]
+"""Class id and class name of a sample, one of which may be missing."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Catalogue:
 
 
 class _Names(Sequence[str]):
-    """Names in one piece of memory, read from the index on first use."""
+    """Names in one piece of memory, read from the index on first use and again after ``release``."""
 
     def __init__(self, load: Callable[[], tuple[bytes, np.ndarray]]) -> None:
         self._load = load
@@ -55,6 +63,10 @@ class _Names(Sequence[str]):
         text, ends = self._held
         return text[ends[number - 1] if number else 0 : ends[number]].decode("utf-8", "surrogatepass")
 
+    def release(self) -> None:
+        """Free the memory of the names."""
+        vars(self).pop("_held", None)
+
 
 class Members(SourcesOf[Stored]):
     """Images inside tar shards: 19 bytes of memory each, and their names in the index.
@@ -63,7 +75,7 @@ class Members(SourcesOf[Stored]):
     since its members were read is refused.
     """
 
-    def __init__(self, shards: Sequence[Path], states: Sequence[State], rows: np.ndarray, names: Sequence[str]) -> None:
+    def __init__(self, shards: Sequence[Path], states: Sequence[State], rows: np.ndarray, names: _Names) -> None:
         self.shards, self.states, self.rows, self.known_names = tuple(shards), tuple(states), rows, names
         self.shard = rows["shard"]
 
@@ -84,8 +96,10 @@ class Members(SourcesOf[Stored]):
 
     def identities(self) -> Iterable[bytes]:
         """Yield the name of each image, without folders, and its size."""
-        for name, size in zip(self.names(), self.rows["size"].tolist(), strict=True):
-            yield os.fsencode(os.path.basename(name)) + b"/%d" % size
+        for start in range(0, len(self), _CHUNK):
+            for number, size in self.rows[start : start + _CHUNK][["name", "size"]].tolist():
+                yield os.fsencode(os.path.basename(self.known_names[number])) + b"/%d" % size
+        self.known_names.release()
 
 
 class _Member(Stored):
@@ -156,30 +170,27 @@ def _part_of(stem: str) -> str:
 # ---- classes ----
 
 
-def _classes(root: Path, samples: Iterable[Sample]) -> tuple[tuple[str, ...], Callable[[Sample], int]]:
-    """Return the class names, and a function from a sample to the index of its class.
+def _classes(root: Path, labels: Iterable[Label]) -> tuple[tuple[str, ...], Callable[[Label], int]]:
+    """Return the class names, and a function from a label to the index of its class.
 
     Ids keep their values: they are the outputs of a model. Their names are those of the samples or of ``classes.txt``.
     """
     names: dict[int, str] = {}
     only_names: set[str] = set()
     most = -1
-    for sample in samples:
-        if sample.label is None:
-            only_names.add(str(sample.class_name))
+    for label, name in labels:
+        if label is None:
+            only_names.add(str(name))
             continue
-        most = max(most, sample.label)
-        name = sample.class_name
-        if name is not None and names.setdefault(sample.label, name) != name:
-            raise InputError(
-                f"{root} has the names '{names[sample.label]}' and '{name}' of class {sample.label}; expected one"
-            )
+        most = max(most, label)
+        if name is not None and names.setdefault(label, name) != name:
+            raise InputError(f"{root} has the names '{names[label]}' and '{name}' of class {label}; expected one")
     if only_names and most >= 0:
         raise InputError(f"{root} has class ids for some samples and names for others; expected either for all")
     if only_names:
         listed = sorted(only_names)
         number = {name: i for i, name in enumerate(listed)}
-        return _checked(root, listed), lambda sample: number[str(sample.class_name)]
+        return _checked(root, listed), lambda label: number[str(label[1])]
     if (root / CLASSES).is_file():
         listed = read_text(root / CLASSES).splitlines()
         if most >= len(listed):
@@ -189,7 +200,7 @@ def _classes(root: Path, samples: Iterable[Sample]) -> tuple[tuple[str, ...], Ca
                 raise InputError(f"{root} names class {i} '{name}', but {CLASSES} there '{listed[i]}'")
     else:
         listed = [names.get(i, str(i)) for i in range(most + 1)]
-    return _checked(root, listed), lambda sample: int(sample.label or 0)
+    return _checked(root, listed), lambda label: int(label[0] or 0)
 
 
 def _checked(root: Path, names: list[str]) -> tuple[str, ...]:
@@ -221,16 +232,16 @@ def read_shards(root: Path, shards: dict[str, list[Path]]) -> Catalogue:
     )
     state += read_text(root / CLASSES) if (root / CLASSES).is_file() else ""
     arrays: dict[str, Any] | None = _load_index(root / INDEX, state, shards, order)
-    load: Callable[[], tuple[bytes, np.ndarray]]
+    from_index = load = functools.partial(_load_names, root / INDEX)
     if arrays is None:
         arrays = _build_index(root, shards, order) | {"state": np.array(state)}
         held = arrays["names"].tobytes(), arrays["ends"]
-        with suppress(InputError):  # a folder that cannot be written is read again each time
+        load = lambda: held  # noqa: E731 - a folder that cannot be written is read again each time
+        with suppress(InputError):
             write_atomic(root / INDEX, lambda file: np.savez(file, **arrays))
-        load = lambda: held  # noqa: E731
+            load = from_index
     else:
-        last = int(arrays["rows"]["name"].max())
-        load = functools.partial(_load_names, root / INDEX, last)
+        load = from_index
     names, start = _Names(load), 0
     parts: dict[str, tuple[np.ndarray, Sources]] = {}
     counts = [len(arrays[f"labels-{part}"]) for part in shards]
@@ -243,10 +254,11 @@ def read_shards(root: Path, shards: dict[str, list[Path]]) -> Catalogue:
 
 def read_unlabelled(shards: Sequence[Path]) -> Members:
     """Return the images of shards, with and without labels."""
-    states = [state_of(path.stat()) for path in shards]
-    samples = [(number, sample) for number, path in enumerate(shards) for sample in scan(path, False)]
-    rows = np.array([(n, s.offset, s.size, i, s.suffix) for i, (n, s) in enumerate(samples)], _ROW)
-    return Members(shards, states, rows, [sample.name for _, sample in samples])
+    states, text = [state_of(path.stat()) for path in shards], bytearray()
+    scanned = [_scan(number, path, text, None) for number, path in enumerate(shards)]
+    rows = np.concatenate([np.empty(0, _SCANNED), *scanned])
+    rows["name"], held = np.arange(len(rows)), (bytes(text), np.cumsum(rows["length"], dtype=np.int64))
+    return Members(shards, states, _plain(rows), _Names(lambda: held))
 
 
 def _build_index(root: Path, shards: dict[str, list[Path]], order: list[Path]) -> dict[str, np.ndarray]:
@@ -254,32 +266,48 @@ def _build_index(root: Path, shards: dict[str, list[Path]], order: list[Path]) -
     if len(order) > np.iinfo(np.uint16).max:
         raise InputError(f"{root} has {len(order):,} shards; expected at most {np.iinfo(np.uint16).max:,}")
     number = {path: i for i, path in enumerate(order)}
-    parts = {
-        part: _in_order([(number[path], sample) for path in paths for sample in scan(path, True)])
-        for part, paths in shards.items()
-    }
-    for part, found in parts.items():
-        if not found:
-            raise InputError(f"{root} has no {part} images in its {len(shards[part])} shards; expected some")
-    classes, label_of = _classes(root, (sample for found in parts.values() for _, sample in found))
-    every = [pair for found in parts.values() for pair in found]
-    texts = [sample.name.encode("utf-8", "surrogatepass") for _, sample in every]
-    rows = [(shard, s.offset, s.size, i, s.suffix) for i, (shard, s) in enumerate(every)]
-    labels = {
-        f"labels-{part}": np.array([label_of(sample) for _, sample in found], np.int64) for part, found in parts.items()
-    }
-    return labels | {
-        "rows": np.array(rows, _ROW), "names": np.frombuffer(b"".join(texts), np.uint8),
-        "ends": np.cumsum([len(text) for text in texts], dtype=np.int64), "classes": np.array(classes, np.str_),
+    labels: dict[Label, int] = {}  # the different ones, numbered
+    parts: dict[str, np.ndarray] = {}
+    lengths, text, count = [], bytearray(), 0
+    for part, paths in shards.items():
+        rows = np.concatenate([_scan(number[path], path, text, labels) for path in paths])
+        if not len(rows):
+            raise InputError(f"{root} has no {part} images in its {len(paths)} shards; expected some")
+        rows["name"], count = np.arange(count, count + len(rows)), count + len(rows)
+        lengths.append(rows["length"])
+        parts[part] = _in_order(rows)
+    classes, label_of = _classes(root, labels)
+    numbers = np.array([label_of(label) for label in labels], np.int64)
+    return {f"labels-{part}": numbers[rows["label"]] for part, rows in parts.items()} | {
+        "rows": _plain(np.concatenate([*parts.values()])), "names": np.frombuffer(text, np.uint8),
+        "ends": np.cumsum(np.concatenate(lengths), dtype=np.int64), "classes": np.array(classes, np.str_),
     }  # fmt: skip
 
 
-def _in_order(found: list[tuple[int, Sample]]) -> list[tuple[int, Sample]]:
+def _scan(number: int, path: Path, text: bytearray, labels: dict[Label, int] | None) -> np.ndarray:
+    """Return a row for each sample of a shard, and add its name and, unless None, its label to those known."""
+    rows = []
+    for sample in scan(path, labels is not None):
+        name = sample.name.encode("utf-8", "surrogatepass")
+        text += name
+        key = int(sample.key) if re.fullmatch(r"[0-9]{1,18}", sample.key) else -1
+        label = 0 if labels is None else labels.setdefault((sample.label, sample.class_name), len(labels))
+        rows.append((number, sample.offset, sample.size, 0, sample.suffix, key, label, len(name)))
+    return np.array(rows, _SCANNED)
+
+
+def _plain(rows: np.ndarray) -> np.ndarray:
+    """Return rows as the index has them."""
+    plain = np.empty(len(rows), _ROW)
+    for name in _ROW.names or ():
+        plain[name] = rows[name]
+    return plain
+
+
+def _in_order(rows: np.ndarray) -> np.ndarray:
     """Return samples in the order of their keys, if these are the numbers from 0 on; else unchanged."""
-    if not all(sample.key.isascii() and sample.key.isdecimal() for _, sample in found):
-        return found
-    numbered = sorted(found, key=lambda pair: int(pair[1].key))
-    return numbered if [int(sample.key) for _, sample in numbered] == list(range(len(found))) else found
+    order = np.argsort(rows["key"], kind="stable")
+    return rows[order] if np.array_equal(rows["key"][order], np.arange(len(rows))) else rows
 
 
 def _load_index(path: Path, state: str, parts: Iterable[str], shards: list[Path]) -> dict[str, np.ndarray] | None:
@@ -301,16 +329,17 @@ def _load_index(path: Path, state: str, parts: Iterable[str], shards: list[Path]
         return None
 
 
-def _load_names(path: Path, last: int) -> tuple[bytes, np.ndarray]:
-    """Return the concatenated names, and the end of each; ``last`` is the largest number of a name."""
+def _load_names(path: Path) -> tuple[bytes, np.ndarray]:
+    """Return the concatenated names, and the end of each."""
     try:
-        arrays = read_arrays(path, ("rows", "classes", "state"))
-        text, ends = arrays["names"].tobytes(), arrays["ends"]
+        arrays = read_arrays(path, ("classes", "state"))
+        text, ends, last = arrays["names"].tobytes(), arrays["ends"], int(arrays["rows"]["name"].max())
         whole = ends.dtype == np.int64 and ends.ndim == 1 and ends.size > last and ends[-1] == len(text)
         if whole and bool((np.diff(ends, prepend=0) >= 0).all()):
-            for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
-                text[start:end].decode("utf-8", "surrogatepass")
-            return text, ends
+            text.decode("utf-8", "surrogatepass")
+            starts = np.frombuffer(text, np.uint8)[ends[ends < len(text)]]
+            if not bool(((starts & 0xC0) == 0x80).any()):  # no name starts inside a letter
+                return text, ends
     except (*UNREADABLE, KeyError):
         pass
     raise InputError(f"{path} is damaged; remove it, and it is written again")

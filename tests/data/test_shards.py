@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -19,13 +20,14 @@ from PIL import Image
 
 import cutmix
 import cutmix.data.command
+import cutmix.data.shards
 from cutmix.cli import main
 from cutmix.config.options import TrainOptions
 from cutmix.config.recipe import Recipe
 from cutmix.data import Augment, FileSet, loaders, open_data, open_splits
 from cutmix.data.decode import read_image
 from cutmix.data.shards import INDEX, Members, read_unlabelled
-from cutmix.data.sources import opened, write_shard
+from cutmix.data.sources import Sample, opened, write_shard
 from cutmix.data.transforms import WINDOW, TrainOrder
 from cutmix.errors import InputError
 from cutmix.training.loop import run_training
@@ -409,6 +411,44 @@ def test_unreadable_images_of_shards_are_left_out_on_request(tmp_path: Path) -> 
     data = open_data(str(tmp_path), "train", val_fraction=0, skip_unreadable=True)
     assert (len(data), len(data.skipped)) == (4, 1)
     assert str(data.skipped[0]).endswith("0.tar: 0/b.png")
+
+
+def test_an_index_of_many_samples_needs_no_python_object_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither to build it, nor to hold it after the fingerprint: 14 million samples would take 10 GB."""
+    each, shards = 500, 40
+
+    def scan(path: Path, labelled: bool) -> list[Sample]:
+        first = each * int(path.stem)
+        keys = range(first, first + each)
+        return [Sample(f"{i:09d}", f"n{i % 7}/n{i % 7}_{i}.JPEG", 512 * i, 64, 0, i % 7, f"n{i % 7}") for i in keys]
+
+    for number in range(shards):
+        (tmp_path / f"{number}.tar").touch()
+        os.truncate(tmp_path / f"{number}.tar", 512 * each * shards + 64)  # a sparse file
+    monkeypatch.setattr(cutmix.data.shards, "scan", scan)
+    tracemalloc.start()
+    try:
+        splits = open_splits(str(tmp_path), val_fraction=0)
+        splits.train.fingerprint()
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert isinstance(splits.train, FileSet)
+    assert splits.train.paths.names()[:2] == ["n0/n0_0.JPEG", "n1/n1_1.JPEG"]
+    assert splits.train.labels[:8].tolist() == [0, 1, 2, 3, 4, 5, 6, 0]
+    assert peak < 250 * each * shards  # 722 with an object for each
+    assert kept < 50 * each * shards
+
+
+def test_without_a_fraction_the_validation_images_are_those_of_the_results(pair: tuple[Path, Path]) -> None:
+    divided, splits = (open_splits(str(pair[1]), val_fraction=fraction) for fraction in (0.2, 0.0))
+    assert (splits.val, splits.origin["test"]) == (None, "val/")
+    assert splits.test is not None
+    assert divided.val is not None
+    assert splits.test.paths.names() == divided.val.paths.names()  # type: ignore[union-attr]
+    assert splits.train.fingerprint() == divided.train.fingerprint()
 
 
 def test_content_of_a_name_without_ending_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
