@@ -232,7 +232,8 @@ def read_shards(root: Path, shards: dict[str, list[Path]]) -> Catalogue:
     )
     state += read_text(root / CLASSES) if (root / CLASSES).is_file() else ""
     arrays: dict[str, Any] | None = _load_index(root / INDEX, state, shards, order)
-    from_index = load = functools.partial(_load_names, root / INDEX)
+    from_index = functools.partial(_load_names, root / INDEX)
+    load: Callable[[], tuple[bytes, np.ndarray]] = from_index
     if arrays is None:
         arrays = _build_index(root, shards, order) | {"state": np.array(state)}
         held = arrays["names"].tobytes(), arrays["ends"]
@@ -240,8 +241,6 @@ def read_shards(root: Path, shards: dict[str, list[Path]]) -> Catalogue:
         with suppress(InputError):
             write_atomic(root / INDEX, lambda file: np.savez(file, **arrays))
             load = from_index
-    else:
-        load = from_index
     names, start = _Names(load), 0
     parts: dict[str, tuple[np.ndarray, Sources]] = {}
     counts = [len(arrays[f"labels-{part}"]) for part in shards]

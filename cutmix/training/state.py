@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from cutmix.models import create_model
 from cutmix.models.create import start_new_head, trying_images
 from cutmix.models.regularizers import DropBlock, regularize
 from cutmix.models.transformers import WithTokenHead
-from cutmix.runtime.device import World, gather_first, make_scaler, random_state, set_random_state
+from cutmix.runtime.device import World, first_alone, gather_first, make_scaler, random_state, set_random_state
 from cutmix.runtime.seeding import derive_seed
 from cutmix.runtime.weights import read_weights
 from cutmix.training.mixes import make_cutout, make_mix
@@ -227,7 +228,8 @@ def start_state(recipe: Recipe, data: ImageSet, world: World, *, started: bool =
     pretrained: Any = recipe.pretrained and not started
     if recipe.weights and not started:
         pretrained = read_weights(recipe.weights, use_ema=recipe.weights_ema)
-    model = create_model(recipe.model, data.num_classes, in_chans=data.in_chans, pretrained=pretrained)
+    make = partial(create_model, recipe.model, data.num_classes, in_chans=data.in_chans, pretrained=pretrained)
+    model = first_alone(make, world) if pretrained is True else make()  # the first process downloads
     if not (recipe.zero_init or pretrained):
         start_branches_at_one(model)
     if recipe.new_head:

@@ -14,7 +14,15 @@ from cutmix.data.loaders import Loader
 from cutmix.errors import InputError
 from cutmix.evaluation.load import read_classes
 from cutmix.mixing import Mix
-from cutmix.runtime.device import World, autocast, check_memory, make_scaler, processes, resolve_precision
+from cutmix.runtime.device import (
+    World,
+    autocast,
+    check_memory,
+    first_alone,
+    make_scaler,
+    processes,
+    resolve_precision,
+)
 from cutmix.runtime.seeding import derive_seed
 from cutmix.training.classification import Task
 from cutmix.training.loop import after_restart, run_to_end
@@ -47,7 +55,7 @@ def prepare_transfer(recipe: Transfer, options: RunOptions, world: World) -> Run
             raise InputError(f"--{flag(name)} is not available for transfer; expected a complete data set on the disk")
     check_tracker(options.log, options.out)
     torch.manual_seed(derive_seed(recipe.seed, "model"))
-    backbone = load_backbone(recipe)
+    backbone = first_alone(lambda: load_backbone(recipe), world)  # the first process downloads
     precision = resolve_precision(recipe.precision, world.device, backbone.network)
     recipe = replace(recipe, model=backbone.model, precision=precision)
     if isinstance(recipe, Detection):

@@ -1,5 +1,8 @@
 """The flags that are no part of a recipe."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +34,16 @@ def test_an_output_has_the_ending_of_its_kind(kind: Any, ending: str) -> None:
     for name in ("run/results.jsonl", "photos/a.jpg", "run", ".png"):
         with pytest.raises(InputError, match=f"--out is {name}; expected a name that ends in {ending}"):
             kind("run", out=Path(name))
+
+
+def test_the_processes_of_a_machine_share_its_cores() -> None:
+    script = "from cutmix.config.options import CORES, WORKERS; print(CORES, WORKERS)"
+
+    def cores(**where: str) -> list[int]:
+        done = subprocess.run([sys.executable, "-c", script], env=os.environ | where, capture_output=True, check=True)
+        return [*map(int, done.stdout.split())]
+
+    every, workers = cores()
+    assert workers == min(8, every)
+    assert cores(LOCAL_WORLD_SIZE=str(every)) == [1, 1]
+    assert cores(LOCAL_WORLD_SIZE=str(2 * every)) == [1, 1]

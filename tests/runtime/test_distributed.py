@@ -21,6 +21,7 @@ from cutmix.runtime.device import (
     World,
     any_process,
     average_loss,
+    first_alone,
     gather,
     gather_samples,
     parallel,
@@ -314,6 +315,17 @@ def test_samples_of_several_processes_are_put_in_order(monkeypatch: pytest.Monke
     monkeypatch.setattr("cutmix.runtime.device.gather_first", lambda own, world: shares if world.first else None)
     assert gather_samples(shares[0], World(0, size, torch.device("cpu"))) == list(range(7))
     assert gather_samples(shares[0], World(1, size, torch.device("cpu"))) is None
+
+
+def test_the_first_process_writes_files_before_the_others_look_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(
+        "cutmix.runtime.device.from_first", lambda make, world: make() if world.first else said.append("wait")
+    )
+    for rank in (0, 1):
+        world = World(rank, 2, torch.device("cpu"))
+        assert first_alone(lambda rank=rank: [said.append(f"{rank} makes"), rank][1], world) == rank
+    assert said == ["0 makes", "wait", "1 makes"]
 
 
 def test_one_process_needs_none_of_it() -> None:

@@ -111,6 +111,15 @@ def test_processes_start_with_the_same_weights_and_draw_differently(digits: Arra
     assert not torch.equal(draws[0], draws[1])
 
 
+def test_the_first_process_downloads_alone(digits: ArraySet, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = []
+    monkeypatch.setattr(cutmix.training.state, "create_model", lambda *a, pretrained, **b: create_model(*a, **b))
+    monkeypatch.setattr(cutmix.training.state, "first_alone", lambda make, world: alone.append(world.rank) or make())
+    for pretrained in (True, False):
+        start_state(replace(RECIPE, pretrained=pretrained), digits, World(1, 2, ALONE.device))
+    assert alone == [1]
+
+
 def test_each_method_is_built_by_its_name() -> None:
     made = {name: make_mix(small(mix=name)) for name in mixes.MIXES}
     assert all(isinstance(mix, Mix) for mix in made.values())

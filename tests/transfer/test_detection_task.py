@@ -43,6 +43,13 @@ def test_parts_are_the_batch(voc_folder: Path) -> None:
         assert [y["n"].item() for _, part in divided for y in part] == list(range(7))
 
 
+def test_a_run_has_the_fingerprint_of_both_splits(voc_folder: Path) -> None:
+    it = task(voc_folder)
+    others = replace(it, train_set=it.test_set), replace(it, test_set=it.train_set)
+    assert len({each.fingerprint() for each in (it, *others)}) == 3
+    assert task(voc_folder).fingerprint() == it.fingerprint()
+
+
 @pytest.mark.parametrize("arch", ["ssd300", "faster-rcnn"])
 def test_the_loss_is_the_sum_of_the_detectors(voc_folder: Path, arch: str) -> None:
     it = task(voc_folder, arch=arch)
