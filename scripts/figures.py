@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from cells import MODELS, RESULTS, ROOT, lines
 from claims import read_claims
@@ -98,6 +99,8 @@ def subsets() -> None:
         upper.set_title(f"{MODELS[model]}, {per_class} images a class", fontsize=9)
         upper.set_ylim(0, 100)
         lower.set_ylim(2, 9)
+        for axis in (upper, lower):
+            axis.xaxis.set_major_locator(MaxNLocator(4))
         lower.set_xlabel("optimizer step", fontsize=9)
     panels[0].set_ylabel("top-1 error (%)", fontsize=9)
     panels[len(settings)].set_ylabel("test loss", fontsize=9)

@@ -115,7 +115,7 @@ def by_method(name: str, *setting: str | int) -> str:
             cells = [label, f"{fmean(errors):.1f}", ", ".join(f"{each:.1f}" for each in errors)]
             if method in against:
                 base = [last["none", seed]["top1_err"] for seed in range(len(errors))]
-                alone = f"p = {seed_difference(errors, base).p:.2f}" if len(errors) > 1 else ""
+                alone = f"p = {seed_difference(errors, base).p:.3f}" if len(errors) > 1 else ""
                 rows.append([*cells, *difference(against[method]), alone])
             else:
                 rows.append([*cells, "", "", "", ""])
@@ -276,7 +276,7 @@ BENCHMARKS = (
     "mixing", "input", "waiting", "predict", "describe", "training", "small-bfloat16", "small-avx2", "pair", "network",
     "network-1-thread", "smmix", "captioning", "average-precision", "localization", "ood", "shards",
 )  # fmt: skip
-EXPERIMENTS = (claims, caltech, short, subsets, defaults, localization, suites, subset_suites, outside, speed)
+EXPERIMENTS = (claims, caltech, arms, short, subsets, defaults, localization, suites, subset_suites, outside, speed)
 TABLES: dict[str, Callable[[], str]] = {
     **{make.__name__: make for make in EXPERIMENTS},
     **{f"benchmark-{name}": partial(benchmark, name) for name in BENCHMARKS},
