@@ -53,7 +53,7 @@ def occlude(images: Tensor, side: int, fill: Sequence[float], *, boundary: bool 
     if len(fill) != images.shape[1]:
         raise InputError(f"fill has {len(fill)} values; expected {images.shape[1]}, one for each channel")
     rows, columns = centred_square(images.shape[2], images.shape[3], side)
-    color = torch.tensor(fill, dtype=images.dtype, device=images.device).view(-1, 1, 1)
+    color = torch.tensor(fill, dtype=images.dtype).view(-1, 1, 1).to(images.device, non_blocking=True)
     if boundary:
         result = color.expand_as(images).clone()
         result[..., rows, columns] = images[..., rows, columns]

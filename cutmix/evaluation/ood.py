@@ -32,6 +32,7 @@ from cutmix.evaluation.ood_conventions import (
     statistic_of,
 )
 from cutmix.runs.record import Record
+from cutmix.runtime.device import Upload
 from cutmix.statistics import bootstrap_interval
 
 # ---- scores, from logits ----
@@ -206,8 +207,8 @@ def ood_suite(
 
 def _logits(classifier: Classifier, outliers: Outliers) -> np.ndarray:
     """Return the logits of all images of a data set, (n, K) float64."""
-    batches = outliers.batches(classifier.batch_size)
-    logits = torch.cat([classifier.logits(batch.to(classifier.device)) for batch in batches])
+    upload, batches = Upload(classifier.device), outliers.batches(classifier.batch_size)
+    logits = torch.cat([classifier.logits(*upload([batch])) for batch in batches])
     classifier.check()
     return as_logits(logits)
 

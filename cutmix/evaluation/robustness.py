@@ -288,9 +288,9 @@ def _attack(
 ) -> _Attacked:
     """Attack a subset of the images."""
     model, fooled, largest, finite = classifier.exact, [], [], []
-    for part in index.split(classifier.batch_size):
+    owned = classifier.labels[index].to(classifier.device).split(classifier.batch_size)
+    for part, labels in zip(index.split(classifier.batch_size), owned, strict=True):
         pixels = classifier.pixels(part)
-        labels = classifier.labels[part].to(classifier.device)
         seeds = [derive_seed(classifier.seed, "robustness", image) for image in part.tolist()]
         attacked, gradients = attack(model, pixels, labels, eps, steps, None, seeds)
         finite.append(gradients.to(pixels.device))

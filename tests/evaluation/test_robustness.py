@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import cutmix.evaluation.attacks
 from cutmix.errors import InputError
 from cutmix.evaluation import robustness
 from cutmix.evaluation.attacks import fgsm, uniform
 from cutmix.evaluation.classifier import Classifier, SuiteResult
-from cutmix.evaluation.occlusion import side_grid
+from cutmix.evaluation.occlusion import between_classes, occlusion_classes, side_grid
 from cutmix.evaluation.robustness import robustness_suite
 
 EPS = 8 / 255
@@ -217,6 +218,53 @@ def test_the_values_that_are_read_do_not_grow_with_the_batches() -> None:
             robustness_suite(classifier, sweep=SWEEP, pgd_images=16, pgd_steps=2, pairs=16)
         counts.append(reads.count)
     assert counts[0] == counts[1] == counts[2]
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies from the host to a device that wait for it; meta tensors stand for those of a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+            source = args[0] if function is torch.ops.aten._to_copy.default else args[1]
+            free = (kwargs or {}).get("non_blocking") or (len(args) > 2 and args[2])
+            self.count += source.device.type == "cpu" and result.device.type == "meta" and not free
+        return result
+
+    def tensor(self, *args: Any, original: Any = torch.tensor, **kwargs: Any) -> Tensor:
+        """Make a tensor of values, which no dispatch shows."""
+        result: Tensor = original(*args, **kwargs)
+        self.count += result.device.type == "meta"
+        return result
+
+
+@pytest.mark.parametrize("part", ["fgsm", "pgd", "noise", "occlusion", "between"])
+def test_no_batch_waits_for_a_copy(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Classifier, "check", lambda _: None)
+    monkeypatch.setattr(robustness, "check_gradients", lambda _: None)
+    for module in (robustness, cutmix.evaluation.attacks):  # there are no generators of meta tensors
+        monkeypatch.setattr(module, "uniform", lambda images, seeds: torch.zeros_like(images))
+    clean, index, pairs = torch.zeros(16, dtype=torch.int64), torch.arange(16), torch.arange(32).view(16, 2) % 16
+    parts: dict[str, Callable[[Classifier], object]] = {
+        "fgsm": lambda it: robustness._fgsm_sweep(it, clean, SWEEP),
+        "pgd": lambda it: robustness._attack(it, index, robustness.ascend, EPS, 2),
+        "noise": lambda it: robustness._noise(it, EPS),
+        "occlusion": lambda it: occlusion_classes(it, clean, (0, 2, 4)),
+        "between": lambda it: between_classes(it, clean, pairs, (0.5,), (4,)),
+    }
+    counts = []
+    for batch_size in (4, 16):
+        it = dataclasses.replace(make_classifier(16), batch_size=batch_size)
+        it.network.to("meta")
+        assert it.exact  # its own copies are made once
+        with Copies() as copies, monkeypatch.context() as patch:
+            patch.setattr(torch, "tensor", copies.tensor)
+            with pytest.raises(NotImplementedError, match="meta"):  # the result is read at the end
+                parts[part](it)
+        counts.append(copies.count)
+    assert counts[0] == counts[1]
 
 
 # ---- a healthy network passes the checks; each planted failure is found ----
