@@ -276,7 +276,10 @@ BENCHMARKS = (
     "mixing", "input", "waiting", "predict", "describe", "training", "small-bfloat16", "small-avx2", "pair", "network",
     "network-1-thread", "smmix", "captioning", "average-precision", "localization", "ood", "shards",
 )  # fmt: skip
-EXPERIMENTS = (claims, caltech, arms, short, subsets, defaults, localization, suites, subset_suites, outside, speed)
+EXPERIMENTS = (
+    claims, caltech, caltech_default, subsets, subset_suites, arms, short, defaults, localization, suites, outside,
+    speed,
+)  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {
     **{make.__name__: make for make in EXPERIMENTS},
     **{f"benchmark-{name}": partial(benchmark, name) for name in BENCHMARKS},
