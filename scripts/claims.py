@@ -126,14 +126,17 @@ def _evidence(asked: Mapping[str, Any], settings: Mapping[str, str]) -> Evidence
 
 
 def _compared(setting: str, name: str, runs: dict[str, Any], sides: tuple[str, ...]) -> Evidence | None:
-    """Return the comparison of two methods over seeds and images, of the runs asked for."""
+    """Return the comparison of two methods over seeds and images, of the runs asked for, whichever was the baseline."""
     for one in read_lines(RESULTS / f"{name}-comparison.log.jsonl"):
-        d = one["difference"]
-        if (one["method"], one["baseline"]) == sides and runs.items() <= one.items():
+        own = one["method"], one["baseline"]
+        if own in (sides, sides[::-1]) and runs.items() <= one.items():
+            d = one["difference"]
+            value, low, high = d["value"], d["low"], d["high"]
+            if own != sides:
+                value, low, high = -value, -high, -low
             several = d["seeds"] > 1
             over = f"{d['seeds']} seed{'s' * several} × {d['images']:,} images"
-            p = d["p"] if several else None
-            return Evidence(setting, d["value"], over, d["low"], d["high"], p, d["detectable"])
+            return Evidence(setting, value, over, low, high, d["p"] if several else None, d["detectable"])
     return None
 
 

@@ -1,6 +1,5 @@
 """Draw the figures of README.md and docs/ from the files in results/: ``python scripts/figures.py``."""
 
-from collections.abc import Iterable
 from textwrap import fill
 from typing import Any
 
@@ -11,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from cells import MODELS, RESULTS, ROOT, lines
 from claims import read_claims
 from cutmix.runtime.files import read_lines
-from tables import compared
+from tables import LABELS, between
 
 COLOURS = {"none": "#6b7f95", "mixup": "#1d9a70", "cutmix": "#d4622a"}
 NAMES = {"none": "no mixing", "mixup": "Mixup", "cutmix": "CutMix"}
@@ -49,63 +48,87 @@ def pair() -> None:
 
 
 def gain() -> None:
-    """Draw what CutMix gains by the number of training images of a class, with intervals."""
-    figure, (axis,) = axes(7, 3.2)
-    found = [one for one in compared("cifar100-subsets") if (one["method"], one["baseline"]) == ("cutmix", "none")]
-    _intervals(
-        axis, [(-one["difference"]["value"], -one["difference"]["high"], -one["difference"]["low"]) for one in found]
-    )
-    labels = [
-        f"{one['per_class']}\n{one['steps']:,} steps\nseeds: {one['difference']['seeds']}\n{MODELS[one['model']]}"
-        for one in found
-    ]
-    axis.set_xticks(range(len(found)), labels)
-    axis.set_xlim(-0.6, len(found) - 0.4)
-    axis.set_xlabel("training images a class (CIFAR-100)", fontsize=9)
+    """Draw what CutMix gains by the number of training images of a class, with intervals, a line for each setting."""
+    figure, (axis,) = axes(7, 3.4)
+    axis.axhline(0, color="black", linewidth=0.8)
+    for index, ((model, steps), found) in enumerate(_settings().items()):
+        x = [one["per_class"] * 1.04 ** (index - 1) for one in found]  # beside each other
+        _intervals(axis, x, [one["difference"] for one in found], f"{MODELS[model]}, {steps:,} steps", f"C{index}")
+    sizes = sorted({one["per_class"] for found in _settings().values() for one in found})
+    axis.set_xscale("log")
+    axis.set_xticks(sizes, [f"{size}" for size in sizes])
+    axis.minorticks_off()
+    axis.set_xlabel("training images a class (CIFAR-100), three seeds", fontsize=9)
     axis.set_ylabel("accuracy gained by CutMix (points)", fontsize=9)
+    axis.legend(fontsize=8)
     save(figure, "gain")
 
 
-def _intervals(axis: Axes, points: Iterable[tuple[float, float, float]]) -> None:
-    axis.axhline(0, color="black", linewidth=0.8)
-    for x, (value, low, high) in enumerate(points):
-        axis.errorbar(
-            x, value, [[value - low], [high - value]], fmt="o", color=COLOURS["cutmix"], capsize=4, linewidth=1.6
-        )
+def _settings() -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """Return the comparisons of CutMix with no mixing, smaller subsets first, by model and steps."""
+    settings: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for one in between("cifar100-subsets", "none", "cutmix"):
+        settings.setdefault((one["model"], one["steps"]), []).append(one)
+    return settings
+
+
+def _intervals(axis: Axes, x: list[float], found: list[dict[str, float]], label: str, colour: str) -> None:
+    """Draw gains, which are falls of the error, with their intervals."""
+    value = [-one["value"] for one in found]
+    spread = [[one["high"] - one["value"] for one in found], [one["value"] - one["low"] for one in found]]
+    axis.errorbar(x, value, spread, fmt="o-", color=colour, capsize=4, linewidth=1.4, markersize=5, label=label)
+
+
+def methods() -> None:
+    """Draw what each method gains against no mixing: ResNet-18, 25 images a class."""
+    found = [one for one in between("cifar100-subsets", "none") if (one["model"], one["per_class"]) == ("resnet18", 25)]
+    found.sort(key=lambda one: -list(LABELS).index(one["method"]))
+    figure, (axis,) = axes(7, 0.8 + 0.3 * len(found))
+    axis.axvline(0, color="black", linewidth=0.8)
+    for y, one in enumerate(found):
+        d = one["difference"]
+        spread = [[d["high"] - d["value"]], [d["value"] - d["low"]]]
+        colour = COLOURS.get(one["method"].partition(":")[0].partition("-")[0], COLOURS["none"])
+        axis.errorbar(-d["value"], y, xerr=spread, fmt="o", color=colour, capsize=4, linewidth=1.6)
+    axis.set_yticks(range(len(found)), [LABELS[one["method"]] for one in found], fontsize=8)
+    axis.set_ylim(-0.6, len(found) - 0.4)
+    axis.set_xlabel("accuracy gained (points)", fontsize=9)
+    save(figure, "methods")
 
 
 def subsets() -> None:
-    """Draw training and test error, and the test loss, by step of the runs on few images, a line for each seed."""
-    log = read_lines(RESULTS / "cifar100-subsets.log.jsonl")
-    found = [one for one in compared("cifar100-subsets") if (one["method"], one["baseline"]) == ("cutmix", "none")]
-    settings = [tuple(one[key] for key in ("model", "per_class", "steps")) for one in found]
-    figure, panels = axes(2.8 * len(settings), 5, len(settings), 2)
-    for (model, per_class, steps), upper, lower in zip(
-        settings, panels[: len(settings)], panels[len(settings) :], strict=True
-    ):
-        runs: dict[tuple[str, int], list[dict[str, Any]]] = {}
-        for line in log:
-            same = (line["model"], line["per_class"], line["steps"]) == (model, per_class, steps)
-            if same and line["method"] in ("none", "cutmix"):
-                runs.setdefault((line["method"], line["seed"]), []).append(line)
-        for (method, seed), run in runs.items():
-            for axis, field, style, name in (
-                (upper, "top1_err", "-", "test"), (upper, "train_err", "--", "training"),
-                (lower, "test_loss", "-", "test"),
-            ):  # fmt: skip
-                label = f"{NAMES[method]}, {name}" if seed == 0 else None
-                points = [(line["step"], line[field]) for line in run]
-                axis.plot(*zip(*points, strict=True), style, color=COLOURS[method], linewidth=1.3, label=label)
-        upper.set_title(f"{MODELS[model]}, {per_class} images a class", fontsize=9)
-        upper.set_ylim(0, 100)
-        lower.set_ylim(2, 9)
-        for axis in (upper, lower):
-            axis.xaxis.set_major_locator(MaxNLocator(4))
-        lower.set_xlabel("optimizer step", fontsize=9)
-    panels[0].set_ylabel("top-1 error (%)", fontsize=9)
-    panels[len(settings)].set_ylabel("test loss", fontsize=9)
-    panels[0].legend(fontsize=7, loc="center right")
-    save(figure, "subsets")
+    """Draw training and test error, and the test loss, by step of the runs on few images, a figure for each model."""
+    for model in MODELS:
+        found = [one for (name, _), each in _settings().items() if name == model for one in each]
+        figure, panels = axes(0.6 + 2.8 * len(found), 5, len(found), 2)
+        for one, upper, lower in zip(found, panels[: len(found)], panels[len(found) :], strict=True):
+            _by_step(one, upper, lower)
+        panels[0].set_ylabel("top-1 error (%)", fontsize=9)
+        panels[len(found)].set_ylabel("test loss", fontsize=9)
+        panels[0].legend(fontsize=7, loc="center right")
+        save(figure, f"subsets-{model}")
+
+
+def _by_step(one: dict[str, Any], upper: Axes, lower: Axes) -> None:
+    """Draw the errors and the test loss of the runs of a comparison, a line for each seed."""
+    runs: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for line in read_lines(RESULTS / "cifar100-subsets.log.jsonl"):
+        same = all(line[key] == one[key] for key in ("model", "per_class", "steps"))
+        if same and line["method"] in ("none", "cutmix"):
+            runs.setdefault((line["method"], line["seed"]), []).append(line)
+    for (method, seed), run in runs.items():
+        for axis, field, style, name in (
+            (upper, "top1_err", "-", "test"), (upper, "train_err", "--", "training"), (lower, "test_loss", "-", "test"),
+        ):  # fmt: skip
+            label = f"{NAMES[method]}, {name}" if seed == 0 else None
+            points = [(line["step"], line[field]) for line in run]
+            axis.plot(*zip(*points, strict=True), style, color=COLOURS[method], linewidth=1.3, label=label)
+    upper.set_title(f"{MODELS[one['model']]}, {one['per_class']} images a class", fontsize=9)
+    upper.set_ylim(0, 100)
+    lower.set_ylim(2, 9)
+    for axis in (upper, lower):
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+    lower.set_xlabel("optimizer step", fontsize=9)
 
 
 def caltech() -> None:
@@ -140,5 +163,5 @@ def claims() -> None:
 
 
 if __name__ == "__main__":
-    for draw in (pair, gain, subsets, caltech, claims):
+    for draw in (pair, gain, methods, subsets, caltech, claims):
         draw()

@@ -41,18 +41,24 @@ def short() -> str:
     return table(["after 3 epochs", "top-1 error (%)", "top-5 error (%)", "against the baseline"], rows)
 
 
-def compared(name: str) -> list[dict[str, Any]]:
-    """Return the comparisons of a file, smaller subsets first."""
-    found = read_lines(RESULTS / f"{name}-comparison.log.jsonl")
-    return sorted(found, key=lambda one: (one["model"] != "resnet20", one["model"], one["per_class"], one["steps"]))
+def between(name: str, baseline: str, *methods: str) -> list[dict[str, Any]]:
+    """Return the comparisons of a file with a baseline, of some methods or all: small models and subsets first."""
+    found = [
+        one for one in read_lines(RESULTS / f"{name}-comparison.log.jsonl")
+        if one["baseline"] == baseline and (not methods or one["method"] in methods)
+    ]  # fmt: skip
+    return sorted(found, key=lambda one: (one["model"] != "resnet20", one["model"], one["steps"], one["per_class"]))
 
 
-def difference(one: dict[str, Any]) -> list[str]:
-    """Return the cells of a comparison: the difference with its interval, its p-value, what would have been found."""
-    d = SimpleNamespace(**one["difference"])
-    seeds = f"{d.seeds} seed" + "s" * (d.seeds > 1)
-    chance = in_words(one["p"]) if d.seeds > 1 else f"images alone: {in_words(one['p'])}"
-    return [f"{with_interval(d, '+.1f')}, {seeds}", chance, f"{d.detectable:.1f}"]
+def differences(found: list[dict[str, Any]]) -> list[list[str]]:
+    """Return the cells of comparisons: difference, p-value adjusted for all of them, what would have been found."""
+    cells = []
+    for one, p in zip(found, holm([one["difference"]["p"] for one in found]), strict=True):
+        d = SimpleNamespace(**one["difference"])
+        seeds = f"{d.seeds} seed" + "s" * (d.seeds > 1)
+        chance = in_words(p) if d.seeds > 1 else f"images alone: {in_words(p)}"
+        cells.append([f"{with_interval(d, '+.1f')}, {seeds}", chance, f"{d.detectable:.1f}"])
+    return cells
 
 
 CHANCE = ["difference [95 %]", "p (Holm)", "would show"]
@@ -60,16 +66,15 @@ CHANCE = ["difference [95 %]", "p (Holm)", "would show"]
 
 def subsets() -> str:
     """Return CutMix beside no mixing on few images of CIFAR-100, with the error on their training images."""
+    found = between("cifar100-subsets", "none", "cutmix")
     rows = []
-    for one in compared("cifar100-subsets"):
-        if (one["method"], one["baseline"]) == ("cutmix", "none"):
-            last = last_errors("cifar100-subsets", one)
-            seeds = range(one["difference"]["seeds"])
-            cells = [
-                f"{fmean(last[method, seed][error] for seed in seeds):.1f}"
-                for error in ("train_err", "top1_err") for method in ("none", "cutmix")
-            ]  # fmt: skip
-            rows.append([MODELS[one["model"]], str(one["per_class"]), f"{one['steps']:,}", *cells, *difference(one)])
+    for one, cells in zip(found, differences(found), strict=True):
+        last = last_errors("cifar100-subsets", one)
+        errors = [
+            f"{fmean(last[method, seed][error] for seed in range(one['difference']['seeds'])):.1f}"
+            for error in ("train_err", "top1_err") for method in ("none", "cutmix")
+        ]  # fmt: skip
+        rows.append([MODELS[one["model"]], str(one["per_class"]), f"{one['steps']:,}", *errors, *cells])
     errors = ["training error (%), none", "CutMix", "test error (%), none", "CutMix"]
     return table(["model", "images a class", "steps", *errors, *CHANCE], rows)
 
@@ -82,7 +87,7 @@ def last_errors(name: str, one: dict[str, Any]) -> dict[tuple[str, int], dict[st
 
 
 def arms() -> str:
-    """Return all methods of ResNet-18 on CIFAR-100 with 25 images a class, a row for each."""
+    """Return all methods of ResNet-18 on CIFAR-100 with 25 images a class, against no mixing."""
     return by_method("cifar100-subsets", "resnet18", 25, 3200)
 
 
@@ -99,27 +104,39 @@ def caltech_default() -> str:
 LABELS = {
     "none": "none", "none:label-smoothing=0.1": "label smoothing 0.1", "cutout": "Cutout", "mixup": "Mixup",
     "cutmix": "CutMix", "cutmix:label-smoothing=0.1": "CutMix, label smoothing 0.1",
+    "cutmix:mix-prob=0.5": "CutMix in half of the batches", "cutmix:mix-per-sample=true": "CutMix, a box per image",
+    "cutmix:alpha=0.25": "CutMix, α = 0.25", "cutmix:alpha=4": "CutMix, α = 4",
+    "cutmix-3": "CutMix of three images", "cutmix-4": "CutMix of four images",
+    "cutmix-center-gaussian": "centre Gaussian CutMix", "cutmix-fixed-size": "fixed-size CutMix",
+    "cutmix-one-hot": "one-hot CutMix", "cutmix-scheduled": "scheduled CutMix",
+    "cutmix-complete-label": "complete-label CutMix",
 }  # fmt: skip
 """Methods in the order of a table, by their names in ``cutmix compare --mix``."""
 
 
-def by_method(name: str, *setting: str | int) -> str:
-    """Return the methods that were compared with no mixing, a row for each, of a model, subset and number of steps."""
-    found = [one for one in compared(name) if (one["model"], one["per_class"], one["steps"]) == setting]
-    against = {one["method"]: one for one in found if one["baseline"] == "none"}
+def by_method(name: str, model: str, per_class: int, steps: int, baseline: str = "none") -> str:
+    """Return the methods that were compared with a baseline, a row for each, of a model, subset and number of steps."""
+    found = [
+        one for one in between(name, baseline)
+        if (one["model"], one["per_class"], one["steps"]) == (model, per_class, steps)
+    ]  # fmt: skip
+    found.sort(key=lambda one: list(LABELS).index(one["method"]))
     last = last_errors(name, found[0])
-    rows = []
-    for method, label in LABELS.items():
-        errors = [last[key]["top1_err"] for key in sorted(last) if key[0] == method]
-        if errors:
-            cells = [label, f"{fmean(errors):.1f}", ", ".join(f"{each:.1f}" for each in errors)]
-            if method in against:
-                base = [last["none", seed]["top1_err"] for seed in range(len(errors))]
-                alone = f"p = {seed_difference(errors, base).p:.3f}" if len(errors) > 1 else ""
-                rows.append([*cells, *difference(against[method]), alone])
-            else:
-                rows.append([*cells, "", "", "", ""])
+    base = _by_seed(last, baseline)
+    rows = [[LABELS[baseline], *_means(base), "", "", "", ""]]
+    for one, cells in zip(found, differences(found), strict=True):
+        errors = _by_seed(last, one["method"])
+        alone = f"p = {seed_difference(errors, base[: len(errors)]).p:.3f}" if len(errors) > 1 else ""
+        rows.append([LABELS[one["method"]], *_means(errors), *cells, alone])
     return table(["mixing", "test error (%)", "by seed", *CHANCE, "seeds alone"], rows)
+
+
+def _by_seed(last: dict[tuple[str, int], dict[str, float]], method: str) -> list[float]:
+    return [last[key]["top1_err"] for key in sorted(last) if key[0] == method]
+
+
+def _means(errors: list[float]) -> list[str]:
+    return [f"{fmean(errors):.1f}", ", ".join(f"{each:.1f}" for each in errors)]
 
 
 def defaults() -> str:
