@@ -47,7 +47,7 @@ def between(name: str, baseline: str, *methods: str) -> list[dict[str, Any]]:
         one for one in read_lines(RESULTS / f"{name}-comparison.log.jsonl")
         if one["baseline"] == baseline and (not methods or one["method"] in methods)
     ]  # fmt: skip
-    return sorted(found, key=lambda one: (one["model"] != "resnet20", one["model"], one["steps"], one["per_class"]))
+    return sorted(found, key=lambda one: (one["model"] != "resnet20", one["model"], one["per_class"], one["steps"]))
 
 
 def differences(found: list[dict[str, Any]]) -> list[list[str]]:
