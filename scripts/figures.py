@@ -150,16 +150,17 @@ def caltech() -> None:
 def claims() -> None:
     """Draw the differences on the page of claims that have an interval, turned so that right agrees."""
     found = [(claim, one) for claim in read_claims() for one in claim.found if one.low is not None]
-    figure, (axis,) = axes(8, 0.8 + 0.5 * len(found))
+    figure, (axis,) = axes(10, 0.8 + 0.36 * len(found))
     axis.axvline(0, color="black", linewidth=0.8)
     for y, (claim, one) in enumerate(reversed(found)):
-        value, low, high = (claim.sign * (each or 0) for each in (one.value, one.low, one.high))
+        value, low, high = ((claim.sign or 1) * (each or 0) for each in (one.value, one.low, one.high))
         spread = [[value - min(low, high)], [max(low, high) - value]]
-        axis.errorbar(value, y, xerr=spread, fmt="o", color=COLOURS["cutmix"], capsize=4, linewidth=1.6)
-    labels = [fill(f"{claim.where}: {one.setting}; {one.over}", 75) for claim, one in reversed(found)]
+        axis.errorbar(value, y, xerr=spread, fmt="o", color=COLOURS["cutmix"], capsize=3, linewidth=1.4, markersize=4)
+    labels = [fill(f"{claim.where}: {one.setting}", 90) for claim, one in reversed(found)]
     axis.set_yticks(range(len(found)), labels, fontsize=7)
     axis.set_ylim(-0.6, len(found) - 0.4)
-    axis.set_xlabel("points; right of 0 agrees", fontsize=9)
+    axis.set_xlim(-8, 17)
+    axis.set_xlabel("points; right of 0 agrees; Table 12's interval is wider than the figure", fontsize=9)
     save(figure, "claims")
 
 

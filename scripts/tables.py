@@ -122,13 +122,11 @@ def by_method(name: str, model: str, per_class: int, steps: int, baseline: str =
     ]  # fmt: skip
     found.sort(key=lambda one: list(LABELS).index(one["method"]))
     last = last_errors(name, found[0])
-    base = _by_seed(last, baseline)
-    rows = [[LABELS[baseline], *_means(base), "", "", "", ""]]
+    rows = [[LABELS[baseline], *_means(_by_seed(last, baseline)), "", "", ""]]
     for one, cells in zip(found, differences(found), strict=True):
         errors = _by_seed(last, one["method"])
-        alone = f"p = {seed_difference(errors, base[: len(errors)]).p:.3f}" if len(errors) > 1 else ""
-        rows.append([LABELS[one["method"]], *_means(errors), *cells, alone])
-    return table(["mixing", "test error (%)", "by seed", *CHANCE, "seeds alone"], rows)
+        rows.append([LABELS[one["method"]], *_means(errors), *cells])
+    return table(["mixing", "test error (%)", "by seed", *CHANCE], rows)
 
 
 def _by_seed(last: dict[tuple[str, int], dict[str, float]], method: str) -> list[float]:
@@ -214,7 +212,7 @@ def subset_suites() -> str:
     """Return the suites of the runs with 25 images a class over seeds, paired by seed."""
     found = usual_lines("cifar100-subsets-suites.jsonl")
     values = {
-        key: tuple([found[seed][mix, key].value or 0.0 for seed in sorted(found)] for mix in ("none", "cutmix"))
+        key: tuple([_value(found[seed][mix, key]) for seed in sorted(found)] for mix in ("none", "cutmix"))
         for key in SUITES
         if ("none", key) in found[0]
     }
@@ -226,6 +224,11 @@ def subset_suites() -> str:
         for key, d in differences.items()
     ]  # fmt: skip
     return table([f"per cent, {len(found)} seeds", "without mixing", "CutMix", *CHANCE], rows)
+
+
+def _value(line: Record) -> float:
+    assert line.value is not None, line
+    return line.value
 
 
 def outside() -> str:
