@@ -15,6 +15,7 @@ CORES = max(_ALLOWED // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)
 """Cores of this process: its share of those that the processes of ``torchrun`` on this machine may use."""
 
 WORKERS = min(8, CORES)
+MOST_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class RunOptions(OnDevice):
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
             raise InputError("--resume and --overwrite are both given; a run is either resumed or started again")
-        _check_range(self, "workers", "checkpoint_every", low=0)
+        _check_range(self, "workers", low=0, high=MOST_WORKERS)
+        _check_range(self, "checkpoint_every", low=0)
         _check_range(self, "log_every", low=1)
         if not 1 <= self.timeout <= 1e6:
             raise InputError(f"--timeout is {self.timeout}; expected 1 to 1,000,000 seconds")
@@ -136,7 +138,7 @@ class EvaluateOptions(OnDevice):
         parse_suites(self.suite)
         _check_range(self, "batch_size", "pairs", "image_size", low=1)
         _check_range(self, "images", low=2)
-        _check_range(self, "workers", low=0, high=1024)
+        _check_range(self, "workers", low=0, high=MOST_WORKERS)
         if not 0 < self.crop_fraction <= 1:
             raise InputError(f"--crop-fraction is {self.crop_fraction}; expected a share above 0, at most 1")
 

@@ -111,6 +111,8 @@ def _read_bands(path: Source) -> np.ndarray:
                 raise InputError(
                     f"it announces {math.prod(series.shape):,} values; expected at most {MOST_PIXELS * 16:,}"
                 )
+            if not {"Y", "X"} <= set(series.axes):
+                raise InputError(f"its axes are {series.axes}; expected Y and X among them")
             pixels, axes = series.asarray(), series.axes
     except Exception as error:  # damaged files make the decoder raise almost anything
         raise InputError(" ".join(str(error).split()) or type(error).__name__) from None
@@ -379,10 +381,15 @@ def decoding_threads(number: int | None = None) -> ThreadPoolExecutor:
         started.wait()
 
     threads = ThreadPoolExecutor(count, "decode", start)
-    for _ in range(count):
-        threads.submit(int)
-    started.wait()
-    torch.set_num_threads(others)
+    try:
+        for _ in range(count):
+            threads.submit(int)
+        started.wait()
+    except RuntimeError as error:  # of the system, which starts no more threads
+        started.abort()
+        raise InputError(f"{count} decoding threads cannot be started; expected fewer --workers") from error
+    finally:
+        torch.set_num_threads(others)
     return threads
 
 

@@ -28,7 +28,8 @@ from cutmix.errors import InputError
 TIMEOUT = 1800.0
 """Seconds that a process waits for the others; the first one alone looks for copies of images and downloads data."""
 
-_LOST = re.compile(r"gloo|NCCL|pair closure|[Tt]imed? ?out")  # in the errors of gloo, which have no type of their own
+_LATE = re.compile("timed? ?out", re.I)
+_LOST = re.compile(f"gloo|NCCL|pair closure|(?i:{_LATE.pattern})")  # errors of gloo have no type of their own
 
 _NO_BUFFERS: dict[str, Any] = {"forward_sync_buffers": False}
 if "forward_sync_buffers" not in inspect.signature(DistributedDataParallel).parameters:  # its name before PyTorch 2.15
@@ -74,7 +75,7 @@ def processes(device: str = "auto", timeout: float = TIMEOUT) -> Iterator[World]
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and not _LOST.search(str(error)):
             raise
-        late = re.search("time", str(error), re.I)
+        late = _LATE.search(str(error))
         why = f"did not answer within {timeout:g} seconds (--timeout)" if late else "has ended; see its message"
         raise InputError(f"another of the {size} processes {why}; restart the run with --resume") from error
 
@@ -117,6 +118,8 @@ def find_device(name: str, local_rank: int | None = None) -> torch.device:
         raise InputError(f'the device is "{name}"; expected auto, cpu, cuda, cuda:N, xpu or mps')
     if device.type == "cpu":
         return device
+    if device.index is not None and local_rank is not None:
+        raise InputError(f"the device is {name} for several processes; expected {device.type}, of which each takes one")
     index = device.index if device.index is not None else local_rank or 0
     if index >= available[device.type]:
         raise InputError(f"device {device.type}:{index} does not exist; this machine has {available[device.type]}")

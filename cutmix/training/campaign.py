@@ -34,7 +34,7 @@ from cutmix.runs.record import Record, Results, append_records
 from cutmix.runtime.device import any_process, arithmetic, processes
 from cutmix.runtime.files import make_folder, open_no_link, read_arrays
 from cutmix.runtime.terminal import Console, duration, remembered_signals, say, saying_once
-from cutmix.training.loop import run_to_end, run_training, train_step
+from cutmix.training.loop import DivergedError, run_to_end, run_training, train_step
 from cutmix.training.mixes import with_method
 from cutmix.training.setup import prepare
 
@@ -88,8 +88,9 @@ def run_jobs(
 ) -> list[str]:
     """Run the unfinished jobs, resuming interrupted ones, and return the reasons of failures.
 
-    A run that fails, for example because its loss is not finite, does not stop the others. A ``brief`` run takes a few
-    steps only: it shows that a recipe works, and its results mean nothing.
+    A run that fails, for example because its loss is not finite, does not stop the others; with several processes only
+    one that diverges does not, as another error may be that of one process, for which the others would wait. A
+    ``brief`` run takes a few steps only: it shows that a recipe works, and its results mean nothing.
     """
     left = [job for job in jobs if job.done < 1]
     failures = []
@@ -99,6 +100,8 @@ def run_jobs(
         try:
             (train_briefly if brief else run_training)(job.recipe, train_options(job, options))
         except InputError as error:
+            if os.environ.get("WORLD_SIZE", "1") != "1" and not isinstance(error, DivergedError):
+                raise
             console.print(Text(f"failed: {error}"))
             failures.append(f"{job.recipe.name}, seed {job.recipe.seed}: {error}")
         except SystemExit:
@@ -146,7 +149,7 @@ def share_done(job: Job) -> float:
     return logged[-1]["epoch"] / (job.recipe.epochs + 1) if logged else 0.0
 
 
-RESOLVED = ("image_size", "precision")  # fields that a run resolves from its data and its device
+RESOLVED = ("image_size", "precision", "decoder")  # fields that a run resolves from its data and its machine
 
 
 def print_plan(
@@ -179,8 +182,9 @@ def print_plan(
 
 def time_run(job: Job, options: CampaignOptions | TrainOptions) -> float:
     """Estimate the seconds of a run, training and evaluation, from a few steps of each."""
-    with processes(options.device) as world, contextlib.ExitStack() as flags:
-        run = prepare(job.recipe, train_options(job, options), world)
+    its = train_options(job, options)
+    with processes(its.device, its.timeout) as world, contextlib.ExitStack() as flags:
+        run = prepare(job.recipe, its, world)
         flags.enter_context(arithmetic(run.recipe.precision, world.device))
         clock = time.perf_counter()
         tested = run.task.val_batches or run.task.test_batches
@@ -214,7 +218,7 @@ def train_options(job: Job, options: CampaignOptions | TrainOptions) -> TrainOpt
 
 def train_briefly(recipe: Recipe, options: TrainOptions) -> Path:
     """Run training on the first batches of one epoch and of the test set."""
-    with processes(options.device) as world:
+    with processes(options.device, options.timeout) as world:
         run = prepare(recipe, options, world)
         run.batches = First(run.batches, BRIEF_STEPS)
         for name in ("val_batches", "test_batches"):

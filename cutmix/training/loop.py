@@ -166,12 +166,16 @@ def check_finite(run: Run) -> None:
         raise diverged(run, "the weights are not finite", run.state.step - 1)
 
 
-def diverged(run: Run, what: str, step: int) -> InputError:
+class DivergedError(InputError):
+    """The loss or the weights of a run are not finite; raised in all processes at the same step."""
+
+
+def diverged(run: Run, what: str, step: int) -> DivergedError:
     """Return the error of a diverged run, with the step, the learning rate and the last good checkpoint."""
     lr = learning_rate(run.recipe, step, run.batches.steps)
     run.writing.wait()
     good = f"the last good checkpoint is {run.checkpoint}" if run.checkpoint.exists() else "no checkpoint was saved"
-    return InputError(f"{what} at step {step + 1}, with learning rate {lr:.4g}; {good}")
+    return DivergedError(f"{what} at step {step + 1}, with learning rate {lr:.4g}; {good}")
 
 
 def log_step(run: Run, epoch: int, lr: float) -> None:

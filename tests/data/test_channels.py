@@ -62,6 +62,14 @@ def test_the_bands_of_a_tiff_are_taken_as_they_are(count: int, dtype: type, layo
         read_channels(path, 7)
 
 
+@pytest.mark.parametrize("axes", ["QRS", "X"])
+def test_a_tiff_without_rows_or_columns_is_refused(axes: str, tmp_path: Path) -> None:
+    shape = (7, 5, 6)[: len(axes)]
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros(shape, np.uint8), metadata={"axes": axes})
+    with pytest.raises(InputError, match=r"a.tif cannot be read as an image"):
+        read_channels(tmp_path / "a.tif", 5)
+
+
 def test_four_channels_have_the_opacity(tmp_path: Path) -> None:
     pixels = bands(4)
     Image.fromarray(pixels).save(tmp_path / "a.png")

@@ -275,3 +275,21 @@ def test_decoding_threads_start_none_of_pytorchs_own_and_leave_those_of_others(f
     environment = os.environ | {"OMP_NUM_THREADS": str(own)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == f"{{1}} {own} [{own}]\n"
+
+
+def test_threads_that_the_system_refuses_are_an_error_and_the_process_ends() -> None:
+    program = (
+        "import threading\n"
+        "from cutmix.data.decode import decoding_threads\n"
+        "start, left = threading.Thread.start, [2]\n"
+        "def refuse(self):\n"
+        "    left[0] -= 1\n"
+        "    if left[0] < 0:\n"
+        "        raise RuntimeError('no new thread')\n"
+        "    start(self)\n"
+        "threading.Thread.start = refuse\n"
+        "decoding_threads(4)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "4 decoding threads cannot be started; expected fewer --workers" in done.stderr

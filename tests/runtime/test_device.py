@@ -202,6 +202,8 @@ def test_other_accelerators_have_a_precision_a_name_and_a_generator(
     assert find_device("auto", local_rank=0) == torch.device("cpu")  # several processes compute on CUDA or the CPU
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert find_device("auto") == torch.device("cuda", 0)
+    with pytest.raises(InputError, match="the device is cuda:0 for several processes; expected cuda"):
+        find_device("cuda:0", local_rank=1)
     assert resolve_precision("auto", device) == precision
     assert device_name(device).startswith(f"{kind} (")
     assert ("Arc B580" in device_name(device)) == (kind == "xpu")

@@ -17,9 +17,11 @@ import pytest
 import torch
 
 from cutmix.cli import main
-from cutmix.config.options import CompareOptions
+from cutmix.config.options import CompareOptions, TrainOptions
+from cutmix.config.recipe import Recipe
 from cutmix.config.recipes import RECIPES
 from cutmix.data import open_splits
+from cutmix.errors import InputError
 from cutmix.report.verdict import (
     ClassDifference,
     Comparison,
@@ -32,6 +34,7 @@ from cutmix.report.verdict import (
 from cutmix.runs.outcomes import crossed_difference
 from cutmix.training import campaign
 from cutmix.training.campaign import plan_methods
+from cutmix.training.loop import DivergedError
 
 WORDS = ["compare", "digits-resnet20", "--mix", "none", "cutmix", "--seeds", "2", "--epochs", "1", "--device", "cpu",
          "--precision", "float32"]  # fmt: skip
@@ -50,6 +53,33 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         main([*WORDS, "--out", str(out), "--json"])
     (out / "answer.json").write_text(answer.getvalue())
     return out
+
+
+@pytest.mark.parametrize(("error", "runs"), [(InputError("a full disk"), 1), (DivergedError("the loss is nan"), 2)])
+def test_with_several_processes_only_a_diverged_run_lets_the_others_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: InputError, runs: int
+) -> None:
+    """Another error may be that of one process alone: the others are still in the run, and would wait for it."""
+    started = []
+
+    def fail(recipe: Recipe, options: TrainOptions) -> None:
+        started.append(recipe.name)
+        raise error
+
+    jobs = [campaign.Job("a", replace(RECIPES["digits-resnet20"], name=name), tmp_path / name) for name in "ab"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(campaign, "run_training", fail)
+    with pytest.raises(InputError, match="a full disk") if runs == 1 else contextlib.nullcontext():
+        campaign.run_jobs(jobs, CompareOptions(out=tmp_path), campaign.Console(file=io.StringIO()))
+    assert len(started) == runs
+
+
+def test_a_run_whose_decoder_was_not_there_is_the_same_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    job = campaign.Job("a", RECIPES["digits-resnet20"], tmp_path)
+    (tmp_path / "config.json").touch()
+    monkeypatch.setattr(campaign, "saved_recipe", lambda path: replace(job.recipe, decoder="exact"))
+    monkeypatch.setattr(campaign, "is_complete", lambda path: True)
+    assert campaign.share_done(job) == 1
 
 
 def test_standard_output_is_the_answer_alone_also_where_runs_are_trained(finished: Path) -> None:
