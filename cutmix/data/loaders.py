@@ -66,8 +66,8 @@ def train_loader(
 ) -> Loader:
     """Return shuffled, augmented batches.
 
-    Order and augmentation depend on the seed, the epoch and the position in it alone: not on the number of workers or
-    earlier draws; the global generators are left unchanged. An array set is moved to the device as uint8; ``raw``
+    Order and augmentation depend on the seed, the epoch and the position in it alone (random erasing also on the rank):
+    not on the number of workers or earlier draws; the global generators are left unchanged. An array set is moved to the device as uint8; ``raw``
     yields ``RawBatch`` for it in place of images, unless they need more than a crop, a flip and normalization. File
     sets need ``augment.image_size``; their images are decoded by ``workers`` threads, or in the thread of the loop with
     0.

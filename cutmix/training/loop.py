@@ -86,7 +86,7 @@ def train_epoch(run: Run, epoch: int, stop: Stop) -> None:
     recipe, options, state, world = run.recipe, run.options, run.state, run.world
     run.network.train()
     if isinstance(recipe, Recipe) and recipe.freeze:
-        freeze_backbone(state.network, frozen=epoch < recipe.freeze)
+        freeze_backbone(state.network, state.optimizer, frozen=epoch < recipe.freeze)
     run.progress.start_epoch()
     vote, clock = Vote(world), time.perf_counter()
     for images, labels in run.batches.epoch(epoch, start=state.step_in_epoch):

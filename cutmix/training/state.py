@@ -81,9 +81,14 @@ def _decayed_layers(recipe: Training, model: nn.Module, layer_decay: float) -> l
     ]  # fmt: skip
 
 
-def freeze_backbone(model: nn.Module, *, frozen: bool) -> None:
-    """Freeze everything but the classifier, including the statistics of normalization; otherwise make all trainable."""
-    model.requires_grad_(not frozen)
+def freeze_backbone(model: nn.Module, optimizer: torch.optim.Optimizer, *, frozen: bool) -> None:
+    """Freeze everything but the classifier, including the statistics of normalization; or train what the optimizer has.
+
+    Parameters that a model fixes by design, such as position embeddings, are not in the optimizer and stay fixed.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.requires_grad_(not frozen)
     if frozen:
         model.eval()
         find_classifier(model).requires_grad_().train()

@@ -158,13 +158,14 @@ def test_layer_decay_is_that_of_timm() -> None:
 
 def test_a_frozen_backbone_keeps_its_weights_and_its_statistics() -> None:
     model = create_model("resnet20", 3).train()
-    freeze_backbone(model, frozen=True)
+    fixed = model.get_parameter("conv1.weight").requires_grad_(False)
     optimizer, before = make_optimizer(small(lr=0.1), model), copy.deepcopy(model.state_dict())
+    freeze_backbone(model, optimizer, frozen=True)
     model(torch.randn(4, 3, 16, 16)).sum().backward()
     optimizer.step()
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     head = find_classifier(model)
     assert changed == {name for name, p in model.named_parameters() if any(p is q for q in head.parameters())}
-    freeze_backbone(model.train(), frozen=False)
-    assert all(p.requires_grad for p in model.parameters())
+    freeze_backbone(model.train(), optimizer, frozen=False)
+    assert [p for p in model.parameters() if not p.requires_grad] == [fixed]
     assert model.training
