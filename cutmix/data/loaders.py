@@ -67,10 +67,10 @@ def train_loader(
     """Return shuffled, augmented batches.
 
     Order and augmentation depend on the seed, the epoch and the position in it alone (random erasing also on the rank):
-    not on the number of workers or earlier draws; the global generators are left unchanged. An array set is moved to the device as uint8; ``raw``
-    yields ``RawBatch`` for it in place of images, unless they need more than a crop, a flip and normalization. File
-    sets need ``augment.image_size``; their images are decoded by ``workers`` threads, or in the thread of the loop with
-    0.
+    not on the number of workers or earlier draws; the global generators are left unchanged. An array set is moved to
+    the device as uint8; ``raw`` yields ``RawBatch`` for it in place of images, unless they need more than a crop, a
+    flip and normalization. File sets need ``augment.image_size``; their images are decoded by ``workers`` threads, or
+    in the thread of the loop with 0.
 
     ``batch_size`` is that of all processes together. The last batch of an epoch may be smaller; with several processes
     it is filled up from the start of the epoch's order until every process has the same share. ``balanced`` draws
