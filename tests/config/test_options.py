@@ -15,7 +15,7 @@ from cutmix.errors import InputError
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"workers": -1}, "--workers is -1; expected at least 0"),
+        ({"workers": -1}, "--workers is -1; expected 0 to 1,024"),
         ({"log_every": 0}, "--log-every is 0; expected at least 1"),
         ({"checkpoint_every": -1}, "--checkpoint-every is -1; expected at least 0"),
         ({"resume": True, "overwrite": True}, "--resume and --overwrite are both given"),
