@@ -7,6 +7,7 @@ a single process too.
 import atexit
 import contextlib
 import ctypes
+import gc
 import inspect
 import math
 import os
@@ -82,11 +83,19 @@ def processes(device: str = "auto", timeout: float = TIMEOUT) -> Iterator[World]
 
 def _join(backend: str, timeout: timedelta) -> None:
     """Start the process group; CPU tensors and objects travel through gloo, so that votes never wait for a GPU."""
+    import torch.distributed.nn.functional  # noqa: F401  its default arguments keep a group that exists at the import
+
     store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
     # torchrun keeps its store when it restarts the processes, with the addresses of those that ended
     store = dist.PrefixStore(f"restart-{restarts()}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-    atexit.register(dist.destroy_process_group)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    """End the threads of the process group: one that frees a tensor while the interpreter ends aborts the process."""
+    gc.collect()  # a parallel model keeps the group too
+    dist.destroy_process_group()
 
 
 def restarts() -> int:
@@ -363,7 +372,7 @@ def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
     return not checked or bool(torch.stack(torch._foreach_norm(checked, math.inf)).isfinite().all())
 
 
-# ---- copies and random state ----
+# ---- copies and names ----
 
 
 _SMALL = 1 << 16  # bytes that a CUDA GPU takes from any memory of the host without a wait
@@ -388,20 +397,6 @@ class Upload:
             for part in there:
                 part.record_stream(using)  # its memory is not used again before the step has read it
         return there
-
-
-def random_state(device: torch.device) -> torch.Tensor | None:
-    """Return the state of a device's own generator, (n,) uint8 on the CPU; None for the CPU."""
-    if device.type == "cpu":
-        return None
-    module: Any = torch.get_device_module(device)
-    return module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
-
-
-def set_random_state(device: torch.device, state: torch.Tensor) -> None:
-    """Set the state of the generator of a device other than the CPU."""
-    module: Any = torch.get_device_module(device)
-    module.set_rng_state(state, *(() if device.type == "mps" else (device,)))
 
 
 def device_name(device: torch.device) -> str:

@@ -18,7 +18,7 @@ from cutmix.models import create_model
 from cutmix.models.create import start_new_head, trying_images
 from cutmix.models.regularizers import DropBlock, regularize
 from cutmix.models.transformers import WithTokenHead
-from cutmix.runtime.device import World, first_alone, gather_first, make_scaler, random_state, set_random_state
+from cutmix.runtime.device import World, first_alone, gather_first, make_scaler
 from cutmix.runtime.seeding import derive_seed
 from cutmix.runtime.weights import read_weights
 from cutmix.training.mixes import make_cutout, make_mix
@@ -301,6 +301,20 @@ def _train_on_one(network: nn.Module, image: torch.Tensor, refusal: str) -> None
         raise InputError(f"{refusal}, as batch normalisation cannot be trained on a single image") from None
     finally:
         network.load_state_dict(before)
+
+
+def random_state(device: torch.device) -> torch.Tensor | None:
+    """Return the state of a device's own generator, (n,) uint8 on the CPU; None for the CPU."""
+    if device.type == "cpu":
+        return None
+    module: Any = torch.get_device_module(device)
+    return module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
+
+
+def set_random_state(device: torch.device, state: torch.Tensor) -> None:
+    """Set the state of the generator of a device other than the CPU."""
+    module: Any = torch.get_device_module(device)
+    module.set_rng_state(state, *(() if device.type == "mps" else (device,)))
 
 
 def take_snapshot(state: State, world: World) -> dict[str, Any]:

@@ -23,11 +23,10 @@ from cutmix.runtime.device import (
     find_device,
     make_scaler,
     processes,
-    random_state,
     resolve_precision,
-    set_random_state,
     total_memory,
 )
+from cutmix.training.state import random_state, set_random_state
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

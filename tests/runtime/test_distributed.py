@@ -30,9 +30,20 @@ from cutmix.runtime.device import (
     without_sync,
 )
 
+# Writes down which threads are left after the product's own functions at exit, which run before this one.
+THREADS = """
+import atexit, glob, os, sys
+
+@atexit.register
+def note_threads():
+    names = [open(path).read().strip() for path in glob.glob("/proc/self/task/*/comm")]
+    open(f"{sys.argv[1]}/threads{os.environ['RANK']}", "w").write(" ".join(sorted(names)))
+"""
+
 # Runs the real commands; only looks at what passes by.
-DRIVER = """
-import os, sys
+DRIVER = (
+    THREADS
+    + """
 from os import environ
 import numpy as np
 import torch
@@ -84,6 +95,7 @@ try:
 except SystemExit as stopped:
     print("exit code", stopped.code, file=sys.stderr)
 """
+)
 
 LOSING = """
 import os, sys, time
@@ -104,8 +116,10 @@ except InputError as error:
 """
 
 # Refusals that all processes share; a model whose buffers are sent before each forward pass, and one whose are not.
-AGREEING = """
-import sys, torch
+AGREEING = (
+    THREADS
+    + """
+import torch
 import cutmix.runtime.device as distributed
 from cutmix.errors import InputError
 from cutmix.runtime.terminal import print_once
@@ -113,32 +127,36 @@ from cutmix.runtime.terminal import print_once
 def refuse():
     raise InputError("the folder is full")
 
-with distributed.processes("cpu") as world:
-    for check in (
-        lambda: distributed.check_same_data(str(world.rank), "photos", world),
-        lambda: distributed.from_first(refuse, world),
-    ):
-        try:
-            check()
-        except InputError as error:
-            print_once(f"cutmix: {error}")
-    for sent in (True, False):
-        torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten())
-        wrapped = distributed.parallel(model, world)
-        assert not any(getattr(wrapped, name) for name in distributed._NO_BUFFERS)
-        if sent:
-            wrapped = torch.nn.parallel.DistributedDataParallel(model)
-        torch.manual_seed(world.rank)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        for _ in range(4):
-            optimizer.zero_grad()
-            wrapped(torch.randn(4, 3, 6, 6)).square().mean().backward()
-            optimizer.step()
-        distributed.send_buffers(model, world)
-        if world.first:
-            torch.save(model.state_dict(), f"{sys.argv[1]}/{sent}.pt")
+def agree():
+    with distributed.processes("cpu") as world:
+        for check in (
+            lambda: distributed.check_same_data(str(world.rank), "photos", world),
+            lambda: distributed.from_first(refuse, world),
+        ):
+            try:
+                check()
+            except InputError as error:
+                print_once(f"cutmix: {error}")
+        for sent in (True, False):
+            torch.manual_seed(0)
+            model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten())
+            wrapped = distributed.parallel(model, world)
+            assert not any(getattr(wrapped, name) for name in distributed._NO_BUFFERS)
+            if sent:
+                wrapped = torch.nn.parallel.DistributedDataParallel(model)
+            torch.manual_seed(world.rank)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            for _ in range(4):
+                optimizer.zero_grad()
+                wrapped(torch.randn(4, 3, 6, 6)).square().mean().backward()
+                optimizer.step()
+            distributed.send_buffers(model, world)
+            if world.first:
+                torch.save(model.state_dict(), f"{sys.argv[1]}/{sent}.pt")
+
+agree()
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -259,16 +277,32 @@ def test_a_process_that_loses_the_others_says_so(tmp_path: Path, how: str, why: 
     assert "Error:" not in said
 
 
-def test_refusals_are_said_once_and_buffers_need_not_be_sent_before_each_forward_pass(tmp_path: Path) -> None:
-    (tmp_path / "driver.py").write_text(AGREEING)
-    done = launch(tmp_path)
+@pytest.fixture(scope="module")
+def agreeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run the second driver, and return the folder with what it wrote and said."""
+    folder = tmp_path_factory.mktemp("agreeing")
+    (folder / "driver.py").write_text(AGREEING)
+    done = launch(folder)
     assert done.returncode == 0, done.stderr
+    (folder / "stderr").write_text(done.stderr)
+    return folder
+
+
+def test_refusals_are_said_once_and_buffers_need_not_be_sent_before_each_forward_pass(agreeing: Path) -> None:
+    said = (agreeing / "stderr").read_text()
     other = "cutmix: process 1 has other images in photos than process 0; expected the same data for all 2 processes"
-    assert done.stderr.count(other) == 1
-    assert done.stderr.count("cutmix: the folder is full") == 1
-    sent, kept = (torch.load(tmp_path / f"{name}.pt") for name in ("True", "False"))
+    assert said.count(other) == 1
+    assert said.count("cutmix: the folder is full") == 1
+    sent, kept = (torch.load(agreeing / f"{name}.pt") for name in ("True", "False"))
     assert sent.keys() == kept.keys()
     assert all(torch.equal(sent[name], kept[name]) for name in sent)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system does not list the threads of a process")
+def test_the_threads_of_the_group_end_before_the_interpreter(together: Path, agreeing: Path) -> None:
+    # one that gives back a tensor later ends the process by SIGABRT, "terminate called without an active exception"
+    names = [(folder / f"threads{rank}").read_text() for folder in (together, agreeing) for rank in (0, 1)]
+    assert not [name for name in names if "gloo" in name]
 
 
 def test_synchronized_batch_normalisation_needs_gpus() -> None:
