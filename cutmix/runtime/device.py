@@ -330,6 +330,8 @@ def _cpu_has(*instructions: str) -> bool:
 
 def describe_precision(precision: str, device: torch.device) -> str:
     """Return a resolved precision in words; an emulated one is named as such."""
+    if device.type == "mps":  # which of Apple's GPUs emulate, PyTorch does not tell
+        return precision
     emulated = precision == "bfloat16" and not multiplies_bfloat16(device)
     emulated |= precision == "float16" and device.type == "cpu" and not _cpu_has("avx512_fp16", "amx_fp16")
     return f"{precision} (emulated: float32 is faster on this device)" if emulated else precision

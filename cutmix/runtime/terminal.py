@@ -273,7 +273,8 @@ class Progress:
             f"{name} {record[key]:.{digits}f}{unit}" for key, (name, digits, unit) in _SHOWN.items() if key in record
         ]
         self._bar.update(self._task, completed=record["step"])
-        self.say("  ".join([*parts, f"{record['images_per_second']:,.0f} images/s"]))
+        parts += [f"{record['images_per_second']:,.0f} images/s"] if "images_per_second" in record else []
+        self.say("  ".join(parts))
 
 
 def duration(seconds: float) -> str:

@@ -221,7 +221,7 @@ def train_briefly(recipe: Recipe, options: TrainOptions) -> Path:
     with processes(options.device, options.timeout) as world:
         run = prepare(recipe, options, world)
         run.batches = First(run.batches, BRIEF_STEPS)
-        for name in ("val_batches", "test_batches"):
+        for name in ("train_batches", "val_batches", "test_batches"):
             batches: Loader | None = getattr(run.task, name)
             setattr(run.task, name, batches and First(batches, 2))
         return run_to_end(run)

@@ -196,8 +196,9 @@ def evaluate_epoch(run: Run) -> dict[str, Any]:
         "kind": "epoch", "epoch": state.epoch + 1, "step": state.step,
         "lr": learning_rate(recipe, state.step - 1, run.batches.steps),
         "train_loss": average_loss(state.loss_sum, state.seen, run.world), "seconds": round(state.seconds, 3),
-        "images_per_second": run.progress.images_per_second(),
     }  # fmt: skip
+    if speed := run.progress.images_per_second():  # 0 where the epoch was resumed after its last step
+        record["images_per_second"] = speed
     state.epoch, state.step_in_epoch, state.loss_sum, state.seen = state.epoch + 1, 0, 0.0, 0
     state.recent_sum, state.recent_seen = 0.0, 0
     chosen_on, reported_on = run.task.chosen_on, run.task.reported_on

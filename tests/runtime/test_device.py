@@ -83,6 +83,7 @@ def test_an_emulated_precision_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert describe_precision("bfloat16", CPU) == "bfloat16 (emulated: float32 is faster on this device)"
     assert describe_precision("float16", CPU) == "float16 (emulated: float32 is faster on this device)"
     assert describe_precision("float32", CPU) == "float32"
+    assert describe_precision("bfloat16", torch.device("mps")) == "bfloat16"  # some of them have it
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     assert describe_precision("bfloat16", CPU) == "bfloat16"
 

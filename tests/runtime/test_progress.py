@@ -23,6 +23,7 @@ def test_an_epoch_is_a_line_and_nothing_of_it_is_markup(capsys: pytest.CaptureFi
              "images_per_second": 1234.5}
         )  # fmt: skip
         progress.show_epoch({"epoch": 2, "step": 10, "train_loss": 2.5, "images_per_second": 1})
+        progress.show_epoch({"epoch": 3, "step": 15, "train_loss": 2.5})
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "a path/[old]/run [/x]"
     expected = (
@@ -35,6 +36,7 @@ def test_an_epoch_is_a_line_and_nothing_of_it_is_markup(capsys: pytest.CaptureFi
     )
     assert said[1] == "  ".join(expected)
     assert "error" not in said[2]
+    assert said[3].endswith("train loss 2.500")  # no speed of an epoch that was resumed after its last step
 
 
 def test_speed_counts_the_epochs_images() -> None:

@@ -319,3 +319,12 @@ def test_a_stopped_comparison_stops_its_shards_and_waits_for_them(
         main([*WORDS, "--jobs", "2", "--out", str(tmp_path / "out")])
     assert stopped.value.code == 128 + number
     assert [path.read_text() for path in tmp_path.glob("out/shard-*.txt")] == ["began\nsaved\n"] * 2
+
+
+def test_a_brief_run_reads_a_few_batches_of_each_split(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+    monkeypatch.setattr(campaign, "run_to_end", lambda run: seen.append(run))
+    recipe = replace(RECIPES["digits-resnet20"], batch_size=8, train_error=True)
+    campaign.train_briefly(recipe, TrainOptions(out=tmp_path / "run", device="cpu"))
+    loaders = (seen[0].batches, seen[0].task.train_batches, seen[0].task.test_batches)
+    assert max(len(list(loader.epoch(0))) for loader in loaders) <= campaign.BRIEF_STEPS
