@@ -359,11 +359,16 @@ class SMMix(Mix):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the random state; an SMMix with the same arguments continues alike from it."""
-        return {"batches": self._batches, "regions": self._stream.state_dict(), "mixup": self.mixup.state_dict()}
+        return {
+            "seed": self._seed,
+            "batches": self._batches,
+            "regions": self._stream.state_dict(),
+            "mixup": self.mixup.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that ``state_dict()`` returned."""
-        self._batches = state["batches"]
+        self._seed, self._batches = state["seed"], state["batches"]
         self._stream.load_state_dict(state["regions"])
         self.mixup.load_state_dict(state["mixup"])
 

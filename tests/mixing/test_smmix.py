@@ -305,6 +305,13 @@ def test_goes_on_bit_for_bit() -> None:
     assert all(map(torch.equal, same, weights))
 
 
+def test_a_state_holds_the_choice_of_the_batches_also_without_a_seed() -> None:
+    first, second = SMMix(), SMMix()
+    chosen(first, 5)
+    second.load_state_dict(pickle.loads(pickle.dumps(first.state_dict())))
+    assert chosen(second, 20) == chosen(first, 20)
+
+
 def test_copies_go_on_alike_and_the_global_generator_is_left_alone() -> None:
     attention, smmix = some_attention(), SMMix(seed=12)
     before = torch.get_rng_state()
