@@ -360,7 +360,7 @@ class RandomStream:
 
 def process_rank() -> int:
     """Return the rank of this process, which its launcher puts into the environment; 0 without a launcher."""
-    return next((int(os.environ[name]) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), 0)
+    return next((int(os.environ[name]) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if os.environ.get(name)), 0)
 
 
 def draw_cycle(n: int, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ from scipy import stats
 from torch.utils.data import DataLoader, TensorDataset
 
 from cutmix import CutMix, Cutout, FeatureCutMix, InputError, Mixup, RandomChoice, collate
-from cutmix.mixing.draw import _SMALL_ALPHA, RandomStream, draw_beta, draw_cycle
+from cutmix.mixing.draw import _SMALL_ALPHA, RandomStream, draw_beta, draw_cycle, process_rank
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 64])
@@ -89,6 +89,8 @@ def test_a_state_that_the_first_process_saved_does_not_make_all_draw_alike(name,
         assert torch.equal(drawn[again], drawn[again + 1])
     assert not torch.equal(drawn[1], drawn[3])
     assert not torch.equal(drawn[3], drawn[5])
+    monkeypatch.setenv(name, "")  # as a container passes a variable on that is not set
+    assert process_rank() == 0
 
 
 # Loaders.
