@@ -309,6 +309,12 @@ class RandomChoice(ImageMix):
         for transform in self.transforms:
             transform.prob = prob
 
+    def advance(self, progress: float) -> None:
+        """Set the share of the training that is done in every transform."""
+        for transform in self.transforms:
+            if isinstance(transform, ImageMix):
+                transform.advance(progress)
+
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Targets]:
         """Choose, then mix; see the chosen transform."""
         return self._choose()(images, labels)
@@ -331,6 +337,9 @@ class RandomChoice(ImageMix):
     def _choose(self) -> BatchTransform:
         weights = torch.tensor(self.weights, dtype=torch.float64)
         return self.transforms[int(torch.multinomial(weights, 1, generator=self._stream.generator))]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({list(self.transforms)!r}, weights={self.weights})"
 
 
 def draw_pixels(n: int, size: np.ndarray, generator: torch.Generator) -> np.ndarray:

@@ -136,12 +136,17 @@ class ImageMix(Mix):
         """Draw for a batch of this shape."""
         raise NotImplementedError
 
+    def advance(self, progress: float) -> None:
+        """Set the share of the training that is done, in [0, 1]; only a schedule depends on it."""
+
     def mix(self, images: Tensor, labels: Tensor, progress: float = 0.0) -> tuple[Tensor, Targets]:
-        """Apply the transform; see ``Mix.mix``."""
+        """Apply the transform, at a share of the training; see ``Mix.mix``."""
+        self.advance(progress)
         return self(images, labels)
 
     def draw_at(self, shape: Sequence[int], progress: float) -> Drawn:
         """Draw the mix of a batch of this shape, at a share of the training in [0, 1]."""
+        self.advance(progress)
         return self.draw(shape)
 
     def on_images(self) -> BatchTransform:

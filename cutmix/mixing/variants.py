@@ -18,7 +18,7 @@ from cutmix.errors import InputError
 from cutmix.mixing.draw import Draw, RandomStream, check_labels, draw_cycle
 from cutmix.mixing.images import BoxMixer, CutMix, MixOptions, Mixup, positive, spatial, whole_pixels
 from cutmix.mixing.paste import inside_boxes
-from cutmix.mixing.protocol import BatchTransform, Drawn, Mix, unwrapped
+from cutmix.mixing.protocol import BatchTransform, Drawn, ImageMix, Mix, unwrapped
 from cutmix.mixing.targets import MultiTargets, Targets
 from cutmix.runtime.seeding import derive_seed
 
@@ -137,15 +137,9 @@ class ScheduledCutMix(CutMix):
         self._progress = progress
         self.prob = self._last_prob * progress
 
-    def mix(self, images: Tensor, labels: Tensor, progress: float = 0.0) -> tuple[Tensor, Targets]:
-        """Set ``progress``, then mix."""
+    def advance(self, progress: float) -> None:
+        """Set ``progress``."""
         self.progress = progress
-        return self(images, labels)
-
-    def draw_at(self, shape: Sequence[int], progress: float) -> Draw:
-        """Set ``progress``, then draw."""
-        self.progress = progress
-        return self.draw(shape)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the random state and the progress."""
@@ -215,10 +209,13 @@ class MultiDraw(Draw):
         """Put one to three draws of boxes, for one batch and size, on top of one another.
 
         Raises:
-            InputError: If there are more draws, or one of them has no boxes.
+            InputError: If there are more draws, one of them has no boxes, or they are for other batches or sizes.
         """
-        if len(draws) not in (1, 2, 3) or any(draw.boxes is None for draw in draws):
-            raise InputError(f"there are {len(draws)} draws; expected one to three, all of boxes")
+        drawn_for = {(len(draw.partner), draw.size) for draw in draws}
+        if len(draws) not in (1, 2, 3) or len(drawn_for) > 1 or any(draw.boxes is None for draw in draws):
+            raise InputError(
+                f"there are {len(draws)} draws; expected one to three, all of boxes, for one batch and one size"
+            )
         first, *rest = draws
         bottom = cls(first.partner, first.lam, boxes=first.boxes, size=first.size, on_top=tuple(rest))
         return replace(bottom, lam=bottom.weights()[:, 0].contiguous())
@@ -308,10 +305,25 @@ class FeatureMix(Mix):
             raise InputError(f"layers are {layers}; expected some of 0 (the image), 1 (the stem), 2, 3, 4 (the stages)")
         self._stream = RandomStream(seed, "layer")
 
+    @property
+    def prob(self) -> float:
+        """Probability that a batch, or a sample, is mixed, which is the transform's; may be set at any time."""
+        return self.transform.prob
+
+    @prob.setter
+    def prob(self, prob: float) -> None:
+        self.transform.prob = prob
+
     def prepare(self, network: nn.Module, images: Tensor) -> nn.Module:
         """Return the network, if it has the layers."""
         find_layers(network, self.layers)
         return network
+
+    def mix(self, images: Tensor, labels: Tensor, progress: float = 0.0) -> tuple[Tensor, Targets]:
+        """Return the batch unmixed, and tell the transform the share of the training."""
+        if isinstance(self.transform, ImageMix):
+            self.transform.advance(progress)
+        return images, labels
 
     def on_images(self) -> BatchTransform | None:
         """Return the transform, if the image is one of the layers."""

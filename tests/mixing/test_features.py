@@ -201,6 +201,9 @@ def test_prob(layer: int) -> None:
     some = FeatureCutMix(layer, prob=0.3, seed=10)
     changed = sum(not torch.equal(some.forward(net, images, labels)[1].lam, torch.ones(6)) for _ in range(200))
     assert changed / 200 == pytest.approx(0.3, abs=0.14)
+    some.prob = 0  # switches any method off
+    assert some.prob == 0
+    assert all(torch.equal(some.forward(net, images, labels)[0], plain) for _ in range(20))
 
 
 # Around the network.

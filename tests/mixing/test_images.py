@@ -483,6 +483,7 @@ def test_images_that_share_memory_are_not_written_into(transform):
 
 def test_a_choice_is_switched_off_and_on_as_a_whole():
     choice = RandomChoice([CutMix(prob=0.5, seed=0), Mixup(seed=1)], weights=[3, 1], seed=2)
+    assert repr(choice) == f"RandomChoice([{choice.transforms[0]}, {choice.transforms[1]}], weights=(3, 1))"
     assert choice.prob == pytest.approx((3 * 0.5 + 1) / 4)
     images, labels = torch.rand(8, 3, 32, 32), torch.arange(8)
     choice.prob = 0

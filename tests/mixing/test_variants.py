@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from cutmix import (
     CenterGaussianCutMix,
@@ -17,11 +17,13 @@ from cutmix import (
     CutMix,
     Cutout,
     Draw,
+    FeatureMix,
     FixedSizeCutMix,
     MultiCutMix,
     MultiDraw,
     MultiTargets,
     OneHotCutMix,
+    RandomChoice,
     ScheduledCutMix,
     mixed_binary_cross_entropy,
     mixed_cross_entropy,
@@ -160,6 +162,19 @@ def test_scheduled_goes_on_from_its_state() -> None:
     second.load_state_dict(pickle.loads(pickle.dumps(first.state_dict())))
     assert (second.progress, second.prob) == (first.progress, first.prob)
     assert run(second, range(17, 40)) == through[17:]
+
+
+@pytest.mark.parametrize(
+    "around", [lambda mix: RandomChoice([mix, Cutout(1)], [1, 0]), lambda mix: FeatureMix(mix, layers=0)]
+)
+def test_a_schedule_grows_inside_other_methods(around: Callable) -> None:
+    """At the end every batch is mixed, at the start none, by the call that a loop makes."""
+    images, labels = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 1, 64, 64), torch.arange(6)
+    method = around(ScheduledCutMix(seed=7))
+    for progress, mixed in ((1.0, True), (0.0, False)):
+        given, targets = method.mix(images, labels, progress)
+        features, _ = method.forward(nn.Identity(), given, targets)
+        assert bool((features != images).any()) is mixed
 
 
 @pytest.mark.parametrize("progress", [-0.1, 1.1, float("nan")])
@@ -327,6 +342,14 @@ def test_in_place(make: Callable) -> None:
         (
             lambda: MultiDraw.from_draws([Draw.from_lam(torch.arange(2), 0.5)] * 2),
             "2 draws; expected one to three, all",
+        ),
+        (
+            lambda: MultiDraw.from_draws([Draw.from_boxes([1, 0], [0, 0, s, s], (s, s)) for s in (8, 16)]),
+            "one batch and one size",
+        ),
+        (
+            lambda: MultiDraw.from_draws([Draw.from_boxes(p, [0, 0, 4, 4], (8, 8)) for p in ([1, 0], [1, 2, 0])]),
+            "one batch and one size",
         ),
     ],
 )
