@@ -19,7 +19,7 @@ from cutmix.runs.read import Run, read_run
 from cutmix.runtime.files import read_lines
 
 ERRORS = ("train_loss", "train_err", "test_loss", "top1_err")
-_RUN = ("recipe", "recipe_changes", "epochs", "seed")
+_RUN = ("recipe", "recipe_changes", "model", "epochs", "seed")
 _SETTING = ("model", "per_class", "steps")
 
 

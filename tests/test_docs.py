@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import cutmix
 from cutmix import api, cli
+from cutmix.runtime.files import read_lines
 from cutmix.training.mixes import MIXES
 
 ROOT = Path(__file__).parent.parent
@@ -126,6 +127,26 @@ def test_tables_are_those_of_the_results(monkeypatch):
         assert tables.fill(text) == text, f"{page.name} is out of date: python scripts/tables.py"
         marked |= set(re.findall(r"<!-- ([\w-]+) -->", text))
     assert marked == set(tables.TABLES)
+
+
+def test_results_of_two_models_do_not_replace_each_other(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import record
+
+    one = {"recipe": "cifar100-none-25-per-class", "recipe_changes": None, "epochs": 80, "seed": 1, "metric": "top1_err"}
+    for model in ("resnet20", "resnet18"):
+        record._merge(tmp_path / "a.jsonl", [one | {"model": model}], (*record._RUN, "metric"))
+    assert [each["model"] for each in read_lines(tmp_path / "a.jsonl")] == ["resnet20", "resnet18"]
+
+
+@pytest.mark.parametrize("name", ["cifar100-subsets", "caltech-101"])
+def test_every_run_of_a_log_has_its_record(name):
+    lines = read_lines(ROOT / f"results/{name}.jsonl")
+    records = {(one["model"], one["epoch"], one["seed"], one["value"]) for one in lines if one["metric"] == "top1_err"}
+    last = [one for one in read_lines(ROOT / f"results/{name}.log.jsonl") if one["step"] == one["steps"]]
+    assert len(last) >= 15
+    for one in last:
+        assert (one["model"], one["epoch"], one["seed"], one["top1_err"]) in records, one
 
 
 def test_links_to_files_lead_somewhere():
