@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
-from scipy.special import expit
+from scipy.special import expit, nctdtrinc
 
 from cutmix.errors import InputError
 from cutmix.runs.read import Run
@@ -272,7 +272,12 @@ def _errors(of_seeds: float, of_images: float, of_both: float, seeds: int, image
 def _widest(errors: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
     """Return half of the widest interval, its degrees of freedom, and the difference found in 80 % of the cases."""
     half, error, df = max((float(stats.t.ppf(1 - LEVEL / 2, df)) * error, error, df) for error, df in errors)
-    return half, df, half + float(stats.t.ppf(0.8, df)) * error
+    return half, df, _detectable(error, df)
+
+
+def _detectable(error: float, df: float) -> float:
+    """Return the difference for which Student's test has a power of 80 %, from the noncentral t distribution."""
+    return float(nctdtrinc(df, 0.2, stats.t.ppf(1 - LEVEL / 2, df))) * error
 
 
 def _chance(mean: float, errors: Sequence[tuple[float, float]]) -> float:
@@ -303,8 +308,7 @@ def seed_difference(method: Sequence[float], baseline: Sequence[float]) -> SeedD
     value, error, df = float(gains.mean()), float(stats.sem(gains)), len(gains) - 1
     half = float(stats.t.ppf(1 - LEVEL / 2, df)) * error
     p = float(2 * stats.t.sf(abs(value) / error, df)) if error else float(value == 0)
-    detectable = half + float(stats.t.ppf(0.8, df)) * error
-    return SeedDifference(value, value - half, value + half, p, len(gains), detectable)
+    return SeedDifference(value, value - half, value + half, p, len(gains), _detectable(error, df))
 
 
 # ---- a metric over the seeds of a recipe ----

@@ -148,6 +148,15 @@ def test_a_metric_over_seeds_is_the_paired_t_test() -> None:
     assert seed_difference([1.0, 2.0], [1.0, 2.0]).p == 1
 
 
+@pytest.mark.parametrize("count", [2, 3, 5, 40])
+def test_the_detectable_difference_is_found_in_four_of_five_cases(count: int) -> None:
+    rng = np.random.default_rng(count)
+    gains = rng.normal(size=count)
+    detectable = seed_difference(list(gains), [0.0] * count).detectable / float(stats.sem(gains)) / count**0.5
+    found = stats.ttest_1samp(rng.normal(detectable, 1, (100_000, count)), 0.0, axis=1).pvalue < 0.05
+    assert float(found.mean()) == pytest.approx(0.8, abs=0.006)
+
+
 @pytest.mark.parametrize(("method", "baseline"), [([1.0], [2.0]), ([1.0, 2.0], [1.0])])
 def test_one_seed_or_other_seeds_are_refused(method: list[float], baseline: list[float]) -> None:
     with pytest.raises(InputError, match="expected two or more, the same for both"):
