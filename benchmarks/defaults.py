@@ -3,7 +3,7 @@
     python benchmarks/defaults.py --weights FILE --out results/defaults.log.jsonl
 
 Folders of CIFAR-100 images are written as PNG: 60 and 300 training images of five classes, 3,000 of ten; 100 test
-images a class. A fine-tuned model is EfficientNet-Lite0 with ImageNet's weights (FILE is what
+images per class. A fine-tuned model is EfficientNet-Lite0 with ImageNet's weights (FILE is what
 scripts/efficientnet_lite0.py writes); a model from random weights is ResNet-10-T. The images are enlarged to 64 pixels,
 but for the longest runs, 3,000 images from random weights, which keep their 32.
 Both sides have equal epochs, batches and precision, those that the defaults choose, and the last epoch counts: nothing

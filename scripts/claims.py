@@ -26,7 +26,8 @@ class Evidence:
         low: Lower end of the 95 % interval, over images alone with one seed; None without an interval.
         high: Upper end of it.
         p: P-value of no difference, adjusted by Holm's method for the paper's table; None with one seed.
-        detectable: Smallest true difference that would be found in 80 % of the cases.
+        detectable: Smallest true difference that the row alone would find with a power of 80 %.
+        digits: Decimals of the numbers.
     """
 
     setting: str
@@ -37,6 +38,7 @@ class Evidence:
     high: float | None = None
     p: float | None = None
     detectable: float | None = None
+    digits: int = 1
 
     def verdict(self, sign: int) -> str:
         """Return the verdict on a claim whose difference has this sign."""
@@ -45,13 +47,14 @@ class Evidence:
         if self.p >= LEVEL and sign == 0:
             return f"agrees within {max(-(self.low or 0), 0):.1f} points: p = {self.p:.2f}"
         if self.p >= LEVEL:
-            return f"cannot tell: p = {self.p:.2f}, from {self.detectable:.1f} points on it would show"
+            return f"cannot tell: p = {self.p:.2f}; detectable (80 % power): {self.detectable:.{self.digits}f}"
         chance = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
         return f"{'agrees' if self.value * (sign or 1) > 0 else 'disagrees'} here: {chance}"
 
     def __str__(self) -> str:
-        between = "" if self.low is None else f" [{number(self.low, '+.1f')}, {number(self.high or 0, '+.1f')}]"
-        return f"{self.setting}: {number(self.value, '+.1f')}{between}; {self.over}"
+        form = f"+.{self.digits}f"
+        between = "" if self.low is None else f" [{number(self.low, form)}, {number(self.high or 0, form)}]"
+        return f"{self.setting}: {number(self.value, form)}{between}; {self.over}"
 
 
 class Claim(NamedTuple):
@@ -100,7 +103,7 @@ def claims() -> str:
         cells = [[str(one), one.verdict(claim.sign), f"`{one.command}`"] for one in claim.found]
         cells = cells or [["", "**not run**", f"`{claim.command}`"]]
         rows += [[*(("", "") if index else (claim.where, claim.says)), *each] for index, each in enumerate(cells)]
-    return table(["where", "the paper says", "here: difference in points [95 %]", "verdict", "command"], rows)
+    return table(["where", "the paper says", "here: difference [95 %]", "verdict", "command"], rows)
 
 
 # ---- the paper's numbers ----
@@ -128,7 +131,7 @@ def _evidence(asked: Mapping[str, Any], settings: Mapping[str, str], commands: M
     if "compare" in asked:
         return _compared(setting, command, asked["compare"], runs, sides)
     if "rise" in asked:
-        return _over_seeds(setting, command, *(_rise(asked["rise"], runs, side) for side in sides))
+        return replace(_over_seeds(setting, command, *(_rise(asked["rise"], runs, side) for side in sides)), digits=2)
     return _of_metric(setting, command, asked, sides)
 
 

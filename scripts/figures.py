@@ -1,5 +1,6 @@
 """Draw the figures of README.md and docs/ from the files in results/: ``python scripts/figures.py``."""
 
+from statistics import fmean
 from textwrap import fill
 from typing import Any
 
@@ -7,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cells import MODELS, RESULTS, ROOT, lines
+from cells import MODELS, RESULTS, ROOT
 from claims import read_claims
 from cutmix.runtime.files import read_lines
 from tables import LABELS, between
@@ -41,6 +42,7 @@ def pair() -> None:
         for recipe, style in zip(dict.fromkeys(r["recipe"] for r in records), ("o-", "s--"), strict=True):
             points = [(r["epoch"], r[field]) for r in records if r["recipe"] == recipe]
             axis.plot(*zip(*points, strict=True), style, label=recipe, markersize=3, linewidth=1.2)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel("epoch", fontsize=9)
         axis.set_title(title, fontsize=9)
     panels[-1].legend(fontsize=8)
@@ -58,7 +60,7 @@ def gain() -> None:
     axis.set_xscale("log")
     axis.set_xticks(sizes, [f"{size}" for size in sizes])
     axis.minorticks_off()
-    axis.set_xlabel("training images a class (CIFAR-100), three seeds", fontsize=9)
+    axis.set_xlabel("training images per class (CIFAR-100), three seeds", fontsize=9)
     axis.set_ylabel("accuracy gained by CutMix (points)", fontsize=9)
     axis.legend(fontsize=8)
     save(figure, "gain")
@@ -81,7 +83,7 @@ def _intervals(axis: Axes, x: list[float], found: list[dict[str, float]], label:
 
 
 def methods() -> None:
-    """Draw what each method gains against no mixing: ResNet-18, 25 images a class."""
+    """Draw what each method gains against no mixing: ResNet-18, 25 images per class."""
     found = [one for one in between("cifar100-subsets", "none") if (one["model"], one["per_class"]) == ("resnet18", 25)]
     found.sort(key=lambda one: -list(LABELS).index(one["method"]))
     figure, (axis,) = axes(7, 0.8 + 0.3 * len(found))
@@ -104,7 +106,7 @@ def subsets() -> None:
         figure, panels = axes(0.6 + 2.8 * len(found), 5, len(found), 2)
         for one, upper, lower in zip(found, panels[: len(found)], panels[len(found) :], strict=True):
             _by_step(one, upper, lower)
-        panels[0].set_ylabel("top-1 error (%)", fontsize=9)
+        panels[0].set_ylabel(f"{MODELS[model]}: top-1 error (%)", fontsize=9)
         panels[len(found)].set_ylabel("test loss", fontsize=9)
         panels[0].legend(fontsize=7, loc="center right")
         save(figure, f"subsets-{model}")
@@ -124,7 +126,7 @@ def _by_step(one: dict[str, Any], upper: Axes, lower: Axes) -> None:
             label = f"{NAMES[method]}, {name}" if seed == 0 else None
             points = [(line["step"], line[field]) for line in run]
             axis.plot(*zip(*points, strict=True), style, color=COLOURS[method], linewidth=1.3, label=label)
-    upper.set_title(f"{MODELS[one['model']]}, {one['per_class']} images a class", fontsize=9)
+    upper.set_title(f"{one['per_class']} images per class, {one['steps']:,} steps", fontsize=9)
     upper.set_ylim(0, 100)
     lower.set_ylim(2, 9)
     for axis in (upper, lower):
@@ -133,17 +135,28 @@ def _by_step(one: dict[str, Any], upper: Axes, lower: Axes) -> None:
 
 
 def caltech() -> None:
-    """Draw the test error of each seed of the fine-tuning on Caltech-101."""
-    figure, (axis,) = axes(5, 3)
-    found = [line for line in lines("caltech-101.jsonl") if line.metric == "top1_err" and line.epochs == 10]
-    for seed in sorted({line.seed or 0 for line in found}):
-        own = {line.mix: line.value for line in found if line.seed == seed}
-        points = [(x, own[mix]) for x, mix in enumerate(NAMES) if mix in own]
-        axis.plot(*zip(*points, strict=True), "o-", label=f"seed {seed}", markersize=5, linewidth=1)
-    axis.set_xticks(range(len(NAMES)), list(NAMES.values()))
-    axis.set_xlim(-0.4, len(NAMES) - 0.6)
-    axis.set_ylabel("top-1 test error (%)", fontsize=9)
-    axis.legend(fontsize=8)
+    """Draw the test errors of the fine-tuning on Caltech-101: a point for each seed, a bar for their mean."""
+    log = read_lines(RESULTS / "caltech-101.log.jsonl")
+    settings = sorted({(line["per_class"], line["steps"]) for line in log})
+    figure, panels = axes(1 + 2.6 * len(settings), 3, len(settings))
+    for axis, setting in zip(panels, settings, strict=True):
+        ended = [line for line in log if line["step"] == line["steps"]]
+        last = [line for line in ended if (line["per_class"], line["steps"]) == setting]
+        found = [name for name in NAMES if any(line["method"] == name for line in last)]
+        for x, name in enumerate(found):
+            errors = {line["seed"]: line["top1_err"] for line in last if line["method"] == name}
+            axis.hlines(fmean(errors.values()), x - 0.25, x + 0.25, color=COLOURS[name], linewidth=1.4)
+            for seed, error in errors.items():
+                axis.plot(x + 0.12 * (seed - 1), error, "os^"[seed], color=COLOURS[name], markersize=5)
+        axis.set_xticks(range(len(found)), [NAMES[name] for name in found])
+        axis.set_xlim(-0.6, len(found) - 0.4)
+        axis.set_title(f"{setting[0]} images per class, {last[0]['epoch']} epochs", fontsize=9)
+        axis.sharey(panels[0])
+    for seed, marker in enumerate("os^"):
+        panels[0].plot([], [], marker, color="black", markersize=5, label=f"seed {seed}")
+    panels[0].plot([], [], "-", color="black", linewidth=1.4, label="mean")
+    panels[0].set_ylabel("top-1 test error (%)", fontsize=9)
+    panels[0].legend(fontsize=7)
     save(figure, "caltech-101")
 
 
@@ -160,7 +173,7 @@ def claims() -> None:
     axis.set_yticks(range(len(found)), labels, fontsize=7)
     axis.set_ylim(-0.6, len(found) - 0.4)
     axis.set_xlim(-8, 17)
-    axis.set_xlabel("points; right of 0 agrees; Table 12's interval is wider than the figure", fontsize=9)
+    axis.set_xlabel("points (Figure 2: nats); right of 0 agrees; Table 12: ends outside", fontsize=9)
     save(figure, "claims")
 
 

@@ -51,7 +51,7 @@ def between(name: str, baseline: str, *methods: str) -> list[dict[str, Any]]:
 
 
 def differences(found: list[dict[str, Any]]) -> list[list[str]]:
-    """Return the cells of comparisons: difference, p-value adjusted for all of them, what would have been found."""
+    """Return the cells of comparisons: difference, p-value adjusted for all of them, detectable difference."""
     cells = []
     for one, p in zip(found, holm([one["difference"]["p"] for one in found]), strict=True):
         d = SimpleNamespace(**one["difference"])
@@ -61,7 +61,7 @@ def differences(found: list[dict[str, Any]]) -> list[list[str]]:
     return cells
 
 
-CHANCE = ["difference [95 %]", "p (Holm)", "would show"]
+CHANCE = ["difference [95 %]", "p (Holm)", "detectable (80 % power)"]
 
 
 def subsets() -> str:
@@ -76,7 +76,7 @@ def subsets() -> str:
         ]  # fmt: skip
         rows.append([MODELS[one["model"]], str(one["per_class"]), f"{one['steps']:,}", *errors, *cells])
     errors = ["training error (%), none", "CutMix", "test error (%), none", "CutMix"]
-    return table(["model", "images a class", "steps", *errors, *CHANCE], rows)
+    return table(["model", "images per class", "steps", *errors, *CHANCE], rows)
 
 
 def last_errors(name: str, one: dict[str, Any]) -> dict[tuple[str, int], dict[str, float]]:
@@ -87,7 +87,7 @@ def last_errors(name: str, one: dict[str, Any]) -> dict[tuple[str, int], dict[st
 
 
 def arms() -> str:
-    """Return all methods of ResNet-18 on CIFAR-100 with 25 images a class, against no mixing."""
+    """Return all methods of ResNet-18 on CIFAR-100 with 25 images per class, against no mixing."""
     return by_method("cifar100-subsets", "resnet18", 25, 3200)
 
 
@@ -209,7 +209,7 @@ def suites() -> str:
 
 
 def subset_suites() -> str:
-    """Return the suites of the runs with 25 images a class over seeds, paired by seed."""
+    """Return the suites of the runs with 25 images per class over seeds, paired by seed."""
     found = usual_lines("cifar100-subsets-suites.jsonl")
     values = {
         key: tuple([_value(found[seed][mix, key]) for seed in sorted(found)] for mix in ("none", "cutmix"))

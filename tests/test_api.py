@@ -53,7 +53,7 @@ def test_the_answer_of_compare_comes_first_and_finished_runs_are_read(tmp_path: 
     shared = {"seeds": 2, "out": tmp_path, "workers": 0} | FEW
     shared["train_per_class"] = (3,)
     found = cutmix.compare("digits", ["none", "mixup"], **shared)
-    assert str(found).startswith("mixup with 3 training images a class: ")
+    assert str(found).startswith("mixup with 3 training images per class: ")
     assert found._repr_html_().startswith("<p>mixup with 3 training images")
     again = cutmix.compare("digits", ["none", "mixup"], table=tmp_path / "tables/few.csv", **shared)
     rows = list(csv.DictReader((tmp_path / "tables/few.csv").read_text(encoding="utf-8").splitlines()))

@@ -133,7 +133,7 @@ def test_results_of_two_models_do_not_replace_each_other(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     import record
 
-    one = {"recipe": "cifar100-none-25-per-class", "recipe_changes": None, "epochs": 80, "seed": 1, "metric": "top1_err"}
+    one = {"recipe": "cifar100-none-25-per-class", "epochs": 80, "seed": 1, "metric": "top1_err"}
     for model in ("resnet20", "resnet18"):
         record._merge(tmp_path / "a.jsonl", [one | {"model": model}], (*record._RUN, "metric"))
     assert [each["model"] for each in read_lines(tmp_path / "a.jsonl")] == ["resnet20", "resnet18"]

@@ -329,7 +329,7 @@ def read_tiny_imagenet(
     """Read one split; "test" is the validation set, since the labels of the test set were never published.
 
     The classes are ordered by WordNet id and named by their first word in ``words.txt``, or by the id without that
-    file. A reduced copy, with fewer images a class, is read as well. Returned are the images (N, 3, 64, 64) uint8,
+    file. A reduced copy, with fewer images per class, is read as well. Returned are the images (N, 3, 64, 64) uint8,
     labels (N,) int64, the class names, and the files left out.
     """
     train = folder / "train"

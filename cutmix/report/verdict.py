@@ -149,7 +149,7 @@ def in_words(one: Comparison) -> str:
     """Return the answer in a few sentences: the difference, its test, and the seeds that would settle it."""
     d = one.difference
     points, better = abs(d.value), "better" if d.value < 0 else "worse"
-    where = "" if one.per_class is None else f" with {one.per_class} training images a class"
+    where = "" if one.per_class is None else f" with {one.per_class} training images per class"
     right, before = 100 - one.error, 100 - one.baseline_error
     if one.metric == "top1_err":
         share = "of 100" if d.images >= 100 else "% of the"
@@ -235,7 +235,7 @@ class Comparisons(Tabular, list[Comparison]):
 
 def _tables(found: Sequence[Comparison]) -> Iterable[Table]:
     """Yield a table of the comparisons, and of the classes that differ most."""
-    head = ["method", "training images a class", _error(found), "baseline (%)", "difference [95 %]", "p (Holm)", "time"]
+    head = ["method", "images per class", _error(found), "baseline (%)", "difference [95 %]", "p (Holm)", "time"]
     grid = Table(*head)
     for one in found:
         d = one.difference
@@ -248,7 +248,7 @@ def _tables(found: Sequence[Comparison]) -> Iterable[Table]:
     yield grid
     for one in found:
         if len(one.classes) > 2:
-            where = "" if one.per_class is None else f", {one.per_class} a class"
+            where = "" if one.per_class is None else f", {one.per_class} per class"
             by_class = Table(
                 "class", "difference (points)", "images", "p (Holm)", title=f"{one.method}{where}: classes"
             )
@@ -315,7 +315,7 @@ def _rows(found: Sequence[Comparison]) -> Iterator[tuple[Comparison, str, tuple[
 def _cells(found: Sequence[Comparison]) -> Iterator[list[str]]:
     """Yield the header and the rows of a table for a paper."""
     curve = any(one.per_class is not None for one in found)
-    subset = ["images a class"] if curve else []
+    subset = ["images per class"] if curve else []
     yield ["method", *subset, _error(found), "difference [95 %]", "p"]
     for one, method, errors in _rows(found):
         subset = ["all" if one.per_class is None else f"{one.per_class:,}"] if curve else []

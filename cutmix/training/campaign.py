@@ -271,7 +271,7 @@ def plan_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
             for method, recipe_of in methods.items():
                 name = f"{stem}-{re.sub('[:,=]', '-', method)}" + ("" if count is None else f"-{count}-per-class")
                 one = replace(recipe_of, seed=seed, train_per_class=count, name=name)
-                label = method if count is None else f"{method}, {count} a class"
+                label = method if count is None else f"{method}, {count} per class"
                 jobs.append(Job(label, one, options.out / f"{name}-seed{seed}", method=method))
     return jobs
 

@@ -119,7 +119,7 @@ def test_shards_and_subsets_together_are_the_whole(tmp_path: Path, capsys: pytes
     assert "2 of 4 runs are left to other shards" in capsys.readouterr().out
     main([*words, "--shard", "2/2"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "with 5 training images a class" in said
+    assert "with 5 training images per class" in said
     assert "One seed says nothing about another" in said
     found = json.loads((tmp_path / "comparison.json").read_text())
     assert [one["per_class"] for one in found] == [5, 20]
