@@ -1,5 +1,6 @@
 """Draw the figures of README.md and docs/ from the files in results/: ``python scripts/figures.py``."""
 
+import re
 from statistics import fmean
 from textwrap import fill
 from typing import Any
@@ -11,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from cells import MODELS, RESULTS, ROOT
 from claims import read_claims
 from cutmix.runtime.files import read_lines
-from tables import LABELS, between
+from tables import CHANCE, LABELS, TABLES, between
 
 COLOURS = {"none": "#6b7f95", "mixup": "#1d9a70", "cutmix": "#d4622a"}
 NAMES = {"none": "no mixing", "mixup": "Mixup", "cutmix": "CutMix"}
@@ -177,6 +178,38 @@ def claims() -> None:
     save(figure, "claims")
 
 
+TABLES_DRAWN = {"subset_suites": 1, "suites": 1, "localization": 1, "short": 1, "outside": 1, "defaults": 3}
+"""Tables whose columns of numbers are drawn beside each other, with how many columns name a row."""
+_NUMBER = re.compile(r"([-+]?[\d.]+)(?: \[([-+]?[\d.]+), ([-+]?[\d.]+)\])?")
+
+
+def of_table(name: str) -> None:
+    """Draw the differences of a table, or else all of its numbers, with their intervals: a row for each of its own."""
+    lines = TABLES[name]().replace("−", "-").splitlines()
+    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    names = TABLES_DRAWN[name]
+    differs = CHANCE[0] in header
+    drawn = [header.index(CHANCE[0])] if differs else range(names, len(header))
+    figure, (axis,) = axes(8, 0.9 + 0.3 * len(rows))
+    for index, column in enumerate(drawn):
+        cells = ((-y, _NUMBER.fullmatch(row[column])) for y, row in enumerate(rows))
+        found = [(y, [float(end or cell[1]) for end in cell.groups()]) for y, cell in cells if cell]
+        at = [y + 0.12 * ((len(drawn) - 1) / 2 - index) for y, _ in found]
+        spread = [[value - low for _, (value, low, _) in found], [high - value for _, (value, _, high) in found]]
+        values = [value for _, (value, *_) in found]
+        axis.errorbar(values, at, xerr=spread, fmt="osD^"[index], capsize=2, markersize=4, label=header[column])
+    axis.set_yticks([-y for y in range(len(rows))], [", ".join(row[:names]) for row in rows])
+    axis.set_ylabel(", ".join(header[:names]) if names > 1 else "", fontsize=9)
+    axis.set_xlabel("CutMix less none (points)" if differs else "per cent", fontsize=9)
+    if differs:
+        axis.axvline(0, color="black", linewidth=0.8)
+    elif len(drawn) > 1:
+        axis.legend(fontsize=7)
+    save(figure, name.replace("_", "-"))
+
+
 if __name__ == "__main__":
     for draw in (pair, gain, methods, subsets, caltech, claims):
         draw()
+    for name in TABLES_DRAWN:
+        of_table(name)
