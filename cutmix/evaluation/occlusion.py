@@ -22,7 +22,7 @@ from torch import Tensor
 from cutmix.data.decode import read_same_size
 from cutmix.data.folder import EXTENSIONS
 from cutmix.errors import InputError
-from cutmix.evaluation.classification import wilson_interval
+from cutmix.evaluation.classification import Proportion, wilson_interval
 from cutmix.evaluation.classifier import Classifier, SuiteResult
 from cutmix.runs.record import Record
 from cutmix.runtime.device import Upload
@@ -165,6 +165,31 @@ def wrong(predicted: Tensor, labels: Tensor, pairs: Tensor, shares: Sequence[flo
     """Return whether each class (G, P) is not that of the image with the larger share, of equal shares the first."""
     larger = [0 if share >= 0.5 else 1 for share in shares]
     return predicted != labels[pairs.T[larger]]
+
+
+def pairs_interval(cases: Tensor, pairs: Tensor) -> Proportion:
+    """Return the share of pairs (P, 2) for which a case (P,) bool is true, with a 95 % interval over the images.
+
+    Pairs that share an image depend on each other. The variance of the share is the sum over two pairs with a common
+    image of the product of their deviations, / P², at least that of independent pairs. The interval is Wilson's for as
+    many independent pairs as have that variance; where all pairs agree, for as many as there are images.
+
+    Source: Aronow, Samii and Assenova (2015), "Cluster-robust variance estimation for dyadic data".
+    """
+    count, images, share = len(pairs), int(pairs.max()) + 1, float(cases.double().mean())
+    deviation = cases.double() - share
+    low, high = pairs.sort(1).values.unbind(1)
+    by_image = torch.zeros(images, dtype=torch.float64)
+    by_image.index_add_(0, low, deviation).index_add_(0, high, deviation)
+    _, pair = torch.unique(low * images + high, return_inverse=True)
+    by_pair = torch.zeros(len(pair), dtype=torch.float64).index_add_(0, pair, deviation)  # counted with both images
+    variance = float((by_image**2).sum() - (by_pair**2).sum()) / count**2
+    alone = share * (1 - share)
+    n = alone / max(variance, alone / count) if alone else float(min(count, len(pairs.unique())))
+    z = float(norm.ppf(0.975))
+    middle, half = share + z**2 / (2 * n), z * (alone / n + z**2 / (4 * n**2)) ** 0.5
+    low_end, high_end = ((middle + side * half) / (1 + z**2 / n) for side in (-1, 1))
+    return Proportion(100 * share, 100 * max(low_end, 0.0), 100 * min(high_end, 1.0), count)
 
 
 # ---- predictions of changed images ----

@@ -5,7 +5,6 @@ Source: Yun et al. 2019 §4.4, Table 11 and Fig. 5; Carlini et al. 2019, "On eva
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +37,7 @@ from cutmix.evaluation.occlusion import (
     occlusion_classes,
     occlusion_passes,
     open_corrupted,
+    pairs_interval,
     side_grid,
     wrong,
 )
@@ -373,15 +373,20 @@ def _between(
     mixup, cutmix = between_classes(classifier, clean, pairs, lams, sides)
     holes = [1 - side**2 / (height * width) for side in sides]
     records, arrays = [], {"between_pairs": pairs.numpy()}
+    note = "random pairs; the interval is over the images, each of which is in several pairs"
     for name, classes, grid, shares in (("mixup", mixup, lams, lams), ("cutmix", cutmix, sides, holes)):
         outcomes = {"neither": neither(classes, labels, pairs), "err": wrong(classes, labels, pairs, shares)}
         for what, missed in outcomes.items():
             for at, cases in zip(grid, missed, strict=True):
-                records.append(_rate(f"between_{name}_{what}", cases, at=float(at)))
+                share = pairs_interval(cases, pairs)
+                records.append(
+                    Record(
+                        metric=f"between_{name}_{what}", **share._asdict(), at=float(at), suite="robustness", note=note
+                    )
+                )
             arrays[f"between_{name}_{what}"] = missed.numpy()
         arrays[f"between_{name}_at"] = np.array(grid)
-    note = "an image is in several pairs, which the interval takes to be independent"
-    return SuiteResult([replace(record, note=note) for record in records], arrays)
+    return SuiteResult(records, arrays)
 
 
 # ---- records ----

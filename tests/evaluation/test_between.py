@@ -8,8 +8,17 @@ import torch
 from torch import nn
 
 from cutmix.errors import InputError
+from cutmix.evaluation.classification import wilson_interval
 from cutmix.evaluation.classifier import Classifier
-from cutmix.evaluation.occlusion import between_classes, blend, draw_pairs, fill_hole, neither, wrong
+from cutmix.evaluation.occlusion import (
+    between_classes,
+    blend,
+    draw_pairs,
+    fill_hole,
+    neither,
+    pairs_interval,
+    wrong,
+)
 
 LAMS = [0.0, 0.25, 0.5, 0.75, 1.0]
 SIDES = [0, 2, 4, 6]
@@ -134,3 +143,29 @@ def test_a_hole_larger_than_the_images_is_refused() -> None:
 def test_no_pairs_are_refused(n: int, count: int) -> None:
     with pytest.raises(InputError, match=f"{count} pairs of {n} images cannot be drawn"):
         draw_pairs(n, count, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["first image", "either image", "pair"])
+def test_the_interval_of_pairs_is_over_the_images(kind: str) -> None:
+    """Images and pairs are drawn 400 times: the interval covers the true share in about 95 % of the cases."""
+    generator = torch.Generator().manual_seed(0)
+    share, covered = {"first image": 0.3, "either image": 1 - 0.7**2, "pair": 0.3}[kind], 0
+    for seed in range(400):
+        image, pairs = torch.rand(200, generator=generator) < 0.3, draw_pairs(200, 1000, seed)
+        first, second = image[pairs].unbind(1)
+        cases = {"first image": first, "either image": first | second}.get(
+            kind, torch.rand(1000, generator=generator) < 0.3
+        )
+        found = pairs_interval(cases, pairs)
+        assert found.value == pytest.approx(100 * float(cases.double().mean()))
+        covered += found.low <= 100 * share <= found.high
+    assert 0.92 <= covered / 400 <= 0.99
+
+
+def test_the_interval_of_pairs_that_share_no_image_is_wilsons() -> None:
+    pairs, cases = torch.arange(60).view(30, 2), torch.arange(30) % 3 == 0
+    assert pairs_interval(cases, pairs) == pytest.approx(wilson_interval(10, 30))
+    twice = pairs_interval(cases.repeat(2), torch.cat([pairs, pairs.flip(1)]))
+    assert twice[:3] == pytest.approx(wilson_interval(10, 30)[:3])
+    always = pairs_interval(torch.ones(30, dtype=torch.bool), draw_pairs(5, 30, 0))
+    assert always[:3] == pytest.approx(wilson_interval(5, 5)[:3])
