@@ -181,14 +181,14 @@ def regularize(
 
     Args:
         model: A model of ``create_model``, changed in place.
-        stochastic_depth: p of stochastic depth in the last block, in [0, 1); 0 turns it off. The paper: 0.25.
-        shake_drop: p of ShakeDrop in the last block, in [0, 1); 0 turns it off. The paper: 0.5.
-        drop_block: p of DropBlock, in [0, 1); 0 turns it off. The paper: 0.1.
+        stochastic_depth: p of stochastic depth in the last block, in [0, 1); 0 leaves it out. The paper: 0.25.
+        shake_drop: p of ShakeDrop in the last block, in [0, 1); 0 leaves it out. The paper: 0.5.
+        drop_block: p of DropBlock, in [0, 1); 0 leaves it out. The paper: 0.1.
         block_size: Side of DropBlock's block in pixels of the feature map.
         decay: "linear", as above, or "constant": p in every block.
 
     Returns:
-        The same model.
+        The same model; unchanged, with the regularizers that it has, if all three are 0.
 
     Raises:
         InputError: A value is out of range, stochastic depth and ShakeDrop are both given, or the model has no residual

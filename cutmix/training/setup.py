@@ -140,6 +140,7 @@ def assemble(
 
     ``about`` holds further entries of the run's environment file.
     """
+    check_schedule(recipe)
     network = parallel(state.model, world, sync_bn=recipe.sync_bn)
     return Run(
         recipe, options, world, run_folder(recipe, options), data, task, batches, state, task.fingerprint(),
@@ -152,6 +153,17 @@ def assemble(
         | {"parameters": sum(p.numel() for p in state.network.parameters())}
         | about,
     )  # fmt: skip
+
+
+def check_schedule(recipe: Training) -> None:
+    """Refuse a learning rate that never reaches its highest value, or rises after the warm-up."""
+    if recipe.warmup_epochs > recipe.epochs:
+        raise InputError(
+            f"--warmup-epochs is {recipe.warmup_epochs:g}; expected at most the {recipe.epochs} of --epochs, as the "
+            "learning rate would not reach --lr"
+        )
+    if recipe.schedule == "cosine" and recipe.min_lr > recipe.lr:
+        raise InputError(f"--min-lr is {recipe.min_lr:g}; expected at most the {recipe.lr:g} of --lr")
 
 
 def compiled(network: nn.Module, recipe: Training) -> nn.Module:

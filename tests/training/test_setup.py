@@ -43,6 +43,8 @@ def test_everything_automatic_is_resolved(tmp_path: Path) -> None:
         (replace(DIGITS, model="resnet21"), "there is no model"),
         (replace(DIGITS, drop_block=0.1), "larger than the feature map"),
         (replace(DIGITS, padding_mode="reflect", crop_padding=8), "padding_mode 'reflect'"),
+        (replace(DIGITS, epochs=2, warmup_epochs=5), "--warmup-epochs is 5; expected at most the 2 of --epochs"),
+        (replace(DIGITS, schedule="cosine", lr=5e-6, min_lr=1e-5), "--min-lr is 1e-05; expected at most the 5e-06"),
     ],
 )
 def test_what_is_wrong_is_found_before_anything_is_written(recipe: Recipe, sentence: str, tmp_path: Path) -> None:
