@@ -345,7 +345,7 @@ class RandomStream:
         """
         self.generator.set_state(state["generator"])
         if state.get("rank", self._rank) != self._rank:
-            number = int(torch.randint(2**62, (), generator=self._generator))
+            number = int(torch.randint(2**62, (), generator=self._generator, device="cpu"))
             self._generator.manual_seed(derive_seed(number, self._name, self._rank))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -369,7 +369,7 @@ def draw_cycle(n: int, generator: torch.Generator) -> Tensor:
     Each sample's partner is its successor in a random order. Each cycle comes from exactly n orders, so that the
     distribution is that of Sattolo's algorithm, without its loop.
     """
-    order = torch.randperm(n, generator=generator).numpy()
+    order = torch.randperm(n, generator=generator, device="cpu").numpy()
     partner = np.empty_like(order)
     partner[order[:-1]] = order[1:]
     partner[order[-1:]] = order[:1]  # also of an empty batch
@@ -388,8 +388,9 @@ def draw_beta(alpha: float, n: int, generator: torch.Generator) -> Tensor:
     λ = G₁ / (G₁ + G₂) with log G(α) = log G(α + 1) + (log U) / α.
     """
     if alpha >= _SMALL_ALPHA:
-        concentration = torch.full((n, 2), alpha, dtype=torch.float64)
+        concentration = torch.full((n, 2), alpha, dtype=torch.float64, device="cpu")
         return torch._sample_dirichlet(concentration, generator=generator)[:, 0]
-    gamma = torch._standard_gamma(torch.full((2, n), alpha + 1, dtype=torch.float64), generator=generator).log()
-    uniform = (1 - torch.rand((2, n), generator=generator, dtype=torch.float64)).log()  # of numbers in (0, 1]
+    shape = torch.full((2, n), alpha + 1, dtype=torch.float64, device="cpu")
+    gamma = torch._standard_gamma(shape, generator=generator).log()
+    uniform = (1 - torch.rand((2, n), generator=generator, dtype=torch.float64, device="cpu")).log()  # of (0, 1]
     return torch.sigmoid(gamma[0] - gamma[1] + (uniform[0] - uniform[1]) / alpha)

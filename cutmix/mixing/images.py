@@ -78,7 +78,8 @@ class _Mixer(ImageMix):
         """Draw whether to mix: a bool for the batch, or (n,) bool."""
         if self._prob == 1:
             return True
-        chosen = torch.rand(n if self.per_sample else 1, generator=generator) < self._prob
+        count = n if self.per_sample else 1
+        chosen = torch.rand(count, generator=generator, dtype=torch.float32, device="cpu") < self._prob
         return chosen if self.per_sample else bool(chosen)
 
     def __repr__(self) -> str:
@@ -266,7 +267,7 @@ class Cutout(_Mixer):
         side = np.full((2, n if self.per_sample else 1), self.size, dtype=np.float64) * mixed
         size = np.array([[width], [height]], dtype=np.float64)
         boxes, _ = clip_boxes(draw_pixels(side.shape[1], size, generator), side, size)
-        return CutoutDraw(torch.arange(n), torch.ones(n), boxes=boxes, size=(height, width))
+        return CutoutDraw(*_themselves(n), boxes=boxes, size=(height, width))
 
 
 class RandomChoice(ImageMix):
@@ -335,7 +336,7 @@ class RandomChoice(ImageMix):
             transform.load_state_dict(child)
 
     def _choose(self) -> BatchTransform:
-        weights = torch.tensor(self.weights, dtype=torch.float64)
+        weights = torch.tensor(self.weights, dtype=torch.float64, device="cpu")
         return self.transforms[int(torch.multinomial(weights, 1, generator=self._stream.generator))]
 
     def __repr__(self) -> str:
@@ -344,7 +345,7 @@ class RandomChoice(ImageMix):
 
 def draw_pixels(n: int, size: np.ndarray, generator: torch.Generator) -> np.ndarray:
     """Draw positions uniform over the pixels of images of width and height ``size`` (2, 1): (2, n) float64."""
-    return np.floor(torch.rand((2, n), generator=generator, dtype=torch.float64).numpy() * size)
+    return np.floor(torch.rand((2, n), generator=generator, dtype=torch.float64, device="cpu").numpy() * size)
 
 
 def clip_boxes(centre: np.ndarray, side: np.ndarray, size: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -364,8 +365,13 @@ def clip_boxes(centre: np.ndarray, side: np.ndarray, size: np.ndarray) -> tuple[
 
 
 def _unmixed(n: int, size: tuple[int, int] | None) -> Draw:
-    boxes = None if size is None else torch.zeros(1, 4, dtype=torch.int64)
-    return Draw(torch.arange(n), torch.ones(n), boxes=boxes, size=size)
+    boxes = None if size is None else torch.zeros(1, 4, dtype=torch.int64, device="cpu")
+    return Draw(*_themselves(n), boxes=boxes, size=size)
+
+
+def _themselves(n: int) -> tuple[Tensor, Tensor]:
+    """Return the partners and weights of samples that are not mixed, (n,) int64 and (n,) float32."""
+    return torch.arange(n, device="cpu"), torch.ones(n, dtype=torch.float32, device="cpu")
 
 
 def spatial(shape: Sequence[int]) -> tuple[int, int, int]:

@@ -73,7 +73,7 @@ class AttentionDraw(Draw):
         most = _corners(sums, sums.flatten(1).argmax(1))
         return cls(
             partner,
-            torch.full((len(partner),), 1 - side**2 / (height * width), dtype=torch.float32),
+            torch.full((len(partner),), 1 - side**2 / (height * width), dtype=torch.float32, device="cpu"),
             grid=(height, width),
             side=side,
             target=_corners(sums, sums.flatten(1).argmin(1)),
@@ -313,7 +313,7 @@ class SMMix(Mix):
         _check_attention(attention)
         low, high = side_range(attention.shape[1:])
         generator = self._stream.generator
-        side = int(torch.randint(low, high + 1, (1,), generator=generator))
+        side = int(torch.randint(low, high + 1, (1,), generator=generator, device="cpu"))
         return AttentionDraw.from_attention(attention, draw_cycle(len(attention), generator), side)
 
     def loss(

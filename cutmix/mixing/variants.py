@@ -45,8 +45,8 @@ class CenterGaussianCutMix(CutMix):
 
     def draw_centres(self, n: int, size: np.ndarray) -> np.ndarray:
         """Draw centres by the inverse of the truncated Gaussian's distribution function."""
-        edge = torch.special.ndtr(torch.tensor(-0.5 / self.sigma, dtype=torch.float64))
-        uniform = torch.rand((2, n), generator=self._stream.generator, dtype=torch.float64)
+        edge = torch.special.ndtr(torch.tensor(-0.5 / self.sigma, dtype=torch.float64, device="cpu"))
+        uniform = torch.rand((2, n), generator=self._stream.generator, dtype=torch.float64, device="cpu")
         deviation = torch.special.ndtri(torch.lerp(edge, 1 - edge, uniform))
         return np.clip(np.floor((0.5 + self.sigma * deviation.numpy()) * size), 0, size - 1)
 
@@ -345,7 +345,8 @@ class FeatureMix(Mix):
         """
         assert isinstance(targets, Tensor)
         modules = find_layers(network, self.layers)
-        layer = self.layers[int(torch.randint(len(self.layers), (1,), generator=self._stream.generator))]
+        generator = self._stream.generator
+        layer = self.layers[int(torch.randint(len(self.layers), (1,), generator=generator, device="cpu"))]
         module = modules.get(layer)
         if module is None:
             mixed, mixed_targets = self.transform(images, targets)

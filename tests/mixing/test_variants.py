@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from cutmix import (
     Draw,
     FeatureMix,
     FixedSizeCutMix,
+    Mixup,
     MultiCutMix,
     MultiDraw,
     MultiTargets,
@@ -317,6 +319,33 @@ def test_prob_and_batches_of_one(make: Callable, per_sample: bool) -> None:
     changed = torch.stack([mix(images, labels)[0].ne(images).flatten(1).any(1) for _ in range(400)])
     assert changed.double().mean().item() == pytest.approx(0.3, abs=0.1)
     assert bool((changed == changed[:, :1]).all()) != per_sample
+
+
+@pytest.mark.parametrize("prob", [1.0, 0.4])
+@pytest.mark.parametrize(
+    "make",
+    [*VARIANTS.values(), CutMix, Mixup, lambda **options: CutMix(0.01, **options), partial(Cutout, 9),
+     lambda **options: RandomChoice([CutMix(**options), Mixup(**options)], seed=1)],
+)  # fmt: skip
+def test_pytorchs_defaults_have_no_effect(make: Callable, prob: float) -> None:
+    """Of the device, which a GPU is for some users, and of the dtype, which Lightning sets in a training step."""
+
+    def drawn(device: str | None, dtype: torch.dtype) -> list[Tensor]:
+        mix, before = ready(make(seed=13, prob=prob)), torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        torch.set_default_device(device)
+        try:
+            draws = [mix.draw((6, 3, 40, 40)) for _ in range(5)]
+        finally:
+            torch.set_default_device(None)
+            torch.set_default_dtype(before)
+        return [part for draw in draws for part in (draw.partner, draw.lam)]
+
+    plain = drawn(None, torch.float32)
+    assert {part.dtype for part in plain} == {torch.int64, torch.float32}
+    for device, dtype in (("meta", torch.float32), (None, torch.float64), (None, torch.bfloat16)):
+        for part, expected in zip(drawn(device, dtype), plain, strict=True):
+            torch.testing.assert_close(part, expected, rtol=0, atol=0)
 
 
 @every_variant
