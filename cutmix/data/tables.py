@@ -89,15 +89,25 @@ def _rows(path: Path) -> Iterable[Row]:
         return _named(path, _read_json_lines(path, text), first=1)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ";" if ";" in text.partition("\n")[0] else ","
     # not splitlines(): a cell may contain line breaks, and a label the line separators of Unicode
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
         lines = [line for line in reader if any(cell.strip() for cell in line)]
     except csv.Error as error:
         raise InputError(f"{path}, row {reader.line_num} cannot be read as a row of a table: {error}") from None
     if lines and len(lines[0]) in (2, 3) and (path.parent / lines[0][0].strip()).is_file():  # no header
-        lines.insert(0, ["path", "label", "split"][: len(lines[0])])
-        return _named(path, (dict(zip(lines[0], line, strict=False)) for line in lines[1:]), first=1)
-    return _named(path, (dict(zip(lines[0], line, strict=False)) for line in lines[1:]), first=2)
+        return _named(path, _in_columns(path, ["path", "label", "split"][: len(lines[0])], lines, first=1), first=1)
+    return _named(path, _in_columns(path, lines[0], lines[1:], first=2) if lines else [], first=2)
+
+
+def _in_columns(path: Path, names: list[str], lines: list[list[str]], first: int) -> Iterable[dict[str, Any]]:
+    """Yield the cells of each row by column; refuse a row that has more, such as a label with a comma in it."""
+    for number, line in enumerate(lines, first):
+        if any(cell.strip() for cell in line[len(names) :]):
+            raise InputError(
+                f"{path}, row {number} has {len(line)} cells; expected {len(names)} ({', '.join(names)}), and quotes "
+                "around a cell that holds a separator"
+            )
+        yield dict(zip(names, line, strict=False))
 
 
 def _named(path: Path, rows: Iterable[dict[str, Any]], first: int) -> Iterable[Row]:
@@ -106,10 +116,14 @@ def _named(path: Path, rows: Iterable[dict[str, Any]], first: int) -> Iterable[R
         lower = {str(name).strip().lower(): value for name, value in row.items()}
         cells = []
         for wanted, known in _COLUMNS.items():
-            value = next((lower[name] for name in known if lower.get(name) is not None), "")
-            if isinstance(value, list):
-                value = "|".join(map(str, value))
-            text = str(value).strip().encode("utf-8", "backslashreplace")  # JSON may hold half a character
+            value = next((lower[name] for name in known if lower.get(name) is not None), None)
+            try:
+                several = [_as_text(part) for part in value] if isinstance(value, list) else [_as_text(value)]
+            except TypeError:
+                raise InputError(
+                    f"{path}, row {number}: the {wanted} is {value!r:.60}; expected a text or a number"
+                ) from None
+            text = "|".join(filter(None, several)).strip().encode("utf-8", "backslashreplace")
             cells.append(printable_name(text) if wanted == "label" else text.decode())
             there = wanted == "label" and any(name in lower for name in known)  # an image may have none of the labels
             if not cells[-1] and wanted != "split" and not there:
@@ -118,6 +132,17 @@ def _named(path: Path, rows: Iterable[dict[str, Any]], first: int) -> Iterable[R
                     f"named {', '.join(known[:4])} or the like"
                 )
         yield number, *cells  # type: ignore[misc]
+
+
+def _as_text(value: Any) -> str:
+    """Return a cell as text, "" for an absent value; a value that is no text, number or truth is a TypeError."""
+    if value is None or value != value:  # NaN: an absent number of Parquet
+        return ""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    if isinstance(value, list | dict):
+        raise TypeError
+    return str(value)
 
 
 def _read_json_lines(path: Path, text: str) -> Iterable[dict[str, Any]]:

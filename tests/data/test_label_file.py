@@ -133,11 +133,47 @@ def test_unicode_neither_ends_a_line_nor_makes_a_second_class(folder: Path) -> N
             "path,label,split\ncat/0.png,cat,train\ndog/0.png,dog,train\ncat/1.png,cat,val\n",
             "no val images",
         ),
+        # two classes that would be one, if the cells after the second were not read
+        (
+            "path,label\ncat/0.png,bird, red\ncat/1.png,bird, blue\ndog/0.png,dog\n",
+            r"row 2 has 3 cells; expected 2 \(path, label\), and quotes",
+        ),
+        ("cat/0.png,cat\ncat/1.png,cat,brown\ndog/0.png,dog\n", "row 2 has 3 cells; expected 2"),
+        ('path,label\ncat/0.png,cat\ndog/0.png,"dog\ndog/1.png,dog\n', "cannot be read as a row of a table"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence(text: str, said: str, folder: Path) -> None:
     with pytest.raises(InputError, match=said.replace("|", r"\|")):
         read_label_file(write(folder, text))
+
+
+def test_a_quoted_cell_may_follow_a_blank(folder: Path) -> None:
+    file = write(folder, 'path, label\ncat/0.png, "cat, black"\ndog/0.png, dog\n')
+    assert read_label_file(file).classes == ("cat, black", "dog")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_absent_and_nested_values_are_no_classes(kind: str, folder: Path) -> None:
+    paths = [path for path, _ in rows(folder)][:3]
+
+    def classes(labels: list) -> tuple[str, ...]:
+        file = folder / f"labels.{kind}"
+        if kind == "jsonl":
+            lines = [json.dumps({"path": path, "label": label}) for path, label in zip(paths, labels, strict=True)]
+            return read_label_file(write(folder, "\n".join(lines), file.name)).classes
+        pyarrow = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table({"path": paths, "label": labels}), file)
+        return read_label_file(file).classes
+
+    assert classes([["a", None], ["b"], ["c", "a"]]) == ("a", "b", "c")
+    assert classes([["a", None], ["b"], ["a"]]) == ("a", "b")
+    for missing in (None, float("nan")) if kind == "parquet" else (None,):
+        with pytest.raises(InputError, match="row 2 has no label"):
+            classes([1.0, missing, 2.0])
+    with pytest.raises(InputError, match=r"row 1: the label is \{'name': 'a'\}; expected a text or a number"):
+        classes([{"name": "a"}, {"name": "b"}, {"name": "b"}])
+    if kind == "parquet":
+        assert classes([b"a", b"b", "ü".encode()]) == ("a", "b", "ü")
 
 
 @pytest.mark.parametrize(
