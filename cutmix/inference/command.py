@@ -15,7 +15,7 @@ from PIL import Image
 
 from cutmix.config.options import ExplainOptions, PredictOptions, ServeOptions
 from cutmix.data.decode import to_rgb
-from cutmix.data.folder import count_suffixes, is_hidden, is_image, say_others
+from cutmix.data.folder import count_suffixes, list_images, say_others
 from cutmix.data.shards import find_shards, read_unlabelled
 from cutmix.data.sources import Source, Stored
 from cutmix.errors import InputError, counted, missing_extra, printable
@@ -92,7 +92,8 @@ def run_explain(options: ExplainOptions, images: Iterable[Any]) -> list[Path]:
 def find_images(name: Any) -> Sequence[Any]:
     """Return an image file, all images of a folder, sorted by path, or those in a folder of shards; others as given.
 
-    Hidden files of a folder are left out, and files that are not images are counted in a warning.
+    Links to folders are followed, as in training. Hidden files of a folder are left out, and files that are not images
+    are counted in a warning.
     """
     if not isinstance(name, str | os.PathLike):
         return [name]
@@ -101,9 +102,9 @@ def find_images(name: Any) -> Sequence[Any]:
         return [path]  # a missing file becomes a line of the output
     if parts := find_shards(path, trained=False):
         return read_unlabelled([shard for part in parts.values() for shard in part])
-    visible = [file for file in path.rglob("*") if not any(map(is_hidden, file.relative_to(path).parts))]
-    found = sorted(file for file in visible if is_image(file.name) and file.is_file())
-    others = count_suffixes(file for file in visible if not is_image(file.name) and file.is_file())
+    listing = list_images(path)
+    found = sorted([*(file.path for file in listing.files), *(link for link in listing.repeated if link.is_file())])
+    others = count_suffixes(listing.others)
     if not found:
         only = f"; {say_others(others)}" if others else ""
         raise InputError(f"{path} holds no images{only}; expected image files, or a folder of them")

@@ -196,6 +196,17 @@ def test_a_folder_is_predicted_without_hidden_files_and_the_others_are_counted(
         find_images(str(tmp_path / "new"))
 
 
+def test_a_folder_is_predicted_through_links(photos: Path, tmp_path: Path) -> None:
+    """A folder of links to class folders trains, so its images can be predicted too."""
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "fish").symlink_to(photos / "val" / "fish")
+    (linked / "0.png").symlink_to(photos / "val" / "fish" / "0.png")
+    expected = sorted(Path(top) / name for top, _, names in os.walk(linked, followlinks=True) for name in names)
+    assert len(expected) > 2
+    assert find_images(str(linked)) == expected
+
+
 def test_json_lines_from_standard_input(
     run: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
