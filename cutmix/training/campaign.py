@@ -23,14 +23,16 @@ from scipy import stats
 
 from cutmix.config.options import WORKERS, CampaignOptions, CompareOptions, TrainOptions
 from cutmix.config.recipe import Recipe, complete, flag
-from cutmix.data import FileSet, open_splits
+from cutmix.data import FileSet, Splits, open_splits
 from cutmix.data.loaders import Batch, Loader
+from cutmix.data.sets import keep_per_class
 from cutmix.errors import InputError
 from cutmix.evaluation.classification import predict
 from cutmix.runs.folder import hold, is_complete, saved_recipe, write_arrays, write_json
 from cutmix.runs.outcomes import range_of
 from cutmix.runs.read import read_run
 from cutmix.runs.record import Record, Results, append_records
+from cutmix.runtime.checkpoint import read_header
 from cutmix.runtime.device import any_process, arithmetic, processes
 from cutmix.runtime.files import make_folder, open_no_link, read_arrays
 from cutmix.runtime.terminal import Console, duration, remembered_signals, say, saying_once
@@ -121,6 +123,28 @@ def _run_left(jobs: Sequence[Job], options: CampaignOptions | TrainOptions, cons
     failures = run_jobs(jobs, options, console)
     if failures:
         raise InputError(f"{len(failures)} of {left} runs failed, the first being {failures[0]}")
+
+
+def _check_images(jobs: Sequence[Job], options: CampaignOptions | TrainOptions) -> None:
+    """Refuse to run the rest of a campaign on other training images than those of its finished runs."""
+    done = [job for job in jobs if share_done(job) == 1]
+    if len(done) == len(jobs):
+        return
+    opened: dict[str, Splits] = {}
+    copies = None
+    for job in done:
+        reading = job.recipe.reading()
+        if (key := str(reading)) not in opened:
+            skip = train_options(job, options).skip_unreadable
+            opened[key] = open_splits(job.recipe.data, copies=copies, skip_unreadable=skip, **reading)
+            copies = opened[key].copies
+        data, count = opened[key].train, job.recipe.train_per_class
+        trained_on = read_header(job.path / "model.safetensors").data
+        if trained_on not in (None, (data if count is None else keep_per_class(data, count)).fingerprint()):
+            raise InputError(
+                f"{job.recipe.data} has changed since {job.path} was trained on it; give another folder with --out, so "
+                "that all runs have the same images"
+            )
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -235,6 +259,7 @@ def run_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
     if recipe.folds:
         raise InputError("--folds is given; expected none, as cutmix compare trains on one split of the images")
     jobs = plan_methods(recipe, options)
+    _check_images(jobs, options)
     if options.jobs > 1:
         _run_shards(recipe, options)
     with open_campaign(jobs, options, "compare") as (own, console):
@@ -347,6 +372,7 @@ def run_folds(recipe: Recipe, options: TrainOptions) -> Results:
     jobs = [
         Job(f"{recipe.folds} folds", replace(shared, fold=k), out / f"fold-{k}") for k in range(1, recipe.folds + 1)
     ]
+    _check_images(jobs, options)
     with open_campaign(jobs, CampaignOptions(out=out), "folds") as (own, console):
         _run_left(own, options, console)
         if not is_first():

@@ -158,3 +158,26 @@ def test_the_runs_of_a_comparison_describe_their_data_once(
         assert said.count("21 images of 2 classes") == 1
         assert said.count("such images are never in two splits") == 1
         shutil.rmtree(tmp_path / "runs")
+
+
+def test_the_rest_of_the_runs_has_the_images_of_the_finished_ones(photos: Path, tmp_path: Path) -> None:
+    """Folds of changed data hold some images twice and others never; methods would have unequal data."""
+    data, split = tmp_path / "data", tmp_path / "split"
+    shutil.copytree(photos, data)
+    for part in ("train", "val"):
+        shutil.copytree(photos / "dog", split / part / "dog")
+        shutil.copytree(photos / "cat", split / part / "cat")
+    for number, file in enumerate(sorted((split / "val").rglob("*.*g"))):  # else all would be copies
+        Image.new("RGB", (40, 36), (10 * number, 0, 90)).save(file)
+    cutmix.train(data, folds=2, out=tmp_path / "cv", **FEW)
+    cutmix.compare(split, ("none", "cutout"), seeds=1, out=tmp_path / "runs", **FEW)
+    for name in ("fold-2", "results.jsonl"):
+        (tmp_path / "gone").mkdir(exist_ok=True)
+        (tmp_path / "cv" / name).rename(tmp_path / "gone" / name)
+    for folder in (data / "cat", split / "train" / "cat"):
+        Image.new("RGB", (40, 36), "navy").save(folder / "more.png")
+    assert cutmix.compare(split, ("none", "cutout"), seeds=1, out=tmp_path / "runs", **FEW)
+    with pytest.raises(InputError, match=r"data has changed since .*fold-1 was trained on it; give another folder"):
+        cutmix.train(data, folds=2, out=tmp_path / "cv", **FEW)
+    with pytest.raises(InputError, match=r"split has changed since .*none-seed0 was trained on it; give another"):
+        cutmix.compare(split, ("none", "cutout"), seeds=2, out=tmp_path / "runs", **FEW)
