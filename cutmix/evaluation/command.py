@@ -344,7 +344,9 @@ class Output:
         """Return the name of the file of a suite's arrays; a run's own predictions are never overwritten."""
         if self.own:
             return "last" if suite == "classification" else f"{suite}-last"
-        other = f"-{evaluation.data.name}" if evaluation.options.data else ""
+        other = f"-{evaluation.data.name.replace('/', '-')[-100:]}" if evaluation.options.data else ""
+        if evaluation.view.image_size != evaluation.subject.header.image_size:
+            other += f"-{evaluation.view.image_size}px"
         return f"{'evaluated' if suite == 'classification' else suite}-{evaluation.subject.which}{other}"
 
     def write(self, stem: str, records: list[Record], result: SuiteResult) -> None:

@@ -1,5 +1,6 @@
 """Load the weights of a run or of a file, their model, and the images to evaluate on, with its classes."""
 
+import contextlib
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from cutmix.config.options import EvaluateOptions
 from cutmix.config.recipe import Recipe
-from cutmix.data import FileSet, ImageSet, open_data, open_splits
+from cutmix.data import FileSet, ImageSet, Splits, open_data, open_splits
 from cutmix.data.command import describe_splits
 from cutmix.data.division import find_shared
 from cutmix.data.folder import printable_name
@@ -142,11 +143,14 @@ def open_test_set(options: EvaluateOptions, subject: Subject) -> ImageSet:
         if splits.reported is None:
             raise InputError(f"{subject.weights} was trained on all images of {name}; give others with --data")
         data: ImageSet = splits.reported
+        _note_changes(subject, name, splits)
     else:
         channels = 3 if subject.header.small else subject.header.in_chans or 3
         splits = open_whole(name, channels=channels, **reading)
         data = splits.train
         _note_training_images(subject, data)
+        if subject.recipe and data.name == printable_name(Path(subject.recipe.data).resolve().name):
+            data = replace(data, name=_other_name(name, subject.recipe.data))  # its results are not of the run's data
     for line in describe_splits(splits).left_out():
         _log.info("%s", line)
     if subject.header.in_chans not in (None, data.in_chans):
@@ -192,6 +196,33 @@ def _is_own(options: EvaluateOptions, subject: Subject) -> bool:
     except InputError:
         return False
     return train_set.fingerprint() == subject.header.data
+
+
+def _other_name(data: str, own: str) -> str:
+    """Return the end of a path, from the first folder on in which it differs from the path of the run's data."""
+    parts, others = Path(os.path.realpath(data)).parts, Path(os.path.realpath(own)).parts
+    count = next((n for n in range(1, len(parts)) if parts[-n:] != others[-n:]), len(parts))
+    return printable_name("/".join(parts[-count:]))
+
+
+def _note_changes(subject: Subject, name: str, splits: Splits) -> None:
+    """Warn if the training images of the run's own data are no longer those that it was trained on."""
+    recipe = subject.recipe
+    if recipe is None or subject.header.data is None or splits.official:
+        return
+    with contextlib.suppress(InputError):
+        for skipping in (False, True):  # unreadable images of this split have not been searched for
+            trained = splits.train
+            if skipping:
+                trained = open_data(name, "train", skip_unreadable=True, **_division_of(subject))
+            if recipe.train_per_class is not None:
+                trained = keep_per_class(trained, recipe.train_per_class)
+            if trained.fingerprint() == subject.header.data:
+                return
+    _log.warning(
+        "%s has changed since %s was trained: images that it was trained on may be among those evaluated",
+        name, subject.weights,
+    )  # fmt: skip
 
 
 def _note_training_images(subject: Subject, data: ImageSet) -> None:

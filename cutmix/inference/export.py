@@ -394,7 +394,8 @@ def _results(run: Run) -> str:
         rows = [f"### {title}\n", "| metric | value [95 % interval] | images | data |", "|---|---|---|---|"]
         for r in lines:
             what = " ".join(str(part) for part in (r.metric, r.of, None if r.at is None else f"at {r.at:.4g}") if part)
-            rows.append(f"| {what} | {with_interval(r, '.4g')} | {r.n or ''} | {r.data}, {r.split} |")
+            size = "" if run.is_own(r) or not r.image_size else f", {r.image_size} pixels"
+            rows.append(f"| {what} | {with_interval(r, '.4g')} | {r.n or ''} | {r.data}, {r.split}{size} |")
         made.append("\n".join(rows) + "\n")
     return "\n".join(made)
 

@@ -431,7 +431,7 @@ def _fitted_temperature(run: Path, which: str) -> dict[str, Any]:
 
     A temperature is not used at the end of its range, or if it does not lower the NLL of images it was not fitted on.
     """
-    lines = {line.metric: line for line in read_run(run).suite("calibration") if line.which == which}
+    lines = {line.metric: line for line in read_run(run).suite("calibration", which)}
     found = {name: line.value for name, line in lines.items()}
     temperature = found.get("temperature")
     if temperature is not None and not 1e-6 <= temperature <= 1e6:

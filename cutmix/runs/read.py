@@ -24,7 +24,7 @@ NOTHING = "nothing"
 
 _RECIPES = {"classification": Recipe, "detection": Detection, "captioning": Captioning}
 # Two records with the same values of these fields are the same metric, evaluated twice.
-_KEY = ("source", "data", "split", "metric", "which", "weights", "of", "at", "convention", "score")
+_KEY = ("source", "data", "split", "metric", "which", "weights", "of", "at", "convention", "score", "image_size")
 
 
 class Config(NamedTuple):
@@ -44,7 +44,7 @@ class Run(Tabular):
     command: str
     environment: Json  # versions, device and commit
     epochs: tuple[Json, ...]  # the last log entry of each epoch, ascending
-    # the last record of each metric, in order; those of other data than the first come last
+    # the last record of each metric, in order; those of other data or sizes than the first come last
     results: tuple[Record, ...]
     samples: bytes | None  # the bytes of samples.png
     label: str = ""  # a short name, unique among the runs that were read together
@@ -96,9 +96,9 @@ class Run(Tabular):
         }
         return found.get("model", found.get("ema"))
 
-    def suite(self, name: str) -> list[Record]:
-        """Return the records of a suite, or of a task of transfer, after the last epoch on the run's own test set."""
-        which = self.named("last")
+    def suite(self, name: str, which: str = "last") -> list[Record]:
+        """Return the records of a suite, or of a task of transfer, of an epoch on the run's own test set."""
+        which = self.named(which)
         return [r for r in self.results if r.suite == name and r.which == which and self.is_own(r)]
 
     def arrays(self, suite: str) -> Path:
@@ -110,8 +110,8 @@ class Run(Tabular):
         return self.results[0].which if self.evaluated and self.results else which
 
     def is_own(self, record: Record) -> bool:
-        """Return whether a record is about the run's own test set."""
-        return record.data == self.data
+        """Return whether a record is about the run's own test set, at the size of its images."""
+        return same_images(record, self.results[0])
 
     def fact(self, name: str) -> Any:
         """Return a circumstance (device, torch, commit …) from the results, else the environment, else the recipe."""
@@ -120,6 +120,11 @@ class Run(Tabular):
             if source.get(name) is not None:
                 return source[name]
         return None
+
+
+def same_images(record: Record, first: Record) -> bool:
+    """Return whether a record is about the data of a run's first record, at the same size."""
+    return record.data == first.data and record.image_size in (None, first.image_size)
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
@@ -161,7 +166,7 @@ def read_run(folder: Path) -> Run:
         command=config.command,
         environment=read_environment(folder / "environment.json"),
         epochs=tuple(epochs[epoch] for epoch in sorted(epochs)),
-        results=tuple(sorted(latest.values(), key=lambda record: record.data != results[0].data)),
+        results=tuple(sorted(latest.values(), key=lambda record: not same_images(record, results[0]))),
         samples=regular(samples).read_bytes() if samples.exists() else None,
         evaluated=config.evaluated,
     )

@@ -215,9 +215,11 @@ class Results(Tabular, list[Record]):
     def tables(self) -> Iterator[Table | str]:
         """Yield the tables, then the notes."""
         groups: dict[str, list[Record]] = {}
+        sized = len({record.image_size for record in self} - {None}) > 1
         for record in self:
+            at = f" at {record.image_size} pixels" if sized and record.image_size else ""
             subject = record.file or f"{record.recipe}, seed {record.seed}, {record.which} epoch"
-            groups.setdefault(f"{subject} on {record.data}: {record.suite or 'training'}", []).append(record)
+            groups.setdefault(f"{subject} on {record.data}{at}: {record.suite or 'training'}", []).append(record)
         for title, records in groups.items():
             table = Table(title=Text(title))
             for heading in ("metric", "of", "at", "value [95 % interval]", "n"):

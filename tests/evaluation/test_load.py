@@ -134,6 +134,34 @@ def test_the_runs_own_data_may_have_moved(tmp_path: Path, caplog: pytest.LogCapt
     ]
 
 
+def test_own_data_that_have_changed_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where images that were held out are removed, others, which the run was trained on, are held out."""
+    own = image_files(tmp_path / "own", 9)
+    for number, file in enumerate(sorted(own.rglob("*.png"))):
+        Image.new("RGB", (9, 9), (12 * number, 200, 7)).save(file)
+    sorted(own.rglob("*.png"))[0].write_bytes(b"damaged")
+    trained = open_data(str(own), "train", val_fraction=0.4, skip_unreadable=True)
+    path = ours(tmp_path / "w.safetensors", own, ("cat", "dog"), data=trained.fingerprint())
+    opened(path, None, skip_unreadable=True)
+    assert not caplog.messages
+    names = {file.relative_to(own) for file in trained.paths}
+    for file in sorted(own.rglob("*.png")):
+        if file.relative_to(own) not in names:
+            file.unlink()
+    assert {file.relative_to(own) for file in opened(path, None).paths} <= names
+    assert caplog.messages == [
+        f"{own} has changed since {path} was trained: images that it was trained on may be among those evaluated"
+    ]
+
+
+def test_other_data_of_the_same_name_have_another_name(tmp_path: Path) -> None:
+    own = image_files(tmp_path / "a" / "images", 5)
+    path = ours(tmp_path / "w.safetensors", own, ("cat", "dog"))
+    assert opened(path, own).name == "images"
+    for folder, name in (("b/images", "b/images"), ("c/a/images", "c/a/images"), ("a/images/more", "more")):
+        assert opened(path, image_files(tmp_path / folder, 2)).name == name
+
+
 def test_training_images_of_a_folder_of_splits_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     own = image_files(tmp_path / "own" / "train", 3).parent
     image_files(own / "val", 3)

@@ -27,6 +27,7 @@ from cutmix.data.image_files import Decoder
 from cutmix.errors import InputError
 from cutmix.inference.command import find_images, write_predictions
 from cutmix.inference.model import Model, Prediction, Predictions, Preprocessing, load
+from cutmix.runs.read import read_run
 from cutmix.runs.record import read_records
 
 
@@ -241,6 +242,32 @@ def test_the_temperature_of_a_calibration_is_taken_and_said(
     Image.fromarray(open_data("digits", "test").images[0, 0].numpy()).save(image)
     _, _, err = command(capsys, str(digits_run), str(image))
     assert "fitted on 398 held-out images" in err
+
+
+def test_the_temperature_is_that_of_the_epoch_the_size_and_the_data_of_the_predictions(
+    digits_run: Path, run: Path, photos: Path, tmp_path: Path
+) -> None:
+    def calibrated(folder: Path, *words: str) -> dict[str, float]:
+        main(["evaluate", str(folder), "--suite", "calibration", "--device", "cpu", *words])
+        return {r.metric: r.value for r in read_records(folder / "results.jsonl")}  # the last line of each
+
+    copy = Path(shutil.copytree(digits_run, tmp_path / "digits"))
+    (copy / "best.safetensors").write_bytes((copy / "model.safetensors").read_bytes())
+    fitted = calibrated(copy, "--which", "best", "--images", "300")["temperature"]
+    assert load(copy, which="best", device="cpu").temperature == fitted
+    last = calibrated(copy)["temperature"]
+    assert calibrated(copy, "--image-size", "12")["temperature"] != last
+    assert load(copy, which="last", device="cpu").temperature == last
+    assert load(copy, which="best", device="cpu").temperature == fitted
+    assert len({path.name for path in (copy / "predictions").glob("calibration-last*.npz")}) == 2
+
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    own = calibrated(copy)
+    other = tmp_path / "other" / photos.name
+    shutil.copytree(photos / "train", other)
+    Image.new("RGB", (50, 50), "navy").save(other / "fish" / "more.png")
+    assert calibrated(copy, "--data", str(other))["nll"] != own["nll"]
+    assert {r.metric: r.value for r in read_run(copy).suite("calibration")}["nll"] == own["nll"]
 
 
 @pytest.mark.parametrize(
