@@ -231,7 +231,7 @@ def _readme(model: Model, options: ExportOptions, name: str, agreed: str) -> str
 * Input `images`: uint8, (batch, {p.in_chans}, {size}, {size}), {mode}. Normalisation is inside.
 * Output `probabilities`: float32, (batch, {len(model.classes)}){kind}; {temperature}.
 * {agreed.capitalize()}.
-{"" if p.small or p.decoder != "fast" else _DECODER.format("Pillow")}
+{_MODES if p.in_chans in (1, 3) else ""}{"" if p.small or p.decoder != "fast" else _DECODER.format("Pillow")}
 ```python
 import json
 
@@ -334,7 +334,7 @@ def model_card(model: Model, source: Path) -> str:
     parts.append(_results(run) if run else "## Results\n\nNot recorded: the card was made from a file of weights.\n")
     limits = _LIMITS.replace(_ONE_CLASS, _SEVERAL) if model.thresholds is not None else _LIMITS
     if model.preprocessing.decoder == "fast":
-        limits = limits.replace(_DRAW, _DRAW + _DECODER.format("timm"))
+        limits = limits.replace(_MODES, _MODES + _DECODER.format("timm"))
     parts.append(limits)
     return "\n".join(parts)
 
@@ -417,6 +417,10 @@ _DRAW = """
 * The results hold for images like those of the test split; their intervals cover the draw of test images, not other
   cameras, places or times, nor another seed of training.
 """
+_MODES = """\
+* 16-bit grey images were scaled to 8 bits and transparent pixels laid on white; Pillow's `convert` clips the former and
+  shows the colour beneath the latter.
+"""
 _DECODER = """\
 * JPEG files were decoded at the resolution that the crop needs; {} decodes them at full resolution, which can change
   predictions near the border between classes.
@@ -424,7 +428,7 @@ _DECODER = """\
 
 _LIMITS = f"""## Limits
 
-* {_ONE_CLASS}{_DRAW}
+* {_ONE_CLASS}{_DRAW}{_MODES}
 ## Licence
 
 To be filled in by the publisher, with the licence of the training data.

@@ -96,6 +96,7 @@ def test_timm_loads_what_is_pushed_to_a_folder(run: Path, photo: Path, tmp_path:
     card = (tmp_path / "hub/README.md").read_text(encoding="utf-8")
     assert "top1_err" in card
     assert "Not run." in card
+    assert "16-bit grey" in card  # which this code of the card reads otherwise
     assert ("timm decodes them at full resolution" in card) == (ours.preprocessing.decoder == "fast")
     ours.preprocessing = replace(ours.preprocessing, decoder="exact")
     assert "full resolution" not in cutmix.inference.export.model_card(ours, run)
