@@ -308,8 +308,14 @@ def commit() -> str | None:
         return None
 
 
+TYPED = "CUTMIX_COMMAND"
+"""Environment variable of processes that a command starts for parts of its work: the command as it was typed."""
+
+
 def command_line() -> str:
     """Return the command as it was typed, ``python -m cutmix`` as ``cutmix``; of a calling program, ``python FILE``."""
+    if typed := os.environ.get(TYPED):
+        return typed
     program = Path(sys.argv[0])
     own = program.stem == "cutmix" or program.parts[-2:] == ("cutmix", "__main__.py")
     return shlex.join([*(["cutmix"] if own else filter(None, ["python", program.name])), *sys.argv[1:]])

@@ -28,7 +28,7 @@ from cutmix.data.loaders import Batch, Loader
 from cutmix.data.sets import keep_per_class
 from cutmix.errors import InputError
 from cutmix.evaluation.classification import predict
-from cutmix.runs.folder import hold, is_complete, saved_recipe, write_arrays, write_json
+from cutmix.runs.folder import TYPED, command_line, hold, is_complete, saved_recipe, write_arrays, write_json
 from cutmix.runs.outcomes import range_of
 from cutmix.runs.read import read_run
 from cutmix.runs.record import Record, Results, append_records
@@ -318,7 +318,7 @@ def _in_steps(recipe: Recipe, steps: int, images: int) -> Recipe:
 def _run_shards(recipe: Recipe, options: CompareOptions) -> None:
     """Run shards in processes of their own, each with its share of the cores; their output goes to files."""
     threads = max(WORKERS // options.jobs, 1)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), TYPED: command_line()}
     make_folder(options.out)
     kept = recipe.to_dict()
     write_json(options.out / "recipe.json", {name: value for name, value in kept.items() if value is not None})

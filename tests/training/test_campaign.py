@@ -32,6 +32,7 @@ from cutmix.report.verdict import (
     in_words,
 )
 from cutmix.runs.outcomes import crossed_difference
+from cutmix.runtime.files import read_lines
 from cutmix.training import campaign
 from cutmix.training.campaign import plan_methods
 from cutmix.training.loop import DivergedError
@@ -153,7 +154,8 @@ def test_a_method_may_have_settings_of_its_own() -> None:
     assert jobs[3].path.name == "digits-resnet20-cutmix-mix-per-sample-true-alpha-4-seed0"
 
 
-def test_a_mix_with_settings_is_compared_with_the_same_mix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mix_with_settings_is_compared_with_the_same_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["cutmix", "compare", "as typed"])
     words = [{"none": "cutmix", "cutmix": "cutmix:alpha=0.25"}.get(word, word) for word in WORDS]
     main([*words, "--seeds", "1", "--out", str(tmp_path), "--jobs", "2"])
     (found,) = json.loads((tmp_path / "comparison.json").read_text())
@@ -162,6 +164,8 @@ def test_a_mix_with_settings_is_compared_with_the_same_mix(tmp_path: Path, capsy
         100 * wrong(tmp_path / f"digits-resnet20-{name}-seed0").mean() for name in ("cutmix-alpha-0.25", "cutmix")
     ]
     assert [found["error"], found["baseline_error"]] == pytest.approx(errors)
+    lines = [line for path in tmp_path.glob("*/results.jsonl") for line in read_lines(path)]
+    assert {line["command"] for line in lines} == {"cutmix compare 'as typed'"}
 
 
 def test_a_slow_first_step_is_not_the_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
