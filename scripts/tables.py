@@ -101,6 +101,11 @@ def caltech_default() -> str:
     return by_method("caltech-101", "tf_efficientnet_lite0", 10, 320)
 
 
+def caltech_thirty() -> str:
+    """Return the fine-tuning with 30 images per class."""
+    return by_method("caltech-101", "tf_efficientnet_lite0", 30, 480)
+
+
 LABELS = {
     "none": "none", "none:label-smoothing=0.1": "label smoothing 0.1", "cutout": "Cutout", "mixup": "Mixup",
     "cutmix": "CutMix", "cutmix:label-smoothing=0.1": "CutMix, label smoothing 0.1",
@@ -297,8 +302,8 @@ BENCHMARKS = (
     "network-1-thread", "smmix", "captioning", "average-precision", "localization", "ood", "shards",
 )  # fmt: skip
 EXPERIMENTS = (
-    claims, caltech, caltech_default, subsets, subset_suites, arms, short, defaults, localization, suites, outside,
-    speed,
+    claims, caltech, caltech_default, caltech_thirty, subsets, subset_suites, arms, short, defaults, localization,
+    suites, outside, speed,
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {
     **{make.__name__: make for make in EXPERIMENTS},
