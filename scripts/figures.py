@@ -189,7 +189,8 @@ def of_table(name: str) -> None:
     header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     names = TABLES_DRAWN[name]
     differs = CHANCE[0] in header
-    drawn = [header.index(CHANCE[0])] if differs else range(names, len(header))
+    columns = [header.index(CHANCE[0])] if differs else range(names, len(header))
+    drawn = [column for column in columns if any(_NUMBER.fullmatch(row[column]) for row in rows)]
     figure, (axis,) = axes(8, 0.9 + 0.3 * len(rows))
     for index, column in enumerate(drawn):
         cells = ((-y, _NUMBER.fullmatch(row[column])) for y, row in enumerate(rows))
