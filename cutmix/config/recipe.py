@@ -214,7 +214,7 @@ class Recipe(Training):
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory, for models that support it."""
     patience: int = 0
-    """Stop after N epochs without improvement on the val split; 0 trains all epochs."""
+    """Stop at the first evaluation after N epochs without improvement on the val split; 0 trains all epochs."""
     head_lr_factor: float = 1.0
     """Learning rate of the head, as a multiple of the learning rate of the other layers."""
     zero_init: bool = True

@@ -224,9 +224,9 @@ def evaluate_epoch(run: Run) -> dict[str, Any]:
 
 
 def is_over(run: Run) -> bool:
-    """Return whether the last epoch is done, or --patience ended the run: a function of the checkpoint."""
+    """Return whether the last epoch is done, or --patience ended the run at an evaluation: by the checkpoint alone."""
     state, patience = run.state, getattr(run.recipe, "patience", 0)
-    waited = state.epoch - state.best["epoch"] if patience and state.best else 0
+    waited = state.epoch - state.best["epoch"] if state.best and is_evaluated(run, state.epoch) else 0
     return state.epoch >= run.recipe.epochs or 0 < patience <= waited
 
 

@@ -674,7 +674,7 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path, monkeypatch: py
         Image.fromarray(generator.integers(0, 255, (8, 8, 3), np.uint8)).save(path)
     data = str(tmp_path / "data")
     recipe = replace(RECIPE, data=data, image_size=8, epochs=9, patience=2, batch_size=8, pretrained=False)
-    monkeypatch.setattr(cutmix.training.loop, "is_best", lambda run, _: run.state.epoch == 1)
+    monkeypatch.setattr(cutmix.training.loop, "is_best", lambda run, _: not run.state.best)
     run = run_training(recipe, options(tmp_path / "run"))
     found = cutmix.runs.read.read_run(run)
     assert [entry["epoch"] for entry in found.epochs] == [1, 2, 3]
@@ -682,6 +682,9 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path, monkeypatch: py
     assert {record.epoch for record in found.results if record.which == "last"} == {3}
     run_training(recipe, options(tmp_path / "run", resume=True))
     assert len(cutmix.runs.read.read_run(run).epochs) == 3
+    rarely = run_training(replace(recipe, eval_every=4), options(tmp_path / "rarely"))
+    ends = [(entry["epoch"], entry.get("split")) for entry in cutmix.runs.read.read_run(rarely).epochs]
+    assert ends[3:] == [(4, "val"), (5, None), (6, None), (7, None), (8, "val")]  # the next evaluation, not epoch 6
     with pytest.raises(InputError, match="--patience needs images to choose an epoch by"):
         run_training(replace(RECIPE, patience=1), options(tmp_path / "other"))
 
