@@ -190,13 +190,14 @@ def ece_difference(
     first: tuple[np.ndarray, np.ndarray],
     second: tuple[np.ndarray, np.ndarray],
     bins: int = 15,
-    draws: int = 500,
+    draws: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Difference:
     """Compare two expected calibration errors of the same images by the paired bootstrap.
 
-    The resampled differences are centred at the difference, as noise makes a calibration error larger.
+    The resampled differences are centred at the difference, as noise makes a calibration error larger. The smallest p,
+    2 / (draws + 1), stays below 0.05 after Holm's factor for up to 50 runs.
 
     Args:
         first: Confidence, (N,) in [0, 1], and whether it was right, (N,) bool, by the first run.
