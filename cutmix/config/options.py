@@ -381,7 +381,7 @@ class CompareOptions(CampaignOptions):
     """Numbers of training images per class, for a curve over nested subsets; by default all images."""
     steps: int | None = None
     """Optimizer steps of each run, so that subsets of all sizes are trained equally long; replaces --epochs.
-    --warmup-epochs and --eval-every keep their share of the training."""
+    --warmup-epochs, --eval-every, --freeze and --patience keep their share of the training."""
     out: Path = Path("runs/compare")
     """Folder of the runs, report.html and comparison.json; interrupted runs in it are resumed."""
     jobs: int = 1

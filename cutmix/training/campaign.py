@@ -308,11 +308,12 @@ def _say_once(notes: Sequence[str]) -> None:
 
 
 def _in_steps(recipe: Recipe, steps: int, images: int) -> Recipe:
-    """Return a recipe with the epochs that make this many steps; warm-up and evaluations keep their share of them."""
+    """Return a recipe with the epochs that make this many steps; other fields in epochs keep their share of them."""
     epochs = max(round(steps / math.ceil(images / recipe.batch_size)), 1)
     share = epochs / recipe.epochs
-    every = max(round(share * recipe.eval_every), 1)
-    return replace(recipe, epochs=epochs, warmup_epochs=round(share * recipe.warmup_epochs, 3), eval_every=every)
+    whole = {name: getattr(recipe, name) for name in ("eval_every", "freeze", "patience")}
+    whole = {name: max(round(share * given), min(given, 1)) for name, given in whole.items()}
+    return replace(recipe, epochs=epochs, warmup_epochs=round(share * recipe.warmup_epochs, 3), **whole)
 
 
 def _run_shards(recipe: Recipe, options: CompareOptions) -> None:

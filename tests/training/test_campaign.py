@@ -128,11 +128,11 @@ def test_shards_and_subsets_together_are_the_whole(tmp_path: Path, capsys: pytes
 
 def test_subsets_are_trained_for_equally_many_steps() -> None:
     recipe = replace(RECIPES["digits-resnet20"], batch_size=16, epochs=20, warmup_epochs=2, eval_every=4)
+    recipe = replace(recipe, freeze=5, patience=8)
     jobs = plan_methods(recipe, CompareOptions(train_per_class=(8, 16, 40), steps=100, seeds=1, mix=("none", "cutmix")))
-    found = {
-        job.recipe.train_per_class: (job.recipe.epochs, job.recipe.warmup_epochs, job.recipe.eval_every) for job in jobs
-    }
-    assert found == {8: (20, 2.0, 4), 16: (10, 1.0, 2), 40: (4, 0.4, 1)}  # 5, 10 and 25 steps an epoch
+    in_epochs = ("epochs", "warmup_epochs", "eval_every", "freeze", "patience")
+    found = {job.recipe.train_per_class: tuple(getattr(job.recipe, name) for name in in_epochs) for job in jobs}
+    assert found == {8: (20, 2.0, 4, 5, 8), 16: (10, 1.0, 2, 2, 4), 40: (4, 0.4, 1, 1, 2)}  # 5, 10, 25 steps an epoch
 
 
 def test_a_method_may_have_settings_of_its_own() -> None:
