@@ -4,12 +4,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from cutmix.errors import InputError
-from cutmix.mixing.targets import MultiTargets, Targets, mixed_cross_entropy
+from cutmix.mixing.targets import Targets, mixed_cross_entropy, per_image
 
 
 class Drawn(Protocol):
@@ -103,8 +102,7 @@ class Mix:
                 images, so that the losses of parts of a batch add up.
         """
         logits, targets = self.forward(network, images, targets)
-        if weight is not None and isinstance(targets, Tensor) and targets.ndim == 1:
-            targets = MultiTargets(targets[:, None], torch.ones_like(targets, dtype=torch.float32)[:, None])
+        targets = targets if weight is None else per_image(targets)
         return mixed_cross_entropy(logits, targets, label_smoothing=label_smoothing, weight=weight)
 
     def forward(self, network: nn.Module, images: Tensor, targets: Targets) -> tuple[Tensor, Targets]:

@@ -15,7 +15,7 @@ from cutmix.errors import InputError, counted
 from cutmix.mixing.draw import Draw, RandomStream, draw_cycle
 from cutmix.mixing.images import Mixup, probability
 from cutmix.mixing.protocol import Mix, unwrapped
-from cutmix.mixing.targets import Targets, mixed_cross_entropy
+from cutmix.mixing.targets import Targets, mixed_cross_entropy, per_image
 from cutmix.runtime.seeding import derive_seed
 
 
@@ -147,7 +147,7 @@ def fine_grained_loss(
         labels: Class ids (N,), or soft labels (N, K).
         partner: (N,) integers, indices into the batch.
         label_smoothing: In [0, 1].
-        weight: (K,) weight of each class, or None.
+        weight: (K,) weight of each class, or None; the mean is over the N images, as with mixed targets.
 
     Returns:
         A scalar.
@@ -157,8 +157,8 @@ def fine_grained_loss(
     """
     own, pasted = region_logits.unbind(1)
     other = labels.index_select(0, partner.to(labels.device, non_blocking=True))
-    of_own = mixed_cross_entropy(own, labels, label_smoothing=label_smoothing, weight=weight)
-    of_pasted = mixed_cross_entropy(pasted, other, label_smoothing=label_smoothing, weight=weight)
+    of_own = mixed_cross_entropy(own, per_image(labels), label_smoothing=label_smoothing, weight=weight)
+    of_pasted = mixed_cross_entropy(pasted, per_image(other), label_smoothing=label_smoothing, weight=weight)
     return (of_own + of_pasted) / 2
 
 

@@ -60,6 +60,13 @@ class MultiTargets(NamedTuple):
 Targets = MixedTargets | MultiTargets | Tensor
 
 
+def per_image(targets: Targets) -> Targets:
+    """Return class ids as ``MultiTargets``, whose weighted loss is divided by their number; others unchanged."""
+    if isinstance(targets, Tensor) and targets.ndim == 1:
+        return MultiTargets(targets[:, None], torch.ones_like(targets, dtype=torch.float32)[:, None])
+    return targets
+
+
 def known_terms(targets: MixedTargets | MultiTargets, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return class ids and weights (N, m), both 0 where a label is ignored, and the weight that remains, (N,)."""
     ids, weights = targets.terms()
@@ -209,8 +216,8 @@ def mixed_binary_cross_entropy(
         known = soft != ignore_index
         soft = soft * known
     else:
-        if isinstance(targets, Tensor):
-            targets = MultiTargets(targets[:, None], torch.ones(len(targets), 1, device=targets.device))
+        targets = per_image(targets)
+        assert not isinstance(targets, Tensor)
         ids, shares, kept = known_terms(targets, ignore_index)
         known = kept[:, None].expand(logits.shape)
         shares = shares / torch.where(kept > 0, kept, 1.0)[:, None]

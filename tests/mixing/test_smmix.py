@@ -199,6 +199,13 @@ def test_the_losses_are_those_of_a_slow_loop() -> None:
     assert float(whole) == pytest.approx(classification + fine + consistency, rel=1e-5)
     soft = smmix_loss(logits, region_logits, predictions, F.one_hot(labels, 4), draw)
     assert float(soft) == pytest.approx(float(whole), rel=1e-5)
+    one_hot, weight = F.one_hot(labels, 4).float(), torch.tensor([1.0, 4.0, 0.5, 2.0])
+    other = one_hot[draw.partner]
+    expected = (
+        F.cross_entropy(region_logits[:, 0], one_hot, weight) + F.cross_entropy(region_logits[:, 1], other, weight)
+    ) / 2  # torch divides by the images with soft labels, and by the sum of the weights with class ids
+    found = fine_grained_loss(region_logits, labels, draw.partner, label_smoothing=0, weight=weight)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("shape", [(7, 1), (7, 5), (3, 13)])
