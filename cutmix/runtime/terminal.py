@@ -303,13 +303,13 @@ class Stop:
 
 
 @contextmanager
-def remembered_signals() -> Iterator[Stop]:
-    """Catch SIGTERM, SIGHUP and Ctrl-C inside the context.
+def remembered_signals(stop: Stop | None = None) -> Iterator[Stop]:
+    """Catch SIGTERM, SIGHUP and Ctrl-C inside the context; ``stop`` stores the last of several contexts.
 
     A signal that the process ignores stays ignored, such as SIGHUP under ``nohup``. Outside the main thread, where
     Python cannot catch signals, nothing is caught.
     """
-    stop, before = Stop(), {}
+    stop, before = stop or Stop(), {}
     try:
         for number in _STOPPING:
             if signal.getsignal(number) is not signal.SIG_IGN:

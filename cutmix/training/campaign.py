@@ -35,7 +35,7 @@ from cutmix.runs.record import Record, Results, append_records
 from cutmix.runtime.checkpoint import read_header
 from cutmix.runtime.device import any_process, arithmetic, processes
 from cutmix.runtime.files import make_folder, open_no_link, read_arrays
-from cutmix.runtime.terminal import Console, duration, remembered_signals, say, saying_once
+from cutmix.runtime.terminal import Console, Stop, duration, remembered_signals, say, saying_once
 from cutmix.training.loop import DivergedError, run_to_end, run_training, train_step
 from cutmix.training.mixes import with_method
 from cutmix.training.setup import prepare
@@ -95,12 +95,12 @@ def run_jobs(
     ``brief`` run takes a few steps only: it shows that a recipe works, and its results mean nothing.
     """
     left = [job for job in jobs if job.done < 1]
-    failures = []
+    failures, stop = [], Stop()
     for number, job in enumerate(left, start=1):
         console.print(Text(f"\nrun {number} of {len(left)}: {job.label}, seed {job.recipe.seed}", style="bold"))
         started = time.perf_counter()
         try:
-            (train_briefly if brief else run_training)(job.recipe, train_options(job, options))
+            (train_briefly if brief else run_training)(job.recipe, train_options(job, options), stop)
         except InputError as error:
             if os.environ.get("WORLD_SIZE", "1") != "1" and not isinstance(error, DivergedError):
                 raise
@@ -109,6 +109,9 @@ def run_jobs(
         except SystemExit:
             console.print("the same command resumes")
             raise
+        if stop.number is not None:  # the run had no step left, or failed
+            console.print("stopped; the same command resumes")
+            raise SystemExit(128 + stop.number)
         if brief and number == 1 < len(left):
             others = duration((time.perf_counter() - started) * (len(left) - 1))
             console.print(f"about {others} more, if the others take as long")
@@ -240,7 +243,7 @@ def train_options(job: Job, options: CampaignOptions | TrainOptions) -> TrainOpt
     )
 
 
-def train_briefly(recipe: Recipe, options: TrainOptions) -> Path:
+def train_briefly(recipe: Recipe, options: TrainOptions, stop: Stop | None = None) -> Path:
     """Run training on the first batches of one epoch and of the test set."""
     with processes(options.device, options.timeout) as world:
         run = prepare(recipe, options, world)
@@ -248,7 +251,7 @@ def train_briefly(recipe: Recipe, options: TrainOptions) -> Path:
         for name in ("train_batches", "val_batches", "test_batches"):
             batches: Loader | None = getattr(run.task, name)
             setattr(run.task, name, batches and First(batches, 2))
-        return run_to_end(run)
+        return run_to_end(run, stop)
 
 
 def run_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:

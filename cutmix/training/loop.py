@@ -46,22 +46,23 @@ from cutmix.training.trackers import open_tracker
 Options = TypeVar("Options", bound=RunOptions)
 
 
-def run_training(recipe: Recipe, options: TrainOptions | None = None) -> Path:
+def run_training(recipe: Recipe, options: TrainOptions | None = None, stop: Stop | None = None) -> Path:
     """Train a recipe, evaluate it after each epoch, and return the folder of the run.
 
     After SIGTERM, SIGHUP or Ctrl-C and a checkpoint, SystemExit is raised with 128 + the signal's number.
+    A signal after the last step does not end the run: ``stop`` has its number.
     """
     options = after_restart(options or TrainOptions())
     with processes(options.device, options.timeout) as world:
-        return run_to_end(prepare(recipe, options, world))
+        return run_to_end(prepare(recipe, options, world), stop)
 
 
-def run_to_end(run: Run) -> Path:
+def run_to_end(run: Run, stop: Stop | None = None) -> Path:
     """Train a prepared run, from its start or its checkpoint, and return its folder."""
     try:
         if begin(run):
             return run.path
-        with remembered_signals() as stop, run.progress, arithmetic(run.recipe.precision, run.world.device):
+        with remembered_signals(stop) as stop, run.progress, arithmetic(run.recipe.precision, run.world.device):
             while not is_over(run):
                 train_epoch(run, run.state.epoch, stop)
                 if is_evaluated(run, run.state.epoch + 1):

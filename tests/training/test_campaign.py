@@ -11,11 +11,13 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import cutmix.training.loop
 from cutmix.cli import main
 from cutmix.config.options import CompareOptions, TrainOptions
 from cutmix.config.recipe import Recipe
@@ -33,9 +35,11 @@ from cutmix.report.verdict import (
 )
 from cutmix.runs.outcomes import crossed_difference
 from cutmix.runtime.files import read_lines
+from cutmix.runtime.terminal import Stop
 from cutmix.training import campaign
 from cutmix.training.campaign import plan_methods
 from cutmix.training.loop import DivergedError
+from cutmix.training.setup import Run
 
 WORDS = ["compare", "digits-resnet20", "--mix", "none", "cutmix", "--seeds", "2", "--epochs", "1", "--device", "cpu",
          "--precision", "float32"]  # fmt: skip
@@ -63,7 +67,7 @@ def test_with_several_processes_only_a_diverged_run_lets_the_others_start(
     """Another error may be that of one process alone: the others are still in the run, and would wait for it."""
     started = []
 
-    def fail(recipe: Recipe, options: TrainOptions) -> None:
+    def fail(recipe: Recipe, options: TrainOptions, stop: Stop) -> None:
         started.append(recipe.name)
         raise error
 
@@ -325,9 +329,32 @@ def test_a_stopped_comparison_stops_its_shards_and_waits_for_them(
     assert [path.read_text() for path in tmp_path.glob("out/shard-*.txt")] == ["began\nsaved\n"] * 2
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_signal_after_the_last_step_of_a_run_stops_the_campaign(
+    fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends, or cannot write its checkpoint, and the next one does not start."""
+
+    def evaluate(run: Run) -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        if fails:
+            raise InputError("a full disk")
+        return evaluated(run)
+
+    evaluated = cutmix.training.loop.evaluate_epoch
+    monkeypatch.setattr(cutmix.training.loop, "evaluate_epoch", evaluate)
+    recipe = replace(RECIPES["digits-resnet20"], epochs=1, train_per_class=2, batch_size=16)
+    jobs = [campaign.Job(name, replace(recipe, name=name), tmp_path / name) for name in "ab"]
+    with pytest.raises(SystemExit) as stopped:
+        campaign.run_jobs(jobs, CompareOptions(out=tmp_path, device="cpu"), campaign.Console(file=io.StringIO()))
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert campaign.is_complete(tmp_path / "a") is not fails
+    assert not (tmp_path / "b").exists()
+
+
 def test_a_brief_run_reads_a_few_batches_of_each_split(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen = []
-    monkeypatch.setattr(campaign, "run_to_end", lambda run: seen.append(run))
+    monkeypatch.setattr(campaign, "run_to_end", lambda run, stop: seen.append(run))
     recipe = replace(RECIPES["digits-resnet20"], batch_size=8, train_error=True)
     campaign.train_briefly(recipe, TrainOptions(out=tmp_path / "run", device="cpu"))
     loaders = (seen[0].batches, seen[0].task.train_batches, seen[0].task.test_batches)
