@@ -1,6 +1,7 @@
 """Draw the figures of README.md and docs/ from the files in results/: ``python scripts/figures.py``."""
 
 import re
+from collections.abc import Iterable
 from statistics import fmean
 from textwrap import fill
 from typing import Any
@@ -12,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from cells import MODELS, RESULTS, ROOT
 from claims import read_claims
 from cutmix.runtime.files import read_lines
-from tables import CHANCE, LABELS, TABLES, between
+from tables import ARMS, CHANCE, LABELS, TABLES, between, of_setting
 
 COLOURS = {"none": "#6b7f95", "mixup": "#1d9a70", "cutmix": "#d4622a"}
 NAMES = {"none": "no mixing", "mixup": "Mixup", "cutmix": "CutMix"}
@@ -71,7 +72,7 @@ def _settings() -> dict[tuple[str, int], list[dict[str, Any]]]:
     """Return the comparisons of CutMix with no mixing, smaller subsets first, by model and steps asked for."""
     settings: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for one in between("cifar100-subsets", "none", "cutmix"):
-        asked = min(3200, 12800, key=lambda steps: abs(steps - one["steps"]))  # training ends with a whole epoch
+        asked = min(3200, 6400, 12800, key=lambda steps: abs(steps - one["steps"]))  # training ends with a whole epoch
         settings.setdefault((one["model"], asked), []).append(one)
     return {key: sorted(found, key=lambda one: one["per_class"]) for key, found in settings.items()}
 
@@ -83,21 +84,23 @@ def _intervals(axis: Axes, x: list[float], found: list[dict[str, float]], label:
     axis.errorbar(x, value, spread, fmt="o-", color=colour, capsize=4, linewidth=1.4, markersize=5, label=label)
 
 
-def methods() -> None:
-    """Draw what each method gains against no mixing: ResNet-18, 25 images per class."""
-    found = [one for one in between("cifar100-subsets", "none") if (one["model"], one["per_class"]) == ("resnet18", 25)]
+def methods(name: str, drawn: Iterable[str]) -> None:
+    """Draw what each of some methods gains against no mixing: ResNet-18, 25 images per class."""
+    compared = of_setting("cifar100-subsets", "none", "resnet18", 25, 3200)
+    found = [one for one in compared if one["method"] in drawn]
     found.sort(key=lambda one: -list(LABELS).index(one["method"]))
     figure, (axis,) = axes(7, 0.8 + 0.3 * len(found))
     axis.axvline(0, color="black", linewidth=0.8)
     for y, one in enumerate(found):
         d = one["difference"]
         spread = [[d["high"] - d["value"]], [d["value"] - d["low"]]]
-        colour = COLOURS.get(one["method"].partition(":")[0].partition("-")[0], COLOURS["none"])
+        kind = one["method"].removeprefix("feature-").partition(":")[0].partition("-")[0]
+        colour = COLOURS.get(kind, COLOURS["none"])
         axis.errorbar(-d["value"], y, xerr=spread, fmt="o", color=colour, capsize=4, linewidth=1.6)
     axis.set_yticks(range(len(found)), [LABELS[one["method"]] for one in found], fontsize=8)
     axis.set_ylim(-0.6, len(found) - 0.4)
     axis.set_xlabel("accuracy gained (points)", fontsize=9)
-    save(figure, "methods")
+    save(figure, name)
 
 
 def subsets() -> None:
@@ -170,7 +173,7 @@ def claims() -> None:
         value, low, high = ((claim.sign or 1) * (each or 0) for each in (one.value, one.low, one.high))
         spread = [[value - min(low, high)], [max(low, high) - value]]
         axis.errorbar(value, y, xerr=spread, fmt="o", color=COLOURS["cutmix"], capsize=3, linewidth=1.4, markersize=4)
-    labels = [fill(f"{claim.where}: {one.setting}", 90) for claim, one in reversed(found)]
+    labels = [fill(f"{claim.where}: {one.setting}".replace(" = ", "\u00a0=\u00a0"), 90) for claim, one in reversed(found)]
     axis.set_yticks(range(len(found)), labels, fontsize=7)
     axis.set_ylim(-0.6, len(found) - 0.4)
     axis.set_xlim(-8, 17)
@@ -210,7 +213,8 @@ def of_table(name: str) -> None:
 
 
 if __name__ == "__main__":
-    for draw in (pair, gain, methods, subsets, caltech, claims):
+    for draw in (pair, gain, subsets, caltech, claims):
         draw()
+    methods("methods", ARMS)
     for name in TABLES_DRAWN:
         of_table(name)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -87,8 +87,13 @@ def last_errors(name: str, one: dict[str, Any]) -> dict[tuple[str, int], dict[st
 
 
 def arms() -> str:
-    """Return all methods of ResNet-18 on CIFAR-100 with 25 images per class, against no mixing."""
-    return by_method("cifar100-subsets", "resnet18", 25, 3200)
+    """Return all methods of ResNet-18 on CIFAR-100 with 25 images per class but the layers, against no mixing."""
+    return by_method("cifar100-subsets", "resnet18", 25, 3200, ARMS)
+
+
+def layers() -> str:
+    """Return the layers at which the same images are mixed, against no mixing."""
+    return by_method("cifar100-subsets", "resnet18", 25, 3200, LAYERS)
 
 
 def caltech() -> str:
@@ -115,19 +120,53 @@ LABELS = {
     "cutmix-center-gaussian": "centre Gaussian CutMix", "cutmix-fixed-size": "fixed-size CutMix",
     "cutmix-one-hot": "one-hot CutMix", "cutmix-scheduled": "scheduled CutMix",
     "cutmix-complete-label": "complete-label CutMix",
+    **{f"feature-cutmix:mix-layers={layer}": f"feature CutMix at layer {layer}" for layer in range(1, 5)},
 }  # fmt: skip
 """Methods in the order of a table, by their names in ``cutmix compare --mix``."""
+ARMS = [name for name in LABELS if not name.startswith("feature-cutmix")]
+LAYERS = ["cutmix", *(name for name in LABELS if name.startswith("feature-cutmix"))]
 
 
-def by_method(name: str, model: str, per_class: int, steps: int, baseline: str = "none") -> str:
-    """Return the methods that were compared with a baseline, a row for each, of a model, subset and number of steps."""
+CARDS = {
+    "cutmix": ["cutmix"], "mixup": ["mixup"], "cutout": ["cutout"], "multi-image": ["cutmix-3", "cutmix-4"],
+    "feature-cutmix": LAYERS[1:],
+    **{
+        name: [f"cutmix-{name}"]
+        for name in ("center-gaussian", "complete-label", "fixed-size", "one-hot", "scheduled")
+    },
+}  # fmt: skip
+"""The methods of each card in docs/methods/ that the few images were trained with."""
+
+
+def card(name: str) -> str:
+    """Return what the methods of a card changed on few images."""
+    compared = {one["method"]: one for one in of_setting("cifar100-subsets", "none", "resnet18", 25, 3200)}
+    last = last_errors("cifar100-subsets", compared["cutmix"])
     found = [
-        one for one in between(name, baseline)
-        if (one["model"], one["per_class"], one["steps"]) == (model, per_class, steps)
+        f"{LABELS[method]} {_means(_by_seed(last, method))[0]} % ({with_interval(difference, '+.1f')})"
+        for method in CARDS[name] if method in compared
+        for difference in [SimpleNamespace(**compared[method]["difference"])]
     ]  # fmt: skip
+    if not found:
+        return "Few images: not run."
+    return (
+        "[ResNet-18, 25 images per class of CIFAR-100](../experiments/few-images.md#other-methods), test error and its "
+        f"difference from no mixing in points [95 %]: {', '.join(found)}."
+    )
+
+
+def of_setting(name: str, baseline: str, model: str, per_class: int, steps: int) -> list[dict[str, Any]]:
+    """Return the comparisons of a model, subset and number of steps with a baseline."""
+    setting = (model, per_class, steps)
+    return [one for one in between(name, baseline) if (one["model"], one["per_class"], one["steps"]) == setting]
+
+
+def by_method(name: str, model: str, per_class: int, steps: int, methods: Iterable[str] = LABELS) -> str:
+    """Return the methods that were compared with no mixing, a row for each, of a model, subset and number of steps."""
+    found = [one for one in of_setting(name, "none", model, per_class, steps) if one["method"] in methods]
     found.sort(key=lambda one: list(LABELS).index(one["method"]))
     last = last_errors(name, found[0])
-    rows = [[LABELS[baseline], *_means(_by_seed(last, baseline)), "", "", ""]]
+    rows = [[LABELS["none"], *_means(_by_seed(last, "none")), "", "", ""]]
     for one, cells in zip(found, differences(found), strict=True):
         errors = _by_seed(last, one["method"])
         rows.append([LABELS[one["method"]], *_means(errors), *cells])
@@ -308,6 +347,7 @@ EXPERIMENTS = (
 TABLES: dict[str, Callable[[], str]] = {
     **{make.__name__: make for make in EXPERIMENTS},
     **{f"benchmark-{name}": partial(benchmark, name) for name in BENCHMARKS},
+    **{f"card-{name}": partial(card, name) for name in CARDS},
 }
 MARKED = re.compile(r"<!-- ([\w-]+) -->\n.*?<!-- /\1 -->", flags=re.DOTALL)
 
