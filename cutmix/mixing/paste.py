@@ -30,11 +30,11 @@ def paste_boxes(x: Tensor, partner: Tensor, boxes: Tensor, *, corners: Tensor, i
     ``x`` is (N, ..., H, W) of any dtype and memory format; the boxes, (1, 4) or (N, 4), are half-open x1, y1, x2, y2
     inside the image, and ``corners`` are the same on the CPU. ``inplace`` writes into ``x`` and returns it.
     """
-    if torch.compiler.is_compiling() or (len(boxes) > 1 and not _one_by_one(x)):
+    if torch.compiler.is_compiling() or (len(boxes) != 1 and not _one_by_one(x)):
         # The box stays a tensor here, so that one compiled graph serves every box.
         return _select(inside_boxes(x, boxes), x.index_select(0, partner), x, inplace)
     target = x if inplace else x.clone()
-    if len(boxes) > 1:
+    if len(boxes) != 1:
         pixels, edges = _pixels(target), corners.tolist()
         for i, source in _moves(pixels, _pixels(x), partner, np.copy):
             x1, y1, x2, y2 = edges[i]
