@@ -261,6 +261,11 @@ def run_push(options: PushOptions) -> str:
             f"{model.recipe.model} is not one of timm's models, so timm could not load it; publish the folder of "
             "cutmix export --format onnx instead"
         )
+    if model.recipe.shake_drop:
+        raise InputError(
+            f"{options.source} was trained with --shake-drop, by which residual branches are scaled in evaluation too, "
+            "and timm's model would not; publish the folder of cutmix export --format onnx instead"
+        )
     if options.to is not None:
         with folder_written_whole(options.to) as temporary:
             write_folder(model, options.source, temporary)

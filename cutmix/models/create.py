@@ -263,6 +263,16 @@ def weights_normalization(name: str | None, header: Header, in_chans: int) -> No
     return pretrained_normalization(name) if name and in_chans == 3 else None
 
 
+def check_shake_drop(path: str | Path, header: Header, shake_drop: float = 0.0) -> None:
+    """Refuse weights for a model without their ShakeDrop, which scales residual branches in evaluation too."""
+    p = (header.recipe or {}).get("shake_drop") or 0.0
+    if p not in (0.0, shake_drop):
+        raise InputError(
+            f"{path} was trained with --shake-drop {p:g}, by which residual branches are scaled in evaluation too; "
+            "expected a model with the same --shake-drop"
+        )
+
+
 @contextmanager
 def trying_images(name: str, size: tuple[int, ...]) -> Iterator[None]:
     """Turn the error of a model that does not take images of H×W pixels into an ``InputError``."""

@@ -15,9 +15,10 @@ from cutmix.data import ArraySet, ImageSet
 from cutmix.errors import InputError
 from cutmix.mixing import Cutout, Mix
 from cutmix.models import create_model
-from cutmix.models.create import start_new_head, trying_images
+from cutmix.models.create import check_shake_drop, start_new_head, trying_images
 from cutmix.models.regularizers import DropBlock, regularize
 from cutmix.models.transformers import WithTokenHead
+from cutmix.runtime.checkpoint import read_header
 from cutmix.runtime.device import World, first_alone, gather_first, make_scaler
 from cutmix.runtime.seeding import derive_seed
 from cutmix.runtime.weights import read_weights
@@ -232,6 +233,7 @@ def start_state(recipe: Recipe, data: ImageSet, world: World, *, started: bool =
     torch.manual_seed(derive_seed(recipe.seed, "model"))
     pretrained: Any = recipe.pretrained and not started
     if recipe.weights and not started:
+        check_shake_drop(recipe.weights, read_header(recipe.weights), recipe.shake_drop)
         pretrained = read_weights(recipe.weights, use_ema=recipe.weights_ema)
     make = partial(create_model, recipe.model, data.num_classes, in_chans=data.in_chans, pretrained=pretrained)
     model = first_alone(make, world) if pretrained is True else make()  # the first process downloads

@@ -15,7 +15,7 @@ from cutmix.data.loaders import Loader
 from cutmix.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cutmix.errors import InputError
 from cutmix.models import create_model
-from cutmix.models.create import pretrained_normalization, weights_normalization
+from cutmix.models.create import check_shake_drop, pretrained_normalization, weights_normalization
 from cutmix.runs.folder import find_weights
 from cutmix.runtime.checkpoint import read_header, timm_config
 from cutmix.runtime.device import World, from_first, gather_samples, send_buffers
@@ -67,6 +67,7 @@ def load_backbone(recipe: Transfer) -> Backbone:
         )
     header = read_header(path)
     model = header.model or model
+    check_shake_drop(path, header)
     if header.in_chans not in (None, 3):
         raise InputError(f"{path} is for images of {header.in_chans} channels; expected 3, for RGB")
     network = create_model(model, header.num_classes or 1000, pretrained=path)

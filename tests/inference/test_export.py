@@ -108,6 +108,16 @@ def test_models_that_timm_does_not_know_are_not_pushed(digits_run: Path, tmp_pat
     assert not (tmp_path / "hub").exists()
 
 
+def test_what_timm_would_compute_otherwise_is_not_pushed(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(run, device="cpu")
+    model.recipe = replace(model.recipe, shake_drop=0.5)  # scales residual branches by 1 - p in evaluation
+    monkeypatch.setattr(cutmix.inference.export, "load", lambda *_, **__: model)
+    with pytest.raises(InputError, match="was trained with --shake-drop"):
+        COMMANDS["push"]([str(run), "--to", str(tmp_path / "hub")])
+
+
 @pytest.mark.parametrize("words", [["export", "--out"], ["push", "--to"]])
 def test_a_folder_in_use_is_left_alone(words: list[str], run: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")

@@ -1,6 +1,7 @@
 """How a run's state starts, and that a snapshot of it holds everything."""
 
 import io
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from cutmix.errors import InputError
 from cutmix.mixing import FeatureMix, Mix
 from cutmix.models import create_model
 from cutmix.runtime.device import World
+from cutmix.runtime.weights import save_weights
 from cutmix.training import mixes
 from cutmix.training.mixes import image_mixing, make_cutout, make_mix
 from cutmix.training.state import State, restore, start_state, take_snapshot
@@ -287,3 +289,14 @@ def test_weights_from_a_file_are_not_touched(digits: ArraySet, tmp_path: Path) -
     recipe = replace(RECIPE, model="resnet18", zero_init=False, weights=str(tmp_path / "w.pth"))
     started = start_state(recipe, digits, ALONE).model.state_dict()
     assert all(torch.equal(started[name], tensor) for name, tensor in zeros.state_dict().items())
+
+
+def test_weights_that_were_trained_with_shake_drop_start_with_it(digits: ArraySet, tmp_path: Path) -> None:
+    shaken, path = replace(RECIPE, shake_drop=0.5), str(tmp_path / "w.safetensors")
+    network = start_state(shaken, digits, ALONE).network
+    save_weights(path, network.state_dict(), {"model": "resnet20", "recipe": json.dumps(shaken.to_dict())})
+    images = torch.rand(2, 1, 8, 8)
+    again = start_state(replace(shaken, weights=path), digits, ALONE).network
+    assert torch.equal(again.eval()(images), network.eval()(images))
+    with pytest.raises(InputError, match="was trained with --shake-drop"):
+        start_state(replace(RECIPE, weights=path), digits, ALONE)  # its branches would be twice as large

@@ -43,6 +43,13 @@ def test_a_run_brings_its_network_and_its_normalisation(run: Path, source: str) 
     assert torch.equal(found.network.eval()(images), other(images))
 
 
+def test_weights_that_need_shake_drop_are_refused(run: Path) -> None:
+    network = create_model("resnet20", 7)
+    path = write(run / "shaken.safetensors", network, model="resnet20", num_classes=7, recipe={"shake_drop": 0.5})
+    with pytest.raises(InputError, match="was trained with --shake-drop"):
+        load_backbone(Detection(backbone=str(path), model="resnet20"))
+
+
 def test_a_foreign_file_is_for_the_named_network(tmp_path: Path) -> None:
     network = timm.create_model(SMALL, num_classes=11).eval()  # another head than ImageNet's is left out
     torch.save(network.state_dict(), tmp_path / "w.pth")
