@@ -82,14 +82,14 @@ def _compare(name: str, method: Sequence[Run], baseline_name: str, baseline: Seq
     wrong, missed, errors, seconds = {}, {}, {}, {}
     record = _record(method[0])
     read = _outcome if record.metric == "top1_err" else label_outcome
-    labels, _, _ = read(baseline[0].folder / "predictions/last.npz")
+    labels, files, *_ = read(baseline[0].folder / "predictions/last.npz")
     for side, members in (("method", method), ("baseline", baseline)):
         ordered = sorted(members, key=lambda run: run.recipe["seed"])
         outcomes = [read(run.folder / "predictions/last.npz") for run in ordered]
-        if any(not np.array_equal(its, labels) for its, _, _ in outcomes):
+        if not all(np.array_equal(its, labels) and np.array_equal(own, files) for its, own, *_ in outcomes):
             raise InputError(f"the runs of {ordered[0].label} were not evaluated on the same images as the baseline's")
-        wrong[side] = np.stack([its for _, its, _ in outcomes])
-        missed[side] = np.stack([its for _, _, its in outcomes])
+        wrong[side] = np.stack([its for *_, its, _ in outcomes])
+        missed[side] = np.stack([its for *_, its in outcomes])
         errors[side] = tuple((100 * wrong[side].mean(1)).tolist())
         seconds[side] = fmean(_record(run).seconds or 0.0 for run in ordered)
     found = crossed_difference(wrong["method"], wrong["baseline"])
@@ -102,10 +102,10 @@ def _compare(name: str, method: Sequence[Run], baseline_name: str, baseline: Seq
     )  # fmt: skip
 
 
-def _outcome(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the labels of images with one each, (N,), whether each is wrong, (N,), and the same as (N, 1)."""
-    labels, right = read_outcome(path)
-    return labels, ~right, ~right[:, None]
+def _outcome(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return labels and files of images with one label each, (N,), and whether each is wrong, (N,) and (N, 1)."""
+    labels, right, files = read_outcome(path)
+    return labels, files, ~right, ~right[:, None]
 
 
 def _record(run: Run) -> Record:

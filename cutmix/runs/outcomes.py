@@ -104,14 +104,14 @@ def read_label_answers(path: Path) -> LabelAnswers:
     return label_answers(arrays)
 
 
-def label_outcome(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def label_outcome(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return the labels of images that can have several, and the errors of the predicted ones.
 
-    These are the labels, (N, K) bool; 1 − F1 of the labels of each image, (N,) float64 in [0, 1], 0 where there are
-    none and none is predicted; and which labels of each image are missed, (N, K) bool.
+    These are the labels, (N, K) bool; the files, (N,) text; 1 − F1 of the labels of each image, (N,) float64 in [0, 1],
+    0 where there are none and none is predicted; and which labels of each image are missed, (N, K) bool.
     """
-    labels, _, predicted, *_ = read_label_answers(path)
-    return labels, 1 - image_f1(predicted, labels), labels & ~predicted
+    labels, _, predicted, _, files = read_label_answers(path)
+    return labels, np.array(files, np.str_), 1 - image_f1(predicted, labels), labels & ~predicted
 
 
 def surest_mistakes(made: Answers, count: int = EXAMPLES) -> list[int]:

@@ -261,10 +261,11 @@ class Outcome(NamedTuple):
 
     labels: np.ndarray  # class ids, (N,) int64
     right: np.ndarray  # whether the prediction is the label, (N,) bool; of equal logits the first counts
+    files: np.ndarray  # path of each image below the folder of the data, (N,); empty for sets without files
 
     def same_images(self, other: "Outcome") -> bool:
-        """Return whether two outcomes have the same labels."""
-        return np.array_equal(self.labels, other.labels)
+        """Return whether two outcomes have the same labels of the same files."""
+        return np.array_equal(self.labels, other.labels) and np.array_equal(self.files, other.files)
 
 
 def read_outcome(path: Path) -> Outcome:
@@ -277,7 +278,7 @@ def read_outcome(path: Path) -> Outcome:
         raise InputError(
             f"{path} holds logits of shape {logits.shape} and labels of {labels.shape}; expected (N, K) and (N,)"
         )
-    return Outcome(labels, logits.argmax(1) == labels)
+    return Outcome(labels, logits.argmax(1) == labels, arrays.get("files", np.array([], np.str_)))
 
 
 # ---- a metric over runs ----

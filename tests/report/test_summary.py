@@ -11,14 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy import stats
 
+from cutmix.data import open_splits
 from cutmix.errors import InputError
-from cutmix.report.compare import calibration_findings, comparisons, lead, verdict
+from cutmix.evaluation.classification import LabelledLogits, predictions_arrays
+from cutmix.report.compare import calibration_findings, comparisons, lead, pairs, verdict
 from cutmix.report.figures import Curve, key, learning_curves, lines, outlines, reliability
 from cutmix.report.mistakes import show_mistakes
 from cutmix.report.summary import SECTIONS, write_report
+from cutmix.report.verdict import compare_runs
 from cutmix.runs.outcomes import crossed_difference, estimate
 from cutmix.runs.read import differing_fields, groups, read_runs
 from cutmix.runs.record import Record, append_records
@@ -619,3 +623,30 @@ def test_a_top5_error_of_five_classes_is_not_applicable(tmp_path) -> None:
     kept = [line.replace('"metric"', '"classes": 5, "metric"', 1) for line in lines if "top1_err" in line]
     (folder / "results.jsonl").write_text("\n".join(kept) + "\n")
     assert page_of(tmp_path, folder).table("Last epoch")["small"][1] == "not applicable"
+
+
+def test_runs_on_other_images_with_equal_labels_are_not_compared_image_by_image(tmp_path):
+    """Every random division of a folder holds out as many images of each class, so that its labels are the same."""
+    for index in range(24):
+        file = tmp_path / "photos" / "ab"[index % 2] / f"{index:02}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(index).integers(0, 256, (8, 8, 3), np.uint8)).save(file)
+    held = [open_splits(str(tmp_path / "photos"), val_fraction=0.5, seed=seed).reported for seed in (0, 1)]
+    assert held[0].labels.tolist() == held[1].labels.tolist() == [0] * 6 + [1] * 6
+    assert held[0].paths.names() != held[1].paths.names()
+    runs = []
+    for number, mix in ((0, "none"), (1, "cutmix"), (0, "mixup")):
+        folder = make_run(
+            tmp_path / mix, mix=mix, name=mix, n=12, data="photos", split_seed=number, train_per_class=None
+        )
+        logits = np.random.default_rng(len(runs)).normal(size=(12, 2)).astype(np.float32)
+        (folder / "predictions").mkdir()
+        np.savez(
+            folder / "predictions/last.npz",
+            **predictions_arrays(LabelledLogits(torch.from_numpy(logits), held[number].labels), held[number]),
+        )
+        runs.append(folder)
+    none, cutmix, mixup = read_runs(runs)
+    assert [pair[:2] for pair in pairs([none, cutmix, mixup])] == [(none.label, mixup.label)]
+    with pytest.raises(InputError, match="not evaluated on the same images"):
+        compare_runs([none, cutmix], ["none", "cutmix"], "none")
