@@ -130,6 +130,10 @@ class Splits:
         """The images that choose the best epoch: val, else the test images of a known set, as in published results."""
         return self.val or (self.test if self.official else None)
 
+    def fingerprint(self) -> str:
+        """Return the digests of the images of all splits."""
+        return "-".join(part.fingerprint() for part in (self.train, self.val, self.test) if part)
+
     def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Splits":
         """Return the splits with another mean and standard deviation of the channels."""
         parts = {name: part for name in ("train", "val", "test") if (part := getattr(self, name))}

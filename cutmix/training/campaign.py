@@ -30,9 +30,8 @@ from cutmix.errors import InputError
 from cutmix.evaluation.classification import predict
 from cutmix.runs.folder import TYPED, command_line, hold, is_complete, saved_recipe, write_arrays, write_json
 from cutmix.runs.outcomes import range_of
-from cutmix.runs.read import read_run
+from cutmix.runs.read import read_environment, read_run
 from cutmix.runs.record import Record, Results, append_records
-from cutmix.runtime.checkpoint import read_header
 from cutmix.runtime.device import any_process, arithmetic, processes
 from cutmix.runtime.files import make_folder, open_no_link, read_arrays
 from cutmix.runtime.terminal import Console, Stop, duration, remembered_signals, say, saying_once
@@ -129,7 +128,7 @@ def _run_left(jobs: Sequence[Job], options: CampaignOptions | TrainOptions, cons
 
 
 def _check_images(jobs: Sequence[Job], options: CampaignOptions | TrainOptions) -> None:
-    """Refuse to run the rest of a campaign on other training images than those of its finished runs."""
+    """Refuse to run the rest of a campaign on other images than those of its finished runs."""
     done = [job for job in jobs if share_done(job) == 1]
     if len(done) == len(jobs):
         return
@@ -141,9 +140,9 @@ def _check_images(jobs: Sequence[Job], options: CampaignOptions | TrainOptions) 
             skip = train_options(job, options).skip_unreadable
             opened[key] = open_splits(job.recipe.data, copies=copies, skip_unreadable=skip, **reading)
             copies = opened[key].copies
-        data, count = opened[key].train, job.recipe.train_per_class
-        trained_on = read_header(job.path / "model.safetensors").data
-        if trained_on not in (None, (data if count is None else keep_per_class(data, count)).fingerprint()):
+        splits, count = opened[key], job.recipe.train_per_class
+        splits = splits if count is None else replace(splits, train=keep_per_class(splits.train, count))
+        if read_environment(job.path / "environment.json").get("images") not in (None, splits.fingerprint()):
             raise InputError(
                 f"{job.recipe.data} has changed since {job.path} was trained on it; give another folder with --out, so "
                 "that all runs have the same images"

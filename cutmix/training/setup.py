@@ -121,6 +121,7 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
         class_weights=None if weights is None else weights.to(world.device),
     )  # fmt: skip
     about: dict[str, Any] = {"skipped": task.skipped, "mean": _listed(train_set.mean), "std": _listed(train_set.std)}
+    about |= {"images": splits.fingerprint()}
     run = assemble(recipe, options, world, train_set.name, state, task, batches, **about)
     run.about |= {"task": "multilabel"} if train_set.multi_label else {}
     return replace(run, notes=notes)

@@ -181,3 +181,8 @@ def test_the_rest_of_the_runs_has_the_images_of_the_finished_ones(photos: Path, 
         cutmix.train(data, folds=2, out=tmp_path / "cv", **FEW)
     with pytest.raises(InputError, match=r"split has changed since .*none-seed0 was trained on it; give another"):
         cutmix.compare(split, ("none", "cutout"), seeds=2, out=tmp_path / "runs", **FEW)
+    (split / "train/cat/more.png").unlink()
+    first = min((split / "val/cat").iterdir())
+    first.rename(first.with_name(f"other{first.suffix}"))
+    with pytest.raises(InputError, match=r"split has changed since .*none-seed0 was trained on it; give another"):
+        cutmix.compare(split, ("none", "cutout"), seeds=2, out=tmp_path / "runs", **FEW)
