@@ -1,6 +1,8 @@
 """Experiment trackers of ``--log``: each behind its extra, with the two methods of TensorBoard's writer."""
 
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,9 +44,9 @@ def open_tracker(name: str, recipe: Training, path: Path, *, step: int) -> Track
     kept = path / f"tracker-{name}.txt"
     known = kept.read_text(encoding="utf-8").strip() if kept.is_file() else None
     made = known or secrets.token_hex(6)  # as folders of one name are different runs
-    try:
+    with _in_a_sentence(name, "started"):
         if name == "tensorboard":
-            return package.SummaryWriter(str(path / "tensorboard"), purge_step=step + 1)
+            return _Service(name, package.SummaryWriter(str(path / "tensorboard"), purge_step=step + 1))
         if name == "mlflow":
             package.set_experiment("cutmix")
             made = package.start_run(run_id=known, run_name=path.name).info.run_id
@@ -55,25 +57,36 @@ def open_tracker(name: str, recipe: Training, path: Path, *, step: int) -> Track
         else:
             package.init(project="cutmix", name=f"{path.name}-{made}", resume="allow", config=settings)
         write_atomic(kept, lambda file: file.write(made.encode()))
-    except Exception as error:  # of a network, an account or a server
-        raise InputError(f"--log {name} could not be started: {' '.join(str(error).split())}") from None
     return _Service(name, package)
 
 
+@contextmanager
+def _in_a_sentence(name: str, done: str) -> Iterator[None]:
+    """Turn any error of a tracker, such as that of a disk, a network or a server, into an InputError."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(f"--log {name} could not be {done}: {' '.join(str(error).split())}") from None
+
+
 class _Service:
-    """wandb, trackio or MLflow, which keep the current run in their module."""
+    """TensorBoard's writer; or wandb, trackio or MLflow, which keep the current run in their module."""
 
     def __init__(self, name: str, package: Any) -> None:
         self.name, self.package = name, package
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
-        if self.name == "mlflow":
-            self.package.log_metric(tag, value, step=step)
-        else:
-            self.package.log({tag: value}, step=step)
+        with _in_a_sentence(self.name, "written"):
+            if self.name == "tensorboard":
+                self.package.add_scalar(tag, value, step)
+            elif self.name == "mlflow":
+                self.package.log_metric(tag, value, step=step)
+            else:
+                self.package.log({tag: value}, step=step)
 
     def close(self) -> None:
-        (self.package.end_run if self.name == "mlflow" else self.package.finish)()
+        with _in_a_sentence(self.name, "written"):
+            getattr(self.package, {"tensorboard": "close", "mlflow": "end_run"}.get(self.name, "finish"))()
 
 
 def _import(name: str) -> Any:

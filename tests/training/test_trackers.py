@@ -3,6 +3,7 @@
 import inspect
 import json
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -103,6 +104,43 @@ def test_a_tracker_that_cannot_start_is_one_sentence(tmp_path: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=refuse, __spec__=None))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="--log wandb could not be started: no network at all"):
         open_tracker("wandb", SMALL, tmp_path, step=0)
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio", "mlflow"])
+def test_a_tracker_that_fails_later_is_one_sentence(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Fake()
+    monkeypatch.setitem(sys.modules, name, fake)  # type: ignore[arg-type]
+    tracker = open_tracker(name, SMALL, tmp_path, step=0)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConnectionError("the server\nhas gone")
+
+    fake.log = fake.log_metric = fake.finish = fake.end_run = refuse
+    for call in (lambda: tracker.add_scalar("train/loss", 0.5, 7), tracker.close):
+        with pytest.raises(InputError, match=f"--log {name} could not be written: the server has gone"):
+            call()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's thread
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_under_tensorboard_is_named(tmp_path: Path) -> None:
+    """Its thread keeps the error, which names no file, and raises it in a later call."""
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    before = set(threading.enumerate())
+    tracker = open_tracker("tensorboard", SMALL, tmp_path, step=0)
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    file.unlink()
+    file.symlink_to("/dev/full")
+
+    def fill() -> None:
+        for step in range(50):
+            tracker.add_scalar("train/loss", 0.5, step)
+        tracker.close()
+
+    with pytest.raises(InputError, match=r"--log tensorboard could not be written: .*No space left on device"):
+        fill()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
