@@ -165,10 +165,11 @@ main(["train"])
     assert re.match(said, done.stderr)
 
 
-def test_one_file_names_torch_distributed() -> None:
-    assert [name for name, path in FILES.items() if "torch.distributed" in path.read_text()] == [
-        "cutmix.runtime.device"
-    ]
+def test_torch_distributed_is_used_in_one_file_and_for_the_rank_of_a_random_stream() -> None:
+    """Mixing stands alone: it asks for the rank itself."""
+    used = [name for name in FILES if any(re.fullmatch(r"torch\.distributed(\..*)?", one) for one in imports(name))]
+    assert used == ["cutmix.mixing.draw", "cutmix.runtime.device"]
+    assert FILES["cutmix.mixing.draw"].read_text().count("distributed.") == 3
 
 
 def test_no_module_has_the_name_of_its_function() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.utils.data import get_worker_info
 
 from cutmix.errors import InputError
@@ -313,9 +313,9 @@ class RandomStream:
     """A private CPU generator, independent of the global ones.
 
     The stream follows from (seed, name, rank), so that two transforms with one seed are unrelated; None takes fresh
-    entropy. The launcher puts the rank into the environment (RANK, SLURM_PROCID or LOCAL_RANK), so that the processes
-    of one run draw differently. In a worker of a DataLoader the stream follows from the worker's seed too: otherwise
-    every worker would hold a copy of the same generator, and repeat its draws each epoch.
+    entropy. The rank is that in the process group or, before there is one, the launcher's, so that the processes of one
+    run draw differently. In a worker of a DataLoader the stream follows from the worker's seed too: otherwise every
+    worker would hold a copy of the same generator, and repeat its draws each epoch.
     """
 
     def __init__(self, seed: int | None, name: str) -> None:
@@ -359,7 +359,9 @@ class RandomStream:
 
 
 def process_rank() -> int:
-    """Return the rank of this process, which its launcher puts into the environment; 0 without a launcher."""
+    """Return the rank of this process: in its process group, else as its launcher says in the environment, else 0."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank()
     return next((int(os.environ[name]) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if os.environ.get(name)), 0)
 
 

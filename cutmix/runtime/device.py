@@ -1,7 +1,7 @@
 """The machine of a run: processes, devices, precision and memory.
 
-This is the only file that names ``torch.distributed``; ``torchrun`` starts several processes. Every function works for
-a single process too.
+Only this file and the random streams of mixing name ``torch.distributed``; ``torchrun`` starts several processes. Every
+function works for a single process too.
 """
 
 import atexit

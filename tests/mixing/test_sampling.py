@@ -5,7 +5,9 @@ from collections import Counter
 
 import pytest
 import torch
+import torch.distributed as dist
 from scipy import stats
+from torch.multiprocessing import start_processes
 from torch.utils.data import DataLoader, TensorDataset
 
 from cutmix import CutMix, Cutout, FeatureCutMix, InputError, Mixup, RandomChoice, collate
@@ -91,6 +93,22 @@ def test_a_state_that_the_first_process_saved_does_not_make_all_draw_alike(name,
     assert not torch.equal(drawn[3], drawn[5])
     monkeypatch.setenv(name, "")  # as a container passes a variable on that is not set
     assert process_rank() == 0
+
+
+def draw_in_a_group(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    torch.save(CutMix(per_sample=True, seed=0).draw((64, 3, 32, 32)).boxes, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_processes_of_a_group_draw_differently_without_a_launcher(monkeypatch, tmp_path):
+    """As in PyTorch's tutorials, which start processes by ``torch.multiprocessing`` and leave the environment alone."""
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    start_processes(draw_in_a_group, (tmp_path,), nprocs=2, start_method="fork")
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert torch.equal(first, CutMix(per_sample=True, seed=0).draw((64, 3, 32, 32)).boxes)
+    assert not torch.equal(first, second)
 
 
 # Loaders.
