@@ -16,6 +16,7 @@ from cutmix.runtime.files import read_lines
 from tables import ARMS, CHANCE, LABELS, TABLES, between, of_setting
 
 COLOURS = {"none": "#6b7f95", "mixup": "#1d9a70", "cutmix": "#d4622a"}
+MARKERS = {3200: "o", 6400: "s", 12800: "D"}  # of optimizer steps
 NAMES = {"none": "no mixing", "mixup": "Mixup", "cutmix": "CutMix"}
 
 
@@ -55,16 +56,18 @@ def gain() -> None:
     """Draw what CutMix gains by the number of training images of a class, with intervals, a line for each setting."""
     figure, (axis,) = axes(7, 3.4)
     axis.axhline(0, color="black", linewidth=0.8)
-    for index, ((model, steps), found) in enumerate(_settings().items()):
-        x = [one["per_class"] * 1.04 ** (index - 1) for one in found]  # beside each other
-        _intervals(axis, x, [one["difference"] for one in found], f"{MODELS[model]}, {steps:,} steps", f"C{index}")
-    sizes = sorted({one["per_class"] for found in _settings().values() for one in found})
+    settings = _settings()
+    for index, ((model, steps), found) in enumerate(settings.items()):
+        x = [one["per_class"] * 1.04 ** (index - (len(settings) - 1) / 2) for one in found]  # beside each other
+        style = f"C{list(MODELS).index(model)}{MARKERS[steps]}-"
+        _intervals(axis, x, [one["difference"] for one in found], f"{MODELS[model]}, {steps:,} steps", style)
+    sizes = sorted({one["per_class"] for found in settings.values() for one in found})
     axis.set_xscale("log")
     axis.set_xticks(sizes, [f"{size}" for size in sizes])
     axis.minorticks_off()
     axis.set_xlabel("training images per class (CIFAR-100), three seeds", fontsize=9)
     axis.set_ylabel("accuracy gained by CutMix (points)", fontsize=9)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="lower left")
     save(figure, "gain")
 
 
@@ -72,16 +75,16 @@ def _settings() -> dict[tuple[str, int], list[dict[str, Any]]]:
     """Return the comparisons of CutMix with no mixing, smaller subsets first, by model and steps asked for."""
     settings: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for one in between("cifar100-subsets", "none", "cutmix"):
-        asked = min(3200, 6400, 12800, key=lambda steps: abs(steps - one["steps"]))  # training ends with a whole epoch
+        asked = min(MARKERS, key=lambda steps: abs(steps - one["steps"]))  # training ends with a whole epoch
         settings.setdefault((one["model"], asked), []).append(one)
     return {key: sorted(found, key=lambda one: one["per_class"]) for key, found in settings.items()}
 
 
-def _intervals(axis: Axes, x: list[float], found: list[dict[str, float]], label: str, colour: str) -> None:
+def _intervals(axis: Axes, x: list[float], found: list[dict[str, float]], label: str, style: str) -> None:
     """Draw gains, which are falls of the error, with their intervals."""
     value = [-one["value"] for one in found]
     spread = [[one["high"] - one["value"] for one in found], [one["value"] - one["low"] for one in found]]
-    axis.errorbar(x, value, spread, fmt="o-", color=colour, capsize=4, linewidth=1.4, markersize=5, label=label)
+    axis.errorbar(x, value, spread, fmt=style, capsize=4, linewidth=1.4, markersize=5, label=label)
 
 
 def methods(name: str, drawn: Iterable[str]) -> None:
@@ -106,7 +109,7 @@ def methods(name: str, drawn: Iterable[str]) -> None:
 def subsets() -> None:
     """Draw training and test error, and the test loss, by step of the runs on few images, a figure for each model."""
     for model in MODELS:
-        found = [one for (name, _), each in _settings().items() if name == model for one in each]
+        found = [one for one in between("cifar100-subsets", "none", "cutmix") if one["model"] == model]
         figure, panels = axes(0.6 + 2.8 * len(found), 5, len(found), 2)
         for one, upper, lower in zip(found, panels[: len(found)], panels[len(found) :], strict=True):
             _by_step(one, upper, lower)
@@ -173,7 +176,9 @@ def claims() -> None:
         value, low, high = ((claim.sign or 1) * (each or 0) for each in (one.value, one.low, one.high))
         spread = [[value - min(low, high)], [max(low, high) - value]]
         axis.errorbar(value, y, xerr=spread, fmt="o", color=COLOURS["cutmix"], capsize=3, linewidth=1.4, markersize=4)
-    labels = [fill(f"{claim.where}: {one.setting}".replace(" = ", "\u00a0=\u00a0"), 90) for claim, one in reversed(found)]
+    labels = [
+        fill(f"{claim.where}: {one.setting}".replace(" = ", "\u00a0=\u00a0"), 90) for claim, one in reversed(found)
+    ]
     axis.set_yticks(range(len(found)), labels, fontsize=7)
     axis.set_ylim(-0.6, len(found) - 0.4)
     axis.set_xlim(-8, 17)
