@@ -164,6 +164,7 @@ def _of_metric(setting: str, command: str, asked: Mapping[str, Any], sides: tupl
     found: dict[str | None, dict[int, float]] = {}
     for line in lines(f"{asked['file']}.jsonl"):
         same = (line.metric, line.which, line.of) == (asked["metric"], "last", asked.get("of"))
+        same = same and asked.get("model") in (None, line.model)
         if same and line.usual and ("at" not in asked or abs((line.at or 0) - asked["at"]) < 1e-6):
             assert line.value is not None, line
             value = found.setdefault(line.mix, {}).setdefault(line.seed or 0, line.value)

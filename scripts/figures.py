@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from cells import MODELS, RESULTS, ROOT
 from claims import read_claims
 from cutmix.runtime.files import read_lines
-from tables import ARMS, CHANCE, LABELS, TABLES, between, of_setting
+from tables import ARMS, CHANCE, LABELS, LAYERS, TABLES, between, of_setting
 
 COLOURS = {"none": "#6b7f95", "mixup": "#1d9a70", "cutmix": "#d4622a"}
 MARKERS = {3200: "o", 6400: "s", 12800: "D"}  # of optimizer steps
@@ -221,5 +221,6 @@ if __name__ == "__main__":
     for draw in (pair, gain, subsets, caltech, claims):
         draw()
     methods("methods", ARMS)
+    methods("layers", LAYERS)
     for name in TABLES_DRAWN:
         of_table(name)

@@ -149,8 +149,9 @@ def card(name: str) -> str:
     ]  # fmt: skip
     if not found:
         return "Few images: not run."
+    place = "at-which-layer" if CARDS[name] == LAYERS[1:] else "other-methods"
     return (
-        "[ResNet-18, 25 images per class of CIFAR-100](../experiments/few-images.md#other-methods), test error and its "
+        f"[ResNet-18, 25 images per class of CIFAR-100](../experiments/few-images.md#{place}), test error and its "
         f"difference from no mixing in points [95 %]: {', '.join(found)}."
     )
 
@@ -218,13 +219,13 @@ Key = tuple[str, str | None, int | None]
 """A metric, what it is of, and where: ε in 255ths or a side in pixels."""
 
 
-def usual_lines(name: str) -> dict[int, dict[tuple[str | None, Key], Record]]:
-    """Return the records of the suites with the usual score and convention, by seed, and by mixing and key."""
+def usual_lines(name: str, model: str) -> dict[int, dict[tuple[str | None, Key], Record]]:
+    """Return a model's records of the suites with the usual score and convention, by seed, and by mixing and key."""
     found: dict[int, dict[tuple[str | None, Key], Record]] = {}
     for line in lines(name):
         at = line.at
         place = None if at is None else round(255 * at) if at < 1 and "err" in line.metric else round(at)
-        if line.suite and line.usual:
+        if line.suite and line.usual and line.model == model:
             found.setdefault(line.seed or 0, {})[line.mix, (line.metric, line.of, place)] = line
     return found
 
@@ -247,14 +248,14 @@ SUITES: dict[Key, str] = {
 
 def suites() -> str:
     """Return the suites of the CIFAR-100 pair."""
-    found = usual_lines("cifar100-resnet20-suites.jsonl")[0]
+    found = usual_lines("cifar100-resnet20-suites.jsonl", "resnet20")[0]
     rows = [[label, *(cell(found[mix, key]) for mix in ("none", "cutmix"))] for key, label in SUITES.items()]
     return table(["per cent", "without mixing", "CutMix"], rows)
 
 
-def subset_suites() -> str:
-    """Return the suites of the runs with 25 images per class over seeds, paired by seed."""
-    found = usual_lines("cifar100-subsets-suites.jsonl")
+def subset_suites(model: str = "resnet20") -> str:
+    """Return the suites of a model's runs on few images over seeds, paired by seed."""
+    found = usual_lines("cifar100-subsets-suites.jsonl", model)
     values = {
         key: tuple([_value(found[seed][mix, key]) for seed in sorted(found)] for mix in ("none", "cutmix"))
         for key in SUITES
@@ -283,7 +284,7 @@ def outside() -> str:
         ("occlusion_center_err", "mean", 112): "error, mean colour 112×112 in the centre",
         ("ood_auroc", "uniform", None): "AUROC, uniform", ("ood_auroc", "gaussian", None): "AUROC, gaussian",
     }  # fmt: skip
-    found = usual_lines("efficientnet-lite0.jsonl")[0]
+    found = usual_lines("efficientnet-lite0.jsonl", "tf_efficientnet_lite0")[0]
     return table(["per cent", "EfficientNet-Lite0"], [[label, cell(found[None, key])] for key, label in wanted.items()])
 
 
@@ -341,8 +342,8 @@ BENCHMARKS = (
     "network-1-thread", "smmix", "captioning", "average-precision", "localization", "ood", "shards",
 )  # fmt: skip
 EXPERIMENTS = (
-    claims, caltech, caltech_default, caltech_thirty, subsets, subset_suites, arms, short, defaults, localization,
-    suites, outside, speed,
+    claims, caltech, caltech_default, caltech_thirty, subsets, subset_suites, arms, layers, short, defaults,
+    localization, suites, outside, speed,
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {
     **{make.__name__: make for make in EXPERIMENTS},
