@@ -76,10 +76,10 @@ def test_short_is_timed_first_and_goes_on_where_it_was_stopped(
 
     really = campaign.run_training
 
-    def killed(recipe, options):  # the second row is stopped as by a signal, before its first step
+    def killed(recipe, options, stop):  # the second row is stopped as by a signal, before its first step
         if recipe.mix == "cutmix":
             raise SystemExit(143)
-        return really(recipe, options)
+        return really(recipe, options, stop)
 
     monkeypatch.setattr(campaign, "run_training", killed)
     with pytest.raises(SystemExit) as stopped:
@@ -103,10 +103,10 @@ def test_a_row_that_fails_does_not_keep_the_others_from_running(
 ) -> None:
     really = campaign.train_briefly
 
-    def failing(recipe, options):
+    def failing(recipe, options, stop):
         if recipe.mix == "none":
             raise InputError("the loss is nan")
-        return really(recipe, options)
+        return really(recipe, options, stop)
 
     monkeypatch.setattr(campaign, "train_briefly", failing)
     with pytest.raises(SystemExit) as stopped:
