@@ -347,6 +347,7 @@ EXPERIMENTS = (
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {
     **{make.__name__: make for make in EXPERIMENTS},
+    "subset_suites_resnet18": partial(subset_suites, "resnet18"),
     **{f"benchmark-{name}": partial(benchmark, name) for name in BENCHMARKS},
     **{f"card-{name}": partial(card, name) for name in CARDS},
 }
