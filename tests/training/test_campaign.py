@@ -42,7 +42,7 @@ from cutmix.training.loop import DivergedError
 from cutmix.training.setup import Run
 
 WORDS = ["compare", "digits-resnet20", "--mix", "none", "cutmix", "--seeds", "2", "--epochs", "1", "--device", "cpu",
-         "--precision", "float32"]  # fmt: skip
+         "--precision", "float32", "--train-error"]  # fmt: skip
 
 
 def wrong(run: Path) -> np.ndarray:
@@ -89,6 +89,30 @@ def test_a_run_whose_decoder_was_not_there_is_the_same_run(monkeypatch: pytest.M
 
 def test_standard_output_is_the_answer_alone_also_where_runs_are_trained(finished: Path) -> None:
     assert json.loads((finished / "answer.json").read_text()) == json.loads((finished / "comparison.json").read_text())
+
+
+def test_the_answer_has_the_errors_on_the_training_images(finished: Path) -> None:
+    (one,) = json.loads((finished / "comparison.json").read_text())
+    last = {path.parent.name: read_lines(path)[-1]["train_err"] for path in finished.glob("*/log.jsonl")}
+    for name, field in (("cutmix", "train_error"), ("none", "baseline_train_error")):
+        assert one[field] == pytest.approx(np.mean([err for run, err in last.items() if f"-{name}-" in run]))
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        (None, ""),
+        (13.5, " Of the training images 13.5 % are wrong at the end, 0.4 % with none."),
+        (49.4, " Of the training images 49.4 % are wrong at the end, 0.4 % with none: longer training may change the "
+               "answer."),
+    ],
+)  # fmt: skip
+def test_a_method_that_has_not_fitted_its_training_images_may_need_longer_training(
+    own: float | None, said: str
+) -> None:
+    one = replace(comparison(-3, -4, -2, 0.01), train_error=own, baseline_train_error=0.4)
+    assert said in in_words(one)
+    assert ("training images" in in_words(one)) is bool(said)
 
 
 def test_the_difference_is_that_of_the_predictions(finished: Path) -> None:
