@@ -124,7 +124,8 @@ def _printed(name: str, label: str, other: str | int = 0) -> str:
 
 def _evidence(asked: Mapping[str, Any], settings: Mapping[str, str], commands: Mapping[str, str]) -> Evidence:
     """Return what an experiment says."""
-    setting = settings[asked["setting"]] + (f", {asked['what']}" if "what" in asked else "")
+    setting = settings[asked["setting"]].removesuffix(": error" if "rise" in asked else "")
+    setting += f", {asked['what']}" if "what" in asked else ""
     command = commands[asked.get("command", asked["setting"])]
     sides = tuple(asked.get("sides", ("cutmix", "none")))
     runs = {key: asked[key] for key in ("model", "per_class", "steps") if key in asked}
