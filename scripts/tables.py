@@ -115,7 +115,7 @@ LABELS = {
     "none": "none", "none:label-smoothing=0.1": "label smoothing 0.1", "cutout": "Cutout", "mixup": "Mixup",
     "cutmix": "CutMix", "cutmix:label-smoothing=0.1": "CutMix, label smoothing 0.1",
     "cutmix:mix-prob=0.5": "CutMix in half of the batches", "cutmix:mix-per-sample=true": "CutMix, a box per image",
-    "cutmix:alpha=0.25": "CutMix, α = 0.25", "cutmix:alpha=4": "CutMix, α = 4",
+    **{f"cutmix:alpha={alpha}": f"CutMix, α = {alpha}" for alpha in ("0.25", "0.5", "2", "4")},
     "cutmix-3": "CutMix of three images", "cutmix-4": "CutMix of four images",
     "cutmix-center-gaussian": "centre Gaussian CutMix", "cutmix-fixed-size": "fixed-size CutMix",
     "cutmix-one-hot": "one-hot CutMix", "cutmix-scheduled": "scheduled CutMix",
