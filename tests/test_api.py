@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import cutmix
 from cutmix import api
 from cutmix.cli import COMMANDS, main, parse_train
 from cutmix.config.recipe import Recipe
+from cutmix.config.recipes import RECIPES
 from cutmix.errors import InputError
 from cutmix.runs.folder import RunFolder, saved_recipe
 from cutmix.runs.read import Run
-from cutmix.training.settings import settle
+from cutmix.runtime.files import to_json
+from cutmix.training.settings import config_text, read_config_file, settle
 
 FEW = {"epochs": 1, "train_per_class": 3, "device": "cpu", "precision": "float32"}
 
@@ -157,10 +160,39 @@ def test_a_config_file_holds_defaults_and_flags_win(tmp_path: Path, capsys: pyte
     assert parse_train(["--config", str(file)]) == (recipe, options)
 
 
+@pytest.mark.parametrize(("text", "value"), [  # the core schema of YAML 1.2, and numbers as JSON writes them
+    ("lr: 1e-05", 1e-5), ("lr: 1E+2", 100.0), ("lr: .5", 0.5), ("lr: 5.", 5.0), ('{"lr": 1e-05}', 1e-5),
+    ("epochs: 010", 10),
+    ("epochs: 08", 8), ("compile: off", "off"), ("data: no", "no"), ("data: 1:30", "1:30"), ("data: '1e5'", "1e5"),
+    ("milestones:", None), ("milestones: ~", None), ("flip: False", False),
+])  # fmt: skip
+def test_scalars_of_a_config_file_are_those_of_yaml_12_and_json(text: str, value: Any, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    (found,) = read_config_file(file)[1].values()
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_a_printed_config_file_gives_back_each_setting(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    for text in ("1e5", "08", "off", "1:30", "null", "~", "2020-01-01", "0x10", "1_000", "true", ".inf"):
+        recipe, options = settle(None, {"data": text, "lr": 1e-05, "compile": "off", "out": Path(text)})
+        file.write_text(config_text(recipe, options))
+        assert settle(None, {"config": file}) == (recipe, options)
+        assert yaml.safe_load(file.read_text())["data"] == text  # a reader of YAML 1.1 too
+
+
+def test_the_file_of_each_named_recipe_gives_it_back(tmp_path: Path) -> None:
+    for recipe in (recipe for recipe in RECIPES.values() if recipe.data):
+        kept = {name: value for name, value in recipe.to_dict().items() if value is not None}
+        (tmp_path / "recipe.json").write_bytes(to_json(kept, indent=1))
+        assert settle(None, {"config": tmp_path / "recipe.json"})[0] == recipe
+
+
 @pytest.mark.parametrize(("text", "said"), [("- 1", "is not a mapping"), ("a: [", "cannot be read as YAML"),
                                             ("epoch: 3", "did you mean 'epochs'"), ("lr: fast", "lr is"),
                                             ("lr: 2020-01-01", 'lr is "2020-01-01"; expected a number'),
-                                            ("lr: 2020-13-45", "cannot be read as YAML"), ("mix: !!set {a}", "mix is"),
+                                            ("lr: 2020-13-45", 'lr is "2020-13-45"'), ("mix: !!set {a}", "mix is"),
                                             ("mix: !!binary aGk=", "mix is"), ("lr: 1" + "0" * 5000, "cannot be read"),
                                             ("[" * 50_000, "cannot be read as YAML"),
                                             ("workers: many", 'the settings: workers is "many"; expected a whole'),

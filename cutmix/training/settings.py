@@ -1,6 +1,7 @@
 """The recipe and the options of a training run, from keyword arguments, a file of settings, or a resumed run."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,6 +12,14 @@ from cutmix.config.recipe import Recipe
 from cutmix.config.recipes import find_recipe, with_authors_milestones
 from cutmix.errors import InputError, did_you_mean
 from cutmix.runtime.files import check_fields, kind_of, regular
+
+# YAML 1.2.2, section 10.3.2. In YAML 1.1, which PyYAML reads, 1e-05 is text, 010 is eight and off is false.
+_SCALARS = {
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?[0-9]+",
+    "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?",
+}
 
 
 def settle(recipe: Recipe | str | None, settings: Mapping[str, Any]) -> tuple[Recipe, TrainOptions]:
@@ -69,7 +78,7 @@ def read_config_file(path: Path) -> tuple[str | None, dict[str, Any]]:
     import yaml
 
     try:
-        found = yaml.safe_load(regular(path).read_text(encoding="utf-8"))
+        found = yaml.load(regular(path).read_text(encoding="utf-8"), _core_schema(yaml.SafeLoader, {}))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
@@ -84,7 +93,20 @@ def config_text(recipe: Recipe, options: TrainOptions) -> str:
 
     held = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()} | recipe.to_dict()
     kept = {name: value for name, value in held.items() if value is not None}
-    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, default_flow_style=None)
+    dumper = _core_schema(yaml.SafeDumper, yaml.SafeDumper.yaml_implicit_resolvers)  # quotes for both
+    return str(yaml.dump(kept, None, dumper, sort_keys=False, allow_unicode=True, default_flow_style=None))
+
+
+def _core_schema(kind: Any, resolvers: dict[Any, Any]) -> Any:
+    """Return a loader or a dumper of PyYAML that has the scalars of YAML 1.2 beside the given ones."""
+    import yaml
+
+    made: Any = type(kind.__name__, (kind,), {"yaml_implicit_resolvers": {k: list(v) for k, v in resolvers.items()}})
+    for name, pattern in _SCALARS.items():
+        made.add_implicit_resolver(f"tag:yaml.org,2002:{name}", re.compile(rf"(?:{pattern})\Z"), None)
+    if issubclass(kind, yaml.SafeLoader):
+        made.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
+    return made
 
 
 def make_options(kind: type, values: Mapping[str, Any]) -> Any:
