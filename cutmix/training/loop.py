@@ -33,6 +33,7 @@ from cutmix.runtime.device import (
     gather,
     processes,
     restarts,
+    training_attention,
     without_sync,
 )
 from cutmix.runtime.files import read_arrays
@@ -124,7 +125,8 @@ def train_step(run: Run, images: Any, targets: Any) -> Tensor:
     parts = run.task.split(images, targets, state.step / (recipe.epochs * run.batches.steps))
     total = torch.zeros((), device=run.world.device)
     for number, (x, y) in enumerate(parts, 1):
-        with without_sync(run.network, number < len(parts)):
+        attention = training_attention(recipe.precision, run.world.device)
+        with without_sync(run.network, number < len(parts)), attention:
             loss = run.task.loss(run.network, x, y) * (len(x) / len(images))
             state.scaler.scale(loss).backward()
         total += loss.detach()

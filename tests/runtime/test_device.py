@@ -25,6 +25,7 @@ from cutmix.runtime.device import (
     processes,
     resolve_precision,
     total_memory,
+    training_attention,
 )
 from cutmix.training.state import random_state, set_random_state
 
@@ -117,6 +118,20 @@ def test_float32_is_ieee_on_a_gpu_and_tf32_goes_by_its_name() -> None:
     assert resolve_precision("tf32", CUDA) == "tf32"
     with pytest.raises(InputError, match=r"^--precision is tf32 on a device of type cpu; only CUDA GPUs have TF32$"):
         resolve_precision("tf32", CPU)
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("bfloat16", False), ("float32", True)])
+def test_a_training_step_in_bfloat16_on_a_cpu_has_no_fused_attention(precision: str, fused: bool) -> None:
+    kind = getattr(torch, precision)
+    parts = torch.randn(3, 4, 2, 17, 16, generator=torch.Generator().manual_seed(0)).to(kind)
+    exact, ours = (parts.to(each).requires_grad_() for each in (torch.float64, kind))
+    torch.nn.functional.scaled_dot_product_attention(*exact).square().sum().backward()
+    with training_attention(precision, CPU), torch.profiler.profile() as seen:
+        torch.nn.functional.scaled_dot_product_attention(*ours).square().sum().backward()
+    assert any("flash" in one.key for one in seen.key_averages()) == fused
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert exact.grad is not None
+    torch.testing.assert_close(ours.grad, exact.grad.to(kind), rtol=0.1, atol=0.1 if kind == torch.bfloat16 else 1e-4)
 
 
 def test_the_loss_is_scaled_in_float16_alone() -> None:

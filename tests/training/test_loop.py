@@ -337,6 +337,21 @@ def test_a_schedule_of_mixing_follows_the_step(tmp_path: Path, monkeypatch: pyte
     assert seen[1:] == pytest.approx([step / STEPS for step in range(STEPS)])
 
 
+def test_steps_in_bfloat16_leave_out_the_fused_attention_and_evaluations_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags: dict[bool, set[bool]] = {True: set(), False: set()}
+    forward = Small.forward
+
+    def noted(self: Small, x: Tensor) -> Tensor:
+        flags[self.training].add(torch.backends.cuda.flash_sdp_enabled())
+        return forward(self, x)
+
+    monkeypatch.setattr(Small, "forward", noted)
+    run_training(replace(RECIPE, epochs=1, precision="bfloat16"), TrainOptions(out=tmp_path / "run", device="cpu"))
+    assert flags == {True: {False}, False: {True}}
+
+
 def test_a_second_interruption_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
