@@ -18,7 +18,7 @@ from cutmix.runs.outcomes import CrossedDifference, crossed_difference, label_ou
 from cutmix.runs.read import Run, read_outcome
 from cutmix.runs.record import Record, number, with_interval
 from cutmix.runtime.terminal import Tabular
-from cutmix.statistics import holm
+from cutmix.statistics import holm, prior_freedom
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,9 @@ def _by_class(
     """Return the differences by class, the most helped first; of errors (S, N, K), or (S, N, 1) for all classes.
 
     A few seeds do not tell how much one class varies from seed to seed: the variance is the mean of all classes, or
-    the class's own if that is larger. p is at least that of a sign test in which all images of the class agree.
+    the class's own if that is larger, and its degrees of freedom fall where classes vary unequally. Of simulated equal
+    methods with 3 seeds and 3 to 100 classes, some class differs in 7 % of the comparisons or fewer, with 2 seeds in
+    12 %. p is at least that of a sign test in which all images of the class agree.
     """
     found, by_seed = [], []
     for index, name in enumerate(names):
@@ -141,10 +143,12 @@ def _by_class(
             by_seed.append(100 * (one - other).mean(1))
     p = [one.p for _, one in found]
     if found and (seeds := len(method)) > 1:
-        own = np.var(by_seed, axis=1, ddof=1)
+        rounding = np.array([(100 / one.images) ** 2 / 12 for _, one in found])  # images are counted, so 0 is not exact
+        own = np.var(by_seed, axis=1, ddof=1) + rounding
         variance = np.maximum(own, own.mean()) / seeds + [one.over_images**2 / one.images for _, one in found]
-        ratios = [np.inf if not v else one.value / v**0.5 for (_, one), v in zip(found, variance, strict=True)]
-        p = (2 * stats.t.sf(np.abs(ratios), len(found) * (seeds - 1))).tolist()
+        ratios = [one.value / v**0.5 for (_, one), v in zip(found, variance, strict=True)]
+        freedom = seeds - 1
+        p = (2 * stats.t.sf(np.abs(ratios), min(freedom + prior_freedom(own, freedom), len(found) * freedom))).tolist()
     p = [max(each, 2.0 ** (1 - one.images)) if one.value else 1.0 for each, (_, one) in zip(p, found, strict=True)]
     made = [ClassDifference(name, d.value, d.images, each) for (name, d), each in zip(found, holm(p), strict=True)]
     return tuple(sorted(made, key=lambda one: one.value))
