@@ -14,8 +14,7 @@ from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import erf, polygamma
+from scipy.special import erf
 from scipy.stats import binomtest, norm, rankdata, ttest_ind
 
 from cutmix.errors import InputError
@@ -95,22 +94,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, p_values[index] * (len(p_values) - done)))
         adjusted[index] = highest
     return adjusted
-
-
-def prior_freedom(variances: np.ndarray, freedom: int) -> float:
-    """Return how alike the true variances are behind estimates with ``freedom`` degrees each: inf where they are equal.
-
-    The true variances are taken as s₀² d₀ / χ²(d₀); returned is d₀, from the spread of the logarithms of the estimates,
-    which are positive. A test with one of these variances then has ``freedom`` + d₀ degrees of freedom.
-
-    Source: Smyth (2004), Linear models and empirical Bayes methods for assessing differential expression, section 6.
-    """
-    spread = float(np.var(np.log(variances), ddof=1)) if len(variances) > 1 else 0.0
-    spread -= float(polygamma(1, freedom / 2))
-    least, most = 1e-3, 1e4  # of d₀ / 2, whose trigamma function falls
-    if spread <= polygamma(1, most):
-        return np.inf
-    return 2 * float(brentq(lambda half: polygamma(1, half) - spread, least, most)) if spread < 1e5 else 0.0
 
 
 @dataclass(frozen=True)

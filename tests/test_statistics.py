@@ -24,7 +24,6 @@ from cutmix.statistics import (
     max_error,
     mcnemar,
     one_hot_bins,
-    prior_freedom,
     rate_difference,
     reliability_table,
     too_narrow,
@@ -73,19 +72,6 @@ def test_holm_worked_case() -> None:
     assert holm([0.6, 0.5]) == [1.0, 1.0]
     assert holm([0.2]) == [0.2]
     assert holm([]) == []
-
-
-@pytest.mark.parametrize(("freedom", "prior"), [(1, 2.0), (2, 4.0), (4, 10.0), (2, np.inf)])
-def test_prior_freedom_is_that_of_drawn_variances(freedom: int, prior: float) -> None:
-    rng = np.random.default_rng(0)
-    true = np.ones(50_000) if prior == np.inf else prior / rng.chisquare(prior, 50_000)
-    found = prior_freedom(3 * true * rng.chisquare(freedom, 50_000) / freedom, freedom)
-    assert found > 50 if prior == np.inf else found == pytest.approx(prior, rel=0.1)
-
-
-def test_prior_freedom_of_few_and_of_wild_variances() -> None:
-    assert prior_freedom(np.array([1.0]), 2) == prior_freedom(np.ones(5), 2) == np.inf
-    assert prior_freedom(np.array([1e-300, 1e300]), 2) == pytest.approx(0, abs=0.01)
 
 
 def test_holm_is_between_the_raw_values_and_bonferroni() -> None:

@@ -5,7 +5,7 @@
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -33,7 +33,7 @@ from cutmix.data.transforms import (
     split_draw,
 )
 from cutmix.errors import InputError
-from cutmix.runtime.device import Upload, check_memory
+from cutmix.runtime.device import check_memory
 from cutmix.runtime.seeding import derive_seed
 
 Batch = tuple[Tensor, Tensor]
@@ -408,3 +408,27 @@ class FileLoader:
         """Return the futures of a batch, its jobs if there are no threads, and the function that makes the batch."""
         jobs, batch = self.samples.begin(epoch, draws[self.order.share(step)].tolist())
         return ([self.threads.submit(job) for job in jobs], [], batch) if self.threads else ([], jobs, batch)
+
+
+_SMALL = 1 << 16  # bytes that a CUDA GPU takes from any memory of the host without a wait
+
+
+class Upload:
+    """Copies batches to a device; to a CUDA GPU in a stream of its own, so that a copy runs beside a step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, parts: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """Return tensors of the host on the device; only their use waits for them."""
+        if self.stream:  # the copy of a large one is pinned first, as a GPU waits for others
+            parts = [p if p.nbytes <= _SMALL or p.is_pinned() else p.pin_memory() for p in parts]
+        with torch.cuda.stream(self.stream):  # None has no effect
+            there = [part.to(self.device, non_blocking=True) for part in parts]
+        if self.stream:
+            using = torch.cuda.current_stream(self.device)
+            using.wait_stream(self.stream)
+            for part in there:
+                part.record_stream(using)  # its memory is not used again before the step has read it
+        return there

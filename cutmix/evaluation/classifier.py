@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from cutmix.data import ArraySet, FileSet, ImageSet
 from cutmix.data.decode import read_same_size
 from cutmix.data.image_files import Decoder, ResizeAndCrop
+from cutmix.data.loaders import Upload
 from cutmix.data.transforms import Interpolation, resize
 from cutmix.errors import InputError
 from cutmix.runs.record import Record
-from cutmix.runtime.device import Upload, check_memory
+from cutmix.runtime.device import check_memory
 
 
 class SuiteResult(NamedTuple):

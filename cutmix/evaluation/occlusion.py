@@ -21,11 +21,11 @@ from torch import Tensor
 
 from cutmix.data.decode import read_same_size
 from cutmix.data.folder import EXTENSIONS
+from cutmix.data.loaders import Upload
 from cutmix.errors import InputError
 from cutmix.evaluation.classification import Proportion, wilson_interval
 from cutmix.evaluation.classifier import Classifier, SuiteResult
 from cutmix.runs.record import Record
-from cutmix.runtime.device import Upload
 from cutmix.runtime.files import regular
 from cutmix.runtime.seeding import derive_seed
 from cutmix.statistics import too_narrow

@@ -18,6 +18,7 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from cutmix.config.options import Convention
+from cutmix.data.loaders import Upload
 from cutmix.data.outliers import SEVEN, Outliers, Shape, open_outliers
 from cutmix.errors import InputError
 from cutmix.evaluation.classifier import Classifier, SuiteResult, as_logits
@@ -32,7 +33,6 @@ from cutmix.evaluation.ood_conventions import (
     statistic_of,
 )
 from cutmix.runs.record import Record
-from cutmix.runtime.device import Upload
 from cutmix.statistics import bootstrap_interval
 
 # ---- scores, from logits ----

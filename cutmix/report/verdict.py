@@ -14,11 +14,11 @@ from rich.table import Table
 from scipy import stats
 
 from cutmix.errors import InputError, printable
-from cutmix.runs.outcomes import CrossedDifference, crossed_difference, label_outcome
+from cutmix.runs.outcomes import CrossedDifference, crossed_difference, label_outcome, prior_freedom
 from cutmix.runs.read import Run, read_outcome
 from cutmix.runs.record import Record, number, with_interval
 from cutmix.runtime.terminal import Tabular
-from cutmix.statistics import holm, prior_freedom
+from cutmix.statistics import holm
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
-from scipy.special import expit, nctdtrinc
+from scipy.optimize import brentq
+from scipy.special import expit, nctdtrinc, polygamma
 
 from cutmix.errors import InputError
 from cutmix.runs.read import Run
@@ -258,6 +259,22 @@ def crossed_difference(method: np.ndarray, baseline: np.ndarray) -> CrossedDiffe
         float(mean), max(float(mean - half), -100.0), min(float(mean + half), 100.0), _chance(float(mean), errors),
         seeds, images, df, *sizes, detectable,
     )  # fmt: skip
+
+
+def prior_freedom(variances: np.ndarray, freedom: int) -> float:
+    """Return how alike the true variances are behind estimates with ``freedom`` degrees each: inf where they are equal.
+
+    The true variances are taken as s₀² d₀ / χ²(d₀); returned is d₀, from the spread of the logarithms of the estimates,
+    which are positive. A test with one of these variances then has ``freedom`` + d₀ degrees of freedom.
+
+    Source: Smyth (2004), Linear models and empirical Bayes methods for assessing differential expression, section 6.
+    """
+    spread = float(np.var(np.log(variances), ddof=1)) if len(variances) > 1 else 0.0
+    spread -= float(polygamma(1, freedom / 2))
+    least, most = 1e-3, 1e4  # of d₀ / 2, whose trigamma function falls
+    if spread <= polygamma(1, most):
+        return np.inf
+    return 2 * float(brentq(lambda half: polygamma(1, half) - spread, least, most)) if spread < 1e5 else 0.0
 
 
 def _errors(of_seeds: float, of_images: float, of_both: float, seeds: int, images: int) -> list[tuple[float, float]]:

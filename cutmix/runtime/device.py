@@ -393,33 +393,6 @@ def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
     return not checked or bool(torch.stack(torch._foreach_norm(checked, math.inf)).isfinite().all())
 
 
-# ---- copies and names ----
-
-
-_SMALL = 1 << 16  # bytes that a CUDA GPU takes from any memory of the host without a wait
-
-
-class Upload:
-    """Copies batches to a device; to a CUDA GPU in a stream of its own, so that a copy runs beside a step."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    def __call__(self, parts: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-        """Return tensors of the host on the device; only their use waits for them."""
-        if self.stream:  # the copy of a large one is pinned first, as a GPU waits for others
-            parts = [p if p.nbytes <= _SMALL or p.is_pinned() else p.pin_memory() for p in parts]
-        with torch.cuda.stream(self.stream):  # None has no effect
-            there = [part.to(self.device, non_blocking=True) for part in parts]
-        if self.stream:
-            using = torch.cuda.current_stream(self.device)
-            using.wait_stream(self.stream)
-            for part in there:
-                part.record_stream(using)  # its memory is not used again before the step has read it
-        return there
-
-
 def device_name(device: torch.device) -> str:
     """Return the type of a device and its hardware, e.g. "cuda (NVIDIA H200)" or "cpu (AMD EPYC 9B14, 2 threads)"."""
     if device.type in ("cuda", "xpu"):

@@ -15,9 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cutmix.data.decode import decoding_threads, read_image
 from cutmix.data.folder import Split
-from cutmix.data.loaders import check_batch_size
+from cutmix.data.loaders import Upload, check_batch_size
 from cutmix.data.transforms import IMAGENET_MEAN, IMAGENET_STD, TestOrder, TrainOrder, crop_and_flip, normalize
-from cutmix.runtime.device import Upload
 from cutmix.runtime.seeding import derive_seed
 from cutmix.transfer.caption_scores import PAD, Vocabulary
 

@@ -19,6 +19,7 @@ from cutmix.runs.outcomes import (
     examples,
     label_answers,
     least_sure,
+    prior_freedom,
     read_answers,
     seed_difference,
     surest_mistakes,
@@ -188,3 +189,16 @@ def test_more_seeds_are_needed_where_chance_is_not_excluded() -> None:
         needed = found.seeds_needed()
         assert (needed == 3) == (found.p < 0.05)
         assert found.detectable > found.high - found.value
+
+
+@pytest.mark.parametrize(("freedom", "prior"), [(1, 2.0), (2, 4.0), (4, 10.0), (2, np.inf)])
+def test_prior_freedom_is_that_of_drawn_variances(freedom: int, prior: float) -> None:
+    rng = np.random.default_rng(0)
+    true = np.ones(50_000) if prior == np.inf else prior / rng.chisquare(prior, 50_000)
+    found = prior_freedom(3 * true * rng.chisquare(freedom, 50_000) / freedom, freedom)
+    assert found > 50 if prior == np.inf else found == pytest.approx(prior, rel=0.1)
+
+
+def test_prior_freedom_of_few_and_of_wild_variances() -> None:
+    assert prior_freedom(np.array([1.0]), 2) == prior_freedom(np.ones(5), 2) == np.inf
+    assert prior_freedom(np.array([1e-300, 1e300]), 2) == pytest.approx(0, abs=0.01)

@@ -1,10 +1,7 @@
 """The arithmetic of the forward pass."""
 
-import contextlib
 import math
-from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
 
 import psutil
 import pytest
@@ -13,7 +10,6 @@ import torch
 
 from cutmix.errors import InputError
 from cutmix.runtime.device import (
-    Upload,
     all_finite,
     arithmetic,
     autocast,
@@ -235,61 +231,3 @@ def test_other_accelerators_are_for_one_process(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match=f"--device is {kind} for 2 processes; expected cpu or cuda"), processes(kind):
         pass
-
-
-def test_a_copy_has_a_stream_of_its_own_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-
-    class Stream:
-        def __init__(self, *_: Any) -> None: ...
-
-        def wait_stream(self, other: "Stream") -> None:
-            said.append("the step waits for the copy" if other is upload.stream and self is current else "wrong")
-
-    @contextlib.contextmanager
-    def stream(given: Stream) -> Iterator[None]:
-        said.append("copy" if given is upload.stream else "wrong")
-        yield
-
-    current, batch = Stream(), [torch.arange(3), torch.ones(2)]
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: current)
-    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device, non_blocking: tensor)
-    monkeypatch.setattr(
-        torch.Tensor, "record_stream", lambda _, used: said.append("kept" if used is current else "wrong")
-    )
-    upload = Upload(CUDA)
-    assert upload(batch) == batch
-    assert said == ["copy", "the step waits for the copy", "kept", "kept"]
-
-
-def test_large_copies_to_a_gpu_are_pinned_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy of other memory waits for the steps before it; of small ones the driver takes a copy."""
-    pinned: list[int] = []
-    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
-    upload = Upload(CUDA)
-    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
-    upload.stream = SimpleNamespace()
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(wait_stream=lambda _: None))
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor.nbytes) or tensor)
-    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: tensor.dtype == torch.uint8)
-    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device, non_blocking: tensor)
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
-    upload([torch.zeros(1 << 14), torch.zeros((1 << 14) + 1), torch.zeros(1 << 20, dtype=torch.uint8)])
-    assert pinned == [4 * ((1 << 14) + 1)]
-
-
-def test_a_copy_to_another_device_needs_no_stream() -> None:
-    assert [part.tolist() for part in Upload(CPU)((torch.arange(3), torch.ones(1)))] == [[0, 1, 2], [1.0]]
-
-
-@pytest.mark.gpu
-def test_copies_beside_a_step_arrive_whole() -> None:
-    upload, batches = Upload(CUDA), [torch.full((64, 3, 224, 224), i, dtype=torch.uint8).pin_memory() for i in range(8)]
-    busy, sums = torch.randn(4096, 4096, device=CUDA), []
-    for batch in batches:
-        (there,) = upload([batch])
-        busy = busy @ busy
-        sums.append(there.sum())
-    assert [int(each) for each in sums] == [i * batches[0].numel() for i in range(8)]
