@@ -1,6 +1,8 @@
 """The claims of the CutMix paper beside what was found here, from claims.toml, results/ and the paper's tables."""
 
+import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,13 +99,20 @@ def read_claims() -> list[Claim]:
 
 
 def claims() -> str:
-    """Return the table of claims: a row for each, and a row for each further experiment."""
-    rows = []
+    """Return how many rows agree, the table with a row for each claim and each further experiment, and the commands."""
+    rows: list[list[str]] = []
+    commands: dict[str, int] = {}
+    verdicts: Counter[str] = Counter()
     for claim in read_claims():
-        cells = [[str(one), one.verdict(claim.sign), f"`{one.command}`"] for one in claim.found]
-        cells = cells or [["", "**not run**", f"`{claim.command}`"]]
-        rows += [[*(("", "") if index else (claim.where, claim.says)), *each] for index, each in enumerate(cells)]
-    return table(["where", "the paper says", "here: difference [95 %]", "verdict", "command"], rows)
+        cells = [(str(one), one.verdict(claim.sign), one.command) for one in claim.found]
+        for index, (found, verdict, command) in enumerate(cells or [("", "**not run**", claim.command)]):
+            number = commands.setdefault(command, len(commands) + 1)
+            rows.append([*(("", "") if index else (claim.where, claim.says)), found, verdict, f"{number}"])
+            verdicts[re.split(r" here| within|:", verdict)[0].strip("*")] += 1
+    words = {"agrees": "agree", "disagrees": "disagree", "cannot tell": "cannot tell", "not run": "were not run"}
+    text = f"Of {len(rows)} rows {', '.join(f'{verdicts[one]} {word}' for one, word in words.items())}.\n\n"
+    text += table(["where", "the paper says", "here: difference [95 %]", "verdict", "command"], rows)
+    return text + "\n\nThe commands:\n\n" + "\n".join(f"{n}. `{command}`" for command, n in commands.items())
 
 
 # ---- the paper's numbers ----

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable
 from statistics import fmean
-from textwrap import fill
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -11,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cells import MODELS, RESULTS, ROOT
-from claims import read_claims
+from claims import Evidence, read_claims
 from cutmix.runtime.files import read_lines
+from cutmix.statistics import LEVEL
 from tables import ARMS, CHANCE, LABELS, LAYERS, TABLES, between, of_setting
 
 COLOURS = {"none": "#6b7f95", "mixup": "#1d9a70", "cutmix": "#d4622a"}
@@ -167,23 +167,47 @@ def caltech() -> None:
     save(figure, "caltech-101")
 
 
+CLAIMS_DRAWN = (
+    ("Table 5", "Table 8", "not in the paper"),
+    ("Figure 3, α", "Figure 3, layer", "Talk"),
+)
+"""Tables and figures of the paper whose errors on unchanged images are drawn, in two columns."""
+
+
 def claims() -> None:
-    """Draw the differences on the page of claims that have an interval, turned so that right agrees."""
-    found = [(claim, one) for claim in read_claims() for one in claim.found if one.low is not None]
-    figure, (axis,) = axes(10, 0.8 + 0.36 * len(found))
-    axis.axvline(0, color="black", linewidth=0.8)
-    for y, (claim, one) in enumerate(reversed(found)):
-        value, low, high = ((claim.sign or 1) * (each or 0) for each in (one.value, one.low, one.high))
-        spread = [[value - min(low, high)], [max(low, high) - value]]
-        axis.errorbar(value, y, xerr=spread, fmt="o", color=COLOURS["cutmix"], capsize=3, linewidth=1.4, markersize=4)
-    labels = [
-        fill(f"{claim.where}: {one.setting}".replace(" = ", "\u00a0=\u00a0"), 90) for claim, one in reversed(found)
-    ]
-    axis.set_yticks(range(len(found)), labels, fontsize=7)
-    axis.set_ylim(-0.6, len(found) - 0.4)
-    axis.set_xlim(-8, 17)
-    axis.set_xlabel("points (Figure 2: nats); right of 0 agrees; Table 12: ends outside", fontsize=9)
+    """Draw the differences of errors on the page of claims, turned so that right agrees."""
+    found: dict[str, list[tuple[int, Evidence]]] = {}
+    for claim in read_claims():
+        found.setdefault(claim.where, []).extend((claim.sign or 1, one) for one in claim.found if one.low is not None)
+    figure, columns = axes(12, 6.5, len(CLAIMS_DRAWN))
+    for axis, column in zip(columns, CLAIMS_DRAWN, strict=True):
+        axis.axvline(0, color="black", linewidth=0.8)
+        places, labels, y = [], [], 0.0
+        for where in column:
+            parts = [re.split(r", |: ", one.setting) for _, one in found[where]]
+            shared = [part for part in parts[0] if all(part in other for other in parts)]
+            heading = f"{where}: {', '.join(part for part in shared if part != 'error')}".replace(" images per", " per")
+            axis.text(-8.4, y, heading, fontsize=7, fontweight="bold", va="center", in_layout=False)
+            for (sign, one), own in zip(found[where], parts, strict=True):
+                y -= 1
+                places.append(y)
+                label = ", ".join(part for part in own if part not in shared)
+                labels.append(label.replace(" images per", " per"))
+                _claim(axis, y, sign, one)
+            y -= 1.4
+        axis.set_yticks(places, labels, fontsize=7)
+        axis.set_ylim(y + 0.8, 0.8)
+        axis.set_xlim(-8.5, 8.5)
+        axis.set_xlabel("difference (points); right of 0 agrees with the paper", fontsize=9)
     save(figure, "claims")
+
+
+def _claim(axis: Axes, y: float, sign: int, one: Evidence) -> None:
+    """Draw a difference with its interval; in grey where chance is not excluded."""
+    value, low, high = (sign * (each or 0) for each in (one.value, one.low, one.high))
+    spread = [[value - min(low, high)], [max(low, high) - value]]
+    colour = COLOURS["cutmix"] if one.p is not None and one.p < LEVEL else COLOURS["none"]
+    axis.errorbar(value, y, xerr=spread, fmt="o", color=colour, capsize=3, linewidth=1.4, markersize=4)
 
 
 TABLES_DRAWN = {

@@ -464,10 +464,8 @@ def test_a_copy_to_another_device_needs_no_stream() -> None:
 
 @pytest.mark.gpu
 def test_copies_beside_a_step_arrive_whole() -> None:
-    upload, batches = (
-        loaders.Upload(CUDA),
-        [torch.full((64, 3, 224, 224), i, dtype=torch.uint8).pin_memory() for i in range(8)],
-    )
+    upload = loaders.Upload(CUDA)
+    batches = [torch.full((64, 3, 224, 224), i, dtype=torch.uint8).pin_memory() for i in range(8)]
     busy, sums = torch.randn(4096, 4096, device=CUDA), []
     for batch in batches:
         (there,) = upload([batch])
