@@ -20,6 +20,7 @@ from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -44,7 +45,9 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--data", default="cifar-100", help="small images, by name or path; default cifar-100")
     parser.add_argument(
-        "--only", choices=["memory", "step", "loop", "network", "small", "pair", "smmix"], help="this part alone"
+        "--only",
+        choices=["memory", "step", "loop", "network", "small", "pair", "smmix", "attention"],
+        help="this part alone",
     )
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile, whose start takes a minute")
@@ -67,6 +70,7 @@ def rows_of(recipe: Recipe, scratch: Path, args: argparse.Namespace) -> Iterator
         "small": partial(small_rows, rounds=1 if args.quick else 5, compiled=args.compile),
         "pair": partial(pair_rows, rounds=1 if args.quick else 3, steps=1 if args.quick else 4),
         "smmix": partial(smmix_rows, rounds=2 if args.quick else 21, batch_size=4 if args.quick else 16),
+        "attention": partial(attention_rows, rounds=2 if args.quick else 11, batch_size=4 if args.quick else 32),
     }
     for name, rows in parts.items():
         if args.only in (None, name):
@@ -304,6 +308,25 @@ def smmix_rows(recipe: Recipe, scratch: Path, device: str, rounds: int, batch_si
     yield Row("the same, ratios of steps in turn", "", ratio, beside, 1.0, at=at)
     yield Row("its unmixed pass", "ms", median["pass"], "step with CutMix", median["cutmix"], at=at)
     yield Row("its search for squares", "ms", median["search"], "step with SMMix", median["smmix"], 0.02, at)
+
+
+def fused_step(run: Run) -> None:
+    """Take a step with PyTorch's fused attention."""
+    with mock.patch("cutmix.training.loop.training_attention") as left_out:
+        left_out.return_value = contextlib.nullcontext()
+        one_step(run)
+
+
+def attention_rows(recipe: Recipe, scratch: Path, device: str, rounds: int, batch_size: int) -> Iterator[Row]:
+    """Yield steps of DeiT-T in bfloat16 beside the same steps with PyTorch's fused attention, by number of tokens."""
+    base = replace(find_recipe("cifar100-deit-tiny"), data=few_images(scratch), auto_augment="none")
+    base = replace(base, batch_size=batch_size, precision="bfloat16")
+    for patch, tokens in ((8, 17), (4, 65), (2, 257)):
+        each = replace(base, model=f"deit_tiny_patch{patch}_32")
+        with opened(each, scratch / f"attention-{patch}", device) as run:
+            ms = in_turns({"without": partial(one_step, run), "with": partial(fused_step, run)}, rounds, device)
+        median, at = medians(ms), f"{at_of(each)}, {tokens} tokens"
+        yield Row("training step", "ms", median["without"], "with fused attention", median["with"], 1.05, at)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,10 @@ import pytest
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 RUNS = (
     "average_precision", "captioning", "describe", "input", "localization", "mixing", "ood", "predict", "shards",
-    *(f"training --only {part}" for part in ("memory", "step", "loop", "network", "small", "pair", "smmix")),
+    *(
+        f"training --only {part}"
+        for part in ("memory", "step", "loop", "network", "small", "pair", "smmix", "attention")
+    ),
 )  # fmt: skip
 
 

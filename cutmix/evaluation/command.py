@@ -264,7 +264,9 @@ def _run(suite: str, evaluation: Evaluation) -> SuiteResult:
     try:
         if evaluation.data.multi_label and suite not in ("classification", "calibration"):
             raise InputError(f"--suite {suite} needs one label an image; images of {evaluation.data.name} have several")
-        return RUNNERS[suite](evaluation)
+        result = RUNNERS[suite](evaluation)
+        images = {"images": np.array(evaluation.data.fingerprint())}  # only runs on the same ones are compared
+        return result._replace(arrays=result.arrays and result.arrays | images)
     except InputError as error:
         named = any(getattr(evaluation.options, flag) for flag in SUITES[suite].flags)
         if evaluation.suites != EVALUATE or named or suite == "classification":

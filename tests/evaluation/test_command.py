@@ -175,7 +175,9 @@ def test_some_images_are_the_same_for_every_suite(run: Path) -> None:
     assert {(r.test_images, r.classes) for r in read_records(run / "results.jsonl")} == {(797, 10)}
     shown = read_arrays(run / "predictions/evaluated-last.npz")
     for suite in ("calibration", "robustness", "ood"):
-        assert np.array_equal(read_arrays(run / f"predictions/{suite}-last.npz")["labels"], shown["labels"])
+        arrays = read_arrays(run / f"predictions/{suite}-last.npz")
+        assert np.array_equal(arrays["labels"], shown["labels"])
+        assert arrays["images"] == open_data("digits", "test").fingerprint()
     own = read_arrays(run / "predictions/last.npz")
     found = [int(np.abs(own["logits"] - row).sum(1).argmin()) for row in shown["logits"]]
     assert len(set(found)) == 30

@@ -132,6 +132,15 @@ def test_other_images_are_not_compared(pair, suite, name, arrays) -> None:
     assert name not in compared(pair, suite)
 
 
+def test_only_the_same_files_are_compared(pair) -> None:
+    """Other files can have the same labels, as those of a test folder whose images were replaced."""
+    change(pair[0], "calibration", images=np.array("one"))
+    assert "ece" in compared(pair, "calibration")  # which files the other has is not known
+    for images, same in (("two", False), ("one", True)):
+        change(pair[1], "calibration", images=np.array(images))
+        assert ("ece" in compared(pair, "calibration")) == same
+
+
 def test_other_bounds_data_and_draws_are_not_compared(tmp_path) -> None:
     plain = make_run(tmp_path / "plain")
     stronger = make_run(tmp_path / "a", eps=4 / 255, mix="cutmix")
