@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cutmix.config.recipe import Recipe
 from cutmix.data import ArraySet, ImageSet, open_data
 from cutmix.data.decode import Decoded
-from cutmix.data.sets import random_subset, take
+from cutmix.data.sets import keep_per_class, random_subset, take
 from cutmix.errors import InputError, did_you_mean, missing_extra
 from cutmix.evaluation.localization import class_activation_map, normalize_maps, overlay, resize_maps
 from cutmix.models.create import find_head
@@ -230,7 +230,9 @@ def training_images(model: Classifier, count: int) -> tuple[Neighbours | None, s
 
 def open_training_set(model: Classifier) -> ImageSet:
     """Return the readable training images of the model's run."""
-    return open_data(model.recipe.data, "train", **model.recipe.reading(), skip_unreadable=True)
+    data = open_data(model.recipe.data, "train", **model.recipe.reading(), skip_unreadable=True)
+    count = model.recipe.train_per_class
+    return data if count is None else keep_per_class(data, count)
 
 
 def read_inputs(model: Classifier, data: ImageSet, size: int = 64) -> Iterator[Tensor]:

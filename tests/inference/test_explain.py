@@ -1,6 +1,9 @@
 """Heat maps are those of the localization suite or of grad-cam, and an image is its own nearest neighbour."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,9 +11,10 @@ import torch
 from PIL import Image
 
 from cutmix.cli import COMMANDS
+from cutmix.config.recipes import RECIPES
 from cutmix.errors import InputError
 from cutmix.evaluation.localization import normalize_maps, resize_maps
-from cutmix.inference.explain import HeatMaps, find_nearest, heat_maps, training_images
+from cutmix.inference.explain import HeatMaps, find_nearest, heat_maps, open_training_set, training_images
 from cutmix.inference.export import check_images
 from cutmix.inference.model import load
 from cutmix.models import create_model
@@ -63,6 +67,11 @@ def test_a_training_image_is_its_own_nearest(run: Path, photos: Path) -> None:
     inputs = model.preprocessing(Image.open(photos / "train/fish/4.png").convert("RGB"))[None]
     nearest = find_nearest(model, inputs, known, 3)
     torch.testing.assert_close(known.inputs[nearest[0]], inputs[0])
+
+
+def test_the_training_images_are_those_of_the_subset() -> None:
+    model: Any = SimpleNamespace(recipe=replace(RECIPES["digits-resnet20"], train_per_class=2))
+    assert open_training_set(model).labels.bincount().tolist() == [2] * 10
 
 
 def test_an_unreadable_training_image_is_left_out(run: Path, photos: Path) -> None:
