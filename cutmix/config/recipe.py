@@ -244,8 +244,9 @@ class Recipe(Training):
     """feature-cutmix and manifold-mixup: layers to mix at, one drawn for each batch; 0 image, 1 stem, 2 to 4 stages."""
     cutout: bool = False
     """Apply Cutout to every image before the mixing method."""
-    cutout_size: int = 16
-    """Side of Cutout's square in pixels, and of the box of cutmix-fixed-size."""
+    cutout_size: Derived[int] = BY_DATA
+    """Side of Cutout's square in pixels, and of the box of cutmix-fixed-size; by default half the side of the image, as
+    in the paper."""
 
     label_smoothing: Derived[float] = BY_DATA
     """Share of the target that is spread over all classes; by default 0.1 for files with one label per image, 0 for
@@ -338,23 +339,25 @@ def flag(field: str) -> str:
 ARRAYS: dict[str, Any] = {
     "model": "resnet20", "pretrained": False, "epochs": 30, "batch_size": 128, "optimizer": "sgd", "lr": 0.1,
     "weight_decay": 5e-4, "warmup_epochs": 0.0, "ema_decay": 0.0, "crop_scale": (0.08, 1.0), "mix": "none",
-    "mix_prob": 1.0, "label_smoothing": 0.0,
+    "mix_prob": 1.0, "cutout_size": 16, "label_smoothing": 0.0,
 }  # fmt: skip
 
 
 def complete(
-    recipe: Recipe, *, images: int, classes: int, files: bool, multi_label: bool = False
+    recipe: Recipe, *, images: int, classes: int, files: bool, side: int = 32, multi_label: bool = False
 ) -> tuple[Recipe, list[str]]:
     """Replace every field that is None by the value that suits the data; return notes on the choices too.
 
-    ``images`` and ``classes`` are the numbers of training images and of classes. Sets of small images, which are not
-    ``files``, have no notes. Labels are not smoothed with ``multi_label``.
+    ``images`` and ``classes`` are the numbers of training images and of classes, ``side`` is that of the images where
+    the recipe has none. Sets of small images, which are not ``files``, have no notes. Labels are not smoothed with
+    ``multi_label``.
     """
     values = dict(ARRAYS)
     if files:
         trained = bool(recipe.weights) or recipe.pretrained is not False
         values = _for_files(recipe, images, trained) | {"pretrained": trained and not recipe.weights}
         values |= {"label_smoothing": 0.0} if multi_label else {}
+    values["cutout_size"] = max((recipe.image_size or side) // 2, 1)
     missing = {name: value for name, value in values.items() if getattr(recipe, name) is None}
     filled = replace(recipe, **missing)
     if filled.name is None:
@@ -409,9 +412,12 @@ def _explain(recipe: Recipe, chosen: dict[str, Any], images: int, classes: int) 
         ("crop_scale", "label_smoothing", "ema_decay"): f"against overfitting {classes} classes",
         ("mix",): "cutmix compare --mix none cutmix tells whether mixing helps on these images",
         ("mix_prob",): "half of the batches are mixed",
+        ("cutout_size",): "half the side of the image",
     }
     if recipe.mix == "none":
         chosen = {name: value for name, value in chosen.items() if name != "mix_prob"}
+    if recipe.mix not in ("cutout", "cutmix-fixed-size") and not recipe.cutout:
+        chosen = {name: value for name, value in chosen.items() if name != "cutout_size"}
     lines = []
     for names, reason in reasons.items():
         flags = [f"--{flag(name)} {_say(chosen[name])}" for name in names if name in chosen]

@@ -85,8 +85,9 @@ SMALL = Recipe(**ARRAYS)
 """The defaults for a set of small images: ResNet-20 from random weights, 30 epochs."""
 
 DIGITS = replace(
-    SMALL, name="digits-resnet20", data="digits", crop_padding=1, flip=False, epochs=40, batch_size=64, lr=0.05
-)
+    SMALL, name="digits-resnet20", data="digits", crop_padding=1, flip=False, epochs=40, batch_size=64, lr=0.05,
+    cutout_size=4,
+)  # fmt: skip
 """The embedded set: 8×8 scans, a thousand to train on. Digits have a left and a right, so nothing is mirrored."""
 
 FASHION = replace(SMALL, name="fashion-resnet20", data="fashion-mnist", crop_padding=2)
@@ -104,7 +105,7 @@ CIFAR100_RESNET18 = replace(
 
 TINY = replace(
     SMALL, name="tiny-resnet18", data="tiny-imagenet-200", model="resnet18_cifar", epochs=100, batch_size=100, lr=0.2,
-    weight_decay=1e-4, crop_padding=8,
+    weight_decay=1e-4, crop_padding=8, cutout_size=32,
 )  # fmt: skip
 
 TINY_RESNET20 = replace(TINY, name="tiny-resnet20", model="resnet20", epochs=10, lr=0.1, warmup_epochs=1)
@@ -136,7 +137,7 @@ PAPER_CIFAR100_RESNET110 = replace(PAPER_CIFAR100, name="cifar100-resnet110", mo
 PAPER_IMAGENET = replace(
     SMALL, name="imagenet-resnet50", data="imagenet", model="resnet50", zero_init=False, image_size=224,
     color_jitter=0.4, lighting=0.1, epochs=300, batch_size=256, lr=0.1, weight_decay=1e-4, schedule="step",
-    milestones=(0.25, 0.5, 0.75),
+    milestones=(0.25, 0.5, 0.75), cutout_size=112,
 )  # fmt: skip
 """§4.1.1, with Nesterov, the decay, the colours and the first weights that only its code has.
 
@@ -152,6 +153,7 @@ PAPER_CUB = replace(
     SMALL, name="cub-resnet50-wsol", data="cub-200-2011", model="resnet50_wsol", pretrained=True, new_head=True,
     head_lr_factor=10.0, image_size=224, squash=True, epochs=600, batch_size=32, lr=0.001, weight_decay=1e-4,
     nesterov=False, schedule="step", milestones=(0.25, 0.5, 0.75), eval_every=10,
+    cutout_size=112,
 )  # fmt: skip
 """Localization, appendix B: learning rate 0.01 for the head, decays every 150 epochs, images resized to 256×256.
 
@@ -172,7 +174,7 @@ SMMIX_IMAGENET = replace(
     SMALL, name="imagenet-deit-tiny", data="imagenet", model="deit_tiny_patch16_224", image_size=224, epochs=300,
     batch_size=1024, optimizer="adamw", lr=1e-3, min_lr=1e-5, weight_decay=0.05, decay_all=False, warmup_epochs=5,
     label_smoothing=0.1, stochastic_depth=0.1, auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic",
-    channels_last=False,
+    channels_last=False, cutout_size=112,
 )  # fmt: skip
 """As SMMix's code trains, which is DeiT without the parts that its defaults leave out. Its choices by their names here:
 
@@ -193,13 +195,14 @@ _NETWORKS = {
 
 SMMIX_CIFAR100 = replace(
     SMMIX_IMAGENET, name="cifar100-deit-tiny", data="cifar-100", model="deit_tiny_patch4_32", image_size=None,
-    interpolation="bilinear", epochs=200, batch_size=128, lr=5e-4, warmup_epochs=10,
+    interpolation="bilinear", epochs=200, batch_size=128, lr=5e-4, warmup_epochs=10, cutout_size=16,
 )  # fmt: skip
 """From no paper: 8×8 tokens of 4×4 pixels. Small images have no colour jitter, and are cropped after padding only."""
 
 SMMIX_TINY = replace(
-    SMMIX_CIFAR100, name="tiny-deit-tiny", data="tiny-imagenet-200", model="deit_tiny_patch8_64", crop_padding=8
-)
+    SMMIX_CIFAR100, name="tiny-deit-tiny", data="tiny-imagenet-200", model="deit_tiny_patch8_64", crop_padding=8,
+    cutout_size=32,
+)  # fmt: skip
 
 _SMALL = {
     SMMIX_CIFAR100: {
@@ -233,13 +236,13 @@ _ON_CIFAR100 = [
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        *with_methods(DIGITS, *_MIXES, cutmix_prob=0.5, cutout={"cutout_size": 4}),
+        *with_methods(DIGITS, *_MIXES, cutmix_prob=0.5),
         *with_methods(FASHION, *_MIXES, cutmix_prob=0.5),
         *with_methods(CIFAR10, *_MIXES, cutmix_prob=0.5),
         *with_methods(CIFAR100, *_MIXES, cutmix_prob=0.5),
         *with_methods(CIFAR100_RESNET18, *_MIXES, cutmix={"alpha": 0.2}),
-        *with_methods(TINY, *_MIXES, cutout={"cutout_size": 32}),
-        *with_methods(TINY_RESNET20, *_MIXES, cutmix_prob=0.5, cutout={"cutout_size": 32}),
+        *with_methods(TINY, *_MIXES),
+        *with_methods(TINY_RESNET20, *_MIXES, cutmix_prob=0.5),
         PHOTOS,
         *with_methods(PAPER_CIFAR100, *_ON_CIFAR100, cutmix_prob=0.5),
         *with_methods(PAPER_CIFAR100_PYRAMIDNET110, "cutmix", cutmix_prob=0.5),
@@ -247,16 +250,16 @@ RECIPES: dict[str, Recipe] = {
         *with_methods(PAPER_CIFAR10, "cutout", "mixup-1.0", "manifold-mixup", "cutmix", cutmix_prob=0.5),
         *with_methods(
             PAPER_IMAGENET, "stochastic-depth", "cutout", "mixup", "manifold-mixup", "dropblock", "feature-cutmix",
-            "cutmix", "autoaugment", cutout={"cutout_size": 112}, dropblock={"drop_block_size": 7},
+            "cutmix", "autoaugment", dropblock={"drop_block_size": 7},
         ),
-        *with_methods(PAPER_IMAGENET_RESNET101, *_MIXES, cutout={"cutout_size": 112}),
+        *with_methods(PAPER_IMAGENET_RESNET101, *_MIXES),
         *with_methods(PAPER_IMAGENET_RESNEXT101, "cutmix"),
         *_transformers(SMMIX_IMAGENET, _NETWORKS),
         *(recipe for baseline, networks in _SMALL.items() for recipe in _transformers(baseline, networks)),
         *(
             recipe
             for localization in (PAPER_CUB, PAPER_CUB_VGG, PAPER_IMAGENET_WSOL)
-            for recipe in with_methods(localization, *_MIXES, cutout={"cutout_size": 112})
+            for recipe in with_methods(localization, *_MIXES)
         ),
     )
 }  # fmt: skip

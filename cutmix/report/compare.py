@@ -26,8 +26,8 @@ _GAP = 5.0  # points between mean confidence and accuracy that are a finding
 
 # Options in which compared methods may differ.
 _MIX_FIELDS = {
-    "mix", "alpha", "mix_prob", "mix_per_sample", "mix_layers", "cutout", "cutout_size", "label_smoothing",
-    "stochastic_depth", "shake_drop", "depth_decay", "drop_block", "drop_block_size", "backbone",
+    "mix", "alpha", "mixup_alpha", "mix_prob", "mix_per_sample", "mix_layers", "cutout", "cutout_size",
+    "label_smoothing", "stochastic_depth", "shake_drop", "depth_decay", "drop_block", "drop_block_size", "backbone",
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cutmix
 from cutmix.config.recipe import ALL_LAYERS, Recipe, flag
+from cutmix.config.recipes import RECIPES
 from cutmix.errors import InputError
 from cutmix.runtime.seeding import derive_seed
 
@@ -43,9 +44,9 @@ MIXES = {
     "none": Method(lambda r: cutmix.Mix(), after_cutout=False),
     "cutmix": Method(lambda r: cutmix.CutMix(r.alpha, **shared(r, "cutmix"))),
     "mixup": Method(lambda r: cutmix.Mixup(r.alpha, **shared(r, "mixup"))),
-    "cutout": Method(
-        lambda r: cutmix.Cutout(r.cutout_size, **shared(r, "cutout") | {"per_sample": True}), after_cutout=False
-    ),
+    "cutout": Method(lambda r: cutmix.Cutout(
+        r.cutout_size, prob=r.mix_prob, inplace=True, seed=derive_seed(r.seed, "cutout")
+    ), after_cutout=False),
     "cutmix-or-mixup": Method(lambda r: cutmix.RandomChoice(
         (cutmix.CutMix(r.alpha, **shared(r, "cutmix")), cutmix.Mixup(r.mixup_alpha or r.alpha, **shared(r, "mixup"))),
         seed=derive_seed(r.seed, "choice"),
@@ -117,7 +118,48 @@ def with_method(recipe: Recipe, text: str) -> Recipe:
         changes[field] = [*map(_value, value.split("+"))] if field == "mix_layers" else _value(value)
     changed = Recipe.from_dict(recipe.to_dict() | {"mix": mix} | changes, f"--mix {text}")
     make_mix(changed)  # refuses what does not fit
+    for field in changes:
+        if field not in read_fields(changed):
+            raise InputError(f"--mix is {text}; {mix} does not read {flag(field)}, so it would change nothing")
     return changed
+
+
+class _Noting:
+    """A recipe that notes which of its fields are read."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe, self._read = recipe, set[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        self._read.add(name)
+        return getattr(self._recipe, name)
+
+
+def read_fields(recipe: Recipe) -> set[str]:
+    """Return the fields that decide how a recipe mixes and regularizes."""
+    noting: Any = _Noting(recipe)
+    method_of(recipe).make(noting)
+    read = noting._read | {"mix", "cutout", "label_smoothing", "auto_augment", "random_erasing"}
+    read |= {"stochastic_depth", "shake_drop", "drop_block"}
+    read |= {"cutout_size"} if recipe.cutout else set()
+    read |= {"depth_decay"} if recipe.stochastic_depth or recipe.shake_drop else set()
+    return read | ({"drop_block_size"} if recipe.drop_block else set())
+
+
+def note_named(recipe: Recipe, name: str, method: str) -> str:
+    """Return a note if the method of a comparison has other settings than the recipe that is named after it.
+
+    ``name`` is that of the baseline; settings that the user has changed need no note.
+    """
+    baseline, named = RECIPES.get(name), RECIPES.get(f"{name}-{method}")
+    if not baseline or not named:
+        return ""
+    fields = [field for field in METHOD_FIELDS if field in read_fields(named)]
+    fields = [field for field in fields if getattr(named, field) != getattr(recipe, field) == getattr(baseline, field)]
+    here, there = (" ".join(f"--{flag(field)} {getattr(one, field)}" for field in fields) for one in (recipe, named))
+    settings = ",".join(f"{flag(field)}={getattr(named, field)}" for field in fields)
+    text = f"note: {method} has {here} here, and {there} in the recipe {named.name}; {method}:{settings} is as there"
+    return text if fields else ""
 
 
 def _value(text: str) -> Any:

@@ -273,13 +273,19 @@ def starting_normalization(recipe: Recipe, in_chans: int) -> tuple[tuple[float, 
     return weights_normalization(recipe.model, read_header(recipe.weights) if recipe.weights else Header(), in_chans)
 
 
+def side_of(data: ImageSet) -> int:
+    """Return the side of small images, by default of the input of a model for files."""
+    return 224 if isinstance(data, FileSet) else data.images.shape[-1]
+
+
 def resolve(recipe: Recipe, data: ImageSet, device: torch.device) -> tuple[Recipe, list[str]]:
     """Return the recipe with the fields filled in that follow from data or device, and notes on the choices."""
     files = isinstance(data, FileSet)
     recipe, notes = complete(
-        recipe, images=len(data), classes=data.num_classes, files=files, multi_label=data.multi_label
-    )
-    size = recipe.image_size or (224 if files else None)
+        recipe, images=len(data), classes=data.num_classes, files=files, multi_label=data.multi_label,
+        side=side_of(data),
+    )  # fmt: skip
+    size = recipe.image_size or (side_of(data) if files else None)
     if files and recipe.decoder == "fast" and not FAST_JPEG:
         recipe = replace(recipe, decoder="exact")
         notes.append(

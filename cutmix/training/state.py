@@ -22,7 +22,7 @@ from cutmix.runtime.checkpoint import read_header
 from cutmix.runtime.device import World, first_alone, gather_first, make_scaler
 from cutmix.runtime.seeding import derive_seed
 from cutmix.runtime.weights import read_weights
-from cutmix.training.mixes import make_cutout, make_mix
+from cutmix.training.mixes import make_cutout, make_mix, read_fields
 
 # ---- optimizer and learning rate ----
 
@@ -279,6 +279,11 @@ def _prepare(network: nn.Module, mix: Mix, recipe: Recipe, data: ImageSet, world
     sides: tuple[int, ...] = (recipe.image_size or 0,) * 2
     if isinstance(data, ArraySet) and recipe.image_size is None:
         sides = tuple(data.images.shape[-2:])
+    if "cutout_size" in read_fields(recipe) and recipe.cutout_size // 2 >= max(sides):
+        raise InputError(
+            f"--cutout-size is {recipe.cutout_size}; expected less than {2 * max(sides)}, as it would cover images of "
+            f"{'×'.join(map(str, sides))} pixels wherever its centre is"
+        )
     images = torch.zeros(2, data.in_chans, *sides, device=world.device)
     network.eval()
     for module in network.modules():

@@ -1,7 +1,7 @@
 """What is chosen for the data at hand, and that what is given stays."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -81,6 +81,18 @@ def test_the_lines_name_every_chosen_flag_and_no_other() -> None:
     assert all(f"--{name} " in text for name in ("model", "batch-size", "lr", "warmup-epochs", "mix-prob"))
     assert "--epochs" not in text
     assert "--mix mixup" not in text
+
+
+def test_cutout_removes_half_the_side_of_the_image() -> None:
+    """As in the paper: 16 of 32 pixels on CIFAR, 112 of 224 on ImageNet."""
+    photos = Recipe(data="photos", mix="cutout")
+    made, lines = complete(photos, images=48, classes=5, files=True, side=224)
+    assert made.cutout_size == 112
+    assert "  --cutout-size 112: half the side of the image" in lines
+    small = replace(photos, image_size=64)
+    assert complete(small, images=48, classes=5, files=True, side=224)[0].cutout_size == 32
+    for side, size in ((32, 16), (28, 14), (8, 4), (1, 1)):
+        assert complete(Recipe(), images=48, classes=5, files=False, side=side)[0].cutout_size == size
 
 
 def test_the_name_says_data_model_and_mix(tmp_path: Path) -> None:

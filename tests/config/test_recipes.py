@@ -131,14 +131,14 @@ ROWS: dict[str, dict[str, Any]] = {
     "cifar10-pyramidnet200-manifold-mixup": {"mix": "manifold-mixup"},
     "cifar10-pyramidnet200-cutmix": {"mix": "cutmix"} | HALF,
     "imagenet-resnet50-stochastic-depth": {"stochastic_depth": 0.25},
-    "imagenet-resnet50-cutout": {"mix": "cutout", "cutout_size": 112},
+    "imagenet-resnet50-cutout": {"mix": "cutout"},
     "imagenet-resnet50-mixup": {"mix": "mixup"},
     "imagenet-resnet50-manifold-mixup": {"mix": "manifold-mixup"},
     "imagenet-resnet50-dropblock": {"drop_block": 0.1, "drop_block_size": 7},
     "imagenet-resnet50-feature-cutmix": {"mix": "feature-cutmix"},
     "imagenet-resnet50-cutmix": {"mix": "cutmix"},
     "imagenet-resnet50-autoaugment": {"auto_augment": "imagenet", "color_jitter": 0.0, "lighting": 0.0},
-    "imagenet-resnet101-cutout": {"mix": "cutout", "cutout_size": 112},
+    "imagenet-resnet101-cutout": {"mix": "cutout"},
     "imagenet-resnet101-mixup": {"mix": "mixup"},
     "imagenet-resnet101-cutmix": {"mix": "cutmix"},
     "imagenet-resnext101-cutmix": {"mix": "cutmix"},
@@ -167,7 +167,8 @@ def test_what_a_row_needs_is_its_baselines() -> None:
     for name in ("cifar100-pyramidnet200", "cifar10-pyramidnet200", "imagenet-resnet50"):
         recipe = RECIPES[name]
         assert (recipe.alpha, recipe.mix_prob, recipe.mix_layers) == (1.0, 1.0, (0, 1, 2, 3, 4))
-        assert (recipe.cutout_size, recipe.drop_block_size, recipe.depth_decay) == (16, 4, "linear")
+        side = 112 if recipe.data == "imagenet" else 16
+        assert (recipe.cutout_size, recipe.drop_block_size, recipe.depth_decay) == (side, 4, "linear")
         assert not recipe.mix_per_sample
 
 

@@ -148,6 +148,12 @@ def test_a_field_that_the_method_does_not_read_is_refused(changes: dict[str, Any
         make_mix(small(**changes))
 
 
+@pytest.mark.parametrize("changes", [{"mix": "cutout"}, {"mix": "cutmix-fixed-size"}, {"mix": "mixup", "cutout": True}])
+def test_a_square_that_covers_each_image_is_refused(digits: ArraySet, changes: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="--cutout-size is 16; expected less than 16, as it would cover images of 8×8"):
+        start_state(replace(RECIPE, cutout_size=16, **changes), digits, ALONE)
+
+
 def test_the_fields_reach_the_transform() -> None:
     given = make_mix(small(mix="feature-cutmix", mix_layers=(1, 3), alpha=0.3, mix_prob=0.4, mix_per_sample=True))
     assert isinstance(given, FeatureMix)
