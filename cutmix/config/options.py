@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from cutmix.config.tasks import EVALUATE, parse_suites
+from cutmix.config.tasks import EVALUATE, SUITES, parse_suites
 from cutmix.errors import InputError
 
 _ALLOWED = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -102,8 +102,8 @@ class EvaluateOptions(OnDevice):
     """Weights of a run: of its last or its best epoch."""
     image_size: int | None = None
     """Side of the input in pixels, for a file that does not name it."""
-    crop_fraction: float = 0.875
-    """Image files: side of the centre crop as a share of the resized image, for a file that does not name it."""
+    crop_fraction: float | None = None
+    """Image files: side of the centre crop as a share of the resized image; by default that of the file, or 0.875."""
     squash: bool = False
     """Image files: resize to a square, ignoring the aspect ratio, for a file that does not name it."""
     batch_size: int = 256
@@ -135,12 +135,15 @@ class EvaluateOptions(OnDevice):
     """localization: folder of annotations, if they are not beside the images."""
 
     def __post_init__(self) -> None:
-        parse_suites(self.suite)
+        chosen = parse_suites(self.suite)
         _check_range(self, "batch_size", "pairs", "image_size", low=1)
         _check_range(self, "images", low=2)
         _check_range(self, "workers", low=0, high=MOST_WORKERS)
-        if not 0 < self.crop_fraction <= 1:
+        if self.crop_fraction is not None and not 0 < self.crop_fraction <= 1:
             raise InputError(f"--crop-fraction is {self.crop_fraction}; expected a share above 0, at most 1")
+        for suite in (SUITES[name] for name in EVALUATE if name not in chosen):
+            if given := [name for name in suite.flags if getattr(self, name)]:
+                raise InputError(f"--{given[0]} is given, but --suite is {self.suite}; expected --suite {suite.name}")
 
 
 @dataclass(frozen=True)

@@ -71,11 +71,20 @@ class View(NamedTuple):
 
 
 def find_view(options: EvaluateOptions, subject: Subject, data: ImageSet) -> View:
-    """Return the preprocessing: that of the recipe's test images, or of the options without a recipe."""
-    size = options.image_size or subject.header.image_size or (224 if isinstance(data, FileSet) else None)
+    """Return the preprocessing: that of the recipe's test images; without one, of the options, else of the file."""
+    header = subject.header
+    size = options.image_size or header.image_size or (224 if isinstance(data, FileSet) else None)
     if subject.recipe is None:
-        return View(size, options.crop_fraction, options.squash, "bilinear", "exact")
+        crop, squash = options.crop_fraction or header.crop_fraction or 0.875, options.squash or bool(header.squash)
+        return View(size, crop, squash, header.interpolation or "bilinear", "exact")
     recipe = subject.recipe
+    if options.crop_fraction not in (None, recipe.crop_fraction):
+        raise InputError(
+            f"--crop-fraction is {options.crop_fraction:g}; expected {recipe.crop_fraction:g}, with which "
+            f"{subject.weights} was trained"
+        )
+    if options.squash and not recipe.squash:
+        raise InputError(f"--squash is given, but {subject.weights} was trained without it")
     return View(size, recipe.crop_fraction, recipe.squash, recipe.interpolation, recipe.decoder)
 
 

@@ -7,6 +7,7 @@ model, its training data and its preprocessing.
 import _codecs
 import copy
 import json
+import math
 import re
 import warnings
 import zipfile
@@ -16,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -167,6 +168,9 @@ class Header:
     image_size: int | None = None  # side of the images in pixels
     mean: tuple[float, ...] | None = None  # of each channel, for pixels in [0, 1]
     std: tuple[float, ...] | None = None  # of each channel, for pixels in [0, 1]
+    crop_fraction: float | None = None  # of image files: side of the crop as a share of the resized image
+    squash: bool | None = None  # of image files: whether both sides are resized alike
+    interpolation: Literal["bilinear", "bicubic"] | None = None  # of image files
     small: bool | None = None  # whether the training set is a set of small images, which are not cropped
     epoch: int | None = None  # epoch after which the weights were saved
     recipe: dict[str, Any] | None = None  # the fields of the recipe that trained the weights
@@ -233,9 +237,18 @@ def _timm_header(path: Path) -> Header:
     told = {
         "model": config["architecture"], "num_classes": config.get("num_classes"), "in_chans": size[0],
         "image_size": size[-1], "mean": images.get("mean"), "std": images.get("std"),
+        "crop_fraction": _rounded_down(size[-1], images.get("crop_pct")), "squash": images.get("crop_mode") == "squash",
+        "interpolation": images.get("interpolation"),
         "classes": config.get("label_names") or images.get("label_names"),
     }  # fmt: skip
     return _header(path, {name: value for name, value in told.items() if _HEADER[name][0](value)})
+
+
+def _rounded_down(size: Any, crop_pct: Any) -> Any:
+    """Return timm's share of a crop with the side of the resized image rounded down, as timm does."""
+    if type(size) is int and type(crop_pct) in (int, float) and 0 < crop_pct <= 1 <= size:
+        return size / math.floor(size / crop_pct)
+    return None
 
 
 TIMM_NAMES = ("model", "pytorch_model", "open_clip_model")
@@ -279,6 +292,9 @@ _HEADER: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "multi_label": (lambda v: isinstance(v, bool), "true or false"),
     "small": (lambda v: isinstance(v, bool), "true or false"),
+    "squash": (lambda v: isinstance(v, bool), "true or false"),
+    "crop_fraction": (lambda v: type(v) in (int, float) and 0 < v <= 1, "a share above 0, at most 1"),
+    "interpolation": (lambda v: v in ("bilinear", "bicubic"), "bilinear or bicubic"),
     "recipe": (lambda v: isinstance(v, dict), "the fields of a recipe"),
     "data": (lambda v: len(v) < 200, "a fingerprint"),
 }  # fmt: skip

@@ -352,6 +352,8 @@ def test_further_conventions_are_recorded(run: Path) -> None:
     [
         ({"crop_fraction": 0.0}, "--crop-fraction is 0.0; expected a share above 0, at most 1"),
         ({"crop_fraction": float("nan")}, "--crop-fraction is nan"),
+        ({"outliers": ("x",)}, "--outliers is given, but --suite is classification; expected --suite ood"),
+        ({"boxes": Path("x"), "suite": "ood"}, "--boxes is given, but --suite is ood; expected --suite localization"),
         ({"workers": 10**9}, "--workers is 1000000000; expected 0 to 1,024"),
         ({"suite": "calibration,rubbish"}, '--suite is "rubbish"; expected classification, calibration'),
     ],
@@ -368,9 +370,11 @@ def test_flags_out_of_their_range_are_refused(run: Path, flags: dict[str, Any], 
         ({"batch_size": 10**9}, r"takes [\d,.]+ GiB; expected at most this machine's"),
         ({"image_size": 100_000}, r"takes [\d,.]+ GiB; expected at most this machine's"),
         ({"pairs": 10**13, "suite": "robustness"}, r"--pairs is 10000000000000: .* takes [\d,.]+ GiB"),
+        ({"crop_fraction": 0.5}, r"--crop-fraction is 0.5; expected 0.875, with which .* was trained"),
+        ({"squash": True}, r"--squash is given, but .* was trained without it"),
     ],
 )
-def test_sizes_beyond_the_memory_are_refused_before_anything_is_allocated(
+def test_sizes_beyond_the_memory_and_another_crop_are_refused_before_anything_is_evaluated(
     run: Path, flags: dict[str, Any], message: str
 ) -> None:
     before = len(read_records(run / "results.jsonl"))

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from PIL import Image
 from cutmix.config.options import EvaluateOptions
 from cutmix.config.recipe import Recipe
 from cutmix.data import ImageSet, open_data
+from cutmix.data.image_files import ResizeAndCrop
 from cutmix.errors import InputError
-from cutmix.evaluation.load import draw_images, find_subject, load_model, open_test_set, read_classes
+from cutmix.evaluation.load import draw_images, find_subject, find_view, load_model, open_test_set, read_classes
 from cutmix.models import create_model
 from cutmix.runs.folder import find_weights
 from cutmix.runtime.weights import save_weights
@@ -266,6 +268,27 @@ def test_a_folder_of_timm_tells_model_classes_and_normalization(safe: bool, tmp_
         assert (data.mean, data.std) == ((0.1,) * 3, (0.2,) * 3)
         loaded = load_model(options, subject, data)
         assert torch.equal(loaded.fc.weight, network.fc.weight)
+
+
+@pytest.mark.parametrize(
+    ("size", "crop_pct", "mode", "how"),
+    [(64, 0.875, "center", "bilinear"), (60, 0.9, "center", "bicubic"), (64, 0.95, "squash", "bicubic")],
+)
+def test_images_are_cut_as_timm_cuts_them(size: int, crop_pct: float, mode: str, how: str, tmp_path: Path) -> None:
+    told = {"input_size": [3, size, size], "crop_pct": crop_pct, "crop_mode": mode, "interpolation": how}
+    told |= {"mean": [0.0] * 3, "std": [1.0] * 3}
+    network = timm.create_model("resnet10t", num_classes=2)
+    timm.models.save_for_hf(network, tmp_path / "hub", model_config={"pretrained_cfg": told}, safe_serialization=True)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (97, 71, 3), dtype=np.uint8))
+    theirs = timm.data.create_transform(**timm.data.resolve_data_config({}, pretrained_cfg=told))(image)
+    options = EvaluateOptions(tmp_path / "hub", str(image_files(tmp_path / "photos", 1)))
+    subject = find_subject(options)
+    data = open_test_set(options, subject)
+    view = find_view(options, subject, data)
+    ours = ResizeAndCrop(size, view.crop_fraction, view.squash, view.interpolation)(image)
+    assert view.image_size == size
+    assert torch.equal(ours, (255 * theirs).round().byte())
+    assert find_view(replace(options, crop_fraction=0.5), subject, data).crop_fraction == 0.5
 
 
 def test_numbered_folders_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
