@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cutmix.config.options import (
+    SHARED,
     CompareOptions,
     DataOptions,
     DemoOptions,
@@ -119,10 +120,15 @@ def compare(
     """
     if data is not None:
         settings["data"] = os.fspath(data)
-    names = {field.name for field in fields(CompareOptions)}
+    names = {field.name for field in fields(CompareOptions)}.difference(SHARED)
     own = {name: settings.pop(name) for name in names & settings.keys()}
-    options = make_options(CompareOptions, own | {"mix": _names(mix), "seeds": seeds})
-    chosen, _ = settle(recipe, settings)
+    chosen, training = settle(recipe, settings)
+    of_runs = {name: getattr(training, name) for name in SHARED}
+    options = make_options(CompareOptions, own | of_runs | {"mix": _names(mix), "seeds": seeds})
+    if chosen.seed:
+        raise InputError(f"--seed is {chosen.seed}; expected --seeds N, for the seeds 0 to N − 1 of each method")
+    if training.overwrite:
+        raise InputError("--overwrite is given; expected another --out, as cutmix compare resumes the runs in it")
     from cutmix.report.summary import write_report
     from cutmix.report.verdict import TEXTS, Comparisons, compare_runs
     from cutmix.runs.folder import write_bytes, write_json

@@ -260,29 +260,35 @@ def recipes(words: list[str]) -> None:
 
 def compare(words: list[str]) -> None:
     """Train several mixing methods, and say whether they differ."""
-    from cutmix.config.options import CompareOptions
+    from cutmix.config.options import SHARED, CompareOptions
 
     if asks_for_help(words):
         parse(CompareOptions, words, "compare", COMPARE)
-    own, rest = _split_flags(words, CompareOptions)
+    of_compare = [each.name for each in fields(CompareOptions) if each.name not in SHARED]
+    own, rest = _split_flags(words, of_compare)
     options = parse(CompareOptions, own, "compare", COMPARE)
-    recipe, _ = parse_train(rest)
+    recipe, training = parse_train(rest)  # which may read options of the runs from a file
+    if "--print-config" in words:
+        from cutmix.training.settings import config_text
+
+        print(config_text(recipe, training), end="")
+        return
     from cutmix.api import compare as run
     from cutmix.runtime.device import keep_freed_memory
 
     keep_freed_memory()
     # standard output is for the answer alone if a program reads it
     with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
-        found = run(recipe=recipe, **vars(options))
+        found = run(recipe=recipe, **vars(training) | {name: getattr(options, name) for name in of_compare})
     if options.json:
         print(found.to_json())
     elif found:
         print(found)
 
 
-def _split_flags(words: list[str], options: type) -> tuple[list[str], list[str]]:
-    """Divide words into those of an options class, with their values, and the others."""
-    names = {f"--{field.name.replace('_', '-')}" for field in fields(options)}
+def _split_flags(words: list[str], of: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divide words into the flags of some fields, with their values, and the others."""
+    names = {f"--{name.replace('_', '-')}" for name in of}
     own: list[str] = []
     rest: list[str] = []
     target = rest

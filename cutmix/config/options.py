@@ -1,7 +1,7 @@
 """Flags of the commands that are not part of a recipe: data, folders, devices, intervals. Imports no torch."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -37,15 +37,9 @@ class OfModel:
 
 
 @dataclass(frozen=True)
-class RunOptions(OnDevice):
-    """Options of a run that do not change its result."""
+class Running(OnDevice):
+    """Options of training, of one run or of many, that do not change a result."""
 
-    out: Path | None = None
-    """Folder of the run; by default runs/NAME-seedN."""
-    resume: bool = False
-    """Resume the run in the folder (bit for bit on a CPU), or start it if there is none."""
-    overwrite: bool = False
-    """Remove the run in the folder and start again."""
     workers: int = WORKERS
     """Image files: number of decoding threads; 0 decodes in the main thread."""
     log_every: int = 50
@@ -59,13 +53,28 @@ class RunOptions(OnDevice):
     own environment variables. Each needs its extra."""
 
     def __post_init__(self) -> None:
-        if self.resume and self.overwrite:
-            raise InputError("--resume and --overwrite are both given; a run is either resumed or started again")
         _check_range(self, "workers", low=0, high=MOST_WORKERS)
         _check_range(self, "checkpoint_every", low=0)
         _check_range(self, "log_every", low=1)
         if not 1 <= self.timeout <= 1e6:
             raise InputError(f"--timeout is {self.timeout}; expected 1 to 1,000,000 seconds")
+
+
+@dataclass(frozen=True)
+class RunOptions(Running):
+    """Options of a run that do not change its result."""
+
+    out: Path | None = None
+    """Folder of the run; by default runs/NAME-seedN."""
+    resume: bool = False
+    """Resume the run in the folder (bit for bit on a CPU), or start it if there is none."""
+    overwrite: bool = False
+    """Remove the run in the folder and start again."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resume and self.overwrite:
+            raise InputError("--resume and --overwrite are both given; a run is either resumed or started again")
 
 
 @dataclass(frozen=True)
@@ -334,17 +343,22 @@ class PaperOptions:
 
 
 @dataclass(frozen=True)
-class CampaignOptions(OnDevice):
+class CampaignOptions(Running):
     """Options of several runs in one folder."""
 
     out: Path = Path("runs")
     """Folder of the runs, one folder per run; interrupted runs in it are resumed."""
     shard: str = "1/1"
     """i/n trains every n-th run, starting with the i-th, to share the runs among machines with a common folder."""
-    workers: int = WORKERS
-    """Image files: number of decoding threads."""
+    skip_unreadable: bool = False
+    """Leave out unreadable images and count them, instead of stopping."""
     download: bool = False
     """Download a known data set that is missing."""
+
+
+_OF_A_RUN = {each.name for each in fields(TrainOptions)} - {"out"}
+SHARED = tuple(each.name for each in fields(CampaignOptions) if each.name in _OF_A_RUN)
+"""Options of a campaign that are those of each of its runs."""
 
 
 @dataclass(frozen=True)
@@ -395,6 +409,7 @@ class CompareOptions(CampaignOptions):
     """Print the comparison as JSON instead of text."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.mix) < 2 or len(set(self.mix)) < len(self.mix):
             raise InputError(f"--mix is {' '.join(self.mix) or 'empty'}; expected two or more different methods")
         _check_range(self, "seeds", "jobs", low=1, high=1000)

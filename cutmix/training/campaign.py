@@ -13,17 +13,20 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.table import Table as Grid
 from rich.text import Text
 from scipy import stats
 
-from cutmix.config.options import WORKERS, CampaignOptions, CompareOptions, TrainOptions
+from cutmix.config.options import SHARED, WORKERS, CampaignOptions, CompareOptions, TrainOptions
 from cutmix.config.recipe import Recipe, complete, flag
 from cutmix.data import FileSet, Splits, open_splits
+from cutmix.data.decode import FAST_JPEG
 from cutmix.data.loaders import Batch, Loader
 from cutmix.data.sets import keep_per_class
 from cutmix.errors import InputError
@@ -36,8 +39,8 @@ from cutmix.runtime.device import any_process, arithmetic, processes
 from cutmix.runtime.files import make_folder, open_no_link, read_arrays
 from cutmix.runtime.terminal import Console, Stop, duration, remembered_signals, say, saying_once
 from cutmix.training.loop import DivergedError, run_to_end, run_training, train_step
-from cutmix.training.mixes import with_method
-from cutmix.training.setup import prepare
+from cutmix.training.mixes import note_named, with_method
+from cutmix.training.setup import prepare, side_of
 
 BRIEF_STEPS = 3
 
@@ -161,9 +164,8 @@ def share_done(job: Job) -> float:
     """Return the share of a run's epochs that its folder holds; 1 only with its results."""
     if not (job.path / "config.json").is_file():
         return 0.0
-    saved = saved_recipe(job.path)
-    resolved = replace(job.recipe, **{name: getattr(saved, name) for name in RESOLVED})
-    ours, theirs = resolved.to_dict(), saved.to_dict()
+    ours, theirs = job.recipe.to_dict(), saved_recipe(job.path).to_dict()
+    ours |= {name: theirs[name] for name, values in RESOLVED.items() if (ours[name], theirs[name]) in values}
     different = [
         f"--{flag(name)} {theirs[name]} instead of {ours[name]}" for name in ours if ours[name] != theirs[name]
     ]
@@ -175,7 +177,12 @@ def share_done(job: Job) -> float:
     return logged[-1]["epoch"] / (job.recipe.epochs + 1) if logged else 0.0
 
 
-RESOLVED = ("image_size", "precision", "decoder")  # fields that a run resolves from its data and its machine
+# Fields that a run resolves from its data and its machine: from which value to which.
+RESOLVED: dict[str, list[tuple[Any, Any]]] = {
+    "image_size": [(None, 224)],
+    "precision": [("auto", "float32"), ("auto", "bfloat16")],
+    "decoder": [] if FAST_JPEG else [("fast", "exact")],
+}
 
 
 def print_plan(
@@ -237,9 +244,12 @@ def train_options(job: Job, options: CampaignOptions | TrainOptions) -> TrainOpt
     """Return the options of a run, which resumes the run in its folder."""
     if isinstance(options, TrainOptions):
         return replace(options, out=job.path, resume=True)
-    return TrainOptions(
-        out=job.path, resume=True, device=options.device, workers=options.workers, download=options.download
-    )
+    return TrainOptions(**shared_options(options) | {"out": job.path, "resume": True})
+
+
+def shared_options(options: CampaignOptions) -> dict[str, Any]:
+    """Return the options of a campaign that are those of each of its runs."""
+    return {name: getattr(options, name) for name in SHARED}
 
 
 def train_briefly(recipe: Recipe, options: TrainOptions, stop: Stop | None = None) -> Path:
@@ -275,8 +285,11 @@ def run_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
 
 def plan_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
     """Return the planned runs, each once; the seed changes slowest, so that every method has a result early."""
-    jobs = []
-    splits = open_splits(recipe.data, **recipe.reading())
+    jobs: list[Job] = []
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"  # several processes would write the same files
+    splits = open_splits(
+        recipe.data, skip_unreadable=options.skip_unreadable, download=options.download and alone, **recipe.reading()
+    )
     if splits.reported is None:
         raise InputError(f"{recipe.data} leaves no images to compare the runs on; expected --val-fraction above 0")
     data = splits.train
@@ -287,12 +300,17 @@ def plan_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
     for seed in range(options.seeds):
         for count in options.train_per_class or (recipe.train_per_class,):
             images = len(data) if count is None else count * classes
-            shared, notes = complete(recipe, images=images, classes=classes, files=files, multi_label=data.multi_label)
+            fill = partial(
+                complete, images=images, classes=classes, files=files, side=side_of(data), multi_label=data.multi_label
+            )
+            asked = recipe if options.steps is None else _in_steps(recipe, fill(recipe)[0], options.steps, images)
+            shared, notes = fill(asked)
             if seed == 0:
                 _say_once(notes)
-            shared = shared if options.steps is None else _in_steps(shared, options.steps, images)
             stem = shared.name.removesuffix(f"-{shared.mix}")
             methods = {method: with_method(shared, method) for method in options.mix}
+            if not jobs:
+                _say_once(list(filter(None, (note_named(one, stem, method) for method, one in methods.items()))))
             if len(set(methods.values())) < len(methods):
                 raise InputError(f"--mix is {' '.join(methods)}; expected different methods, but two are the same")
             for method, recipe_of in methods.items():
@@ -309,13 +327,17 @@ def _say_once(notes: Sequence[str]) -> None:
         say(note)
 
 
-def _in_steps(recipe: Recipe, steps: int, images: int) -> Recipe:
-    """Return a recipe with the epochs that make this many steps; other fields in epochs keep their share of them."""
-    epochs = max(round(steps / math.ceil(images / recipe.batch_size)), 1)
-    share = epochs / recipe.epochs
+def _in_steps(recipe: Recipe, filled: Recipe, steps: int, images: int) -> Recipe:
+    """Return a recipe with the epochs that make this many steps; other fields in epochs keep their share of them.
+
+    ``filled`` has what the recipe leaves open; the rest of that will be chosen for the new epochs.
+    """
+    epochs = max(round(steps / math.ceil(images / filled.batch_size)), 1)
+    share = epochs / filled.epochs
     whole = {name: getattr(recipe, name) for name in ("eval_every", "freeze", "patience")}
     whole = {name: max(round(share * given), min(given, 1)) for name, given in whole.items()}
-    return replace(recipe, epochs=epochs, warmup_epochs=round(share * recipe.warmup_epochs, 3), **whole)
+    warmup = round(share * filled.warmup_epochs, 3)
+    return replace(recipe, epochs=epochs, warmup_epochs=warmup, **whole)
 
 
 def _run_shards(recipe: Recipe, options: CompareOptions) -> None:
@@ -323,13 +345,12 @@ def _run_shards(recipe: Recipe, options: CompareOptions) -> None:
     threads = max(WORKERS // options.jobs, 1)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), TYPED: command_line()}
     make_folder(options.out)
-    kept = recipe.to_dict()
+    kept = recipe.to_dict() | shared_options(options)
     write_json(options.out / "recipe.json", {name: value for name, value in kept.items() if value is not None})
     words = ["--config", options.out / "recipe.json", "--out", options.out, "--mix", *options.mix]
-    words += ["--seeds", options.seeds, "--device", options.device, "--workers", options.workers]
+    words += ["--seeds", options.seeds]
     words += ["--train-per-class", *options.train_per_class] if options.train_per_class else []
     words += ["--steps", options.steps] if options.steps else []
-    words += ["--download"] if options.download else []
     running: list[subprocess.Popen[bytes]] = []
     with remembered_signals() as stop:
         try:
@@ -366,9 +387,10 @@ def run_folds(recipe: Recipe, options: TrainOptions) -> Results:
     """
     if options.overwrite:
         raise InputError("--overwrite and --folds are both given; give another --out instead")
-    data = open_splits(recipe.data, **replace(recipe, fold=1).reading()).train
+    data = open_splits(recipe.data, skip_unreadable=options.skip_unreadable, **replace(recipe, fold=1).reading()).train
+    data = data if recipe.train_per_class is None else keep_per_class(data, recipe.train_per_class)
     shared, notes = complete(
-        recipe, images=len(data), classes=data.num_classes, files=True, multi_label=data.multi_label
+        recipe, images=len(data), classes=data.num_classes, files=True, side=side_of(data), multi_label=data.multi_label
     )
     _say_once(notes)
     out = options.out or Path("runs") / f"{shared.name}-{recipe.folds}-folds-seed{recipe.seed}"

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import itertools
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import cutmix.training.loop
 from cutmix.cli import main
@@ -23,6 +25,7 @@ from cutmix.config.options import CompareOptions, TrainOptions
 from cutmix.config.recipe import Recipe
 from cutmix.config.recipes import RECIPES
 from cutmix.data import open_splits
+from cutmix.data.decode import FAST_JPEG
 from cutmix.errors import InputError
 from cutmix.report.verdict import (
     ClassDifference,
@@ -39,6 +42,7 @@ from cutmix.runtime.terminal import Stop
 from cutmix.training import campaign
 from cutmix.training.campaign import plan_methods
 from cutmix.training.loop import DivergedError
+from cutmix.training.mixes import make_mix
 from cutmix.training.setup import Run
 
 WORDS = ["compare", "digits-resnet20", "--mix", "none", "cutmix", "--seeds", "2", "--epochs", "1", "--device", "cpu",
@@ -79,12 +83,116 @@ def test_with_several_processes_only_a_diverged_run_lets_the_others_start(
     assert len(started) == runs
 
 
-def test_a_run_whose_decoder_was_not_there_is_the_same_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    job = campaign.Job("a", RECIPES["digits-resnet20"], tmp_path)
+@pytest.mark.parametrize(
+    ("given", "saved", "same"),
+    [
+        ({"image_size": None}, {"image_size": 224}, True),
+        ({"image_size": None}, {"image_size": 64}, False),
+        ({"image_size": 96}, {"image_size": 64}, False),
+        ({"precision": "auto"}, {"precision": "bfloat16"}, True),
+        ({"precision": "float32"}, {"precision": "bfloat16"}, False),
+        ({"decoder": "exact"}, {"decoder": "fast"}, False),
+        ({"decoder": "fast"}, {"decoder": "exact"}, not FAST_JPEG),  # not on the machine that trained it either
+    ],
+)
+def test_a_finished_run_is_taken_only_for_one_of_the_same_settings(
+    given: dict[str, Any], saved: dict[str, Any], same: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job = campaign.Job("a", replace(RECIPES["digits-resnet20"], **given), tmp_path)
     (tmp_path / "config.json").touch()
-    monkeypatch.setattr(campaign, "saved_recipe", lambda path: replace(job.recipe, decoder="exact"))
+    monkeypatch.setattr(campaign, "saved_recipe", lambda path: replace(job.recipe, **saved))
     monkeypatch.setattr(campaign, "is_complete", lambda path: True)
-    assert campaign.share_done(job) == 1
+    with contextlib.nullcontext() if same else pytest.raises(InputError, match="holds another run, with --"):
+        assert campaign.share_done(job) == 1
+
+
+def test_options_of_the_runs_reach_them_from_flags_and_from_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    reached: list[tuple[Recipe, TrainOptions]] = []
+
+    def run_methods(recipe: Recipe, options: CompareOptions) -> list[campaign.Job]:
+        job = campaign.Job("a", recipe, tmp_path / "a")
+        reached.append((recipe, campaign.train_options(job, options)))
+        return []
+
+    monkeypatch.setattr(campaign, "run_methods", run_methods)
+    (tmp_path / "c.yaml").write_text("device: cpu\nworkers: 0\nlog_every: 3\nlr: 0.5\nskip_unreadable: true\n")
+    asked = ["--config", str(tmp_path / "c.yaml"), "--log-every", "7", "--timeout", "60", "--log", "tensorboard"]
+    main(["compare", "--data", "photos", *asked, "--checkpoint-every", "9", "--download"])
+    expected = TrainOptions(
+        out=tmp_path / "a", resume=True, device="cpu", workers=0, log_every=7, timeout=60, log="tensorboard",
+        checkpoint_every=9, download=True, skip_unreadable=True,
+    )  # fmt: skip
+    assert [(recipe.lr, options) for recipe, options in reached] == [(0.5, expected)]
+
+
+def test_shards_have_the_options_and_the_recipe_of_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[list[str]] = []
+
+    class Popen:
+        def __init__(self, command: list[str], **_: object) -> None:
+            started.append(command)
+
+        def wait(self) -> int:
+            return 0
+
+        poll = terminate = wait
+
+    recipe = replace(RECIPES["cifar100-deit-tiny"], lr=3e-05, train_per_class=4)
+    options = CompareOptions(
+        out=tmp_path, jobs=2, device="cpu", workers=0, log_every=7, skip_unreadable=True, timeout=60, seeds=2, steps=8,
+        mix=("none", "smmix:alpha=0.8"), train_per_class=(2, 4),
+    )  # fmt: skip
+    monkeypatch.setattr(campaign.subprocess, "Popen", Popen)
+    campaign._run_shards(recipe, options)
+    reached: list[Any] = []
+    monkeypatch.setattr(campaign, "run_methods", lambda *given: reached.append(given) or [])
+    for command in started:
+        main(command[3:])
+    assert reached == [(recipe, replace(options, jobs=1, shard=f"{shard}/2")) for shard in (1, 2)]
+
+
+def test_the_printed_settings_of_a_comparison_are_those_of_its_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    main([*WORDS, "--print-config", "--workers", "0"])
+    printed = capsys.readouterr().out
+    assert all(f"{line}\n" in printed for line in ("epochs: 1", "lr: 0.05", "workers: 0", "precision: float32"))
+
+
+def test_fewer_steps_have_the_learning_rate_of_as_many_epochs(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    for name, i in itertools.product("ab", range(60)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        Image.fromarray(noise.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / name / f"{i}.png")
+    recipe = Recipe(data=str(tmp_path), pretrained=False)
+    images = len(open_splits(str(tmp_path)).train)
+    (by_epochs, *_) = plan_methods(replace(recipe, epochs=3), CompareOptions(seeds=1))
+    steps = 3 * -(-images // by_epochs.recipe.batch_size)
+    (by_steps, *_) = plan_methods(recipe, CompareOptions(seeds=1, steps=steps))
+    assert by_steps.recipe == by_epochs.recipe
+
+
+def test_a_method_with_other_settings_than_its_named_recipe_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    plan_methods(RECIPES["digits-resnet20"], CompareOptions(mix=("none", "cutmix", "mixup"), seeds=2))
+    assert capsys.readouterr().out == (
+        "note: cutmix has --mix-prob 1.0 here, and --mix-prob 0.5 in the recipe digits-resnet20-cutmix; "
+        "cutmix:mix-prob=0.5 is as there\n"
+    )
+    options = CompareOptions(mix=("none", "cutmix:mix-prob=0.5"), seeds=1)
+    (_, job) = plan_methods(RECIPES["digits-resnet20"], options)
+    assert replace(job.recipe, name="digits-resnet20-cutmix") == RECIPES["digits-resnet20-cutmix"]
+    plan_methods(replace(RECIPES["digits-resnet20"], mix_prob=0.7), CompareOptions(seeds=1))
+    assert capsys.readouterr().out == ""
+
+
+def test_cutout_leaves_pixels_of_the_smallest_images() -> None:
+    options = CompareOptions(mix=("none", "cutout", "cutmix-fixed-size"), seeds=1)
+    for recipe in (RECIPES["digits-resnet20"], Recipe(data="digits")):
+        _, cutout, fixed = plan_methods(recipe, options)
+        images, _ = make_mix(cutout.recipe).mix(torch.ones(64, 1, 8, 8), torch.zeros(64, dtype=torch.int64))
+        assert 0.5 < images.mean() < 1
+        _, targets = make_mix(fixed.recipe).mix(torch.ones(64, 1, 8, 8), torch.zeros(64, dtype=torch.int64))
+        assert targets.lam.min() > 0.5
 
 
 def test_standard_output_is_the_answer_alone_also_where_runs_are_trained(finished: Path) -> None:
@@ -227,6 +335,13 @@ def test_a_slow_first_step_is_not_the_estimate(tmp_path: Path, monkeypatch: pyte
         (["--mix", "none", "cutmix:alpha=much"], "alpha"),
         (["--mix", "none", "cutmix:alpha=-1"], "alpha is -1"),
         (["--mix", "none", "cutmix:mix-layers=2"], "--mix is cutmix, which has none"),
+        (["--mix", "cutmix", "smmix:mixup-alpha=0.8"], "smmix does not read mixup-alpha"),
+        (["--mix", "none", "cutmix:cutout-size=4"], "cutmix does not read cutout-size"),
+        (["--mix", "none", "none:alpha=0.5"], "none does not read alpha"),
+        (["--mix", "none", "cutout:mix-per-sample=true"], "cutout does not read mix-per-sample"),
+        (["--mix", "none", "none:drop-block-size=7"], "none does not read drop-block-size"),
+        (["--seed", "5"], "--seed is 5; expected --seeds N"),
+        (["--overwrite"], "--overwrite is given; expected another --out"),
         (["--table", "t.xlsx"], "--table is t.xlsx; expected a name that ends in .csv, .tex or .md"),
         (["--seeds", "0"], "--seeds is 0; expected 1 to 1,000"),
         (["--jobs", "2", "--shard", "1/2"], "--jobs makes shards by itself"),

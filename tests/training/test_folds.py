@@ -1,6 +1,7 @@
 """Cross-validation: which image is in which fold, and what is left of all folds."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,14 @@ from scipy import stats
 
 import cutmix
 from cutmix.cli import main
+from cutmix.config.options import TrainOptions
+from cutmix.config.recipe import Recipe, complete
 from cutmix.data import open_splits
 from cutmix.data.command import describe_splits
 from cutmix.errors import InputError
 from cutmix.runs.read import read_arrays, read_run
 from cutmix.runs.record import read_records
+from cutmix.training import campaign
 
 FEW = {"model": "resnet10t", "pretrained": False, "image_size": 32, "batch_size": 8, "epochs": 1, "workers": 0}
 FEW |= {"device": "cpu", "precision": "float32"}
@@ -56,6 +60,21 @@ def test_folds_are_stratified_and_keep_copies_together(photos: Path) -> None:
     other = open_splits(str(photos), fold=(1, 4), seed=1)
     assert other.test is not None
     assert {str(path) for path in other.test.paths} != tested[0]
+
+
+def test_folds_of_a_subset_have_the_defaults_of_its_size(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[Recipe] = []
+
+    def stop(jobs: list[campaign.Job], _: TrainOptions) -> None:
+        planned.extend(job.recipe for job in jobs)
+        raise InputError("planned")
+
+    monkeypatch.setattr(campaign, "_check_images", stop)
+    recipe = Recipe(data=str(photos), folds=3, train_per_class=2, pretrained=False)
+    with pytest.raises(InputError, match="planned"):
+        campaign.run_folds(recipe, TrainOptions())
+    expected, _ = complete(recipe, images=4, classes=2, files=True, side=224)
+    assert planned == [replace(expected, fold=fold) for fold in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("seed", range(6))
