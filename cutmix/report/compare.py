@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,16 +51,16 @@ class _Contest(NamedTuple):
 
 
 def _contests(runs: Sequence[Run]) -> Iterator[_Contest]:
-    """Yield the comparisons that the finished runs allow: one for each task and test set."""
+    """Yield the comparisons that the finished runs allow: one for each task, test set and number of training images."""
     for task, main in MAIN.items():
         by_recipe = groups([run for run in runs if run.task == task])
-        settings: dict[tuple[str, str, int | None], dict[str, Estimate]] = {}
-        lines: dict[tuple[str, str, int | None], Record] = {}
+        settings: dict[tuple[Any, ...], dict[str, Estimate]] = {}
+        lines: dict[tuple[Any, ...], Record] = {}
         for name, members in by_recipe.items():
             found = estimate(members, main.metric, "last")
             line = next((line for run in members if run.finished and (line := run.result(main.metric, "last"))), None)
             if found and line:
-                setting = (line.data, line.split, line.n)
+                setting = (line.data, line.split, line.n, members[0].recipe.get("train_per_class"))
                 settings.setdefault(setting, {})[name] = found
                 lines.setdefault(setting, line)
         for setting, estimates in settings.items():
@@ -106,7 +106,8 @@ def _outcomes(runs: Sequence[Run]) -> dict[int, Outcome]:
 def comparisons(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Return the name of each recipe with a finished run, and its main metric beside the baseline's in words.
 
-    Only recipes with the same test images are compared: with the first without any method, else the first.
+    Only recipes with the same test images, and as many training images per class, are compared: with the first without
+    any method, else the first.
     """
     sentences = []
     for contest in _contests(runs):
@@ -142,7 +143,8 @@ def _decide(contest: _Contest) -> list[str]:
         opening = f"No method is better than the baseline, {base}: {values[base]}, against {values[other]} with {other}"
     else:
         opening = f"The best method is {best}: {values[best]}, against {values[base]} with the baseline, {base}"
-    opening += f" ({_images(contest.line)})."
+    count = contest.members[base][0].recipe.get("train_per_class")
+    opening += f" ({_images(contest.line)}{'' if count is None else f', {count:,} training images per class'})."
     if tested is None:
         return [opening, _verdict(contest.estimates[other], contest.estimates[base])]
     p, seeds = tested

@@ -280,6 +280,9 @@ def run_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
     if missing or not is_first():
         console.print(f"{len(missing)} of {len(jobs)} runs are left to other shards")
         return []
+    precisions = dict.fromkeys(saved_recipe(job.path).precision for job in jobs)
+    if len(precisions) > 1:  # of machines that chose it
+        say(f"note: the runs were computed in {' and '.join(precisions)}; give --precision to compute all alike")
     return jobs
 
 

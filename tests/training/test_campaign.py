@@ -106,6 +106,26 @@ def test_a_finished_run_is_taken_only_for_one_of_the_same_settings(
         assert campaign.share_done(job) == 1
 
 
+def test_runs_of_several_precisions_are_noted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where no precision is given, each machine that trains a shard chooses its own."""
+    chosen = {"a": "bfloat16", "b": "float32"}
+    jobs = [campaign.Job(name, RECIPES["digits-resnet20"], tmp_path / name) for name in chosen]
+    for job in jobs:
+        job.path.mkdir()
+        (job.path / "results.jsonl").touch()
+    monkeypatch.setattr(campaign, "plan_methods", lambda recipe, options: jobs)
+    for name in ("_check_images", "_run_left"):
+        monkeypatch.setattr(campaign, name, lambda *_: None)
+    monkeypatch.setattr(campaign, "saved_recipe", lambda path: replace(jobs[0].recipe, precision=chosen[path.name]))
+    assert campaign.run_methods(jobs[0].recipe, CompareOptions(out=tmp_path)) == jobs
+    assert "note: the runs were computed in bfloat16 and float32; give --precision" in capsys.readouterr().out
+    chosen["b"] = "bfloat16"
+    campaign.run_methods(jobs[0].recipe, CompareOptions(out=tmp_path))
+    assert "computed in" not in capsys.readouterr().out
+
+
 def test_options_of_the_runs_reach_them_from_flags_and_from_a_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -120,11 +140,14 @@ def test_options_of_the_runs_reach_them_from_flags_and_from_a_file(
     (tmp_path / "c.yaml").write_text("device: cpu\nworkers: 0\nlog_every: 3\nlr: 0.5\nskip_unreadable: true\n")
     asked = ["--config", str(tmp_path / "c.yaml"), "--log-every", "7", "--timeout", "60", "--log", "tensorboard"]
     main(["compare", "--data", "photos", *asked, "--checkpoint-every", "9", "--download"])
+    given: Any = {"log_every": 7, "timeout": 60, "log": "tensorboard", "checkpoint_every": 9, "download": True}
+    cutmix.compare("photos", config=tmp_path / "c.yaml", **given)
     expected = TrainOptions(
         out=tmp_path / "a", resume=True, device="cpu", workers=0, log_every=7, timeout=60, log="tensorboard",
         checkpoint_every=9, download=True, skip_unreadable=True,
     )  # fmt: skip
-    assert [(recipe.lr, options) for recipe, options in reached] == [(0.5, expected)]
+    assert [(recipe.lr, options) for recipe, options in reached] == [(0.5, expected)] * 2
+    assert reached[0] == reached[1]
 
 
 def test_shards_have_the_options_and_the_recipe_of_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
