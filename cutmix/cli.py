@@ -254,8 +254,8 @@ def recipes(words: list[str]) -> None:
     parse(lambda: None, words, "recipes", "List the recipes of cutmix train.")
     width = max(map(len, found := api.recipes()))
     for name, recipe in found.items():
-        data = recipe.data or "your own folder"
-        print(f"{name:<{width}}  {recipe.model} on {data}, mix {recipe.mix}, {recipe.epochs} epochs")
+        about = f"{recipe.model} on {recipe.data}, mix {recipe.mix}, {recipe.epochs} epochs"
+        print(f"{name:<{width}}  {about if recipe.data else 'your own folder (--data), by its number of images'}")
 
 
 def compare(words: list[str]) -> None:

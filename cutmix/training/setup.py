@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cutmix.config.options import RunOptions, TrainOptions
-from cutmix.config.recipe import Recipe, Training, complete
+from cutmix.config.recipe import ARRAYS, Recipe, Training, complete, flag
 from cutmix.data import Augment, FileSet, ImageSet, Splits, open_splits, test_loader, train_loader
 from cutmix.data.command import describe_splits
 from cutmix.data.decode import FAST_JPEG, read_channels
@@ -291,7 +291,25 @@ def resolve(recipe: Recipe, data: ImageSet, device: torch.device) -> tuple[Recip
         notes.append(
             "the package simplejpeg is not installed: JPEG files are decoded by Pillow, as --decoder exact does"
         )
+    notes += _without_effect(recipe, files)
     return replace(recipe, image_size=size, precision=resolve_precision(recipe.precision, device)), notes
+
+
+def _without_effect(recipe: Recipe, files: bool) -> list[str]:
+    """Return notes on fields that are not at their defaults and that nothing reads."""
+    of_files = ("crop_fraction", "interpolation", "decoder", "squash", "val_fraction", "split_seed")
+    unread = {
+        "image files": ("crop_padding", "padding_mode") if files else (),
+        "small images": () if files else ("crop_scale", *of_files),
+        "AdamW": ("momentum", "nesterov") if recipe.optimizer == "adamw" else (),
+        f"a {recipe.schedule} schedule": ("milestones", "gamma") if recipe.schedule != "step" else ("min_lr",),
+        "no --weights": () if recipe.weights else ("weights_ema",),
+    }
+    notes = []
+    for reason, names in unread.items():
+        given = [name for name in names if getattr(recipe, name) != ARRAYS.get(name, getattr(Recipe, name))]
+        notes += [f"note: without effect with {reason}: --{', --'.join(map(flag, given))}"] if given else []
+    return notes
 
 
 def refuse_for_labels(recipe: Recipe) -> None:

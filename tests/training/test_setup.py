@@ -15,6 +15,7 @@ import cutmix.training.setup
 import cutmix.training.state
 from cutmix.config.options import TrainOptions
 from cutmix.config.recipe import Recipe
+from cutmix.config.recipes import RECIPES
 from cutmix.data import open_splits
 from cutmix.errors import InputError
 from cutmix.runtime.device import World
@@ -51,6 +52,19 @@ def test_what_is_wrong_is_found_before_anything_is_written(recipe: Recipe, sente
     with pytest.raises(InputError, match=sentence):
         prepare(recipe, TrainOptions(out=tmp_path / "run"), WORLD)
     assert not list(tmp_path.iterdir())
+
+
+def test_flags_without_effect_are_noted() -> None:
+    data = open_splits("digits").train
+    assert resolve(replace(RECIPES["digits-resnet20"], min_lr=1e-4), data, WORLD.device)[1] == []
+    given = {"interpolation": "bicubic", "crop_scale": (0.5, 1.0), "split_seed": 3, "gamma": 0.5, "weights_ema": True}
+    given |= {"optimizer": "adamw", "nesterov": False}
+    assert resolve(replace(DIGITS, **given), data, WORLD.device)[1] == [  # type: ignore[arg-type]
+        "note: without effect with small images: --crop-scale, --interpolation, --split-seed",
+        "note: without effect with AdamW: --nesterov",
+        "note: without effect with a cosine schedule: --gamma",
+        "note: without effect with no --weights: --weights-ema",
+    ]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
