@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from cutmix.runtime.device import World, autocast, from_first, parallel, resolve
 from cutmix.runtime.files import regular
 from cutmix.runtime.terminal import Progress, say
 from cutmix.training.classification import Classification, MultiLabel, Task
-from cutmix.training.mixes import method_of
+from cutmix.training.mixes import method_of, read_fields
 from cutmix.training.state import State, start_state
 from cutmix.training.trackers import Tracker, check_tracker
 
@@ -298,16 +299,19 @@ def resolve(recipe: Recipe, data: ImageSet, device: torch.device) -> tuple[Recip
 def _without_effect(recipe: Recipe, files: bool) -> list[str]:
     """Return notes on fields that are not at their defaults and that nothing reads."""
     of_files = ("crop_fraction", "interpolation", "decoder", "squash", "val_fraction", "split_seed")
-    unread = {
+    unread: dict[str, Iterable[str]] = {
         "image files": ("crop_padding", "padding_mode") if files else (),
         "small images": () if files else ("crop_scale", *of_files),
         "AdamW": ("momentum", "nesterov") if recipe.optimizer == "adamw" else (),
         f"a {recipe.schedule} schedule": ("milestones", "gamma") if recipe.schedule != "step" else ("min_lr",),
         "no --weights": () if recipe.weights else ("weights_ema",),
+        f"--mix {recipe.mix}": {"alpha", "mixup_alpha", "mix_per_sample"} - read_fields(recipe),
+        "no --drop-block": () if recipe.drop_block else ("drop_block_size",),
+        "no --stochastic-depth": () if recipe.stochastic_depth or recipe.shake_drop else ("depth_decay",),
     }
     notes = []
     for reason, names in unread.items():
-        given = [name for name in names if getattr(recipe, name) != ARRAYS.get(name, getattr(Recipe, name))]
+        given = [name for name in sorted(names) if getattr(recipe, name) != ARRAYS.get(name, getattr(Recipe, name))]
         notes += [f"note: without effect with {reason}: --{', --'.join(map(flag, given))}"] if given else []
     return notes
 

@@ -65,6 +65,12 @@ def test_flags_without_effect_are_noted() -> None:
         "note: without effect with a cosine schedule: --gamma",
         "note: without effect with no --weights: --weights-ema",
     ]
+    given = {"mix": "smmix", "mixup_alpha": 0.8, "alpha": 0.8, "drop_block_size": 7, "depth_decay": "constant"}
+    assert resolve(replace(DIGITS, **given), data, WORLD.device)[1] == [  # type: ignore[arg-type]
+        "note: without effect with --mix smmix: --mixup-alpha",
+        "note: without effect with no --drop-block: --drop-block-size",
+        "note: without effect with no --stochastic-depth: --depth-decay",
+    ]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
