@@ -72,30 +72,28 @@ Options = TypeVar("Options")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command. A user error is one sentence and exit code 2, a closed pipe exit code 141."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
-        return
-    if words[0] in ("-V", "--version"):
-        print(f"cutmix {__version__}")
-        return
     try:
         from cutmix.runtime.terminal import guarded_output, print_once
 
         with guarded_output():
-            if words[0] == "--completion":
+            if not words or words[0] in ("-h", "--help", "help"):
+                print(HELP, end="")
+            elif words[0] in ("-V", "--version"):
+                print(f"cutmix {__version__}")
+            elif words[0] == "--completion":
                 print_completion(words[1] if len(words) > 1 else "")
-                return
-            if words[0] not in COMMANDS:
+            elif words[0] in COMMANDS:
+                COMMANDS[words[0]](words[1:])
+            else:
                 hint = did_you_mean(words[0], COMMANDS, f"the commands are {', '.join(COMMANDS)}")
                 raise InputError(f'there is no command "{words[0]}"; {hint}')
-            COMMANDS[words[0]](words[1:])
     except InputError as error:
         print_once(f"cutmix: {error}")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except ModuleNotFoundError as error:
-        print("cutmix:", missing_module(f"cutmix {words[0]}", error), file=sys.stderr)
+        print("cutmix:", missing_module(" ".join(["cutmix", *words[:1]]), error), file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -118,8 +116,8 @@ def train(words: list[str]) -> None:
         print_tables(found)
 
 
-def parse_train(words: list[str]) -> tuple["Recipe", "TrainOptions"]:
-    """Parse ``[RECIPE] [flags]``; the defaults are those of the recipe, or those that fit the data."""
+def parse_train(words: list[str], command: str = "train") -> tuple["Recipe", "TrainOptions"]:
+    """Parse ``[RECIPE] [flags]`` of a command; the defaults are those of the recipe, or those that fit the data."""
     import tyro
 
     from cutmix.config.options import TrainOptions
@@ -156,7 +154,7 @@ def parse_train(words: list[str]) -> tuple["Recipe", "TrainOptions"]:
         """
         return Recipe(**vars(recipe)), options
 
-    recipe, options = parse(both, flags, f"train {name or '[RECIPE]'}", TRAIN)
+    recipe, options = parse(both, flags, f"{command} {name or '[RECIPE]'}", TRAIN)
     before = chosen.to_dict()
     changes = {key: value for key, value in recipe.to_dict().items() if key in given or value != before[key]}
     return settle(base, held | changes | vars(options))
@@ -267,7 +265,7 @@ def compare(words: list[str]) -> None:
     of_compare = [each.name for each in fields(CompareOptions) if each.name not in SHARED]
     own, rest = _split_flags(words, of_compare)
     options = parse(CompareOptions, own, "compare", COMPARE)
-    recipe, training = parse_train(rest)  # which may read options of the runs from a file
+    recipe, training = parse_train(rest, "compare")  # which may read options of the runs from a file
     if "--print-config" in words:
         from cutmix.training.settings import config_text
 

@@ -274,6 +274,7 @@ def test_a_user_error_is_one_sentence(
         ((*DIGITS, "--mix", "cutmx"), "invalid choice 'cutmx'"),
         ((*DIGITS, "--epoch", "3"), "Perhaps you meant"),
         (("recipes", "all"), "Unrecognized options: all"),
+        (("compare", "digits-resnet20", "--absent"), "run cutmix compare digits-resnet20 --help"),
         (("transfer", "detection", "--skip-unreadable"), "Unrecognized options: --skip-unreadable"),
         (("evaluate",), "Missing from cutmix evaluate"),
     ],

@@ -43,6 +43,20 @@ def test_a_full_disk_behind_the_output_is_one_sentence(code: str) -> None:
     assert (done.returncode, done.stderr) == (2, said)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("words", [[], ["--help"], ["--version"]])
+def test_help_that_cannot_be_printed_ends_as_every_command(words: list[str]) -> None:
+    code = f"from cutmix.cli import main; main({words})"
+    reader, pipe = os.pipe()
+    os.close(reader)
+    full = os.open("/dev/full", os.O_WRONLY)
+    said = b"cutmix: standard output could not be written: No space left on device\n"
+    for output, expected in ((pipe, (141, b"")), (full, (2, said))):
+        done = subprocess.run([sys.executable, "-c", code], stdout=output, stderr=subprocess.PIPE, check=False)
+        os.close(output)
+        assert (done.returncode, done.stderr) == expected
+
+
 @pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
 def test_a_terminal_of_ascii_gets_escapes(environment: dict[str, str]) -> None:
     for code in ("print('\\u732b caf\\udce9')", CONSOLE):
