@@ -27,7 +27,7 @@ from cutmix.data.formats import (
 )
 from cutmix.data.sets import ArraySet, FileSet, ImageSet, Split, Splits
 from cutmix.data.shards import Catalogue, find_shards, read_shards
-from cutmix.data.sources import Paths, Source, Sources
+from cutmix.data.sources import Paths, Source, Sources, shared_folder
 from cutmix.data.tables import PREFIX, SUFFIXES, is_saved, read_hub, read_label_file
 from cutmix.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cutmix.errors import InputError, did_you_mean
@@ -259,13 +259,16 @@ def _open_folder(
     else:
         division = divide(folders, copies, 0.0 if known else val_fraction, seed)
     wanted = wanted or ("test" if any(division.parts.get("test", ())) else "val",)
+    # the images of a fold may share a folder that those of the others do not
+    every = [path for classes in division.parts.values() for path, _ in _samples(classes)]
+    top = None if fold is None else shared_folder(every)
     sets: dict[str, FileSet] = {}
     for split, classes in division.parts.items():
         samples = _samples(classes)
         if samples:
             unreadable = _unreadable(samples, split, copies, skip_unreadable, channels) if split in wanted else set()
             about: Any = (name, folder, split, samples, folders.classes, unreadable)
-            sets[split] = _file_set(*about, several=folders.labels, channels=channels)
+            sets[split] = _file_set(*about, several=folders.labels, channels=channels, top=top)
     origin = {split: phrase for split, phrase in division.origin.items() if split in sets}
     return Splits(sets["train"], sets.get("val"), sets.get("test"), origin, folders, copies, division.leaks, known)
 
@@ -324,8 +327,12 @@ def _file_set(
     *,
     several: dict[Path, tuple[int, ...]] | None = None,
     channels: int = 3,
+    top: str | None = None,
 ) -> FileSet:
-    """Make a set of the readable files; ``several`` has their labels where an image can have several."""
+    """Make a set of the readable files, with names below the folder ``top``.
+
+    ``several`` has their labels where an image can have several.
+    """
     kept = [(path, label) for path, label in samples if path not in unreadable]
     labels = torch.tensor([label for _, label in kept], dtype=torch.int64)
     if several is not None:
@@ -337,7 +344,7 @@ def _file_set(
     elif emptied := {label for _, label in samples} - set(labels.tolist()):
         raise _emptied(folder, split, classes, emptied)
     shown = printable_name(folder.resolve().name) if name == "folder" else name
-    paths, skipped = Paths(path for path, _ in kept), tuple(sorted(unreadable))
+    paths, skipped = Paths((path for path, _ in kept), top), tuple(sorted(unreadable))
     return FileSet(shown, split, classes, labels, *_normalization(channels), paths, skipped, channels)
 
 

@@ -103,9 +103,13 @@ Sources = SourcesOf[Source]
 
 
 class Paths(SourcesOf[Path]):
-    """Paths in little memory: a million ``Path`` objects take 320 MB, their names a quarter of that."""
+    """Paths in little memory: a million ``Path`` objects take 320 MB, their names a quarter of that.
 
-    def __init__(self, paths: Iterable[Path]) -> None:
+    Their names are below ``top`` or, without it, below the folder that all of them share.
+    """
+
+    def __init__(self, paths: Iterable[Path], top: str | None = None) -> None:
+        self._top = top
         names = [os.fsencode(path) for path in paths]
         self._ends = array("q", itertools.accumulate(map(len, names)))
         self._names = b"".join(names)
@@ -125,16 +129,21 @@ class Paths(SourcesOf[Path]):
 
     def take(self, index: Sequence[int] | np.ndarray) -> "Paths":
         """Return some of the paths, by their indices."""
-        return Paths(self.one(i) for i in index)
+        return Paths((self.one(i) for i in index), self._top)
 
     def names(self) -> list[str]:
-        """Return each path below the folder that all of them share."""
-        top = os.path.commonpath([path.parent for path in self])
+        """Return each path below the folder of all."""
+        top = self._top or shared_folder(self)
         return [os.path.relpath(path, top) for path in self]
 
     def identities(self) -> Iterable[bytes]:
         """Yield the name of each file, without folders, and its size."""
         return (os.fsencode(path.name) + b"/%d" % _size(path) for path in self)
+
+
+def shared_folder(paths: Iterable[Path]) -> str:
+    """Return the folder that all paths share; a file of labels may hold relative and absolute ones."""
+    return os.path.commonpath([os.path.abspath(path.parent) for path in paths])
 
 
 def _size(path: Path) -> int:

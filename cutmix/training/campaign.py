@@ -8,6 +8,7 @@ import contextlib
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -34,9 +35,9 @@ from cutmix.evaluation.classification import predict
 from cutmix.runs.folder import TYPED, command_line, hold, is_complete, saved_recipe, write_arrays, write_json
 from cutmix.runs.outcomes import range_of
 from cutmix.runs.read import read_environment, read_run
-from cutmix.runs.record import Record, Results, append_records
+from cutmix.runs.record import Record, Results
 from cutmix.runtime.device import any_process, arithmetic, processes
-from cutmix.runtime.files import make_folder, open_no_link, read_arrays
+from cutmix.runtime.files import make_folder, read_arrays, to_json, write_atomic
 from cutmix.runtime.terminal import Console, Stop, duration, remembered_signals, say, saying_once
 from cutmix.training.loop import DivergedError, run_to_end, run_training, train_step
 from cutmix.training.mixes import note_named, with_method
@@ -359,7 +360,9 @@ def _run_shards(recipe: Recipe, options: CompareOptions) -> None:
         try:
             for shard in range(1, options.jobs + 1):
                 part = ["compare", *map(str, words), "--shard", f"{shard}/{options.jobs}"]
-                with open(options.out / f"shard-{shard}.txt", "wb", opener=open_no_link) as log:
+                output = options.out / f"shard-{shard}.txt"
+                output.unlink(missing_ok=True)  # a shard of a killed command may still write to the old file
+                with output.open("xb") as log:
                     command = [sys.executable, "-m", "cutmix", *part]
                     running.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
             say(f"{options.jobs} runs at a time, {threads} threads each; their output is in {options.out}/shard-N.txt")
@@ -372,10 +375,12 @@ def _run_shards(recipe: Recipe, options: CompareOptions) -> None:
     if stop.number is not None:
         say("stopped; the same command resumes")
         raise SystemExit(128 + stop.number)
-    if any(codes):
-        failed = options.out / f"shard-{codes.index(next(filter(None, codes))) + 1}.txt"
-        last = failed.read_text(encoding="utf-8", errors="backslashreplace")
-        raise InputError(f"a shard failed: {(last.strip().splitlines() or ['no output'])[-1]}")
+    for number, code in enumerate(codes, start=1):
+        if (ended := -code if code < 0 else code - 128) in [*signal.Signals]:
+            raise InputError(f"shard {number} was ended by {signal.Signals(ended).name}; the same command resumes")
+        if code:
+            last = (options.out / f"shard-{number}.txt").read_text(encoding="utf-8", errors="backslashreplace")
+            raise InputError(f"a shard failed: {(last.strip().splitlines() or ['no output'])[-1]}")
 
 
 # ---- cross-validation ----
@@ -439,6 +444,6 @@ def summarize_folds(jobs: Sequence[Job], out: Path) -> list[Record]:
     arrays = {name: np.concatenate([each[name] for each in predictions]) for name in ("logits", "labels", "files")}
     arrays["fold"] = np.repeat(np.arange(1, folds + 1), [len(each["labels"]) for each in predictions])
     write_arrays(out / "predictions/out-of-fold.npz", arrays | {"classes": predictions[0]["classes"]})
-    (out / "results.jsonl").unlink(missing_ok=True)
-    append_records(out / "results.jsonl", records)
+    lines = [to_json(record.to_json()) for record in records]
+    write_atomic(out / "results.jsonl", lambda file: file.writelines(lines))
     return records

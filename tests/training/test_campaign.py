@@ -492,6 +492,31 @@ def test_a_stopped_comparison_stops_its_shards_and_waits_for_them(
     assert [path.read_text() for path in tmp_path.glob("out/shard-*.txt")] == ["began\nsaved\n"] * 2
 
 
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        ("kill -9 $$", "shard 1 was ended by SIGKILL; the same command resumes"),
+        ("echo saved; exit 143", "shard 1 was ended by SIGTERM; the same command resumes"),
+        ("echo cutmix: a full disk; exit 2", "a shard failed: cutmix: a full disk"),
+    ],
+)
+def test_a_shard_that_ends_early_says_why(end: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shard of a killed command, which nothing stops, writes to its own file."""
+    shard, out = tmp_path / "python", tmp_path / "out"
+    shard.write_text(f"#!/bin/sh\necho epoch 1\n{end}\n")
+    shard.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(shard))
+    out.mkdir()
+    with open(out / "shard-1.txt", "wb", buffering=0) as old:
+        old.write(b"epoch 1\n" * 100)
+        with pytest.raises(InputError, match=said):
+            cutmix.compare("digits", jobs=2, out=out, device="cpu")
+        old.write(b"epoch 2\n")
+    lines = (out / "shard-1.txt").read_text().splitlines()
+    assert lines[0] == "epoch 1"
+    assert len(lines) <= 2
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_signal_after_the_last_step_of_a_run_stops_the_campaign(
     fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

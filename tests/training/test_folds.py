@@ -13,7 +13,7 @@ import cutmix
 from cutmix.cli import main
 from cutmix.config.options import TrainOptions
 from cutmix.config.recipe import Recipe, complete
-from cutmix.data import open_splits
+from cutmix.data import FileSet, open_splits
 from cutmix.data.command import describe_splits
 from cutmix.errors import InputError
 from cutmix.runs.read import read_arrays, read_run
@@ -77,6 +77,23 @@ def test_folds_of_a_subset_have_the_defaults_of_its_size(photos: Path, monkeypat
     assert planned == [replace(expected, fold=fold) for fold in (1, 2, 3)]
 
 
+def test_a_fold_in_one_folder_names_its_images_as_the_others_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of fold, a/1.png and b/1.png would both be 1.png."""
+    monkeypatch.chdir(tmp_path)
+    listed = [("a", i, "xy"[i % 2]) for i in range(8)] + [("b", i, "xy"[i]) for i in range(2)]
+    for number, (folder, i, _) in enumerate(listed):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        Image.new("RGB", (20, 20), (25 * number, 0, 0)).save(tmp_path / folder / f"{i}.png")
+    lines = [f"{folder}/{i}.png,{label}\n" for folder, i, label in listed]
+    Path("labels.csv").write_text("".join(["file,label\n", f"{tmp_path}/{lines[0]}", *lines[1:]]))
+    tested = [open_splits("labels.csv", fold=(k, 4)).test for k in range(1, 5)]
+    names = [each.paths.names() for each in tested if isinstance(each, FileSet)]
+    assert min(len({name[0] for name in own}) for own in names) == 1  # a fold that is in one folder
+    assert sorted(name for own in names for name in own) == sorted(line.partition(",")[0] for line in lines)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_the_ordinary_split_keeps_the_same_copies_together(photos: Path, seed: int) -> None:
     splits = open_splits(str(photos), val_fraction=0.25, seed=seed)
@@ -110,7 +127,9 @@ def test_images_that_are_all_alike_are_divided_nevertheless(tmp_path: Path) -> N
     assert [each.test.counts().tolist() for each in splits if each.test] == [[2, 2]] * 3
 
 
-def test_every_image_is_predicted_once_and_the_mean_has_an_interval(photos: Path, tmp_path: Path) -> None:
+def test_every_image_is_predicted_once_and_the_mean_has_an_interval(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "cv"
     found = cutmix.train(photos, folds=3, out=out, **FEW)
     arrays = read_arrays(out / "predictions/out-of-fold.npz")
@@ -132,6 +151,18 @@ def test_every_image_is_predicted_once_and_the_mean_has_an_interval(photos: Path
             use(out)
     before = {path: path.stat().st_mtime_ns for path in out.glob("fold-*/checkpoint.pt")}
     assert len(before) == 3
+    results = (out / "results.jsonl").read_bytes()
+
+    def full(path: Path, *arguments: str, **named: object) -> object:
+        if "results.jsonl" in Path(path).name:
+            raise OSError(28, "No space left on device")
+        return open(path, *arguments, **named)  # type: ignore[call-overload]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cutmix.runtime.files.open", full, raising=False)
+        with pytest.raises(InputError, match=r"results\.jsonl could not be written"):
+            cutmix.train(photos, folds=3, out=out, **FEW)
+    assert (out / "results.jsonl").read_bytes() == results
     main(["train", "--data", str(photos), "--folds", "3", "--out", str(out), "--model", "resnet10t", "--no-pretrained",
           "--image-size", "32", "--batch-size", "8", "--epochs", "1", "--workers", "0", "--device", "cpu",
           "--precision", "float32"])  # fmt: skip
