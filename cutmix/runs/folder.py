@@ -204,10 +204,21 @@ def only_begun(path: Path) -> bool:
 
 
 def is_complete(path: Path) -> bool:
-    """Return whether training has written its results, or its weights where there is no image to evaluate."""
-    if read_environment(path / "environment.json").get("evaluated_on") == NOTHING:
-        return (path / "model.safetensors").is_file()
+    """Return whether training has written its results, or its weights where there is no image to evaluate.
+
+    A run whose weights or predictions were removed is not complete while its checkpoint can restore them.
+    """
+    tested = read_environment(path / "environment.json").get("evaluated_on") != NOTHING
+    lacking = lacks_outputs(path, tested=tested)
+    if not tested or (lacking and (path / "checkpoint.pt").is_file()):
+        return not lacking
     return any(record.source == "training" for record in read_records(path / "results.jsonl"))
+
+
+def lacks_outputs(path: Path, *, tested: bool) -> bool:
+    """Return whether the weights or, of a ``tested`` run, the predictions of the last epoch are not in the folder."""
+    outputs = ("model.safetensors", "predictions/last.npz")[: 2 if tested else 1]
+    return not all((path / name).is_file() for name in outputs)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -251,6 +262,11 @@ def find_weights(source: Path, which: str) -> Path:
         raise InputError(f"{path} does not exist: no validation images chose a best epoch; use --which last")
     if (source / "fold-1").is_dir():
         raise InputError(f"{source} holds folds, each of which is a run: give {source / 'fold-1'} or others")
+    if is_complete(source):
+        raise InputError(
+            f"{path} was removed, and so was checkpoint.pt, which --resume would restore it from; train it again with "
+            "--overwrite"
+        )
     raise InputError(f"{path} does not exist: the run is not finished; continue it with --resume")
 
 

@@ -18,7 +18,7 @@ from cutmix.config.options import RunOptions, TrainOptions
 from cutmix.config.recipe import Recipe
 from cutmix.config.recipes import recipe_changes
 from cutmix.errors import InputError
-from cutmix.runs.folder import RunFolder, command_line, is_complete, today, write_arrays, write_bytes
+from cutmix.runs.folder import RunFolder, command_line, is_complete, lacks_outputs, today, write_arrays, write_bytes
 from cutmix.runs.record import Record, with_interval
 from cutmix.runtime.checkpoint import copy_state, load_checkpoint, save_checkpoint
 from cutmix.runtime.device import (
@@ -305,7 +305,11 @@ def log(run: Run, record: dict[str, Any]) -> None:
 
 
 def finish(run: Run) -> None:
-    """Write the results, and print where weights and results are."""
+    """Write the results, and print where weights and results are; restore what was removed since the checkpoint."""
+    reported_on = run.task.reported_on
+    if from_first(lambda: lacks_outputs(run.path, tested=reported_on is not None), run.world):
+        arrays = evaluate(run, reported_on).arrays if reported_on else None
+        keep(run, arrays, "last", "model.safetensors")
     evaluate_best(run)
     if not run.folder:
         return

@@ -210,6 +210,9 @@ def test_results_of_training_replace_their_own_and_keep_evaluations(run: Path) -
     with opened(run, resume=True) as folder:
         folder.write_results([own])
         folder.write_results([own])
+    assert not is_complete(run)  # its checkpoint can restore the weights
+    write_bytes(run / "model.safetensors", b"")
+    write_bytes(run / "predictions/last.npz", b"")
     assert is_complete(run)
     assert read_records(run / "results.jsonl") == [own, evaluation]
 

@@ -21,6 +21,7 @@ from cutmix.config.options import TrainOptions
 from cutmix.config.recipe import Recipe
 from cutmix.data import open_data
 from cutmix.errors import InputError
+from cutmix.runs.folder import find_weights
 from cutmix.runs.read import read_log
 from cutmix.runs.record import read_records
 from cutmix.runtime.weights import read_weights
@@ -203,6 +204,25 @@ def test_more_epochs_leave_what_followed_from_them(
     assert longer == first
     recipe = json.loads((first / "config.json").read_text())["recipe"]
     assert recipe == saved | {"epochs": 12}
+
+
+def test_what_was_removed_from_a_finished_run_is_restored_from_its_checkpoint(photos: Path, tmp_path: Path) -> None:
+    """Without its weights, predict asked to resume the run, and --resume replied that it is finished."""
+    recipe = replace(RECIPE, data=str(photos))
+    run = run_training(recipe, options(tmp_path / "run"))
+    shutil.copytree(run, tmp_path / "before")
+    for names in (["model.safetensors"], ["predictions/last.npz"], ["model.safetensors", "predictions/last.npz"]):
+        for name in names:
+            (run / name).unlink()
+        run_training(recipe, options(run, resume=True))
+        for name in ("model.safetensors", "predictions/last.npz", "log.jsonl"):
+            assert (run / name).read_bytes() == (tmp_path / "before" / name).read_bytes(), name
+        found, known = (read_records(folder / "results.jsonl") for folder in (run, tmp_path / "before"))
+        assert [(r.metric, r.which, r.value) for r in found] == [(r.metric, r.which, r.value) for r in known]
+    for name in ("model.safetensors", "checkpoint.pt"):
+        (run / name).unlink()
+    with pytest.raises(InputError, match=r"model\.safetensors was removed, .* train it again with --overwrite"):
+        find_weights(run, "last")
 
 
 def test_the_digest_is_computed_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
