@@ -414,10 +414,11 @@ def _explain(recipe: Recipe, chosen: dict[str, Any], images: int, classes: int) 
         ("mix_prob",): "half of the batches are mixed",
         ("cutout_size",): "half the side of the image",
     }
-    if recipe.mix == "none":
-        chosen = {name: value for name, value in chosen.items() if name != "mix_prob"}
-    if recipe.mix not in ("cutout", "cutmix-fixed-size") and not recipe.cutout:
-        chosen = {name: value for name, value in chosen.items() if name != "cutout_size"}
+    read = {
+        "mix_prob": recipe.mix != "none", "cutout_size": recipe.mix in ("cutout", "cutmix-fixed-size") or recipe.cutout,
+        "crop_scale": not recipe.squash,
+    }  # fmt: skip
+    chosen = {name: value for name, value in chosen.items() if read.get(name, True)}
     lines = []
     for names, reason in reasons.items():
         flags = [f"--{flag(name)} {_say(chosen[name])}" for name in names if name in chosen]

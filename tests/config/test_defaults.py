@@ -83,6 +83,14 @@ def test_the_lines_name_every_chosen_flag_and_no_other() -> None:
     assert "--mix mixup" not in text
 
 
+def test_what_is_not_read_is_no_choice() -> None:
+    for given in ({"squash": True}, {"mix": "none"}, {"mix": "cutout"}):
+        lines = "".join(complete(Recipe(data="photos", **given), images=48, classes=5, files=True)[1])
+        assert [f"--{name} " in lines for name in ("crop-scale", "mix-prob", "cutout-size")] == [
+            "squash" not in given, given.get("mix") == "cutout", given.get("mix") == "cutout"
+        ]  # fmt: skip
+
+
 def test_cutout_removes_half_the_side_of_the_image() -> None:
     """As in the paper: 16 of 32 pixels on CIFAR, 112 of 224 on ImageNet."""
     photos = Recipe(data="photos", mix="cutout")
