@@ -419,7 +419,7 @@ def summarize_folds(jobs: Sequence[Job], out: Path) -> list[Record]:
     """Write the predictions and the results of all folds, and return the latter.
 
     The mean over K folds has Student's interval with the variance (1/K + 1/(K − 1)) s², as the folds share most of
-    their training images.
+    their training images; equal values, as 0 % in each of a few small folds, have no spread and no interval.
 
     Source: Nadeau and Bengio 2003, "Inference for the generalization error", the corrected resampled t-test.
     """
@@ -433,13 +433,13 @@ def summarize_folds(jobs: Sequence[Job], out: Path) -> list[Record]:
         same = [r for r in records if (r.metric, r.of) == (metric, of) and r.value is not None]
         if len(same) == folds:
             values = np.array([r.value for r in same], dtype=np.float64)
-            lowest, highest = range_of(metric)
+            mean, (lowest, highest) = float(values.mean()), range_of(metric)
             half = float(stats.t.ppf(0.975, folds - 1)) * values.std(ddof=1) * (1 / folds + 1 / (folds - 1)) ** 0.5
+            ends = (max(mean - half, lowest), min(mean + half, highest)) if len({*values}) > 1 else (None, None)
             records.append(replace(
-                same[0], fold=f"mean of {folds}", value=values.mean(), low=max(values.mean() - half, lowest),
-                high=min(values.mean() + half, highest), few=False, note=note, n=sum(r.n or 0 for r in same) or None,
-                test_images=sum(r.test_images or 0 for r in same) or None, epoch=None,
-                seconds=sum(r.seconds or 0.0 for r in same) or None,
+                same[0], fold=f"mean of {folds}", value=mean, low=ends[0], high=ends[1], few=False, note=note,
+                n=sum(r.n or 0 for r in same) or None, test_images=sum(r.test_images or 0 for r in same) or None,
+                epoch=None, seconds=sum(r.seconds or 0.0 for r in same) or None,
             ))  # fmt: skip
     arrays = {name: np.concatenate([each[name] for each in predictions]) for name in ("logits", "labels", "files")}
     arrays["fold"] = np.repeat(np.arange(1, folds + 1), [len(each["labels"]) for each in predictions])

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from cutmix.data import FileSet, open_splits
 from cutmix.data.command import describe_splits
 from cutmix.errors import InputError
 from cutmix.runs.read import read_arrays, read_run
-from cutmix.runs.record import read_records
+from cutmix.runs.record import Record, read_records
 from cutmix.training import campaign
 
 FEW = {"model": "resnet10t", "pretrained": False, "image_size": 32, "batch_size": 8, "epochs": 1, "workers": 0}
@@ -144,7 +145,7 @@ def test_every_image_is_predicted_once_and_the_mean_has_an_interval(
     half = stats.t.ppf(0.975, 2) * np.std(errors, ddof=1) * np.sqrt(1 / 3 + 1 / 2)
     assert (mean.fold, mean.value, mean.n) == ("mean of 3", pytest.approx(np.mean(errors)), 21)
     ends = max(mean.value - half, 0), min(mean.value + half, 100)
-    assert (mean.low, mean.high) == pytest.approx(ends)
+    assert (mean.low, mean.high) == (pytest.approx(ends) if half else (None, None))
     assert "mean of 3" in str(found)
     for use in (cutmix.load, cutmix.api.report):
         with pytest.raises(InputError, match="holds folds, each of which is a run: give"):
@@ -171,6 +172,27 @@ def test_every_image_is_predicted_once_and_the_mean_has_an_interval(
     own = {(r.source, r.metric): r.value for r in read_run(out / "fold-2").results}
     assert own["evaluation", "top1_err"] == own["training", "top1_err"] == pytest.approx(errors[1])
     main(["report", *map(str, sorted(out.glob("fold-*"))), "--out", str(tmp_path / "page.html")])
+
+
+@pytest.mark.parametrize(
+    ("errors", "ends"),
+    [
+        ((10.0, 11.0, 12.0), (11 - 4.302653 * (5 / 6) ** 0.5, 11 + 4.302653 * (5 / 6) ** 0.5)),  # the deviation is 1
+        ((0.0, 0.0, 0.0), (None, None)),  # three folds of 8 images without a mistake do not prove 0 %
+    ],
+)
+def test_the_mean_of_folds_has_the_interval_of_their_spread(
+    errors: tuple[float, ...], ends: tuple[float | None, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Record(metric="top1_err", value=0.0, low=0.0, high=32.4, n=8, source="training", which="last")
+    runs = {f"fold-{k}": SimpleNamespace(results=[replace(own, value=e)]) for k, e in enumerate(errors, 1)}
+    arrays = {"logits": np.zeros((8, 2)), "labels": np.zeros(8), "files": np.arange(8), "classes": np.arange(2)}
+    monkeypatch.setattr(campaign, "read_arrays", lambda path: arrays)
+    monkeypatch.setattr(campaign, "read_run", lambda path: runs[path.name])
+    jobs = [campaign.Job("3 folds", Recipe(data="photos"), tmp_path / name) for name in runs]
+    mean = campaign.summarize_folds(jobs, tmp_path)[-1]
+    assert (mean.fold, mean.value, mean.n) == ("mean of 3", pytest.approx(sum(errors) / 3), 24)
+    assert (mean.low, mean.high) == (pytest.approx(ends) if any(ends) else ends)
 
 
 @pytest.mark.parametrize(
