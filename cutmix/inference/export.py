@@ -6,6 +6,7 @@ and the results of the run.
 
 import json
 import math
+import os
 import shutil
 import tempfile
 import warnings
@@ -18,6 +19,7 @@ from typing import Any, cast
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 from timm.models import list_models, save_for_hf
 from timm.models._registry import split_model_name_tag
 from torch import Tensor, nn
@@ -59,7 +61,8 @@ class WithPreprocessing(nn.Module):
 def run_export(options: ExportOptions) -> Path:
     """Export a model into a folder with a README, and return the folder."""
     model = load(options.source, which=options.which, device="cpu")
-    folder = options.out or Path(f"{options.source.name.removesuffix('.safetensors')}-{options.format}")
+    own = os.path.basename(os.path.abspath(options.source))  # also of "."
+    folder = options.out or Path(f"{own.removesuffix('.safetensors')}-{options.format}")
     name, write = _FORMATS[options.format]
     with folder_written_whole(folder) as temporary:
         images, what = check_images(model) if options.format != "safetensors" else (torch.empty(0), "")
@@ -140,10 +143,11 @@ def _write_onnx(model: Model, path: Path, images: Tensor) -> float:
 def _write_torch(model: Model, path: Path, images: Tensor) -> float:
     """Write a ``torch.export`` program and return its largest difference from the model after reading it again."""
     module, program = _trace(model)
-    with path.open("wb") as file:  # opened here, since torch cannot take a path that is not UTF-8
-        torch.export.save(program, cast(BytesIO, file), extra_files=dict(_metadata(model)))
-    with path.open("rb") as file:
-        return _difference(images, module, torch.export.load(cast(BytesIO, file)).module())
+    file = BytesIO()  # writing to a full disk, torch would end the process
+    torch.export.save(program, file, extra_files=dict(_metadata(model)))
+    path.write_bytes(file.getbuffer())
+    with path.open("rb") as opened:  # here, since torch cannot take a path that is not UTF-8
+        return _difference(images, module, torch.export.load(cast(BytesIO, opened)).module())
 
 
 def _write_safetensors(model: Model, path: Path, images: Tensor) -> None:
@@ -272,8 +276,9 @@ def run_push(options: PushOptions) -> str:
         say(f'wrote {options.to}; timm.create_model("local-dir:{options.to}", pretrained=True) loads it')
         return str(options.to)
     with tempfile.TemporaryDirectory() as folder:
-        write_folder(model, options.source, Path(folder))
-        address = _upload(str(options.name), folder, options.private)
+        with folder_written_whole(Path(folder) / "files") as temporary:
+            write_folder(model, options.source, temporary)
+        address = _upload(str(options.name), f"{folder}/files", options.private)
     say(f'uploaded to {address}; timm.create_model("hf-hub:{options.name}", pretrained=True) loads it')
     return address
 
@@ -284,7 +289,10 @@ def write_folder(model: Model, source: Path, folder: Path) -> None:
     The configuration has the normalisation, size, crop and interpolation of this model: those of the pretrained weights
     that it started from would give other predictions.
     """
-    save_for_hf(model.network, str(folder), model_config=timm_config(model), safe_serialization=True)
+    try:
+        save_for_hf(model.network, str(folder), model_config=timm_config(model), safe_serialization=True)
+    except SafetensorError as error:  # a full disk
+        raise OSError(str(error)) from None
     (folder / "README.md").write_text(printable(model_card(model, source), keep="\n"), encoding="utf-8")
 
 

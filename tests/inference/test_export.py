@@ -3,7 +3,10 @@
 import json
 import os
 import runpy
+import shutil
+import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ from PIL import Image
 
 import cutmix.inference.export
 from cutmix.cli import COMMANDS, main
-from cutmix.config.options import ExportOptions
+from cutmix.config.options import ExportOptions, PushOptions
 from cutmix.errors import InputError
 from cutmix.inference.model import load
 
@@ -77,9 +80,11 @@ def test_small_grey_images(digits_run: Path, tmp_path: Path) -> None:
     assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(model.classes)
 
 
-def test_the_weights_alone_load_again(run: Path, photo: Path, tmp_path: Path) -> None:
-    main(["export", str(run), "--format", "safetensors", "--out", str(tmp_path / "out")])
-    (found,) = load(tmp_path / "out/model.safetensors", device="cpu").predict(photo)
+def test_the_weights_alone_load_again(run: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(run, tmp_path / "own")
+    monkeypatch.chdir(tmp_path / "own")
+    main(["export", ".", "--format", "safetensors"])
+    (found,) = load("own-safetensors/model.safetensors", device="cpu").predict(photo)
     assert (found.classes[0], found.probabilities[0]) == expected(run, photo)
 
 
@@ -140,6 +145,26 @@ def test_an_export_that_fails_leaves_nothing(run: Path, tmp_path: Path, monkeypa
         with pytest.raises(InputError, match=said):
             cutmix.inference.export.run_export(ExportOptions(run, format="torch", out=tmp_path / "new"))
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["push", "torch", "onnx"])
+def test_a_model_that_does_not_fit_on_the_disk_is_one_sentence(kind: str, run: Path, tmp_path: Path) -> None:
+    """As on a full disk, which safetensors reports by an error of its own, and torch by the end of the process."""
+    resource = pytest.importorskip("resource", reason="this system has no limits of processes")
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+    write = partial(cutmix.inference.export.run_export, ExportOptions(run, format=kind, out=tmp_path / "new"))
+    if kind == "push":
+        write = partial(cutmix.inference.export.run_push, PushOptions(run, to=tmp_path / "new"))
+    before, heeded = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(InputError, match=r"new could not be written: .*File too large"):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, heeded)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["onnx", "torch"])
