@@ -139,9 +139,12 @@ class RunFolder:
             truncate(log, size)
 
     def check_begun(self) -> None:
-        """Refuse to start a run whose log has finished epochs: they cannot be resumed without the checkpoint."""
+        """Refuse to start a run whose log has finished epochs: they cannot be resumed without the checkpoint.
+
+        The first one alone is run again: on a full disk or in a killed process its checkpoint was not written.
+        """
         epochs = [entry["epoch"] for entry in read_log(self.path / "log.jsonl") if entry["kind"] == "epoch"]
-        if epochs:
+        if max(epochs, default=0) > 1:
             raise InputError(
                 f"{self.path} has finished {max(epochs)} epochs, but its checkpoint.pt is missing, so it cannot be "
                 "resumed; start again with --overwrite"

@@ -225,6 +225,27 @@ def test_what_was_removed_from_a_finished_run_is_restored_from_its_checkpoint(ph
         find_weights(run, "last")
 
 
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_run_whose_first_checkpoint_met_a_full_disk_starts_again(
+    epochs: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its log has the first epoch; --resume asked for --overwrite, which compare and --folds refuse."""
+
+    def full(path: Path, snapshot: object) -> None:
+        raise InputError(f"{path} could not be written: No space left on device")
+
+    recipe = replace(RECIPE, data=str(photos), epochs=epochs)
+    with monkeypatch.context() as patch:
+        patch.setattr(cutmix.training.loop, "save_checkpoint", full)
+        with pytest.raises(InputError, match="No space left on device"):
+            run_training(recipe, options(tmp_path / "run", checkpoint_every=0))
+    assert [entry["epoch"] for entry in read_log(tmp_path / "run/log.jsonl") if entry["kind"] == "epoch"] == [1]
+    run = run_training(recipe, options(tmp_path / "run", checkpoint_every=0, resume=True))
+    assert same_weights(run, run_training(recipe, options(tmp_path / "whole")))
+    logged = [entry["epoch"] for entry in read_log(run / "log.jsonl") if entry["kind"] == "epoch"]
+    assert logged == list(range(1, epochs + 1))
+
+
 def test_the_digest_is_computed_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[Path] = []
     original = cutmix.data.sources._size
