@@ -63,14 +63,21 @@ def _contests(runs: Sequence[Run]) -> Iterator[_Contest]:
                 setting = (line.data, line.split, line.n, members[0].recipe.get("train_per_class"))
                 settings.setdefault(setting, {})[name] = found
                 lines.setdefault(setting, line)
-        for setting, estimates in settings.items():
-            baseline = baseline_of([by_recipe[name][0] for name in estimates])
-            finished = {name: [run for run in by_recipe[name] if run.finished] for name in estimates}
-            tests = ((name, _chance(finished[name], finished[baseline])) for name in finished if name != baseline)
-            p = {name: tested for name, tested in tests if tested}
-            adjusted = holm([value for value, _ in p.values()])
-            chance = {name: (value, p[name][1]) for name, value in zip(p, adjusted, strict=True)}
-            yield _Contest(main, lines[setting], baseline, finished, estimates, chance)
+        finished = {name: [run for run in members if run.finished] for name, members in by_recipe.items()}
+        bases = {key: baseline_of([by_recipe[name][0] for name in found]) for key, found in settings.items()}
+        tests = (
+            ((key, name), _chance(finished[name], finished[bases[key]]))
+            for key, found in settings.items() for name in found if name != bases[key]
+        )  # fmt: skip
+        p = {test: found for test, found in tests if found}
+        adjusted: dict[Any, float] = {}
+        for images in dict.fromkeys(key[:3] for key in settings):  # for all numbers of training images, as in compare
+            own = [test for test in p if test[0][:3] == images]
+            adjusted |= zip(own, holm([p[test][0] for test in own]), strict=True)
+        for key, estimates in settings.items():
+            chance = {name: (adjusted[key, name], p[key, name][1]) for name in estimates if (key, name) in p}
+            compared = {name: finished[name] for name in estimates}
+            yield _Contest(main, lines[key], bases[key], compared, estimates, chance)
 
 
 def _chance(members: Sequence[Run], others: Sequence[Run]) -> tuple[float, int] | None:
