@@ -189,6 +189,7 @@ def pairs_interval(cases: Tensor, pairs: Tensor) -> Proportion:
     z = float(norm.ppf(0.975))
     middle, half = share + z**2 / (2 * n), z * (alone / n + z**2 / (4 * n**2)) ** 0.5
     low_end, high_end = ((middle + side * half) / (1 + z**2 / n) for side in (-1, 1))
+    low_end, high_end = low_end if share > 0 else 0.0, high_end if share < 1 else 1.0  # exactly, without rounding
     return Proportion(100 * share, 100 * max(low_end, 0.0), 100 * min(high_end, 1.0), count)
 
 

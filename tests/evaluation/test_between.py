@@ -168,4 +168,6 @@ def test_the_interval_of_pairs_that_share_no_image_is_wilsons() -> None:
     twice = pairs_interval(cases.repeat(2), torch.cat([pairs, pairs.flip(1)]))
     assert twice[:3] == pytest.approx(wilson_interval(10, 30)[:3])
     always = pairs_interval(torch.ones(30, dtype=torch.bool), draw_pairs(5, 30, 0))
+    three = torch.tensor([[0, 1], [1, 2], [0, 2]])
+    assert pairs_interval(torch.zeros(3, dtype=torch.bool), three).low == 0  # and not 5e-15, of rounding
     assert always[:3] == pytest.approx(wilson_interval(5, 5)[:3])
