@@ -32,16 +32,20 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
 
     The bytes go to a hidden temporary file in the same folder, are flushed to the disk, and the temporary file is
     renamed to ``path``; a symbolic link at ``path`` is replaced, not followed. Temporary files of killed processes are
-    removed first. Only one process at a time may write a given ``path``, which may not be a device or a pipe.
+    removed first. Of several processes that write a ``path``, the last one's file stays; it may not be a device or a
+    pipe.
     """
     path = Path(path)
     with _refused_writes(path):
         _check_replaceable(path)
-        for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-            stale.unlink(missing_ok=True)
+        for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            with suppress(OSError), open(other, "rb") as file:
+                if _lock(file):  # a process that still writes it, such as another shard, holds it
+                    other.unlink()
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
             with open(temporary, "xb") as file:
+                _lock(file)
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -54,6 +58,18 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Lock an open file until it is closed; return whether no other process has it locked, as far as can be known."""
+    with suppress(ImportError, OSError):  # no POSIX system, or one whose files cannot be locked
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -101,6 +101,19 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
         write_atomic(link, lambda file: file.write(b"ours"))
         assert (link.is_symlink(), link.read_bytes(), target.read_bytes()) == (False, b"ours", content)
         link.unlink()
+
+
+def test_two_processes_may_write_a_file_and_what_a_killed_one_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".report.html.0000.tmp").write_bytes(b"of a killed process")
+
+    def write_while_another_does(file: BinaryIO) -> None:
+        file.write(b"first")
+        write_atomic(tmp_path / "report.html", lambda other: other.write(b"second"))
+        assert (tmp_path / "report.html").read_bytes() == b"second"
+
+    write_atomic(tmp_path / "report.html", write_while_another_does)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert (tmp_path / "report.html").read_bytes() == b"first"
 
 
 def test_a_device_or_a_pipe_is_not_replaced(tmp_path: Path) -> None:
