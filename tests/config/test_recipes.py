@@ -209,7 +209,7 @@ def test_it_takes_a_step(recipe: Recipe, image_files: Splits, monkeypatch: pytes
     monkeypatch.setattr(cutmix.training.setup, "open_sets", lambda *_: splits)
     monkeypatch.setattr(cutmix.training.state, "create_model", create_shrunk)
     small = replace(
-        recipe, batch_size=8, precision="float32", pretrained=False, cutout_size=min(recipe.cutout_size, 16),
+        recipe, batch_size=8, precision="float32", pretrained=False, cutout_size=min(recipe.cutout_size or 16, 16),
         mix_prob=1.0, image_size=32 if isinstance(splits.train, FileSet) else None,
     )  # fmt: skip
     run = prepare(small, TrainOptions(out=tmp_path / "run", workers=0, device="cpu"), World(0, 1, torch.device("cpu")))

@@ -284,7 +284,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 @pytest.mark.parametrize("name", ["download", "skip_unreadable"])
 def test_flags_of_classifiers_only_are_refused(recipes: dict[str, Transfer], tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=f"--{name.replace('_', '-')} is not available for transfer"):
-        run_transfer(recipes["ssd300"], TrainOptions(tmp_path / "run", **{name: True}))  # type: ignore[arg-type]
+        run_transfer(recipes["ssd300"], TrainOptions(out=tmp_path / "run", **{name: True}))  # type: ignore[arg-type]
 
 
 DRIVER = """
