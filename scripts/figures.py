@@ -15,9 +15,9 @@ from cutmix.runtime.files import read_lines
 from cutmix.statistics import LEVEL
 from tables import ARMS, CHANCE, LABELS, LAYERS, TABLES, between, of_setting
 
-COLOURS = {"none": "#6b7f95", "mixup": "#1d9a70", "cutmix": "#d4622a"}
+COLOURS = {"none": "#6b7f95", "mixup": "#1d9a70", "cutmix": "#d4622a", "smmix": "#7a52b3"}
 MARKERS = {3200: "o", 6400: "s", 12800: "D"}  # of optimizer steps
-NAMES = {"none": "no mixing", "mixup": "Mixup", "cutmix": "CutMix"}
+NAMES = {"none": "no mixing", "mixup": "Mixup", "cutmix": "CutMix", "smmix": "SMMix"}
 
 
 def axes(width: float, height: float, count: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
@@ -141,9 +141,11 @@ def _by_step(one: dict[str, Any], upper: Axes, lower: Axes) -> None:
     lower.set_xlabel("optimizer step", fontsize=9)
 
 
-def caltech() -> None:
-    """Draw the test errors of the fine-tuning on Caltech-101: a point for each seed, a bar for their mean."""
-    log = read_lines(RESULTS / "caltech-101.log.jsonl")
+def by_seed(experiment: str) -> None:
+    """Draw the test errors of an experiment's methods: a point for each seed, a bar for their mean."""
+    log = [
+        line | {"method": line["method"].partition(":")[0]} for line in read_lines(RESULTS / f"{experiment}.log.jsonl")
+    ]
     settings = sorted({(line["per_class"], line["steps"]) for line in log})
     figure, panels = axes(1 + 2.6 * len(settings), 3, len(settings))
     for axis, setting in zip(panels, settings, strict=True):
@@ -164,12 +166,12 @@ def caltech() -> None:
     panels[0].plot([], [], "-", color="black", linewidth=1.4, label="mean")
     panels[0].set_ylabel("top-1 test error (%)", fontsize=9)
     panels[0].legend(fontsize=7)
-    save(figure, "caltech-101")
+    save(figure, experiment)
 
 
 CLAIMS_DRAWN = (
     ("Table 5", "Table 8", "not in the paper"),
-    ("Figure 3, α", "Figure 3, layer", "Talk"),
+    ("Figure 3, α", "Figure 3, layer", "Talk", "SMMix paper"),
 )
 """Tables and figures of the paper whose errors on unchanged images are drawn, in two columns."""
 
@@ -179,15 +181,16 @@ def claims() -> None:
     found: dict[str, list[tuple[int, Evidence]]] = {}
     for claim in read_claims():
         found.setdefault(claim.where, []).extend((claim.sign or 1, one) for one in claim.found if one.low is not None)
-    figure, columns = axes(12, 6.5, len(CLAIMS_DRAWN))
+    figure, columns = axes(13, 6.5, len(CLAIMS_DRAWN))
     for axis, column in zip(columns, CLAIMS_DRAWN, strict=True):
         axis.axvline(0, color="black", linewidth=0.8)
         places, labels, y = [], [], 0.0
         for where in column:
             parts = [re.split(r", |: ", one.setting) for _, one in found[where]]
             shared = [part for part in parts[0] if all(part in other for other in parts)]
-            heading = f"{where}: {', '.join(part for part in shared if part != 'error')}".replace(" images per", " per")
-            axis.text(-8.4, y, heading, fontsize=7, fontweight="bold", va="center", in_layout=False)
+            named = ", ".join(part for part in shared if part != "error").replace(" images per", " per")
+            heading = f"{where}: {named}" if named else where
+            axis.text(-8.4, y, heading, fontsize=6.5, fontweight="bold", va="center", in_layout=False)
             for (sign, one), own in zip(found[where], parts, strict=True):
                 y -= 1
                 places.append(y)
@@ -245,8 +248,10 @@ def of_table(name: str) -> None:
 
 
 if __name__ == "__main__":
-    for draw in (pair, gain, subsets, caltech, claims):
+    for draw in (pair, gain, subsets, claims):
         draw()
+    for name in ("caltech-101", "cifar100-transformer"):
+        by_seed(name)
     methods("methods", ARMS)
     methods("layers", LAYERS)
     for name in TABLES_DRAWN:

@@ -96,6 +96,11 @@ def layers() -> str:
     return by_method("cifar100-subsets", "resnet18", 25, 3200, LAYERS)
 
 
+def transformer() -> str:
+    """Return DeiT-T on CIFAR-100 with 10 images per class, a row for each method."""
+    return by_method("cifar100-transformer", "deit_tiny_patch8_32", 10, 2400)
+
+
 def caltech() -> str:
     """Return the fine-tuning on Caltech-101, a row for each method."""
     return by_method("caltech-101", "tf_efficientnet_lite0", 10, 160)
@@ -121,6 +126,7 @@ LABELS = {
     "cutmix-one-hot": "one-hot CutMix", "cutmix-scheduled": "scheduled CutMix",
     "cutmix-complete-label": "complete-label CutMix",
     **{f"feature-cutmix:mix-layers={layer}": f"feature CutMix at layer {layer}" for layer in range(1, 5)},
+    "smmix:alpha=0.8,mix-prob=0.5": "SMMix in half of the batches, Mixup in the others",
 }  # fmt: skip
 """Methods in the order of a table, by their names in ``cutmix compare --mix``."""
 ARMS = [name for name in LABELS if not name.startswith("feature-cutmix")]
@@ -167,15 +173,19 @@ def by_method(name: str, model: str, per_class: int, steps: int, methods: Iterab
     found = [one for one in of_setting(name, "none", model, per_class, steps) if one["method"] in methods]
     found.sort(key=lambda one: list(LABELS).index(one["method"]))
     last = last_errors(name, found[0])
-    rows = [[LABELS["none"], *_means(_by_seed(last, "none")), "", "", ""]]
-    for one, cells in zip(found, differences(found), strict=True):
-        errors = _by_seed(last, one["method"])
-        rows.append([LABELS[one["method"]], *_means(errors), *cells])
-    return table(["mixing", "test error (%)", "by seed", *CHANCE], rows)
+    fitted = all("train_err" in line for line in last.values())
+
+    def errors(method: str) -> list[str]:
+        fit = [f"{fmean(_by_seed(last, method, 'train_err')):.1f}"] if fitted else []
+        return [LABELS[method], *fit, *_means(_by_seed(last, method))]
+
+    rows = [[*errors("none"), "", "", ""]]
+    rows += [[*errors(one["method"]), *cells] for one, cells in zip(found, differences(found), strict=True)]
+    return table(["mixing", *["training error (%)"] * fitted, "test error (%)", "by seed", *CHANCE], rows)
 
 
-def _by_seed(last: dict[tuple[str, int], dict[str, float]], method: str) -> list[float]:
-    return [last[key]["top1_err"] for key in sorted(last) if key[0] == method]
+def _by_seed(last: dict[tuple[str, int], dict[str, float]], method: str, error: str = "top1_err") -> list[float]:
+    return [last[key][error] for key in sorted(last) if key[0] == method]
 
 
 def _means(errors: list[float]) -> list[str]:
@@ -339,11 +349,11 @@ def speed() -> str:
 
 BENCHMARKS = (
     "mixing", "input", "waiting", "predict", "describe", "training", "small-bfloat16", "small-avx2", "pair", "network",
-    "network-1-thread", "smmix", "captioning", "average-precision", "localization", "ood", "shards",
+    "network-1-thread", "smmix", "attention", "captioning", "average-precision", "localization", "ood", "shards",
 )  # fmt: skip
 EXPERIMENTS = (
-    claims, caltech, caltech_default, caltech_thirty, subsets, subset_suites, arms, layers, short, defaults,
-    localization, suites, outside, speed,
+    claims, caltech, caltech_default, caltech_thirty, subsets, transformer, subset_suites, arms, layers, short,
+    defaults, localization, suites, outside, speed,
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {
     **{make.__name__: make for make in EXPERIMENTS},

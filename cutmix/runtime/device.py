@@ -347,7 +347,7 @@ def training_attention(precision: str, device: torch.device) -> Iterator[None]:
     """Leave out PyTorch's fused attention for CPUs in bfloat16 in a training step; restore the flag.
 
     Its backward pass is so slow on short sequences that a step of DeiT-T takes 1.4 times as long with 17 tokens and 1.3
-    times with 65; with 197 tokens the two are equal.
+    times with 65; with 257 tokens the two are equal (benchmarks/training.py --only attention).
     """
     if device.type != "cpu" or precision != "bfloat16":
         yield
