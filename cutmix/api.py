@@ -415,7 +415,9 @@ def demo(**settings: Any) -> "Comparisons":
     Returns:
         The comparison, which prints as words and tables. Called again, finished runs are read and not run again.
     """
-    return compare(mix=("none", "cutmix"), recipe="digits-resnet20", **vars(make_options(DemoOptions, settings)))
+    options = vars(make_options(DemoOptions, settings))
+    # mixed as in the recipe digits-resnet20-cutmix
+    return compare(mix=("none", "cutmix"), recipe="digits-resnet20", mix_prob=0.5, **options)
 
 
 def _names(paths: Any) -> tuple[str, ...]:
