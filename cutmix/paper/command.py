@@ -23,7 +23,7 @@ from cutmix.models import create_model
 from cutmix.paper.compare import Found, find, footnotes, sheets
 from cutmix.paper.tables import DATA, Table, find_rows, find_runnable, find_tables
 from cutmix.runtime.terminal import Tabular, print_tables
-from cutmix.training.campaign import Job, is_first, open_campaign, parse_shard, print_plan, run_jobs
+from cutmix.training.campaign import Job, check_images, is_first, open_campaign, parse_shard, print_plan, run_jobs
 
 
 class PaperTables(Tabular):
@@ -75,6 +75,7 @@ def run_reproduce(options: ReproduceOptions) -> PaperTables:
     parse_shard(options.shard)
     if is_first():
         check_data(planned, options)
+        check_images(planned, options)
         if options.model:
             create_model(options.model, 10)  # one sentence now, and not one for each row
     with open_campaign(planned, options, "reproduce") as (jobs, console):

@@ -131,25 +131,26 @@ def _run_left(jobs: Sequence[Job], options: CampaignOptions | TrainOptions, cons
         raise InputError(f"{len(failures)} of {left} runs failed, the first being {failures[0]}")
 
 
-def _check_images(jobs: Sequence[Job], options: CampaignOptions | TrainOptions) -> None:
-    """Refuse to run the rest of a campaign on other images than those of its finished runs."""
-    done = [job for job in jobs if share_done(job) == 1]
+def check_images(jobs: Sequence[Job], options: CampaignOptions | TrainOptions) -> None:
+    """Refuse finished runs on other images than the data hold now; the data may have moved."""
+    done = [(job, saved_recipe(job.path).data) for job in jobs if share_done(job) == 1]
     if len(done) == len(jobs):
-        return
+        done = [(job, before) for job, before in done if before != job.recipe.data]
     opened: dict[str, Splits] = {}
-    copies = None
-    for job in done:
-        reading = job.recipe.reading()
-        if (key := str(reading)) not in opened:
+    copies: dict[str, Any] = {}  # the copies among a folder's images, found once
+    for job, before in done:
+        data, reading, count = job.recipe.data, job.recipe.reading(), job.recipe.train_per_class
+        if (key := f"{data} {reading}") not in opened:
             skip = train_options(job, options).skip_unreadable
-            opened[key] = open_splits(job.recipe.data, copies=copies, skip_unreadable=skip, **reading)
-            copies = opened[key].copies
-        splits, count = opened[key], job.recipe.train_per_class
+            opened[key] = open_splits(data, copies=copies.get(data), skip_unreadable=skip, **reading)
+            copies[data] = opened[key].copies
+        splits = opened[key]
         splits = splits if count is None else replace(splits, train=keep_per_class(splits.train, count))
-        if read_environment(job.path / "environment.json").get("images") not in (None, splits.fingerprint()):
+        kept = read_environment(job.path / "environment.json").get("images")
+        if kept != splits.fingerprint() and (kept is not None or before != data):
             raise InputError(
-                f"{job.recipe.data} has changed since {job.path} was trained on it; give another folder with --out, so "
-                "that all runs have the same images"
+                f"{data} does not hold the images that {job.path} was trained and tested on; give another folder with "
+                "--out, so that all runs have the same images"
             )
 
 
@@ -165,11 +166,10 @@ def share_done(job: Job) -> float:
     """Return the share of a run's epochs that its folder holds; 1 only with its results."""
     if not (job.path / "config.json").is_file():
         return 0.0
-    ours, theirs = job.recipe.to_dict(), saved_recipe(job.path).to_dict()
+    theirs = saved_recipe(job.path).to_dict()
+    ours = job.recipe.to_dict() | {"data": theirs["data"]}  # whose images are compared
     ours |= {name: theirs[name] for name, values in RESOLVED.items() if (ours[name], theirs[name]) in values}
-    different = [
-        f"--{flag(name)} {theirs[name]} instead of {ours[name]}" for name in ours if ours[name] != theirs[name]
-    ]
+    different = [f"--{flag(k)} {theirs[k]} instead of {ours[k]}" for k in ours if ours[k] != theirs[k]]
     if different:
         raise InputError(f"{job.path} holds another run, with {', '.join(different)}; give another folder with --out")
     if is_complete(job.path):
@@ -272,7 +272,7 @@ def run_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
     if recipe.folds:
         raise InputError("--folds is given; expected none, as cutmix compare trains on one split of the images")
     jobs = plan_methods(recipe, options)
-    _check_images(jobs, options)
+    check_images(jobs, options)
     if options.jobs > 1:
         _run_shards(recipe, options)
     with open_campaign(jobs, options, "compare") as (own, console):
@@ -405,7 +405,7 @@ def run_folds(recipe: Recipe, options: TrainOptions) -> Results:
     jobs = [
         Job(f"{recipe.folds} folds", replace(shared, fold=k), out / f"fold-{k}") for k in range(1, recipe.folds + 1)
     ]
-    _check_images(jobs, options)
+    check_images(jobs, options)
     with open_campaign(jobs, CampaignOptions(out=out), "folds") as (own, console):
         _run_left(own, options, console)
         if not is_first():

@@ -116,7 +116,7 @@ def test_runs_of_several_precisions_are_noted(
         job.path.mkdir()
         (job.path / "results.jsonl").touch()
     monkeypatch.setattr(campaign, "plan_methods", lambda recipe, options: jobs)
-    for name in ("_check_images", "_run_left"):
+    for name in ("check_images", "_run_left"):
         monkeypatch.setattr(campaign, name, lambda *_: None)
     monkeypatch.setattr(campaign, "saved_recipe", lambda path: replace(jobs[0].recipe, precision=chosen[path.name]))
     assert campaign.run_methods(jobs[0].recipe, CompareOptions(out=tmp_path)) == jobs

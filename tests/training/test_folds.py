@@ -70,7 +70,7 @@ def test_folds_of_a_subset_have_the_defaults_of_its_size(photos: Path, monkeypat
         planned.extend(job.recipe for job in jobs)
         raise InputError("planned")
 
-    monkeypatch.setattr(campaign, "_check_images", stop)
+    monkeypatch.setattr(campaign, "check_images", stop)
     recipe = Recipe(data=str(photos), folds=3, train_per_class=2, pretrained=False)
     with pytest.raises(InputError, match="planned"):
         campaign.run_folds(recipe, TrainOptions())
@@ -232,6 +232,28 @@ def test_the_runs_of_a_comparison_describe_their_data_once(
         shutil.rmtree(tmp_path / "runs")
 
 
+def test_finished_runs_are_taken_for_the_same_images_at_another_path(photos: Path, tmp_path: Path) -> None:
+    """A trailing slash or a moved folder repeats no run, and other images are refused."""
+    first, moved, out = tmp_path / "data", tmp_path / "disk/data", tmp_path / "runs"
+    shutil.copytree(photos, first)
+    settings = {"seeds": 1, "val_fraction": 0.25, "out": out, **FEW}
+    cutmix.compare(first, ("none", "cutout"), **settings)
+    written = {path: path.stat().st_mtime_ns for path in out.rglob("results.jsonl")}
+    assert len(written) == 2
+    moved.parent.mkdir()
+    first.rename(moved)
+    cutmix.compare(f"{moved}/", ("none", "cutout"), **settings)
+    cutmix.compare(moved, ("none", "cutout"), **settings | {"seeds": 2})
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert len([*out.rglob("results.jsonl")]) == 4
+    other = tmp_path / "other/data"  # no run is left
+    shutil.copytree(moved, other)
+    file = min((other / "cat").iterdir())
+    file.rename(file.with_name(f"other{file.suffix}"))
+    with pytest.raises(InputError, match=r"data does not hold the images that .*none-seed0 was trained and tested on"):
+        cutmix.compare(other, ("none", "cutout"), **settings)
+
+
 def test_the_rest_of_the_runs_has_the_images_of_the_finished_ones(photos: Path, tmp_path: Path) -> None:
     """Folds of changed data hold some images twice and others never; methods would have unequal data."""
     data, split = tmp_path / "data", tmp_path / "split"
@@ -249,12 +271,12 @@ def test_the_rest_of_the_runs_has_the_images_of_the_finished_ones(photos: Path, 
     for folder in (data / "cat", split / "train" / "cat"):
         Image.new("RGB", (40, 36), "navy").save(folder / "more.png")
     assert cutmix.compare(split, ("none", "cutout"), seeds=1, out=tmp_path / "runs", **FEW)
-    with pytest.raises(InputError, match=r"data has changed since .*fold-1 was trained on it; give another folder"):
+    with pytest.raises(InputError, match=r"data does not hold the images that .*fold-1 was trained and tested on"):
         cutmix.train(data, folds=2, out=tmp_path / "cv", **FEW)
-    with pytest.raises(InputError, match=r"split has changed since .*none-seed0 was trained on it; give another"):
+    with pytest.raises(InputError, match=r"split does not hold the images that .*none-seed0 was trained and tested on"):
         cutmix.compare(split, ("none", "cutout"), seeds=2, out=tmp_path / "runs", **FEW)
     (split / "train/cat/more.png").unlink()
     first = min((split / "val/cat").iterdir())
     first.rename(first.with_name(f"other{first.suffix}"))
-    with pytest.raises(InputError, match=r"split has changed since .*none-seed0 was trained on it; give another"):
+    with pytest.raises(InputError, match=r"split does not hold the images that .*none-seed0 was trained and tested on"):
         cutmix.compare(split, ("none", "cutout"), seeds=2, out=tmp_path / "runs", **FEW)
