@@ -68,7 +68,7 @@ def train(data: Pathlike | None = None, *, recipe: Recipe | str | None = None, *
 
         with _interruptible():
             return run_folds(chosen, options)
-    with _interruptible():
+    with _interruptible("the same call with resume=True"):
         return read_run(run_training(chosen, options))
 
 
@@ -93,8 +93,7 @@ def evaluate(
     options = make_options(EvaluateOptions, {"source": Path(run), "suite": suite} | settings)
     from cutmix.evaluation.command import run_evaluate
 
-    with _interruptible():
-        return run_evaluate(options, shown=show)
+    return run_evaluate(options, shown=show)
 
 
 def compare(
@@ -185,7 +184,7 @@ def transfer(
     from cutmix.runs.read import read_run
     from cutmix.transfer.command import run_transfer
 
-    with _interruptible():
+    with _interruptible("the same call with resume=True"):
         return read_run(run_transfer(recipe, options))
 
 
@@ -438,11 +437,11 @@ def _named(images: Any) -> tuple[tuple[str, ...], list[Any]]:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def _interruptible(resumes: str = "the same call") -> Iterator[None]:
     """Raise KeyboardInterrupt where Ctrl-C ended a run, which is saved by then; SystemExit would end a notebook."""
     try:
         yield
     except SystemExit as stop:
         if stop.code != 130:
             raise
-        raise KeyboardInterrupt("stopped after a checkpoint; the same call with resume=True resumes") from None
+        raise KeyboardInterrupt(f"stopped after a checkpoint; {resumes} resumes") from None

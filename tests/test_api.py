@@ -102,6 +102,19 @@ def test_ctrl_c_leaves_a_run_that_resumes(tmp_path: Path, monkeypatch: pytest.Mo
     assert resumed.result("top1_err", "last").value == whole.result("top1_err", "last").value  # type: ignore[union-attr]
 
 
+def test_after_ctrl_c_reproduce_names_a_call_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    import cutmix.paper.command
+
+    def stopped(options: object) -> object:
+        raise SystemExit(130)
+
+    monkeypatch.setattr(cutmix.paper.command, "run_reproduce", stopped)
+    with pytest.raises(InputError, match="no setting 'resume'"):
+        cutmix.reproduce("table5", resume=True)
+    with pytest.raises(KeyboardInterrupt, match="; the same call resumes"):
+        cutmix.reproduce("table5")
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
