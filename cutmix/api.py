@@ -103,7 +103,7 @@ def compare(
     """Train several mixing methods with equal budget, splits and seeds, as ``cutmix compare`` does.
 
     Args:
-        data: Folder of images, or the name of a known set.
+        data: Folder of images, file of labels, or the name of a known set.
         mix: Mixing methods, as ``--mix`` takes them, such as "cutmix:alpha=0.5"; the first is the baseline.
         seeds: Runs of each method.
         recipe: A recipe, or its name, that the other arguments change.

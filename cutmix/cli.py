@@ -32,7 +32,7 @@ HELP = """cutmix: train image classifiers with CutMix, and evaluate its effect.
   cutmix evaluate RUN            evaluate a run, or a file of weights, on its own or on other data
   cutmix predict RUN photos/     print classes and probabilities of images, as CSV or JSON lines
   cutmix explain RUN photo.jpg   draw the heat map of a prediction, beside the nearest training images
-  cutmix serve RUN               open a local page that classifies images and draws heat maps
+  cutmix serve RUN               serve a local page that classifies images and draws heat maps
   cutmix export RUN              export the classifier for onnxruntime or torch.export, with its preprocessing
   cutmix push RUN USER/NAME      publish the classifier on the Hugging Face Hub, in timm's layout
   cutmix report RUN RUN          write one page that compares runs
@@ -61,8 +61,9 @@ Every flag of cutmix train applies to all runs: cutmix compare --data photos/ --
 
 REPRODUCE = """Train the rows of a table of the paper, and print it with the results here.
 
-Prints first how long that will take. Interrupted, the same command resumes; finished rows are not run again. Rows can
-be shared among machines that see the same folder, for example as SLURM array tasks:
+Prints how long that will take: before the first run, with --scale smoke after it. Interrupted, the same command
+resumes; finished rows are not run again. Rows can be shared among machines that see the same folder, for example as
+SLURM array tasks:
 
 sbatch --array=1-15 --wrap 'cutmix reproduce table5 --shard $SLURM_ARRAY_TASK_ID/15'"""
 

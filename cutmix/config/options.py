@@ -124,7 +124,7 @@ class EvaluateOptions(OnDevice):
     skip_unreadable: bool = False
     """Leave out unreadable images and count them, instead of stopping."""
     out: Path | None = None
-    """Folder for the results, or a file that ends in .jsonl to append them to; by default the folder of the run."""
+    """Folder of the results, or a .jsonl file to append them to; by default that of the run, none for a file."""
     images: int | None = None
     """Number of images to evaluate on, drawn with --seed; by default all."""
     seed: int = 0
@@ -160,7 +160,7 @@ class DataOptions:
     """Flags of ``cutmix data``."""
 
     data: Annotated[str, tyro.conf.Positional]
-    """A folder of class folders, or a known set such as digits or cifar-100."""
+    """A folder of images or tar shards, a file of labels, or a known set such as digits or cifar-100."""
     json: bool = False
     """Print the whole description as JSON."""
     out: Path | None = None
@@ -196,7 +196,7 @@ class ShardsOptions:
     skip_unreadable: bool = False
     """Leave out unreadable images and count them, instead of stopping."""
     channels: int = 3
-    """Channels that image files can be decoded to, as of cutmix train."""
+    """Channels that image files can be decoded to, as in cutmix train."""
 
     def __post_init__(self) -> None:
         _check_range(self, "channels", low=1, high=16)
@@ -221,7 +221,7 @@ class PredictOptions(OnDevice, OfModel):
     tta: Literal["none", "flip"] = "none"
     """Test-time augmentation; flip: average with the prediction of the flipped image."""
     threshold: float = 0.0
-    """Mark predictions as sure from this probability on, and those below as not sure; 0 marks none."""
+    """Mark predictions below this probability as not sure; 0 marks none. Of several labels: the threshold of each."""
     batch_size: int = 64
     """Number of images in a batch."""
     workers: int = WORKERS
@@ -288,7 +288,7 @@ class PreviewOptions:
     """Flags of ``cutmix preview``."""
 
     data: str
-    """A folder of class folders, or a known set such as digits or cifar-100."""
+    """A folder of images or tar shards, a file of labels, or a known set such as digits or cifar-100."""
     out: Path = Path("preview.png")
     """Output PNG file."""
     mix: Literal["images", "smmix"] = "images"

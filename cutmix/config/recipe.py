@@ -130,30 +130,34 @@ class Recipe(Training):
     """Name of the run in its folder, its results and the report; by default data, model and mix."""
     data: str = "digits"
     """A folder of images or tar shards, a file of labels (.csv, .jsonl, .parquet), the name of a known set (digits,
-    cifar-10, cifar-100, fashion-mnist, tiny-imagenet-200, imagenet), or hf:NAME of Hugging Face."""
+    cifar-10, cifar-100, fashion-mnist, tiny-imagenet-200, imagenet, cub-200-2011), or hf:NAME of Hugging Face."""
     model: Derived[str] = BY_DATA
-    """A model of the paper (resnet20, resnet110, resnet18_cifar, ...) or of timm; by default resnet50 for files."""
+    """A model of the paper (resnet20, resnet110, resnet18_cifar, ...) or of timm; by default resnet50 for files,
+    resnet20 for small sets."""
 
     epochs: Derived[int] = BY_DATA
-    """Passes over the training set; by default more for fewer images and for random weights."""
+    """Passes over the training set; by default more for fewer files and for random weights, 30 for small sets."""
     batch_size: Derived[int] = BY_DATA
-    """Images in one optimizer step, over all processes; by default 8 to 64 for files, depending on their number."""
+    """Images in one optimizer step, over all processes; by default 8 to 64 for files, depending on their number, 128
+    for small sets."""
     optimizer: Derived[Literal["sgd", "adamw"]] = BY_DATA
-    """SGD with momentum, or AdamW; by default AdamW for files."""
+    """SGD with momentum, or AdamW; by default AdamW for files, SGD for small sets."""
     lr: Derived[float] = BY_DATA
-    """Highest learning rate; by default chosen by the batch size, and lower for pretrained weights."""
+    """Highest learning rate; by default for files chosen by the batch size, the epochs and the weights, 0.1 for small
+    sets."""
     weight_decay: Derived[float] = BY_DATA
-    """Weight decay; by default 0.05 for files."""
+    """Weight decay; by default 0.05 for files, 0.0005 for small sets."""
     warmup_epochs: Derived[float] = BY_DATA
     """Epochs of linear warm-up; by default a tenth of the epochs for files, 0 for small sets."""
     ema_decay: Derived[float] = BY_DATA
     """Largest decay of the moving average of the weights, which is evaluated and exported in their place; 0 keeps no
-    average. By default 0.99 for files."""
+    average. By default 0.99 for files, 0 for small sets."""
 
     val_fraction: float = 0.2
-    """Share of each class to hold out where a folder has no validation split; 0 holds out nothing."""
+    """Share of each class to hold out where a folder has no validation split; 0 holds out nothing, and makes val/
+    without test/ the test split."""
     split_seed: int = 0
-    """Seed of that split, separate from the seed of training."""
+    """Seed of the division into splits or folds, separate from the seed of training."""
     folds: int = 0
     """Cross-validate: divide a folder without splits into N folds and train N times, each time testing on another fold;
     0 trains once."""

@@ -72,8 +72,8 @@ def train_loader(
     flip and normalization. File sets need ``augment.image_size``; their images are decoded by ``workers`` threads, or
     in the thread of the loop with 0.
 
-    ``batch_size`` is that of all processes together. The last batch of an epoch may be smaller; with several processes
-    it is filled up from the start of the epoch's order until every process has the same share. ``balanced`` draws
+    ``batch_size`` is that of all processes together. The batches of an epoch differ by one image of a process at most;
+    the epoch is filled up from the start of its order until every process has the same share. ``balanced`` draws
     equally many images of each class; ``repeats`` is the number of copies of an image, one after another and each
     augmented differently. Neither changes the number of images in an epoch.
     """
