@@ -70,8 +70,8 @@ class Training:
     """Seed of all random draws."""
 
     precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = "auto"
-    """Precision of the forward pass; auto is bfloat16 where the device has it in hardware, else float32. tf32 needs a
-    CUDA GPU; float16 scales the loss."""
+    """Precision of the forward pass; auto is bfloat16 where the device has it in hardware, else float32, as for
+    depthwise convolutions on a CPU. tf32 needs a CUDA GPU; float16 scales the loss."""
     channels_last: bool = True
     """Use the channels_last memory format, in which convolutions are faster."""
     sync_bn: bool = False
