@@ -205,7 +205,10 @@ def read_class_folders(root: Path) -> ClassFolders:
     for part, folder in folders.items():
         beside += [path for path in _visible(folder) if not path.is_dir() and is_image(path.name)]
         _compare_classes(folders[first], names[first], folder, names[part])
-    listings = {part: {name: list_images(folders[part] / own) for name, own in names[part].items()} for part in folders}
+    # in one order of classes: the names of folders, composed in one part and decomposed in another, sort differently
+    listings = {
+        part: {name: list_images(folders[part] / own[name]) for name in names[first]} for part, own in names.items()
+    }
     for part, listed in listings.items():
         _refuse_empty(folders[part], names[part], listed)
     _refuse_two_classes(listings)

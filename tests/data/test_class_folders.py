@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,17 @@ def test_names_that_are_not_utf_8_become_printable(tmp_path: Path) -> None:
     assert all(name.isprintable() for name in data.classes)
     assert len(data.fingerprint()) == 32
     assert printable_name("日本語") == "日本語"
+
+
+def test_splits_whose_names_are_composed_in_other_ways_number_the_classes_alike(tmp_path: Path) -> None:
+    """As folders from Linux and from a Mac: é comes behind f if it is one character, and before it if it is two."""
+    for split, form in (("train", "NFC"), ("test", "NFD")):
+        write_classes(tmp_path / split, tuple(unicodedata.normalize(form, name) for name in ("école", "fa")))
+    splits = open_splits(str(tmp_path))
+    for data in (splits.train, splits.test):
+        assert isinstance(data, FileSet)
+        named = [unicodedata.normalize("NFC", path.parent.name) for path in data.paths]
+        assert [data.classes[label] for label in data.labels] == named
 
 
 def nothing(root: Path) -> None:
