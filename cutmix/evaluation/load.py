@@ -78,14 +78,17 @@ def find_view(options: EvaluateOptions, subject: Subject, data: ImageSet) -> Vie
         crop, squash = options.crop_fraction or header.crop_fraction or 0.875, options.squash or bool(header.squash)
         return View(size, crop, squash, header.interpolation or "bilinear", "exact")
     recipe = subject.recipe
-    if options.crop_fraction not in (None, recipe.crop_fraction):
+    view = View(size, recipe.crop_fraction, recipe.squash, recipe.interpolation, recipe.decoder)
+    if header.small and isinstance(data, FileSet):  # the whole image is resized, as in training and by ``predict``
+        view = View(size, 1.0, squash=True, interpolation="bilinear", decoder="exact")
+    if options.crop_fraction not in (None, view.crop_fraction):
         raise InputError(
-            f"--crop-fraction is {options.crop_fraction:g}; expected {recipe.crop_fraction:g}, with which "
+            f"--crop-fraction is {options.crop_fraction:g}; expected {view.crop_fraction:g}, with which "
             f"{subject.weights} was trained"
         )
-    if options.squash and not recipe.squash:
+    if options.squash and not view.squash:
         raise InputError(f"--squash is given, but {subject.weights} was trained without it")
-    return View(size, recipe.crop_fraction, recipe.squash, recipe.interpolation, recipe.decoder)
+    return view
 
 
 def find_subject(options: EvaluateOptions) -> Subject:
@@ -154,8 +157,7 @@ def open_test_set(options: EvaluateOptions, subject: Subject) -> ImageSet:
         data: ImageSet = splits.reported
         _note_changes(subject, name, splits)
     else:
-        channels = 3 if subject.header.small else subject.header.in_chans or 3
-        splits = open_whole(name, channels=channels, **reading)
+        splits = open_whole(name, channels=subject.header.in_chans or 3, **reading)
         data = splits.train
         _note_training_images(subject, data)
         if subject.recipe and data.name == printable_name(Path(subject.recipe.data).resolve().name):

@@ -15,10 +15,13 @@ from PIL import Image
 
 from cutmix.config.options import EvaluateOptions
 from cutmix.config.recipe import Recipe
-from cutmix.data import ImageSet, open_data
+from cutmix.data import FileSet, ImageSet, open_data
 from cutmix.data.image_files import ResizeAndCrop
+from cutmix.data.transforms import normalize
 from cutmix.errors import InputError
+from cutmix.evaluation.classifier import decode
 from cutmix.evaluation.load import draw_images, find_subject, find_view, load_model, open_test_set, read_classes
+from cutmix.inference.model import Preprocessing
 from cutmix.models import create_model
 from cutmix.runs.folder import find_weights
 from cutmix.runtime.weights import save_weights
@@ -289,6 +292,30 @@ def test_images_are_cut_as_timm_cuts_them(size: int, crop_pct: float, mode: str,
     assert view.image_size == size
     assert torch.equal(ours, (255 * theirs).round().byte())
     assert find_view(replace(options, crop_fraction=0.5), subject, data).crop_fraction == 0.5
+
+
+def test_files_are_cut_for_a_model_of_small_images_as_predict_cuts_them(tmp_path: Path) -> None:
+    """Copies of small images as files are not changed at all, other images are resized whole, and grey stays grey."""
+    rng, sides = np.random.default_rng(0), {"ant": (8, 8), "bee": (20, 30)}
+    for name, side in sides.items():
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(2):
+            pixels = Image.fromarray(rng.integers(0, 256, side, dtype=np.uint8))
+            pixels.save(tmp_path / "photos" / name / f"{i}.png")
+    about = {"small": True, "image_size": 8, "in_chans": 1, "mean": [0.3], "std": [0.4]}
+    path = ours(tmp_path / "w.safetensors", tmp_path / "gone", tuple(sides), **about)
+    options = EvaluateOptions(path, str(tmp_path / "photos"))
+    subject = find_subject(options)
+    data = open_test_set(options, subject)
+    assert isinstance(data, FileSet)
+    view, cut = find_view(options, subject, data), Preprocessing(8, 1, (0.3,), (0.4,), small=True)
+    images = decode(data, *view).images
+    with Image.open(data.paths[0]) as copy:
+        assert np.array_equal(images[0, 0], copy)
+    inputs = torch.stack([cut.cut(file) for file in data.paths])
+    torch.testing.assert_close(normalize(images, data.mean, data.std), inputs, rtol=0, atol=1 / 255 / 0.4)
+    with pytest.raises(InputError, match=r"--crop-fraction is 0\.9; expected 1, with which"):
+        find_view(replace(options, crop_fraction=0.9), subject, data)
 
 
 def test_numbered_folders_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
