@@ -400,7 +400,7 @@ def load(source: str | os.PathLike[str], *, which: str = "last", device: str = "
     recipe, classes = Recipe.from_dict(header["recipe"]), header["classes"]
     preprocessing = Preprocessing(
         header["image_size"], header["in_chans"], header["mean"], header["std"], header["small"],
-        recipe.crop_fraction, recipe.squash, recipe.interpolation, recipe.decoder,
+        recipe.crop_fraction, recipe.squash, "bilinear" if header["small"] else recipe.interpolation, recipe.decoder,
     )  # fmt: skip
     network = create_model(recipe.model, len(classes), in_chans=header["in_chans"])
     load_weights(network, path)

@@ -20,6 +20,7 @@ from cutmix.cli import COMMANDS, main
 from cutmix.config.options import ExportOptions, PushOptions
 from cutmix.errors import InputError
 from cutmix.inference.model import load
+from cutmix.runtime.weights import read_weights, save_weights
 
 
 @pytest.fixture
@@ -78,6 +79,19 @@ def test_small_grey_images(digits_run: Path, tmp_path: Path) -> None:
     rows = [dict(zip(p.classes, p.probabilities, strict=True)) for p in model.predict(list(images[:, 0]), top=10)]
     np.testing.assert_allclose(found, [[row[c] for c in model.classes] for row in rows], atol=1e-5)
     assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(model.classes)
+
+
+def test_small_images_are_resized_alike_whatever_the_recipe_says_of_files(digits_run: Path, tmp_path: Path) -> None:
+    """``--interpolation bicubic`` is of files; the network of small images had them bilinear."""
+    weights = read_weights(digits_run / "model.safetensors")
+    recipe = json.loads(weights.header["recipe"]) | {"interpolation": "bicubic", "squash": True, "crop_fraction": 0.5}
+    header = weights.header | {"recipe": json.dumps(recipe)}
+    del header["digest"]
+    save_weights(tmp_path / "model.safetensors", weights.tensors, header)
+    model = load(tmp_path / "model.safetensors", device="cpu")
+    config = cutmix.inference.export.timm_config(model)["pretrained_cfg"]
+    assert (config["interpolation"], config["crop_mode"], config["crop_pct"]) == ("bilinear", "squash", 1)
+    assert "BILINEAR" in cutmix.inference.export._readme(model, ExportOptions(tmp_path), "model.onnx", "")
 
 
 def test_the_weights_alone_load_again(run: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
