@@ -82,7 +82,7 @@ def read_channels(path: Source, channels: int, *, skippable: bool = False) -> De
             return bands
         with _opened(path, skippable) as image:
             image.load()
-            image = image if (turn := _TURNS.get(_orientation(image))) is None else image.transpose(turn)
+            image = _of_8_bits(image if (turn := _TURNS.get(_orientation(image))) is None else image.transpose(turn))
             if (len(image.getbands()) != channels or image.mode == "P") and channels in _ALPHA:
                 image = image.convert(_ALPHA[channels])
             if len(image.getbands()) == channels:
@@ -143,8 +143,10 @@ class Header(NamedTuple):
 def read_header(path: Source) -> Header:
     """Read the header of an image file."""
     with _opened(path) as image:
-        orientation = _orientation(image)
-        return Header((image.height, image.width) if orientation >= 5 else image.size, orientation)
+        orientation, (width, height) = _orientation(image), image.size
+        if image.format == "TIFF":  # whose size newer releases of Pillow turn, whether the pixels are turned yet or not
+            width, height = (image.tag_v2[tag] for tag in (256, 257))  # type: ignore[attr-defined]
+        return Header((height, width) if orientation >= 5 else (width, height), orientation)
 
 
 @contextlib.contextmanager
@@ -404,16 +406,21 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> lis
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return the upright RGB image of a decoded one."""
-    image = image if (turn := _TURNS.get(_orientation(image))) is None else image.transpose(turn)
-    if image.mode == "F":
-        raise InputError("floating-point pixels have no defined range")
-    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip to 8 instead of scaling
-        grey = np.asarray(image).astype(np.int32)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise InputError("grey values outside 16 bits")
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+    image = _of_8_bits(image if (turn := _TURNS.get(_orientation(image))) is None else image.transpose(turn))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         page = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(page, image).convert("RGB")
     return image.convert("RGB")
+
+
+def _of_8_bits(image: Image.Image) -> Image.Image:
+    """Return an image with grey of 16 bits scaled to 8, which Pillow would clip; refuse floating-point pixels."""
+    if image.mode == "F":
+        raise InputError("floating-point pixels have no defined range")
+    if not image.mode.startswith("I"):
+        return image
+    grey = np.asarray(image).astype(np.int32)
+    if grey.min() < 0 or grey.max() > 65535:
+        raise InputError("grey values outside 16 bits")
+    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))

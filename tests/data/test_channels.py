@@ -38,10 +38,14 @@ def test_one_channel_is_the_luminance(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(read_channels(tmp_path / "a.png", 3)), pixels)
 
 
-def test_16_bits_of_grey_are_scaled_to_8(tmp_path: Path) -> None:
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_16_bits_of_grey_are_scaled_to_8(channels: int, tmp_path: Path) -> None:
     pixels = bands(1, np.uint16)[..., 0]
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    assert np.array_equal(np.asarray(read_channels(tmp_path / "a.png", 1)), np.round(pixels / 257).astype(np.uint8))
+    found = np.atleast_3d(read_channels(tmp_path / "a.png", channels))
+    grey = np.round(pixels / 257).astype(np.uint8)[..., None]
+    assert np.array_equal(found[..., : max(channels - 1, 1)], np.repeat(grey, max(channels - 1, 1), axis=2))
+    assert channels == 1 or (found[..., -1] == 255).all()
 
 
 @pytest.mark.parametrize("count", [2, 4, 5, 16])

@@ -29,15 +29,17 @@ def photo(size: tuple[int, int] = (40, 30)) -> Image.Image:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
-    exif = Image.Exif()
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_exif_orientation(tmp_path: Path, suffix: str, orientation: int) -> None:
+    exif, file = Image.Exif(), tmp_path / f"a.{suffix}"
     exif[0x0112] = orientation
-    photo().save(tmp_path / "a.png", exif=exif)
-    read = read_image(tmp_path / "a.png")
-    with Image.open(tmp_path / "a.png") as image:
+    photo().save(file, exif=exif)
+    read = read_image(file)
+    with Image.open(file) as image:
         expected = ImageOps.exif_transpose(image)
     assert np.array_equal(read, expected)
     assert read.size == ((30, 40) if orientation >= 5 else (40, 30))
+    assert read_header(file) == (read.size, orientation)
 
 
 def exif_of(kind: int, count: int, value: bytes) -> bytes:
