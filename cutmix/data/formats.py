@@ -11,6 +11,7 @@ import pickletools
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -227,6 +228,9 @@ _PREFIX = {"train": "train", "test": "t10k"}
 _FASHION = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
 )  # fmt: skip
+_FIRST_LABELS = {  # of the training and the test images
+    "5041921314": "mnist", "7210414959": "mnist", "9003027255": "fashion-mnist", "9211614657": "fashion-mnist",
+}  # fmt: skip
 _INFLATION, _MOST_VALUES = 1032, 1 << 30
 """A gzip file holds at most so many times its size; the largest set of this kind, EMNIST, has 640 million values."""
 
@@ -234,14 +238,26 @@ _INFLATION, _MOST_VALUES = 1032, 1 << 30
 def find_idx(name: str, root: Path) -> Path | None:
     """Return the folder of ``name`` ("fashion-mnist" or "mnist"): ``root`` or where torchvision puts it, else None.
 
-    The files of both sets have the same names: they are Fashion-MNIST when their path says "fashion".
+    The files of both sets have the same names: the first labels tell which they are, and the path if these are others.
     """
     official = {"fashion-mnist": "FashionMNIST", "mnist": "MNIST"}[name]
     for folder in (root, root / "raw", root / official / "raw", root / official, root / name):
         found = any(_find_idx_file(folder, split, kind) for split in _PREFIX for kind in ("images", "labels"))
-        if found and ("fashion" in str(folder.resolve()).lower()) == (name == "fashion-mnist"):
+        if found and _known_idx(folder) == name:
             return folder
     return None
+
+
+def _known_idx(folder: Path) -> str:
+    for split in _PREFIX:
+        file = _find_idx_file(folder, split, "labels")
+        with suppress(OSError, EOFError, zlib.error):  # of a damaged file, which is refused when it is read
+            if file:
+                with gzip.open(regular(file)) if file.suffix == ".gz" else regular(file).open("rb") as stream:
+                    first = "".join(map(str, stream.read(18)[8:]))
+                if first in _FIRST_LABELS:
+                    return _FIRST_LABELS[first]
+    return "fashion-mnist" if "fashion" in str(folder.resolve()).lower() else "mnist"
 
 
 def read_idx(name: str, folder: Path, split: str) -> Arrays:

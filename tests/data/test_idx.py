@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision import datasets
 
-from cutmix.data.opening import open_data
+from cutmix.data.opening import locate, open_data
 from cutmix.errors import InputError
 
 LABELS = [0, 9, 4, 4, 7]
@@ -50,6 +50,15 @@ def test_gzip_equals_plain_and_bare_mnist_has_digit_names(tmp_path: Path) -> Non
     assert packed.name == "mnist"
     assert packed.classes == tuple("0123456789")
     assert plain.classes[9] == "Ankle boot"
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_the_first_labels_tell_the_set_whatever_the_path(tmp_path: Path, compressed: bool) -> None:
+    """The first labels are those of the official files, http://yann.lecun.com/exdb/mnist and zalandoresearch."""
+    write_idx(tmp_path / "fashion" / "a", compressed=compressed, labels=[5, 0, 4, 1, 9, 2, 1, 3, 1, 4])
+    write_idx(tmp_path / "b", compressed=compressed, labels=[9, 0, 0, 3, 0, 2, 7, 2, 5, 5])
+    assert locate(str(tmp_path / "fashion" / "a"))[0] == "mnist"
+    assert locate(str(tmp_path / "b"))[0] == "fashion-mnist"
 
 
 @pytest.mark.parametrize("compressed", [False, True])
