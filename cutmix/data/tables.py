@@ -296,7 +296,7 @@ def read_hub(data: str) -> Catalogue:
             parts[part] = own
     if not {"train", "all"} & parts.keys():
         raise InputError(f"{data} has the splits {', '.join(given)}; expected train")
-    image, label, classes = _columns(data, next(iter(parts.values())))
+    image, label, classes = _columns(data, parts["train" if "train" in parts else "all"])
     read: dict[str, tuple[np.ndarray, Sources]] = {}
     for part, own in parts.items():
         labels = _labels(data, part, own, label, classes)

@@ -124,6 +124,13 @@ def test_splits_that_number_the_classes_in_another_way_get_the_same_labels(tmp_p
     assert (data.classes, data.labels.tolist()) == (("ant", "bee"), [1, 0, 1, 0])
 
 
+def test_classes_are_those_of_the_training_images_whichever_split_is_first(tmp_path: Path) -> None:
+    bees = table(8, names=None).filter(lambda row: row["label"] == "bee")
+    datasets.DatasetDict({"test": bees, "train": table(12, names=None)}).save_to_disk(tmp_path / "set")
+    data = open_data(str(tmp_path / "set"), "test")
+    assert (data.classes, data.labels.tolist()) == (("ant", "bee"), [1] * 4)
+
+
 @pytest.mark.parametrize(
     ("test", "said"),
     [
