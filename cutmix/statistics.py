@@ -140,7 +140,7 @@ def rate_difference(first: np.ndarray, second: np.ndarray, confidence: float = 0
     middle = only_second - only_first
     half = float(norm.ppf((1 + confidence) / 2)) * ((only_first + only_second - middle**2) / n) ** 0.5
     value = 100 * (counts.second - counts.first) / len(first)
-    return Difference(value, 100 * (middle - half), 100 * (middle + half), counts.p)
+    return Difference(value, max(100 * (middle - half), -100.0), min(100 * (middle + half), 100.0), counts.p)
 
 
 def auroc_difference(
@@ -175,7 +175,7 @@ def auroc_difference(
     half = float(norm.ppf((1 + confidence) / 2)) * deviation
     # a test needs a spread
     p = float(2 * norm.sf(abs(value) / deviation)) if deviation > 0 else float(value == 0)
-    return Difference(100 * value, 100 * (value - half), 100 * (value + half), p)
+    return Difference(100 * value, max(100 * (value - half), -100.0), min(100 * (value + half), 100.0), p)
 
 
 def _placements(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -200,7 +200,7 @@ def ece_difference(
     2 / (draws + 1), stays below 0.05 after Holm's factor for up to 50 runs.
 
     Args:
-        first: Confidence, (N,) in [0, 1], and whether it was right, (N,) bool, by the first run.
+        first: Confidence in [0, 1] and whether it was right, bool, by the first run: (N,), or (N, K) of K labels.
         second: The same by the second run.
         bins: Number of bins of equal width, (low, high].
         draws: Number of resamples.
@@ -257,8 +257,9 @@ def paired_difference(
 
 
 def _gaps(confidence: np.ndarray, right: np.ndarray, bins: int) -> np.ndarray:
-    """Return right − confidence of each image in the column of its bin, (N, bins): ECE is Σ_b |Σ_n of it| / N."""
-    return one_hot_bins(confidence, bin_edges(confidence, bins, False)) * (right - confidence)[:, None]
+    """Return the mean right − confidence of an image's labels in the columns of bins: ECE is Σ_b |Σ_n of it| / N."""
+    each = one_hot_bins(confidence.ravel(), bin_edges(confidence, bins, False)) * (right - confidence).reshape(-1, 1)
+    return each.reshape(len(confidence), -1, bins).mean(1)
 
 
 # ---- calibration bins ----

@@ -123,6 +123,14 @@ def test_a_difference_of_rates_has_agresti_and_mins_interval() -> None:
     assert (other.value, other.low, other.high) == pytest.approx((-found.value, -found.high, -found.low))
 
 
+def test_a_difference_of_shares_ends_at_100_points() -> None:
+    found = rate_difference(*outcomes(0, 0, 8, 0))
+    assert (found.value, found.high) == (100, 100)
+    random = np.random.default_rng(0)
+    worse, better = (random.normal(size=3), random.normal(size=3)), (np.full(3, 9.0), random.normal(size=3))
+    assert -100 <= auroc_difference(worse, better).low < auroc_difference(worse, better).high <= 100
+
+
 def test_the_interval_of_equal_runs_has_a_width_and_holds_0() -> None:
     found = rate_difference(*outcomes(70, 0, 0, 30))
     assert found.low < found.value == 0 < found.high
@@ -206,6 +214,13 @@ def test_a_difference_of_ece_is_that_of_the_suite(confident: list[tuple[np.ndarr
     assert found.low < found.value < found.high
     assert found.p == pytest.approx(2 / 2001)  # nothing beyond zero in 2000 draws
     assert max(holm([found.p] * 50)) < 0.05  # with 500 draws, no difference among 13 runs could be significant
+
+
+def test_labels_of_an_image_are_resampled_together(confident: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    """An image with the same label ten times says no more than one with it once."""
+    repeated = [tuple(np.repeat(each[:, None], 10, axis=1) for each in run) for run in confident]
+    once, often = (ece_difference(*runs, draws=200) for runs in (confident, repeated))
+    assert vars(often) == pytest.approx(vars(once))
 
 
 def test_equal_runs_have_no_difference_of_ece(confident: list[tuple[np.ndarray, np.ndarray]]) -> None:

@@ -56,7 +56,8 @@ class _Sample(NamedTuple):
 def differences(runs: Sequence[Run], suite: str) -> list[Compared]:
     """Compare each run with the baseline: the first without any method, else the first of all.
 
-    A run is compared with the baseline's run of its own seed, if there is one, and only if both have the same images.
+    A run is compared with the baseline's run of its own seed and fold, if there is one, and only if both have the same
+    images.
     Runs without the arrays of the suite are left out.
     """
     found_in = {run.label: read_arrays(run.arrays(suite)) for run in runs if run.arrays(suite).is_file()}
@@ -87,8 +88,12 @@ def against_baseline(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
         return []
     group = baseline_of(runs)
     baselines = [run for run in runs if run.group == group]
-    seeds = {run.recipe.get("seed"): run for run in reversed(baselines)}
-    return [(seeds.get(run.recipe.get("seed"), baselines[0]), run) for run in runs if run.group != group]
+    same = {_seed_and_fold(run): run for run in reversed(baselines)}
+    return [(same.get(_seed_and_fold(run), baselines[0]), run) for run in runs if run.group != group]
+
+
+def _seed_and_fold(run: Run) -> tuple[Any, Any]:
+    return run.recipe.get("seed"), run.recipe.get("fold")
 
 
 def _comparable(run: Run, first: _Sample, other: Run, second: _Sample) -> bool:
@@ -121,8 +126,9 @@ def _calibration(run: Run, arrays: Arrays) -> Iterator[_Sample]:
     line = _last(run, "calibration", "ece")
     bins = (line.bins if line else None) or 15
     if {"confidence", "right"} <= arrays.keys():
-        values = arrays["confidence"], arrays["right"]
-        same = (bins, len(values[0]), arrays.get("labels", ()))
+        labels = arrays.get("labels", arrays["right"])  # (N, K) where an image can have several
+        values = tuple(arrays[name].reshape(labels.shape) for name in ("confidence", "right"))
+        same = (bins, len(labels), arrays.get("labels", ()))
         yield _Sample("ece", "", None, line, values, lambda a, b: ece_difference(a, b, bins), same)
 
 

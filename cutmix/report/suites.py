@@ -212,7 +212,7 @@ _PAIRED: dict[Paired, tuple[Definition, str]] = {
         Definition(
             "paired-ece",
             "Difference of ECE",
-            "The interval is the percentiles of 500 seeded resamples of the images, drawn in pairs and moved so that "
+            "The interval is the percentiles of 2,000 seeded resamples of the images, drawn in pairs and moved so that "
             "their mean is the observed difference, as noise increases ECE; p is twice the share of resamples at or "
             "beyond zero (Efron and Tibshirani 1993).",
         ),

@@ -115,6 +115,16 @@ def test_runs_of_a_seed_are_compared_with_each_other(tmp_path) -> None:
     assert against_baseline([]) == []
 
 
+def test_runs_of_a_fold_are_compared_with_each_other(tmp_path) -> None:
+    runs = [
+        make_run(tmp_path / f"{mix}{fold}", mix=mix, name="x", folds=2, fold=fold)
+        for mix in ("none", "mixup")
+        for fold in (1, 2)
+    ]
+    found = [(one.folder.name, other.folder.name) for one, other in against_baseline(read_runs(runs))]
+    assert found == [("none1", "mixup1"), ("none2", "mixup2")]
+
+
 @pytest.mark.parametrize(
     ("suite", "name", "arrays"),
     [
