@@ -17,6 +17,7 @@ from cutmix.runs.read import (
     differing_fields,
     groups,
     read_outcome,
+    tested_alike,
 )
 from cutmix.runs.record import Record, number, with_interval
 from cutmix.statistics import LEVEL, Paired, holm, in_words, mcnemar
@@ -83,7 +84,7 @@ def _contests(runs: Sequence[Run]) -> Iterator[_Contest]:
 def _chance(members: Sequence[Run], others: Sequence[Run]) -> tuple[float, int] | None:
     """Return the p-value of no difference, over images or over seeds and images, and the number of pairs of runs."""
     outcomes = [_outcomes(runs) for runs in (members, others)]
-    if not all(outcomes):
+    if not all(outcomes) or not tested_alike([*members, *others]):
         return None
     one, other = outcomes
     every = [*one.values(), *other.values()]
@@ -241,7 +242,7 @@ def pairs(runs: Sequence[Run]) -> list[Pair]:
     for (one, outcome), (other, others) in combinations(members, 2):
         chosen = len(members) <= MOST_IN_PAIRS or baseline in (one.group, other.group)
         same = one.group != other.group and one.recipe.get("seed") == other.recipe.get("seed")
-        if chosen and same and outcome.same_images(others):
+        if chosen and same and outcome.same_images(others) and tested_alike([one, other]):
             found.append((one.label, other.label, mcnemar(outcome.right, others.right)))
     adjusted = holm([counts.p for _, _, counts in found])
     return [Pair(*pair, p) for pair, p in zip(found, adjusted, strict=True)]

@@ -35,7 +35,7 @@ from cutmix.report.suites import (
     robustness,
 )
 from cutmix.runs.outcomes import estimate
-from cutmix.runs.read import MAIN, Run, differing_fields, groups, read_runs
+from cutmix.runs.read import MAIN, Run, differing_fields, groups, read_runs, tested_alike
 from cutmix.runs.record import Record, with_interval
 from cutmix.runtime.files import make_folder, write_atomic
 from cutmix.statistics import in_words
@@ -360,7 +360,7 @@ def _line(run: Run) -> Record | None:
 
 def _tested_apart(runs: Sequence[Run]) -> bool:
     sizes = {line.n for run in runs if (line := _line(run)) and line.n}
-    return len({run.data for run in runs}) > 1 or len(sizes) > 1
+    return len({run.data for run in runs}) > 1 or len(sizes) > 1 or not tested_alike(runs)
 
 
 def _unfinished(run: Run) -> Markup:

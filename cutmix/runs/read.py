@@ -207,6 +207,15 @@ class _Entry(NamedTuple):
     split: str = ""
 
 
+def tested_alike(runs: Iterable[Run]) -> bool:
+    """Return whether runs, of each fold, have the same test images, by the digests in their environments, if any."""
+    digests: dict[Any, set[str]] = {}
+    for run in runs:
+        of_splits = str(run.environment.get("images") or "")
+        digests.setdefault(run.recipe.get("fold"), set()).add(of_splits.rpartition("-")[2])  # that of the test split
+    return all(len(found - {""}) < 2 for found in digests.values())
+
+
 def groups(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """Return the runs by recipe: each list holds runs that differ only in the seed."""
     grouped: dict[str, list[Run]] = {}

@@ -518,6 +518,20 @@ def first(n: int) -> np.ndarray:
     return np.arange(N) < n
 
 
+def test_images_that_changed_under_their_names_are_not_compared_image_by_image(tmp_path) -> None:
+    """As after a folder was cleaned: the same names and labels, but other files."""
+    folders = []
+    for mix, images in (("none", "a-b-c"), ("cutmix", "a-b-d"), ("mixup", "e-b-c")):
+        folders.append(predict(make_run(tmp_path / mix, mix=mix, name=mix, n=N), first(9), figures=False))
+        (folders[-1] / "environment.json").write_text(json.dumps({"images": images}))  # of train, val and test
+    none, cutmix, mixup = read_runs(folders)
+    assert [pair[:2] for pair in pairs([none, cutmix, mixup])] == [(none.label, mixup.label)]
+    assert "Image by image" in dict(comparisons([none, mixup]))["mixup"]
+    assert "Image by image" not in dict(comparisons([none, cutmix]))["cutmix"]
+    assert "The runs have different test images" in page_of(tmp_path, *folders[:2]).text
+    assert "The runs have different test images" not in page_of(tmp_path, *folders[::2]).text
+
+
 def made(tmp_path: Path, **errors: int) -> list[Path]:
     return [predict(make_run(tmp_path / mix, mix=mix, n=N, error=100 * n / N), first(n)) for mix, n in errors.items()]
 
