@@ -223,7 +223,8 @@ def make_page(model: Model) -> Any:
 
     calibrated = f"calibrated on {model.fitted_on:,} held-out images" if model.fitted_on else "not calibrated"
     return Interface(
-        classify, ImageField(type="pil", label="image", height=_SIDE),
+        # image_mode: gradio would convert to RGB, which clips 16 bits and drops the transparency
+        classify, ImageField(type="pil", image_mode=None, label="image", height=_SIDE),
         [Label(num_top_classes=min(5, len(model.classes)), label="classes"),
          ImageField(label=f"heat map ({explainer.name})", height=_SIDE)],
         title=f"{model.recipe.name}: {len(model.classes)} classes",

@@ -26,7 +26,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 20, 3), np.uint8)).save(tmp_path / "a.png")
+    """Return an image of random colours and opacities."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 20, 4), np.uint8)).save(tmp_path / "a.png")
     return tmp_path / "a.png"
 
 
