@@ -118,7 +118,7 @@ class EvaluateOptions(OnDevice):
     batch_size: int = 256
     """Number of images in a batch."""
     precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] | None = None
-    """Precision; by default the precision of the run, or float32 for a file."""
+    """Precision; by default that of the training, or float32 for a file that does not name it."""
     workers: int = WORKERS
     """Image files: number of decoding threads."""
     skip_unreadable: bool = False

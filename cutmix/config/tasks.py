@@ -107,7 +107,7 @@ class Detection(Transfer):
     arch: Literal["ssd300", "faster-rcnn"] = "ssd300"
     """Detector: SSD300, or Faster R-CNN with the C4 head."""
     classes: tuple[str, ...] = ()
-    """Class names in the order of their labels, or a file with one on each line; by default those of the data."""
+    """Class names in the order of their labels, or a file with a name on each line; by default those of the data."""
     image_size: int = 300
     """ssd300: side of the model's input in pixels."""
     min_size: int = 600
