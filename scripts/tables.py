@@ -208,6 +208,21 @@ def defaults() -> str:
     return table(["training images", "start", "seed", *sides.values()], rows)
 
 
+def rates() -> str:
+    """Return the errors of the recipe for a folder at several learning rates in few steps, beside a plain loop's."""
+    errors: dict[tuple[str, int, int, str], dict[int, float]] = {}
+    for text in (RESULTS / "defaults-brief.log.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        key = line["data"], line["images"], line["steps"], line["side"]
+        errors.setdefault(key, {})[line["seed"]] = line["top1_err"]
+    rows = [
+        [data, f"{images:,}", str(steps), side.replace("plain", "AdamW"),
+         *(f"{found[seed]:.1f}" if seed in found else "" for seed in range(2))]
+        for (data, images, steps, side), found in sorted(errors.items())
+    ]  # fmt: skip
+    return table(["data", "training images", "steps", "learning rate", "error (%), seed 0", "seed 1"], rows)
+
+
 def localization() -> str:
     """Return the localization of the Tiny-ImageNet runs."""
     found = {
@@ -353,7 +368,7 @@ BENCHMARKS = (
 )  # fmt: skip
 EXPERIMENTS = (
     claims, caltech, caltech_default, caltech_thirty, subsets, transformer, subset_suites, arms, layers, short,
-    defaults, localization, suites, outside, speed,
+    defaults, rates, localization, suites, outside, speed,
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {
     **{make.__name__: make for make in EXPERIMENTS},
