@@ -128,4 +128,4 @@ def test_explain_in_python_shows_an_image(digits_run: Path, image: Path) -> None
     assert found._repr_png_().startswith(b"\x89PNG")
     assert found.overlay().shape == (8, 8, 3)
     with pytest.raises(InputError, match='--class is "cat"'):
-        model.explain(np.asarray(Image.open(image)), class_name="cat")
+        model.explain(np.asarray(Image.open(image).convert("RGB")), class_name="cat")
