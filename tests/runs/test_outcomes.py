@@ -120,8 +120,18 @@ def test_small_p_values_are_as_rare_as_they_say(seeds: int, spread: float) -> No
         assert (p < level).mean() < 1.3 * level + 3 * (level / draws) ** 0.5
 
 
+@pytest.mark.parametrize(("images", "differing"), [(100, 5), (8, 8), (8, 0)])
+def test_one_seed_of_few_images_is_mcnemars_exact_test(images: int, differing: int) -> None:
+    """All differ one way: Student's t gives p = 0 and an interval of no width for 8 of 8, and p = 0.025 for 5 of 100."""
+    method = (np.arange(images) < differing)[None]
+    found = crossed_difference(method, np.zeros_like(method))
+    assert found.value == 100 * differing / images
+    assert found.p == pytest.approx(2 * 0.5**differing if differing else 1)
+    assert found.low < found.value <= found.high
+
+
 def test_one_seed_is_the_paired_t_test() -> None:
-    method, baseline = simulate(np.random.default_rng(1), 1, 300, 0.3)
+    method, baseline = (side.astype(float) for side in simulate(np.random.default_rng(1), 1, 300, 0.3))
     theirs = stats.ttest_rel(method[0] * 100.0, baseline[0] * 100.0)
     ours = crossed_difference(method, baseline)
     assert ours.p == pytest.approx(theirs.pvalue)
