@@ -122,7 +122,7 @@ def test_small_p_values_are_as_rare_as_they_say(seeds: int, spread: float) -> No
 
 @pytest.mark.parametrize(("images", "differing"), [(100, 5), (8, 8), (8, 0)])
 def test_one_seed_of_few_images_is_mcnemars_exact_test(images: int, differing: int) -> None:
-    """All differ one way: Student's t gives p = 0 and an interval of no width for 8 of 8, and p = 0.025 for 5 of 100."""
+    """All differ one way: Student's t has p = 0 and no width for 8 of 8, and p = 0.025 for 5 of 100."""
     method = (np.arange(images) < differing)[None]
     found = crossed_difference(method, np.zeros_like(method))
     assert found.value == 100 * differing / images
