@@ -220,7 +220,7 @@ def rates() -> str:
          *(f"{found[seed]:.1f}" if seed in found else "" for seed in range(2))]
         for (data, images, steps, side), found in sorted(errors.items())
     ]  # fmt: skip
-    return table(["data", "training images", "steps", "learning rate", "error (%), seed 0", "seed 1"], rows)
+    return table(["data", "training images", "steps", "recipe or plain loop", "error (%), seed 0", "seed 1"], rows)
 
 
 def localization() -> str:
