@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,11 @@ SMALL = ("--model", "resnet20", "--device", "cpu")
 PAIR = ("--rows", "Baseline", "CutMix")
 
 
-def write_cifar100(folder: Path, classes: int = 100) -> Path:
+def write_cifar100(folder: Path, classes: int = 100, seed: int = 0) -> Path:
     """Write 200 images of random pixels in CIFAR-100's layout."""
     folder.mkdir(parents=True)
     for name in ("train", "test"):
-        pixels = np.random.default_rng(0).integers(0, 256, (200, 3072), dtype=np.uint8)
+        pixels = np.random.default_rng(seed).integers(0, 256, (200, 3072), dtype=np.uint8)
         content = {b"data": pixels, b"fine_labels": [i % classes for i in range(200)]}
         (folder / name).write_bytes(pickle.dumps(content, protocol=3))
     names = [f"name {i}".encode() for i in range(classes)]
@@ -136,6 +137,23 @@ def test_a_folder_of_another_run_is_refused(data: Path, tmp_path: Path, capsys: 
     with pytest.raises(SystemExit):
         run(data, tmp_path, *words, "--epochs", "2")
     assert "holds another run, with --epochs 1 instead of 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scale", [("smoke",), ("short", "--epochs", "1", "--seeds", "1")])
+def test_all_rows_have_the_images_of_the_finished_ones(
+    scale: tuple[str, ...], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    main(
+        ["reproduce", "table5", *SMALL, "--rows", "Baseline", "--data", str(data), "--out", str(out), "--scale", *scale]
+    )
+    moved, other = tmp_path / "moved" / data.name, write_cifar100(tmp_path / "other" / data.name, seed=1)
+    shutil.copytree(data, moved)
+    with pytest.raises(SystemExit):
+        run(other, out, "--scale", *scale)
+    assert "does not hold the images that" in capsys.readouterr().err
+    run(moved, out, "--scale", *scale)
+    assert "run 1 of 1: CutMix, seed 0" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
