@@ -54,7 +54,7 @@ class _Sample(NamedTuple):
 
 
 def differences(runs: Sequence[Run], suite: str) -> list[Compared]:
-    """Compare each run with the baseline: the first without any method, else the first of all.
+    """Compare each run with the baseline, which ``baseline_of`` names.
 
     A run is compared with the baseline's run of its own seed and fold, if there is one, and only if both have the same
     images.

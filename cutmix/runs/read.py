@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -235,7 +236,7 @@ def _labelled(runs: Sequence[Run]) -> tuple[Run, ...]:
     firsts = [runs[keys.index(key)] for key in dict.fromkeys(keys)]
     names = [str(run.recipe.get("name") or run.folder.resolve().name) for run in firsts]
     mixes = [str(run.recipe.get("mix") or "") for run in firsts] if len(firsts) > 1 else [""]
-    chosen = _distinct(mixes, names, *_with_folders(names, firsts))
+    chosen = _distinct(mixes, _without_shared_start(names), names, *_with_folders(names, firsts))
     group = dict(zip(dict.fromkeys(keys), chosen, strict=True))
     shared = [group[key] for key in keys]
     seeded = [
@@ -244,6 +245,14 @@ def _labelled(runs: Sequence[Run]) -> tuple[Run, ...]:
     ]
     labels = _distinct(shared, seeded, *_with_folders(seeded, runs))
     return tuple(replace(run, label=label, group=name) for run, label, name in zip(runs, labels, shared, strict=True))
+
+
+def _without_shared_start(names: Sequence[str]) -> list[str]:
+    """Return names without the parts, between hyphens, with which all of them start."""
+    parts = [name.split("-") for name in names]
+    same = takewhile(lambda each: len(parts) > 1 and len(set(each)) == 1, zip(*parts, strict=False))
+    shared = len(list(same))
+    return ["-".join(each[shared:]) for each in parts]
 
 
 def _with_folders(names: Sequence[str], runs: Sequence[Run]) -> tuple[list[str], list[str]]:
@@ -310,11 +319,12 @@ MAIN = {
 
 
 def baseline_of(runs: Sequence[Run]) -> str:
-    """Return the group of the baseline: of the first run without mixing and regularizers, else of the first run."""
-    return next((run.group for run in runs if is_plain(run)), runs[0].group)
+    """Return the group of the baseline: of the run without mixing that has the fewest regularizers, else the first."""
+    unmixed = [run for run in runs if run.recipe.get("mix") == "none"]
+    return min(unmixed, key=_regularizers, default=runs[0]).group
 
 
-def is_plain(run: Run) -> bool:
-    """Return whether a run has neither mixing nor another regularizer that is compared."""
-    methods = ("label_smoothing", "stochastic_depth", "shake_drop", "drop_block", "cutout")
-    return run.recipe.get("mix") == "none" and not any(run.recipe.get(name) for name in methods)
+def _regularizers(run: Run) -> int:
+    """Return how many of the regularizers that are compared with mixing a run has."""
+    names = ("label_smoothing", "stochastic_depth", "shake_drop", "drop_block", "random_erasing")
+    return sum(bool(run.recipe.get(name)) for name in names) + (run.recipe.get("auto_augment", "none") != "none")

@@ -412,6 +412,16 @@ def test_the_baseline_has_no_method_at_all(tmp_path):
     assert "plain" in said["mixed"]
 
 
+def test_the_baseline_of_a_folder_has_no_mixing_whatever_all_runs_share(tmp_path):
+    """The recipe for a folder smooths the labels of every run; a shell lists ``runs/*`` with CutMix first."""
+    mixed = make_run(tmp_path / "a", name="photos-net-cutmix-alpha-0.5", mix="cutmix", alpha=0.5, label_smoothing=0.1)
+    again = make_run(tmp_path / "b", name="photos-net-cutmix", mix="cutmix", label_smoothing=0.1)
+    plain = make_run(tmp_path / "c", name="photos-net-none", label_smoothing=0.1)
+    runs = read_runs([mixed, again, plain])
+    assert [run.label for run in runs] == ["cutmix-alpha-0.5", "cutmix", "none"]  # without what all names start with
+    assert comparisons(runs)[0][0] == "none"
+
+
 def test_a_doubling_axis_has_its_points_at_equal_distances():
     curve = Curve((0, 1, 2, 4, 8, 16), (9, 8, 7, 6, 5, 4), 0)
     svg = lines([curve], xlabel="x", ylabel="y", alt="a", axis="doubling", from_zero=True)
