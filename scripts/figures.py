@@ -13,11 +13,12 @@ from cells import MODELS, RESULTS, ROOT
 from claims import Evidence, read_claims
 from cutmix.runtime.files import read_lines
 from cutmix.statistics import LEVEL
-from tables import ARMS, CHANCE, LABELS, LAYERS, TABLES, between, of_setting
+from tables import ARMS, CHANCE, LABELS, LAYERS, TABLES, VARIANTS, between, of_setting
 
-COLOURS = {"none": "#6b7f95", "mixup": "#1d9a70", "cutmix": "#d4622a", "smmix": "#7a52b3"}
+SMMIX = "smmix:alpha=0.8,mix-prob=0.5"
+COLOURS = {"none": "#6b7f95", "mixup": "#1d9a70", "cutmix": "#d4622a", SMMIX: "#7a52b3"}
 MARKERS = {3200: "o", 6400: "s", 12800: "D"}  # of optimizer steps
-NAMES = {"none": "no mixing", "mixup": "Mixup", "cutmix": "CutMix", "smmix": "SMMix"}
+NAMES = {"none": "no mixing", "mixup": "Mixup", "cutmix": "CutMix", SMMIX: "SMMix"}
 
 
 def axes(width: float, height: float, count: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
@@ -87,9 +88,12 @@ def _intervals(axis: Axes, x: list[float], found: list[dict[str, float]], label:
     axis.errorbar(x, value, spread, fmt=style, capsize=4, linewidth=1.4, markersize=5, label=label)
 
 
-def methods(name: str, drawn: Iterable[str]) -> None:
-    """Draw what each of some methods gains against no mixing: ResNet-18, 25 images per class."""
-    compared = of_setting("cifar100-subsets", "none", "resnet18", 25, 3200)
+def methods(name: str, drawn: Iterable[str], *setting: Any) -> None:
+    """Draw what each of some methods gains against no mixing.
+
+    The setting is the name of the experiment, its baseline, the model, the images per class and the steps.
+    """
+    compared = of_setting(*setting)
     found = [one for one in compared if one["method"] in drawn]
     found.sort(key=lambda one: -list(LABELS).index(one["method"]))
     figure, (axis,) = axes(7, 0.8 + 0.3 * len(found))
@@ -143,9 +147,7 @@ def _by_step(one: dict[str, Any], upper: Axes, lower: Axes) -> None:
 
 def by_seed(experiment: str) -> None:
     """Draw the test errors of an experiment's methods: a point for each seed, a bar for their mean."""
-    log = [
-        line | {"method": line["method"].partition(":")[0]} for line in read_lines(RESULTS / f"{experiment}.log.jsonl")
-    ]
+    log = read_lines(RESULTS / f"{experiment}.log.jsonl")
     settings = sorted({(line["per_class"], line["steps"]) for line in log})
     figure, panels = axes(1 + 2.6 * len(settings), 3, len(settings))
     for axis, setting in zip(panels, settings, strict=True):
@@ -252,7 +254,9 @@ if __name__ == "__main__":
         draw()
     for name in ("caltech-101", "cifar100-transformer"):
         by_seed(name)
-    methods("methods", ARMS)
-    methods("layers", LAYERS)
+    few = ("cifar100-subsets", "none", "resnet18", 25, 3200)
+    methods("methods", ARMS, *few)
+    methods("layers", LAYERS, *few)
+    methods("caltech-101-variants", VARIANTS, "caltech-101", "none", "tf_efficientnet_lite0", 10, 160)
     for name in TABLES_DRAWN:
         of_table(name)

@@ -103,7 +103,12 @@ def transformer() -> str:
 
 def caltech() -> str:
     """Return the fine-tuning on Caltech-101, a row for each method."""
-    return by_method("caltech-101", "tf_efficientnet_lite0", 10, 160)
+    return by_method("caltech-101", "tf_efficientnet_lite0", 10, 160, ["mixup", "cutmix"])
+
+
+def caltech_variants() -> str:
+    """Return the settings of CutMix in the same fine-tuning."""
+    return by_method("caltech-101", "tf_efficientnet_lite0", 10, 160, VARIANTS)
 
 
 def caltech_default() -> str:
@@ -119,7 +124,8 @@ def caltech_thirty() -> str:
 LABELS = {
     "none": "none", "none:label-smoothing=0.1": "label smoothing 0.1", "cutout": "Cutout", "mixup": "Mixup",
     "cutmix": "CutMix", "cutmix:label-smoothing=0.1": "CutMix, label smoothing 0.1",
-    "cutmix:mix-prob=0.5": "CutMix in half of the batches", "cutmix:mix-per-sample=true": "CutMix, a box per image",
+    "cutmix:mix-prob=0.5": "CutMix in half of the batches", "cutmix:mix-prob=1": "CutMix in every batch",
+    "cutmix:mix-per-sample=true": "CutMix, a box per image",
     **{f"cutmix:alpha={alpha}": f"CutMix, α = {alpha}" for alpha in ("0.25", "0.5", "2", "4")},
     "cutmix-3": "CutMix of three images", "cutmix-4": "CutMix of four images",
     "cutmix-center-gaussian": "centre Gaussian CutMix", "cutmix-fixed-size": "fixed-size CutMix",
@@ -130,6 +136,7 @@ LABELS = {
 }  # fmt: skip
 """Methods in the order of a table, by their names in ``cutmix compare --mix``."""
 ARMS = [name for name in LABELS if not name.startswith("feature-cutmix")]
+VARIANTS = [name for name in LABELS if name.startswith("cutmix")]
 LAYERS = ["cutmix", *(name for name in LABELS if name.startswith("feature-cutmix"))]
 
 
@@ -367,8 +374,8 @@ BENCHMARKS = (
     "network-1-thread", "smmix", "attention", "captioning", "average-precision", "localization", "ood", "shards",
 )  # fmt: skip
 EXPERIMENTS = (
-    claims, caltech, caltech_default, caltech_thirty, subsets, transformer, subset_suites, arms, layers, short,
-    defaults, rates, localization, suites, outside, speed,
+    claims, caltech, caltech_variants, caltech_default, caltech_thirty, subsets, transformer, subset_suites, arms,
+    layers, short, defaults, rates, localization, suites, outside, speed,
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {
     **{make.__name__: make for make in EXPERIMENTS},
