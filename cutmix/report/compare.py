@@ -45,10 +45,15 @@ class _Contest(NamedTuple):
     chance: dict[str, tuple[float, int]]
 
     @property
+    def ranking(self) -> list[str]:
+        """Names of the recipes, that with the best value first."""
+        sign = 1 if self.main is MAIN["classification"] else -1
+        return sorted(self.estimates, key=lambda name: sign * self.estimates[name].value)
+
+    @property
     def best(self) -> str:
         """Name of the recipe with the best value."""
-        sign = 1 if self.main is MAIN["classification"] else -1
-        return min(self.estimates, key=lambda name: sign * self.estimates[name].value)
+        return self.ranking[0]
 
 
 def _contests(runs: Sequence[Run]) -> Iterator[_Contest]:
@@ -138,19 +143,21 @@ def verdict(runs: Sequence[Run]) -> list[str]:
 
 
 def _decide(contest: _Contest) -> list[str]:
-    """Return which recipe is best, and whether its lead over the baseline is more than chance."""
-    best, base, main = contest.best, contest.baseline, contest.main
-    first = best if best != base else min(contest.chance, key=lambda name: contest.chance[name][0], default="")
-    other = first or next(name for name in contest.estimates if name != base)
-    values = {name: _value(found, main, contest.line.n) for name, found in contest.estimates.items()}
+    """Return which recipe is best of those shown to be better than the baseline, else of the others, and its chance."""
+    base, main = contest.baseline, contest.main
+    better = contest.ranking[: contest.ranking.index(base)]
+    shown = [name for name in better if name in contest.chance and contest.chance[name][0] < LEVEL]
+    other = (shown or better or contest.ranking[1:])[0]
+    its, own = (_value(contest.estimates[name], main, contest.line.n) for name in (base, other))
     tested = contest.chance.get(other)
-    if best != base and tested and tested[0] >= LEVEL:
-        opening = f"No method is shown to be better than the baseline, {base}: {values[base]}, against {values[best]} "
-        opening += f"with {best}"
-    elif best == base:
-        opening = f"No method is better than the baseline, {base}: {values[base]}, against {values[other]} with {other}"
+    if not better:
+        opening = f"No method is better than the baseline, {base}: {its}, against {own} with {other}"
+    elif tested and not shown:
+        opening = f"No method is shown to be better than the baseline, {base}: {its}, against {own} with {other}"
+    elif other == contest.best:
+        opening = f"The best method is {other}: {own}, against {its} with the baseline, {base}"
     else:
-        opening = f"The best method is {best}: {values[best]}, against {values[base]} with the baseline, {base}"
+        opening = f"{other} is better than the baseline, {base}: {own}, against {its}"
     count = contest.members[base][0].recipe.get("train_per_class")
     opening += f" ({_images(contest.line)}{'' if count is None else f', {count:,} training images per class'})."
     if tested is None:

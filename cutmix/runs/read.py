@@ -236,7 +236,7 @@ def _labelled(runs: Sequence[Run]) -> tuple[Run, ...]:
     firsts = [runs[keys.index(key)] for key in dict.fromkeys(keys)]
     names = [str(run.recipe.get("name") or run.folder.resolve().name) for run in firsts]
     mixes = [str(run.recipe.get("mix") or "") for run in firsts] if len(firsts) > 1 else [""]
-    chosen = _distinct(mixes, _without_shared_start(names), names, *_with_folders(names, firsts))
+    chosen = _distinct(mixes, _without_shared_parts(names), names, *_with_folders(names, firsts))
     group = dict(zip(dict.fromkeys(keys), chosen, strict=True))
     shared = [group[key] for key in keys]
     seeded = [
@@ -247,12 +247,26 @@ def _labelled(runs: Sequence[Run]) -> tuple[Run, ...]:
     return tuple(replace(run, label=label, group=name) for run, label, name in zip(runs, labels, shared, strict=True))
 
 
-def _without_shared_start(names: Sequence[str]) -> list[str]:
-    """Return names without the parts, between hyphens, with which all of them start."""
+def _without_shared_parts(names: Sequence[str]) -> list[str]:
+    """Return names without the parts, between hyphens, with which all start or end; each keeps a letter."""
     parts = [name.split("-") for name in names]
-    same = takewhile(lambda each: len(parts) > 1 and len(set(each)) == 1, zip(*parts, strict=False))
-    shared = len(list(same))
-    return ["-".join(each[shared:]) for each in parts]
+    start = _shared(parts)
+    while start and not all(map(_has_letter, (each[start:] for each in parts))):
+        start -= 1
+    rest = [each[start:] for each in parts]
+    end = _shared([each[::-1] for each in rest])
+    without = [each[: len(each) - end] for each in rest]
+    return ["-".join(each) for each in (without if all(map(_has_letter, without)) else rest)]
+
+
+def _shared(parts: Sequence[Sequence[str]]) -> int:
+    """Return with how many equal parts several names start."""
+    columns = zip(*parts, strict=False)
+    return len([*takewhile(lambda column: len(parts) > 1 and len(set(column)) == 1, columns)])
+
+
+def _has_letter(parts: Sequence[str]) -> bool:
+    return any(character.isalpha() for part in parts for character in part)
 
 
 def _with_folders(names: Sequence[str], runs: Sequence[Run]) -> tuple[list[str], list[str]]:

@@ -417,9 +417,19 @@ def test_the_baseline_of_a_folder_has_no_mixing_whatever_all_runs_share(tmp_path
     mixed = make_run(tmp_path / "a", name="photos-net-cutmix-alpha-0.5", mix="cutmix", alpha=0.5, label_smoothing=0.1)
     again = make_run(tmp_path / "b", name="photos-net-cutmix", mix="cutmix", label_smoothing=0.1)
     plain = make_run(tmp_path / "c", name="photos-net-none", label_smoothing=0.1)
-    runs = read_runs([mixed, again, plain])
-    assert [run.label for run in runs] == ["cutmix-alpha-0.5", "cutmix", "none"]  # without what all names start with
-    assert comparisons(runs)[0][0] == "none"
+    assert comparisons(read_runs([mixed, again, plain]))[0][0] == "none"
+
+
+@pytest.mark.parametrize(("names", "labels"), [
+    (("x-net-none-10-per-class", "x-net-cutmix-alpha-0.5-10-per-class"), ("none", "cutmix-alpha-0.5")),
+    (("x-net-none-10-per-class", "x-net-none-25-per-class"), ("10-per-class", "25-per-class")),
+    (("net-cutmix-alpha-0.5", "net-cutmix-alpha-2"), ("alpha-0.5", "alpha-2")),
+    (("net-cutmix", "net-cutmix-cutout"), ("cutmix", "cutmix-cutout")),
+    (("net", "net-cutmix"), ("net", "net-cutmix")),
+])  # fmt: skip
+def test_runs_are_labelled_by_what_their_names_do_not_share(tmp_path, names, labels):
+    runs = [make_run(tmp_path / name, name=name, mix="cutmix", alpha=n + 1.0) for n, name in enumerate(names)]
+    assert tuple(run.label for run in read_runs(runs)) == labels
 
 
 def test_a_doubling_axis_has_its_points_at_equal_distances():
@@ -554,6 +564,23 @@ def test_the_verdict_of_two_runs_is_the_exact_test(tmp_path) -> None:
     )
     assert stats.binomtest(0, 21).pvalue < 0.001
     assert closing.startswith("The difference is more than chance (for these two models, p < 0.001). Another seed")
+
+
+def test_of_worse_methods_the_best_is_named(tmp_path) -> None:
+    """A difference that is far from chance, that of the worst, says nothing about the others."""
+    opening, closing = verdict(read_runs(made(tmp_path, none=9, cutmix=12, mixup=40)))
+    assert opening.startswith("No method is better than the baseline, none: 90 % of the images right, against 86.7 %")
+    assert closing.startswith("The difference may be chance")
+
+
+def test_a_method_that_is_shown_to_be_better_is_named_before_a_better_one_that_is_not(tmp_path) -> None:
+    runs = made(tmp_path, none=20, cutmix=10)
+    apart = np.arange(N) >= N - 9  # other images than those that the baseline gets wrong
+    runs.append(predict(make_run(tmp_path / "mixup", mix="mixup", n=N, error=10), apart))
+    assert stats.binomtest(9, 29).pvalue > 0.05 > 2 * stats.binomtest(0, 10).pvalue
+    opening, closing = verdict(read_runs(runs))
+    assert opening.startswith("cutmix is better than the baseline, none: 88.9 % of the images right, against 77.8 %")
+    assert closing.startswith("The difference is more than chance (for these two models, p = 0.004).")
 
 
 def test_a_difference_that_may_be_chance_is_no_reason_to_decide(tmp_path) -> None:
