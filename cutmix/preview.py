@@ -36,7 +36,7 @@ def preview_grid(
 ) -> bytes:
     """Draw a grid as PNG: a row for each transform, a column for each sample, the mixed labels beneath.
 
-    The images are prepared and normalised as for testing, mixed, and shown with the normalisation undone. Cutout's
+    The images are prepared and normalized as for testing, mixed, and shown with the normalization undone. Cutout's
     holes therefore have the mean colour. A transform of None shows the images unmixed.
     """
     images, labels = pick_samples(data, image_size, count, seed)
@@ -96,8 +96,8 @@ def attention_figure(
 ) -> bytes:
     """Draw a PNG with a column for each sample: its image, its attention, and its mixed image with the labels.
 
-    ``images`` are at least two, (N, C, H, W) of one or three channels, normalised and on the device of the network,
-    which is not wrapped; ``mean`` and ``std`` undo the normalisation.
+    ``images`` are at least two, (N, C, H, W) of one or three channels, normalized and on the device of the network,
+    which is not wrapped; ``mean`` and ``std`` undo the normalization.
     """
     _, attention = predict_and_attend(network, images)
     draw = SMMix(1.0, seed=seed).draw(attention)

@@ -89,7 +89,7 @@ class TrainOptions(RunOptions):
 
 Convention = Literal["exact", "odin", "confident", "mahalanobis", "openood"]
 
-_SUITE_HELP = f"Suites to run: {', '.join(EVALUATE)}, several with commas, or all."
+_SUITE_HELP = f"Suites to run: {', '.join(EVALUATE)}, several separated by commas, or all."
 
 
 @dataclass(frozen=True)

@@ -45,11 +45,11 @@ class Training:
     momentum: float = 0.9
     """Momentum of SGD."""
     nesterov: bool = True
-    """Nesterov's form of momentum."""
+    """Use Nesterov momentum."""
     weight_decay: float = 5e-4
     """Weight decay."""
     decay_all: bool = True
-    """Apply weight decay to biases and normalisation too, as the paper's code does."""
+    """Apply weight decay to biases and normalization too, as the paper's code does."""
     schedule: Literal["step", "cosine", "constant"] = "cosine"
     """Learning rate schedule."""
     milestones: tuple[float, ...] = (0.5, 0.75)
@@ -73,11 +73,11 @@ class Training:
     """Precision of the forward pass; auto is bfloat16 where the device has it in hardware, else float32, as for
     depthwise convolutions on a CPU. tf32 needs a CUDA GPU; float16 scales the loss."""
     channels_last: bool = True
-    """Use the channels_last memory format, in which convolutions are faster."""
+    """Use the channels_last memory format, in which convolutions are usually faster."""
     sync_bn: bool = False
-    """Several GPUs: normalise batches over the images of all GPUs; useful with few images on each."""
+    """Several GPUs: normalize batches over the images of all GPUs; useful with few images on each."""
     compile: Literal["off", "model", "step"] = "off"
-    """model: compile the model, for training and evaluation; step: also compile the cropping, flipping, normalisation
+    """model: compile the model, for training and evaluation; step: also compile the cropping, flipping, normalization
     and mixing of a batch of a small set, as one graph. The first steps then take a minute."""
 
     def __post_init__(self) -> None:
@@ -132,26 +132,26 @@ class Recipe(Training):
     """A folder of images or tar shards, a file of labels (.csv, .jsonl, .parquet), the name of a known set (digits,
     cifar-10, cifar-100, fashion-mnist, tiny-imagenet-200, imagenet, cub-200-2011), or hf:NAME of Hugging Face."""
     model: Derived[str] = BY_DATA
-    """A model of the paper (resnet20, resnet110, resnet18_cifar, ...) or of timm; by default resnet50 for files,
-    resnet20 for small sets."""
+    """A model of the paper (resnet20, resnet110, resnet18_cifar, ...) or of timm; by default resnet50 for image
+    files, resnet20 for small sets."""
 
     epochs: Derived[int] = BY_DATA
-    """Passes over the training set; by default more for fewer files and for random weights, 30 for small sets."""
+    """Passes over the training set; by default more for fewer image files and for random weights, 30 for small sets."""
     batch_size: Derived[int] = BY_DATA
-    """Images in one optimizer step, over all processes; by default 8 to 64 for files, depending on their number, 128
-    for small sets."""
+    """Images in one optimizer step, over all processes; by default 8 to 64 for image files, depending on their
+    number, 128 for small sets."""
     optimizer: Derived[Literal["sgd", "adamw"]] = BY_DATA
-    """SGD with momentum, or AdamW; by default AdamW for files, SGD for small sets."""
+    """SGD with momentum, or AdamW; by default AdamW for image files, SGD for small sets."""
     lr: Derived[float] = BY_DATA
-    """Highest learning rate; by default for files chosen by the batch size, the epochs and the weights, 0.1 for small
-    sets."""
+    """Highest learning rate; by default it follows from batch size, epochs and weights for image files, and is 0.1 for
+    small sets."""
     weight_decay: Derived[float] = BY_DATA
-    """Weight decay; by default 0.05 for files, 0.0005 for small sets."""
+    """Weight decay; by default 0.05 for image files, 0.0005 for small sets."""
     warmup_epochs: Derived[float] = BY_DATA
-    """Epochs of linear warm-up; by default a tenth of the epochs for files, 0 for small sets."""
+    """Epochs of linear warm-up; by default a tenth of the epochs for image files, 0 for small sets."""
     ema_decay: Derived[float] = BY_DATA
     """Largest decay of the moving average of the weights, which is evaluated and exported in their place; 0 keeps no
-    average. By default 0.99 for files, 0 for small sets."""
+    average. By default 0.99 for image files, 0 for small sets."""
 
     val_fraction: float = 0.2
     """Share of each class to hold out where a folder has no validation split; 0 holds out nothing, and makes val/
@@ -168,8 +168,8 @@ class Recipe(Training):
     train_error: bool = False
     """Evaluate the training images too, without augmentation or mixing."""
     channels: int = 3
-    """Files: channels that images are decoded to: 1 grey, 3 RGB, 4 RGB and opacity; up to 16 for files with as many
-    bands. Pretrained weights are adapted, and the images normalised by statistics of the training images."""
+    """Image files: channels that images are decoded to: 1 grey, 3 RGB, 4 RGB and opacity; up to 16 for files with as
+    many bands. Pretrained weights are adapted, and the images normalized by statistics of the training images."""
     image_size: int | None = None
     """Side of the model's input in pixels; by default a small set's own size, and 224 for image files."""
     crop_padding: int = 4
@@ -177,13 +177,13 @@ class Recipe(Training):
     padding_mode: Literal["constant", "reflect"] = "constant"
     """Small sets: pad with black (constant) or with the mirrored border (reflect)."""
     crop_scale: Derived[tuple[float, float]] = BY_DATA
-    """Files: minimum and maximum share of the image that a random crop covers; by default 0.3 1."""
+    """Image files: minimum and maximum share of the image that a random crop covers; by default 0.3 1."""
     crop_fraction: float = 0.875
     """Image files: side of the centre crop for testing, as a share of the side of the resized image."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Image files: interpolation of the resize, for training and for testing."""
     decoder: Literal["exact", "fast"] = "fast"
-    """Files: decoder of JPEG files. exact: Pillow at full resolution, as in torchvision; fast: libjpeg-turbo at the
+    """Image files: decoder of JPEG. exact: Pillow at full resolution, as in torchvision; fast: libjpeg-turbo at the
     resolution that the crop needs."""
     squash: bool = False
     """Image files: resize to a square, ignoring the aspect ratio, and crop without resizing, as for localization."""
@@ -204,7 +204,7 @@ class Recipe(Training):
     """Standard deviation of the noise along ImageNet's principal colours; 0.1 in the paper's ImageNet code."""
 
     pretrained: Derived[bool] = BY_DATA
-    """Start from timm's pretrained weights; the default for files unless --weights is given."""
+    """Start from timm's pretrained weights; the default for image files unless --weights is given."""
     weights: str | None = None
     """Start from a file of weights; a head for another number of classes is replaced."""
     weights_ema: bool = False
@@ -241,7 +241,8 @@ class Recipe(Training):
     mixup_alpha: float | None = None
     """cutmix-or-mixup: α of Mixup; by default that of CutMix. DeiT uses 0.8."""
     mix_prob: Derived[float] = BY_DATA
-    """Probability that a batch is mixed (mix_per_sample: a sample); by default 0.5 for files, 1 for small sets."""
+    """Probability that a batch, or with --mix-per-sample a sample, is mixed; by default 0.5 for image files, 1 for
+    small sets."""
     mix_per_sample: bool = False
     """Draw λ and the box for every sample instead of once a batch."""
     mix_layers: tuple[int, ...] = ALL_LAYERS
@@ -253,7 +254,7 @@ class Recipe(Training):
     in the paper."""
 
     label_smoothing: Derived[float] = BY_DATA
-    """Share of the target that is spread over all classes; by default 0.1 for files with one label per image, 0 for
+    """Share of the target that is spread over all classes; by default 0.1 for image files with one label each, 0 for
     small sets. With several labels per image, each target moves this share of the way to ½."""
     class_weights: str | None = None
     """Weight the loss of each class: balanced, by the inverse of its number of training images, or a CSV or JSON file

@@ -120,9 +120,9 @@ PAPER_CIFAR100 = replace(
     SMALL, name="cifar100-pyramidnet200", data="cifar-100", model="pyramidnet200", epochs=300, batch_size=64, lr=0.25,
     weight_decay=1e-4, schedule="step", milestones=(0.5, 0.75),
 )  # fmt: skip
-"""§4.1.2, with Nesterov, the decay and the CIFAR-10 constants of normalisation that only its code has.
+"""§4.1.2, with Nesterov, the decay and the CIFAR-10 constants of normalization that only its code has.
 
-The authors divided each batch between two GPUs, so that a normalisation saw 32 images: ``torchrun --nproc-per-node 2``.
+The authors divided each batch between two GPUs, so that a normalization saw 32 images: ``torchrun --nproc-per-node 2``.
 They computed in float32, which ``--precision float32`` is on a GPU too.
 """
 

@@ -64,7 +64,8 @@ def parse_suites(text: str) -> tuple[str, ...]:
     names = [name.strip() for name in text.split(",")]
     unknown = [name for name in names if name not in (*EVALUATE, "all")]
     if unknown:
-        raise InputError(f'--suite is "{unknown[0]}"; expected {", ".join(EVALUATE)}, several with commas, or all')
+        known = ", ".join(EVALUATE)
+        raise InputError(f'--suite is "{unknown[0]}"; expected {known}, several separated by commas, or all')
     return EVALUATE if "all" in names else tuple(suite for suite in EVALUATE if suite in names)
 
 
@@ -80,15 +81,15 @@ class Transfer(Training):
     model: str = "resnet50"
     """Model of the backbone: one of timm's ResNets; a run, or a file that names its model, overrides it."""
     backbone: str = "none"
-    """Weights of the backbone: the folder of a run, a file, pretrained (timm's, fetched), or none: random."""
+    """Weights of the backbone: the folder of a run, a file, pretrained (timm's, downloaded), or none: random."""
     val_fraction: float = 0.2
     """Share of the images used for testing, for data without splits of their own."""
     nesterov: bool = False
     """Use Nesterov momentum."""
     precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = "float32"
-    """Precision of the forward pass; auto takes bfloat16 where the device has it in hardware."""
+    """Precision of the forward pass; auto is bfloat16 where the device has it in hardware, else float32."""
     channels_last: bool = False
-    """Use the channels_last memory format, in which convolutions can be faster."""
+    """Use the channels_last memory format, in which convolutions are usually faster."""
     compile: Annotated[Literal["off", "model", "step"], tyro.conf.Suppress] = "off"
     """Not available for transfer."""
 
@@ -148,7 +149,7 @@ class Captioning(Transfer):
     image_size: int = 256
     """Side in pixels to which images are resized before the crop."""
     crop: int = 224
-    """Side of the random crop in pixels; test images are cropped at the center."""
+    """Side of the random crop in pixels; test images are cropped at the centre."""
     beam: int = 20
     """Number of beams of the search; 1 is greedy."""
     max_length: int = 20

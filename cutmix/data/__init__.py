@@ -1,4 +1,4 @@
-"""Data sets, transforms and loaders: from files to normalised batches on the device."""
+"""Data sets, transforms and loaders: from files to normalized batches on the device."""
 
 from cutmix.data.loaders import test_loader, train_loader
 from cutmix.data.opening import is_small, open_data, open_splits

@@ -1,4 +1,4 @@
-"""Batches for a model: normalised, on the device, and reproducible."""
+"""Batches for a model: normalized, on the device, and reproducible."""
 
 # ruff: noqa: PT028 - test_loader loads a split for evaluation; it is not a test
 
@@ -40,7 +40,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Loader(Protocol):
-    """Yields (images, labels): float32 (n, C, H, W), normalised, and int64 (n,), both on the device."""
+    """Yields (images, labels): float32 (n, C, H, W), normalized, and int64 (n,), both on the device."""
 
     steps: int  # batches an epoch
 
@@ -180,7 +180,7 @@ class _Color:
 
 
 class _Finish:
-    """The last stage, on the device: normalise, resize, memory format; erase rectangles of training images."""
+    """The last stage, on the device: normalize, resize, memory format; erase rectangles of training images."""
 
     def __init__(
         self, data: ImageSet, device: torch.device, image_size: int | None, channels_last: bool,
@@ -224,7 +224,7 @@ class RawBatch:
 
 
 class _ArrayLoader:
-    """Gathers, crops, flips and normalises on the device; indices and draws go there once an epoch.
+    """Gathers, crops, flips and normalizes on the device; indices and draws go there once an epoch.
 
     The images are on the CPU if a policy changes them, one by one, in a thread.
     """
@@ -351,7 +351,7 @@ def _file_loader(
     seed: int = 0,
     color: _Color | None = None,
 ) -> "FileLoader":
-    """Return the loader of a file set: threads write uint8, the device colours and normalises."""
+    """Return the loader of a file set: threads write uint8, the device colours and normalizes."""
     assert finish.image_size is not None
     files = make(data, transform, finish.image_size, seed, pin_memory=finish.device.type == "cuda")
 

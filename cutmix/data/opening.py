@@ -52,7 +52,7 @@ def locate(data: str, download: bool = False) -> tuple[str, Path]:
         return "hub", Path(data)
     path = Path(data).expanduser()
     if path.is_dir():
-        return _recognise(path)
+        return _recognize(path)
     if path.is_file() and path.suffix.lower() in SUFFIXES:
         return "folder", path
     if path.exists():
@@ -81,7 +81,7 @@ def locate(data: str, download: bool = False) -> tuple[str, Path]:
     raise InputError(f"{data} was not found in {places}: {remedy}")
 
 
-def _recognise(path: Path) -> tuple[str, Path]:
+def _recognize(path: Path) -> tuple[str, Path]:
     found = {name: folder for name, find in _FINDERS.items() if (folder := find(path))}
     if len(found) > 1:
         raise InputError(f"{path} holds {' and '.join(found)}: give the path of one of them, or its name")

@@ -27,7 +27,7 @@ class TrainOrder:
     """The samples of this rank in each batch, shuffled by the seed and the epoch.
 
     All ranks have equally many: the last ones are filled up from the start of the epoch's order. The batches of a rank
-    differ by one sample at most, and none is a single sample, which batch normalisation cannot take. ``balance`` are
+    differ by one sample at most, and none is a single sample, which batch normalization cannot take. ``balance`` are
     class ids (size,), of which each class is drawn equally often; ``repeats`` is the number of copies of a sample in a
     row. Neither changes the number of samples in an epoch. ``shards`` are the shard of each sample, (size,), if they
     are read a few shards at a time.
@@ -312,7 +312,7 @@ class ColorDraw:
 
 
 def erase(images: Tensor, probability: float, generator: Generator) -> Tensor:
-    """Set a random rectangle of some normalised images to 0, their mean colour, in place and without a loop.
+    """Set a random rectangle of some normalized images to 0, their mean colour, in place and without a loop.
 
     Its area is uniform in [2 %, 33 %] of the image, its aspect ratio log-uniform in [0.3, 3.3], cut to the image.
 

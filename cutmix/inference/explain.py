@@ -30,7 +30,7 @@ _MOST_MAPS = 4  # of an image with several labels
 class Neighbours(NamedTuple):
     """Training images with their features."""
 
-    inputs: Tensor  # normalised images, (N, C, H, W) float32
+    inputs: Tensor  # normalized images, (N, C, H, W) float32
     labels: Tensor  # class ids, (N,) int64, or (N, K) uint8
     features: Tensor  # inputs of the linear classifier, of length 1, (N, D) float32
 
@@ -49,7 +49,7 @@ class Classifier(Protocol):
         """The device of the weights."""
 
     def probabilities(self, inputs: Tensor) -> Tensor:
-        """Return the class probabilities of normalised images."""
+        """Return the class probabilities of normalized images."""
 
     def label_thresholds(self) -> Tensor:
         """Return the thresholds of the labels, where an image can have several."""
@@ -236,7 +236,7 @@ def open_training_set(model: Classifier) -> ImageSet:
 
 
 def read_inputs(model: Classifier, data: ImageSet, size: int = 64) -> Iterator[Tensor]:
-    """Yield the normalised inputs of a set in batches."""
+    """Yield the normalized inputs of a set in batches."""
     for start in range(0, len(data), size):
         part = range(start, min(start + size, len(data)))
         if isinstance(data, ArraySet):
@@ -284,7 +284,7 @@ def draw(
 
 
 def _pixels(model: Classifier, image: Tensor) -> np.ndarray:
-    """Return a normalised image as (H, W, 3) in [0, 1]."""
+    """Return a normalized image as (H, W, 3) in [0, 1]."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (model.preprocessing.mean, model.preprocessing.std))
     shown = (image * std + mean).clamp(0, 1)
     return (shown[:3] if len(shown) > 2 else shown[:1].expand(3, -1, -1)).permute(1, 2, 0).numpy()

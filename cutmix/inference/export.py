@@ -232,7 +232,7 @@ def _readme(model: Model, options: ExportOptions, name: str, agreed: str) -> str
         )
         kind = "; of each label by itself, which an image has from its threshold on"
     return f"""{head}
-* Input `images`: uint8, (batch, {p.in_chans}, {size}, {size}), {mode}. Normalisation is inside.
+* Input `images`: uint8, (batch, {p.in_chans}, {size}, {size}), {mode}. Normalization is inside.
 * Output `probabilities`: float32, (batch, {len(model.classes)}){kind}; {temperature}.
 * {agreed.capitalize()}.
 {_MODES if p.in_chans in (1, 3) else ""}{"" if p.small or p.decoder != "fast" else _DECODER.format("Pillow")}
@@ -286,7 +286,7 @@ def run_push(options: PushOptions) -> str:
 def write_folder(model: Model, source: Path, folder: Path) -> None:
     """Write weights, timm's ``config.json`` and the model card.
 
-    The configuration has the normalisation, size, crop and interpolation of this model: those of the pretrained weights
+    The configuration has the normalization, size, crop and interpolation of this model: those of the pretrained weights
     that it started from would give other predictions.
     """
     try:

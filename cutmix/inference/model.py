@@ -132,16 +132,16 @@ class Preprocessing:
         return read_image(path) if self.in_chans in (1, 3) else read_channels(path, self.in_chans)
 
     def __call__(self, image: Decoded) -> Tensor:
-        """Return the result of ``open`` as the normalised input, (in_chans, image_size, image_size) float32.
+        """Return the result of ``open`` as the normalized input, (in_chans, image_size, image_size) float32.
 
         The result equals that of ``cutmix.data.test_loader``.
         """
         return self.finish(self.cut(image)[None])[0]
 
     def cut(self, image: Decoded | Path | Stored) -> Tensor:
-        """Return the square of an image or a file, (in_chans, image_size, image_size), which ``finish`` normalises.
+        """Return the square of an image or a file, (in_chans, image_size, image_size), which ``finish`` normalizes.
 
-        It is uint8; of small images, which are resized behind the normalisation, it is the input itself.
+        It is uint8; of small images, which are resized behind the normalization, it is the input itself.
         """
         if self.small:
             image = read_image(image) if isinstance(image, Path | Stored) else image
@@ -155,7 +155,7 @@ class Preprocessing:
         return self._transform(image)
 
     def finish(self, squares: Tensor) -> Tensor:
-        """Return squares (N, in_chans, image_size, image_size) as normalised inputs."""
+        """Return squares (N, in_chans, image_size, image_size) as normalized inputs."""
         return squares if squares.is_floating_point() else normalize(squares, self.mean, self.std)
 
     @property
@@ -167,7 +167,7 @@ class Model(Tabular):
     """A classifier of unprocessed images; it prints as a table of its properties.
 
     Attributes:
-        network: Maps normalised images (N, C, H, W) to logits (N, K); in eval mode.
+        network: Maps normalized images (N, C, H, W) to logits (N, K); in eval mode.
         classes: The K class names, in the order of the logits.
         preprocessing: The preprocessing of an image.
         temperature: Divides the logits before the softmax.
@@ -223,7 +223,7 @@ class Model(Tabular):
         """Return the calibrated probabilities of a batch: of the classes, or of each label by itself.
 
         Args:
-            inputs: Normalised images, (N, C, H, W) float32, on any device.
+            inputs: Normalized images, (N, C, H, W) float32, on any device.
             temperature: Divides the logits; by default the model's own.
             flip: Average the probabilities with those of the mirrored images.
 

@@ -228,7 +228,7 @@ class Cutout(_Mixer):
     """Set a square of every image to zero; labels are unchanged.
 
     The centre is uniform over the pixels and the square is clipped at the border, so that it is smaller there. Zero
-    is the mean colour of normalised images: apply it after normalisation, as the paper does.
+    is the mean colour of normalized images: apply it after normalization, as the paper does.
 
     Args:
         size: Side of the square in pixels, above 0; the paper uses 16 on CIFAR and 112 on ImageNet.

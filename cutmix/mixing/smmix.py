@@ -140,7 +140,7 @@ def fine_grained_loss(
     label_smoothing: float = 0.1,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """Compute the cross entropy of each region with the label of its source image: ½ (CE(t, y_A) + CE(s, y_B)).
+    """Compute the cross-entropy of each region with the label of its source image: ½ (CE(t, y_A) + CE(s, y_B)).
 
     Args:
         region_logits: (N, 2, K) floating; of the own tokens, t, and of the pasted ones, s.
@@ -213,8 +213,8 @@ def smmix_loss(
         predictions: (N, K) floating, of the images before they were mixed; see ``consistency_loss``.
         labels: Class ids (N,), or soft labels (N, K).
         draw: The mix.
-        label_smoothing: In [0, 1], of both cross entropies.
-        weight: (K,) weight of each class in both cross entropies, or None.
+        label_smoothing: In [0, 1], of both cross-entropies.
+        weight: (K,) weight of each class in both cross-entropies, or None.
 
     Returns:
         A scalar.
@@ -234,7 +234,7 @@ class SMMix(Mix):
     With probability ``prob`` a batch gets SMMix: a pass of the network in evaluation mode, without gradients, gives
     predictions and attention; a square of r × r tokens, r uniform from ¼ to ¾ of the map's side, is taken where the
     attention is highest in each sample's partner and pasted where it is lowest in the sample. The other batches get
-    Mixup and its cross entropy.
+    Mixup and its cross-entropy.
 
         smmix, network = SMMix(seed=0), WithTokenHead(vit)
         loss = smmix.loss(network, images, labels)

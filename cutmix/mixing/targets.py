@@ -90,12 +90,13 @@ def mixed_cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Tensor:
-    """Compute the cross entropy with mixed targets: −λ log p_A − (1 − λ) log p_B.
+    """Compute the cross-entropy with mixed targets: −λ log p_A − (1 − λ) log p_B.
 
-    One softmax and one gather of all classes, and no (N, K) target. Equal to ``torch.nn.functional.cross_entropy`` with
-    the soft labels ``targets.dense(K)``, which also defines ``weight`` and ``reduction="mean"``: every class's term is
-    weighted, and the mean is over the N samples. Class ids and soft labels go to that function unchanged; with class
-    ids it divides the mean by the sum of the weights. The second derivative is refused.
+    It takes one softmax and one gather, and builds no (N, K) target. The result is that of
+    ``torch.nn.functional.cross_entropy`` with the soft labels ``targets.dense(K)``, which also defines ``weight`` and
+    ``reduction="mean"``: every class's term is weighted, and the mean is over the N samples. Class ids and soft labels
+    go to that function unchanged; with class ids it divides the mean by the sum of the weights. The second derivative
+    is refused.
 
     An ignored label drops out of its pair: the sample's loss is the other label's term alone, with the weight that it
     has, λ or 1 − λ, and the mean is over the weight that remains, Σ over the samples of the weights of labels that are
@@ -116,7 +117,7 @@ def mixed_cross_entropy(
         InputError: If shapes, dtypes, ``label_smoothing`` or ``reduction`` do not fit, or a class id is out of range.
 
     Source:
-        Yun et al., CutMix, ICCV 2019, eq. 1; the authors' ``train.py`` adds two cross entropies, which is the same.
+        Yun et al., CutMix, ICCV 2019, eq. 1; the authors' ``train.py`` adds two cross-entropies, which is the same.
         Checked against ``torch.nn.functional.cross_entropy`` with soft labels and with ignored class ids.
     """
     all_known = _check(logits, targets, label_smoothing, reduction, ignore_index)
@@ -185,7 +186,7 @@ def mixed_binary_cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Tensor:
-    """Compute the binary cross entropy of every class, for multi-label images or as in ViT recipes.
+    """Compute the binary cross-entropy of every class, for multi-label images or as in ViT recipes.
 
     Args:
         logits: (N, K) floating; half precision is computed in float32.

@@ -273,7 +273,7 @@ _MODULES = ("", "bn1", "layer1", "layer2", "layer3")
 class FeatureMix(Mix):
     """Mix at one layer of the network, chosen at random for each batch.
 
-    Layer 0 is the image, 1 the output of the first convolution and its batch normalisation (before the activation),
+    Layer 0 is the image, 1 the output of the first convolution and its batch normalization (before the activation),
     2 to 4 the outputs of the stages layer1 to layer3. The mix is drawn at the shape of the features there, so that λ
     is exact in their pixels; everything after the layer, and the gradient, is of mixed features. The network must have
     modules named bn1 and layer1 to layer3, as the CIFAR ResNets, PyramidNet and the ResNets of timm and torchvision

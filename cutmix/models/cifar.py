@@ -1,6 +1,6 @@
 """Residual networks for CIFAR: ResNet and PyramidNet, with a 3×3 stem and three stages, for images of any size.
 
-Names of parameters, shortcuts and initialisation are those of the CutMix authors' code (and torchvision's, where it has
+Names of parameters, shortcuts and initialization are those of the CutMix authors' code (and torchvision's, where it has
 the network), so that their checkpoints load.
 
 Source: He et al. 2016 §4.2; Han et al. 2017 (PyramidNet); ``resnet.py`` and ``pyramidnet.py`` of the CutMix authors.

@@ -301,7 +301,7 @@ def find_head(model: nn.Module, image_shape: Sequence[int] | None = None) -> Hea
     """Return the feature maps and the linear layer of a network, if the logits are the mean of their class activations.
 
     Two random images of ``image_shape``, by default of timm's own size or 32×32, check, in eval mode, that logits =
-    mean over positions of W f(x) + b. A network with a class token, with hidden layers or a normalisation after the
+    mean over positions of W f(x) + b. A network with a class token, with hidden layers or a normalization after the
     pooling, or with another pooling is refused.
     """
     name = type(model).__name__

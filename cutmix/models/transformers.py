@@ -121,7 +121,7 @@ class PyramidVisionTransformer(nn.Module):
         return self.head
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that are not decayed, beside biases and normalisation; the authors decay positions."""
+        """Names of parameters that are not decayed, beside biases and normalization; the authors decay positions."""
         return {"cls_token"}
 
     def _check_size(self, height: int, width: int) -> None:
@@ -188,7 +188,7 @@ def predict_and_attend(network: nn.Module, images: Tensor) -> tuple[Tensor, Tens
     a_t = mean over heads and queries q of softmax_t(q · k_t / √d), without gradients
 
     The queries are the image's tokens in the last block; the class token and other tokens that are not part of the
-    image are left out both as queries and as keys, and rows are not normalised again. A ViT that pools its tokens has
+    image are left out both as queries and as keys, and rows are not normalized again. A ViT that pools its tokens has
     no class token to leave out. In CaiT the last block with attention is the last of its class-attention layers, whose
     one query is the class token: its map is that query's, averaged over heads. In PVT the last stage reduces no keys,
     so that every token of its map has a weight.
@@ -300,7 +300,7 @@ class WithTokenHead(nn.Module):
         regions = torch.stack((own_tokens, ~own_tokens), dim=1)
         sums = torch.bmm(regions.to(tokens.dtype), tokens)
         means = sums / regions.sum(2, keepdim=True).clamp(min=1)
-        if hasattr(self.network, "fc_norm"):  # where tokens are pooled, they are normalised only after it
+        if hasattr(self.network, "fc_norm"):  # where tokens are pooled, they are normalized only after it
             means = self.network.fc_norm(means)
         return self.network.forward_head(features), self.token_head(means)
 

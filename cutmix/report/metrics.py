@@ -201,7 +201,7 @@ METRICS = {
         "ε",
     ),
     "apgd_err": _robustness("APGD error",
-        "Top-1 error after Auto-PGD on the cross entropy, which chooses its own steps. Source: Croce and Hein 2020, by "
+        "Top-1 error after Auto-PGD on the cross-entropy, which chooses its own steps. Source: Croce and Hein 2020, by "
         "the package pyautoattack.",
         "ε",
     ),

@@ -276,7 +276,7 @@ def _origins(runs: Sequence[Run]) -> Markup:
             "The recipe is read from the header of the file."
             if "epochs" in run.recipe
             else "How they were trained is not "
-            "known here, so normalisation and test images may differ from those of their training.",
+            "known here, so normalization and test images may differ from those of their training.",
         )
         for run in runs
         if run.evaluated

@@ -110,7 +110,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def first_bytes(path: Path) -> bytes:
-    """Return the first nine bytes of a file, by which its kind is recognised."""
+    """Return the first nine bytes of a file, by which its kind is recognized."""
     try:
         with open(regular(path), "rb") as file:
             first = file.read(9)

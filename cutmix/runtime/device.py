@@ -138,7 +138,7 @@ def find_device(name: str, local_rank: int | None = None) -> torch.device:
 def parallel(model: nn.Module, world: World, *, sync_bn: bool = False) -> nn.Module:
     """Return the model that averages its gradients over all processes.
 
-    With ``sync_bn``, batch normalisation takes mean and variance over the images of all processes, on GPUs only.
+    With ``sync_bn``, batch normalization takes mean and variance over the images of all processes, on GPUs only.
     Buffers are not sent before each forward pass: the first process's are evaluated and saved, see ``send_buffers``.
     """
     if world.size == 1:
@@ -146,7 +146,7 @@ def parallel(model: nn.Module, world: World, *, sync_bn: bool = False) -> nn.Mod
     if sync_bn:
         if world.device.type != "cuda":
             raise InputError(f"--sync-bn is set on {world.device.type}; expected cuda, as PyTorch has it for GPUs only")
-        from timm.layers import convert_sync_batchnorm  # PyTorch's own drops the activations of timm's normalisations
+        from timm.layers import convert_sync_batchnorm  # PyTorch's own drops the activations of timm's normalizations
 
         model = convert_sync_batchnorm(model)
     devices = [world.device] if world.device.type == "cuda" else None

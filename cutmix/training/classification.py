@@ -148,7 +148,7 @@ class Classification:
         """Mix a batch as a whole, so that the number of parts does not change the result, and divide it."""
         state = self.state
         targets: Targets = labels
-        parts = max(min(self.recipe.accumulate, len(images) // 2), 1)  # batch normalisation needs two images
+        parts = max(min(self.recipe.accumulate, len(images) // 2), 1)  # batch normalization needs two images
         if isinstance(images, RawBatch):
             shape = images.images.shape
             holes = state.cutout.draw(shape) if state.cutout else None
@@ -355,7 +355,7 @@ def _mean_precision(predictions: LabelledLogits) -> float:
 
 
 def finish_and_mix(batch: RawBatch, *draws: Drawn | None) -> Tensor:
-    """Return the images of a batch, cropped, flipped, normalised and mixed: the graph of ``--compile step``."""
+    """Return the images of a batch, cropped, flipped, normalized and mixed: the graph of ``--compile step``."""
     images = batch.finished()
     for draw in draws:
         images = draw.apply(images) if draw else images

@@ -35,7 +35,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the recipe's optimizer.
 
-    Without ``decay_all``, weight decay leaves out vectors (biases, normalisation) and the parameters in the
+    Without ``decay_all``, weight decay leaves out vectors (biases, normalization) and the parameters in the
     ``no_weight_decay`` of a timm model (position embeddings, class tokens). With a ``head_lr_factor`` other than 1,
     the parameters of the classifier are in groups of their own, with the factor as "lr_factor".
     """
@@ -268,7 +268,7 @@ def checkpoint_activations(recipe: Recipe, model: nn.Module) -> None:
 
 
 def start_branches_at_one(model: nn.Module) -> None:
-    """Undo timm's ``zero_init_last``: a normalisation whose scales are all 0 gets PyTorch's own 1."""
+    """Undo timm's ``zero_init_last``: a normalization whose scales are all 0 gets PyTorch's own 1."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and module.affine and not module.weight.any():
             nn.init.ones_(module.weight)
@@ -305,7 +305,7 @@ def _train_on_one(network: nn.Module, image: torch.Tensor, refusal: str) -> None
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             network.train()(image)
     except ValueError:  # of F.batch_norm
-        raise InputError(f"{refusal}, as batch normalisation cannot be trained on a single image") from None
+        raise InputError(f"{refusal}, as batch normalization cannot be trained on a single image") from None
     finally:
         network.load_state_dict(before)
 

@@ -18,7 +18,9 @@ def test_all_and_lists_keep_the_order_of_the_table() -> None:
 
 @pytest.mark.parametrize("text", ["", "rubbish", "ood,", "detection"])
 def test_an_unknown_suite_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match=r'--suite is ".*"; expected classification, .*, several with commas, or all'):
+    with pytest.raises(
+        InputError, match=r'--suite is ".*"; expected classification, .*, several separated by commas, or all'
+    ):
         parse_suites(text)
 
 

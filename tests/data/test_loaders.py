@@ -331,7 +331,7 @@ def test_colours_are_a_function_of_seed_epoch_and_step(
     assert not any(same(list(other), whole) for other in others)
 
 
-def test_colours_are_changed_before_the_normalisation() -> None:
+def test_colours_are_changed_before_the_normalization() -> None:
     data = noise(8)
     (plain, labels), *_ = train(data, batch_size=8).epoch(0)
     (changed, same_labels), *_ = train(data, batch_size=8, color_jitter=0.4, lighting=0.1).epoch(0)

@@ -65,7 +65,7 @@ def test_fgsm_of_a_linear_model_is_the_sign_of_its_weights() -> None:
     assert 0 < int(fooled.sum()) < 40
 
 
-def test_epsilon_is_in_pixels_whatever_the_normalisation() -> None:
+def test_epsilon_is_in_pixels_whatever_the_normalization() -> None:
     images, labels = random_images().float(), torch.arange(6) % 4
     model = PixelModel(small_network().float(), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)).eval()
     for attacked in (fgsm(model, images, labels, EPS), pgd(model, images, labels, EPS)):

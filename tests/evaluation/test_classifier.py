@@ -33,11 +33,11 @@ def classifier(*, precision: str = "float32", channels_last: bool = False, size:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_pixels_give_the_logits_of_normalised_images(channels_last: bool) -> None:
+def test_pixels_give_the_logits_of_normalized_images(channels_last: bool) -> None:
     it = classifier(channels_last=channels_last)
     with torch.inference_mode():
-        normalised = normalize(it.images, MEAN, STD, channels_last=channels_last)
-        expected = torch.cat([it.network(x) for x in normalised.split(it.batch_size)])
+        normalized = normalize(it.images, MEAN, STD, channels_last=channels_last)
+        expected = torch.cat([it.network(x) for x in normalized.split(it.batch_size)])
     assert torch.equal(it.predict(), expected)
 
 
@@ -101,7 +101,7 @@ def test_exact_is_float32_and_differentiable_where_the_run_is_bfloat16() -> None
     assert not it.exact.training
 
 
-def test_small_images_are_resized_after_their_normalisation() -> None:
+def test_small_images_are_resized_after_their_normalization() -> None:
     it = classifier(size=24)
     with torch.inference_mode():
         resized = nn.functional.interpolate(normalize(it.images, MEAN, STD), (24, 24), mode="bilinear", antialias=True)

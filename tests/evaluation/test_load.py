@@ -357,7 +357,7 @@ def test_a_smaller_draw_is_part_of_a_larger_one() -> None:
     assert draw_images(100, 100, 3) is None
 
 
-def test_the_normalisation_of_a_known_model_goes_with_it(tmp_path: Path) -> None:
+def test_the_normalization_of_a_known_model_goes_with_it(tmp_path: Path) -> None:
     torch.save(create_model("resnet18", 2).state_dict(), tmp_path / "plain.pth")
     folder = str(image_files(tmp_path / "photos", 1))
     for model, mean in (("resnet18", 0.485), ("tf_efficientnet_lite0", 0.5)):

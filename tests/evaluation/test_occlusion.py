@@ -70,7 +70,7 @@ def test_classes_are_those_of_the_occluded_images() -> None:
         assert len(classes[-1 if where == "center" else 0].unique()) == 1  # one and the same blank image
 
 
-def test_the_mean_is_zero_after_the_normalisation() -> None:
+def test_the_mean_is_zero_after_the_normalization() -> None:
     classifier = make_classifier()
     blank = occlude(classifier.pixels(slice(1)), 6, classifier.mean)
     bias = classifier.network[1].bias  # type: ignore[index]

@@ -427,7 +427,7 @@ def test_mixed_and_unmixed_batches_share_one_graph(make: Callable, per_sample: b
 @pytest.mark.usefixtures("no_recompilation")
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("per_sample", [False, True])
-def test_crop_flip_normalise_and_mix_are_one_graph(per_sample: bool, backend: str) -> None:
+def test_crop_flip_normalize_and_mix_are_one_graph(per_sample: bool, backend: str) -> None:
     mean, std, generator = (
         torch.tensor([0.5, 0.4, 0.3]),
         torch.tensor([0.2, 0.2, 0.3]),

@@ -33,7 +33,7 @@ def test_features_and_head_make_the_logits(name):
 
 
 @pytest.mark.parametrize("network", ["resnet56", "pyramidnet110"])
-def test_initialisation_is_the_authors(network):
+def test_initialization_is_the_authors(network):
     torch.manual_seed(0)
     for name, module in create_model(network, 10).named_modules():
         if isinstance(module, nn.Conv2d):

@@ -154,7 +154,7 @@ def test_cifar_stem_computes_what_torchvisions_network_with_that_stem_does(depth
     same_function(create_model(f"resnet{depth}_cifar", 7), randomized(reference))
 
 
-def test_the_new_stem_is_initialised_as_the_rest():
+def test_the_new_stem_is_initialized_as_the_rest():
     std = create_model("resnet18_cifar", 10).conv1.weight.std().item()
     assert std == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.1)
 

@@ -44,7 +44,7 @@ def test_large_heads_that_are_found(name: str) -> None:
     [
         ("vit_tiny_patch16_224", {"depth": 1, "img_size": 64, "embed_dim": 24, "num_heads": 2}),  # a class token
         ("mobilenetv3_small_050", {}),  # a convolution behind the pooling
-        ("convnext_atto", {}),  # a normalisation behind the pooling
+        ("convnext_atto", {}),  # a normalization behind the pooling
         ("resnet10t", {"global_pool": "max"}),
     ],
 )

@@ -305,16 +305,16 @@ def test_the_threads_of_the_group_end_before_the_interpreter(together: Path, agr
     assert not [name for name in names if "gloo" in name]
 
 
-def test_synchronized_batch_normalisation_needs_gpus() -> None:
+def test_synchronized_batch_normalization_needs_gpus() -> None:
     with pytest.raises(InputError, match="--sync-bn is set on cpu; expected cuda"):
         parallel(torch.nn.BatchNorm2d(2), World(0, 2, torch.device("cpu")), sync_bn=True)
 
 
-def test_synchronized_batch_normalisation_replaces_every_layer_and_keeps_what_they_hold(
+def test_synchronized_batch_normalization_replaces_every_layer_and_keeps_what_they_hold(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cutmix.runtime.device, "DistributedDataParallel", lambda model, **_: model)
-    for name in ("resnet20", "pyramidnet110", "test_efficientnet"):  # the last one's normalisations hold activations
+    for name in ("resnet20", "pyramidnet110", "test_efficientnet"):  # the last one's normalizations hold activations
         model = create_model(name, 3)
         expected = {key: value.clone() for key, value in model.state_dict().items()}
         normal = sum(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())

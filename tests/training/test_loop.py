@@ -51,7 +51,7 @@ STEPS = 24
 
 
 class Small(nn.Module):
-    """Batch normalisation has buffers; dropout draws from the global generator."""
+    """Batch normalization has buffers; dropout draws from the global generator."""
 
     def __init__(self, num_classes: int, in_chans: int) -> None:
         super().__init__()

@@ -138,7 +138,7 @@ def test_weights_to_start_from_may_be_gone(photos: Path, tmp_path: Path) -> None
     assert same_weights(run, whole)
     assert (run / "log.jsonl").read_text().count("\n") == (whole / "log.jsonl").read_text().count("\n")
     losses = [[e["loss"] for e in read_log(folder / "log.jsonl") if e["kind"] == "train"] for folder in (run, whole)]
-    assert losses[0] == losses[1]  # with the normalisation of the weights, to the last bit
+    assert losses[0] == losses[1]  # with the normalization of the weights, to the last bit
     with pytest.raises(InputError, match=r"weights\.safetensors"):
         run_training(recipe, options(tmp_path / "new", resume=True))
 

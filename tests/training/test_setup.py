@@ -74,7 +74,7 @@ def test_flags_without_effect_are_noted() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pretrained_weights_get_the_normalisation_that_they_know(
+def test_pretrained_weights_get_the_normalization_that_they_know(
     channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     splits = open_splits("digits")
@@ -102,16 +102,16 @@ def test_smmix_refuses_a_batch_without_partners(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("model", "side"), [("resnet18", 32), ("mobilenetv3_small_050", 32), ("rexnet_100", 64)])
-def test_batches_of_one_are_refused_where_batch_normalisation_cannot_take_them(
+def test_batches_of_one_are_refused_where_batch_normalization_cannot_take_them(
     model: str, side: int, tmp_path: Path
 ) -> None:
     recipe = replace(DIGITS, model=model, image_size=side, batch_size=1)
-    with pytest.raises(InputError, match=r"--batch-size is 1; expected at least 2, as batch normalisation"):
+    with pytest.raises(InputError, match=r"--batch-size is 1; expected at least 2, as batch normalization"):
         prepare(recipe, TrainOptions(out=tmp_path / "run", workers=0), WORLD)
     assert not list(tmp_path.iterdir())
 
 
-def test_batches_of_one_are_taken_without_batch_normalisation(tmp_path: Path) -> None:
+def test_batches_of_one_are_taken_without_batch_normalization(tmp_path: Path) -> None:
     recipe = replace(DIGITS, model="deit_tiny_patch4_8", batch_size=1)
     run = prepare(recipe, TrainOptions(out=tmp_path / "run", workers=0), WORLD)
     assert run.batches.steps == 1000

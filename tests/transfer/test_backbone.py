@@ -1,4 +1,4 @@
-"""Weights of a run, of a file and none: the same features, the right normalisation, and what does not fit."""
+"""Weights of a run, of a file and none: the same features, the right normalization, and what does not fit."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def write(path: Path, network: nn.Module, **about: object) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """The folder of a run: a CIFAR network of 7 classes, with a normalisation of its own."""
+    """The folder of a run: a CIFAR network of 7 classes, with a normalization of its own."""
     network = create_model("resnet20", 7)
     write(
         tmp_path / "model.safetensors", network, model="resnet20", num_classes=7, in_chans=3, mean=[0.1, 0.2, 0.3],
@@ -34,7 +34,7 @@ def run(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("source", ["", "model.safetensors"])
-def test_a_run_brings_its_network_and_its_normalisation(run: Path, source: str) -> None:
+def test_a_run_brings_its_network_and_its_normalization(run: Path, source: str) -> None:
     found = load_backbone(Detection(backbone=str(run / source), model="resnet50"))
     assert (found.model, found.mean, found.std) == ("resnet20", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert found.title == f"resnet20 with the weights of {run / 'model.safetensors'}"

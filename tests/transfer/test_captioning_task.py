@@ -31,7 +31,7 @@ def task(data: Path, **changes: object) -> CaptioningTask:
 def test_the_losses_of_the_parts_add_up(caption_folder: Path) -> None:
     it = task(caption_folder, accumulate=3)
     images, tokens = torch.rand(7, 3, 32, 32), torch.randint(4, 9, (7, 5))  # captions of one length: no PAD
-    network = it.state.model.eval()  # batch normalisation by its running statistics
+    network = it.state.model.eval()  # batch normalization by its running statistics
     parts = it.split(images, tokens, 0.0)
     assert [len(x) for x, _ in parts] == [3, 3, 1]
     total = sum(it.loss(network, x, y) * len(x) / 7 for x, y in parts)
