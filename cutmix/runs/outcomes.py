@@ -231,12 +231,12 @@ def crossed_difference(method: np.ndarray, baseline: np.ndarray) -> CrossedDiffe
     With d_si = wrong_method(s, i) − wrong_baseline(s, i), seeds and images are crossed random effects: d_si = μ + a_s +
     b_i + e_si. The variance of the mean is estimated without bias from the mean squares of the two-way layout, (MS_S +
     MS_I − MS_E) / (S N), at least by (MS_S / (S N)) and (MS_I / (S N)) alone, and the interval is Student's with
-    Satterthwaite's degrees of freedom, or Student's over the seeds alone where that is wider; p is the larger of the
-    two. Where the seeds happen to agree, Satterthwaite's degrees of freedom alone make small p-values too small:
-    simulated with 3 seeds, 10,000 images and a spread of 1 point over seeds, 12 times as many as there should be are
-    below 0.001. As it is, the 95 % interval covers in 94 to 99 % of the cases with 2 to 5 seeds. With one seed only the
-    images are random: the interval says nothing about another seed. Interval and p are then ``rate_difference``'s for
-    images that are right or wrong (bool), and the paired t-test's for errors between.
+    Satterthwaite's degrees of freedom, at least 1, or Student's over the seeds alone where that is wider; p is the
+    larger of the two. Where the seeds happen to agree, Satterthwaite's degrees of freedom alone make small p-values too
+    small: simulated with 3 seeds, 10,000 images and a spread of 1 point over seeds, 12 times as many as there should be
+    are below 0.001. As it is, the 95 % interval covers in 94 to 99 % of the cases with 2 to 5 seeds. With one seed only
+    the images are random: the interval says nothing about another seed. Interval and p are then ``rate_difference``'s
+    for images that are right or wrong (bool), and the paired t-test's for errors between.
 
     Source: Satterthwaite (1946); Searle, Casella and McCulloch, Variance Components (1992), chapter 4, for the two-way
     crossed random model without replication. Checked against simulated coverage and, for one seed, the paired t-test
@@ -284,7 +284,8 @@ def _errors(of_seeds: float, of_images: float, of_both: float, seeds: int, image
     """Return standard errors of the mean, each with its degrees of freedom: over seeds and images, over seeds alone."""
     squares = max(of_seeds + of_images - of_both, of_seeds, of_images)
     spread = (of_seeds**2 + of_both**2 / max(images - 1, 1)) / (seeds - 1) + of_images**2 / max(images - 1, 1)
-    df = squares**2 / spread if spread else float(seeds - 1)
+    # below 1, which a few images can give, Student's t means nothing, and SciPy's noncentral t does not return
+    df = max(squares**2 / spread, 1.0) if spread else float(seeds - 1)
     count = seeds * images
     return [((squares / count) ** 0.5, df), ((of_seeds / count) ** 0.5, float(seeds - 1))]
 

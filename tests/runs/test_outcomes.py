@@ -191,6 +191,21 @@ def test_equal_methods_differ_by_nothing() -> None:
     assert found.seeds_needed() is None
 
 
+def test_few_images_have_an_interval_too() -> None:
+    """Satterthwaite's degrees of freedom fall below 1 here, where SciPy searches for the detectable one forever."""
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        images = int(random.integers(2, 6))
+        method, baseline = (random.random((3, images)) < 0.5 for _ in range(2))
+        found = crossed_difference(method, baseline)
+        assert found.df >= 1
+        assert found.detectable < np.inf
+        gains = 100 * (method.mean(1) - baseline.mean(1))
+        alone = stats.t.interval(0.95, 2, gains.mean(), stats.sem(gains)) if np.ptp(gains) else (found.value,) * 2
+        assert found.low <= max(alone[0], -100) + 1e-9
+        assert found.high >= min(alone[1], 100) - 1e-9
+
+
 def test_more_seeds_are_needed_where_chance_is_not_excluded() -> None:
     rng = np.random.default_rng(5)
     assert crossed_difference(*simulate(rng, 3, 4000, 2.0)).seeds_needed() == 3
