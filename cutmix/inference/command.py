@@ -79,7 +79,7 @@ def run_explain(options: ExplainOptions, images: Iterable[Any]) -> list[Path]:
     written = []
     for number, file in enumerate(files, 1):
         found = explain_image(
-            model, model.decode(file, number - 1), explainer=explainer, class_id=class_id, known=known,
+            model, model.check(file, number - 1), explainer=explainer, class_id=class_id, known=known,
             neighbours=options.neighbours, drawn=True,
         )  # fmt: skip
         stem = f"-{file.stem}" if isinstance(file, Path | Stored) else ""

@@ -16,6 +16,7 @@ from cutmix.config.recipe import Recipe
 from cutmix.data import ArraySet, ImageSet, open_data
 from cutmix.data.decode import Decoded
 from cutmix.data.sets import keep_per_class, random_subset, take
+from cutmix.data.sources import Source
 from cutmix.errors import InputError, did_you_mean, missing_extra
 from cutmix.evaluation.localization import class_activation_map, normalize_maps, overlay, resize_maps
 from cutmix.models.create import find_head
@@ -82,10 +83,10 @@ class Explanation:
 
 
 def explain_image(
-    model: Classifier, image: Decoded, *, explainer: "HeatMaps | None" = None, class_id: int | None = None,
+    model: Classifier, image: Source | Decoded, *, explainer: "HeatMaps | None" = None, class_id: int | None = None,
     known: "Neighbours | None" = None, neighbours: int = 4, drawn: bool = False,
 ) -> Explanation:  # fmt: skip
-    """Explain the prediction of an image: RGB, or the result of ``read_channels`` for the model's channels.
+    """Explain the prediction of an image: a file, RGB, or the result of ``read_channels`` for the model's channels.
 
     ``explainer``, from ``heat_maps``, serves many images; ``class_id`` is a further class with a heat map; ``known`` is
     the result of ``training_images``. The PNG is drawn on request.
@@ -243,7 +244,7 @@ def read_inputs(model: Classifier, data: ImageSet, size: int = 64) -> Iterator[T
             arrays = (data.images[i].permute(1, 2, 0).squeeze(2).numpy() for i in part)
             yield torch.stack([model.preprocessing(Image.fromarray(array).convert("RGB")) for array in arrays])
         else:
-            yield torch.stack([model.preprocessing(model.preprocessing.open(data.paths[i])) for i in part])
+            yield torch.stack([model.preprocessing(data.paths[i]) for i in part])
 
 
 def find_nearest(model: Classifier, inputs: Tensor, known: Neighbours, count: int) -> list[int]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cutmix.config.options import WORKERS
 from cutmix.config.recipe import Recipe
-from cutmix.data.decode import Decoded, decoding_threads, read_channels, read_image, to_rgb
+from cutmix.data.decode import Decoded, decoding_threads, read_image, to_rgb
 from cutmix.data.image_files import Decoder, ResizeAndCrop
 from cutmix.data.sources import Stored
 from cutmix.data.transforms import Interpolation, normalize, resize
@@ -127,18 +127,14 @@ class Preprocessing:
     interpolation: Interpolation = "bilinear"
     decoder: Decoder = "exact"
 
-    def open(self, path: Path | Stored) -> Decoded:
-        """Decode a file: RGB, or (H, W, in_chans) uint8 of other channels than 1 and 3."""
-        return read_image(path) if self.in_chans in (1, 3) else read_channels(path, self.in_chans)
+    def __call__(self, image: Path | Stored | Decoded) -> Tensor:
+        """Return an image or a file as the normalized input, (in_chans, image_size, image_size) float32.
 
-    def __call__(self, image: Decoded) -> Tensor:
-        """Return the result of ``open`` as the normalized input, (in_chans, image_size, image_size) float32.
-
-        The result equals that of ``cutmix.data.test_loader``.
+        For a file, the result equals that of ``cutmix.data.test_loader``.
         """
         return self.finish(self.cut(image)[None])[0]
 
-    def cut(self, image: Decoded | Path | Stored) -> Tensor:
+    def cut(self, image: Path | Stored | Decoded) -> Tensor:
         """Return the square of an image or a file, (in_chans, image_size, image_size), which ``finish`` normalizes.
 
         It is uint8; of small images, which are resized behind the normalization, it is the input itself.
@@ -297,7 +293,7 @@ class Model(Tabular):
         """
         known, _ = training_images(self, neighbours)
         return explain_image(
-            self, self.decode(image), class_id=find_class(self, class_name), known=known, neighbours=neighbours,
+            self, self.check(image), class_id=find_class(self, class_name), known=known, neighbours=neighbours,
             drawn=True,
         )  # fmt: skip
 
@@ -330,18 +326,18 @@ class Model(Tabular):
 
     def _read(self, position: int, source: Source) -> tuple[str, Tensor | str]:
         """Return the name and the square of an image, or the reason why it cannot be read."""
-        source = Path(source) if isinstance(source, str) else source
-        if isinstance(source, Path | Stored):
+        image = self.check(source, position)
+        if isinstance(image, Path | Stored):
             try:
-                return str(source), self.preprocessing.cut(source)
+                return str(image), self.preprocessing.cut(image)
             except InputError as error:
-                return str(source), str(error)
-        return str(position), self.preprocessing.cut(self.decode(source, position))
+                return str(image), str(error)
+        return str(position), self.preprocessing.cut(image)
 
-    def decode(self, source: Source, position: int = 0) -> Decoded:
-        """Return an image as RGB, or as an array of the model's channels."""
+    def check(self, source: Source, position: int = 0) -> Path | Stored | Decoded:
+        """Return a file, or an image in memory as RGB or as an array of the model's channels."""
         if isinstance(source, str | Path | Stored):
-            return self.preprocessing.open(Path(source) if isinstance(source, str) else source)
+            return Path(source) if isinstance(source, str) else source
         channels = self.preprocessing.in_chans
         shapes, expected = [(), (1,), (3,)], _EXPECTED
         if channels not in (1, 3):

@@ -12,6 +12,7 @@ from PIL import Image
 
 from cutmix.cli import COMMANDS
 from cutmix.config.recipes import RECIPES
+from cutmix.data.decode import FAST_JPEG
 from cutmix.errors import InputError
 from cutmix.evaluation.localization import normalize_maps, resize_maps
 from cutmix.inference.explain import HeatMaps, find_nearest, heat_maps, open_training_set, training_images
@@ -84,6 +85,24 @@ def test_an_unreadable_training_image_is_left_out(run: Path, photos: Path) -> No
         assert check_images(model)[1] == "16 training images"
     finally:
         broken.unlink()
+
+
+def test_a_file_is_read_as_predict_reads_it(run: Path, tmp_path: Path) -> None:
+    """A JPEG file is decoded at the resolution that the crop needs, which gives other pixels than the whole image."""
+    if not FAST_JPEG:
+        pytest.skip("simplejpeg is not installed")
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 300, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "noise.jpg")
+    model = load(run, device="cpu")
+    assert model.preprocessing.decoder == "fast"
+    predicted = model.predict(tmp_path / "noise.jpg", top=3)[0]
+    expected = dict(zip(predicted.classes, predicted.probabilities, strict=True))
+    for source in (tmp_path / "noise.jpg", str(tmp_path / "noise.jpg")):
+        found = model.explain(source, neighbours=0).probabilities.tolist()
+        assert dict(zip(model.classes, found, strict=True)) == pytest.approx(expected, abs=1e-6)
+    assert model.explain(Image.open(tmp_path / "noise.jpg"), neighbours=0).probabilities.tolist() != pytest.approx(
+        found, abs=1e-6
+    )
 
 
 def test_a_requested_class_has_one_map(run: Path, photos: Path) -> None:
