@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from PIL import Image
 from scipy.special import log_softmax
 from torch import Tensor, nn
 
 from cutmix.data import ArraySet, FileSet, ImageSet
-from cutmix.data.decode import read_same_size
+from cutmix.data.decode import in_threads, read_same_size
 from cutmix.data.image_files import Decoder, ResizeAndCrop
 from cutmix.data.loaders import Upload
 from cutmix.data.transforms import Interpolation, resize
@@ -77,6 +78,8 @@ class Classifier:
     batch_size: int = 256
     seed: int = 0
     image_size: int | None = None  # side to which small images are resized before the network; None keeps their size
+    # resizes and crops arrays (n, C, h, w) uint8 of a data set as ``images`` were; None where these are as they were
+    cut: Callable[[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -150,6 +153,29 @@ def decode(
     cut = ResizeAndCrop(side, crop_fraction, squash, interpolation, data.in_chans)
     images = read_same_size(data.paths, side, side, partial(cut.read, decoder=decoder), data.in_chans)
     return ArraySet(data.name, data.split, data.classes, data.labels, data.mean, data.std, images, data.skipped)
+
+
+def cut_arrays(
+    images: Tensor,
+    image_size: int | None,
+    crop_fraction: float,
+    squash: bool = False,
+    interpolation: Interpolation = "bilinear",
+    decoder: Decoder = "exact",
+) -> Tensor:
+    """Return images (n, C, h, w) uint8 as ``decode`` returns those of files, (n, C, image_size, image_size)."""
+    n, channels, side = len(images), images.shape[1], image_size or 224
+    check_memory(n * channels * side**2, f"--image-size is {side}: resizing {n:,} images")
+    cut = ResizeAndCrop(side, crop_fraction, squash, interpolation, channels)
+    result = images.new_empty((n, channels, side, side))
+
+    def read(index: int) -> None:
+        pixels = images[index].permute(1, 2, 0).numpy()
+        shown = pixels[..., 0] if channels == 1 else pixels
+        result[index] = cut(Image.fromarray(shown) if channels in (1, 3) else pixels)
+
+    in_threads(read, range(n))
+    return result
 
 
 # ---- outputs, converted to float64 ----

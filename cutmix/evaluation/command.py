@@ -29,8 +29,17 @@ from cutmix.evaluation.classification import (
     predict,
     predictions_arrays,
 )
-from cutmix.evaluation.classifier import Classifier, SuiteResult, decode
-from cutmix.evaluation.load import Subject, View, draw_images, find_subject, find_view, load_model, open_test_set
+from cutmix.evaluation.classifier import Classifier, SuiteResult, cut_arrays, decode
+from cutmix.evaluation.load import (
+    Subject,
+    View,
+    draw_images,
+    find_subject,
+    find_view,
+    is_cut,
+    load_model,
+    open_test_set,
+)
 from cutmix.evaluation.localization import box_gallery, example_figures, localization_suite, mixed_maps
 from cutmix.evaluation.ood import ood_suite
 from cutmix.evaluation.robustness import robustness_suite
@@ -124,12 +133,19 @@ class Evaluation:
     def images(self) -> ImageSet:
         """The images to evaluate on; image files are decoded once if several passes need them."""
         chosen = self.data if self.index is None else take(self.data, self.index)
+        if isinstance(chosen, ArraySet):
+            return replace(chosen, images=cut_arrays(chosen.images, *self.view)) if self.cut else chosen
         return chosen if self.suites == _SHARED else decode(chosen, *self.view)
+
+    @property
+    def cut(self) -> bool:
+        """Whether images are resized and cropped before the model, and not small ones resized whole by it."""
+        return is_cut(self.options, self.subject, self.data)
 
     @property
     def image_size(self) -> int | None:
         """The side to which the images are resized; None if they are decoded to it already."""
-        return None if isinstance(self.data, FileSet) and isinstance(self.images, ArraySet) else self.view.image_size
+        return None if self.cut and isinstance(self.images, ArraySet) else self.view.image_size
 
     @property
     def decoder(self) -> str | None:
@@ -165,7 +181,7 @@ class Evaluation:
         return Classifier(
             self.model.eval().requires_grad_(False), images.mean, images.std, images.images, images.labels,
             images.classes, images.name, autocast(self.precision, self.world.device), self.options.batch_size,
-            self.options.seed, image_size,
+            self.options.seed, image_size, (lambda images: cut_arrays(images, *self.view)) if self.cut else None,
         )  # fmt: skip
 
 
@@ -287,7 +303,7 @@ def find_boxes(evaluation: Evaluation) -> list[np.ndarray]:
             raise InputError("digits has no boxes; localization needs other data, or a folder of boxes with --boxes")
     found = read_boxes(folder, data)
     boxes = list(found.boxes)
-    if isinstance(data, FileSet):
+    if evaluation.cut:
         side = view.image_size or 224
         resized = round(side / view.crop_fraction)
         squashed = view.squash and resized == side

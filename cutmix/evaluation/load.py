@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cutmix.config.options import EvaluateOptions
 from cutmix.config.recipe import Recipe
-from cutmix.data import FileSet, ImageSet, Splits, open_data, open_splits
+from cutmix.data import ArraySet, FileSet, ImageSet, Splits, open_data, open_splits
 from cutmix.data.command import describe_splits
 from cutmix.data.division import find_shared
 from cutmix.data.folder import printable_name
@@ -74,6 +74,8 @@ def find_view(options: EvaluateOptions, subject: Subject, data: ImageSet) -> Vie
     """Return the preprocessing: that of the recipe's test images; without one, of the options, else of the file."""
     header = subject.header
     size = options.image_size or header.image_size or (224 if isinstance(data, FileSet) else None)
+    if size is None and isinstance(data, ArraySet) and is_cut(options, subject, data):
+        size = min(data.images.shape[2:])
     if subject.recipe is None:
         crop, squash = options.crop_fraction or header.crop_fraction or 0.875, options.squash or bool(header.squash)
         return View(size, crop, squash, header.interpolation or "bilinear", "exact")
@@ -89,6 +91,17 @@ def find_view(options: EvaluateOptions, subject: Subject, data: ImageSet) -> Vie
     if options.squash and not view.squash:
         raise InputError(f"--squash is given, but {subject.weights} was trained without it")
     return view
+
+
+def is_cut(options: EvaluateOptions, subject: Subject, data: ImageSet) -> bool:
+    """Return whether images are resized and cropped as image files are; others are resized whole, as small ones are.
+
+    Small images are cropped too if the weights were trained on image files, as ``predict`` does, or if a crop is given.
+    """
+    header = subject.header
+    if isinstance(data, FileSet) or header.small is not None:
+        return isinstance(data, FileSet) or not header.small
+    return bool(options.crop_fraction or options.squash or header.crop_fraction)
 
 
 def find_subject(options: EvaluateOptions) -> Subject:

@@ -302,13 +302,16 @@ def _record(metric: str, value: float, low: float | None, high: float | None, n:
 def _open_arrays(classifier: Classifier, folder: Path) -> Corrupted:
     labels = _labels(classifier, folder / "labels.npy")
     n = len(labels)
-    channels, height, width = classifier.images.shape[1:]
-    shape = (len(SEVERITIES) * n, height, width, channels)
+    channels, *sides = classifier.images.shape[1:]
+    if classifier.cut:
+        sides = [*_load(folder / f"{CORRUPTIONS[0]}.npy", None).shape[1:3]]
+    shape = (len(SEVERITIES) * n, *sides, channels)
     sets = [_load(folder / f"{name}.npy", shape) for name in CORRUPTIONS]
 
     def read(corruption: int, severity: int, part: slice) -> Tensor:
-        images = sets[corruption][severity * n + part.start : severity * n + part.stop]
-        return torch.from_numpy(np.array(images.transpose(0, 3, 1, 2)))
+        chosen = sets[corruption][severity * n + part.start : severity * n + part.stop]
+        images = torch.from_numpy(np.array(chosen.transpose(0, 3, 1, 2)))
+        return classifier.cut(images) if classifier.cut else images
 
     return Corrupted(labels, read, relative=False)
 

@@ -69,6 +69,19 @@ def arrays(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_arrays_are_cut_as_the_images_were(classifier: Classifier, arrays: Path) -> None:
+    """A dark border of a quarter of the pixels, which the cut takes away, does not count."""
+    for name in CORRUPTIONS:
+        images = np.load(arrays / f"{name}.npy")
+        np.save(arrays / f"{name}.npy", np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0))))
+    with pytest.raises(InputError, match=r"npy is \(60, 24, 24, 3\) uint8; expected \(60, 16, 16, 3\) uint8"):
+        open_corrupted(classifier, arrays)
+    cutting = replace(classifier, cut=lambda images: images[..., 4:-4, 4:-4])
+    records = corruption_error(cutting, open_corrupted(cutting, arrays)).records
+    found = [record.value for record in records if record.metric == "corruption_err"]
+    np.testing.assert_allclose(found, EXPECTED.flatten())
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A set in the layout of ImageNet-C."""

@@ -12,18 +12,29 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from torch import nn
 
 from cutmix.config.options import EvaluateOptions
 from cutmix.config.recipe import Recipe
-from cutmix.data import FileSet, ImageSet, open_data
+from cutmix.data import ArraySet, FileSet, ImageSet, open_data
 from cutmix.data.image_files import ResizeAndCrop
 from cutmix.data.transforms import normalize
 from cutmix.errors import InputError
 from cutmix.evaluation.classifier import decode
-from cutmix.evaluation.load import draw_images, find_subject, find_view, load_model, open_test_set, read_classes
-from cutmix.inference.model import Preprocessing
+from cutmix.evaluation.command import run_evaluate
+from cutmix.evaluation.load import (
+    draw_images,
+    find_subject,
+    find_view,
+    is_cut,
+    load_model,
+    open_test_set,
+    read_classes,
+)
+from cutmix.inference.model import Preprocessing, load
 from cutmix.models import create_model
 from cutmix.runs.folder import find_weights
+from cutmix.runs.read import read_arrays
 from cutmix.runtime.weights import save_weights
 
 
@@ -65,7 +76,7 @@ def test_weights_of_a_recipe_are_evaluated_on_the_images_held_out(tmp_path: Path
     assert (len(data), data.split, data.mean) == (4, "val", (0.1, 0.2, 0.3))
 
 
-def ours(path: Path, folder: Path, names: Sequence[str], **header: object) -> Path:
+def ours(path: Path, folder: Path, names: Sequence[str], model: nn.Module | None = None, **header: object) -> Path:
     """Save weights as a run on a folder does."""
     recipe = Recipe(data=str(folder), model="resnet20", val_fraction=0.4)
     values = {
@@ -76,7 +87,7 @@ def ours(path: Path, folder: Path, names: Sequence[str], **header: object) -> Pa
         **header,
     }
     strings = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
-    save_weights(path, create_model("resnet20", len(names)).state_dict(), strings)
+    save_weights(path, (model or create_model("resnet20", len(names))).state_dict(), strings)
     return path
 
 
@@ -316,6 +327,38 @@ def test_files_are_cut_for_a_model_of_small_images_as_predict_cuts_them(tmp_path
     torch.testing.assert_close(normalize(images, data.mean, data.std), inputs, rtol=0, atol=1 / 255 / 0.4)
     with pytest.raises(InputError, match=r"--crop-fraction is 0\.9; expected 1, with which"):
         find_view(replace(options, crop_fraction=0.9), subject, data)
+
+
+def test_arrays_are_cut_for_a_model_of_image_files_as_predict_cuts_them(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    recipe = Recipe(name="photos", data="gone", model="resnet20").to_dict()
+    about = {"small": False, "image_size": 12, "in_chans": 1, "mean": [0.3], "std": [0.4], "recipe": recipe}
+    path = tmp_path / "w.safetensors"
+    ours(
+        path, tmp_path / "gone", [str(digit) for digit in range(10)], create_model("resnet20", 10, in_chans=1), **about
+    )
+    chosen: dict[str, Any] = {"precision": "float32", "device": "cpu", "images": 30}
+    run_evaluate(EvaluateOptions(path, "digits", suite="classification", out=tmp_path / "a", **chosen), shown=False)
+    data = open_data("digits", "test")
+    assert isinstance(data, ArraySet)
+    drawn = draw_images(len(data), 30, 0)
+    assert drawn is not None
+    for i, index in enumerate(drawn.tolist()):
+        Image.fromarray(data.images[index, 0].numpy()).save(tmp_path / f"{i:02}.png")
+    predictions = load(path, device="cpu").predict(sorted(tmp_path.glob("*.png")), top=10)
+    expected = [[dict(zip(*each[1:3], strict=True))[name] for name in data.classes] for each in predictions]
+    logits = torch.from_numpy(read_arrays(tmp_path / "a/predictions/last.npz")["logits"])
+    torch.testing.assert_close(logits.softmax(1), torch.tensor(expected), rtol=0, atol=1e-5)
+
+
+def test_arrays_are_cut_for_other_weights_where_a_crop_is_given(tmp_path: Path) -> None:
+    torch.save(create_model("resnet20", 10, in_chans=1).state_dict(), tmp_path / "plain.pth")
+    for fraction, cut, size in ((None, False, None), (0.8, True, 8)):
+        options = EvaluateOptions(tmp_path / "plain.pth", "digits", model="resnet20", crop_fraction=fraction)
+        subject = find_subject(options)
+        data = open_test_set(options, subject)
+        assert is_cut(options, subject, data) == cut
+        assert find_view(options, subject, data).image_size == size
 
 
 def test_numbered_folders_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
