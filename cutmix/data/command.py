@@ -1,9 +1,10 @@
 """``cutmix data`` describes a data set; ``cutmix shards`` writes one as tar shards, and resumes an interrupted one."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from cutmix.config.options import DataOptions, ShardsOptions
+from cutmix.config.recipe import flag
 from cutmix.data.decode import displayed, read_channels
 from cutmix.data.division import Copies, find_copies
 from cutmix.data.folder import ClassFolders, count_suffixes, is_hidden, say_others
@@ -107,7 +109,7 @@ class Description(Tabular):
 
     def warnings(self) -> list[str]:
         """Return notes on the files left out and on possible distortions of a result."""
-        return self.left_out() + self._copies() + self._balance()
+        return self.left_out() + self._copies() + self._labels() + self._balance()
 
     def left_out(self) -> list[str]:
         """Return notes on the files left out."""
@@ -154,6 +156,19 @@ class Description(Tabular):
         if self.conflicts:
             which = a_few(" = ".join(group) for group in self.conflicts)
             lines.append(f"{counted(len(self.conflicts), 'image is', 'images are')} in two classes: {which}")
+        return lines
+
+    def _labels(self) -> list[str]:
+        """Return notes on class names that read like quantities, or like several labels."""
+        lines, known = [], set(self.classes)
+        numbers = all(re.fullmatch(r"[-+]?\d*\.?\d+", name) for name in known)
+        if numbers and any(float(name) % 1 for name in known):
+            lines.append(f"the labels are numbers ({a_few(self.classes)}): each is a class, without order or distance")
+        if several := [name for name in self.classes if {name} != {*re.split(r" *[,;/+&] *", name)} <= known]:
+            lines.append(
+                f"{counted(len(several), 'class reads', 'classes read')} like several labels: {a_few(several)}; "
+                "a file of labels separates those of an image by |"
+            )
         return lines
 
     def _balance(self) -> list[str]:
@@ -207,6 +222,8 @@ def describe_data(
     splits = open_splits(
         data, val_fraction=val_fraction, seed=seed, download=download, skip_unreadable=True, channels=channels
     )
+    if splits.official:
+        _refuse_division(splits.train.name, val_fraction=val_fraction, seed=seed)
     copies = None
     if splits.folders and splits.copies.compared == "files":
         copies = find_copies(splits.folders, None, channels=channels)
@@ -215,6 +232,13 @@ def describe_data(
         image = draw_classes(splits.train)
         write_atomic(out, lambda file: image.save(file, "PNG"))
     return description
+
+
+def _refuse_division(name: str, **given: float) -> None:
+    """Refuse flags that divide a folder, if they are given for a set with its own splits."""
+    own = {field.name: field.default for field in fields(DataOptions)}
+    if flags := [flag(name) for name, value in given.items() if value != own[name]]:
+        raise InputError(f"{name} has its own splits; expected no --{' and no --'.join(flags)}")
 
 
 def run_data(options: DataOptions) -> Description:
@@ -330,6 +354,8 @@ def write_shards(options: ShardsOptions) -> Path:
         options.data, val_fraction=options.val_fraction, seed=options.seed, skip_unreadable=options.skip_unreadable,
         channels=options.channels,
     )  # fmt: skip
+    if splits.official:
+        _refuse_division(splits.train.name, val_fraction=options.val_fraction)
     if splits.train.labels.ndim > 1:
         raise InputError(f"{options.data} has several labels an image; cutmix shards writes one for each")
     say("\n".join(describe_splits(splits).lines()))

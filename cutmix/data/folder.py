@@ -23,6 +23,8 @@ EXTENSIONS = (
 
 _NOT_DATA = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")  # folders that archivers and file managers add
 
+_UNLABELLED = "; if its images have no labels, move the folder elsewhere"
+
 
 class File(NamedTuple):
     """An image file."""
@@ -268,7 +270,7 @@ def _class_names(folder: Path, part: str, root: Path) -> dict[str, str]:
     if not names:
         if not _holds_images(folder):
             raise InputError(f"{folder} holds no images; expected one folder a class with its images inside")
-        hint = f", or give {root / 'train'} alone if they have no labels" if part not in ("all", "train") else ""
+        hint = _UNLABELLED if part not in ("all", "train") else ""
         tables = [path.name for path in _visible(root) if path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".parquet")]
         hint += f", or as --data a file of labels, such as {root / tables[0]}" if tables else ""
         raise InputError(
@@ -285,7 +287,8 @@ def _class_names(folder: Path, part: str, root: Path) -> dict[str, str]:
             f"{folder} has two folders whose names both read '{printable_name(twice)}'; expected each class once"
         )
     if len(names) < 2:
-        raise InputError(f"{folder} holds one class only ('{names[0]}'); a classifier needs two or more")
+        hint = _UNLABELLED if part not in ("all", "train") else ""
+        raise InputError(f"{folder} holds one class only ('{names[0]}'); a classifier needs two or more{hint}")
     return shown
 
 

@@ -168,7 +168,8 @@ def open_splits(
     if name in STORED:
         return _open_stored(name, folder, val_fraction, seed, skip_unreadable, channels=channels)
     if name not in ("folder", "imagenet"):
-        train, test = (_open_known(name, folder, split, skip_unreadable) for split in ("train", "test"))
+        train, test = (_open_known(name, folder, split, skip_unreadable, channels) for split in ("train", "test"))
+        _check_channels(train, channels)
         return Splits(train, None, test, {"train": "official", "test": "official"}, official=True)
     about = (name, folder, val_fraction, seed, skip_unreadable, () if reported_only else ("train", "val", "test"))
     return _open_folder(*about, copies=copies, channels=channels, fold=fold)
@@ -200,7 +201,9 @@ def open_data(
     if name not in ("folder", "imagenet", *STORED):
         if split == "val":
             raise InputError(f"{name} has no val split; expected 'train' or 'test'")
-        return _open_known(name, folder, split, skip_unreadable)
+        known = _open_known(name, folder, split, skip_unreadable, channels)
+        _check_channels(known, channels)
+        return known
     if name in STORED:
         splits = _open_stored(name, folder, val_fraction, seed, skip_unreadable, (split,), channels=channels)
     else:
@@ -217,7 +220,15 @@ def _check_fraction(val_fraction: float) -> None:
         raise InputError(f"val_fraction is {val_fraction}; expected a share of at least 0 and below 1")
 
 
-def _open_known(name: str, folder: Path, split: Literal["train", "test"], skip_unreadable: bool) -> ImageSet:
+def _check_channels(data: ImageSet, channels: int) -> None:
+    """Refuse a number of channels, other than the default, that a known set of small images does not have."""
+    if channels not in (3, data.in_chans):
+        raise InputError(f"--channels is {channels}; {data.name} has {data.in_chans} already")
+
+
+def _open_known(
+    name: str, folder: Path, split: Literal["train", "test"], skip_unreadable: bool, channels: int
+) -> ImageSet:
     skipped: tuple[Path, ...] = ()
     if name == "digits":
         images, labels, classes = read_digits(split)
@@ -229,8 +240,9 @@ def _open_known(name: str, folder: Path, split: Literal["train", "test"], skip_u
         images, labels, classes, skipped = read_tiny_imagenet(folder, split, skip_unreadable=skip_unreadable)
     else:
         paths, numbers, classes = read_cub(folder, split)
-        unreadable = find_unreadable(paths) if skip_unreadable else set()
-        return _file_set(name, folder, split, list(zip(paths, numbers, strict=True)), classes, unreadable)
+        unreadable = find_unreadable(paths, channels) if skip_unreadable else set()
+        samples = list(zip(paths, numbers, strict=True))
+        return _file_set(name, folder, split, samples, classes, unreadable, channels=channels)
     if not len(labels):
         raise InputError(f"{folder} holds no {split} images of {name}")
     return ArraySet(name, split, classes, labels, *_MEAN_STD[name], images, skipped)
@@ -289,7 +301,7 @@ def open_whole(data: str, *, skip_unreadable: bool = False, channels: int = 3) -
     """Open the images of ``open_data(data, "all")`` as the only split, ``train``; raises as that does."""
     name, folder = locate(data)
     if name not in ("folder", "imagenet", *STORED):
-        return Splits(_open_known(name, folder, "test", skip_unreadable), None, None, {})
+        return Splits(_open_known(name, folder, "test", skip_unreadable, channels), None, None, {})
     found = _catalogue(name, folder) if name in STORED else _listed(folder)
     part = next(part for part in ("all", "test", "val", "train") if part in found.parts)
     split: Split = "all" if part in ("all", "train") else "test"
@@ -341,17 +353,21 @@ def _file_set(
             row[list(several[path])] = 1
         if split == "train" and (missing := (labels.sum(0) == 0).nonzero().flatten().tolist()):
             raise InputError(f"{folder} leaves no training images with the label '{classes[missing[0]]}'")
-    elif emptied := {label for _, label in samples} - set(labels.tolist()):
-        raise _emptied(folder, split, classes, emptied)
+    else:
+        _check_readable(folder, split, classes, {label for _, label in samples}, set(labels.tolist()))
     shown = printable_name(folder.resolve().name) if name == "folder" else name
     paths, skipped = Paths((path for path, _ in kept), top), tuple(sorted(unreadable))
     return FileSet(shown, split, classes, labels, *_normalization(channels), paths, skipped, channels)
 
 
-def _emptied(folder: Path | str, split: str, classes: tuple[str, ...], labels: set[int]) -> InputError:
-    return InputError(
-        f"{folder}: none of the {split} images of class '{classes[min(labels)]}' can be read; repair them"
-    )
+def _check_readable(where: Path | str, split: str, classes: tuple[str, ...], given: set[int], left: set[int]) -> None:
+    """Refuse a split without readable images, and training images without those of a class."""
+    if split == "train" and (emptied := given - left):
+        raise InputError(
+            f"{where}: none of the train images of class '{classes[min(emptied)]}' can be read; repair them"
+        )
+    if given and not left:
+        raise InputError(f"{where}: none of the {split} images can be read; repair them")
 
 
 def _normalization(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -391,8 +407,7 @@ def _stored_set(
         found = in_threads(partial(digest_pixels, channels=channels), images)
         bad = [i for i, each in enumerate(found) if isinstance(each, InputError)]
         kept = np.setdiff1d(np.arange(len(images)), bad)
-        if emptied := set(labels.tolist()) - set(labels[kept].tolist()):
-            raise _emptied(name, split, classes, emptied)
+        _check_readable(name, split, classes, set(labels.tolist()), set(labels[kept].tolist()))
         skipped, labels, images = tuple(images[i] for i in bad), labels[kept], images.take(kept)
     normalization = _normalization(channels)
     return FileSet(

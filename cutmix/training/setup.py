@@ -227,11 +227,7 @@ def open_sets(recipe: Recipe, options: TrainOptions, world: World) -> Splits:
             f"{recipe.data} leaves no images to evaluate on; expected two of some class, or --val-fraction 0 to train "
             "on all images and evaluate none"
         )
-    if recipe.channels != 3:
-        if not isinstance(splits.train, FileSet):
-            raise InputError(
-                f"--channels is {recipe.channels}; {splits.train.name} has {splits.train.in_chans} already"
-            )
+    if recipe.channels != 3 and isinstance(splits.train, FileSet):
         splits = splits.normalized(*channel_statistics(splits.train))
     if recipe.train_per_class is not None:
         splits = replace(splits, train=keep_per_class(splits.train, recipe.train_per_class))

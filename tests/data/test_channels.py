@@ -212,7 +212,7 @@ def test_grey_images_are_augmented_as_rgb(tmp_path: Path) -> None:
     assert read_image(tmp_path / "a/0.png").mode == "RGB"
     run = cutmix.train(
         tmp_path, channels=1, model="resnet10t", pretrained=False, image_size=32, epochs=1, batch_size=4, device="cpu",
-        auto_augment="rand-m9-mstd0.5-inc1", workers=0, out=tmp_path / "run",
+        auto_augment="rand-m9-mstd0.5-inc1", workers=0, out=tmp_path / ".run",
     )  # fmt: skip
     assert read_header(run.folder / "model.safetensors").in_chans == 1
 

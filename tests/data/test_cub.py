@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from cutmix.data import FileSet, open_splits
 from cutmix.data.formats import find_cub, read_cub, read_rows
 from cutmix.errors import InputError
 
@@ -36,6 +37,13 @@ def test_the_splits(folder: Path) -> None:
 def test_it_is_found_by_its_folder_or_its_parent(folder: Path) -> None:
     assert find_cub(folder) == find_cub(folder.parent) == folder
     assert find_cub(folder.parent / "elsewhere") is None
+
+
+def test_images_are_decoded_to_the_channels(folder: Path) -> None:
+    splits = open_splits(str(folder), channels=1)
+    assert isinstance(splits.train, FileSet)
+    assert isinstance(splits.test, FileSet)
+    assert (splits.train.in_chans, splits.test.in_chans, len(splits.train.mean)) == (1, 1, 1)
 
 
 def test_what_is_incomplete_is_refused(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from cutmix.cli import main
 from cutmix.data.command import describe_data, describe_splits, draw_classes
 from cutmix.data.opening import open_data, open_splits
+from cutmix.errors import InputError
 
 
 @pytest.fixture
@@ -63,6 +65,44 @@ def test_everything_is_counted_and_named(messy: Path) -> None:
         "classes are unbalanced: from 13 (ant) to 41 (bee) training images; always predicting bee is right for 76% of "
         "them",
     ]
+
+
+def test_flags_that_divide_a_folder_are_refused_for_a_set_with_its_own_splits(tmp_path: Path) -> None:
+    for given, flags in (
+        ({"val_fraction": 0.3}, "--val-fraction"),
+        ({"seed": 1, "val_fraction": 0}, "--val-fraction and no --seed"),
+    ):
+        with pytest.raises(InputError, match=f"digits has its own splits; expected no {flags}$"):
+            describe_data("digits", **given)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="--channels is 4; digits has 1 already"):
+        describe_data("digits", channels=4)
+    assert describe_data("digits", channels=1) == describe_data("digits")
+
+
+def labelled(folder: Path, labels: Sequence[str]) -> Path:
+    """Write an image for each label, and a file of the labels."""
+    rows, random = ["path,label"], np.random.default_rng(0)
+    for number, label in enumerate(labels):
+        Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+        rows.append(f'{number}.png,"{label}"')
+    (folder / "labels.csv").write_text("\n".join(rows))
+    return folder / "labels.csv"
+
+
+@pytest.mark.parametrize(
+    ("labels", "notes"),
+    [
+        (("0.5", "1.25", "-3"), ["the labels are numbers (-3, 0.5, 1.25): each is a class, without order or distance"]),
+        (("1.0", "2.0", "10"), []),
+        (("1.5", "2", "large"), []),
+        (
+            ("cat", "dog", "cat, dog", "dog, small"),
+            ["1 class reads like several labels: cat, dog; a file of labels separates those of an image by |"],
+        ),
+    ],
+)
+def test_labels_that_are_no_classes_are_noted(tmp_path: Path, labels: tuple[str, ...], notes: list[str]) -> None:
+    assert describe_data(str(labelled(tmp_path, labels * 2)), val_fraction=0.5).warnings() == notes
 
 
 def test_folders_inside_class_folders_are_named(messy: Path) -> None:

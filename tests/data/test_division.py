@@ -279,9 +279,17 @@ def test_unreadable_files_are_found_where_pixels_are_not_compared(
     assert sum(len(part.skipped) for part in (splits.train, splits.val) if part) == 1
 
 
-def test_skipping_may_not_empty_a_class(tmp_path: Path) -> None:
+def test_skipping_may_empty_a_class_of_the_images_held_out_alone(tmp_path: Path) -> None:
     write(tmp_path / "train", {"ant": 5, "bee": 5})
     write(tmp_path / "val", {"ant": 1, "bee": 1})
     (tmp_path / "val" / "bee" / "0.png").write_bytes(b"")
-    with pytest.raises(InputError, match="none of the val images of class 'bee' can be read"):
+    splits = open_splits(str(tmp_path), skip_unreadable=True)
+    assert splits.val is not None
+    assert (splits.val.counts().tolist(), len(splits.val.skipped)) == ([1, 0], 1)
+    (tmp_path / "val" / "ant" / "0.png").write_bytes(b"")
+    with pytest.raises(InputError, match="none of the val images can be read"):
         open_data(str(tmp_path), "val", skip_unreadable=True)
+    for number in range(5):
+        (tmp_path / "train" / "bee" / f"{number}.png").write_bytes(b"")
+    with pytest.raises(InputError, match="none of the train images of class 'bee' can be read"):
+        open_data(str(tmp_path), "train", skip_unreadable=True)
