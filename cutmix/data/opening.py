@@ -12,7 +12,7 @@ import torch
 
 from cutmix.data.decode import digest_pixels, find_unreadable, in_threads
 from cutmix.data.division import MOST_NEAR, Copies, divide, divide_folds, divide_stored, find_copies, find_near
-from cutmix.data.folder import ClassFolders, File, printable_name, read_class_folders
+from cutmix.data.folder import ClassFolders, File, find_parts, is_hidden, printable_name, read_class_folders
 from cutmix.data.formats import (
     find_cifar,
     find_cub,
@@ -88,6 +88,17 @@ def _recognize(path: Path) -> tuple[str, Path]:
     if found:
         return next(iter(found.items()))
     return "hub" if is_saved(path) else "shards" if find_shards(path) else "folder", path
+
+
+def refuse_inside(out: Path, data: str) -> None:
+    """Refuse a folder to write images into that would become a class of the data, or part of one."""
+    if not Path(data).expanduser().is_dir() or (found := locate(data))[0] not in ("folder", "imagenet"):
+        return
+    for folder in (find_parts(found[1]) or {"all": found[1]}).values():
+        place = out.resolve()
+        inside = place.relative_to(folder.resolve()).parts if place.is_relative_to(folder.resolve()) else ()
+        if inside and not any(map(is_hidden, inside)):
+            raise InputError(f"{out} is inside {folder}, and would be a class of it; choose another folder with --out")
 
 
 def _find_named(name: str, roots: list[Path]) -> Path | None:

@@ -29,6 +29,7 @@ from cutmix.config.recipe import Recipe, complete, flag
 from cutmix.data import FileSet, Splits, open_splits
 from cutmix.data.decode import FAST_JPEG
 from cutmix.data.loaders import Batch, Loader
+from cutmix.data.opening import refuse_inside
 from cutmix.data.sets import keep_per_class
 from cutmix.errors import InputError
 from cutmix.evaluation.classification import predict
@@ -144,8 +145,7 @@ def check_images(jobs: Sequence[Job], options: CampaignOptions | TrainOptions) -
             skip = train_options(job, options).skip_unreadable
             opened[key] = open_splits(data, copies=copies.get(data), skip_unreadable=skip, **reading)
             copies[data] = opened[key].copies
-        splits = opened[key]
-        splits = splits if count is None else replace(splits, train=keep_per_class(splits.train, count))
+        splits = opened[key] if count is None else replace(opened[key], train=keep_per_class(opened[key].train, count))
         kept = read_environment(job.path / "environment.json").get("images")
         if kept != splits.fingerprint() and (kept is not None or before != data):
             raise InputError(
@@ -296,8 +296,8 @@ def plan_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
     )
     if splits.reported is None:
         raise InputError(f"{recipe.data} leaves no images to compare the runs on; expected --val-fraction above 0")
-    data = splits.train
-    classes, files = data.num_classes, isinstance(data, FileSet)
+    data, classes, files = splits.train, splits.train.num_classes, isinstance(splits.train, FileSet)
+    refuse_inside(options.out, recipe.data)
     if recipe.mix is None:  # no note on an automatic choice, as the methods decide
         mixes = [method.partition(":")[0] for method in options.mix]
         recipe = replace(recipe, mix=next((mix for mix in mixes if mix != "none"), "none"))
@@ -402,6 +402,7 @@ def run_folds(recipe: Recipe, options: TrainOptions) -> Results:
     )
     _say_once(notes)
     out = options.out or Path("runs") / f"{shared.name}-{recipe.folds}-folds-seed{recipe.seed}"
+    refuse_inside(out, recipe.data)
     jobs = [
         Job(f"{recipe.folds} folds", replace(shared, fold=k), out / f"fold-{k}") for k in range(1, recipe.folds + 1)
     ]

@@ -22,6 +22,7 @@ from cutmix.data.decode import FAST_JPEG, read_channels
 from cutmix.data.division import Copies
 from cutmix.data.folder import printable_name
 from cutmix.data.loaders import Loader
+from cutmix.data.opening import refuse_inside
 from cutmix.data.sets import keep_per_class, random_subset
 from cutmix.errors import InputError, did_you_mean
 from cutmix.models import weights_normalization
@@ -74,6 +75,7 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     splits = open_sets(recipe, options, world)
     given, (recipe, notes) = recipe, resolve(recipe, splits.train, world.device)
     path = run_folder(recipe, options)
+    refuse_inside(path, recipe.data)
     recipe, started, saved = from_first(lambda: _as_begun(given, recipe, path, options), world)
     normalization = saved if started else starting_normalization(recipe, splits.train.in_chans)
     if normalization:

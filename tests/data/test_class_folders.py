@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 from torchvision import datasets
 
+import cutmix
 from cutmix.data.folder import find_parts, printable_name, read_class_folders
-from cutmix.data.opening import open_data, open_splits
+from cutmix.data.opening import open_data, open_splits, refuse_inside
 from cutmix.data.sets import FileSet
 from cutmix.errors import InputError
 
@@ -232,6 +233,28 @@ def linked_parent(root: Path) -> None:
     (root / "bee" / "all").symlink_to("..")
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_a_run_may_not_become_a_class(tmp_path: Path, split: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "photos"
+    for folder in (root / "train", root / "val") if split else (root,):
+        fill(folder / "cat")
+        fill(folder / "dog")
+    monkeypatch.chdir(root)
+    for out, refused in (("runs/a", not split), (root / "runs", not split), ("train/runs", True), (".runs/a", False)):
+        if not refused:  # beside the splits, or hidden
+            refuse_inside(Path(out), ".")
+            continue
+        with pytest.raises(InputError, match=f"{out} is inside .*, and would be a class of it"):
+            refuse_inside(Path(out), ".")
+    for out in ("../runs/a", tmp_path / "photos-2"):
+        refuse_inside(Path(out), str(root))
+    few = {"model": "resnet20", "pretrained": False, "device": "cpu", "val_fraction": 0.4}
+    for command, more in ((cutmix.train, {} if split else {"folds": 2}), (cutmix.compare, {}), (cutmix.train, {})):
+        with pytest.raises(InputError, match="would be a class"):
+            command(root, **few, **more, out=root / "train/runs")
+    assert not list(root.rglob("runs"))
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -246,7 +269,10 @@ def linked_parent(root: Path) -> None:
         (beside_train, r"has train/ beside bus, car, which hold images too; expected class folders only, or"),
         (extra_test_class, "'dog' is in .*val but not in .*train"),
         (lacking_test_class, "'cat' is in .*train but not in .*val"),
-        (flat_test, "test holds images but no class folders; .*, or give .*train alone if they have no labels"),
+        (
+            flat_test,
+            "test holds images but no class folders; .*; if its images have no labels, move the folder elsewhere",
+        ),
         (flat_test_beside_others, "test holds images but no class folders"),
         (empty_train_class, "class folder .*cat holds no images"),
         (too_deep, r"holds one folder only; the class folders are in .*archive/data: give that path"),
