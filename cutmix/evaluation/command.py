@@ -34,6 +34,7 @@ from cutmix.evaluation.load import (
     Subject,
     View,
     draw_images,
+    file_name,
     find_subject,
     find_view,
     is_cut,
@@ -362,7 +363,7 @@ class Output:
         """Return the name of the file of a suite's arrays; a run's own predictions are never overwritten."""
         if self.own:
             return "last" if suite == "classification" else f"{suite}-last"
-        other = f"-{evaluation.data.name.replace('/', '-')[-100:]}" if evaluation.options.data else ""
+        other = f"-{file_name(evaluation.data.name)}" if evaluation.options.data else ""
         if evaluation.view.image_size != evaluation.subject.header.image_size:
             other += f"-{evaluation.view.image_size}px"
         return f"{'evaluated' if suite == 'classification' else suite}-{evaluation.subject.which}{other}"

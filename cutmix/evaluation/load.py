@@ -29,7 +29,7 @@ from cutmix.models import create_model, weights_normalization
 from cutmix.models.regularizers import regularize
 from cutmix.runs.folder import find_weights, saved_recipe
 from cutmix.runtime.checkpoint import Header, read_header, timm_config
-from cutmix.runtime.files import read_lenient_text
+from cutmix.runtime.files import read_arrays, read_lenient_text
 from cutmix.runtime.seeding import derive_seed
 from cutmix.runtime.weights import Weights, count_classes, load_weights, read_weights
 
@@ -163,7 +163,8 @@ def open_test_set(options: EvaluateOptions, subject: Subject) -> ImageSet:
     if not name:
         raise InputError(f"{subject.weights} does not say what it was trained on; give --data")
     reading: dict[str, Any] = {"skip_unreadable": options.skip_unreadable}
-    if _is_own(options, subject):
+    own = _is_own(options, subject)
+    if own:
         splits = open_splits(name, reported_only=True, **reading, **_division_of(subject))
         if splits.reported is None:
             raise InputError(f"{subject.weights} was trained on all images of {name}; give others with --data")
@@ -173,8 +174,6 @@ def open_test_set(options: EvaluateOptions, subject: Subject) -> ImageSet:
         splits = open_whole(name, channels=subject.header.in_chans or 3, **reading)
         data = splits.train
         _note_training_images(subject, data)
-        if subject.recipe and data.name == printable_name(Path(subject.recipe.data).resolve().name):
-            data = replace(data, name=_other_name(name, subject.recipe.data))  # its results are not of the run's data
     for line in describe_splits(splits).left_out():
         _log.info("%s", line)
     if subject.header.in_chans not in (None, data.in_chans):
@@ -196,6 +195,8 @@ def open_test_set(options: EvaluateOptions, subject: Subject) -> ImageSet:
         data = _guess_classes(options, subject, data)
     if normalization := weights_normalization(options.model or subject.model, subject.header, data.in_chans):
         data = replace(data, mean=normalization[0], std=normalization[1])
+    if subject.recipe and not own and data.name == printable_name(Path(name).resolve().name):
+        data = replace(data, name=_name_apart(name, subject, data))
     return data
 
 
@@ -222,11 +223,33 @@ def _is_own(options: EvaluateOptions, subject: Subject) -> bool:
     return train_set.fingerprint() == subject.header.data
 
 
-def _other_name(data: str, own: str) -> str:
-    """Return the end of a path, from the first folder on in which it differs from the path of the run's data."""
-    parts, others = Path(os.path.realpath(data)).parts, Path(os.path.realpath(own)).parts
-    count = next((n for n in range(1, len(parts)) if parts[-n:] != others[-n:]), len(parts))
-    return printable_name("/".join(parts[-count:]))
+def _name_apart(path: str, subject: Subject, data: ImageSet) -> str:
+    """Return the end of a path that names neither the run's own data nor other images that it was evaluated on."""
+    assert subject.recipe is not None
+    parts, own = (Path(os.path.realpath(each)).parts for each in (path, subject.recipe.data))
+    for count in range(1, len(parts)):
+        name = printable_name("/".join(parts[-count:]))
+        if parts[-count:] != own[-count:] and _images_of(subject, name) <= {data.fingerprint()}:
+            return name
+    return printable_name("/".join(parts))
+
+
+def _images_of(subject: Subject, name: str) -> set[str]:
+    """Return the fingerprints of the data of a name among the saved predictions of a run."""
+    saved = (subject.run / "predictions").glob("*.npz") if subject.run else ()
+    found = set()
+    for file in saved:
+        if file.stem.endswith(f"-{subject.which}-{file_name(name)}"):
+            with contextlib.suppress(InputError):  # a damaged file is written again
+                found |= {
+                    str(value) for key, value in read_arrays(file, ("logits", "labels")).items() if key == "images"
+                }
+    return found
+
+
+def file_name(data: str) -> str:
+    """Return the name of a data set as a part of a file's name."""
+    return data.replace("/", "-")[-100:]
 
 
 def _note_changes(subject: Subject, name: str, splits: Splits) -> None:

@@ -25,7 +25,7 @@ from cutmix.evaluation.classification import LabelledLogits
 from cutmix.evaluation.command import run_evaluate
 from cutmix.evaluation.ood import ood_metrics
 from cutmix.models import create_model
-from cutmix.runs.read import read_arrays
+from cutmix.runs.read import read_arrays, read_run
 from cutmix.runs.record import read_records
 
 
@@ -96,6 +96,21 @@ def test_results_are_appended_or_go_where_they_are_wanted(run: Path, tmp_path: P
     run_evaluate(options(run, out=tmp_path / "else.jsonl"))
     assert len(read_records(run / "results.jsonl")) == len(before) + 2
     assert len(read_records(tmp_path / "else.jsonl")) == 2
+
+
+def test_folders_of_one_name_are_told_apart(run: Path, tmp_path: Path) -> None:
+    """The results of the second folder took the place of those of the first, in the report and among the files."""
+    for site, count in (("a", 1), ("b", 2)):
+        for digit, i in ((digit, i) for digit in range(2) for i in range(count)):
+            (tmp_path / site / "test" / str(digit)).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 10 * digit + i).save(tmp_path / site / "test" / str(digit) / f"{i}.png")
+    for site, name, n in (("a", "test", 2), ("b", "b/test", 4), ("a", "test", 2), ("b", "b/test", 4)):
+        records = run_evaluate(options(run, data=str(tmp_path / site / "test")))
+        assert {(record.data, record.n) for record in records} == {(name, n)}
+    for stem, n in (("evaluated-last-test", 2), ("evaluated-last-b-test", 4)):
+        assert len(read_arrays(run / "predictions" / f"{stem}.npz")["labels"]) == n
+    shown = {(record.data, record.n) for record in read_run(run).results if record.metric == "top1_err"}
+    assert {("test", 2), ("b/test", 4)} <= shown
 
 
 def test_a_file_of_weights_says_what_it_is(run: Path) -> None:
