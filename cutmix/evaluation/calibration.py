@@ -125,51 +125,56 @@ def zero_of(slope: Callable[[float], float]) -> float:
 
 
 def calibration_suite(
-    classifier: Classifier,
-    logits: Tensor | None = None,
-    *,
-    bins: int = 15,
-    draws: int = 1000,
-    confidence: float = 0.95,
-    seed: int | None = None,
+    classifier: Classifier, logits: Tensor | None = None, *, draws: int = 1000, seed: int | None = None
 ) -> SuiteResult:
-    """Evaluate the calibration of a classifier, before and after temperature scaling.
-
-    The temperature is fitted on one random half of the images; the metrics before and after are those of the other
-    half. The bins of equal mass stay the same while images are resampled for the intervals.
+    """Evaluate the calibration of a classifier, before and after temperature scaling; see ``calibration_result``.
 
     Args:
         classifier: Model and images.
         logits: The classifier's logits on its images, (N, K), if they are known.
-        bins: Number of bins.
         draws: Number of resamples for the intervals.
-        confidence: Confidence of the intervals, in (0, 1).
         seed: Seed of halves and resamples; None is the classifier's.
-
-    Returns:
-        Records, and the arrays ``labels`` (N,) int64, ``confidence`` (N,) float64, ``right`` (N,) bool,
-        ``reliability`` and ``reliability_adaptive`` (bins, 5) float64 with the columns of :class:`Reliability`,
-        ``held_out`` (N,) bool.
 
     Raises:
         InputError: If a logit is not finite, or an argument is out of its range.
     """
-    seed = classifier.seed if seed is None else seed
     z = as_logits(classifier.predict() if logits is None else logits)
-    ids = class_ids(classifier.labels, z)
-    common: dict[str, Any] = {"confidence": confidence, "suite": "calibration"}
-    whole = _class_sums(z, ids, bins)
+    seed = classifier.seed if seed is None else seed
+    return calibration_result(z, class_ids(classifier.labels, z), _class_sums, fit_temperature, seed, draws=draws)
+
+
+def calibration_result(
+    z: np.ndarray,
+    labels: np.ndarray,
+    sums_of: Callable[[np.ndarray, np.ndarray], "CalibrationSums"],
+    fit: Callable[[np.ndarray, np.ndarray], float],
+    seed: int,
+    *,
+    draws: int = 1000,
+    **fields: str,
+) -> SuiteResult:
+    """Evaluate the calibration of logits z, (N, K), before and after temperature scaling.
+
+    The temperature is fitted on one random half of the images; the metrics before and after are those of the other
+    half. The bins of equal mass stay the same while images are resampled for the intervals.
+
+    Returns:
+        Records with ``fields``, and the arrays ``labels``, ``confidence`` (E,) float64, ``right`` (E,) bool,
+        ``reliability`` and ``reliability_adaptive`` (bins, 5) float64 with the columns of :class:`Reliability`,
+        ``held_out`` (N,) bool.
+    """
+    common: dict[str, Any] = {"confidence": 0.95, "suite": "calibration"} | fields
+    whole = sums_of(z, labels)
     records = whole.records(common, draws, (seed, "calibration", "all"))
     fitted, held_out = random_halves(len(z), seed)
     if len(fitted):
-        t = fit_temperature(z[fitted], ids[fitted])
+        t = fit(z[fitted], labels[fitted])
         scaled = {
-            name: _class_sums(z[held_out] / scale, ids[held_out], bins)
-            for name, scale in (("unscaled", 1.0), ("scaled", t))
+            name: sums_of(z[held_out] / scale, labels[held_out]) for name, scale in (("unscaled", 1.0), ("scaled", t))
         }
         records += calibration_records(t, scaled, len(fitted), common, seed, draws)
     arrays = {
-        "labels": ids,
+        "labels": labels,
         "confidence": whole.confidence,
         "right": whole.right.astype(bool),
         "reliability": np.stack(whole.equal, 1).astype(np.float64),
@@ -186,7 +191,7 @@ def random_halves(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def calibration_records(
-    t: float, scaled: dict[str, "CalibrationSums"], fitted: int, common: dict[str, Any], seed: int, draws: int = 1000
+    t: float, scaled: dict[str, "CalibrationSums"], fitted: int, common: dict[str, Any], seed: int, draws: int
 ) -> list[Record]:
     """Return the records of a temperature, and of the held-out half before and after it ("unscaled" and "scaled").
 
@@ -207,7 +212,7 @@ def calibration_records(
     return records
 
 
-def _class_sums(logits: np.ndarray, ids: np.ndarray, bins: int) -> "CalibrationSums":
+def _class_sums(logits: np.ndarray, ids: np.ndarray, bins: int = 15) -> "CalibrationSums":
     """Return the calibration of the predicted class of each image."""
     log_p = log_softmax(logits, axis=1)
     p = np.exp(log_p)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cutmix.data import FileSet, ImageSet
 from cutmix.errors import InputError
-from cutmix.evaluation.calibration import CalibrationSums, calibration_records, random_halves, zero_of
+from cutmix.evaluation.calibration import CalibrationSums, calibration_result, zero_of
 from cutmix.evaluation.classifier import SuiteResult, check_finite
 from cutmix.runs.outcomes import image_f1, predicted_labels
 from cutmix.runs.record import Record
@@ -317,33 +317,18 @@ def fit_label_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     return zero_of(slope)
 
 
-def label_sums(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> CalibrationSums:
+def label_sums(logits: np.ndarray, labels: np.ndarray) -> CalibrationSums:
     """Return the calibration of every label of every image; NLL and Brier score are means over the labels."""
     z, y = logits.astype(np.float64), (labels > 0).astype(np.float64)
     p = expit(z)
     loss = np.logaddexp(0.0, z) - y * z
-    return CalibrationSums(p.ravel(), y.ravel(), loss.ravel(), ((p - y) ** 2).ravel(), bins, images=len(z))
+    return CalibrationSums(p.ravel(), y.ravel(), loss.ravel(), ((p - y) ** 2).ravel(), 15, images=len(z))
 
 
-def label_calibration(logits: Tensor, labels: Tensor, *, seed: int, confidence: float = 0.95) -> SuiteResult:
+def label_calibration(logits: Tensor, labels: Tensor, *, seed: int) -> SuiteResult:
     """Evaluate the calibration of each label's prediction, (N, K), before and after one temperature for all labels."""
     z, y = logits.double().numpy(), labels.numpy()
-    common: dict[str, Any] = {"confidence": confidence, "suite": "calibration", "task": "multilabel"}
-    whole = label_sums(z, y)
+    found = calibration_result(z, y, label_sums, fit_label_temperature, seed, task="multilabel")
     note = f"over the {y.shape[1]} labels of each image: the probability of a label against whether the image has it"
-    records = [
-        replace(record, note=note if record.metric == "ece" else None)
-        for record in whole.records(common, 1000, (seed, "calibration", "all"))
-    ]
-    fitted, held_out = random_halves(len(z), seed)
-    if len(fitted):
-        t = fit_label_temperature(z[fitted], y[fitted])
-        scaled = {"unscaled": label_sums(z[held_out], y[held_out]), "scaled": label_sums(z[held_out] / t, y[held_out])}
-        records += calibration_records(t, scaled, len(fitted), common, seed)
-    arrays = {
-        "labels": y, "confidence": whole.confidence, "right": whole.right.astype(bool),
-        "reliability": np.stack(whole.equal, 1).astype(np.float64),
-        "reliability_adaptive": np.stack(whole.adaptive, 1).astype(np.float64),
-        "held_out": np.isin(np.arange(len(z)), held_out),
-    }  # fmt: skip
-    return SuiteResult(records, arrays)
+    records = [replace(record, note=note) if record.metric == "ece" else record for record in found.records]
+    return found._replace(records=records)

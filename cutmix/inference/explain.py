@@ -236,10 +236,10 @@ def open_training_set(model: Classifier) -> ImageSet:
     return data if count is None else keep_per_class(data, count)
 
 
-def read_inputs(model: Classifier, data: ImageSet, size: int = 64) -> Iterator[Tensor]:
+def read_inputs(model: Classifier, data: ImageSet) -> Iterator[Tensor]:
     """Yield the normalized inputs of a set in batches."""
-    for start in range(0, len(data), size):
-        part = range(start, min(start + size, len(data)))
+    for start in range(0, len(data), 64):
+        part = range(start, min(start + 64, len(data)))
         if isinstance(data, ArraySet):
             arrays = (data.images[i].permute(1, 2, 0).squeeze(2).numpy() for i in part)
             yield torch.stack([model.preprocessing(Image.fromarray(array).convert("RGB")) for array in arrays])

@@ -208,13 +208,13 @@ class CrossedDifference:
     # smallest true difference, in points, that these seeds and images would find in 80 % of the cases
     detectable: float
 
-    def seeds_needed(self, limit: int = 100) -> int | None:
-        """Return the number of seeds that would tell a difference of this size from 0; None above ``limit``."""
+    def seeds_needed(self) -> int | None:
+        """Return the number of seeds that would tell a difference of this size from 0; None above 100."""
         if self.p < LEVEL:
             return self.seeds
         if self.over_seeds is None or self.residual is None:
             return None
-        for seeds in range(self.seeds + 1, limit + 1):
+        for seeds in range(self.seeds + 1, 101):
             of_both = self.residual**2
             of_seeds, of_images = of_both + self.images * self.over_seeds**2, of_both + seeds * self.over_images**2
             if abs(self.value) > _widest(_errors(of_seeds, of_images, of_both, seeds, self.images))[0]:

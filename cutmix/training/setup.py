@@ -240,13 +240,13 @@ def _listed(values: tuple[float, ...]) -> str:
     return ", ".join(map(repr, values))
 
 
-def channel_statistics(data: FileSet, count: int = 256) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and the standard deviation of each channel of ``count`` training images, for pixels in [0, 1].
+def channel_statistics(data: FileSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and the standard deviation of each channel of up to 256 training images, for pixels in [0, 1].
 
     The images are a random subset, always the same; at most 10,000 pixels of each are read.
     """
     sums = torch.zeros(3, data.in_chans, dtype=torch.float64)
-    for index in random_subset(len(data), count, 0).tolist():
+    for index in random_subset(len(data), 256, 0).tolist():
         pixels = np.asarray(read_channels(data.paths[index], data.in_chans, skippable=True))
         step = max(math.isqrt(pixels.shape[0] * pixels.shape[1] // 10_000), 1)
         values = torch.from_numpy(pixels[::step, ::step].reshape(-1, data.in_chans) / 255.0)

@@ -207,7 +207,6 @@ def caption_records(
     candidates: Mapping[str, str],
     references: Mapping[str, Sequence[str]],
     *,
-    confidence: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[Record]:
@@ -219,7 +218,6 @@ def caption_records(
     Args:
         candidates: As for :func:`score_captions`.
         references: As for :func:`score_captions`.
-        confidence: In (0, 1).
         resamples: Number of resamples.
         seed: Seed of the resamples.
     """
@@ -228,10 +226,10 @@ def caption_records(
     seeded = n, derive_seed(seed, "bootstrap")
     drawn = bootstrap(lambda counts: [[*scores.corpus(row).values()] for row in counts], seeded, draws=resamples)
     records: list[Record] = []
-    shared: dict[str, Any] = {"suite": "captioning", "confidence": confidence, "n": n}
+    shared: dict[str, Any] = {"suite": "captioning", "confidence": 0.95, "n": n}
     for (name, value), spread in zip(scores.corpus().items(), drawn.T, strict=True):
         most = 1000.0 if name == "cider_d" else 100.0
-        ends = bootstrap_interval(100 * value, 100 * spread, n, confidence, most=most, centred=False)
+        ends = bootstrap_interval(100 * value, 100 * spread, n, 0.95, most=most, centred=False)
         records.append(Record(metric=name, value=100 * value, **ends._asdict(), **shared))
     try:
         return [*records, Record(metric="meteor", value=100 * meteor(candidates, references), **shared)]

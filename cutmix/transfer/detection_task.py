@@ -319,12 +319,10 @@ def _detections(arrays: dict[str, np.ndarray]) -> Detections:
 _SOLID, _DASHED, _DOTTED = "-", (0, (5, 3)), (0, (1, 2))
 
 
-def gallery_of_detections(
-    data: DetectionSet, found: Detections, *, images: Sequence[int] | None = None, threshold: float = 0.5
-) -> bytes:
+def gallery_of_detections(data: DetectionSet, found: Detections, *, images: Sequence[int] | None = None) -> bytes:
     """Draw images in pairs: with true boxes on the left, with detections and their scores on the right; a PNG file.
 
-    All detections from a score of ``threshold`` are drawn, and at least as many as the image has objects, so that a
+    All detections from a score of 0.5 are drawn, and at least as many as the image has objects, so that a
     detector with low scores shows some too. Lines are black and white, to be visible on any image and in print: solid
     for objects, dotted for difficult ones, dashed for detections. ``images`` are indices, by default the first eight.
     """
@@ -345,7 +343,7 @@ def gallery_of_detections(
         left.set_title(f"{printable(image.path.stem)}: true", fontsize=9, loc="left", parse_math=False)
         every = np.flatnonzero(found.images == number)
         every = every[np.argsort(-found.scores[every], kind="stable")]
-        top = every[: max(int((found.scores[every] >= threshold).sum()), len(names))]
+        top = every[: max(int((found.scores[every] >= 0.5).sum()), len(names))]
         texts = [f"{data.classes[found.labels[i]]} {found.scores[i]:.2f}" for i in top]
         boxes = zip(found.boxes[top].tolist(), texts, [_DASHED] * len(texts), strict=True)
         _draw(right, pixels, reversed([*boxes]))  # the highest score on top
