@@ -175,7 +175,8 @@ def auroc_difference(
     half = float(norm.ppf((1 + confidence) / 2)) * deviation
     # a test needs a spread
     p = float(2 * norm.sf(abs(value) / deviation)) if deviation > 0 else float(value == 0)
-    return Difference(100 * value, max(100 * (value - half), -100.0), min(100 * (value + half), 100.0), p)
+    low, high = max(100 * (value - half), -100.0), min(100 * (value + half), 100.0)
+    return Difference(100 * value, low, high, p, too_narrow(100 * value, low, high, min(sizes[0]), -100.0, 100.0))
 
 
 def _placements(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

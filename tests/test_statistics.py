@@ -189,6 +189,7 @@ def test_delong_at_its_ends() -> None:
     assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
     reverse = auroc_difference((high, low), (low, high))
     assert (reverse.value, reverse.p) == (-100, 0)
+    assert reverse.few  # no spread among five images a side, so an interval of no width
     with pytest.raises(InputError, match="on the same images"):
         auroc_difference((high, low), (high, low[:4]))
 
