@@ -281,11 +281,14 @@ def label_records(
     ]
     names += [(metric, name) for metric in ("label_ap", "label_f1") for name in classes]
     counts = [n] * 5 + [int(each) for each in y.sum(0)] * 2
+    sides = np.minimum(y.sum(0), n - y.sum(0))  # a label with few images, or in nearly all, is of so few
+    rarest = int(sides[y.any(0)].min())
+    fewest = [rarest, rarest, n, n, n, *sides.tolist() * 2]
     records = []
-    for (metric, name), value, spread, count in zip(names, values, drawn.T, counts, strict=True):
+    for (metric, name), value, spread, count, few in zip(names, values, drawn.T, counts, fewest, strict=True):
         if np.isnan(value):
             continue
-        ends = bootstrap_interval(float(value), spread, n, confidence)
+        ends = bootstrap_interval(float(value), spread, few, confidence)
         notes: dict[str, Any] = {"note": note} if metric in ("f1_macro", "f1_micro", "f1_images", "hamming") else {}
         records.append(Record(metric=metric, of=name, value=float(value), **ends._asdict(), n=count, **shared, **notes))
     return records + [

@@ -85,6 +85,21 @@ def test_records_have_scikit_learns_values_inside_their_intervals() -> None:
     assert found["f1_macro", None].note == "the threshold of each label was chosen on val, for the largest F1"
 
 
+@pytest.mark.parametrize("score", [9.0, -9.0])
+def test_a_label_of_one_image_has_too_few(score: float) -> None:
+    """It is first, or last and missed, in every resample of 300 images: an interval of no width at 100 or 0 %."""
+    logits, labels = drawn(300)
+    labels[:, 0], labels[7, 0] = 0, 1
+    logits[:, 0], logits[7, 0] = -2.0, score
+    records = label_records(logits, labels, CLASSES, np.full(4, 0.5), chosen_on="val", split="test")
+    found = {(r.metric, r.of): r for r in records}
+    for metric in ("label_ap", "label_f1"):
+        one = found[metric, "bird"]
+        assert one.few or one.high - one.low > 0.1
+    assert found["label_f1", "bird"].few
+    assert not any(r.few for (metric, of), r in found.items() if of != "bird")
+
+
 def test_the_interval_covers_another_draw_of_images() -> None:
     """The width is that of the metric over independent sets of images."""
     values = [average_precision_score(y, z) for z, y in (drawn(200, seed) for seed in range(1, 60))]
