@@ -277,19 +277,20 @@ def _records(missed: Tensor, *, relative: bool) -> list[Record]:
     if relative:
         kinds["corruption_ce"] = ("mean_corruption_ce", 100 * errors / alexnet)
     for metric, (mean, values) in kinds.items():
-        records += [_mean(metric, row, of=name) for name, row in zip(CORRUPTIONS, values, strict=True)]
-        records.append(_mean(mean, values.mean(0)))
+        most = 100.0 if values is errors else np.inf  # of AlexNet's error, a classifier may have more than all
+        records += [_mean(metric, row, most, of=name) for name, row in zip(CORRUPTIONS, values, strict=True)]
+        records.append(_mean(mean, values.mean(0), most))
     return records
 
 
-def _mean(metric: str, values: Tensor, **more: Any) -> Record:
-    """Return the record of a mean over images, with its normal 95 % interval."""
+def _mean(metric: str, values: Tensor, most: float, **more: Any) -> Record:
+    """Return the record of a mean over images, at most ``most``, with its normal 95 % interval."""
     mean, n = float(values.mean()), len(values)
     if n < 2:
         return _record(metric, mean, None, None, n, **more)
     half = norm.ppf(0.975) * float(values.std()) / n**0.5
-    low, high = max(mean - half, 0.0), mean + half
-    return _record(metric, mean, low, high, n, few=too_narrow(mean, low, high, n, least=0.0), **more)
+    low, high = max(mean - half, 0.0), min(mean + half, most)
+    return _record(metric, mean, low, high, n, few=too_narrow(mean, low, high, n, 0.0, most), **more)
 
 
 def _record(metric: str, value: float, low: float | None, high: float | None, n: int, **more: Any) -> Record:

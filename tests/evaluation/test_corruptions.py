@@ -17,6 +17,7 @@ from cutmix.evaluation.classifier import Classifier
 from cutmix.evaluation.occlusion import (
     ALEXNET_ERR,
     CORRUPTIONS,
+    _records,
     corruption_error,
     open_corrupted,
 )
@@ -150,6 +151,17 @@ def test_the_interval_of_the_mean_is_over_images(classifier: Classifier, arrays:
     assert record.high - record.value == pytest.approx(half, rel=1e-5)
     assert record.low == pytest.approx(max(record.value - half, 0), rel=1e-5)
     assert record.n == N
+
+
+def test_the_interval_of_a_share_ends_at_100() -> None:
+    """99.8 % of 200 images are wrong; relative to AlexNet, more than 100 % are possible."""
+    missed = torch.ones(15, 5, 200, dtype=torch.bool)
+    missed[:, 0, :2] = False
+    found = _records(missed, relative=True)
+    shares = [one.high for one in found if one.metric in ("corruption_mean_err", "mean_corruption_err")]
+    assert len(shares) == 16
+    assert max(shares) == 100
+    assert max(one.high for one in found if one.metric == "corruption_ce") > 100
 
 
 def test_an_image_of_a_severity_meets_its_own_label(classifier: Classifier, arrays: Path) -> None:
