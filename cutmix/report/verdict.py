@@ -138,9 +138,9 @@ def _by_class(
         images = labels[:, index] if labels.ndim == 2 else labels == index
         k = index if labels.ndim == 2 else 0
         if images.sum() > 1:
-            one, other = (errors[:, images, k].astype(np.float64) for errors in (method, baseline))
+            one, other = (errors[:, images, k] for errors in (method, baseline))
             found.append((name, crossed_difference(one, other)))
-            by_seed.append(100 * (one - other).mean(1))
+            by_seed.append(100 * (one.mean(1) - other.mean(1)))
     p = [one.p for _, one in found]
     if found and (seeds := len(method)) > 1:
         rounding = np.array([(100 / one.images) ** 2 / 12 for _, one in found])  # images are counted, so 0 is not exact
@@ -168,7 +168,7 @@ def in_words(one: Comparison) -> str:
         text = f"{one.method}{where}: {right:.1f} {share} images right, {before:.1f} with {one.baseline}"
     else:
         text = f"{one.method}{where}: F1 of the labels of an image {right:.1f} %, {before:.1f} % with {one.baseline}"
-    if d.low == d.high == 0:
+    if d.low == d.high == 0 or (d.seeds == 1 and not d.value and not d.over_images):
         return f"{text} – equal on every image in every run: more or harder test images are needed.{_time(one)}"
     text += f" – {f'{points:.1f} points {better}' if points else 'equal'} "
     text += f"[{0.0 - d.high:+.1f}, {0.0 - d.low:+.1f}].".replace("-", "−")

@@ -130,6 +130,28 @@ def test_one_seed_of_few_images_is_mcnemars_exact_test(images: int, differing: i
     assert found.low < found.value <= found.high
 
 
+@pytest.mark.parametrize("images", [5, 6, 40, 200])
+def test_one_seed_finds_what_mcnemars_test_finds_in_four_of_five_cases(images: int) -> None:
+    """Without a differing image, Student's t would have found a difference of 0 points."""
+    found = crossed_difference(np.zeros((1, images), bool), np.zeros((1, images), bool)).detectable
+    differing = np.arange(images + 1)
+    settled = np.array([stats.binomtest(int(n), int(n)).pvalue < 0.05 if n else False for n in differing])
+    power = stats.binom.pmf(differing, images, found / 100) @ settled
+    assert power == pytest.approx(0.8) if images > 5 else (found == 100 and not settled.any())
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("size", [1.0, 0.5])
+def test_images_that_all_differ_alike_are_a_sign_test(seeds: int, size: float) -> None:
+    """They have no spread, which gave p = 0 and an interval of no width, also of 3 images."""
+    for images in (1, 3, 8):
+        found = crossed_difference(np.zeros((seeds, images)), np.full((seeds, images), size))
+        assert found.p == pytest.approx(stats.binomtest(images, images).pvalue)
+        assert found.low == found.value == -100 * size
+        assert found.high > found.low + 20 * size
+        assert 100 * size * 0.8 < found.detectable <= 100
+
+
 def test_one_seed_is_the_paired_t_test() -> None:
     method, baseline = (side.astype(float) for side in simulate(np.random.default_rng(1), 1, 300, 0.3))
     theirs = stats.ttest_rel(method[0] * 100.0, baseline[0] * 100.0)

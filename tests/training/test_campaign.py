@@ -406,6 +406,15 @@ def test_the_words_say_direction_chance_and_classes() -> None:
     )
 
 
+def test_one_seed_with_equal_images_says_so() -> None:
+    """Its interval has a width, but no image differs."""
+    same = np.arange(40)[None] < 3
+    one = replace(comparison(0.0, 0.0, 0.0, 1.0), difference=crossed_difference(same, same))
+    assert "with none – equal on every image in every run: more or harder test images" in in_words(one)
+    swapped = replace(one, difference=crossed_difference(same, np.roll(same, 3)))
+    assert "with none – equal [−12.3, +12.3]. Chance is not excluded" in in_words(swapped)
+
+
 def test_tables_for_a_paper_have_a_row_for_each_method() -> None:
     base = comparison(-5, -7.25, -3, 0.0001)
     one = replace(base, errors=(14.0, 16.0, 15.0), baseline_errors=(19.0, 21.0, 20.0))
