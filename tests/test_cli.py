@@ -479,7 +479,7 @@ def test_transfer_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
             main(["transfer", *words])
         said = capsys.readouterr().out
         assert expected in said
-        assert not any(name in said for name in ("--compile", "--download", "--skip-unreadable"))  # which are for classifiers
+        assert not any(name in said for name in ("--compile", "--download", "--skip-unreadable"))  # for classifiers
 
 
 @pytest.mark.parametrize("epochs", [300, 90, 150, 200, 20])
