@@ -192,7 +192,7 @@ def claims() -> None:
             shared = [part for part in parts[0] if all(part in other for other in parts)]
             named = ", ".join(part for part in shared if part != "error").replace(" images per", " per")
             heading = f"{where}: {named}" if named else where
-            axis.text(-8.4, y, heading, fontsize=6.5, fontweight="bold", va="center", in_layout=False)
+            axis.text(-8.4, y, heading, fontsize=6, fontweight="bold", va="center", in_layout=False)
             for (sign, one), own in zip(found[where], parts, strict=True):
                 y -= 1
                 places.append(y)
