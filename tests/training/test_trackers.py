@@ -129,8 +129,9 @@ def test_a_full_disk_under_tensorboard_is_named(tmp_path: Path) -> None:
     before = set(threading.enumerate())
     tracker = open_tracker("tensorboard", SMALL, tmp_path, step=0)
     (file,) = (tmp_path / "tensorboard").iterdir()
-    file.unlink()
-    file.symlink_to("/dev/full")
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")
+    full.replace(file)  # in one step: the thread may write at any time, and makes a file that is missing
 
     def fill() -> None:
         for step in range(50):
