@@ -161,7 +161,6 @@ def cut_arrays(
     crop_fraction: float,
     squash: bool = False,
     interpolation: Interpolation = "bilinear",
-    decoder: Decoder = "exact",
 ) -> Tensor:
     """Return images (n, C, h, w) uint8 as ``decode`` returns those of files, (n, C, image_size, image_size)."""
     n, channels, side = len(images), images.shape[1], image_size or 224

@@ -135,7 +135,7 @@ class Evaluation:
         """The images to evaluate on; image files are decoded once if several passes need them."""
         chosen = self.data if self.index is None else take(self.data, self.index)
         if isinstance(chosen, ArraySet):
-            return replace(chosen, images=cut_arrays(chosen.images, *self.view)) if self.cut else chosen
+            return replace(chosen, images=cut_arrays(chosen.images, *self.view[:4])) if self.cut else chosen
         return chosen if self.suites == _SHARED else decode(chosen, *self.view)
 
     @property
@@ -182,7 +182,7 @@ class Evaluation:
         return Classifier(
             self.model.eval().requires_grad_(False), images.mean, images.std, images.images, images.labels,
             images.classes, images.name, autocast(self.precision, self.world.device), self.options.batch_size,
-            self.options.seed, image_size, (lambda images: cut_arrays(images, *self.view)) if self.cut else None,
+            self.options.seed, image_size, (lambda images: cut_arrays(images, *self.view[:4])) if self.cut else None,
         )  # fmt: skip
 
 
