@@ -397,14 +397,14 @@ def open_output(options: EvaluateOptions, subject: Subject, world: World) -> Ite
         return
     folder = out or subject.run
     assert folder is not None
+    recipe = subject.recipe.to_dict() if subject.recipe else {"name": subject.weights.stem}
+    recipe |= {name: value for name in ("model", "data") if (value := getattr(options, name))}
     if out is not None:
-        _check_folder(out, subject)
+        _check_folder(out, subject, recipe.get("data"))
     lock = hold(folder)
     try:
         read_records(folder / "results.jsonl")  # find damage before the evaluation
         if out is not None:
-            recipe = subject.recipe.to_dict() if subject.recipe else {"name": subject.weights.stem}
-            recipe |= {name: value for name in ("model", "data") if (value := getattr(options, name))}
             config = {"recipe": recipe, "command": command_line(), "evaluated": str(subject.weights)}
             task = {"task": "multilabel"} if subject.header.multi_label else {}
             write_json(out / "environment.json", environment(world.device) | task)
@@ -423,15 +423,18 @@ def _check_lines(path: Path) -> None:
     read_records(path)
 
 
-def _check_folder(folder: Path, subject: Subject) -> None:
-    """Check that a folder is new, or holds an evaluation of the same weights."""
+def _check_folder(folder: Path, subject: Subject, data: str | None) -> None:
+    """Check that a folder is new, or holds an evaluation of the same weights on the same data set."""
     config = folder / "config.json"
     if folder.is_file():
         raise InputError(f"{folder} is a file; give --out a folder, or a file that ends in .jsonl")
     make_folder(folder)
-    held = read_config(config).evaluated if config.exists() else None
-    if config.exists() and held != str(subject.weights):
-        what = f"an evaluation of {held}" if held else "a run"
-        raise InputError(f"{folder} holds {what}; give another --out, or a file that ends in .jsonl")
+    if config.exists():
+        held = read_config(config)
+        what = f"an evaluation of {held.evaluated}" if held.evaluated else "a run"
+        if held.evaluated == str(subject.weights):
+            what += f" on {held.recipe.get('data')}"
+        if held.evaluated != str(subject.weights) or held.recipe.get("data") != data:
+            raise InputError(f"{folder} holds {what}; give another --out, or a file that ends in .jsonl")
     if not config.exists() and not only_begun(folder):
         raise InputError(f"{folder} is not empty and holds no evaluation; give another --out")

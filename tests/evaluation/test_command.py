@@ -107,6 +107,12 @@ def test_folders_of_one_name_are_told_apart(run: Path, tmp_path: Path) -> None:
     for site, name, n in (("a", "test", 2), ("b", "b/test", 4), ("a", "test", 2), ("b", "b/test", 4)):
         records = run_evaluate(options(run, data=str(tmp_path / site / "test")))
         assert {(record.data, record.n) for record in records} == {(name, n)}
+    out = tmp_path / "out"
+    run_evaluate(options(run, data=str(tmp_path / "a" / "test"), out=out))
+    run_evaluate(options(run, data=str(tmp_path / "a" / "test"), out=out))
+    with pytest.raises(InputError, match=r"out holds an evaluation of .* on .*a.test; give another --out"):
+        run_evaluate(options(run, data=str(tmp_path / "b" / "test"), out=out))
+    assert len(read_arrays(out / "predictions" / "last.npz")["labels"]) == 2
     for stem, n in (("evaluated-last-test", 2), ("evaluated-last-b-test", 4)):
         assert len(read_arrays(run / "predictions" / f"{stem}.npz")["labels"]) == n
     shown = {(record.data, record.n) for record in read_run(run).results if record.metric == "top1_err"}
