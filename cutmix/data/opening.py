@@ -92,7 +92,7 @@ def _recognize(path: Path) -> tuple[str, Path]:
 
 def refuse_inside(out: Path, data: str) -> None:
     """Refuse a folder to write images into that would become a class of the data, or part of one."""
-    if not Path(data).expanduser().is_dir() or (found := locate(data))[0] not in ("folder", "imagenet"):
+    if not data or not Path(data).expanduser().is_dir() or (found := locate(data))[0] not in ("folder", "imagenet"):
         return
     for folder in (find_parts(found[1]) or {"all": found[1]}).values():
         place = out.resolve()

@@ -17,7 +17,7 @@ from cutmix.config.recipes import recipe_changes
 from cutmix.config.tasks import EVALUATE, SUITES, parse_suites
 from cutmix.data import ArraySet, FileSet, ImageSet, test_loader
 from cutmix.data.boxes import benchmark_boxes, read_boxes
-from cutmix.data.opening import locate
+from cutmix.data.opening import locate, refuse_inside
 from cutmix.data.sets import take
 from cutmix.errors import InputError
 from cutmix.evaluation.calibration import calibration_suite
@@ -428,6 +428,7 @@ def _check_folder(folder: Path, subject: Subject, data: str | None) -> None:
     config = folder / "config.json"
     if folder.is_file():
         raise InputError(f"{folder} is a file; give --out a folder, or a file that ends in .jsonl")
+    refuse_inside(folder, data or "")
     make_folder(folder)
     if config.exists():
         held = read_config(config)

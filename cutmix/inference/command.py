@@ -16,6 +16,7 @@ from PIL import Image
 from cutmix.config.options import ExplainOptions, PredictOptions, ServeOptions
 from cutmix.data.decode import to_rgb
 from cutmix.data.folder import count_suffixes, list_images, say_others
+from cutmix.data.opening import refuse_inside
 from cutmix.data.shards import find_shards, read_unlabelled
 from cutmix.data.sources import Source, Stored
 from cutmix.errors import InputError, counted, missing_extra, printable
@@ -70,6 +71,7 @@ def write_predictions(found: Predictions, options: PredictOptions) -> int:
 def run_explain(options: ExplainOptions, images: Iterable[Any]) -> list[Path]:
     """Write a PNG for each image of the options, or in memory, and return their paths."""
     model = load(options.source, which=options.which, device=options.device)
+    refuse_inside(options.out, model.recipe.data)
     class_id = find_class(model, options.class_name)
     files = [*chain.from_iterable(map(find_images, images))]
     explainer = heat_maps(model)

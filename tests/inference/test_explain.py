@@ -131,3 +131,13 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(digits_run: Path, photos: 
         COMMANDS["explain"]([*words, str(tmp_path / "file")])
     COMMANDS["explain"]([*words, str(tmp_path / "deep/new")])
     assert [path.name for path in (tmp_path / "deep/new").iterdir()] == ["001-0.png"]
+
+
+def test_images_may_not_become_a_class(run: Path, photos: Path) -> None:
+    """The next training would take the folder of heat maps for a class."""
+    out = photos / "train" / "explained"
+    with pytest.raises(InputError, match=r"is inside .*, and would be a class of it"):
+        COMMANDS["explain"]([str(run), str(photos / "val" / "fish" / "0.png"), "--out", str(out)])
+    with pytest.raises(InputError, match=r"is inside .*, and would be a class of it"):
+        COMMANDS["evaluate"]([str(run), "--suite", "calibration", "--out", str(out)])
+    assert not out.exists()
