@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from cutmix.config.options import PreviewOptions
 from cutmix.data import ArraySet, ImageSet, open_data, test_loader
 from cutmix.data.sets import random_subset, take
+from cutmix.data.transforms import denormalize, drawable
 from cutmix.errors import InputError, shorten
 from cutmix.mixing import CutMix, Cutout, Mixup
 from cutmix.mixing.smmix import AttentionDraw, SMMix
@@ -41,14 +41,12 @@ def preview_grid(
     """
     images, labels = pick_samples(data, image_size, count, seed)
     rows = {name: mix(images.clone(), labels) if mix else (images, labels) for name, mix in mixes.items()}
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (data.mean, data.std))
     figure = Figure(figsize=(1.0 + 1.7 * len(images), 2.1 * len(rows)), dpi=120, layout="constrained")
     axes = figure.subplots(len(rows), len(images), squeeze=False)
     for row, (name, (x, targets)) in zip(axes, rows.items(), strict=True):
-        pixels = (x.float() * std + mean).clamp(0, 1)
-        pixels = (pixels[:, :3] if pixels.shape[1] > 2 else pixels[:, :1]).permute(0, 2, 3, 1).squeeze(-1)
+        pixels = drawable(denormalize(x, data.mean, data.std))
         for i, axis in enumerate(row):
-            axis.imshow(pixels[i].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axis.imshow(pixels[i], interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.set_xlabel(caption(targets, i, data.classes), fontsize=8, parse_math=False)
         row[0].set_ylabel(name, fontsize=10)
@@ -96,23 +94,19 @@ def attention_figure(
 ) -> bytes:
     """Draw a PNG with a column for each sample: its image, its attention, and its mixed image with the labels.
 
-    ``images`` are at least two, (N, C, H, W) of one or three channels, normalized and on the device of the network,
-    which is not wrapped; ``mean`` and ``std`` undo the normalization.
+    ``images`` are at least two, (N, C, H, W), normalized and on the device of the network, which is not wrapped;
+    ``mean`` and ``std`` undo the normalization.
     """
     _, attention = predict_and_attend(network, images)
     draw = SMMix(1.0, seed=seed).draw(attention)
     targets = draw.targets(labels.cpu())
-    shift, scale = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
-    plain, mixed = (
-        (x.detach().float().cpu() * scale + shift).clamp(0, 1).permute(0, 2, 3, 1).squeeze(-1).numpy()
-        for x in (images, draw.apply(images))
-    )
+    plain, mixed = (drawable(denormalize(x, mean, std)) for x in (images, draw.apply(images)))
     figure = Figure(figsize=(max(1.0 + 1.7 * len(images), 5.0), 6.3), dpi=120, layout="constrained")
     axes = figure.subplots(3, len(images))
     for i, (top, middle, bottom) in enumerate(axes.T):
         for axis, pixels in ((top, plain), (bottom, mixed)):
-            axis.imshow(pixels[i], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        middle.imshow(plain[i] if plain.ndim == 3 else plain[i].mean(-1), cmap="gray", vmin=0, vmax=1)
+            axis.imshow(pixels[i], interpolation="nearest")
+        middle.imshow(plain[i].mean(-1), cmap="gray", vmin=0, vmax=1)
         extent = (-0.5, images.shape[3] - 0.5, images.shape[2] - 0.5, -0.5)
         middle.imshow(attention[i].cpu().numpy(), cmap="magma", alpha=0.75, extent=extent, interpolation="nearest")
         taken = draw.source[draw.partner == i].cpu()[0]

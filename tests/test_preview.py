@@ -100,7 +100,7 @@ def figure(images: Tensor, seed: int = 0) -> np.ndarray:
     return np.asarray(image.convert("RGB")).astype(int)
 
 
-@pytest.mark.parametrize(("n", "channels"), [(2, 1), (5, 3)])
+@pytest.mark.parametrize(("n", "channels"), [(2, 1), (3, 2), (5, 3), (2, 6)])
 def test_a_column_for_each_image(n: int, channels: int) -> None:
     pixels = figure(torch.randn(n, channels, 16, 24))
     assert pixels.shape == (round(120 * 6.3), round(120 * max(1 + 1.7 * n, 5)), 3)
@@ -136,6 +136,15 @@ def test_squares_cover_the_share_that_the_caption_says(monkeypatch: pytest.Monke
         counts[side] = mixed / (mixed + red[pixels.shape[0] * 2 // 5 :, :half].sum())
     assert counts[1] == pytest.approx(1 / 24, abs=0.03)
     assert counts[3] == pytest.approx(9 / 24, abs=0.05)
+
+
+def test_of_more_channels_the_first_three_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fourth channel was drawn as transparency, and a fifth refused by matplotlib."""
+    generator = torch.Generator().manual_seed(1)
+    attention, images = torch.rand(2, 4, 6, generator=generator), torch.randn(2, 5, 16, 24, generator=generator)
+    monkeypatch.setattr(preview, "predict_and_attend", lambda *_: (None, attention))
+    for channels in (4, 5):
+        assert np.array_equal(figure(images[:, :channels]), figure(images[:, :3]))
 
 
 def test_what_it_refuses() -> None:

@@ -265,6 +265,18 @@ def normalize(
     return result.contiguous(memory_format=torch.channels_last) if channels_last else result
 
 
+def denormalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return normalized images (n, C, H, W), on any device, as pixels in [0, 1] on the CPU, for drawing."""
+    shift, scale = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+    return (images.float().cpu() * scale + shift).clamp(0, 1)
+
+
+def drawable(pixels: Tensor) -> np.ndarray:
+    """Return pixels (n, C, H, W) in [0, 1] as matplotlib draws them, (n, H, W, 3): three channels, or one as grey."""
+    shown = pixels[:, :3] if pixels.shape[1] > 2 else pixels[:, :1].expand(-1, 3, -1, -1)
+    return shown.permute(0, 2, 3, 1).cpu().numpy()
+
+
 def resize(images: Tensor, size: int) -> Tensor:
     """Resize float images (n, C, H, W) to (n, C, size, size): bilinear, antialiased; the same object if it fits."""
     if images.shape[2:] == (size, size) or not len(images):

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib import patheffects
+from matplotlib import colormaps, patheffects
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from cutmix.data.sets import random_subset
+from cutmix.data.transforms import drawable
 from cutmix.errors import InputError, shorten
 from cutmix.evaluation.boxes import (
     MaxBoxAccuracy,
@@ -290,7 +291,7 @@ def box_gallery(
     found = np.stack([box_from_map(cam, threshold) for cam in cams])
     true = [np.asarray(boxes[i]).reshape(-1, 4) for i in chosen.tolist()]
     fits = best_iou(found, true)
-    shown, labels = _pixels(classifier.images[chosen]), classifier.labels.tolist()
+    shown, labels = drawable(classifier.images[chosen].float() / 255), classifier.labels.tolist()
     columns = min(len(chosen), 6)
     rows = -(-len(chosen) // columns)
     figure = Figure(figsize=(1.9 * columns, 2.4 * rows + 0.4), dpi=120, layout="constrained")
@@ -299,7 +300,9 @@ def box_gallery(
         axis.set_axis_off()
     for k, axis in enumerate(axes[: len(chosen)]):
         positive = cams[k].clip(min=0)
-        overlay(axis, shown[k], positive / max(positive.max(), np.finfo(np.float32).tiny))
+        scaled = positive / max(positive.max(), np.finfo(np.float32).tiny)
+        extent = (0, shown.shape[2], shown.shape[1], 0)  # a box's edges are the pixels' edges
+        axis.imshow(overlaid(shown[k], scaled), extent=extent, interpolation="nearest")
         for box in true[k]:
             _outline(axis, box, "red", "solid")
         _outline(axis, found[k], "lime", (0, (3, 2)))
@@ -330,7 +333,7 @@ def example_figures(classifier: Classifier, shown: dict[int, int]) -> dict[str, 
     if not shown:
         return {}
     pixels = classifier.pixels(slice(None))
-    images, maps = _pixels(classifier.images), None
+    images, maps = drawable(classifier.images.float() / 255), None
     with contextlib.suppress(InputError):
         cams, _ = class_maps(keep_features(classifier), pixels, torch.tensor([*shown.values()], device=pixels.device))
         maps = normalize_maps(cams).cpu().numpy()
@@ -341,8 +344,7 @@ def example_figures(classifier: Classifier, shown: dict[int, int]) -> dict[str, 
         axes = [figure.add_axes((c / columns, 0, 1 / columns, 1)) for c in range(columns)]
         axes[0].imshow(images[k], interpolation="nearest", aspect="auto")
         if maps is not None:
-            overlay(axes[1], images[k], maps[k])
-            axes[1].set_aspect("auto")
+            axes[1].imshow(overlaid(images[k], maps[k]), interpolation="nearest", aspect="auto")
         for axis in axes:
             axis.set_axis_off()
         drawn[f"example-{number}"] = png_of(figure)
@@ -385,12 +387,12 @@ def mixed_maps(classifier: Classifier, first: int, second: int) -> bytes:
     greatest = max(float(torch.stack(maps).max()), torch.finfo(torch.float32).tiny)
     figure = Figure(figsize=(1.8 * len(inputs) + 0.9, 6.0), dpi=120, layout="constrained")
     axes = figure.subplots(3, len(inputs), squeeze=False)
-    shown = _pixels(pixels)
+    shown = drawable(pixels)
     for column, name in enumerate(inputs):
         axes[0, column].imshow(shown[column])
         axes[0, column].set_title(name, fontsize=9)
         for row, cams in enumerate(maps, 1):
-            overlay(axes[row, column], shown[column], cams[column].numpy() / greatest)
+            axes[row, column].imshow(overlaid(shown[column], cams[column].numpy() / greatest), interpolation="nearest")
     for axis in axes.ravel():
         axis.set(xticks=[], yticks=[])
     axes[0, 0].set_ylabel("input", fontsize=9)
@@ -416,19 +418,11 @@ def _mixed(classifier: Classifier, pair: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _pixels(images: Tensor) -> np.ndarray:
-    """Return images (n, C, H, W), bytes or shares, as (n, H, W, 3) in [0, 1]."""
-    shares = images.float() / 255 if images.dtype == torch.uint8 else images
-    shares = shares[:, :3] if shares.shape[1] > 2 else shares[:, :1].expand(-1, 3, -1, -1)
-    return shares.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
-
-
-def overlay(axis: Any, image: np.ndarray, cam: np.ndarray) -> None:
-    """Show the image in grey under the map in colour, the more opaque the higher the map."""
-    extent = (0, image.shape[1], image.shape[0], 0)  # a box's edges are the pixels' edges
-    grey = image @ np.array([0.299, 0.587, 0.114])
-    axis.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="nearest")
-    axis.imshow(cam, cmap="inferno", vmin=0, vmax=1, alpha=0.65 * cam.clip(0, 1) ** 0.5, extent=extent)
+def overlaid(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
+    """Return an image (H, W, 3) in grey under a map (H, W) in colour, the more opaque the higher the map."""
+    grey, heat = (image @ np.array([0.299, 0.587, 0.114]))[..., None], cam.clip(0, 1)
+    alpha = 0.65 * np.sqrt(heat)[..., None]
+    return (1 - alpha) * grey + alpha * colormaps["inferno"](heat)[..., :3]
 
 
 def _outline(axis: Any, box: np.ndarray, color: str, style: Any) -> None:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
@@ -17,8 +16,9 @@ from cutmix.data import ArraySet, ImageSet, open_data
 from cutmix.data.decode import Decoded
 from cutmix.data.sets import keep_per_class, random_subset, take
 from cutmix.data.sources import Source
+from cutmix.data.transforms import denormalize, drawable
 from cutmix.errors import InputError, did_you_mean, missing_extra
-from cutmix.evaluation.localization import class_activation_map, normalize_maps, overlay, resize_maps
+from cutmix.evaluation.localization import class_activation_map, normalize_maps, overlaid, resize_maps
 from cutmix.models.create import find_head
 from cutmix.models.transformers import find_attention, token_grid
 from cutmix.runtime.files import png_of
@@ -75,11 +75,7 @@ class Explanation:
 
     def overlay(self) -> np.ndarray:
         """Return the input in grey under the heat map of the predicted class, (H, W, 3) uint8."""
-        grey = (self.pixels @ np.array([0.299, 0.587, 0.114]))[..., None]
-        heat = self.maps[0].clamp(0, 1).numpy()
-        alpha = 0.65 * np.sqrt(heat)[..., None]
-        colored = colormaps["inferno"](heat)[..., :3]
-        return np.asarray(255 * ((1 - alpha) * grey + alpha * colored), dtype=np.uint8)
+        return np.asarray(255 * overlaid(self.pixels, self.maps[0].numpy()), dtype=np.uint8)
 
 
 def explain_image(
@@ -268,7 +264,7 @@ def draw(
     axes[0].set_title("image", fontsize=8)
     axes[0].set_xlabel(text, fontsize=8, parse_math=False)
     for axis, class_id, heat in zip(axes[1:], chosen, maps, strict=False):
-        overlay(axis, pixels, heat.numpy())
+        axis.imshow(overlaid(pixels, heat.numpy()), interpolation="nearest")
         axis.set_title("heat map" if heat.any() else "heat map: no evidence", fontsize=8)  # nothing positive
         name = f"{probabilities[class_id]:.2f} {model.classes[class_id][:24]}"
         axis.set_xlabel(name, fontsize=8, parse_math=False)
@@ -286,9 +282,7 @@ def draw(
 
 def _pixels(model: Classifier, image: Tensor) -> np.ndarray:
     """Return a normalized image as (H, W, 3) in [0, 1]."""
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (model.preprocessing.mean, model.preprocessing.std))
-    shown = (image * std + mean).clamp(0, 1)
-    return (shown[:3] if len(shown) > 2 else shown[:1].expand(3, -1, -1)).permute(1, 2, 0).numpy()
+    return drawable(denormalize(image[None], model.preprocessing.mean, model.preprocessing.std))[0]
 
 
 def find_class(model: Classifier, name: str | None) -> int | None:

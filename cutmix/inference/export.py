@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from cutmix.config.options import ExportOptions, PushOptions
 from cutmix.data.sets import take
+from cutmix.data.transforms import denormalize
 from cutmix.errors import InputError, missing_extra, printable
 from cutmix.inference.explain import open_training_set, read_inputs
 from cutmix.inference.model import Model, load
@@ -88,8 +89,7 @@ def check_images(model: Model, count: int = 16) -> tuple[Tensor, str]:
         inputs = torch.cat([*read_inputs(model, take(data, chosen))])
     except InputError:
         return example(model, count), f"{count} random images (the training images cannot be read here)"
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (p.mean, p.std))
-    return (255 * (inputs * std + mean)).round().clamp(0, 255).byte(), f"{len(inputs)} training images"
+    return (255 * denormalize(inputs, p.mean, p.std)).round().byte(), f"{len(inputs)} training images"
 
 
 def example(model: Model, count: int) -> Tensor:
