@@ -20,6 +20,7 @@ from scipy.stats import binomtest, norm, rankdata, ttest_ind
 from cutmix.errors import InputError
 
 LEVEL = 0.05
+BINS = 15  # of equal width or mass, in which confidences are compared with accuracies: Guo et al. 2017
 FEW = 100  # images, below which a bootstrap interval is not trusted where it has no width
 
 
@@ -190,7 +191,7 @@ def _placements(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray,
 def ece_difference(
     first: tuple[np.ndarray, np.ndarray],
     second: tuple[np.ndarray, np.ndarray],
-    bins: int = 15,
+    bins: int = BINS,
     draws: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -343,7 +344,7 @@ def chance_error(confidence: np.ndarray, edges: np.ndarray) -> float:
 
 
 class Interval(NamedTuple):
-    """The ends of a bootstrap interval.
+    """The ends of an interval.
 
     Attributes:
         low: Lower end.

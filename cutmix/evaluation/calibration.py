@@ -23,6 +23,7 @@ from cutmix.evaluation.classifier import Classifier, SuiteResult, as_logits, as_
 from cutmix.runs.record import Record
 from cutmix.runtime.seeding import derive_seed
 from cutmix.statistics import (
+    BINS,
     Reliability,
     bin_edges,
     bootstrap,
@@ -39,7 +40,7 @@ TEMPERATURES = (1e-3, 1e3)
 
 
 def calibration_error(
-    probabilities: ArrayLike | Tensor, labels: ArrayLike | Tensor, bins: int = 15, adaptive: bool = False
+    probabilities: ArrayLike | Tensor, labels: ArrayLike | Tensor, bins: int = BINS, adaptive: bool = False
 ) -> float:
     """Return the expected calibration error: Σ_b n_b/N · |acc_b − conf_b|, in per cent.
 
@@ -59,7 +60,7 @@ def calibration_error(
     return float(expected_error(reliability_table(edges, sums)))
 
 
-def calibration_metrics(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor, bins: int = 15) -> dict[str, float]:
+def calibration_metrics(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor, bins: int = BINS) -> dict[str, float]:
     """Return all metrics of the suite that need no held-out images.
 
     * ``ece``: expected calibration error, Σ_b n_b/N · |acc_b − conf_b|, in per cent; ``ece_adaptive`` with bins of
@@ -212,7 +213,7 @@ def calibration_records(
     return records
 
 
-def _class_sums(logits: np.ndarray, ids: np.ndarray, bins: int = 15) -> "CalibrationSums":
+def _class_sums(logits: np.ndarray, ids: np.ndarray, bins: int = BINS) -> "CalibrationSums":
     """Return the calibration of the predicted class of each image."""
     log_p = log_softmax(logits, axis=1)
     p = np.exp(log_p)
@@ -233,7 +234,7 @@ class CalibrationSums:
     """
 
     def __init__(
-        self, confidence: np.ndarray, right: np.ndarray, loss: np.ndarray, square: np.ndarray, bins: int, *,
+        self, confidence: np.ndarray, right: np.ndarray, loss: np.ndarray, square: np.ndarray, bins: int = BINS, *,
         images: int | None = None,
     ) -> None:  # fmt: skip
         self.n = images or len(confidence)

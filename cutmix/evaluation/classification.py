@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.special import expit
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from torch import Tensor, nn
 
 from cutmix.data import FileSet, ImageSet
@@ -27,7 +27,7 @@ from cutmix.runs.outcomes import image_f1, predicted_labels
 from cutmix.runs.record import Record
 from cutmix.runtime.device import World, gather_first
 from cutmix.runtime.seeding import derive_seed
-from cutmix.statistics import bootstrap, bootstrap_interval, check_confidence
+from cutmix.statistics import LEVEL, Interval, bootstrap, bootstrap_interval, check_confidence, too_narrow
 
 
 class LabelledLogits(NamedTuple):
@@ -117,6 +117,17 @@ def wilson_interval(count: int, n: int, confidence: float = 0.95) -> Proportion:
     check_confidence(confidence)
     interval = binomtest(count, n).proportion_ci(confidence, method="wilson")
     return Proportion(100 * count / n, 100 * interval.low, 100 * interval.high, n)
+
+
+def mean_interval(values: np.ndarray, most: float = 100.0) -> Interval:
+    """Return the normal 95 % interval of a mean over images, (N,), from 0 to ``most``; one image has none."""
+    n = len(values)
+    if n < 2:
+        return Interval(np.nan, np.nan, True)
+    value = float(values.mean())
+    half = float(norm.ppf(1 - LEVEL / 2)) * float(values.std(ddof=1)) / n**0.5
+    low, high = max(value - half, 0.0), min(value + half, most)
+    return Interval(low, high, too_narrow(value, low, high, n, 0.0, most))
 
 
 def classification_error(predictions: LabelledLogits, confidence: float = 0.95) -> dict[str, Proportion]:
@@ -325,7 +336,7 @@ def label_sums(logits: np.ndarray, labels: np.ndarray) -> CalibrationSums:
     z, y = logits.astype(np.float64), (labels > 0).astype(np.float64)
     p = expit(z)
     loss = np.logaddexp(0.0, z) - y * z
-    return CalibrationSums(p.ravel(), y.ravel(), loss.ravel(), ((p - y) ** 2).ravel(), 15, images=len(z))
+    return CalibrationSums(p.ravel(), y.ravel(), loss.ravel(), ((p - y) ** 2).ravel(), images=len(z))
 
 
 def label_calibration(logits: Tensor, labels: Tensor, *, seed: int) -> SuiteResult:

@@ -6,7 +6,6 @@ threshold that is best for the data set.
 """
 
 import contextlib
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -32,14 +31,13 @@ from cutmix.evaluation.boxes import (
     level_iou,
     padded_boxes,
 )
-from cutmix.evaluation.classification import Proportion, wilson_interval
+from cutmix.evaluation.classification import Proportion, mean_interval, wilson_interval
 from cutmix.evaluation.classifier import Classifier, SuiteResult, as_numpy
 from cutmix.mixing import Draw
 from cutmix.models.create import find_head
 from cutmix.runs.record import Record
 from cutmix.runtime.files import png_of
 from cutmix.runtime.seeding import derive_seed
-from cutmix.statistics import too_narrow
 
 _V2_IOU = (0.3, 0.5, 0.7)
 
@@ -248,13 +246,12 @@ def _record(name: str, share: Proportion, **more: Any) -> Record:
 def _max_box_record(name: str, found: MaxBoxAccuracy, note: str) -> Record:
     """Return the record of an accuracy at the best threshold; the mean of several has an interval over the images."""
     n = found.hits.shape[1]
-    share = wilson_interval(int(found.hits[0].sum()), n)
-    more: dict[str, Any] = {"at": found.thresholds[0]} if len(found.hits) == 1 else {}
-    if len(found.hits) > 1:
-        half = 1.959964 * 100 * float(found.hits.mean(0).std()) / math.sqrt(n)
-        share = Proportion(found.value, max(found.value - half, 0.0), min(found.value + half, 100.0), n)
-        more["few"] = too_narrow(share.value, share.low, share.high, n, 0.0, 100.0)
-    return _record(name, share, **more, chosen_on="test", note=note)
+    shared: dict[str, Any] = {"suite": "localization", "chosen_on": "test", "note": note}
+    if len(found.hits) == 1:
+        share = wilson_interval(int(found.hits.sum()), n)
+        return Record(metric=name, **share._asdict(), at=found.thresholds[0], **shared)
+    ends = mean_interval(100 * found.hits.mean(0))
+    return Record(metric=name, value=found.value, **ends._asdict(), n=n, **shared)
 
 
 # ---- figures ----

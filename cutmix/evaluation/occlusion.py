@@ -23,12 +23,11 @@ from cutmix.data.decode import read_same_size
 from cutmix.data.folder import EXTENSIONS
 from cutmix.data.loaders import Upload
 from cutmix.errors import InputError
-from cutmix.evaluation.classification import Proportion, wilson_interval
+from cutmix.evaluation.classification import Proportion, mean_interval, wilson_interval
 from cutmix.evaluation.classifier import Classifier, SuiteResult
 from cutmix.runs.record import Record
 from cutmix.runtime.files import regular
 from cutmix.runtime.seeding import derive_seed
-from cutmix.statistics import too_narrow
 
 
 def centred_square(height: int, width: int, side: int) -> tuple[slice, slice]:
@@ -269,8 +268,7 @@ def _records(missed: Tensor, *, relative: bool) -> list[Record]:
     records = []
     for name, corrupted in zip(CORRUPTIONS, missed, strict=True):
         for severity, cases in zip(SEVERITIES, corrupted, strict=True):
-            share = wilson_interval(int(cases.sum()), len(cases))
-            records.append(_record("corruption_err", *share, of=name, at=float(severity)))
+            records.append(rate("corruption_err", cases, of=name, at=float(severity)))
     errors = 100 * missed.double().mean(1)  # of each corruption and image
     alexnet = torch.tensor(list(ALEXNET_ERR.values()), dtype=torch.float64)[:, None]
     kinds = {"corruption_mean_err": ("mean_corruption_err", errors)}
@@ -284,17 +282,15 @@ def _records(missed: Tensor, *, relative: bool) -> list[Record]:
 
 
 def _mean(metric: str, values: Tensor, most: float, **more: Any) -> Record:
-    """Return the record of a mean over images, at most ``most``, with its normal 95 % interval."""
-    mean, n = float(values.mean()), len(values)
-    if n < 2:
-        return _record(metric, mean, None, None, n, **more)
-    half = norm.ppf(0.975) * float(values.std()) / n**0.5
-    low, high = max(mean - half, 0.0), min(mean + half, most)
-    return _record(metric, mean, low, high, n, few=too_narrow(mean, low, high, n, 0.0, most), **more)
+    """Return the record of a mean over images, at most ``most``."""
+    ends, n = mean_interval(values.numpy(), most), len(values)
+    return Record(metric=metric, value=float(values.mean()), **ends._asdict(), n=n, suite="robustness", **more)
 
 
-def _record(metric: str, value: float, low: float | None, high: float | None, n: int, **more: Any) -> Record:
-    return Record(metric=metric, value=value, low=low, high=high, n=n, suite="robustness", **more)
+def rate(metric: str, cases: Tensor, **more: Any) -> Record:
+    """Return the record of a share of samples, in per cent."""
+    share = wilson_interval(int(cases.sum()), len(cases))
+    return Record(metric=metric, **share._asdict(), suite="robustness", **more)
 
 
 # ---- CIFAR-C ----

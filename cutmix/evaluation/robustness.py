@@ -26,7 +26,6 @@ from cutmix.evaluation.attacks import (
     step,
     uniform,
 )
-from cutmix.evaluation.classification import wilson_interval
 from cutmix.evaluation.classifier import Classifier, SuiteResult
 from cutmix.evaluation.occlusion import (
     between_classes,
@@ -38,6 +37,7 @@ from cutmix.evaluation.occlusion import (
     occlusion_passes,
     open_corrupted,
     pairs_interval,
+    rate,
     side_grid,
     wrong,
 )
@@ -104,7 +104,7 @@ def robustness_suite(
         _between(classifier, clean, drawn, lams, between_sides),
         *corrupted,
     ]
-    records = [_rate("clean_err", clean != labels)]
+    records = [rate("clean_err", clean != labels)]
     arrays = {"labels": labels.numpy(), "clean_right": (clean == labels).numpy()}
     for part in parts:
         records += part.records
@@ -188,11 +188,11 @@ def _attacks(
     few = "all images" if len(index) == len(classifier) else f"{len(index):,} images, drawn with seed {classifier.seed}"
     useless = "random noise fools the model more often than FGSM: its gradients are useless"
     records = [
-        *(_rate("fgsm_err", each.fooled, at=each.eps, note=_NO_CLAIM if each is main else None) for each in fgsm),
-        _rate("noise_err", noise, at=eps, note=useless if int(noise.sum()) > int(main.fooled.sum()) else None),
-        *(_rate(f"{name}_err", a.fooled, at=a.eps, steps=a.steps, note=few) for name, a in strong.items()),
-        _rate("fgsm_subset_err", subset["fgsm"], at=eps, note=f"{few}, those of PGD"),
-        _rate(
+        *(rate("fgsm_err", each.fooled, at=each.eps, note=_NO_CLAIM if each is main else None) for each in fgsm),
+        rate("noise_err", noise, at=eps, note=useless if int(noise.sum()) > int(main.fooled.sum()) else None),
+        *(rate(f"{name}_err", a.fooled, at=a.eps, steps=a.steps, note=few) for name, a in strong.items()),
+        rate("fgsm_subset_err", subset["fgsm"], at=eps, note=f"{few}, those of PGD"),
+        rate(
             "worst_case_err", torch.stack(list(subset.values())).any(0), at=eps,
             note=f"{few}; wrong under any of {', '.join(subset)}",
         ),
@@ -318,7 +318,7 @@ def _largest(name: str, attack: _Attacked) -> Record:
 
 def _zero_gradients(zero: Tensor) -> Record:
     note = "an image without a gradient cannot be attacked: its right prediction does not show robustness"
-    return _rate("fgsm_zero_gradients", zero, note=note if bool(zero.any()) else None)
+    return rate("fgsm_zero_gradients", zero, note=note if bool(zero.any()) else None)
 
 
 def _not_weaker(by_pgd: Tensor, by_fgsm: Tensor, eps: float) -> Record:
@@ -361,7 +361,7 @@ def _occlusion(classifier: Classifier, clean: Tensor, sides: Sequence[int]) -> S
     for (where, fill), classes in occlusion_classes(classifier, clean, sides).items():
         missed = classes != labels
         for at, cases in zip(sides, missed, strict=True):
-            records.append(_rate(f"occlusion_{where}_err", cases, at=float(at), of=fill))
+            records.append(rate(f"occlusion_{where}_err", cases, at=float(at), of=fill))
         arrays[f"occlusion_{where}_{fill}_right"] = (~missed).numpy()
     return SuiteResult(records, arrays)
 
@@ -390,12 +390,6 @@ def _between(
 
 
 # ---- records ----
-
-
-def _rate(metric: str, cases: Tensor, **more: Any) -> Record:
-    """Return the record of a share of samples, in per cent."""
-    share = wilson_interval(int(cases.sum()), len(cases))
-    return Record(metric=metric, **share._asdict(), suite="robustness", **more)
 
 
 def _check(metric: str, value: float, n: int, **more: Any) -> Record:

@@ -123,13 +123,11 @@ def _equal(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
 
 
 def _calibration(run: Run, arrays: Arrays) -> Iterator[_Sample]:
-    line = _last(run, "calibration", "ece")
-    bins = (line.bins if line else None) or 15
     if {"confidence", "right"} <= arrays.keys():
         labels = arrays.get("labels", arrays["right"])  # (N, K) where an image can have several
         values = tuple(arrays[name].reshape(labels.shape) for name in ("confidence", "right"))
-        same = (bins, len(labels), arrays.get("labels", ()))
-        yield _Sample("ece", "", None, line, values, lambda a, b: ece_difference(a, b, bins), same)
+        line, same = _last(run, "calibration", "ece"), (len(labels), arrays.get("labels", ()))
+        yield _Sample("ece", "", None, line, values, ece_difference, same)
 
 
 def _robustness(run: Run, arrays: Arrays) -> Iterator[_Sample]:

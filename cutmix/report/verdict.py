@@ -18,7 +18,7 @@ from cutmix.runs.outcomes import CrossedDifference, crossed_difference, label_ou
 from cutmix.runs.read import Run, read_outcome
 from cutmix.runs.record import Record, number, with_interval
 from cutmix.runtime.terminal import Tabular
-from cutmix.statistics import holm
+from cutmix.statistics import LEVEL, holm
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Comparison:
     @property
     def settled(self) -> bool:
         """Whether chance is excluded at 5 %, after adjustment."""
-        return self.p < 0.05
+        return self.p < LEVEL
 
 
 def compare_runs(runs: Sequence[Run], methods: Sequence[str], baseline: str) -> list[Comparison]:
@@ -211,8 +211,8 @@ def _what_would_settle(one: Comparison) -> str:
 
 
 def _classes_in_words(one: Comparison) -> str:
-    helped = [each for each in one.classes if each.p < 0.05 and each.value < 0]
-    hurt = [each for each in reversed(one.classes) if each.p < 0.05 and each.value > 0]
+    helped = [each for each in one.classes if each.p < LEVEL and each.value < 0]
+    hurt = [each for each in reversed(one.classes) if each.p < LEVEL and each.value > 0]
     if not helped and not hurt:
         return "No class alone differs by more than chance."
     return " ".join(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn.metrics import log_loss, top_k_accuracy_score
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from cutmix.evaluation.classification import (
     LabelledLogits,
     classification_error,
     error_records,
+    mean_interval,
     mean_loss,
     predict,
     predictions_arrays,
@@ -162,3 +164,11 @@ def test_shares_of_several_processes_are_put_in_order(monkeypatch: pytest.Monkey
     predictions = predict(model, [(images, labels)], World(0, size, torch.device("cpu")))
     torch.testing.assert_close(predictions.logits, model(images).detach())
     assert torch.equal(predictions.labels, labels)
+
+
+def test_the_interval_of_a_mean_is_scipys() -> None:
+    values = np.random.default_rng(0).uniform(0, 100, 12)
+    assert mean_interval(values)[:2] == pytest.approx(stats.norm.interval(0.95, values.mean(), stats.sem(values)))
+    assert mean_interval(np.array([0.0, 100.0])) == (0, 100, False)  # ends at the ends of the range
+    assert mean_interval(np.array([50.0, 250.0]), np.inf).high > 250
+    assert np.isnan(mean_interval(np.array([50.0])).low)
