@@ -92,7 +92,10 @@ def _check_possible(boxes: np.ndarray, what: str) -> None:
         )
 
 
-def box_from_map(cam: np.ndarray, threshold: float = 0.15) -> np.ndarray:
+THRESHOLD = 0.15  # of the map's maximum: the paper's
+
+
+def box_from_map(cam: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
     """Return the tightest box around the largest component of ``cam > threshold · max(cam)``.
 
     Pixels that touch at a corner are connected. The largest component is the one with the most pixels; of several, the

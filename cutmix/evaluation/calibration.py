@@ -125,23 +125,20 @@ def zero_of(slope: Callable[[float], float]) -> float:
     return float(np.exp(brentq(slope, cold, hot)))
 
 
-def calibration_suite(
-    classifier: Classifier, logits: Tensor | None = None, *, draws: int = 1000, seed: int | None = None
-) -> SuiteResult:
+def calibration_suite(classifier: Classifier, logits: Tensor | None = None, *, draws: int = 1000) -> SuiteResult:
     """Evaluate the calibration of a classifier, before and after temperature scaling; see ``calibration_result``.
 
     Args:
         classifier: Model and images.
         logits: The classifier's logits on its images, (N, K), if they are known.
         draws: Number of resamples for the intervals.
-        seed: Seed of halves and resamples; None is the classifier's.
 
     Raises:
         InputError: If a logit is not finite, or an argument is out of its range.
     """
     z = as_logits(classifier.predict() if logits is None else logits)
-    seed = classifier.seed if seed is None else seed
-    return calibration_result(z, class_ids(classifier.labels, z), _class_sums, fit_temperature, seed, draws=draws)
+    ids = class_ids(classifier.labels, z)
+    return calibration_result(z, ids, _class_sums, fit_temperature, classifier.seed, draws=draws)
 
 
 def calibration_result(
@@ -164,7 +161,7 @@ def calibration_result(
         ``reliability`` and ``reliability_adaptive`` (bins, 5) float64 with the columns of :class:`Reliability`,
         ``held_out`` (N,) bool.
     """
-    common: dict[str, Any] = {"confidence": 0.95, "suite": "calibration"} | fields
+    common: dict[str, Any] = {"suite": "calibration"} | fields
     whole = sums_of(z, labels)
     records = whole.records(common, draws, (seed, "calibration", "all"))
     fitted, held_out = random_halves(len(z), seed)
@@ -276,7 +273,7 @@ class CalibrationSums:
         records = []
         for (name, each), spread in zip(self.values.items(), drawn.T, strict=True):
             value, (least, most) = float(each), _RANGES.get(name, (0.0, 100.0))
-            ends = bootstrap_interval(value, spread, self.n, common["confidence"], least=least, most=most)
+            ends = bootstrap_interval(value, spread, self.n, least=least, most=most)
             bins = len(self.edges[0]) - 1
             more: dict[str, Any] = {"bins": bins} if name in _BINNED else {}
             if name == "ece":

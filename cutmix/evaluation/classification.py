@@ -151,10 +151,10 @@ def classification_error(predictions: LabelledLogits, confidence: float = 0.95) 
     return errors
 
 
-def error_records(predictions: LabelledLogits, confidence: float = 0.95) -> list[Record]:
+def error_records(predictions: LabelledLogits) -> list[Record]:
     """Return the errors with their intervals."""
-    errors = classification_error(predictions, confidence)
-    return [Record(metric=name, **error._asdict(), confidence=confidence) for name, error in errors.items()]
+    errors = classification_error(predictions)
+    return [Record(metric=name, **error._asdict()) for name, error in errors.items()]
 
 
 def true_class_rank(logits: Tensor, labels: Tensor) -> Tensor:
@@ -247,9 +247,12 @@ def best_thresholds(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.clip(chosen, 1e-12, 1 - 1e-12)
 
 
+_OVERALL = ("label_map", "f1_macro", "f1_micro", "f1_images", "hamming")  # metrics of all labels together
+
+
 def label_records(
     logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], thresholds: np.ndarray, *,
-    chosen_on: str | None, split: str, seed: int = 0, confidence: float = 0.95,
+    chosen_on: str | None, split: str, seed: int = 0,
 ) -> list[Record]:  # fmt: skip
     """Return mAP, F1 and the share of wrong labels with bootstrap intervals over the images, and each label's own.
 
@@ -259,9 +262,38 @@ def label_records(
     """
     if not labels.any():
         raise InputError(f"no {split} image has a label; expected images of some labels")
+    (n, k), present = labels.shape, (labels > 0).sum(0)
+    metrics = _label_metrics(logits, labels, thresholds)
+    values = metrics(np.ones((1, n)))[0]
+    draws = 1000 if n * k <= 200_000 else 200
+    drawn = bootstrap(metrics, (n, derive_seed(seed, "labels")), draws=draws)
+    shared: dict[str, Any] = {"task": "multilabel", "suite": "labels"}
+    names: list[tuple[str, str | None]] = [(metric, None) for metric in _OVERALL]
+    names += [(metric, name) for metric in ("label_ap", "label_f1") for name in classes]
+    counts = [n] * len(_OVERALL) + present.tolist() * 2
+    sides = np.minimum(present, n - present)  # a label with few images, or in nearly all, is of so few
+    rarest = int(sides[present > 0].min())
+    fewest = [rarest, rarest, n, n, n, *sides.tolist() * 2]
+    note = _origin_of_thresholds(chosen_on, split)
+    records = []
+    for (metric, name), value, spread, count, few in zip(names, values, drawn.T, counts, fewest, strict=True):
+        if np.isnan(value):
+            continue
+        ends = bootstrap_interval(float(value), spread, few)
+        records.append(Record(
+            metric=metric, of=name, value=float(value), **ends._asdict(), n=count, **shared,
+            note=note if metric in _OVERALL[1:] else None,
+        ))  # fmt: skip
+    return records + [
+        Record(metric="label_threshold", of=name, value=float(t), chosen_on=chosen_on, **shared)
+        for name, t in zip(classes, thresholds, strict=True)
+    ]
+
+
+def _label_metrics(logits: np.ndarray, labels: np.ndarray, thresholds: np.ndarray) -> Any:
+    """Return the function that maps counts of the images, (B, N), to ``_OVERALL``, AP and F1 of each label, in %."""
     n, k = labels.shape
-    precisions, predicted = _precisions(logits, labels), predicted_labels(logits, thresholds)
-    y = labels > 0
+    precisions, predicted, y = _precisions(logits, labels), predicted_labels(logits, thresholds), labels > 0
     sums = np.concatenate([predicted & y, predicted ^ y, y], 1).astype(np.float64)
     per_image = image_f1(predicted, labels)
 
@@ -273,39 +305,15 @@ def label_records(
         means = [_mean(ap), _mean(f1), micro, counts @ per_image / n, wrong.sum(1) / (n * k)]
         return 100 * np.concatenate([np.stack(means, 1), ap, f1], 1)
 
-    values = metrics(np.ones((1, n)))[0]
-    draws = 1000 if n * k <= 200_000 else 200
-    drawn = bootstrap(metrics, (n, derive_seed(seed, "labels")), draws=draws)
-    shared: dict[str, Any] = {"task": "multilabel", "suite": "labels", "confidence": confidence}
+    return metrics
+
+
+def _origin_of_thresholds(chosen_on: str | None, split: str) -> str:
     if chosen_on is None:
-        note = "the threshold of each label is 0.5, as there are no validation images to choose another"
-    elif chosen_on == split:
-        note = f"the thresholds were chosen on the same {split} images, so F1 is optimistic"
-    else:
-        note = f"the threshold of each label was chosen on {chosen_on}, for the largest F1"
-    names: list[tuple[str, str | None]] = [
-        ("label_map", None),
-        ("f1_macro", None),
-        ("f1_micro", None),
-        ("f1_images", None),
-        ("hamming", None),
-    ]
-    names += [(metric, name) for metric in ("label_ap", "label_f1") for name in classes]
-    counts = [n] * 5 + [int(each) for each in y.sum(0)] * 2
-    sides = np.minimum(y.sum(0), n - y.sum(0))  # a label with few images, or in nearly all, is of so few
-    rarest = int(sides[y.any(0)].min())
-    fewest = [rarest, rarest, n, n, n, *sides.tolist() * 2]
-    records = []
-    for (metric, name), value, spread, count, few in zip(names, values, drawn.T, counts, fewest, strict=True):
-        if np.isnan(value):
-            continue
-        ends = bootstrap_interval(float(value), spread, few, confidence)
-        notes: dict[str, Any] = {"note": note} if metric in ("f1_macro", "f1_micro", "f1_images", "hamming") else {}
-        records.append(Record(metric=metric, of=name, value=float(value), **ends._asdict(), n=count, **shared, **notes))
-    return records + [
-        Record(metric="label_threshold", of=name, value=float(t), chosen_on=chosen_on, **shared)
-        for name, t in zip(classes, thresholds, strict=True)
-    ]
+        return "the threshold of each label is 0.5, as there are no validation images to choose another"
+    if chosen_on == split:
+        return f"the thresholds were chosen on the same {split} images, so F1 is optimistic"
+    return f"the threshold of each label was chosen on {chosen_on}, for the largest F1"
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

@@ -22,19 +22,19 @@ from cutmix.data.sets import random_subset
 from cutmix.data.transforms import drawable
 from cutmix.errors import InputError, shorten
 from cutmix.evaluation.boxes import (
+    THRESHOLD,
     MaxBoxAccuracy,
     best_iou,
     best_thresholds,
     box_from_map,
     center_iou,
-    check_thresholds,
     level_iou,
     padded_boxes,
 )
 from cutmix.evaluation.classification import Proportion, mean_interval, wilson_interval
 from cutmix.evaluation.classifier import Classifier, SuiteResult, as_numpy
 from cutmix.mixing import Draw
-from cutmix.models.create import find_head
+from cutmix.models.create import Head, find_head
 from cutmix.runs.record import Record
 from cutmix.runtime.files import png_of
 from cutmix.runtime.seeding import derive_seed
@@ -145,12 +145,12 @@ class _KeepsFeatures(nn.Module):
 
     features: Tensor
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, head: Head) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.head = network, head
 
     def forward(self, images: Tensor) -> Tensor:
-        self.features = self.network.forward_features(images)  # type: ignore[operator]
+        self.features = self.head.features(images)
         return self.network.forward_head(self.features)  # type: ignore[operator]
 
 
@@ -162,8 +162,8 @@ def keep_features(classifier: Classifier) -> Classifier:
     """
     channels, *size = classifier.images.shape[1:]
     side = classifier.image_size
-    find_head(classifier.network, (channels, side, side) if side else (channels, *size))
-    return replace(classifier, network=_KeepsFeatures(classifier.network))
+    head = find_head(classifier.network, (channels, side, side) if side else (channels, *size))
+    return replace(classifier, network=_KeepsFeatures(classifier.network, head))
 
 
 def class_maps(classifier: Classifier, pixels: Tensor, class_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,18 +174,17 @@ def class_maps(classifier: Classifier, pixels: Tensor, class_ids: Tensor) -> tup
     network = classifier.network
     assert isinstance(network, _KeepsFeatures)
     logits = classifier.logits(pixels)
-    weight = network.network.get_classifier().weight.detach().float()  # type: ignore[operator]
+    weight = network.head.classifier.weight.detach().float()
     cams = class_activation_map(network.features.float(), weight, class_ids.to(weight.device))
     return resize_maps(cams, (pixels.shape[-2], pixels.shape[-1])), logits
 
 
-def localization_suite(classifier: Classifier, boxes: Sequence[np.ndarray], *, threshold: float = 0.15) -> SuiteResult:
+def localization_suite(classifier: Classifier, boxes: Sequence[np.ndarray]) -> SuiteResult:
     """Evaluate boxes from the class activation maps of a classifier against true boxes.
 
     Args:
         classifier: Images with labels, and a network that ends in global average pooling and one linear layer.
         boxes: N arrays (B, 4) of true boxes in the pixels of ``classifier.images``.
-        threshold: Threshold of top-1 Loc and GT-known Loc, as a share of the map's maximum, in [0, 1).
 
     Returns:
         Records of ``top1_loc``, ``gt_known_loc``, ``top1_cls``, ``max_box_acc``, ``max_box_acc_v2`` and their floors
@@ -197,7 +196,6 @@ def localization_suite(classifier: Classifier, boxes: Sequence[np.ndarray], *, t
         InputError: If the network has no class activation maps or its logits are not finite, or the boxes do not fit
             the images.
     """
-    check_thresholds([threshold])
     true = padded_boxes(len(classifier), boxes, "images")
     classifier = keep_features(classifier)
     height, width = classifier.images.shape[2:]
@@ -208,7 +206,7 @@ def localization_suite(classifier: Classifier, boxes: Sequence[np.ndarray], *, t
         maps, logits = class_maps(classifier, classifier.pixels(part), classifier.labels[part])
         classifier.check()
         right[part] = (logits.argmax(1).cpu() == classifier.labels[part].cpu()).numpy()
-        predicted[part] = [box_from_map(cam, threshold) for cam in maps.cpu().numpy()]
+        predicted[part] = [box_from_map(cam) for cam in maps.cpu().numpy()]
         found, tops = level_iou(normalize_maps(maps).cpu().numpy(), boxes[part])
         peaks = np.append(peaks, tops)
         for kind, table in found.items():
@@ -218,7 +216,7 @@ def localization_suite(classifier: Classifier, boxes: Sequence[np.ndarray], *, t
     version2 = best_thresholds(tables["all"], peaks, _V2_IOU)
     center = center_iou(boxes, (height, width))
     records = [
-        *(_record(name, accuracies[name], at=threshold, note=note) for name, note in _NOTES.items()),
+        *(_record(name, accuracies[name], at=THRESHOLD, note=note) for name, note in _NOTES.items()),
         _record("top1_cls", accuracies["top1_cls"]),
         _max_box_record("max_box_acc", best, "largest component; the threshold is the best of 1,000 on these images"),
         _max_box_record("max_box_acc_v2", version2, "all contours; the best threshold for each IoU on these images"),
@@ -257,10 +255,8 @@ def _max_box_record(name: str, found: MaxBoxAccuracy, note: str) -> Record:
 # ---- figures ----
 
 
-def box_gallery(
-    classifier: Classifier, boxes: Sequence[np.ndarray], *, count: int = 12, threshold: float = 0.15, seed: int = 0
-) -> bytes:
-    """Draw images with their true boxes, the boxes from their maps, and the positive part of the maps.
+def box_gallery(classifier: Classifier, boxes: Sequence[np.ndarray]) -> bytes:
+    """Draw a dozen images with their true boxes, the boxes from their maps, and the positive part of the maps.
 
     The images are chosen at random, not by their results. The caption of each gives its class, the IoU, and the
     predicted class if it is wrong.
@@ -268,24 +264,18 @@ def box_gallery(
     Args:
         classifier: As for ``localization_suite``.
         boxes: N arrays (B, 4) in the pixels of ``classifier.images``.
-        count: Number of images, at least 1.
-        threshold: Share of the map's maximum, in [0, 1).
-        seed: Seed of the choice of images.
 
     Returns:
         A PNG file.
 
     Raises:
-        InputError: If the boxes are not of as many images, the count is below 1, or the network has no class
-            activation maps.
+        InputError: If the boxes are not of as many images, or the network has no class activation maps.
     """
-    if count < 1:
-        raise InputError(f"count is {count}; expected at least one image")
     padded_boxes(len(classifier), boxes, "images")
-    chosen = random_subset(len(classifier), count, derive_seed(seed, "gallery"))
+    chosen = random_subset(len(classifier), 12, derive_seed(0, "gallery"))
     maps, logits = class_maps(keep_features(classifier), classifier.pixels(chosen), classifier.labels[chosen])
     cams, predicted = maps.cpu().numpy(), logits.argmax(1).tolist()
-    found = np.stack([box_from_map(cam, threshold) for cam in cams])
+    found = np.stack([box_from_map(cam) for cam in cams])
     true = [np.asarray(boxes[i]).reshape(-1, 4) for i in chosen.tolist()]
     fits = best_iou(found, true)
     shown, labels = drawable(classifier.images[chosen].float() / 255), classifier.labels.tolist()

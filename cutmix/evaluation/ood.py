@@ -150,24 +150,18 @@ def ood_suite(
     *,
     conventions: Sequence[Convention] = (),
     logits: Tensor | None = None,
-    count: int | None = None,
     draws: int = 1000,
-    confidence: float = 0.95,
-    seed: int | None = None,
 ) -> SuiteResult:
     """Evaluate how well a classifier's confidence separates its own test images from others.
 
     Args:
         classifier: Model and images; the images are in-distribution.
-        outliers: Data sets as for :func:`cutmix.data.outliers.open_outliers`; None is the paper's seven, and those that
-            are not found are recorded as not run.
+        outliers: Data sets as for :func:`cutmix.data.outliers.open_outliers`, each with at most as many images as the
+            classifier's; None is the paper's seven, and those that are not found are recorded as not run.
         conventions: Further conventions for the largest softmax probability; see :func:`ood_metrics`. Always evaluated
             are the metrics by definition, and TNR and AUROC of "mahalanobis".
         logits: The classifier's logits on its images, (N, K), if they are known.
-        count: Largest number of images of a data set; None is the number of the classifier's.
         draws: Number of resamples for the intervals.
-        confidence: Confidence of the intervals, in (0, 1).
-        seed: Seed of noise, crops and resamples; None is the classifier's.
 
     Returns:
         Records, the array ``labels`` (N,) int64, and for every score and data set the array ``SCORE/SET`` (n,)
@@ -178,23 +172,22 @@ def ood_suite(
     """
     if outliers is not None and not outliers:
         raise InputError("outliers is empty; expected one or more data sets, or None for the paper's seven")
-    seed = classifier.seed if seed is None else seed
     own = as_logits(classifier.predict() if logits is None else logits)
     evaluated = _evaluated(conventions, own.shape[1])
     arrays = {"labels": classifier.labels.cpu().numpy()} | {f"{name}/id": of(own) for name, of in _SCORES.items()}
-    common: dict[str, Any] = {"confidence": confidence, "suite": "ood"}
+    common: dict[str, Any] = {"suite": "ood"}
     records: list[Record] = []
     found: dict[str, list[_Found]] = {}
     images = len(own)
     for name in dict.fromkeys(outliers or SEVEN):
-        opened = _open(name, classifier, count or len(classifier), seed, named=outliers is not None)
+        opened = _open(name, classifier, named=outliers is not None)
         if isinstance(opened, str):
             usual: dict[str, Any] = {"convention": "exact", "score": "max-softmax"}
             records.append(Record(metric="ood_auroc", value=None, n=0, of=name, note=opened, **usual, **common))
             continue
         other = _logits(classifier, opened)
         arrays |= {f"{score}/{name}": of(other) for score, of in _SCORES.items()}
-        found[name] = [_find(each, arrays, name, draws, seed) for each in evaluated]
+        found[name] = [_find(each, arrays, name, draws, classifier.seed) for each in evaluated]
         records += _records(evaluated, found[name], common | {"n": len(own) + len(other), "of": name}, opened.note)
         images += len(other)
     if len(found) > 1:
@@ -235,14 +228,14 @@ def _mean(sets: Sequence[_Found]) -> _Found:
     return _Found(np.mean(values, 0), np.mean(drawn, 0), min(fewest))
 
 
-def _open(name: str, classifier: Classifier, count: int, seed: int, *, named: bool) -> Outliers | str:
+def _open(name: str, classifier: Classifier, *, named: bool) -> Outliers | str:
     """Open a data set, or return the reason not to run it; only a data set given by name must exist."""
     ours = classifier.data
     if name == ours or (name.startswith("tiny-imagenet") and ours.startswith(("tiny-imagenet", "imagenet"))):
         return f"not run: {name} is in-distribution for this classifier ({ours})"
     shape: Shape = tuple(classifier.images.shape[1:])  # type: ignore[assignment]
     try:
-        return open_outliers(name, shape, count=count, seed=seed)
+        return open_outliers(name, shape, count=len(classifier), seed=classifier.seed)
     except InputError as error:
         if named:
             raise
@@ -256,7 +249,7 @@ def _records(
     records = []
     for each, (values, drawn, fewest) in zip(evaluated, found, strict=True):
         for name, value, spread in zip(each.metrics, values, drawn.T, strict=True):
-            ends = bootstrap_interval(float(value), spread, fewest, common["confidence"])
+            ends = bootstrap_interval(float(value), spread, fewest)
             chosen_on = "test" if name == "detection_acc" else None
             records.append(Record(
                 metric=f"ood_{name}", value=float(value), **ends._asdict(), convention=each.convention,

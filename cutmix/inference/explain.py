@@ -108,7 +108,7 @@ class HeatMaps:
     def __init__(self, network: nn.Module, input_shape: Sequence[int]) -> None:
         self.network = network
         try:
-            find_head(network, input_shape)
+            self._head = find_head(network, input_shape)
             self.name = "class activation map"
         except InputError:
             self.name = "Grad-CAM"
@@ -123,11 +123,9 @@ class HeatMaps:
             targets = [ClassifierOutputTarget(int(each)) for each in class_ids]
             with torch.enable_grad():
                 return torch.from_numpy(self._cam(inputs.to(device), targets))
-        network: Any = self.network
         with torch.no_grad():
-            features = network.forward_features(inputs.to(device)).float()
-        weight = network.get_classifier().weight.detach().float()
-        maps = class_activation_map(features, weight, class_ids.to(device))
+            features = self._head.features(inputs.to(device)).float()
+        maps = class_activation_map(features, self._head.classifier.weight.detach().float(), class_ids.to(device))
         return normalize_maps(resize_maps(maps, (inputs.shape[-2], inputs.shape[-1]))).cpu()
 
 

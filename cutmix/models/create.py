@@ -297,12 +297,11 @@ class Head(NamedTuple):
     classifier: nn.Linear  # the linear layer, of weight (K, C)
 
 
-def find_head(model: nn.Module, image_shape: Sequence[int] | None = None) -> Head:
+def find_head(model: nn.Module, image_shape: Sequence[int]) -> Head:
     """Return the feature maps and the linear layer of a network, if the logits are the mean of their class activations.
 
-    Two random images of ``image_shape``, by default of timm's own size or 32×32, check, in eval mode, that logits =
-    mean over positions of W f(x) + b. A network with a class token, with hidden layers or a normalization after the
-    pooling, or with another pooling is refused.
+    Two random images of ``image_shape`` check, in eval mode, that logits = mean over positions of W f(x) + b. A network
+    with a class token, with hidden layers or a normalization after the pooling, or with another pooling is refused.
     """
     name = type(model).__name__
     features: Any = getattr(model, "forward_features", None)
@@ -313,7 +312,7 @@ def find_head(model: nn.Module, image_shape: Sequence[int] | None = None) -> Hea
         raise InputError(f"{refusal}: found {found}")
     training, parameter = model.training, next(model.parameters())
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, *(image_shape or _image_shape(model)), generator=generator).to(parameter)
+    images = torch.randn(2, *image_shape, generator=generator).to(parameter)
     model.eval()
     try:
         with torch.no_grad():
@@ -334,12 +333,6 @@ def find_head(model: nn.Module, image_shape: Sequence[int] | None = None) -> Hea
     if not torch.allclose(expected, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max())):
         raise InputError(f"{refusal}: its logits are not the mean of the map")
     return Head(features, classifier)
-
-
-def _image_shape(model: nn.Module) -> tuple[int, ...]:
-    settings = getattr(model, "pretrained_cfg", None) or {}
-    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    return (first.in_channels if first else 3, *settings.get("input_size", (3, 32, 32))[1:])
 
 
 # ---- models for localization ----

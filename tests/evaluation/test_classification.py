@@ -104,12 +104,11 @@ def test_mean_loss_is_scikit_learns() -> None:
 
 def test_records_hold_metric_value_interval_and_n() -> None:
     predictions = random_predictions()
-    records = error_records(predictions, confidence=0.9)
+    records, narrow = error_records(predictions), classification_error(predictions, confidence=0.9)
     assert [record.metric for record in records] == ["top1_err", "top5_err"]
-    wide = error_records(predictions)
-    for record, wider in zip(records, wide, strict=True):
-        assert wider.low < record.low < record.value < record.high < wider.high
-        assert (record.confidence, record.n) == (0.9, 500)
+    for record, error in zip(records, narrow.values(), strict=True):
+        assert record.low < error.low < record.value < error.high < record.high
+        assert (record.confidence, record.n) == (0.95, 500)
 
 
 def test_predict_sees_eval_mode_and_leaves_the_mode() -> None:

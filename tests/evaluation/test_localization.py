@@ -245,8 +245,6 @@ def test_wrong_input_is_one_sentence() -> None:
     drawn, boxes = bright_boxes()
     with pytest.raises(InputError, match="there are 10 images and boxes of 9 images"):
         localization_suite(drawn, boxes[1:])
-    with pytest.raises(InputError, match=r"the threshold is 1\.0; expected a share"):
-        localization_suite(drawn, boxes, threshold=1)
     with pytest.raises(InputError, match="has no class activation map"):
         localization_suite(classifier(nn.Sequential(nn.Linear(1, 1)), drawn.images, drawn.labels), boxes)
     with pytest.raises(InputError, match="a box of image 0 reaches outside its map of 24×24"):

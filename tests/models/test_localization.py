@@ -29,13 +29,13 @@ def test_the_small_pyramidnet_and_one_channel() -> None:
     from cutmix.models import PyramidNet
 
     assert find_head(PyramidNet(1, 8, 5, in_chans=1), (1, 17, 23)).classifier.out_features == 5
-    assert find_head(create_model("resnet20", 10, in_chans=1)).classifier.in_features == 64
+    assert find_head(create_model("resnet20", 10, in_chans=1), (1, 32, 32)).classifier.in_features == 64
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["inception_v3", "densenet121", "efficientnet_b0", "seresnet50", "regnety_002"])
 def test_large_heads_that_are_found(name: str) -> None:
-    features, _ = find_head(create_model(name, 7))
+    features, _ = find_head(create_model(name, 7), (3, 224, 224))
     assert features(torch.randn(1, 3, 224, 224)).shape[2] == {"inception_v3": 5}.get(name, 7)
 
 
@@ -60,13 +60,13 @@ def test_networks_without_these_parts_are_refused() -> None:
     with pytest.raises(InputError, match=r"its logits are not|its features are"):
         find_head(VGG([8, "M"], num_classes=5, mlp_ratio=0.01), (3, 16, 16))
     with pytest.raises(InputError, match=r"found no forward_features\(\)"):
-        find_head(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()))
+        find_head(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), (3, 32, 32))
     with pytest.raises(InputError, match="found Identity"):
-        find_head(timm.create_model("resnet10t", num_classes=0))
+        find_head(timm.create_model("resnet10t", num_classes=0), (3, 64, 64))
     broken = create_model("resnet20", 5)
     nn.init.constant_(broken.fc.weight, float("nan"))
     with pytest.raises(InputError, match="gives logits that are NaN or infinite, so nothing can be evaluated"):
-        find_head(broken)
+        find_head(broken, (3, 32, 32))
     with pytest.raises(InputError, match="cannot be tried on images"):
         find_head(create_model("resnet20", 5), (1, 32, 32))
 
@@ -106,7 +106,7 @@ def test_vgg_gap_is_torchvisions_vgg_up_to_its_last_pooling() -> None:
     images = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(model.features(images), vgg[:-1](images))
-    features, classifier = find_head(model)
+    features, classifier = find_head(model, (3, 32, 32))
     assert features(torch.randn(1, 3, 96, 64)).shape == (1, 1024, 6, 4)
     assert classifier is model.fc
     # thirteen convolutions, conv6 with its bias, fc
