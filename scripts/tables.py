@@ -237,18 +237,20 @@ def localization() -> str:
         for line in lines("tiny-resnet20-localization.jsonl")
         if line.suite == "localization"
     }
-    measures = {"top1_cls": "top-1 class", "top1_loc": "top-1 Loc", "gt_known_loc": "GT-known Loc",
-                "max_box_acc_v2": "MaxBoxAccV2"}  # fmt: skip
     rows = [
-        [label, *(cell(found[mix, name]) for name in measures)]
+        [label, *(cell(found[mix, name]) for name, *_ in LOCALIZED)]
         for mix, label in {"none": "baseline", "cutout": "Cutout", "mixup": "Mixup", "cutmix": "CutMix"}.items()
     ]
     floor = cell(found["none", "center_max_box_acc_v2"])
-    return table(["per cent", *measures.values()], [*rows, ["a box in the centre", "", "", "", floor]])
+    return table(["per cent", *LOCALIZED.values()], [*rows, ["a box in the centre", "", "", "", floor]])
 
 
 Key = tuple[str, str | None, int | None]
 """A metric, what it is of, and where: ε in 255ths or a side in pixels."""
+LOCALIZED: dict[Key, str] = {
+    ("top1_cls", None, None): "top-1 class", ("top1_loc", None, 0): "top-1 Loc",
+    ("gt_known_loc", None, 0): "GT-known Loc", ("max_box_acc_v2", None, None): "MaxBoxAccV2",
+}  # fmt: skip
 
 
 def usual_lines(name: str, model: str) -> dict[int, dict[tuple[str | None, Key], Record]]:
@@ -285,18 +287,18 @@ def suites() -> str:
     return table(["per cent", "without mixing", "CutMix"], rows)
 
 
-def subset_suites(model: str = "resnet20") -> str:
-    """Return the suites of a model's runs on few images over seeds, paired by seed."""
-    found = usual_lines("cifar100-subsets-suites.jsonl", model)
+def over_seeds(name: str, model: str, labels: dict[Key, str]) -> str:
+    """Return metrics of a model's runs with CutMix and without mixing over seeds, paired by seed."""
+    found = usual_lines(name, model)
     values = {
         key: tuple([_value(found[seed][mix, key]) for seed in sorted(found)] for mix in ("none", "cutmix"))
-        for key in SUITES
+        for key in labels
         if ("none", key) in found[0]
     }
     differences = {key: seed_difference(cutmix, none) for key, (none, cutmix) in values.items()}
     adjusted = iter(holm([d.p for d in differences.values()]))
     rows = [
-        [SUITES[key], *(f"{fmean(each):.1f}" for each in values[key]), with_interval(d, "+.1f"),
+        [labels[key], *(f"{fmean(each):.1f}" for each in values[key]), with_interval(d, "+.1f"),
          in_words(next(adjusted)), f"{d.detectable:.1f}"]
         for key, d in differences.items()
     ]  # fmt: skip
@@ -374,12 +376,14 @@ BENCHMARKS = (
     "network-1-thread", "smmix", "attention", "captioning", "average-precision", "localization", "ood", "shards",
 )  # fmt: skip
 EXPERIMENTS = (
-    claims, caltech, caltech_variants, caltech_default, caltech_thirty, subsets, transformer, subset_suites, arms,
-    layers, short, defaults, rates, localization, suites, outside, speed,
+    claims, caltech, caltech_variants, caltech_default, caltech_thirty, subsets, transformer, arms, layers, short,
+    defaults, rates, localization, suites, outside, speed,
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {
     **{make.__name__: make for make in EXPERIMENTS},
-    "subset_suites_resnet18": partial(subset_suites, "resnet18"),
+    "subset_suites": partial(over_seeds, "cifar100-subsets-suites.jsonl", "resnet20", SUITES),
+    "subset_suites_resnet18": partial(over_seeds, "cifar100-subsets-suites.jsonl", "resnet18", SUITES),
+    "localization_few": partial(over_seeds, "tiny-resnet20-subset-suites.jsonl", "resnet20", LOCALIZED),
     **{f"benchmark-{name}": partial(benchmark, name) for name in BENCHMARKS},
     **{f"card-{name}": partial(card, name) for name in CARDS},
 }
