@@ -61,14 +61,14 @@ def pgd(
     """
     check_attack(model, images, labels, eps)
     check_steps(steps, step_size)
-    attacked, finite = ascend(model, images, labels, eps, steps, step_size, seed, check=True)
+    attacked, finite = ascend(model, images, labels, eps, steps, seed, step_size, check=True)
     check_gradients(finite)
     return attacked
 
 
 def ascend(
-    model: nn.Module, images: Tensor, labels: Tensor, eps: float, steps: int, step_size: float | None,
-    seed: int | Sequence[int], *, check: bool = False,
+    model: nn.Module, images: Tensor, labels: Tensor, eps: float, steps: int, seed: int | Sequence[int],
+    step_size: float | None = None, *, check: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the images attacked by PGD and whether all gradients were finite, () bool; nothing waits for a GPU.
 

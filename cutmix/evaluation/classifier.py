@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from PIL import Image
-from scipy.special import log_softmax
 from torch import Tensor, nn
 
 from cutmix.data import ArraySet, FileSet, ImageSet
 from cutmix.data.decode import in_threads, read_same_size
 from cutmix.data.image_files import Decoder, ResizeAndCrop
 from cutmix.data.loaders import Upload
-from cutmix.data.transforms import Interpolation, resize
+from cutmix.data.transforms import Interpolation, normalize, resize
 from cutmix.errors import InputError
 from cutmix.runs.record import Record
 from cutmix.runtime.device import check_memory
@@ -35,8 +34,8 @@ class SuiteResult(NamedTuple):
 class PixelModel(nn.Module):
     """A model behind its normalization and resize: maps pixels (n, C, H, W) in [0, 1] to logits (n, K), in float32."""
 
-    scale: Tensor
-    shift: Tensor
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], image_size: int | None = None
@@ -44,18 +43,16 @@ class PixelModel(nn.Module):
         super().__init__()
         self.network = network
         self.image_size = image_size
-        # The factors of ``normalize``, so that pixels of n / 255 give exactly the logits of the test loader.
-        center, spread = (torch.tensor(values, dtype=torch.float32) for values in (mean, std))
         device = next((parameter.device for parameter in network.parameters()), None)
-        self.register_buffer("scale", (1 / (255 * spread)).view(-1, 1, 1).to(device))
-        self.register_buffer("shift", (-center / spread).view(-1, 1, 1).to(device))
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32, device=device))
         conv = next((p for p in network.parameters() if p.ndim == 4 and p.shape[1] > 1), None)
         last = conv is not None and conv.is_contiguous(memory_format=torch.channels_last) and not conv.is_contiguous()
         self.memory_format = torch.channels_last if last else torch.contiguous_format
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(n, C, H, W) float32 in [0, 1] -> (n, K) float32."""
-        images = pixels * 255 * self.scale + self.shift
+        images = normalize(pixels * 255, self.mean, self.std)  # of n / 255 exactly as of bytes by the test loader
         if self.image_size is not None:
             images = resize(images, self.image_size)
         return self.network(images.contiguous(memory_format=self.memory_format)).float()
@@ -186,11 +183,6 @@ def as_logits(logits: ArrayLike | Tensor) -> np.ndarray:
     if z.min() >= 0 and _sum_to_one(z, logits):
         raise InputError("probabilities were given; expected logits, the model's output before the softmax")
     return z
-
-
-def softmax(logits: ArrayLike | Tensor) -> np.ndarray:
-    """Return the probabilities of logits, (N, K) float64; raises as :func:`as_logits`."""
-    return np.exp(log_softmax(as_logits(logits), axis=1))
 
 
 def as_probabilities(probabilities: ArrayLike | Tensor) -> np.ndarray:

@@ -277,9 +277,9 @@ def _noise(classifier: Classifier, eps: float) -> Tensor:
 
 
 def _apgd(
-    model: nn.Module, images: Tensor, labels: Tensor, eps: float, steps: int, step_size: None, seeds: Sequence[int]
+    model: nn.Module, images: Tensor, labels: Tensor, eps: float, steps: int, seeds: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Return the images attacked by APGD, in the form of ``ascend``; step sizes and one start for all are its own."""
+    """Return the images attacked by APGD, in the form of ``ascend``, with one start for all."""
     return apgd(model, images, labels, eps, steps=steps, seed=seeds[0]), torch.ones((), dtype=torch.bool)
 
 
@@ -292,7 +292,7 @@ def _attack(
     for part, labels in zip(index.split(classifier.batch_size), owned, strict=True):
         pixels = classifier.pixels(part)
         seeds = [derive_seed(classifier.seed, "robustness", image) for image in part.tolist()]
-        attacked, gradients = attack(model, pixels, labels, eps, steps, None, seeds)
+        attacked, gradients = attack(model, pixels, labels, eps, steps, seeds)
         finite.append(gradients.to(pixels.device))
         largest.append((attacked - pixels).abs().max())
         fooled.append(classifier.logits(attacked).argmax(1) != labels)

@@ -100,7 +100,7 @@ def find(runs: Sequence[Path], results: Sequence[Path]) -> list[Found]:
 
 def of_run(run: Run) -> Found:
     """Return the records of a run folder, without those of an unfinished run."""
-    path = run.folder / "predictions" / "last.npz"
+    path = run.predictions
     return Found(tuple(run.results) if run.finished else (), path if path.is_file() else None)
 
 

@@ -106,7 +106,7 @@ def _chance(members: Sequence[Run], others: Sequence[Run]) -> tuple[float, int] 
 
 def _outcomes(runs: Sequence[Run]) -> dict[int, Outcome]:
     """Return the outcome of each seed; empty if a run has no predictions, or two runs share a seed."""
-    paths = {run.recipe.get("seed", 0): run.folder / "predictions" / "last.npz" for run in runs}
+    paths = {run.recipe.get("seed", 0): run.predictions for run in runs}
     complete = len(paths) == len(runs) and all(run.task == "classification" for run in runs)
     if not complete or not all(path.is_file() for path in paths.values()):
         return {}
@@ -240,9 +240,8 @@ def pairs(runs: Sequence[Run]) -> list[Pair]:
     """
     outcomes = {}
     for run in runs:
-        path = run.folder / "predictions" / "last.npz"
-        if run.finished and run.result("top1_err", "last") and path.is_file():
-            outcomes[run.label] = (run, read_outcome(path))
+        if run.finished and run.result("top1_err", "last") and run.predictions.is_file():
+            outcomes[run.label] = (run, read_outcome(run.predictions))
     members = list(outcomes.values())
     baseline = baseline_of([run for run, _ in members]) if members else None
     found = []
@@ -303,8 +302,8 @@ def _tested(contest: _Contest, name: str) -> str:
             return f"Over {seeds} seeds and the same images: {in_words(p)}."
         return f"Image by image: {in_words(p)} (exact McNemar test); the effect of another seed is not known."
     (one, *more), (other, *others) = contest.members[name], contest.members[contest.baseline]
-    files = [run.folder / "predictions" / "last.npz" for run in (one, other)]
-    if one.task != "classification" and not more and not others and all(path.is_file() for path in files):
+    both = not more and not others and one.predictions.is_file() and other.predictions.is_file()
+    if one.task != "classification" and both:
         return f"The section {one.task.capitalize()} compares them in pairs if both keep the results of each image."
     return ""
 

@@ -41,11 +41,10 @@ class _Group(NamedTuple):
 def show_mistakes(runs: Sequence[Run]) -> Section | None:
     """Return the accuracy of each class, the classes that are confused, and images of the best run."""
     first = lead(runs)
-    path = first and first.folder / "predictions" / "last.npz"
-    if not first or not path or not path.is_file():
+    if not first or not first.predictions.is_file():
         return None
     if first.task == "multilabel":
-        body = _label_gallery(first, read_label_answers(path))
+        body = _label_gallery(first, read_label_answers(first.predictions))
         return Section("Mistakes", "mistakes", body) if body else None
     made = read_answers(first)
     assert made is not None

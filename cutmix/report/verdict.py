@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -75,7 +75,7 @@ def compare_runs(runs: Sequence[Run], methods: Sequence[str], baseline: str) -> 
         if method != baseline
     ]
     adjusted = holm([one.p for one in made])
-    return [Comparison(**{**vars(one), "p": p}) for one, p in zip(made, adjusted, strict=True)]
+    return [replace(one, p=p) for one, p in zip(made, adjusted, strict=True)]
 
 
 def _compare(name: str, method: Sequence[Run], baseline_name: str, baseline: Sequence[Run]) -> Comparison:
@@ -84,10 +84,10 @@ def _compare(name: str, method: Sequence[Run], baseline_name: str, baseline: Seq
     wrong, missed, errors, seconds = {}, {}, {}, {}
     record = _record(method[0])
     read = _outcome if record.metric == "top1_err" else label_outcome
-    labels, files, *_ = read(baseline[0].folder / "predictions/last.npz")
+    labels, files, *_ = read(baseline[0].predictions)
     for side, members in (("method", method), ("baseline", baseline)):
         ordered = sorted(members, key=lambda run: run.recipe["seed"])
-        outcomes = [read(run.folder / "predictions/last.npz") for run in ordered]
+        outcomes = [read(run.predictions) for run in ordered]
         if not all(np.array_equal(its, labels) and np.array_equal(own, files) for its, own, *_ in outcomes):
             raise InputError(f"the runs of {ordered[0].label} were not evaluated on the same images as the baseline's")
         wrong[side] = np.stack([its for *_, its, _ in outcomes])

@@ -88,7 +88,7 @@ def _names(arrays: dict[str, np.ndarray]) -> tuple[tuple[str, ...], tuple[str, .
 
 def read_answers(run: Run) -> Answers | None:
     """Return the predictions of a run after its last epoch, or None if it has none."""
-    path = run.folder / "predictions" / "last.npz"
+    path = run.predictions
     if run.task != "classification" or not path.is_file():
         return None
     arrays = read_arrays(path)

@@ -102,9 +102,14 @@ class Run(Tabular):
         which = self.named(which)
         return [r for r in self.results if r.suite == name and r.which == which and self.is_own(r)]
 
+    @property
+    def predictions(self) -> Path:
+        """The file of the predictions after the last epoch."""
+        return self.folder / "predictions" / "last.npz"
+
     def arrays(self, suite: str) -> Path:
         """Return the file of a suite's results for each image; for transfer, the predictions of the training."""
-        return self.folder / "predictions" / ("last.npz" if suite in TASKS else f"{suite}-last.npz")
+        return self.predictions if suite in TASKS else self.predictions.with_name(f"{suite}-last.npz")
 
     def named(self, which: str) -> str:
         """Return the value of ``which`` in the results: for a file of weights, that of its records."""

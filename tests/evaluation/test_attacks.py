@@ -147,7 +147,7 @@ def test_a_step_of_pgd_reads_nothing() -> None:
         counts.append(reads.counts)
     assert counts[0] == counts[1] == counts[2]
     with Reads() as reads:
-        ascend(model, images, labels, EPS, 5, None, 0)
+        ascend(model, images, labels, EPS, 5, 0)
     assert not reads.counts
 
 
