@@ -241,7 +241,7 @@ def test_an_unreadable_file_stops_or_is_counted(
         ((*DIGITS, "--model", "resnet999"), "there is no model 'resnet999'; did you mean"),
         ((*DIGITS, "--device", "quantum"), 'the device is "quantum"; expected auto, cpu, cuda'),
         ((*DIGITS, "--lr", "-1"), "--lr is -1.0; expected a number above 0"),
-        ((*DIGITS, "--lr", "nan"), "--lr is nan"),
+        ((*DIGITS, "--lr", "nan"), "--lr is NaN"),
         ((*DIGITS, "--workers", "-1"), "--workers is -1"),
         ((*DIGITS, "--resume", "--overwrite"), "either resumed or started again"),
         ((*DIGITS, "--weights", "absent.pth"), "absent.pth cannot be read: No such file"),

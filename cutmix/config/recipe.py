@@ -4,10 +4,10 @@ import math
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, Self, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, Self, TypeVar
 
 from cutmix.errors import InputError
-from cutmix.runtime.files import check_fields
+from cutmix.runtime.files import check_field, check_fields
 
 Value = TypeVar("Value")
 if TYPE_CHECKING:
@@ -81,9 +81,8 @@ class Training:
     and mixing of a batch of a small set, as one graph. The first steps then take a minute."""
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            if "float" in str(hint):  # equal recipes are equal texts: 1.0, as it is read, and not 1
-                object.__setattr__(self, name, _to_float(getattr(self, name)))
+        for name, value in vars(self).items():  # equal recipes are equal texts: 1.0, as it is read, and not 1
+            object.__setattr__(self, name, check_field(type(self), name, value, f"--{flag(name)}"))
         self._check_range("momentum", "ema_decay", "gamma", high=1)
         self._check_range("weight_decay", "warmup_epochs", "clip_grad_norm", "min_lr")
         self._check_range("epochs", "batch_size", "accumulate", "eval_every", low=1)
@@ -98,12 +97,12 @@ class Training:
             raise InputError("--nesterov needs momentum; give --no-nesterov or --momentum above 0")
 
     def _check_range(self, *fields: str, low: float = 0, high: float = math.inf, above: bool = False) -> None:
-        """Check that fields are None or finite numbers from ``low``, or above it, to ``high``."""
+        """Check that fields are None or numbers from ``low``, or above it, to ``high``."""
         for field in fields:
             value = getattr(self, field)
             if value is None:
                 continue
-            if not low <= value <= high or (above and value == low) or value == math.inf:
+            if not low <= value <= high or (above and value == low):
                 wanted = f"above {low}" if above else f"of at least {low}"
                 wanted += "" if high == math.inf else f" and at most {high}"
                 raise InputError(f"--{flag(field)} is {value}; expected a number {wanted}")
@@ -265,19 +264,15 @@ class Recipe(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_range("val_fraction", "mix_prob", "label_smoothing", "color_jitter", high=1)
-        self._check_range("stochastic_depth", "shake_drop", "drop_block", high=1)
+        self._check_range("stochastic_depth", "shake_drop", "drop_block", "random_erasing", high=1)
         self._check_range("crop_fraction", "layer_decay", high=1, above=True)
-        self._check_range("random_erasing", high=1)
-        self._check_range("freeze", "patience")
-        self._check_range("repeated_augmentation", low=1)
+        self._check_range("freeze", "patience", "crop_padding", "lighting")
+        self._check_range("repeated_augmentation", "image_size", low=1)
         if self.layer_decay != 1 and (self.head_lr_factor != 1 or self.mix == "smmix"):
             raise InputError("--layer-decay sets the learning rates: give neither --head-lr-factor nor --mix smmix")
-        self._check_range("crop_padding", "lighting")
         self._check_range("channels", low=1, high=16)
         self._check_range("cutout_size", "drop_block_size", "train_per_class", low=1)
         self._check_range("alpha", "mixup_alpha", "head_lr_factor", above=True)
-        if self.image_size is not None and self.image_size < 1:
-            raise InputError(f"--image-size is {self.image_size}; expected a number of pixels above 0")
         if self.crop_scale and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise InputError(f"--crop-scale is {self.crop_scale}; expected two rising shares in (0, 1]")
         if self.pretrained and self.weights:
@@ -326,13 +321,6 @@ def check_policy(policy: str, name: str = "auto_augment") -> None:
             f"{name} is '{policy}'; expected one of {', '.join(_POLICIES)}, or a RandAugment in timm's syntax, "
             "such as rand-m9-mstd0.5-inc1 (m, n, p, mstd, mmax, inc, t)"
         )
-
-
-def _to_float(value: Any) -> Any:
-    """Convert whole numbers, also those in a tuple, to float."""
-    if isinstance(value, tuple):
-        return tuple(map(_to_float, value))
-    return float(value) if type(value) is int else value
 
 
 def flag(field: str) -> str:

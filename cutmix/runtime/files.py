@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
+from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Union, get_args, get_origin, get_type_hints
@@ -274,24 +275,28 @@ def parse_object(text: bytes, where: str) -> dict[str, Any]:
 
 
 def check_fields(kind: type, values: Mapping[str, Any], where: str, required: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return JSON values as arguments of a dataclass: lists become tuples, whole numbers floats where a float is meant.
+    """Return values as arguments of a dataclass: lists become tuples, whole numbers floats where a float is meant.
 
-    Fields are numbers, texts, booleans, paths, ``Literal``, None, tuples of these, or mappings; one that is missing,
-    unknown or of another type is refused.
+    Values are those of JSON, NumPy's numbers, and paths, also for a text. Fields are numbers, texts, booleans, paths,
+    ``Literal``, None, tuples of these, or mappings; one that is missing, unknown or of another type is refused.
     """
-    types = _checks(kind)
     missing = [name for name in required if name not in values]
     if missing:
         raise InputError(f"{where} has no field {missing[0]!r}; expected {_described(kind, missing[0])}")
     found = {}
     for name, value in values.items():
-        if name not in types:
+        if name not in _checks(kind):
             raise InputError(f"{where} has an unknown field {name!r}; expected the fields of {kind.__name__}")
-        try:
-            found[name] = types[name](value)
-        except TypeError:
-            raise InputError(f"{where}: {name} is {kind_of(value)}; expected {_described(kind, name)}") from None
+        found[name] = check_field(kind, name, value, f"{where}: {name}")
     return found
+
+
+def check_field(kind: type, name: str, value: Any, what: str) -> Any:
+    """Return a value as ``check_fields`` does; ``what`` names it in errors."""
+    try:
+        return _checks(kind)[name](value)
+    except TypeError:
+        raise InputError(f"{what} is {kind_of(value)}; expected {_described(kind, name)}") from None
 
 
 def _refuse_constant(name: str) -> Any:
@@ -314,6 +319,10 @@ def _check(hint: Any) -> Check:
         return _tuple([_check(one) for one in arguments if one is not Ellipsis], ragged=Ellipsis in arguments)
     if hint is float:
         return _float
+    if hint is int:  # NumPy's too, of a sweep
+        return lambda value: int(value) if isinstance(value, Integral) and type(value) is not bool else _refuse()
+    if hint is str:
+        return lambda value: str(os.fspath(value)) if isinstance(value, str | os.PathLike) else _refuse()
     if hint is NoneType:
         return lambda value: value if value is None else _refuse()
     if hint is Path:
@@ -344,7 +353,7 @@ def _tuple(checks: list[Check], *, ragged: bool) -> Check:
 
 
 def _float(value: Any) -> float:
-    if type(value) not in (int, float):
+    if type(value) is bool or not isinstance(value, Real):
         _refuse()
     try:
         number = float(value)

@@ -1,8 +1,10 @@
 """The recipe: its ranges, what contradicts itself, its way through JSON."""
 
 import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cutmix.config.recipe import Recipe, flag
@@ -46,10 +48,11 @@ INF, NAN = float("inf"), float("nan")
         ("clip_grad_norm", (-1.0, NAN)), ("ema_decay", (-0.1, 1.0)), ("eval_every", (0,)), ("seed", (2**63,)),
         ("color_jitter", (-0.1, 1.1)), ("lighting", (-0.1, INF)), ("stochastic_depth", (-0.1, 1.0, NAN)),
         ("shake_drop", (-0.1, 1.0)), ("drop_block", (-0.1, 1.0)), ("drop_block_size", (0,)),
-        ("mix_layers", ((), (5,), (0, -1))),
+        ("mix_layers", ((), (5,), (0, -1))), ("optimizer", ("adam",)), ("schedule", ("steps",)), ("flip", ("no",)),
+        ("sampler", ("balance",)), ("precision", ("fp16",)), ("crop_scale", ((0.5,),)),
     ],
 )  # fmt: skip
-def test_what_is_out_of_range_is_refused_by_its_flag(field: str, wrong: tuple[Any, ...]) -> None:
+def test_what_is_out_of_range_or_no_choice_is_refused_by_its_flag(field: str, wrong: tuple[Any, ...]) -> None:
     for value in wrong:
         with pytest.raises(InputError, match=rf"^--{flag(field)} is "):
             Recipe(**{"mix": "feature-cutmix", field: value})
@@ -92,3 +95,11 @@ def test_whole_numbers_of_float_fields_are_floats() -> None:
     assert [type(value) for value in (recipe.warmup_epochs, *recipe.crop_scale, *recipe.milestones, recipe.epochs)] == [
         *[float] * 5, int
     ]  # fmt: skip
+
+
+def test_numbers_of_numpy_and_paths_are_taken_as_plain_ones() -> None:
+    """A sweep over ``np.linspace`` is a sweep over numbers, and a path is a text."""
+    plain = {"lr": 0.25, "epochs": 3, "milestones": (0.5,), "weights": "w.pth"}
+    given = {"lr": np.float32(0.25), "epochs": np.int64(3), "milestones": [np.float64(0.5)], "weights": Path("w.pth")}
+    for recipe in (Recipe(**given), Recipe.from_dict(given)):  # type: ignore[arg-type]
+        assert json.dumps(recipe.to_dict()) == json.dumps(Recipe(**plain).to_dict())  # type: ignore[arg-type]
