@@ -175,17 +175,17 @@ def transfer(
         settings["data"] = os.fspath(data)
     of_options = {field.name for field in fields(RunOptions)}
     options = make_options(RunOptions, {name: value for name, value in settings.items() if name in of_options})
-    if recipe is None:
-        base = find_transfer(task, settings.get("arch", ""))
-        base = small_transfer(base) if small else base
-        changes = {name: value for name, value in settings.items() if name not in of_options}
-        recipe = type(base).from_dict(base.to_dict() | changes, "cutmix transfer")
-        recipe = recipe if "name" in settings else replace(recipe, name=f"{base.name}-{backbone_name(recipe.backbone)}")
+    changes = {name: value for name, value in settings.items() if name not in of_options}
+    base = find_transfer(task, settings.get("arch", "")) if recipe is None else recipe
+    base = small_transfer(base) if small else base
+    chosen = type(base).from_dict(base.to_dict() | changes, "cutmix transfer")
+    if recipe is None and "name" not in settings:
+        chosen = replace(chosen, name=f"{base.name}-{backbone_name(chosen.backbone)}")
     from cutmix.runs.read import read_run
     from cutmix.transfer.command import run_transfer
 
     with _interruptible("the same call with resume=True"):
-        return read_run(run_transfer(recipe, options))
+        return read_run(run_transfer(chosen, options))
 
 
 # ---- use of a model ----

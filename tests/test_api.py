@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ import yaml
 import cutmix
 from cutmix import api
 from cutmix.cli import COMMANDS, main, parse_train
+from cutmix.config.options import RunOptions
 from cutmix.config.recipe import Recipe
 from cutmix.config.recipes import RECIPES
+from cutmix.config.tasks import SSD300, Detection
 from cutmix.errors import InputError
 from cutmix.runs.folder import RunFolder, saved_recipe
 from cutmix.runs.read import Run
@@ -119,6 +122,7 @@ def test_after_ctrl_c_reproduce_names_a_call_that_it_takes(monkeypatch: pytest.M
     ("settings", "said"),
     [
         ({"epoch": 3}, "there is no setting 'epoch' of cutmix train; did you mean 'epochs'?"),
+        ({"print_config": True}, "there is no setting 'print_config' of cutmix train"),
         ({"epochs": 0}, "--epochs is 0; expected a number of at least 1"),
         ({"epochs": "many"}, 'epochs is "many"; expected'),
         ({"mix": "cutmx"}, "--mix is cutmx; expected one of"),
@@ -278,6 +282,23 @@ def test_every_command_calls_its_function(command: str, monkeypatch: pytest.Monk
         assert (values, named["suites"], named["show"]) == ((Path("run"),), "calibration", True)
     if command == "predict":
         assert values == (Path("run"), ("a.jpg",))
+
+
+def test_a_recipe_of_transfer_is_changed_by_the_other_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were left out without a word: the run had the recipe's own data and epochs."""
+
+    class Started(Exception):
+        pass
+
+    def start(recipe: Detection, options: RunOptions) -> None:
+        raise Started(recipe, options.workers)
+
+    monkeypatch.setattr("cutmix.transfer.command.run_transfer", start)
+    with pytest.raises(Started) as started:
+        api.transfer(data="voc", recipe=SSD300, epochs=7, backbone=Path("runs/x"), workers=0)
+    assert started.value.args == (replace(SSD300, data="voc", epochs=7, backbone="runs/x"), 0)
+    with pytest.raises(InputError, match="unknown field 'epoch'"):
+        api.transfer(recipe=SSD300, epoch=7)
 
 
 def test_names_that_are_no_part_of_the_package_are_at_its_root() -> None:

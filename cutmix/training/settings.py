@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cutmix.config.options import TrainOptions
-from cutmix.config.recipe import Recipe
+from cutmix.config.recipe import ALL_LAYERS, Recipe
 from cutmix.config.recipes import find_recipe, with_authors_milestones
 from cutmix.errors import InputError, did_you_mean
 from cutmix.runtime.files import check_fields, kind_of, regular
@@ -29,7 +29,7 @@ def settle(recipe: Recipe | str | None, settings: Mapping[str, Any]) -> tuple[Re
     the recipe and of the options by their names; ``config`` names a file of further ones, and ``labels`` is a file of
     labels in place of ``data``.
     """
-    given = {name: value for name, value in settings.items() if name not in ("config", "print_config")}
+    given = {name: value for name, value in settings.items() if name != "config"}
     if "labels" in given:
         if "data" in given:
             raise InputError("data and labels are both given; a file of labels names its images by itself")
@@ -64,7 +64,7 @@ def base_recipe(recipe: Recipe | str | None, given: Mapping[str, Any]) -> Recipe
     else:
         raise InputError("there is nothing to train on; give --data FOLDER, or the name of a recipe (cutmix recipes)")
     rivals: dict[str, dict[str, Any]] = {
-        "weights": {"pretrained": False}, "pretrained": {"weights": None}, "mix": {"mix_layers": (0, 1, 2, 3, 4)},
+        "weights": {"pretrained": False}, "pretrained": {"weights": None}, "mix": {"mix_layers": ALL_LAYERS},
         "shake_drop": {"stochastic_depth": 0.0}, "stochastic_depth": {"shake_drop": 0.0},
     }  # fmt: skip
     changes: dict[str, Any] = {}
