@@ -249,7 +249,7 @@ def test_an_unreadable_file_stops_or_is_counted(
         ((*DIGITS, "--out", "/dev/null/run"), "/dev/null/run could not be made: Not a directory"),
         ((*DIGITS, "--out", "/dev/null"), "/dev/null is a file"),
         (("evaluate", "nowhere"), "nowhere does not exist; expected the folder of a run, or a file of weights"),
-        (("evaluate", "."), "holds no run"),
+        (("evaluate", "."), "has no config.json"),
         (("report", "nowhere"), "nowhere"),
         (("preview", "--data", "digits", "--count", "1"), "--count is 1"),
         (("preview", "--data", "digits", "--alpha", "0"), "--alpha is 0.0"),

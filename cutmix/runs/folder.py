@@ -9,7 +9,7 @@ results.jsonl      one line per metric
 predictions/       per-sample logits of the last and the best epoch
 samples.png        training images as they were mixed
 tracker-NAME.txt   identifier of the run in the tracker of --log
-figures/          figures of its results: detections, captions, attention
+figures/           figures of its results: detections, captions, attention
 """
 
 import io
@@ -31,7 +31,7 @@ from cutmix import __version__
 from cutmix.config.recipe import ARRAYS, Recipe, Training, flag
 from cutmix.config.tasks import EVALUATE, task_of
 from cutmix.errors import InputError
-from cutmix.runs.read import NOTHING, read_config, read_environment, read_log
+from cutmix.runs.read import NOTHING, check_is_run, read_config, read_environment, read_log
 from cutmix.runs.record import Record, read_records
 from cutmix.runtime.checkpoint import TIMM_NAMES, read_header, timm_config
 from cutmix.runtime.device import device_name
@@ -263,8 +263,7 @@ def find_weights(source: Path, which: str) -> Path:
         return path
     if last.exists():
         raise InputError(f"{path} does not exist: no validation images chose a best epoch; use --which last")
-    if (source / "fold-1").is_dir():
-        raise InputError(f"{source} holds folds, each of which is a run: give {source / 'fold-1'} or others")
+    check_is_run(source)
     if is_complete(source):
         raise InputError(
             f"{path} was removed, and so was checkpoint.pt, which --resume would restore it from; train it again with "
@@ -280,9 +279,8 @@ def saved_recipe(path: Path) -> Recipe:
 
 def read_recipe(path: Path, kind: type[Kind]) -> Kind:
     """Return the recipe of the run in a folder; refuse that of another task."""
+    check_is_run(path)
     config = path / "config.json"
-    if not config.exists():
-        raise InputError(f"{path} holds no run: {config.name} is not there")
     recipe = read_config(config).recipe
     if kind is Recipe and task_of(recipe) != "classification":
         raise InputError(f"{path} holds the run of a {task_of(recipe)} task; expected a classifier's run")

@@ -151,10 +151,7 @@ def read_run(folder: Path) -> Run:
     """Read one run folder; an unfinished run has fewer epochs and no results."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give a run folder that `cutmix train` wrote")
-    if not (folder / "config.json").is_file():
-        if (folder / "fold-1").is_dir():
-            raise InputError(f"{folder} holds folds, each of which is a run: give {folder / 'fold-1'} or others")
-        raise InputError(f"{folder} has no config.json; expected a run folder that `cutmix train` wrote")
+    check_is_run(folder)
     config = read_config(folder / "config.json")
     log = read_log(folder / "log.jsonl")
     results = read_records(folder / "results.jsonl")
@@ -176,6 +173,15 @@ def read_run(folder: Path) -> Run:
         samples=regular(samples).read_bytes() if samples.exists() else None,
         evaluated=config.evaluated,
     )
+
+
+def check_is_run(folder: Path) -> None:
+    """Refuse a folder that holds no run."""
+    if (folder / "config.json").is_file():
+        return
+    if (folder / "fold-1").is_dir():
+        raise InputError(f"{folder} holds folds, each of which is a run: give {folder / 'fold-1'} or others")
+    raise InputError(f"{folder} has no config.json; expected a run folder that `cutmix train` wrote")
 
 
 def read_config(path: Path) -> Config:

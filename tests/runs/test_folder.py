@@ -188,7 +188,7 @@ def test_a_damaged_configuration_is_named_with_its_field(tmp_path: Path, text: s
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds no run: config\.json is not there"):
+    with pytest.raises(InputError, match=r"has no config\.json; expected a run folder"):
         saved_recipe(tmp_path)
 
 
@@ -290,6 +290,10 @@ def test_no_file_of_a_run_is_written_through_a_link(run: Path, tmp_path: Path, n
 def test_the_weights_of_a_run_are_found_or_the_reason_is_given(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected the folder of a run, or a file of weights"):
         find_weights(tmp_path / "nowhere", "last")
+    for which in ("last", "best"):
+        with pytest.raises(InputError, match=r"has no config\.json; expected a run folder"):
+            find_weights(tmp_path, which)
+    (tmp_path / "config.json").write_text('{"recipe": {}}')
     for which in ("last", "best"):
         with pytest.raises(InputError, match="the run is not finished; continue it with --resume"):
             find_weights(tmp_path, which)
