@@ -13,6 +13,7 @@ figures/           figures of its results: detections, captions, attention
 """
 
 import io
+import math
 import os
 import platform
 import re
@@ -124,8 +125,9 @@ class RunFolder:
         return lines
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append a line to the log."""
-        append_line(self.path / "log.jsonl", record)
+        """Append a line to the log, in which a number that is not finite is null, as JSON has none."""
+        lost = {name: None for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)}
+        append_line(self.path / "log.jsonl", record | lost)
 
     def log_size(self) -> int:
         """Return the bytes of the log so far, which a checkpoint remembers."""

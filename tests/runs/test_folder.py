@@ -24,7 +24,7 @@ from cutmix.runs.folder import (
     write_arrays,
     write_bytes,
 )
-from cutmix.runs.read import read_arrays
+from cutmix.runs.read import read_arrays, read_log
 from cutmix.runs.record import Record, append_records, read_records
 from cutmix.runtime.files import read_lines
 from cutmix.runtime.weights import read_weights, save_weights
@@ -190,6 +190,16 @@ def test_a_damaged_configuration_is_named_with_its_field(tmp_path: Path, text: s
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no config\.json; expected a run folder"):
         saved_recipe(tmp_path)
+
+
+def test_a_loss_that_is_not_finite_leaves_the_log_readable(run: Path) -> None:
+    """JSON has no NaN: the report, and cutmix.train at its end, refused the whole run."""
+    with opened(run, resume=True) as folder:
+        folder.cut_log(0)
+        folder.log({"kind": "epoch", "epoch": 1, "test_loss": float("nan"), "train_loss": float("inf"), "step": 2})
+    assert read_log(run / "log.jsonl")[0] == {
+        "kind": "epoch", "epoch": 1, "test_loss": None, "train_loss": None, "step": 2
+    }  # fmt: skip
 
 
 def test_the_log_is_cut_back(run: Path) -> None:
