@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from scipy.optimize import brentq
 from scipy.special import expit, nctdtrinc, polygamma
 
 from cutmix.errors import InputError
-from cutmix.runs.read import Run
+from cutmix.runs.read import Run, read_predictions
 from cutmix.runs.record import Record
 from cutmix.runtime.files import read_arrays
 from cutmix.statistics import LEVEL, rate_difference
@@ -91,10 +91,7 @@ def read_answers(run: Run) -> Answers | None:
     path = run.predictions
     if run.task != "classification" or not path.is_file():
         return None
-    arrays = read_arrays(path)
-    if not {"logits", "labels"} <= arrays.keys() or arrays["logits"].shape[:1] != arrays["labels"].shape:
-        raise InputError(f"{path} holds the arrays {', '.join(arrays) or 'none'}; expected logits and labels")
-    return answers(arrays)
+    return answers(read_predictions(path))
 
 
 def read_label_answers(path: Path) -> LabelAnswers:
@@ -115,26 +112,26 @@ def label_outcome(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
     return labels, np.array(files, np.str_), 1 - image_f1(predicted, labels), labels & ~predicted
 
 
-def surest_mistakes(made: Answers, count: int = EXAMPLES) -> list[int]:
+def surest_mistakes(made: Answers) -> list[int]:
     """Return the indices of the wrong predictions with the largest probabilities, the surest first."""
     wrong = (~made.right).nonzero()[0]
-    return wrong[np.argsort(-made.probabilities[wrong].max(1), kind="stable")][:count].tolist()
+    return wrong[np.argsort(-made.probabilities[wrong].max(1), kind="stable")][:EXAMPLES].tolist()
 
 
-def surest_wrong_labels(made: LabelAnswers, count: int = EXAMPLES) -> dict[int, int]:
+def surest_wrong_labels(made: LabelAnswers) -> dict[int, int]:
     """Return the images with the surest wrong label, the surest first, and that label: predicted wrongly or missed.
 
     The sureness of a wrongly predicted label is its probability p, that of a missed label 1 − p.
     """
     sureness = np.where(made.predicted != made.labels, np.abs(made.probabilities - made.labels), -1.0)
-    order = np.argsort(-sureness.max(1), kind="stable")[:count]
+    order = np.argsort(-sureness.max(1), kind="stable")[:EXAMPLES]
     return {int(i): int(sureness[i].argmax()) for i in order if sureness[i].max() >= 0}
 
 
-def least_sure(made: Answers, count: int = EXAMPLES) -> list[int]:
+def least_sure(made: Answers) -> list[int]:
     """Return the indices of the smallest differences between the two largest probabilities, the smallest first."""
     top = np.sort(made.probabilities, axis=1)[:, -2:]
-    return np.argsort(top[:, -1] - top[:, 0], kind="stable")[:count].tolist()
+    return np.argsort(top[:, -1] - top[:, 0], kind="stable")[:EXAMPLES].tolist()
 
 
 def doubtful_labels(made: Answers) -> list[int]:
@@ -302,12 +299,8 @@ def _errors(of_seeds: float, of_images: float, of_both: float, seeds: int, image
 def _widest(errors: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
     """Return half of the widest interval, its degrees of freedom, and the difference found in 80 % of the cases."""
     half, error, df = max((float(stats.t.ppf(1 - LEVEL / 2, df)) * error, error, df) for error, df in errors)
-    return half, df, _detectable(error, df)
-
-
-def _detectable(error: float, df: float) -> float:
-    """Return the difference for which Student's test has a power of 80 %, from the noncentral t distribution."""
-    return float(nctdtrinc(df, 0.2, stats.t.ppf(1 - LEVEL / 2, df))) * error
+    # the difference for which Student's test has a power of 80 % is the parameter of a noncentral t distribution
+    return half, df, float(nctdtrinc(df, 0.2, stats.t.ppf(1 - LEVEL / 2, df))) * error
 
 
 def _chance(mean: float, errors: Sequence[tuple[float, float]]) -> float:
@@ -335,10 +328,9 @@ def seed_difference(method: Sequence[float], baseline: Sequence[float]) -> SeedD
     if len(method) != len(baseline) or len(method) < 2:
         raise InputError(f"{len(method)} and {len(baseline)} seeds are given; expected two or more, the same for both")
     gains = np.subtract(method, baseline)
-    value, error, df = float(gains.mean()), float(stats.sem(gains)), len(gains) - 1
-    half = float(stats.t.ppf(1 - LEVEL / 2, df)) * error
-    p = float(2 * stats.t.sf(abs(value) / error, df)) if error else float(value == 0)
-    return SeedDifference(value, value - half, value + half, p, len(gains), _detectable(error, df))
+    value, errors = float(gains.mean()), [(float(stats.sem(gains)), len(gains) - 1.0)]
+    half, _, detectable = _widest(errors)
+    return SeedDifference(value, value - half, value + half, _chance(value, errors), len(gains), detectable)
 
 
 # ---- a metric over the seeds of a recipe ----
@@ -368,25 +360,27 @@ def pooled(records: Iterable[Record]) -> Estimate | None:
     runs that share a seed are not independent, and equal values have no spread: both have no interval. The interval of
     a share in per cent ends at 0 and 100, which it would exceed for few seeds that differ much.
     """
-    found = [(record.value, record) for record in records if record.value is not None]
-    values = [value for value, _ in found]
-    if not values:
+    found = [record for record in records if record.value is not None]
+    if not found:
         return None
-    if len(values) == 1:
-        return Estimate(values[0], found[0][1].low, found[0][1].high, 1, found[0][1].few)
+    mean = mean_over_runs(found, 1 / len(found))
+    if len(found) == 1:
+        return replace(mean, low=found[0].low, high=found[0].high, few=found[0].few)
+    return mean if len({record.seed for record in found}) == len(found) else replace(mean, low=None, high=None)
+
+
+def mean_over_runs(records: Sequence[Record], variance: float) -> Estimate:
+    """Return the mean with Student's interval for a variance of the mean, in units of that of the values."""
+    values = [value for record in records if (value := record.value) is not None]
     mean = fmean(values)
-    if len({record.seed for _, record in found}) < len(values) or len({*values}) == 1:
+    if len({*values}) == 1:
         return Estimate(mean, None, None, len(values))
-    half = float(stats.t.ppf(1 - LEVEL / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    lowest, highest = range_of(found[0][1].metric)
+    half = float(stats.t.ppf(1 - LEVEL / 2, len(values) - 1)) * stdev(values) * variance**0.5
+    lowest, highest = (0.0, 100.0) if _SHARES.fullmatch(records[0].metric) else (-math.inf, math.inf)
     return Estimate(mean, max(mean - half, lowest), min(mean + half, highest), len(values))
 
 
-def range_of(metric: str) -> tuple[float, float]:
-    """Return the smallest and the largest possible value of a metric: 0 and 100 for a share in per cent."""
-    return (0.0, 100.0) if _SHARES.fullmatch(metric) else (-math.inf, math.inf)
-
-
+# metrics that are a share in per cent
 _SHARES = re.compile(
     r"\w+_err|label_(map|ap|f1)\w*|(coco_)?map(_all_point)?|ap|ece\w*|f1_\w+|hamming|ood_(auroc|tnr95|detection_acc|aupr)\w*|"
     r"(center_)?max_box_acc\w*|(top1|gt_known)_(loc|cls)"

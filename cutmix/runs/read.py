@@ -311,8 +311,8 @@ class Outcome(NamedTuple):
         return np.array_equal(self.labels, other.labels) and np.array_equal(self.files, other.files)
 
 
-def read_outcome(path: Path) -> Outcome:
-    """Read the outcome from a file of predictions."""
+def read_predictions(path: Path) -> dict[str, np.ndarray]:
+    """Read a file of predictions: logits, (N, K), labels, (N,), and others."""
     arrays = read_arrays(path)
     if not {"logits", "labels"} <= arrays.keys():
         raise InputError(f"{path} holds the arrays {', '.join(arrays) or 'none'}; expected logits and labels")
@@ -321,7 +321,14 @@ def read_outcome(path: Path) -> Outcome:
         raise InputError(
             f"{path} holds logits of shape {logits.shape} and labels of {labels.shape}; expected (N, K) and (N,)"
         )
-    return Outcome(labels, logits.argmax(1) == labels, arrays.get("files", np.array([], np.str_)))
+    return arrays
+
+
+def read_outcome(path: Path) -> Outcome:
+    """Read the outcome from a file of predictions."""
+    arrays = read_predictions(path)
+    right = arrays["logits"].argmax(1) == arrays["labels"]
+    return Outcome(arrays["labels"], right, arrays.get("files", np.array([], np.str_)))
 
 
 # ---- a metric over runs ----

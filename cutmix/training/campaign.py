@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 from rich.table import Table as Grid
 from rich.text import Text
-from scipy import stats
 
 from cutmix.config.options import SHARED, WORKERS, CampaignOptions, CompareOptions, TrainOptions
 from cutmix.config.recipe import Recipe, complete, flag
@@ -34,7 +33,7 @@ from cutmix.data.sets import keep_per_class
 from cutmix.errors import InputError
 from cutmix.evaluation.classification import predict
 from cutmix.runs.folder import TYPED, command_line, hold, is_complete, saved_recipe, write_arrays, write_json
-from cutmix.runs.outcomes import range_of
+from cutmix.runs.outcomes import mean_over_runs
 from cutmix.runs.read import read_environment, read_run
 from cutmix.runs.record import Record, Results
 from cutmix.runtime.device import any_process, arithmetic, processes
@@ -433,12 +432,9 @@ def summarize_folds(jobs: Sequence[Job], out: Path) -> list[Record]:
     for metric, of in dict.fromkeys((r.metric, r.of) for r in records):
         same = [r for r in records if (r.metric, r.of) == (metric, of) and r.value is not None]
         if len(same) == folds:
-            values = np.array([r.value for r in same], dtype=np.float64)
-            mean, (lowest, highest) = float(values.mean()), range_of(metric)
-            half = float(stats.t.ppf(0.975, folds - 1)) * values.std(ddof=1) * (1 / folds + 1 / (folds - 1)) ** 0.5
-            ends = (max(mean - half, lowest), min(mean + half, highest)) if len({*values}) > 1 else (None, None)
+            mean = mean_over_runs(same, 1 / folds + 1 / (folds - 1))
             records.append(replace(
-                same[0], fold=f"mean of {folds}", value=mean, low=ends[0], high=ends[1], few=False, note=note,
+                same[0], fold=f"mean of {folds}", value=mean.value, low=mean.low, high=mean.high, few=False, note=note,
                 n=sum(r.n or 0 for r in same) or None, test_images=sum(r.test_images or 0 for r in same) or None,
                 epoch=None, seconds=sum(r.seconds or 0.0 for r in same) or None,
             ))  # fmt: skip
