@@ -36,6 +36,11 @@ def printable(text: str, *, keep: str = "") -> str:
     return _UNPRINTABLE.sub(escaped, text)
 
 
+def reason(error: BaseException) -> str:
+    """Return the first line of another program's error, as a clause; the name of its type if it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def shorten(name: str, length: int) -> str:
     """Return a name of at most ``length`` characters, its end cut off."""
     return name if len(name) <= length else name[: length - 1] + "…"

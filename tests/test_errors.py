@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cutmix.errors import listed, missing_extra
+from cutmix.errors import listed, missing_extra, reason
 
 ROOT = Path(__file__).parent.parent
 MODULES = [path for path in (ROOT / "cutmix").rglob("*.py") if path.name != "errors.py"]
@@ -44,3 +44,8 @@ def test_no_message_names_a_package_that_no_index_has() -> None:
 
 def test_words_are_listed() -> None:
     assert [listed(list(words)) for words in ("a", "ab", "abc")] == ["a", "a and b", "a, b and c"]
+
+
+def test_a_reason_is_one_line_and_never_empty() -> None:
+    assert reason(RuntimeError("\nno disk.\nat line 3")) == "no disk"
+    assert reason(AssertionError()) == "AssertionError"

@@ -164,7 +164,7 @@ def _last_map(network: nn.Module, input_shape: Sequence[int]) -> nn.Module:
     found: list[nn.Module] = []
 
     def look(module: nn.Module, _: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.ndim == 4 and min(sorted(output.shape[1:])[:2]) > 1:
+        if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[1:]) > 1:
             found.append(module)
 
     leaves = [module for module in network.modules() if not any(module.children())]

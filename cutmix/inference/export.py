@@ -25,9 +25,10 @@ from timm.models._registry import split_model_name_tag
 from torch import Tensor, nn
 
 from cutmix.config.options import ExportOptions, PushOptions
+from cutmix.config.tasks import SUITES
 from cutmix.data.sets import take
 from cutmix.data.transforms import denormalize
-from cutmix.errors import InputError, missing_extra, printable
+from cutmix.errors import InputError, missing_extra, printable, reason
 from cutmix.inference.explain import open_training_set, read_inputs
 from cutmix.inference.model import Model, load
 from cutmix.runs.read import Run, read_run
@@ -109,7 +110,7 @@ def _trace(model: Model) -> tuple[nn.Module, torch.export.ExportedProgram]:
             warnings.simplefilter("ignore")  # of torch about its own graph passes
             return module, torch.export.export(module, (example(model, 2),), dynamic_shapes=batch)
     except Exception as error:
-        raise InputError(f"{model.recipe.model} cannot be exported: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{model.recipe.model} cannot be exported: {reason(error)}") from None
 
 
 def _write_onnx(model: Model, path: Path, images: Tensor) -> float:
@@ -327,17 +328,7 @@ def _upload(name: str, folder: str, private: bool) -> str:
         api.create_repo(name, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Add model"))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise InputError(f"{name} could not be uploaded: {str(error).splitlines()[0]}") from None
-
-
-_SUITES = {
-    "classification": "Error",
-    "labels": "Labels",
-    "calibration": "Calibration",
-    "robustness": "Robustness",
-    "ood": "Out-of-distribution detection",
-    "localization": "Localization",
-}
+        raise InputError(f"{name} could not be uploaded: {reason(error)}") from None
 
 
 def model_card(model: Model, source: Path) -> str:
@@ -396,15 +387,16 @@ logits = model(transform(image)[None])
 def _results(run: Run) -> str:
     """Return a table of each suite after the last epoch."""
     made = ["## Results\n"]
-    for suite, title in _SUITES.items():
-        if suite == ("classification" if run.task == "multilabel" else "labels"):
+    other = "classification" if run.task == "multilabel" else "labels"
+    for suite, about in SUITES.items():
+        if about.command == "transfer" or suite == other:
             continue
         suited = [r for r in run.results if (r.suite or "classification") == suite and r.which == "last"]
         lines = [r for r in suited if r.value is not None]
         if not lines:
-            made.append(f"### {title}\n\nNot run.\n")
+            made.append(f"### {about.title}\n\nNot run.\n")
             continue
-        rows = [f"### {title}\n", "| metric | value [95 % interval] | images | data |", "|---|---|---|---|"]
+        rows = [f"### {about.title}\n", "| metric | value [95 % interval] | images | data |", "|---|---|---|---|"]
         for r in lines:
             what = " ".join(str(part) for part in (r.metric, r.of, None if r.at is None else f"at {r.at:.4g}") if part)
             size = "" if run.is_own(r) or not r.image_size else f", {r.image_size} pixels"

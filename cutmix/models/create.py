@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cutmix.errors import InputError, did_you_mean
+from cutmix.errors import InputError, did_you_mean, reason
 from cutmix.models.cifar import BasicBlock, Bottleneck, CifarResNet, PooledClassifier, PyramidNet
 from cutmix.runtime.checkpoint import Header
 from cutmix.runtime.weights import Weights, find_prefix, load_weights, read_weights
@@ -205,9 +205,8 @@ def _timm_model(name: str, num_classes: int, in_chans: int, *, download: bool, *
             _find_on_hub(place)
         model = timm.create_model(name, pretrained=True, **options)
     except Exception as error:  # each way of downloading has its own exceptions
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
-            f"the pretrained weights of {name!r} could not be downloaded ({reason}); "
+            f"the pretrained weights of {name!r} could not be downloaded ({reason(error)}); "
             f"{_where_on_disk(place)}give another file of weights (--weights FILE, of a backbone --backbone FILE), or "
             "start from random weights (--no-pretrained, --backbone none)"
         ) from error
@@ -281,9 +280,9 @@ def trying_images(name: str, size: tuple[int, ...]) -> Iterator[None]:
     except InputError:
         raise
     except (AssertionError, RuntimeError, ValueError) as error:
-        sides, reason = "×".join(map(str, size)), (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        sides = "×".join(map(str, size))
         raise InputError(
-            f"{name} takes no images of {sides} pixels ({reason}); give another --image-size or --model"
+            f"{name} takes no images of {sides} pixels ({reason(error)}); give another --image-size or --model"
         ) from None
 
 
@@ -318,7 +317,7 @@ def find_head(model: nn.Module, image_shape: Sequence[int]) -> Head:
         with torch.no_grad():
             maps, logits = features(images), model(images)
     except Exception as error:  # of a network that is made for other sizes
-        raise InputError(f"{name} cannot be tried on images of {tuple(images.shape[1:])} ({error})") from error
+        raise InputError(f"{name} cannot be tried on images of {tuple(images.shape[1:])} ({reason(error)})") from error
     finally:
         model.train(training)
     if not bool(logits.isfinite().all()):

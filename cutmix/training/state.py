@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cutmix.config.recipe import Recipe, Training
 from cutmix.data import ArraySet, ImageSet
-from cutmix.errors import InputError
+from cutmix.errors import InputError, reason
 from cutmix.mixing import Cutout, Mix
 from cutmix.models import create_model
 from cutmix.models.create import check_shake_drop, start_new_head, trying_images
@@ -365,5 +365,4 @@ def restore(state: State, snapshot: dict[str, Any], world: World) -> None:
         if world.device.type in own:
             set_random_state(world.device, own[world.device.type])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"the checkpoint is not one of this run: {reason}") from None
+        raise InputError(f"the checkpoint is not one of this run: {reason(error)}") from None

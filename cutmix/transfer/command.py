@@ -11,7 +11,7 @@ from cutmix.config.options import RunOptions
 from cutmix.config.recipe import flag
 from cutmix.config.tasks import Captioning, Detection, Transfer
 from cutmix.data.loaders import Loader
-from cutmix.errors import InputError
+from cutmix.errors import InputError, reason
 from cutmix.evaluation.load import read_classes
 from cutmix.mixing import Mix
 from cutmix.runtime.device import (
@@ -137,9 +137,8 @@ def _captioner(recipe: Captioning, backbone: Backbone, words: int) -> ShowAndTel
         with torch.inference_mode():
             network.encode(torch.zeros(1, 3, recipe.crop, recipe.crop))
     except (AssertionError, RuntimeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
-            f"--crop is {recipe.crop} ({reason}); expected a size that {backbone.title} can encode"
+            f"--crop is {recipe.crop} ({reason(error)}); expected a size that {backbone.title} can encode"
         ) from None
     return network.train()
 

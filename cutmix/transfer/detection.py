@@ -19,7 +19,7 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.ops import MultiScaleRoIAlign
 
 from cutmix.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from cutmix.errors import InputError
+from cutmix.errors import InputError, reason
 
 _STEM = ("conv1", "bn1", "act1", "maxpool")
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -242,9 +242,8 @@ def _shapes(layers: Iterable[nn.Module], shape: tuple[int, int, int]) -> list[tu
                 x = layer(x)
                 shapes.append(tuple(x.shape[1:]))
     except RuntimeError as error:
-        reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(
-            f"the input of the backbone is {shape[1]}×{shape[2]} ({reason}); expected a size that its layers take"
+            f"the input of the backbone is {shape[1]}×{shape[2]} ({reason(error)}); expected a size for its layers"
         ) from None
     finally:
         network.train(training)

@@ -69,6 +69,17 @@ def test_an_export_is_checked_on_images_of_the_run_or_on_noise(run: Path, photos
     assert (images.shape, what) == ((16, 3, 32, 32), "16 random images (the training images cannot be read here)")
 
 
+def test_an_error_without_a_text_is_one_sentence(
+    digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(torch.export, "export", refuse)
+    with pytest.raises(InputError, match="resnet20 cannot be exported: AssertionError"):
+        COMMANDS["export"]([str(digits_run), "--format", "torch", "--out", str(tmp_path / "out")])
+
+
 def test_small_grey_images(digits_run: Path, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     main(["export", str(digits_run), "--out", str(tmp_path / "out")])
