@@ -157,6 +157,9 @@ def test_detectors_are_compared_in_pairs_where_both_keep_verdicts(tmp_path: Path
     assert "a. The section Detection compares them in pairs if both keep the results of each image." in page.text
     assert "resamples of the test images, 2,000 for detectors" in page.text
     arrays = dict(np.load(second / "predictions" / "last.npz"))
+    fewer = {name: arrays[name][:-1] for name in ("images", "labels", "scores", "verdicts")}
+    np.savez(second / "predictions" / "last.npz", **(arrays | fewer))
+    assert "Difference to a" in Page(tmp_path, first, second).text  # no two detectors find equally many
     np.savez(second / "predictions" / "last.npz", **(arrays | {"object_labels": 1 - arrays["object_labels"]}))
     assert "Difference to a" not in Page(tmp_path, first, second).text  # other objects
     np.savez(second / "predictions" / "last.npz", images=arrays["images"])
