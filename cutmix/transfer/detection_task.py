@@ -287,10 +287,6 @@ def make_batches(
 ) -> tuple[Loader, Loader]:
     """Return the training batches, augmented as in the recipe's code base, and the test batches."""
     check_batch_size(recipe.batch_size, world.size, "--batch-size")
-    if test_set.objects().difficult.all():
-        raise InputError(
-            f"every object of the {len(test_set)} test images of {test_set.name} is difficult; expected one that counts"
-        )
     ssd = recipe.arch == "ssd300"
     transform = ssd_transform(recipe.image_size, fill=mean) if ssd else faster_rcnn_transform()
     keep = not ssd and not train_set.crowds
