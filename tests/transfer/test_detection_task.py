@@ -224,13 +224,6 @@ def test_batches_that_cannot_be_shared_are_refused(voc_folder: Path) -> None:
         make_batches(SMALL, *data, (0.5, 0.5, 0.5), World(0, 3, torch.device("cpu")), 0)
 
 
-def test_a_test_split_of_difficult_objects_is_refused(voc_folder: Path) -> None:
-    train, test = open_detection(voc_folder)
-    hard = replace(test, images=tuple(p._replace(difficult=~p.difficult) for p in test.images))
-    with pytest.raises(InputError, match=r"every object of the . test images of .* is difficult; expected"):
-        make_batches(SMALL, train, hard, (0.5, 0.5, 0.5), WORLD, 0)
-
-
 def test_the_gallery_is_an_image(voc_folder: Path, tmp_path: Path) -> None:
     it = task(voc_folder)
     arrays = it.evaluate(it.state.exported).arrays
