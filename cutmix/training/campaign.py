@@ -23,7 +23,7 @@ import numpy as np
 from rich.table import Table as Grid
 from rich.text import Text
 
-from cutmix.config.options import SHARED, WORKERS, CampaignOptions, CompareOptions, TrainOptions
+from cutmix.config.options import CORES, SHARED, CampaignOptions, CompareOptions, TrainOptions
 from cutmix.config.recipe import Recipe, complete, flag
 from cutmix.data import FileSet, Splits, open_splits
 from cutmix.data.decode import FAST_JPEG
@@ -36,7 +36,7 @@ from cutmix.runs.folder import TYPED, command_line, hold, is_complete, saved_rec
 from cutmix.runs.outcomes import mean_over_runs
 from cutmix.runs.read import read_environment, read_run
 from cutmix.runs.record import Record, Results
-from cutmix.runtime.device import any_process, arithmetic, processes
+from cutmix.runtime.device import any_process, arithmetic, autocast, processes
 from cutmix.runtime.files import make_folder, read_arrays, to_json, write_atomic
 from cutmix.runtime.terminal import Console, Stop, duration, remembered_signals, say, saying_once
 from cutmix.training.loop import DivergedError, run_to_end, run_training, train_step
@@ -187,8 +187,8 @@ RESOLVED: dict[str, list[tuple[Any, Any]]] = {
 
 def print_plan(
     jobs: Sequence[Job], options: CampaignOptions | TrainOptions, console: Console, *, brief: bool = False
-) -> float:
-    """Print the planned runs and their duration, timed on a few steps of each recipe; return the seconds.
+) -> None:
+    """Print the planned runs and their duration, timed on a few steps of each recipe.
 
     Brief runs are not timed in advance; the time of the first is the estimate for the others.
     """
@@ -210,7 +210,6 @@ def print_plan(
     console.print(grid)
     if total:
         console.print(f"about {duration(total)} in all, timed on a few steps of each recipe")
-    return total
 
 
 def time_run(job: Job, options: CampaignOptions | TrainOptions) -> float:
@@ -222,7 +221,9 @@ def time_run(job: Job, options: CampaignOptions | TrainOptions) -> float:
         clock = time.perf_counter()
         tested = run.task.val_batches or run.task.test_batches
         assert tested is not None
-        predict(run.state.exported, First(tested, 1).epoch(), world, autocast=run.autocast)
+        predict(
+            run.state.exported, First(tested, 1).epoch(), world, autocast=autocast(run.recipe.precision, world.device)
+        )
         testing = time.perf_counter() - clock
         run.network.train()
         started, taken = time.perf_counter(), []
@@ -345,7 +346,7 @@ def _in_steps(recipe: Recipe, filled: Recipe, steps: int, images: int) -> Recipe
 
 def _run_shards(recipe: Recipe, options: CompareOptions) -> None:
     """Run shards in processes of their own, each with its share of the cores; their output goes to files."""
-    threads = max(WORKERS // options.jobs, 1)
+    threads = max(CORES // options.jobs, 1)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), TYPED: command_line()}
     make_folder(options.out)
     kept = recipe.to_dict() | shared_options(options)

@@ -1,6 +1,5 @@
 """Setup of a training run: data, loaders, model, state and folder, before the first step."""
 
-import contextlib
 import csv
 import io
 import json
@@ -52,7 +51,6 @@ class Run:
     state: State
     fingerprint: str
     network: nn.Module
-    autocast: contextlib.AbstractContextManager
     progress: Progress
     about: dict[str, Any]
     folder: RunFolder | None = None
@@ -149,7 +147,6 @@ def assemble(
     return Run(
         recipe, options, world, run_folder(recipe, options), data, task, batches, state, task.fingerprint(),
         network=compiled(network, recipe),
-        autocast=autocast(recipe.precision, world.device),
         progress=Progress(recipe.epochs, batches.steps, shown=world.first),
         about=environment(world.device)
         | {"evaluated_on": task.reported_on or NOTHING}
@@ -177,8 +174,8 @@ def compiled(network: nn.Module, recipe: Training) -> nn.Module:
     """
     if recipe.compile == "off":
         return network
-    limit = "recompile_limit"  # training and evaluation, of the model and of its average, at two sizes or more
-    setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), 32))
+    config = torch._dynamo.config  # training and evaluation, of the model and of its average, at two sizes or more
+    config.recompile_limit = max(config.recompile_limit, 32)
     return torch.compile(network, dynamic=False)  # type: ignore[return-value]
 
 

@@ -154,8 +154,9 @@ def test_shards_have_the_options_and_the_recipe_of_the_command(monkeypatch: pyte
     started: list[list[str]] = []
 
     class Popen:
-        def __init__(self, command: list[str], **_: object) -> None:
+        def __init__(self, command: list[str], env: dict[str, str], **_: object) -> None:
             started.append(command)
+            assert env["OMP_NUM_THREADS"] == "32"  # half of 64
 
         def wait(self) -> int:
             return 0
@@ -168,6 +169,7 @@ def test_shards_have_the_options_and_the_recipe_of_the_command(monkeypatch: pyte
         mix=("none", "smmix:alpha=0.8"), train_per_class=(2, 4),
     )  # fmt: skip
     monkeypatch.setattr(campaign.subprocess, "Popen", Popen)
+    monkeypatch.setattr(campaign, "CORES", 64)
     campaign._run_shards(recipe, options)
     reached: list[Any] = []
     monkeypatch.setattr(campaign, "run_methods", lambda *given: reached.append(given) or [])
