@@ -18,6 +18,8 @@ BY_DATA: Any = None
 """The value of a field that ``cutmix.config.recipe.complete`` derives from the data; a recipe that runs has none."""
 
 ALL_LAYERS = (0, 1, 2, 3, 4)
+FILE_SIZE = 224
+"""Side in pixels of a model's input for image files, where the recipe leaves it open."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cutmix.config.recipe import ARRAYS, Recipe, Training
+from cutmix.config.recipe import ARRAYS, FILE_SIZE, Recipe, Training
 from cutmix.config.tasks import Detection, Transfer, recipe_of
 from cutmix.errors import InputError, did_you_mean
 
@@ -290,9 +290,8 @@ def with_authors_milestones(recipe: Recipe) -> Recipe:
     return replace(recipe, milestones=tuple(epoch / recipe.epochs for epoch in range(30, recipe.epochs, 30)))
 
 
-# Fields that name a run or that its results hold; the size of image files where the recipe leaves it open.
+# Fields that name a run or that its results hold.
 _NO_CHANGE = {"name", "seed", "data", "backbone"}
-_FILE_SIZE = 224
 
 
 def recipe_changes(recipe: Training) -> dict[str, Any] | None:
@@ -312,6 +311,6 @@ def recipe_changes(recipe: Training) -> dict[str, Any] | None:
     changed = {name: own[name] for name in own if name not in _NO_CHANGE and own[name] != theirs[name]}
     if theirs["precision"] == "auto":
         changed.pop("precision", None)
-    if theirs.get("image_size") is None and changed.get("image_size") == _FILE_SIZE:
+    if theirs.get("image_size") is None and changed.get("image_size") == FILE_SIZE:
         del changed["image_size"]
     return changed

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cutmix.config.recipe import FILE_SIZE
 from cutmix.data.division import Copies
 from cutmix.data.folder import ClassFolders, File
 from cutmix.data.sources import Paths, Source, Sources, SourcesOf
@@ -138,6 +139,11 @@ class Splits:
         """Return the splits with another mean and standard deviation of the channels."""
         parts = {name: part for name in ("train", "val", "test") if (part := getattr(self, name))}
         return replace(self, **{name: replace(part, mean=mean, std=std) for name, part in parts.items()})
+
+
+def side_of(data: ImageSet) -> int:
+    """Return the side of small images, by default of the input of a model for files."""
+    return FILE_SIZE if isinstance(data, FileSet) else data.images.shape[-1]
 
 
 def take(data: ImageSet, index: Tensor) -> ImageSet:

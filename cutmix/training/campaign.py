@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,8 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from cutmix.config.options import CORES, SHARED, CampaignOptions, CompareOptions, TrainOptions
-from cutmix.config.recipe import Recipe, complete, flag
-from cutmix.data import FileSet, Splits, open_splits
+from cutmix.config.recipe import FILE_SIZE, Recipe, flag
+from cutmix.data import Splits, open_splits
 from cutmix.data.decode import FAST_JPEG
 from cutmix.data.loaders import Batch, Loader
 from cutmix.data.opening import refuse_inside
@@ -41,7 +40,7 @@ from cutmix.runtime.files import make_folder, read_arrays, to_json, write_atomic
 from cutmix.runtime.terminal import Console, Stop, duration, remembered_signals, say, saying_once
 from cutmix.training.loop import DivergedError, run_to_end, run_training, train_step
 from cutmix.training.mixes import note_named, with_method
-from cutmix.training.setup import prepare, side_of
+from cutmix.training.setup import fill_in, prepare
 
 BRIEF_STEPS = 3
 
@@ -179,7 +178,7 @@ def share_done(job: Job) -> float:
 
 # Fields that a run resolves from its data and its machine: from which value to which.
 RESOLVED: dict[str, list[tuple[Any, Any]]] = {
-    "image_size": [(None, 224)],
+    "image_size": [(None, FILE_SIZE)],
     "precision": [("auto", "float32"), ("auto", "bfloat16")],
     "decoder": [] if FAST_JPEG else [("fast", "exact")],
 }
@@ -296,19 +295,18 @@ def plan_methods(recipe: Recipe, options: CompareOptions) -> list[Job]:
     )
     if splits.reported is None:
         raise InputError(f"{recipe.data} leaves no images to compare the runs on; expected --val-fraction above 0")
-    data, classes, files = splits.train, splits.train.num_classes, isinstance(splits.train, FileSet)
+    data = splits.train
     refuse_inside(options.out, recipe.data)
     if recipe.mix is None:  # no note on an automatic choice, as the methods decide
         mixes = [method.partition(":")[0] for method in options.mix]
         recipe = replace(recipe, mix=next((mix for mix in mixes if mix != "none"), "none"))
     for seed in range(options.seeds):
         for count in options.train_per_class or (recipe.train_per_class,):
-            images = len(data) if count is None else count * classes
-            fill = partial(
-                complete, images=images, classes=classes, files=files, side=side_of(data), multi_label=data.multi_label
-            )
-            asked = recipe if options.steps is None else _in_steps(recipe, fill(recipe)[0], options.steps, images)
-            shared, notes = fill(asked)
+            images = len(data) if count is None else count * data.num_classes
+            filled = fill_in(recipe, data, images)
+            if options.steps is not None:
+                filled = fill_in(_in_steps(recipe, filled[0], options.steps, images), data, images)
+            shared, notes = filled
             if seed == 0:
                 _say_once(notes)
             stem = shared.name.removesuffix(f"-{shared.mix}")
@@ -397,9 +395,7 @@ def run_folds(recipe: Recipe, options: TrainOptions) -> Results:
         raise InputError("--overwrite and --folds are both given; give another --out instead")
     data = open_splits(recipe.data, skip_unreadable=options.skip_unreadable, **replace(recipe, fold=1).reading()).train
     data = data if recipe.train_per_class is None else keep_per_class(data, recipe.train_per_class)
-    shared, notes = complete(
-        recipe, images=len(data), classes=data.num_classes, files=True, side=side_of(data), multi_label=data.multi_label
-    )
+    shared, notes = fill_in(recipe, data)
     _say_once(notes)
     out = options.out or Path("runs") / f"{shared.name}-{recipe.folds}-folds-seed{recipe.seed}"
     refuse_inside(out, recipe.data)

@@ -16,7 +16,7 @@ from cutmix.config.recipe import Recipe
 from cutmix.config.recipes import RECIPES
 from cutmix.data import ArraySet, ImageSet
 from cutmix.data.loaders import Loader, RawBatch
-from cutmix.data.sets import take
+from cutmix.data.sets import side_of, take
 from cutmix.evaluation.classification import (
     LabelledLogits,
     average_precisions,
@@ -261,8 +261,7 @@ class Classification:
         return {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
 
     def _image_size(self) -> int:
-        data = self.train_set
-        return self.recipe.image_size or (data.images.shape[-1] if isinstance(data, ArraySet) else 224)
+        return self.recipe.image_size or side_of(self.train_set)
 
     def samples(self) -> bytes:
         """Draw training images, unmixed and mixed."""

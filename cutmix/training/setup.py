@@ -22,7 +22,7 @@ from cutmix.data.division import Copies
 from cutmix.data.folder import printable_name
 from cutmix.data.loaders import Loader
 from cutmix.data.opening import refuse_inside
-from cutmix.data.sets import keep_per_class, random_subset
+from cutmix.data.sets import keep_per_class, random_subset, side_of
 from cutmix.errors import InputError, did_you_mean
 from cutmix.models import weights_normalization
 from cutmix.runs.folder import RunFolder, environment, read_recipe, today
@@ -269,18 +269,17 @@ def starting_normalization(recipe: Recipe, in_chans: int) -> tuple[tuple[float, 
     return weights_normalization(recipe.model, read_header(recipe.weights) if recipe.weights else Header(), in_chans)
 
 
-def side_of(data: ImageSet) -> int:
-    """Return the side of small images, by default of the input of a model for files."""
-    return 224 if isinstance(data, FileSet) else data.images.shape[-1]
+def fill_in(recipe: Recipe, data: ImageSet, images: int | None = None) -> tuple[Recipe, list[str]]:
+    """Return the recipe ``complete`` for training images, or for another number of them, and notes on the choices."""
+    return complete(
+        recipe, images=len(data) if images is None else images, classes=data.num_classes,
+        files=isinstance(data, FileSet), multi_label=data.multi_label, side=side_of(data),
+    )  # fmt: skip
 
 
 def resolve(recipe: Recipe, data: ImageSet, device: torch.device) -> tuple[Recipe, list[str]]:
     """Return the recipe with the fields filled in that follow from data or device, and notes on the choices."""
-    files = isinstance(data, FileSet)
-    recipe, notes = complete(
-        recipe, images=len(data), classes=data.num_classes, files=files, multi_label=data.multi_label,
-        side=side_of(data),
-    )  # fmt: skip
+    files, (recipe, notes) = isinstance(data, FileSet), fill_in(recipe, data)
     size = recipe.image_size or (side_of(data) if files else None)
     if files and recipe.decoder == "fast" and not FAST_JPEG:
         recipe = replace(recipe, decoder="exact")
