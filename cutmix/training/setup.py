@@ -78,6 +78,7 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     normalization = saved if started else starting_normalization(recipe, splits.train.in_chans)
     if normalization:
         splits = splits.normalized(*normalization)
+    check_fits(recipe, splits, world)
     train_set, val_set, test_set = splits.train, splits.chooses, splits.reported
     shared: dict[str, Any] = {
         "batch_size": recipe.batch_size, "device": world.device, "workers": options.workers,
@@ -89,23 +90,6 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
         repeats=recipe.repeated_augmentation, raw=recipe.compile == "step", **shared,
     )  # fmt: skip
     shared |= {name: getattr(recipe, name) for name in ("image_size", "crop_fraction", "squash", "interpolation")}
-    if method_of(recipe).whole and recipe.batch_size < 2 * world.size:
-        raise InputError(
-            f"--batch-size is {recipe.batch_size}; expected at least {2 * world.size}, as --mix {recipe.mix} needs a "
-            "partner for each image of a process"
-        )
-    if train_set.multi_label:
-        refuse_for_labels(recipe)
-    if recipe.freeze and world.size > 1:
-        raise InputError("--freeze trains in one process; start it without torchrun")
-    if recipe.patience and (val_set is None or val_set is test_set):
-        raise InputError(
-            "--patience needs images to choose an epoch by that are not those of the results; expected a val and a "
-            "test split (a folder without splits gets both where --val-fraction holds out 100 images or more), or "
-            "--patience 0"
-        )
-    if recipe.train_error and test_set is None:
-        raise InputError("--train-error is compared with the error on other images; expected a val or a test split")
     weights = read_class_weights(recipe.class_weights, train_set) if recipe.class_weights else None
     notes += describe_balance(recipe, train_set, weights)
     if world.first and notes:
@@ -126,6 +110,27 @@ def prepare(recipe: Recipe, options: TrainOptions, world: World) -> Run:
     run = assemble(recipe, options, world, train_set.name, state, task, batches, **about)
     run.about |= {"task": "multilabel"} if train_set.multi_label else {}
     return replace(run, notes=notes)
+
+
+def check_fits(recipe: Recipe, splits: Splits, world: World) -> None:
+    """Refuse settings that the images or the number of processes do not allow."""
+    if method_of(recipe).whole and recipe.batch_size < 2 * world.size:
+        raise InputError(
+            f"--batch-size is {recipe.batch_size}; expected at least {2 * world.size}, as --mix {recipe.mix} needs a "
+            "partner for each image of a process"
+        )
+    if splits.train.multi_label:
+        refuse_for_labels(recipe)
+    if recipe.freeze and world.size > 1:
+        raise InputError("--freeze trains in one process; start it without torchrun")
+    if recipe.patience and splits.chooses in (None, splits.reported):
+        raise InputError(
+            "--patience needs images to choose an epoch by that are not those of the results; expected a val and a "
+            "test split (a folder without splits gets both where --val-fraction holds out 100 images or more), or "
+            "--patience 0"
+        )
+    if recipe.train_error and splits.reported is None:
+        raise InputError("--train-error is compared with the error on other images; expected a val or a test split")
 
 
 def assemble(
