@@ -32,7 +32,7 @@ from cutmix.config.recipes import Recipe, find_recipe
 from cutmix.data.loaders import Batch, Loader
 from cutmix.mixing import SMMix
 from cutmix.models.transformers import WithTokenHead
-from cutmix.runtime.device import keep_freed_memory, processes, resolve_precision
+from cutmix.runtime.device import autocast, keep_freed_memory, processes, resolve_precision
 from cutmix.runtime.terminal import Stop
 from cutmix.training.loop import train_epoch, train_step
 from cutmix.training.setup import Run, prepare
@@ -294,7 +294,7 @@ def smmix_rows(recipe: Recipe, scratch: Path, device: str, rounds: int, batch_si
         images, _ = next(run.batches.epoch())
 
         def unmixed_pass() -> Tensor:
-            with run.autocast:
+            with autocast(run.recipe.precision, device):
                 return network.attend(images)[1]
 
         attention = unmixed_pass()
