@@ -294,7 +294,7 @@ def smmix_rows(recipe: Recipe, scratch: Path, device: str, rounds: int, batch_si
         images, _ = next(run.batches.epoch())
 
         def unmixed_pass() -> Tensor:
-            with autocast(run.recipe.precision, device):
+            with autocast(run.recipe.precision, torch.device(device)):
                 return network.attend(images)[1]
 
         attention = unmixed_pass()
