@@ -140,7 +140,7 @@ def make_run(recipe: Recipe, labels: str = "one", device: torch.device = GPU) ->
         task.class_weights = torch.ones(10).to(device)
     task.__dict__["_prepare"] = finish_and_mix  # as compiled: the same operations
     return Run(
-        recipe, TrainOptions(), world, Path("run"), "zeros", task, batches, state, "", state.model, precision,
+        recipe, TrainOptions(), world, Path("run"), "zeros", task, batches, state, "", state.model,
         Progress(2, batches.steps, shown=False), {},
     )  # fmt: skip
 
