@@ -216,8 +216,8 @@ def _claim(axis: Axes, y: float, sign: int, one: Evidence) -> None:
 
 
 TABLES_DRAWN = {
-    "subset_suites": 1, "subset_suites_resnet18": 1, "suites": 1, "localization": 1, "short": 1, "outside": 1,
-    "defaults": 3,
+    "subset_suites": 1, "subset_suites_resnet18": 1, "suites": 1, "localization": 1, "localization_few": 1,
+    "short": 1, "outside": 1, "defaults": 3,
 }  # fmt: skip
 """Tables whose columns of numbers are drawn beside each other, with how many columns name a row."""
 _NUMBER = re.compile(r"([-+]?[\d.]+)(?: \[([-+]?[\d.]+), ([-+]?[\d.]+)\])?")

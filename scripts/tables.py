@@ -383,6 +383,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{make.__name__: make for make in EXPERIMENTS},
     "subset_suites": partial(over_seeds, "cifar100-subsets-suites.jsonl", "resnet20", SUITES),
     "subset_suites_resnet18": partial(over_seeds, "cifar100-subsets-suites.jsonl", "resnet18", SUITES),
+    "localization_few": partial(over_seeds, "tiny-resnet20-subset-suites.jsonl", "resnet20", LOCALIZED),
     **{f"benchmark-{name}": partial(benchmark, name) for name in BENCHMARKS},
     **{f"card-{name}": partial(card, name) for name in CARDS},
 }
