@@ -221,12 +221,13 @@ def divide_folds(folders: ClassFolders, copies: Copies, fold: int, folds: int, s
         sides = [fold_of[group_of.get(file.path, file.path)] == fold - 1 for file in files]
         kept.append([file for file, tested in zip(files, sides, strict=True) if not tested])
         held.append([file for file, tested in zip(files, sides, strict=True) if tested])
-        if not kept[-1] and folders.labels is None:
+        if max(own) == len(files) and folders.labels is None:
+            whole = own.index(len(files)) + 1
             raise InputError(
-                f"every image of the class '{folders.classes[label]}' is in fold {fold}; expected other images too"
+                f"every image of the class '{folders.classes[label]}' is in fold {whole}; expected other images too"
             )
-    if not any(held):
-        raise InputError(f"fold {fold} of {folds} has no test images; expected fewer folds")
+    if 0 in sizes:  # whichever fold is asked for: a later one would end the training of all folds
+        raise InputError(f"fold {sizes.index(0) + 1} of {folds} has no test images; expected fewer folds")
     others = "the other fold" if folds == 2 else f"the other {folds - 1} folds"
     origin = {"train": others, "test": f"fold {fold} of {folds}"}
     return Division({"train": kept, "test": held}, origin)

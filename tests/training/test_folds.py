@@ -208,6 +208,7 @@ def test_the_mean_of_folds_has_the_interval_of_their_spread(
 def test_folds_that_cannot_be_are_refused(changes: dict, said: str, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=said):
         cutmix.train(photos, out=tmp_path / "x", **FEW, **changes)
+    assert not (tmp_path / "x").exists()  # before any fold was trained
 
 
 def test_a_folder_with_splits_and_a_known_set_are_refused(photos: Path, tmp_path: Path) -> None:
