@@ -54,6 +54,8 @@ def open_captions(path: str | Path, *, test_fraction: float = 0.2, seed: int = 0
     on val2014.
     """
     root = Path(path).expanduser()
+    if not 0 < test_fraction < 1:
+        raise InputError(f"test_fraction is {test_fraction}; expected a number between 0 and 1")
     if not root.is_dir():
         raise InputError(f"{path} is not a folder; expected one in COCO's or Flickr8k's layout of captions")
     source = _caption_file(root)

@@ -80,7 +80,9 @@ def ssd300(
 
     Source: Liu et al. 2016; box sizes, thresholds and the scale of the first map follow the paper's code base for VOC.
     """
-    _check_backbone(backbone)
+    _check_backbone(backbone, num_classes)
+    if image_size < 1:
+        raise InputError(f"image_size is {image_size}; expected 1 or more pixels")
     features = _SSDFeatures(backbone, image_size)
     maps = len(features.sides)
     boxes = DefaultBoxGenerator(
@@ -119,7 +121,7 @@ def faster_rcnn_c4(
 
     Source: Ren et al. 2015 with the settings of the paper's code base for ResNets.
     """
-    _check_backbone(backbone)
+    _check_backbone(backbone, num_classes)
     if not 32 <= min_size <= max_size:
         raise InputError(f"min_size is {min_size} and max_size {max_size}; expected 32 ≤ min_size ≤ max_size")
     features = _C4Features(backbone)
@@ -214,7 +216,7 @@ class _C4Head(nn.Module):
         return self.layer4(x).mean((2, 3))
 
 
-def _check_backbone(backbone: nn.Module) -> None:
+def _check_backbone(backbone: nn.Module, num_classes: int) -> None:
     missing = [name for name in (*_STEM, *_STAGES) if not isinstance(getattr(backbone, name, None), nn.Module)]
     if missing:
         raise InputError(
@@ -224,6 +226,8 @@ def _check_backbone(backbone: nn.Module) -> None:
     first = next(module for module in backbone.get_submodule("conv1").modules() if isinstance(module, nn.Conv2d))
     if first.in_channels != 3:
         raise InputError(f"the backbone takes images of {first.in_channels} channels; expected 3, for RGB")
+    if num_classes < 1:
+        raise InputError(f"num_classes is {num_classes}; expected 1 or more, without the background")
 
 
 def _shapes(layers: Iterable[nn.Module], shape: tuple[int, int, int]) -> list[tuple[int, ...]]:

@@ -47,6 +47,8 @@ def open_detection(
     VOC's 20 if the annotations have no others, or else the names in the annotations, sorted.
     """
     root = Path(path).expanduser()
+    if not 0 < test_fraction < 1:
+        raise InputError(f"test_fraction is {test_fraction}; expected a number between 0 and 1")
     coco = any((root / "annotations").glob("instances_*.json"))
     return _open_coco(root, classes) if coco else _open_voc(root, classes, test_fraction, seed)
 

@@ -317,6 +317,8 @@ def test_wrong_tables_are_named(table: Path, old: str, new: str, message: str) -
 
 
 def test_wrong_arguments(table: Path) -> None:
+    with pytest.raises(InputError, match=r"test_fraction is 1.0; expected a number between 0 and 1"):
+        open_captions(table, test_fraction=1.0)
     with pytest.raises(InputError, match=r"captions.txt is not a folder"):
         open_captions(table / "captions.txt")
     assert len(open_captions(table, test_fraction=0.01)[1]) == 1

@@ -217,6 +217,8 @@ def test_state_goes_round_and_seeds_decide(make: Callable[[], Detector]) -> None
         (lambda: ssd300(create_model("resnet20", 10), 3), "is a CifarResNet without .*layer4; expected one of timm's"),
         (lambda: faster_rcnn_c4(timm.create_model("test_vit"), 3), "is a VisionTransformer without conv1, bn1"),
         (lambda: ssd300(timm.create_model(SMALL, in_chans=1), 3), "takes images of 1 channels; expected 3"),
+        (lambda: ssd300(timm.create_model(SMALL), 0), "num_classes is 0"),
+        (lambda: ssd300(timm.create_model(SMALL), 3, image_size=0), "image_size is 0"),
         (
             lambda: ssd300(timm.create_model(SMALL), 3, image_size=32),
             "is 32, which gives maps of 4, 2, 1 pixels",

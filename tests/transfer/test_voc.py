@@ -365,6 +365,8 @@ def test_another_layout_is_refused(tmp_path: Path) -> None:
     (tmp_path / "Annotations").mkdir()
     with pytest.raises(InputError, match="has no train images; expected one or more in each split"):
         open_detection(tmp_path)
+    with pytest.raises(InputError, match="test_fraction is 1; expected a number between 0 and 1"):
+        open_detection(tmp_path, test_fraction=1)
 
 
 @pytest.mark.data
