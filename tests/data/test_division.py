@@ -293,3 +293,25 @@ def test_skipping_may_empty_a_class_of_the_images_held_out_alone(tmp_path: Path)
         (tmp_path / "train" / "bee" / f"{number}.png").write_bytes(b"")
     with pytest.raises(InputError, match="none of the train images of class 'bee' can be read"):
         open_data(str(tmp_path), "train", skip_unreadable=True)
+
+
+def test_a_class_that_is_whole_in_one_fold_is_refused_with_every_fold(tmp_path: Path) -> None:
+    """Copies are in one fold: of the pairs of four images in two folds, two are together and four are not."""
+    refused = []
+    for pair in ((i, j) for j in range(4) for i in range(j)):
+        root = write(tmp_path / "-".join(map(str, pair)), {"ant": 4})
+        (root / "bee").mkdir()
+        for k in pair:
+            shutil.copy(root / "ant" / f"{k}.png", root / "bee" / f"{k}.png")
+        said = set()
+        for fold in (1, 2):
+            try:
+                open_splits(str(root), fold=(fold, 2))
+            except InputError as error:
+                said.add(str(error))
+            else:
+                said.add("")
+        assert len(said) == 1, "whichever fold is asked for"
+        refused += [pair] * any("every image of the class 'bee' is in fold" in each for each in said)
+    assert len(refused) == 2
+    assert not {*refused[0]} & {*refused[1]}
