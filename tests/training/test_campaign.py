@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,14 @@ from cutmix.report.verdict import (
     in_words,
 )
 from cutmix.runs.outcomes import crossed_difference
+from cutmix.runtime.device import processes
 from cutmix.runtime.files import read_lines
 from cutmix.runtime.terminal import Stop
-from cutmix.training import campaign
+from cutmix.training import campaign, classification
 from cutmix.training.campaign import plan_methods
-from cutmix.training.loop import DivergedError
+from cutmix.training.loop import DivergedError, run_to_end
 from cutmix.training.mixes import make_mix
-from cutmix.training.setup import Run
+from cutmix.training.setup import Run, prepare
 
 WORDS = ["compare", "digits-resnet20", "--mix", "none", "cutmix", "--seeds", "2", "--epochs", "1", "--device", "cpu",
          "--precision", "float32", "--train-error"]  # fmt: skip
@@ -343,6 +345,44 @@ def test_a_slow_first_step_is_not_the_estimate(tmp_path: Path, monkeypatch: pyte
     assert campaign.time_run(job, CompareOptions(out=tmp_path, device="cpu")) == pytest.approx(
         3 * -(-len(open_splits("digits").train) // 100) * 1.0
     )
+
+
+@pytest.mark.parametrize(
+    ("splits", "fields", "evaluated"),
+    [  # in batches of 4, after epochs 2 and 3 of 3; test images that choose no epoch only after the last
+        ({"train": 8, "val": 6}, {}, 2 * 2),
+        ({"train": 8, "val": 6}, {"train_error": True}, 2 * (2 + 2)),
+        ({"train": 8, "val": 6}, {"train_error": True, "ema_decay": 0.9}, 2 * 2 * (2 + 2)),
+        ({"train": 8, "test": 6}, {"ema_decay": 0.9}, 2 * 2),
+        ({"train": 8, "val": 2, "test": 6}, {}, 2 * 1 + 2 * 2),
+        ({"train": 8, "val": 2, "test": 6}, {"train_error": True, "ema_decay": 0.9}, 2 * 2 * (1 + 2) + 3 * (2 + 2)),
+    ],
+)
+def test_the_estimate_counts_every_evaluation(
+    splits: dict[str, int], fields: dict[str, Any], evaluated: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the batches that the run evaluates."""
+    for split, index in [(split, index) for split, count in splits.items() for index in range(count)]:
+        path = tmp_path / split / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (17 * index, 0, 40 * len(split))).save(path)
+    batches: list[Any] = []
+
+    def counted(source: Iterable[Any]) -> Iterator[Any]:
+        for batch in source:
+            batches.append(batch)
+            yield batch
+
+    real = classification.predict
+    monkeypatch.setattr(classification, "predict", lambda model, source, *a, **k: real(model, counted(source), *a, **k))
+    recipe = Recipe(data=str(tmp_path), model="resnet20", pretrained=False, image_size=32, batch_size=4, epochs=3,
+                    eval_every=2, warmup_epochs=0, precision="float32", mix="none",
+                    **{"ema_decay": 0.0} | fields)  # fmt: skip
+    with processes("cpu", 60.0) as world:
+        run = prepare(recipe, TrainOptions(out=tmp_path / "run", device="cpu", workers=0), world)
+        assert campaign.evaluated_batches(run) == evaluated
+        run_to_end(run)
+    assert len(batches) == evaluated
 
 
 @pytest.mark.parametrize(
