@@ -12,6 +12,7 @@ from matplotlib.patheffects import Normal, Stroke
 from torch import Tensor, nn
 
 from cutmix.config.options import PreviewOptions
+from cutmix.config.recipe import FILE_SIZE
 from cutmix.data import ArraySet, ImageSet, open_data, test_loader
 from cutmix.data.sets import random_subset, take
 from cutmix.data.transforms import denormalize, drawable
@@ -74,7 +75,7 @@ def pick_samples(data: ImageSet, image_size: int | None, count: int, seed: int) 
     """Load random samples, prepared as for testing."""
     few = take(data, random_subset(len(data), count, derive_seed(seed, "preview")))
     if not isinstance(data, ArraySet) and image_size is None:
-        image_size = 224
+        image_size = FILE_SIZE
     loader = test_loader(few, batch_size=count, device="cpu", image_size=image_size)
     return next(iter(loader.epoch()))
 
@@ -147,7 +148,7 @@ def run_preview(options: PreviewOptions) -> Path:
     if options.cutout_size is not None and options.cutout_size < 1:
         raise InputError(f"--cutout-size is {options.cutout_size}; expected at least 1 pixel")
     data = open_data(options.data, "train", skip_unreadable=options.skip_unreadable, channels=options.channels)
-    side = options.image_size or (min(data.images.shape[-2:]) if isinstance(data, ArraySet) else 224)
+    side = options.image_size or (min(data.images.shape[-2:]) if isinstance(data, ArraySet) else FILE_SIZE)
     if options.mix == "smmix":
         return _preview_smmix(options, data)
     mixes = {

@@ -65,20 +65,25 @@ def locate(data: str, download: bool = False) -> tuple[str, Path]:
         raise InputError(f"'{data}' is neither a folder that exists nor a known data set: {hint}")
     if data == "digits":
         return data, Path()
-    roots = [Path(root) for root in (os.environ.get("CUTMIX_DATA"), "data") if root]
+    roots, places = data_roots()
     found = _find_named(data, roots)
     if not found and download and data not in OF_FILES:
         _download(data, roots[0])
         found = _find_named(data, roots)
     if found:
         return data, found
-    places = " and ".join(str(root) for root in roots) + ("" if len(roots) > 1 else " ($CUTMIX_DATA is not set)")
     remedy = "give its path, or fetch it with cutmix train --download (download=True)"
     if data == "cub-200-2011":
         remedy = "fetch its archive by hand, unpack it, and give its path"
     if data == "imagenet":
         remedy = "prepare its train/ and val/ by hand, and give the path of the folder around them"
     raise InputError(f"{data} was not found in {places}: {remedy}")
+
+
+def data_roots() -> tuple[list[Path], str]:
+    """Return the folders to look up data sets in, ``$CUTMIX_DATA`` and ``./data``, and their names for a sentence."""
+    roots = [Path(root) for root in (os.environ.get("CUTMIX_DATA"), "data") if root]
+    return roots, " and ".join(map(str, roots)) + ("" if len(roots) > 1 else " ($CUTMIX_DATA is not set)")
 
 
 def _recognize(path: Path) -> tuple[str, Path]:

@@ -8,7 +8,6 @@ are known from its archive alone.
 
 import hashlib
 import io
-import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from cutmix.data.decode import read_image, read_same_size
 from cutmix.data.folder import is_hidden, is_image, list_images
-from cutmix.data.opening import is_small, open_data
+from cutmix.data.opening import data_roots, is_small, open_data
 from cutmix.data.sets import ArraySet, random_subset
 from cutmix.data.sources import Source
 from cutmix.errors import InputError, did_you_mean
@@ -177,7 +176,7 @@ def _part(n: int, count: int, seed: int) -> Tensor:
 
 def _read_archive(name: str, shape: Shape, count: int, seed: int) -> Tensor:
     stem, md5 = _ARCHIVES[name]
-    roots = [Path(root) for root in (os.environ.get("CUTMIX_DATA"), "data") if root]
+    roots, where = data_roots()
     places = [place for root in roots for place in (root, root / stem)]
     archive = next((file for place in places if (file := place / f"{stem}.tar.gz").is_file()), None)
     crop = name.endswith("-crop")
@@ -185,7 +184,6 @@ def _read_archive(name: str, shape: Shape, count: int, seed: int) -> Tensor:
         return _read_tar(archive, md5, name, shape, count, seed)
     paths = next((found for root in roots if (root / stem).is_dir() and (found := _images(root / stem))), [])
     if not paths:
-        where = " and ".join(str(root) for root in roots) + ("" if len(roots) > 1 else " ($CUTMIX_DATA is not set)")
         raise InputError(
             f"{name} was not found in {where}: put ODIN's {stem}.tar.gz there, or the folder {stem} unpacked from it"
         )

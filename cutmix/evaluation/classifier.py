@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor, nn
 
+from cutmix.config.recipe import FILE_SIZE
 from cutmix.data import ArraySet, FileSet, ImageSet
 from cutmix.data.decode import in_threads, read_same_size
 from cutmix.data.image_files import Decoder, ResizeAndCrop
@@ -145,7 +146,7 @@ def decode(
     """Return a data set as one tensor: arrays unchanged, files resized and cropped to ``image_size`` or 224."""
     if not isinstance(data, FileSet):
         return data
-    side = image_size or 224
+    side = image_size or FILE_SIZE
     check_memory(len(data) * data.in_chans * side**2, f"--image-size is {side}: decoding {len(data):,} images")
     cut = ResizeAndCrop(side, crop_fraction, squash, interpolation, data.in_chans)
     images = read_same_size(data.paths, side, side, partial(cut.read, decoder=decoder), data.in_chans)
@@ -160,7 +161,7 @@ def cut_arrays(
     interpolation: Interpolation = "bilinear",
 ) -> Tensor:
     """Return images (n, C, h, w) uint8 as ``decode`` returns those of files, (n, C, image_size, image_size)."""
-    n, channels, side = len(images), images.shape[1], image_size or 224
+    n, channels, side = len(images), images.shape[1], image_size or FILE_SIZE
     check_memory(n * channels * side**2, f"--image-size is {side}: resizing {n:,} images")
     cut = ResizeAndCrop(side, crop_fraction, squash, interpolation, channels)
     result = images.new_empty((n, channels, side, side))

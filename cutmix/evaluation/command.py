@@ -305,7 +305,8 @@ def find_boxes(evaluation: Evaluation) -> list[np.ndarray]:
     found = read_boxes(folder, data)
     boxes = list(found.boxes)
     if evaluation.cut:
-        side = view.image_size or 224
+        side = view.image_size
+        assert side is not None  # as in ``find_view``
         resized = round(side / view.crop_fraction)
         squashed = view.squash and resized == side
         boxes = benchmark_boxes(found, side) if squashed else found.after(resize=resized, crop=side, squash=view.squash)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cutmix.config.options import EvaluateOptions
-from cutmix.config.recipe import Recipe
+from cutmix.config.recipe import FILE_SIZE, Recipe
 from cutmix.data import ArraySet, FileSet, ImageSet, Splits, open_data, open_splits
 from cutmix.data.command import describe_splits
 from cutmix.data.division import find_shared
@@ -73,7 +73,7 @@ class View(NamedTuple):
 def find_view(options: EvaluateOptions, subject: Subject, data: ImageSet) -> View:
     """Return the preprocessing: that of the recipe's test images; without one, of the options, else of the file."""
     header = subject.header
-    size = options.image_size or header.image_size or (224 if isinstance(data, FileSet) else None)
+    size = options.image_size or header.image_size or (FILE_SIZE if isinstance(data, FileSet) else None)
     if size is None and isinstance(data, ArraySet) and is_cut(options, subject, data):
         size = min(data.images.shape[2:])
     if subject.recipe is None:

@@ -38,9 +38,9 @@ from cutmix.runs.record import Record, Results
 from cutmix.runtime.device import any_process, arithmetic, autocast, processes
 from cutmix.runtime.files import make_folder, read_arrays, to_json, write_atomic
 from cutmix.runtime.terminal import Console, Stop, duration, remembered_signals, say, saying_once
-from cutmix.training.loop import DivergedError, run_to_end, run_training, train_step
+from cutmix.training.loop import DivergedError, evaluated_batches, run_to_end, run_training, train_step
 from cutmix.training.mixes import note_named, with_method
-from cutmix.training.setup import Run, fill_in, prepare
+from cutmix.training.setup import fill_in, prepare
 
 BRIEF_STEPS = 3
 
@@ -234,20 +234,6 @@ def time_run(job: Job, options: CampaignOptions | TrainOptions) -> float:
         warm = len(taken) > 1  # then the first step, which sets up and compiles, does not count
         step = (taken[-1] - taken[0]) / (len(taken) - 1) if warm else taken[0]
         return run.recipe.epochs * run.batches.steps * step + evaluated_batches(run) * min(testing, step)
-
-
-def evaluated_batches(run: Run) -> int:
-    """Return how many batches a run evaluates: at each evaluation, and of the test images at the end."""
-    recipe, task = run.recipe, run.task
-    trained_on: Loader | None = getattr(task, "train_batches", None)  # of a classifier
-    seen = trained_on.steps if trained_on else 0  # after every pass over validation or test images
-    models = 2 if run.state.average else 1  # the moving average, and the model itself
-    batches = 0
-    if chosen := task.chosen_on and (task.val_batches or task.test_batches):
-        batches += -(-recipe.epochs // recipe.eval_every) * models * (chosen.steps + seen)
-    if task.test_batches and task.chosen_on != task.reported_on:  # the last epoch, and the best one's weights
-        batches += (models + bool(chosen)) * (task.test_batches.steps + seen)
-    return batches
 
 
 def train_options(job: Job, options: CampaignOptions | TrainOptions) -> TrainOptions:

@@ -238,6 +238,20 @@ def is_evaluated(run: Run, epoch: int) -> bool:
     return epoch == run.recipe.epochs or (run.task.chosen_on is not None and epoch % run.recipe.eval_every == 0)
 
 
+def evaluated_batches(run: Run) -> int:
+    """Return how many batches a run evaluates: at each evaluation, and of the test images at the end."""
+    recipe, task = run.recipe, run.task
+    trained_on = getattr(task, "train_batches", None)  # with --train-error
+    seen: int = trained_on.steps if trained_on else 0  # after every pass over validation or test images
+    models = 2 if run.state.average else 1  # the moving average, and the model itself
+    batches = 0
+    if chosen := task.chosen_on and (task.val_batches or task.test_batches):
+        batches += -(-recipe.epochs // recipe.eval_every) * models * (chosen.steps + seen)
+    if task.test_batches and task.chosen_on != task.reported_on:  # the last epoch, and the best one's weights
+        batches += (models + bool(chosen)) * (task.test_batches.steps + seen)
+    return batches
+
+
 def evaluate(run: Run, split: str) -> Evaluation:
     """Evaluate the model that is exported; where that is the moving average, add the metrics of the model itself."""
     state, task = run.state, run.task

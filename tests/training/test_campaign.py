@@ -43,7 +43,7 @@ from cutmix.runtime.files import read_lines
 from cutmix.runtime.terminal import Stop
 from cutmix.training import campaign, classification
 from cutmix.training.campaign import plan_methods
-from cutmix.training.loop import DivergedError, run_to_end
+from cutmix.training.loop import DivergedError, evaluated_batches, run_to_end
 from cutmix.training.mixes import make_mix
 from cutmix.training.setup import Run, prepare
 
@@ -380,7 +380,7 @@ def test_the_estimate_counts_every_evaluation(
                     **{"ema_decay": 0.0} | fields)  # fmt: skip
     with processes("cpu", 60.0) as world:
         run = prepare(recipe, TrainOptions(out=tmp_path / "run", device="cpu", workers=0), world)
-        assert campaign.evaluated_batches(run) == evaluated
+        assert evaluated_batches(run) == evaluated
         run_to_end(run)
     assert len(batches) == evaluated
 
