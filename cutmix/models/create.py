@@ -300,7 +300,8 @@ def find_head(model: nn.Module, image_shape: Sequence[int]) -> Head:
     """Return the feature maps and the linear layer of a network, if the logits are the mean of their class activations.
 
     Two random images of ``image_shape`` check, in eval mode, that logits = mean over positions of W f(x) + b. A network
-    with a class token, with hidden layers or a normalization after the pooling, or with another pooling is refused.
+    with a class token, with hidden layers or a normalization after the pooling, or with another pooling is refused, and
+    one whose map has a single position.
     """
     name = type(model).__name__
     features: Any = getattr(model, "forward_features", None)
@@ -326,6 +327,10 @@ def find_head(model: nn.Module, image_shape: Sequence[int]) -> Head:
         raise InputError(
             f"{refusal}: its features are {'×'.join(map(str, maps.shape[1:]))} and its linear layer takes "
             f"{classifier.in_features}"
+        )
+    if maps.shape[2:].numel() == 1:
+        raise InputError(
+            f"{name} has no class activation map on images of {tuple(images.shape[1:])}: its features are 1×1 there"
         )
     with torch.no_grad():
         expected = classifier(maps.mean((2, 3)))

@@ -15,7 +15,7 @@ from cutmix.config.recipes import RECIPES
 from cutmix.data.decode import FAST_JPEG
 from cutmix.errors import InputError
 from cutmix.evaluation.localization import normalize_maps, resize_maps
-from cutmix.inference.explain import HeatMaps, find_nearest, heat_maps, open_training_set, training_images
+from cutmix.inference.explain import HeatMaps, find_nearest, open_training_set, training_images
 from cutmix.inference.export import check_images
 from cutmix.inference.model import load
 from cutmix.models import create_model
@@ -36,7 +36,7 @@ def test_the_map_is_the_class_activation_map(run: Path) -> None:
     """The mean of the unscaled map and the bias are the logit; the scaled one has the same order of positions."""
     model = load(run, device="cpu")
     inputs = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))  # the map has 3 by 3 positions
-    maps = heat_maps(model)
+    maps = HeatMaps(model.network, (3, 96, 96))
     assert maps.name == "class activation map"
     with torch.no_grad():
         features = model.network.forward_features(inputs)  # type: ignore[operator]
@@ -48,7 +48,8 @@ def test_the_map_is_the_class_activation_map(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("deit_tiny_patch8_64", 64), ("pvt_tiny_patch1_32", 32), ("convnext_atto", 64)]
+    ("name", "size"),
+    [("deit_tiny_patch8_64", 64), ("pvt_tiny_patch1_32", 32), ("convnext_atto", 64), ("resnet10t", 32)],  # 1×1 features
 )
 def test_grad_cam_of_other_networks(name: str, size: int) -> None:
     pytest.importorskip("pytorch_grad_cam")

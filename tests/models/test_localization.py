@@ -54,6 +54,14 @@ def test_heads_that_are_none(name: str, options: dict[str, object]) -> None:
         find_head(model, (3, 64, 64))
 
 
+def test_a_map_of_one_position_is_refused() -> None:
+    """Five halvings leave 1×1 of 32×32 pixels, where the map of every image would be empty, and 2×2 of 64×64."""
+    model = timm.create_model("resnet10t", num_classes=5)
+    with pytest.raises(InputError, match=r"no class activation map on images of \(3, 32, 32\): its features are 1×1"):
+        find_head(model, (3, 32, 32))
+    assert find_head(model, (3, 64, 64)).features(torch.zeros(1, 3, 64, 64)).shape[2:] == (2, 2)
+
+
 def test_networks_without_these_parts_are_refused() -> None:
     from timm.models.vgg import VGG
 
