@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from cutmix.config.options import DataOptions, ShardsOptions
 from cutmix.config.recipe import flag
 from cutmix.data.decode import displayed, read_channels
-from cutmix.data.division import Copies, find_copies
+from cutmix.data.division import Copies, find_copies, of_several_classes
 from cutmix.data.folder import ClassFolders, count_suffixes, is_hidden, say_others
 from cutmix.data.opening import is_small, open_splits
 from cutmix.data.sets import ArraySet, FileSet, ImageSet, Splits
@@ -61,6 +61,7 @@ class Description(Tabular):
     apart: list[list[str]] = field(default_factory=list)  # groups of nearly equal images that are in several splits
     # by split: the number of images, where an image can have several classes, or none
     images: dict[str, int] = field(default_factory=dict)
+    near_conflicts: list[list[str]] = field(default_factory=list)  # groups of nearly equal images in different classes
 
     @property
     def totals(self) -> dict[str, int]:
@@ -146,16 +147,17 @@ class Description(Tabular):
             kept = "" if self.apart else "; such images are never in two splits"
             lines.append(f"{counted(self.near, 'more image is', 'more images are')} nearly the same as another{kept}")
         if self.apart:
-            which = a_few(" = ".join(group) for group in self.apart)
-            lines.append(
-                f"{counted(len(self.apart), 'image is', 'images are')} nearly the same in several splits: {which}"
-            )
+            n = counted(len(self.apart), "image is", "images are")
+            lines.append(f"{n} nearly the same in several splits: {_alike(self.apart)}")
         for split, files in self.leaks.items():
             n = counted(len(files), f"image of {split} is", f"images of {split} are")
             lines.append(f"{n} in a later split too and left out of {split}: {a_few(files)}")
         if self.conflicts:
-            which = a_few(" = ".join(group) for group in self.conflicts)
-            lines.append(f"{counted(len(self.conflicts), 'image is', 'images are')} in two classes: {which}")
+            n = counted(len(self.conflicts), "image is", "images are")
+            lines.append(f"{n} in two classes: {_alike(self.conflicts)}")
+        if self.near_conflicts:
+            n = counted(len(self.near_conflicts), "image is", "images are")
+            lines.append(f"{n} nearly the same in two classes: {_alike(self.near_conflicts)}")
         return lines
 
     def _labels(self) -> list[str]:
@@ -295,7 +297,16 @@ def describe_splits(splits: Splits, copies: Copies | None = None) -> Description
         _extra(near) - _extra(copies.groups) if near else 0,
         grouped(group for group in near if len({split_of.get(file.path) for file in group} - {None}) > 1),
         {split: len(part) for split, part in parts.items()} if train.multi_label else {},
-    )
+        grouped(
+            group for group in of_several_classes(near, folders)
+            if not any({*copy} <= {*group} for copy in copies.conflicts)  # named already
+        ),
+    )  # fmt: skip
+
+
+def _alike(groups: Iterable[Sequence[str]]) -> str:
+    """Return the first groups of alike images, of a large one its first images."""
+    return a_few(" = ".join([*group[:3], *[f"{len(group) - 3:,} more"] * (len(group) > 3)]) for group in groups)
 
 
 def _extra(groups: Sequence[Sequence[Any]]) -> int:

@@ -60,10 +60,6 @@ def find_copies(folders: ClassFolders, most_bytes: int | None = MOST_BYTES, *, c
     Pixels are compared if the files have at most ``most_bytes`` together, else whole files; None always compares
     pixels.
     """
-    label_of: dict[Path, object] = {
-        file.path: label for classes in folders.parts.values() for label, own in enumerate(classes) for file in own
-    }
-    label_of |= folders.labels or {}
     files = [file for classes in folders.parts.values() for own in classes for file in own]
     if most_bytes is not None and sum(file.size for file in files) > most_bytes:
         groups, found = _equal(files, _contents(files)), Copies("files")
@@ -75,8 +71,17 @@ def find_copies(folders: ClassFolders, most_bytes: int | None = MOST_BYTES, *, c
         groups = _equal(files, {path: each.digest for path, each in pixels.items()})
         found = Copies("pixels", unreadable=unreadable, sizes={path: each.size for path, each in pixels.items()})
     found.groups.extend(groups)
-    found.conflicts.extend(group for group in groups if len({label_of[file.path] for file in group}) > 1)
+    found.conflicts.extend(of_several_classes(groups, folders))
     return found
+
+
+def of_several_classes(groups: Iterable[list[File]], folders: ClassFolders) -> list[list[File]]:
+    """Return the groups of files that are in different classes, or have different labels."""
+    label_of: dict[Path, object] = {
+        file.path: label for classes in folders.parts.values() for label, own in enumerate(classes) for file in own
+    }
+    label_of |= folders.labels or {}
+    return [group for group in groups if len({label_of[file.path] for file in group}) > 1]
 
 
 def find_shared(files: Iterable[Path], others: Iterable[Path]) -> set[Path]:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from cutmix.data import division
+from cutmix.data.command import describe_data
 from cutmix.data.division import MIN_SPLIT, find_copies
 from cutmix.data.folder import read_class_folders
 from cutmix.data.opening import open_data, open_splits
@@ -222,6 +223,19 @@ def test_an_image_in_two_classes_is_on_one_side_and_reported(tmp_path: Path) -> 
     for k in range(10):
         assert ("ant" + f"/{k}.png" in names(splits.val, root)) == (f"bee/ant {k}.png" in names(splits.val, root))
     assert counts(splits.val) == [8, 10]
+
+
+def test_a_nearly_equal_image_in_two_classes_is_reported(tmp_path: Path) -> None:
+    """One of half the size in another class; equal copies are named as such, and those of one class are no conflict."""
+    root = write(tmp_path, {"ant": 20, "bee": 20})
+    for k, (kept, smaller) in enumerate([("ant/a.png", "bee/small a.png"), ("ant/b.png", "ant/small b.png")]):
+        image = Image.fromarray(np.linspace(0, 60 * (k + 2), 64 * 64).reshape(64, 64).astype(np.uint8))
+        image.save(root / kept)
+        image.resize((32, 32)).save(root / smaller)
+    shutil.copy(root / "ant" / "2.png", root / "bee" / "equal.png")
+    found = describe_data(str(root))
+    assert found.near_conflicts == [["ant/a.png", "bee/small a.png"]]
+    assert "1 image is nearly the same in two classes: ant/a.png = bee/small a.png" in found.warnings()
 
 
 def test_an_image_in_two_folders_of_splits_is_left_out_of_the_earlier(tmp_path: Path) -> None:
