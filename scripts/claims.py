@@ -1,5 +1,6 @@
 """The claims of the CutMix paper beside what was found here, from claims.toml, results/ and the paper's tables."""
 
+import math
 import re
 import tomllib
 from collections import Counter
@@ -47,7 +48,9 @@ class Evidence:
         if self.p is None:
             return "cannot tell: one seed"
         if self.p >= LEVEL and sign == 0:
-            return f"agrees within {max(-(self.low or 0), 0):.1f} points: p = {self.p:.2f}"
+            return (
+                f"cannot tell: p = {self.p:.2f}; gain below {max(math.ceil(-10 * (self.low or 0)), 0) / 10:.1f} points"
+            )
         if self.p >= LEVEL:
             return f"cannot tell: p = {self.p:.2f}; detectable (80 % power): {self.detectable:.{self.digits}f}"
         chance = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
@@ -63,7 +66,7 @@ class Claim(NamedTuple):
     """A claim of the paper.
 
     Attributes:
-        where: Its table or figure.
+        where: Its table or figure; begins with ``OWN`` if the paper does not make it.
         says: The claim, with the paper's numbers.
         sign: Sign of the difference that agrees; 0 for a claim of no gain.
         command: Command that runs the paper's own rows.
@@ -98,21 +101,30 @@ def read_claims() -> list[Claim]:
     ]
 
 
+OWN = ("SMMix paper", "Not in the paper")
+"""What a claim begins with that is not the CutMix paper's."""
+
+
 def claims() -> str:
     """Return how many rows agree, the table with a row for each claim and each further experiment, and the commands."""
     rows: list[list[str]] = []
     commands: dict[str, int] = {}
-    verdicts: Counter[str] = Counter()
+    verdicts: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
     for claim in read_claims():
         cells = [(str(one), one.verdict(claim.sign), one.command) for one in claim.found]
         for index, (found, verdict, command) in enumerate(cells or [("", "**not run**", claim.command)]):
             number = commands.setdefault(command, len(commands) + 1)
             rows.append([*(("", "") if index else (claim.where, claim.says)), found, verdict, f"{number}"])
-            verdicts[re.split(r" here| within|:", verdict)[0].strip("*")] += 1
-    words = {"agrees": "agree", "disagrees": "disagree", "cannot tell": "cannot tell", "not run": "were not run"}
-    text = f"Of {len(rows)} rows {', '.join(f'{verdicts[one]} {word}' for one, word in words.items())}.\n\n"
-    text += table(["where", "the paper says", "here: difference [95 %]", "verdict", "command"], rows)
+            verdicts[claim.where.startswith(OWN)][re.split(r" here|:", verdict)[0].strip("*")] += 1
+    text = f"The CutMix paper, {verdicts[False].total()} rows: {_counted(verdicts[False])}. "
+    text += f"Other claims, {verdicts[True].total()} rows: {_counted(verdicts[True])}.\n\n"
+    text += table(["where", "the claim", "here: difference [95 %]", "verdict", "command"], rows)
     return text + "\n\nThe commands:\n\n" + "\n".join(f"{n}. `{command}`" for command, n in commands.items())
+
+
+def _counted(verdicts: Counter[str]) -> str:
+    words = {"agrees": "agree", "disagrees": "disagree", "cannot tell": "cannot tell", "not run": "not run"}
+    return ", ".join(f"{verdicts[one]} {word}" for one, word in words.items())
 
 
 # ---- the paper's numbers ----
@@ -141,7 +153,8 @@ def _evidence(asked: Mapping[str, Any], settings: Mapping[str, str], commands: M
     if "compare" in asked:
         return _compared(setting, command, asked["compare"], runs, sides)
     if "rise" in asked:
-        return replace(_over_seeds(setting, command, *(_rise(asked["rise"], runs, side) for side in sides)), digits=2)
+        rises = (_rise(asked["rise"], asked["of"], runs, side) for side in sides)
+        return replace(_over_seeds(setting, command, *rises), digits=2)
     return _of_metric(setting, command, asked, sides)
 
 
@@ -160,13 +173,13 @@ def _compared(setting: str, command: str, name: str, runs: dict[str, Any], sides
     return Evidence(setting, command, value, over, low, high, d["p"] if several else None, d["detectable"])
 
 
-def _rise(name: str, runs: dict[str, Any], method: str) -> dict[int, float]:
-    """Return by seed how far the test loss rises from its lowest value to the last epoch."""
-    losses: dict[int, list[float]] = {}
+def _rise(name: str, metric: str, runs: dict[str, Any], method: str) -> dict[int, float]:
+    """Return by seed how far an error or a loss rises from its lowest value to the last epoch."""
+    values: dict[int, list[float]] = {}
     for line in read_lines(RESULTS / f"{name}.log.jsonl"):
         if runs.items() <= line.items() and line["method"] == method:
-            losses.setdefault(line["seed"], []).append(line["test_loss"])
-    return {seed: each[-1] - min(each) for seed, each in losses.items()}
+            values.setdefault(line["seed"], []).append(line[metric])
+    return {seed: each[-1] - min(each) for seed, each in values.items()}
 
 
 def _of_metric(setting: str, command: str, asked: Mapping[str, Any], sides: tuple[str, ...]) -> Evidence:

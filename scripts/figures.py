@@ -12,12 +12,12 @@ from matplotlib.ticker import MaxNLocator
 from cells import MODELS, RESULTS, ROOT
 from claims import Evidence, read_claims
 from cutmix.runtime.files import read_lines
-from cutmix.statistics import LEVEL
-from tables import ARMS, CHANCE, LABELS, LAYERS, TABLES, VARIANTS, between, of_setting
+from cutmix.statistics import LEVEL, holm
+from tables import ARMS, CHANCE, FEW, LABELS, LAYERS, TABLES, VARIANTS, between, few, of_setting
 
 SMMIX = "smmix:alpha=0.8,mix-prob=0.5"
 COLOURS = {"none": "#6b7f95", "mixup": "#1d9a70", "cutmix": "#d4622a", SMMIX: "#7a52b3"}
-MARKERS = {3200: "o", 6400: "s", 12800: "D"}  # of optimizer steps
+MARKERS = {2400: "^", 3200: "o", 6400: "s", 12800: "D"}  # of optimizer steps
 NAMES = {"none": "no mixing", "mixup": "Mixup", "cutmix": "CutMix", SMMIX: "SMMix"}
 
 
@@ -55,37 +55,42 @@ def pair() -> None:
 
 def gain() -> None:
     """Draw what CutMix gains by the number of training images of a class, with intervals, a line for each setting."""
-    figure, (axis,) = axes(7, 3.4)
+    figure, (axis,) = axes(7.5, 4.6)
     axis.axhline(0, color="black", linewidth=0.8)
-    settings = _settings()
-    for index, ((model, steps), found) in enumerate(settings.items()):
-        x = [one["per_class"] * 1.04 ** (index - (len(settings) - 1) / 2) for one in found]  # beside each other
-        style = f"C{list(MODELS).index(model)}{MARKERS[steps]}-"
-        _intervals(axis, x, [one["difference"] for one in found], f"{MODELS[model]}, {steps:,} steps", style)
-    sizes = sorted({one["per_class"] for found in settings.values() for one in found})
+    found = [(key, one) for key in FEW for one in few(*key)]
+    adjusted = holm([one["difference"]["p"] for _, one in found])
+    lines: dict[tuple[tuple[str, str], int], list[tuple[dict[str, Any], bool]]] = {}
+    for (key, one), p in zip(found, adjusted, strict=True):
+        asked = min(MARKERS, key=lambda steps: abs(steps - one["steps"]))  # training ends with a whole epoch
+        lines.setdefault((key, asked), []).append((one, p < LEVEL))
+    for index, ((key, steps), line) in enumerate(lines.items()):
+        line.sort(key=lambda each: each[0]["per_class"])
+        beside = 1.04 ** (index - (len(lines) - 1) / 2)
+        points = [(one["per_class"] * beside, one["difference"], shown) for one, shown in line]
+        data, model = FEW[key]
+        label = f"{model}, {steps:,} steps" + ("" if data == "CIFAR-100" else f", {data.partition(',')[0]}")
+        _intervals(axis, points, label, f"C{list(FEW).index(key)}", MARKERS[steps])
+    sizes = sorted({one["per_class"] for _, one in found})
     axis.set_xscale("log")
     axis.set_xticks(sizes, [f"{size}" for size in sizes])
     axis.minorticks_off()
-    axis.set_xlabel("training images per class (CIFAR-100), three seeds", fontsize=9)
+    axis.set_xlabel("training images per class, three seeds; filled: p < 0.05, adjusted for all settings", fontsize=9)
     axis.set_ylabel("accuracy gained by CutMix (points)", fontsize=9)
-    axis.legend(fontsize=8, loc="lower left")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=3)
     save(figure, "gain")
 
 
-def _settings() -> dict[tuple[str, int], list[dict[str, Any]]]:
-    """Return the comparisons of CutMix with no mixing, smaller subsets first, by model and steps asked for."""
-    settings: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for one in between("cifar100-subsets", "none", "cutmix"):
-        asked = min(MARKERS, key=lambda steps: abs(steps - one["steps"]))  # training ends with a whole epoch
-        settings.setdefault((one["model"], asked), []).append(one)
-    return {key: sorted(found, key=lambda one: one["per_class"]) for key, found in settings.items()}
-
-
-def _intervals(axis: Axes, x: list[float], found: list[dict[str, float]], label: str, style: str) -> None:
-    """Draw gains, which are falls of the error, with their intervals."""
-    value = [-one["value"] for one in found]
-    spread = [[one["high"] - one["value"] for one in found], [one["value"] - one["low"] for one in found]]
-    axis.errorbar(x, value, spread, fmt=style, capsize=4, linewidth=1.4, markersize=5, label=label)
+def _intervals(
+    axis: Axes, points: list[tuple[float, dict[str, float], bool]], label: str, colour: str, marker: str
+) -> None:
+    """Draw a line of gains, which are falls of the error, with their intervals; a significant one is filled."""
+    axis.plot([x for x, *_ in points], [-one["value"] for _, one, _ in points], "-", color=colour, linewidth=1.2)
+    for x, one, shown in points:
+        spread = [[one["high"] - one["value"]], [one["value"] - one["low"]]]
+        filling = colour if shown else "white"
+        axis.errorbar(x, -one["value"], spread, fmt=marker, color=colour, capsize=4, linewidth=1.4, markersize=6,
+                      markerfacecolor=filling)  # fmt: skip
+    axis.plot([], [], f"{marker}-", color=colour, markersize=6, label=label)
 
 
 def methods(name: str, drawn: Iterable[str], *setting: Any) -> None:
@@ -172,8 +177,8 @@ def by_seed(experiment: str) -> None:
 
 
 CLAIMS_DRAWN = (
-    ("Table 5", "Table 8", "not in the paper"),
-    ("Figure 3, α", "Figure 3, layer", "Talk", "SMMix paper"),
+    ("Table 5", "Table 8", "Not in the paper: photographs"),
+    ("Figure 3, α", "Figure 3, layer", "Talk", "Not in the paper: transformer"),
 )
 """Tables and figures of the paper whose errors on unchanged images are drawn, in two columns."""
 
@@ -191,7 +196,7 @@ def claims() -> None:
             parts = [re.split(r", |: ", one.setting) for _, one in found[where]]
             shared = [part for part in parts[0] if all(part in other for other in parts)]
             named = ", ".join(part for part in shared if part != "error").replace(" images per", " per")
-            heading = f"{where}: {named}" if named else where
+            heading = f"{where.partition(':')[0]}: {named}"
             axis.text(-8.4, y, heading, fontsize=6, fontweight="bold", va="center", in_layout=False)
             for (sign, one), own in zip(found[where], parts, strict=True):
                 y -= 1
@@ -203,7 +208,7 @@ def claims() -> None:
         axis.set_yticks(places, labels, fontsize=7)
         axis.set_ylim(y + 0.8, 0.8)
         axis.set_xlim(-8.5, 8.5)
-        axis.set_xlabel("difference (points); right of 0 agrees with the paper", fontsize=9)
+        axis.set_xlabel("difference (points); right of 0 agrees with the claim", fontsize=9)
     save(figure, "claims")
 
 
@@ -216,7 +221,7 @@ def _claim(axis: Axes, y: float, sign: int, one: Evidence) -> None:
 
 
 TABLES_DRAWN = {
-    "subset_suites": 1, "subset_suites_resnet18": 1, "suites": 1, "localization": 1, "localization_few": 1,
+    "subset_suites": 1, "subset_suites_resnet18": 1, "suites": 1, "localization": 1, "localization_few": 2,
     "short": 1, "outside": 1, "defaults": 3,
 }  # fmt: skip
 """Tables whose columns of numbers are drawn beside each other, with how many columns name a row."""
@@ -240,8 +245,9 @@ def of_table(name: str) -> None:
         values = [value for _, (value, *_) in found]
         axis.errorbar(values, at, xerr=spread, fmt="osD^"[index], capsize=2, markersize=4, label=header[column])
     axis.set_yticks([-y for y in range(len(rows))], [", ".join(row[:names]) for row in rows])
-    axis.set_ylabel(", ".join(header[:names]) if names > 1 else "", fontsize=9)
-    axis.set_xlabel("CutMix less none (points)" if differs else "per cent", fontsize=9)
+    axis.set_ylabel(", ".join(header[:names]) if names > 1 and not differs else "", fontsize=9)
+    other = "none" if names == 1 else "the other"
+    axis.set_xlabel(f"CutMix less {other} (points)" if differs else "per cent", fontsize=9)
     if differs:
         axis.axvline(0, color="black", linewidth=0.8)
     elif len(drawn) > 1:
@@ -254,9 +260,9 @@ if __name__ == "__main__":
         draw()
     for name in ("caltech-101", "cifar100-transformer"):
         by_seed(name)
-    few = ("cifar100-subsets", "none", "resnet18", 25, 3200)
-    methods("methods", ARMS, *few)
-    methods("layers", LAYERS, *few)
+    main = ("cifar100-subsets", "none", "resnet18", 25, 3200)
+    methods("methods", ARMS, *main)
+    methods("layers", LAYERS, *main)
     methods("caltech-101-variants", VARIANTS, "caltech-101", "none", "tf_efficientnet_lite0", 10, 160)
     for name in TABLES_DRAWN:
         of_table(name)

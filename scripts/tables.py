@@ -14,7 +14,7 @@ from claims import claims
 from cutmix.runs.outcomes import seed_difference
 from cutmix.runs.record import Record, with_interval
 from cutmix.runtime.files import read_lines
-from cutmix.statistics import holm, in_words
+from cutmix.statistics import LEVEL, holm, in_words
 
 METHODS = {
     "": "baseline", "-stochastic-depth": "stochastic depth", "-label-smoothing": "label smoothing", "-cutout": "Cutout",
@@ -62,6 +62,47 @@ def differences(found: list[dict[str, Any]]) -> list[list[str]]:
 
 
 CHANCE = ["difference [95 %]", "p (Holm)", "detectable (80 % power)"]
+FEW = {
+    ("cifar100-subsets", "resnet20"): ("CIFAR-100", "ResNet-20"),
+    ("cifar100-subsets", "resnet18"): ("CIFAR-100", "ResNet-18"),
+    ("cifar100-transformer", "deit_tiny_patch8_32"): ("CIFAR-100", "DeiT-T, 8×8 patches"),
+    ("tiny-resnet20-subset", "resnet20"): ("Tiny-ImageNet, 32×32 pixels", "ResNet-20"),
+}
+"""File and model of the experiments that compare CutMix in every batch with no mixing, from random initial weights."""
+
+
+def settings() -> str:
+    """Return CutMix beside no mixing in all settings with random initial weights."""
+    found = [(key, one) for key in FEW for one in few(*key)]
+    rows = []
+    for (key, one), cells in zip(found, differences([one for _, one in found]), strict=True):
+        errors = [f"{one[side]:.1f}" for side in ("baseline_error", "error")]
+        rows.append([*FEW[key], str(one["per_class"]), f"{one['steps']:,}", *errors, *cells])
+    return table(["data", "model", "images per class", "steps", "test error (%), none", "CutMix", *CHANCE], rows)
+
+
+def few(name: str, model: str) -> list[dict[str, Any]]:
+    """Return the comparisons of CutMix with no mixing of an experiment and a model."""
+    return [one for one in between(name, "none", "cutmix") if one["model"] == model]
+
+
+def headline() -> str:
+    """Return what the table of all settings says, as a sentence."""
+    compared = [one for key in FEW for one in few(*key)]
+    sizes, found = [one["per_class"] for one in compared], [one["difference"] for one in compared]
+    shown = [one["value"] for one, p in zip(found, holm([one["p"] for one in found]), strict=True) if p < LEVEL]
+    gains, losses = [-value for value in shown if value < 0], [value for value in shown if value > 0]
+    better, worse, rest = len(gains), len(losses), len(found) - len(shown)
+    return (
+        f"**Does CutMix help to train on {min(sizes)} to {max(sizes)} images per class? In {better} of {len(found)} "
+        f"settings it lowers the test error,\nby {_between(gains)} points; in {worse}, trained too briefly, it raises "
+        f"it, by {_between(losses)}; in {rest} chance is not excluded.**"
+    )
+
+
+def _between(values: list[float]) -> str:
+    low, high = f"{min(values):.1f}", f"{max(values):.1f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def subsets() -> str:
@@ -101,6 +142,11 @@ def transformer() -> str:
     return by_method("cifar100-transformer", "deit_tiny_patch8_32", 10, 2400)
 
 
+def tiny_methods() -> str:
+    """Return ResNet-20 on Tiny-ImageNet with 10 images per class, a row for each method."""
+    return by_method("tiny-resnet20-subset", "resnet20", 10, 3200)
+
+
 def caltech() -> str:
     """Return the fine-tuning on Caltech-101, a row for each method."""
     return by_method("caltech-101", "tf_efficientnet_lite0", 10, 160, ["mixup", "cutmix"])
@@ -126,7 +172,7 @@ LABELS = {
     "cutmix": "CutMix", "cutmix:label-smoothing=0.1": "CutMix, label smoothing 0.1",
     "cutmix:mix-prob=0.5": "CutMix in half of the batches", "cutmix:mix-prob=1": "CutMix in every batch",
     "cutmix:mix-per-sample=true": "CutMix, a box per image",
-    **{f"cutmix:alpha={alpha}": f"CutMix, α = {alpha}" for alpha in ("0.25", "0.5", "2", "4")},
+    **{f"cutmix:alpha={alpha}": f"CutMix, α = {alpha}" for alpha in ("0.1", "0.25", "0.5", "2", "4")},
     "cutmix-3": "CutMix of three images", "cutmix-4": "CutMix of four images",
     "cutmix-center-gaussian": "centre Gaussian CutMix", "cutmix-fixed-size": "fixed-size CutMix",
     "cutmix-one-hot": "one-hot CutMix", "cutmix-scheduled": "scheduled CutMix",
@@ -245,12 +291,15 @@ def localization() -> str:
     return table(["per cent", *LOCALIZED.values()], [*rows, ["a box in the centre", "", "", "", floor]])
 
 
-Key = tuple[str, str | None, int | None]
-"""A metric, what it is of, and where: ε in 255ths or a side in pixels."""
+Key = tuple[str, str | None, float | None]
+"""A metric, what it is of, and where: ε in 255ths, a side in pixels, λ, or a threshold."""
 LOCALIZED: dict[Key, str] = {
-    ("top1_cls", None, None): "top-1 class", ("top1_loc", None, 0): "top-1 Loc",
-    ("gt_known_loc", None, 0): "GT-known Loc", ("max_box_acc_v2", None, None): "MaxBoxAccV2",
+    ("top1_cls", None, None): "top-1 class", ("top1_loc", None, 0.15): "top-1 Loc",
+    ("gt_known_loc", None, 0.15): "GT-known Loc", ("max_box_acc_v2", None, None): "MaxBoxAccV2",
 }  # fmt: skip
+
+
+ATTACKS = ("noise", "fgsm", "pgd")
 
 
 def usual_lines(name: str, model: str) -> dict[int, dict[tuple[str | None, Key], Record]]:
@@ -258,7 +307,7 @@ def usual_lines(name: str, model: str) -> dict[int, dict[tuple[str | None, Key],
     found: dict[int, dict[tuple[str | None, Key], Record]] = {}
     for line in lines(name):
         at = line.at
-        place = None if at is None else round(255 * at) if at < 1 and "err" in line.metric else round(at)
+        place = round(255 * at) if at is not None and at < 1 and line.metric.startswith(ATTACKS) else at
         if line.suite and line.usual and line.model == model:
             found.setdefault(line.seed or 0, {})[line.mix, (line.metric, line.of, place)] = line
     return found
@@ -275,7 +324,9 @@ SETS = ("tiny-imagenet-crop", "tiny-imagenet-resize", "uniform", "gaussian", "me
 SUITES: dict[Key, str] = {
     **ERRORS,
     ("occlusion_center_err", "black", 16): "error, black 16×16 in the centre",
+    ("occlusion_boundary_err", "black", 16): "error, all but 16×16 in the centre black",
     ("between_cutmix_neither", None, 16): "class of neither image, 16×16 of another image in the centre",
+    ("between_mixup_neither", None, 0.5): "class of neither image, mean of two images",
     **{("ood_auroc", name, None): f"AUROC, {name}" for name in SETS},
 }  # fmt: skip
 
@@ -287,22 +338,25 @@ def suites() -> str:
     return table(["per cent", "without mixing", "CutMix"], rows)
 
 
-def over_seeds(name: str, model: str, labels: dict[Key, str]) -> str:
-    """Return metrics of a model's runs with CutMix and without mixing over seeds, paired by seed."""
+def over_seeds(name: str, model: str, labels: dict[Key, str], others: tuple[str, ...] = ("none",)) -> str:
+    """Return metrics of a model's runs with CutMix and with each other method over seeds, paired by seed."""
     found = usual_lines(name, model)
     values = {
-        key: tuple([_value(found[seed][mix, key]) for seed in sorted(found)] for mix in ("none", "cutmix"))
-        for key in labels
-        if ("none", key) in found[0]
-    }
-    differences = {key: seed_difference(cutmix, none) for key, (none, cutmix) in values.items()}
-    adjusted = iter(holm([d.p for d in differences.values()]))
+        (key, other): tuple([_value(found[seed][mix, key]) for seed in sorted(found)] for mix in (other, "cutmix"))
+        for key in labels if ("none", key) in found[0] for other in others
+    }  # fmt: skip
+    compared = {key: seed_difference(cutmix, other) for key, (other, cutmix) in values.items()}
+    adjusted = iter(holm([d.p for d in compared.values()]))
     rows = [
-        [labels[key], *(f"{fmean(each):.1f}" for each in values[key]), with_interval(d, "+.1f"),
-         in_words(next(adjusted)), f"{d.detectable:.1f}"]
-        for key, d in differences.items()
+        [labels[key], *[AGAINST[other]] * (len(others) > 1), *(f"{fmean(each):.1f}" for each in values[key, other]),
+         with_interval(d, "+.1f"), in_words(next(adjusted)), f"{d.detectable:.1f}"]
+        for (key, other), d in compared.items()
     ]  # fmt: skip
-    return table([f"per cent, {len(found)} seeds", "without mixing", "CutMix", *CHANCE], rows)
+    beside = ["against", "theirs"] if len(others) > 1 else ["without mixing"]
+    return table([f"per cent, {len(found)} seeds", *beside, "CutMix", *CHANCE], rows)
+
+
+AGAINST = {"none": "no mixing", "mixup": "Mixup", "cutout": "Cutout"}
 
 
 def _value(line: Record) -> float:
@@ -376,14 +430,14 @@ BENCHMARKS = (
     "network-1-thread", "smmix", "attention", "captioning", "average-precision", "localization", "ood", "shards",
 )  # fmt: skip
 EXPERIMENTS = (
-    claims, caltech, caltech_variants, caltech_default, caltech_thirty, subsets, transformer, arms, layers, short,
-    defaults, rates, localization, suites, outside, speed,
+    claims, headline, settings, caltech, caltech_variants, caltech_default, caltech_thirty, subsets, transformer, arms,
+    tiny_methods,     layers, short, defaults, rates, localization, suites, outside, speed,
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {
     **{make.__name__: make for make in EXPERIMENTS},
     "subset_suites": partial(over_seeds, "cifar100-subsets-suites.jsonl", "resnet20", SUITES),
     "subset_suites_resnet18": partial(over_seeds, "cifar100-subsets-suites.jsonl", "resnet18", SUITES),
-    "localization_few": partial(over_seeds, "tiny-resnet20-subset-suites.jsonl", "resnet20", LOCALIZED),
+    "localization_few": partial(over_seeds, "tiny-resnet20-subset-suites.jsonl", "resnet20", LOCALIZED, tuple(AGAINST)),
     **{f"benchmark-{name}": partial(benchmark, name) for name in BENCHMARKS},
     **{f"card-{name}": partial(card, name) for name in CARDS},
 }

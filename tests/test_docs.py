@@ -129,6 +129,30 @@ def test_tables_are_those_of_the_results(monkeypatch):
     assert marked == set(tables.TABLES)
 
 
+def test_the_headline_counts_the_rows_of_its_table(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import tables
+
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in tables.settings().splitlines()[2:]]
+    shown = [float(row[6].split()[0].replace("−", "-")) for row in rows if "not significant" not in row[7]]
+    gains, losses = ([abs(value) for value in shown if value * sign > 0] for sign in (-1, 1))
+    said = [float(each) for each in re.findall(r"[\d.]*\d", tables.headline())]
+    assert said[2:4] == [len(gains), len(rows)]
+    assert said[4:6] == [min(gains), max(gains)]
+    assert said[6] == len(losses)
+    assert {said[7], said[-2]} == {min(losses), max(losses)}
+    assert said[-1] == len(rows) - len(shown)
+
+
+def test_a_claim_of_no_gain_is_not_confirmed_by_chance(monkeypatch):
+    """A gain of 0.41 points is inside of the interval, so it is not below 0.4."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from claims import Evidence
+
+    found = Evidence("", "", 0.5, low=-0.41, high=1.4, p=0.5, detectable=1.0)
+    assert found.verdict(0) == "cannot tell: p = 0.50; gain below 0.5 points"
+
+
 def test_results_of_two_models_do_not_replace_each_other(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     import record
