@@ -136,13 +136,9 @@ class Classifier:
 
 
 def decode(
-    data: ImageSet,
-    image_size: int | None,
-    crop_fraction: float,
-    squash: bool = False,
-    interpolation: Interpolation = "bilinear",
-    decoder: Decoder = "exact",
-) -> ArraySet:
+    data: ImageSet, image_size: int | None, crop_fraction: float, squash: bool, interpolation: Interpolation,
+    decoder: Decoder,
+) -> ArraySet:  # fmt: skip
     """Return a data set as one tensor: arrays unchanged, files resized and cropped to ``image_size`` or 224."""
     if not isinstance(data, FileSet):
         return data
@@ -154,11 +150,7 @@ def decode(
 
 
 def cut_arrays(
-    images: Tensor,
-    image_size: int | None,
-    crop_fraction: float,
-    squash: bool = False,
-    interpolation: Interpolation = "bilinear",
+    images: Tensor, image_size: int | None, crop_fraction: float, squash: bool, interpolation: Interpolation
 ) -> Tensor:
     """Return images (n, C, h, w) uint8 as ``decode`` returns those of files, (n, C, image_size, image_size)."""
     n, channels, side = len(images), images.shape[1], image_size or FILE_SIZE

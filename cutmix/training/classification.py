@@ -277,7 +277,7 @@ class Classification:
         shown, recipe = examples(arrays), self.recipe
         few = decode(
             take(self.test_set, torch.tensor([*shown], dtype=torch.int64)), recipe.image_size, recipe.crop_fraction,
-            recipe.squash, recipe.interpolation,
+            recipe.squash, recipe.interpolation, recipe.decoder,
         )  # fmt: skip
         size = recipe.image_size if isinstance(self.test_set, ArraySet) else None
         classifier = Classifier(

@@ -124,13 +124,13 @@ def test_image_files_are_decoded_as_by_the_loader(tmp_path: Path) -> None:
             pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
     data = open_data(str(tmp_path), "all")
-    decoded = decode(data, 32, 0.8)
+    decoded = decode(data, 32, 0.8, False, "bilinear", "exact")
     loader = cutmix.data.test_loader(data, batch_size=6, device="cpu", image_size=32, crop_fraction=0.8)
     ((images, labels),) = loader.epoch()
     assert torch.equal(normalize(decoded.images, data.mean, data.std), images)
     assert torch.equal(decoded.labels, labels)
     digits = open_data("digits", "test")
-    assert decode(digits, None, 0.875) is digits
+    assert decode(digits, None, 0.875, False, "bilinear", "exact") is digits
 
 
 def test_an_autocast_can_be_entered_again() -> None:

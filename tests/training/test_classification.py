@@ -1,12 +1,19 @@
 """Classification as the loop asks for it."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
+from PIL import Image
 
 from cutmix.config.options import TrainOptions
 from cutmix.config.recipes import DIGITS
+from cutmix.data.transforms import normalize
+from cutmix.evaluation.classifier import Classifier
 from cutmix.mixing import mixed_cross_entropy
+from cutmix.runs.outcomes import examples
 from cutmix.runtime.device import World
 from cutmix.training.classification import Classification
 from cutmix.training.setup import prepare
@@ -62,3 +69,24 @@ def test_another_set_than_the_recipes_is_said() -> None:
     assert "digits (not cifar-10, the data of the recipe): 1,000 images" in task(name="cifar10-resnet20").opening()
     for name in ("digits-resnet20", "photos", "a recipe of one's own"):
         assert "digits: 1,000 images" in task(name=name).opening()
+
+
+def test_drawn_test_images_are_those_that_were_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        (folder := tmp_path / "photos" / ("ant", "bee")[number % 2]).mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (96, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.jpg", quality=95)
+    it = task(data=str(tmp_path / "photos"), image_size=16, decoder="fast")
+    drawn: list[Classifier] = []
+
+    def draw(classifier: Classifier, shown: dict[int, int]) -> dict[str, bytes]:
+        drawn.append(classifier)
+        return {}
+
+    monkeypatch.setattr("cutmix.training.classification.example_figures", draw)
+    arrays = it.evaluate(it.state.exported, "val").arrays
+    it.figures(arrays)
+    assert it.test_batches
+    evaluated = torch.cat([images for images, _ in it.test_batches.epoch()])
+    assert torch.equal(normalize(drawn[0].images, drawn[0].mean, drawn[0].std), evaluated[[*examples(arrays)]])
