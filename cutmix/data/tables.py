@@ -174,14 +174,18 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
 
 
 def _file(path: Path, number: int, name: str) -> File:
-    found = path.parent / name
+    found, files = path.parent / name, []
     try:
         found = path.parent / Path(name).expanduser()
         if not found.suffix and not found.exists():  # a column of ids: the names without their suffixes
-            found = next((each for suffix in EXTENSIONS if (each := found.with_suffix(suffix)).exists()), found)
+            files = [each for suffix in EXTENSIONS if (each := found.with_suffix(suffix)).exists()]
+            found = files[0] if files else found
         status = found.stat()
     except (OSError, ValueError, RuntimeError):  # of expanduser, without a home
         raise InputError(f"{path}, row {number}: there is no {found}; expected paths from {path.parent}") from None
+    if len(files) > 1:
+        which = " and ".join(each.name for each in files)
+        raise InputError(f"{path}, row {number}: {name} can be {which}; expected names with their suffixes")
     return File(found, (status.st_dev, status.st_ino), status.st_size)
 
 

@@ -90,6 +90,18 @@ def test_without_splits_it_is_divided_as_the_folders_are(folder: Path, tmp_path:
     assert describe_splits(ours).copies == describe_splits(theirs).copies == [["cat/0.png", "cat/copy.png"]]
 
 
+def test_an_id_of_two_files_is_refused(folder: Path) -> None:
+    """The first of them by the order of the suffixes was taken."""
+    Image.open(folder / "cat/0.png").save(folder / "cat/0.bmp")
+    ids = "".join(f"{path.removesuffix('.png')},{label}\n" for path, label in rows(folder))
+    listed = write(folder, f"image_id,label\n{ids}")
+    row = [path for path, _ in rows(folder)].index("cat/0.png") + 2
+    with pytest.raises(
+        InputError, match=rf"row {row}: cat/0 can be 0.bmp and 0.png; expected names with their suffixes"
+    ):
+        open_splits(str(listed))
+
+
 def test_images_may_lie_outside_the_folder_of_the_file(folder: Path, tmp_path: Path) -> None:
     shutil.copy(folder / "cat/0.png", folder / "cat/copy.png")
     aside = tmp_path.with_name(f"{tmp_path.name}-aside")
