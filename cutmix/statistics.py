@@ -169,13 +169,13 @@ def auroc_difference(
             f"two runs on {sizes[0][0]} and {sizes[0][1]}, and on {sizes[1][0]} and {sizes[1][1]} images: areas are "
             "compared on the same images, two or more on each side"
         )
-    (positive, negative), (other_positive, other_negative) = _placements(*first), _placements(*second)
-    gains = other_positive - positive, other_negative - negative
+    gains = [after - before for before, after in zip(_placements(*first), _placements(*second), strict=True)]
     value = float(gains[0].mean())
     deviation = float(sum(gain.var(ddof=1) / len(gain) for gain in gains)) ** 0.5
     half = float(norm.ppf((1 + confidence) / 2)) * deviation
-    # a test needs a spread
-    p = float(2 * norm.sf(abs(value) / deviation)) if deviation > 0 else float(value == 0)
+    every = np.concatenate(gains)
+    # a normal test needs a spread; without one, the exact test of the gains' signs
+    p = float(2 * norm.sf(abs(value) / deviation)) if deviation > 1e-12 else mcnemar(every > 0, every < 0).p
     low, high = max(100 * (value - half), -100.0), min(100 * (value + half), 100.0)
     return Difference(100 * value, low, high, p, too_narrow(100 * value, low, high, min(sizes[0]), -100.0, 100.0))
 

@@ -188,10 +188,32 @@ def test_delong_at_its_ends() -> None:
     same = auroc_difference((high, low), (high, low))
     assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
     reverse = auroc_difference((high, low), (low, high))
-    assert (reverse.value, reverse.p) == (-100, 0)
+    assert reverse.value == -100
     assert reverse.few  # no spread among five images a side, so an interval of no width
     with pytest.raises(InputError, match="on the same images"):
         auroc_difference((high, low), (high, low[:4]))
+
+
+@pytest.mark.parametrize(("positives", "negatives"), [(2, 2), (2, 3), (4, 3)])
+@pytest.mark.parametrize("constant", [False, True])
+def test_areas_without_a_spread_are_compared_by_exchanging_the_runs(
+    positives: int, negatives: int, constant: bool
+) -> None:
+    """p is the share of all exchanges of the runs, image by image, whose areas differ as much as those given."""
+    n = positives + negatives
+    labels = np.repeat([1, 0], [positives, negatives])
+    first = labels * 2.0 - 1
+    second = np.zeros(n) if constant else -first
+
+    def gain(exchanged: np.ndarray) -> float:
+        runs = np.where(exchanged, second, first), np.where(exchanged, first, second)
+        return roc_auc_score(labels, runs[1]) - roc_auc_score(labels, runs[0])
+
+    gains = [gain((number >> np.arange(n)) % 2 == 1) for number in range(2**n)]
+    p = np.mean(np.abs(gains) >= abs(gains[0]))
+    one, other = ((run[:positives], run[positives:]) for run in (first, second))
+    assert auroc_difference(one, other).p == pytest.approx(p)
+    assert auroc_difference(one, one).p == 1
 
 
 @pytest.fixture(scope="module")
