@@ -210,11 +210,11 @@ class DetectionTask(TransferTask[Detection, DetectionSet]):
         found = _detections(arrays)
         objects, classes, n = self.test_set.objects(), self.test_set.classes, len(self.test_set)
         scene, records = (inclusive(found), inclusive(objects), len(classes)), []
-        for metric, interpolation in _INTERPOLATIONS.items():
-            value = voc_average_precision(*scene, interpolation=interpolation).mean
-            interval = voc_interval(*scene, n, interpolation=interpolation)._asdict()
-            records.append(Record(metric=metric, value=100 * value, **interval, n=n, suite="detection"))
-        precision = voc_average_precision(*scene)
+        precisions = {how: voc_average_precision(*scene, interpolation=how) for how in _INTERPOLATIONS.values()}
+        for metric, how in _INTERPOLATIONS.items():
+            interval = voc_interval(*scene, n, interpolation=how)._asdict()
+            records.append(Record(metric=metric, value=100 * precisions[how].mean, **interval, n=n, suite="detection"))
+        precision = precisions["11-point"]
         for name, value, count in zip(classes, precision.per_class.tolist(), precision.objects.tolist(), strict=True):
             if count:
                 records.append(Record(metric="ap", of=name, value=100 * value, n=count, suite="detection"))
