@@ -12,7 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from cutmix.data.command import describe_data
+from cutmix.config.options import DataOptions
+from cutmix.data.command import run_data
 from input import write_files
 from measuring import Row, arguments, report, versions
 
@@ -39,7 +40,7 @@ def rows(scratch: Path, images: Path | None, count: int) -> Iterator[Row]:
         folder.mkdir(parents=True, exist_ok=True)
         paths[number] = path.rename(folder / path.name)
     clock, own = time.perf_counter(), time.process_time()
-    found = describe_data(str(scratch / "photos"), out=scratch / "classes.png")
+    found = run_data(DataOptions(str(scratch / "photos"), out=scratch / "classes.png"))
     seconds, own = time.perf_counter() - clock, time.process_time() - own
     assert sum(map(sum, found.splits.values())) == count
     few = paths[:: max(count // 500, 1)]

@@ -213,26 +213,21 @@ class Description(Tabular):
         return table
 
 
-def describe_data(
-    data: str, *, val_fraction: float = 0.2, seed: int = 0, download: bool = False, out: Path | None = None,
-    channels: int = 3,
-) -> Description:  # fmt: skip
-    """Describe a data set, after decoding every image of a folder; ``cutmix data`` prints it.
-
-    The arguments are those of ``open_splits``; a few images of each class are drawn into the PNG file ``out``.
-    """
+def run_data(options: DataOptions) -> Description:
+    """Describe a data set, after decoding every image of a folder; draw a few images of each class into ``--out``."""
     splits = open_splits(
-        data, val_fraction=val_fraction, seed=seed, download=download, skip_unreadable=True, channels=channels
-    )
+        options.data, val_fraction=options.val_fraction, seed=options.seed, download=options.download,
+        skip_unreadable=True, channels=options.channels,
+    )  # fmt: skip
     if splits.official:
-        _refuse_division(splits.train.name, val_fraction=val_fraction, seed=seed)
+        _refuse_division(splits.train.name, val_fraction=options.val_fraction, seed=options.seed)
     copies = None
     if splits.folders and splits.copies.compared == "files":
-        copies = find_copies(splits.folders, None, channels=channels)
+        copies = find_copies(splits.folders, None, channels=options.channels)
     description = describe_splits(splits, copies)
-    if out:
+    if options.out:
         image = draw_classes(splits.train)
-        write_atomic(out, lambda file: image.save(file, "PNG"))
+        write_atomic(options.out, lambda file: image.save(file, "PNG"))
     return description
 
 
@@ -241,14 +236,6 @@ def _refuse_division(name: str, **given: float) -> None:
     own = {field.name: field.default for field in fields(DataOptions)}
     if flags := [flag(name) for name, value in given.items() if value != own[name]]:
         raise InputError(f"{name} has its own splits; expected no --{' and no --'.join(flags)}")
-
-
-def run_data(options: DataOptions) -> Description:
-    """Return the description of a data set."""
-    return describe_data(
-        options.data, val_fraction=options.val_fraction, seed=options.seed, download=options.download, out=options.out,
-        channels=options.channels,
-    )  # fmt: skip
 
 
 def describe_splits(splits: Splits, copies: Copies | None = None) -> Description:
@@ -326,10 +313,10 @@ def _deeper(folders: ClassFolders) -> dict[str, int]:
     return {f"{printable(name)}/": count for name, count in sorted(counts.items())}
 
 
-def draw_classes(data: ImageSet, *, per_class: int = 8, most: int = 40, side: int = 96) -> Image.Image:
-    """Draw the first images of each of the first ``most`` classes in a row, fitted into squares of ``side`` pixels."""
+def draw_classes(data: ImageSet) -> Image.Image:
+    """Draw the first 8 images of each of the first 40 classes in a row, fitted into squares."""
     font = ImageFont.load_default(size=13)
-    line, gap = 20, 4
+    per_class, most, side, line, gap = 8, 40, 96, 20, 4
     rows = min(data.num_classes, most)
     page = Image.new("RGB", (gap + per_class * (side + gap), rows * (line + side + gap)), "white")
     draw = ImageDraw.Draw(page)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cutmix.api import data as describe_data
 from cutmix.data import division
-from cutmix.data.command import describe_data
 from cutmix.data.division import MIN_SPLIT, find_copies
 from cutmix.data.folder import read_class_folders
 from cutmix.data.opening import open_data, open_splits

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from cutmix.api import data as describe_data
 from cutmix.config.options import TrainOptions
 from cutmix.config.recipe import Recipe
 from cutmix.data import FileSet, open_data, open_splits
-from cutmix.data.command import describe_data
 from cutmix.data.decode import read_image
 from cutmix.data.tables import Rows
 from cutmix.errors import InputError
