@@ -7,15 +7,13 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
-from matplotlib.patheffects import Normal, Stroke
 from torch import Tensor, nn
 
 from cutmix.config.options import PreviewOptions
 from cutmix.config.recipe import FILE_SIZE
 from cutmix.data import ArraySet, ImageSet, open_data, test_loader
 from cutmix.data.sets import random_subset, take
-from cutmix.data.transforms import denormalize, drawable
+from cutmix.data.transforms import denormalize, drawable, outline
 from cutmix.errors import InputError, shorten
 from cutmix.mixing import CutMix, Cutout, Mixup
 from cutmix.mixing.smmix import AttentionDraw, SMMix
@@ -133,10 +131,8 @@ def _outline(axis: Axes, draw: AttentionDraw, corner: Tensor, images: Tensor, co
     """Draw the border of a square of tokens."""
     height, width = (size // tokens for size, tokens in zip(images.shape[-2:], draw.grid, strict=True))
     row, column = corner.tolist()
-    place, sides = (column * width - 0.5, row * height - 0.5), (draw.side * width, draw.side * height)
-    square = Rectangle(place, sides[0], sides[1], fill=False, edgecolor=color, linewidth=2, clip_on=False)
-    square.set_path_effects([Stroke(linewidth=3.5, foreground="black"), Normal()])
-    axis.add_patch(square)
+    left, top = column * width - 0.5, row * height - 0.5
+    outline(axis, (left, top, left + draw.side * width, top + draw.side * height), color)
 
 
 def run_preview(options: PreviewOptions) -> Path:

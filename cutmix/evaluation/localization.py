@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib import colormaps, patheffects
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from cutmix.data.sets import random_subset
-from cutmix.data.transforms import drawable
+from cutmix.data.transforms import drawable, outline
 from cutmix.errors import InputError, shorten
 from cutmix.evaluation.boxes import (
     THRESHOLD,
@@ -291,8 +291,8 @@ def box_gallery(classifier: Classifier, boxes: Sequence[np.ndarray]) -> bytes:
         extent = (0, shown.shape[2], shown.shape[1], 0)  # a box's edges are the pixels' edges
         axis.imshow(overlaid(shown[k], scaled), extent=extent, interpolation="nearest")
         for box in true[k]:
-            _outline(axis, box, "red", "solid")
-        _outline(axis, found[k], "lime", (0, (3, 2)))
+            outline(axis, box, "red")
+        outline(axis, found[k], "lime", (0, (3, 2)))
         label = labels[int(chosen[k])]
         wrong = "" if predicted[k] == label else f"\n(predicted: {shorten(classifier.classes[predicted[k]], 20)})"
         text = f"{shorten(classifier.classes[label], 20)}, IoU {fits[k]:.2f}{wrong}"
@@ -410,11 +410,3 @@ def overlaid(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
     grey, heat = (image @ np.array([0.299, 0.587, 0.114]))[..., None], cam.clip(0, 1)
     alpha = 0.65 * np.sqrt(heat)[..., None]
     return (1 - alpha) * grey + alpha * colormaps["inferno"](heat)[..., :3]
-
-
-def _outline(axis: Any, box: np.ndarray, color: str, style: Any) -> None:
-    x0, y0, x1, y1 = (float(value) for value in box)
-    frame = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, linewidth=2, linestyle=style)
-    frame.set_path_effects([patheffects.Stroke(linewidth=3.5, foreground="black"), patheffects.Normal()])
-    frame.set_clip_on(False)
-    axis.add_patch(frame)

@@ -10,15 +10,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from cutmix.config.tasks import Detection
 from cutmix.data.loaders import FileLoader, Loader, Upload, check_batch_size
-from cutmix.data.transforms import TestOrder, TrainOrder
+from cutmix.data.transforms import TestOrder, TrainOrder, outline
 from cutmix.errors import InputError, missing_extra, printable
 from cutmix.runs.record import Record
 from cutmix.runtime.device import World
@@ -349,12 +347,8 @@ def gallery_of_detections(data: DetectionSet, found: Detections, *, images: Sequ
 
 def _draw(axis: Axes, pixels: np.ndarray, boxes: Iterable[tuple[list[float], str, object]]) -> None:
     axis.imshow(pixels)
-    edge = [patheffects.Stroke(linewidth=3.5, foreground="black"), patheffects.Normal()]
     for (left, top, right, bottom), text, style in boxes:
-        box = Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, color="white", linewidth=1.5)
-        box.set_linestyle(style)  # type: ignore[arg-type]
-        box.set_path_effects(edge)
-        axis.add_patch(box)
+        outline(axis, (left - 0.5, top - 0.5, right - 0.5, bottom - 0.5), "white", style)
         above = "bottom" if top > len(pixels) / 12 else "top"  # beside the object, where there is room
         axis.text(
             left, top, text, fontsize=7, va=above, parse_math=False, clip_on=True,
