@@ -25,6 +25,7 @@ from cutmix.data.transforms import (
     Interpolation,
     TestOrder,
     TrainOrder,
+    check_crop_fraction,
     draw_color,
     draw_crop_flip,
     erase,
@@ -126,8 +127,7 @@ def test_loader(
     resized and cropped as ``ResizeAndCrop`` does.
     """
     _check(data, batch_size, image_size, workers, rank, world_size)
-    if not 0 < crop_fraction <= 1:
-        raise InputError(f"crop_fraction is {crop_fraction}; expected a share above 0, at most 1")
+    check_crop_fraction(crop_fraction)
     order = TestOrder(len(data), batch_size, rank, world_size)
     finish = _Finish(data, torch.device(device), image_size, channels_last)
     if isinstance(data, FileSet):

@@ -178,7 +178,14 @@ class Augment:
             )
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise InputError(f"crop_scale is {self.crop_scale}; expected two shares, 0 < least ≤ largest ≤ 1")
+        check_crop_fraction(self.crop_fraction)
         check_policy(self.auto_augment)
+
+
+def check_crop_fraction(value: float) -> None:
+    """Refuse a share of the resized side that is no share."""
+    if not 0 < value <= 1:
+        raise InputError(f"crop_fraction is {value}; expected a share above 0, at most 1")
 
 
 # ---- batches on their device ----

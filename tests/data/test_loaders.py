@@ -395,6 +395,7 @@ def test_colours_need_three_channels(options: dict[str, Any]) -> None:
         ({"auto_augment": "cifar100"}, "auto_augment is 'cifar100'; expected one of none, imagenet, cifar10, svhn"),
         ({"crop_scale": (0.0, 1.0)}, "crop_scale"),
         ({"crop_scale": (0.5, 0.4)}, "crop_scale"),
+        ({"crop_fraction": 0.0, "squash": True}, "crop_fraction is 0.0; expected a share above 0, at most 1"),
     ],
 )
 def test_wrong_arguments(options: dict[str, Any], sentence: str) -> None:
