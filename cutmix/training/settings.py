@@ -66,6 +66,7 @@ def base_recipe(recipe: Recipe | str | None, given: Mapping[str, Any]) -> Recipe
     rivals: dict[str, dict[str, Any]] = {
         "weights": {"pretrained": False}, "pretrained": {"weights": None}, "mix": {"mix_layers": ALL_LAYERS},
         "shake_drop": {"stochastic_depth": 0.0}, "stochastic_depth": {"shake_drop": 0.0},
+        "image_size": {"cutout_size": None}, "data": {"cutout_size": None},  # half the side of other images
     }  # fmt: skip
     changes: dict[str, Any] = {}
     for field, losers in rivals.items():

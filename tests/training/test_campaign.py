@@ -45,6 +45,7 @@ from cutmix.training import campaign, classification
 from cutmix.training.campaign import plan_methods
 from cutmix.training.loop import DivergedError, evaluated_batches, run_to_end
 from cutmix.training.mixes import make_mix
+from cutmix.training.settings import settle
 from cutmix.training.setup import Run, prepare
 
 WORDS = ["compare", "digits-resnet20", "--mix", "none", "cutmix", "--seeds", "2", "--epochs", "1", "--device", "cpu",
@@ -329,6 +330,15 @@ def test_a_mix_with_settings_is_compared_with_the_same_mix(tmp_path: Path, monke
     assert [found["error"], found["baseline_error"]] == pytest.approx(errors)
     lines = [line for path in tmp_path.glob("*/results.jsonl") for line in read_lines(path)]
     assert {line["command"] for line in lines} == {"cutmix compare 'as typed'"}
+
+
+def test_the_hole_of_cutout_has_half_the_side_of_other_images(tmp_path: Path) -> None:
+    """A recipe for images of 64 pixels kept its hole of 32 with --image-size 32: as large as the image."""
+    for settings, size in [({"image_size": 4}, 2), ({"image_size": 4, "cutout_size": 3}, 3), ({}, 4)]:
+        recipe = settle("digits-resnet20", settings)[0]
+        jobs = plan_methods(recipe, CompareOptions(mix=("none", "cutout"), seeds=1, out=tmp_path, device="cpu"))
+        assert [job.recipe.cutout_size for job in jobs] == [size, size], settings
+    assert settle("tiny-resnet20", {"image_size": 32})[0].cutout_size is None  # by the data
 
 
 def test_a_slow_first_step_is_not_the_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
