@@ -47,6 +47,8 @@ class Evidence:
         """Return the verdict on a claim whose difference has this sign."""
         if self.p is None:
             return "cannot tell: one seed"
+        if self.low == self.high == 0:
+            return "cannot tell: 0 in all runs"
         if self.p >= LEVEL and sign == 0:
             return (
                 f"cannot tell: p = {self.p:.2f}; gain below {max(math.ceil(-10 * (self.low or 0)), 0) / 10:.1f} points"

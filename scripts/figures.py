@@ -26,10 +26,14 @@ def axes(width: float, height: float, count: int = 1, rows: int = 1) -> tuple[Fi
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     made = [figure.add_subplot(rows, count, index + 1) for index in range(rows * count)]
     for each in made:
-        each.spines[["top", "right"]].set_visible(False)
-        each.grid(alpha=0.3)
-        each.tick_params(labelsize=8)
+        _plain(each)
     return figure, made
+
+
+def _plain(axis: Axes) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.3)
+    axis.tick_params(labelsize=8)
 
 
 def save(figure: Figure, name: str) -> None:
@@ -74,7 +78,7 @@ def gain() -> None:
     axis.set_xscale("log")
     axis.set_xticks(sizes, [f"{size}" for size in sizes])
     axis.minorticks_off()
-    axis.set_xlabel("training images per class, three seeds; filled: p < 0.05, adjusted for all settings", fontsize=9)
+    axis.set_xlabel("training images per class (CIFAR-100 if no other); filled: p < 0.05, adjusted", fontsize=9)
     axis.set_ylabel("accuracy gained by CutMix (points)", fontsize=9)
     figure.legend(fontsize=8, loc="outside lower center", ncols=3)
     save(figure, "gain")
@@ -103,15 +107,17 @@ def methods(name: str, drawn: Iterable[str], *setting: Any) -> None:
     found.sort(key=lambda one: -list(LABELS).index(one["method"]))
     figure, (axis,) = axes(7, 0.8 + 0.3 * len(found))
     axis.axvline(0, color="black", linewidth=0.8)
-    for y, one in enumerate(found):
+    adjusted = holm([one["difference"]["p"] for one in found])
+    for y, (one, p) in enumerate(zip(found, adjusted, strict=True)):
         d = one["difference"]
         spread = [[d["high"] - d["value"]], [d["value"] - d["low"]]]
         kind = one["method"].removeprefix("feature-").partition(":")[0].partition("-")[0]
         colour = COLOURS.get(kind, COLOURS["none"])
-        axis.errorbar(-d["value"], y, xerr=spread, fmt="o", color=colour, capsize=4, linewidth=1.6)
+        axis.errorbar(-d["value"], y, xerr=spread, fmt="o", color=colour, capsize=4, linewidth=1.6,
+                      markerfacecolor=colour if p < LEVEL else "white")  # fmt: skip
     axis.set_yticks(range(len(found)), [LABELS[one["method"]] for one in found], fontsize=8)
     axis.set_ylim(-0.6, len(found) - 0.4)
-    axis.set_xlabel("accuracy gained (points)", fontsize=9)
+    axis.set_xlabel("accuracy gained (points); filled: p < 0.05, adjusted for the table", fontsize=9)
     save(figure, name)
 
 
@@ -119,11 +125,19 @@ def subsets() -> None:
     """Draw training and test error, and the test loss, by step of the runs on few images, a figure for each model."""
     for model in MODELS:
         found = [one for one in between("cifar100-subsets", "none", "cutmix") if one["model"] == model]
-        figure, panels = axes(0.6 + 2.8 * len(found), 5, len(found), 2)
-        for one, upper, lower in zip(found, panels[: len(found)], panels[len(found) :], strict=True):
-            _by_step(one, upper, lower)
-        panels[0].set_ylabel(f"{MODELS[model]}: top-1 error (%)", fontsize=9)
-        panels[len(found)].set_ylabel("test loss", fontsize=9)
+        columns = min(len(found), 4)
+        pairs = -(-len(found) // columns)  # of rows: errors above losses
+        figure, panels = axes(0.6 + 2.8 * columns, 5 * pairs, columns, 2 * pairs)
+        for index, one in enumerate(found):
+            upper = 2 * columns * (index // columns) + index % columns
+            _by_step(one, panels[upper], panels[upper + columns])
+        for row in range(0, len(panels), 2 * columns):
+            panels[row].set_ylabel(f"{MODELS[model]}: top-1 error (%)", fontsize=9)
+            panels[row + columns].set_ylabel("test loss", fontsize=9)
+        for index in range(len(found), pairs * columns):
+            upper = 2 * columns * (index // columns) + index % columns
+            panels[upper].set_visible(False)
+            panels[upper + columns].set_visible(False)
         panels[0].legend(fontsize=7, loc="center right")
         save(figure, f"subsets-{model}")
 
@@ -144,7 +158,7 @@ def _by_step(one: dict[str, Any], upper: Axes, lower: Axes) -> None:
             axis.plot(*zip(*points, strict=True), style, color=COLOURS[method], linewidth=1.3, label=label)
     upper.set_title(f"{one['per_class']} images per class, {one['steps']:,} steps", fontsize=9)
     upper.set_ylim(0, 100)
-    lower.set_ylim(2, 9)
+    lower.set_ylim(1.5, 9)
     for axis in (upper, lower):
         axis.xaxis.set_major_locator(MaxNLocator(4))
     lower.set_xlabel("optimizer step", fontsize=9)
@@ -197,7 +211,7 @@ def claims() -> None:
             shared = [part for part in parts[0] if all(part in other for other in parts)]
             named = ", ".join(part for part in shared if part != "error").replace(" images per", " per")
             heading = f"{where.partition(':')[0]}: {named}"
-            axis.text(-8.4, y, heading, fontsize=6, fontweight="bold", va="center", in_layout=False)
+            axis.text(-12.4, y, heading, fontsize=6, fontweight="bold", va="center", in_layout=False)
             for (sign, one), own in zip(found[where], parts, strict=True):
                 y -= 1
                 places.append(y)
@@ -207,8 +221,8 @@ def claims() -> None:
             y -= 1.4
         axis.set_yticks(places, labels, fontsize=7)
         axis.set_ylim(y + 0.8, 0.8)
-        axis.set_xlim(-8.5, 8.5)
-        axis.set_xlabel("difference (points); right of 0 agrees with the claim", fontsize=9)
+        axis.set_xlim(-12.5, 8.5)
+        axis.set_xlabel("points towards the claim; right of 0 agrees", fontsize=9)
     save(figure, "claims")
 
 
@@ -236,7 +250,26 @@ def of_table(name: str) -> None:
     differs = CHANCE[0] in header
     columns = [header.index(CHANCE[0])] if differs else range(names, len(header))
     drawn = [column for column in columns if any(_NUMBER.fullmatch(row[column]) for row in rows)]
-    figure, (axis,) = axes(8, 0.9 + 0.3 * len(rows))
+    areas = [row for row in rows if differs and row[0].startswith("AUROC")]  # of another scale: higher is better
+    parts = [part for part in ([row for row in rows if row not in areas], areas) if part]
+    figure = Figure(figsize=(8, 0.9 * len(parts) + 0.3 * len(rows)), dpi=110, layout="constrained")
+    panels = figure.subplots(len(parts), squeeze=False, height_ratios=[len(part) + 1 for part in parts])[:, 0]
+    for axis, part in zip(panels, parts, strict=True):
+        _plain(axis)
+        _rows(axis, part, header, drawn, names)
+        other = "none" if names == 1 else "the other"
+        better = "" if len(parts) == 1 else f"; better: {'right' if part is areas else 'left'}"
+        axis.set_xlabel(f"CutMix less {other} (points){better}" if differs else "per cent", fontsize=9)
+        if differs:
+            axis.axvline(0, color="black", linewidth=0.8)
+        elif len(drawn) > 1:
+            axis.legend(fontsize=7)
+    panels[0].set_ylabel(", ".join(header[:names]) if names > 1 and not differs else "", fontsize=9)
+    save(figure, name.replace("_", "-"))
+
+
+def _rows(axis: Axes, rows: list[list[str]], header: list[str], drawn: list[int], names: int) -> None:
+    """Draw the numbers of some columns with their intervals, a row below the other."""
     for index, column in enumerate(drawn):
         cells = ((-y, _NUMBER.fullmatch(row[column])) for y, row in enumerate(rows))
         found = [(y, [float(end or cell[1]) for end in cell.groups()]) for y, cell in cells if cell]
@@ -245,14 +278,6 @@ def of_table(name: str) -> None:
         values = [value for _, (value, *_) in found]
         axis.errorbar(values, at, xerr=spread, fmt="osD^"[index], capsize=2, markersize=4, label=header[column])
     axis.set_yticks([-y for y in range(len(rows))], [", ".join(row[:names]) for row in rows])
-    axis.set_ylabel(", ".join(header[:names]) if names > 1 and not differs else "", fontsize=9)
-    other = "none" if names == 1 else "the other"
-    axis.set_xlabel(f"CutMix less {other} (points)" if differs else "per cent", fontsize=9)
-    if differs:
-        axis.axvline(0, color="black", linewidth=0.8)
-    elif len(drawn) > 1:
-        axis.legend(fontsize=7)
-    save(figure, name.replace("_", "-"))
 
 
 if __name__ == "__main__":
