@@ -1,6 +1,7 @@
 """The report card: a section of the page for each suite and task of transfer, the runs side by side. No torch here."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from markupsafe import Markup
 
@@ -31,11 +32,12 @@ from cutmix.report.page import (
     table_of_sets,
     whole_of,
 )
-from cutmix.report.paired import against_baseline, differences
+from cutmix.report.paired import Compared, against_baseline, differences
+from cutmix.runs.outcomes import seed_difference
 from cutmix.runs.read import Run, groups
 from cutmix.runs.record import with_interval
 from cutmix.runtime.files import regular
-from cutmix.statistics import Difference, in_words
+from cutmix.statistics import Difference, holm, in_words
 
 
 def calibration(runs: Sequence[Run]) -> Section | None:
@@ -179,7 +181,39 @@ def differences_of(card: Card) -> Markup:
                 "0 where p says not significant."
             ).format(len(found))
         )
-    return Markup(HTML.table(caption, ["Metric", *labels], shown)) + Markup(HTML.notes(about))
+    return (
+        Markup(HTML.table(caption, ["Metric", *labels], shown)) + Markup(HTML.notes(about)) + _over_seeds(card, found)
+    )
+
+
+def _over_seeds(card: Card, found: Sequence[Compared]) -> Markup:
+    """Return the mean difference of each recipe to the baseline over the seeds that both have."""
+    runs = {run.label: run for run in card.runs}
+    gains: dict[tuple[Key, str], dict[Any, float]] = {}
+    for one in found:
+        run, seed = runs[one.run], runs[one.run].recipe.get("seed")
+        if seed == runs[one.baseline].recipe.get("seed") and not run.recipe.get("folds"):
+            gains.setdefault((Key(one.name, one.of, one.at), run.group), {})[seed] = one.difference.value
+    several = {key: [*by_seed.values()] for key, by_seed in gains.items() if len(by_seed) > 1}
+    tested = {key: seed_difference(values, [0.0] * len(values)) for key, values in several.items()}
+    if not tested:
+        return Markup("")
+    adjusted = dict(zip(tested, holm([one.p for one in tested.values()]), strict=True))
+
+    def shown(row: Key, group: str) -> str:
+        if (one := tested.get((row, group))) is None:
+            return "not run"
+        form = f"+.{metric_of(row.name).digits}f"
+        return f"{with_interval(one, form)}, {one.seeds} seeds, {in_words(adjusted[row, group])}"
+
+    recipes = list(dict.fromkeys(group for _, group in tested))
+    rows = [Row(name(row), [shown(row, group) for group in recipes]) for row in dict.fromkeys(row for row, _ in tested)]
+    note = (
+        "The mean of the differences above over the seeds that both recipes have, with Student’s t interval; the "
+        "test images are taken as given. p is adjusted by Holm’s method for this table."
+    )
+    caption = "Mean difference over seeds, in points [95\u00a0% interval over seeds]"
+    return Markup(HTML.table(caption, ["Metric", *recipes], rows)) + Markup(HTML.note(note))
 
 
 def _difference(row: Key, found: Difference) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from markupsafe import Markup
+from scipy import stats
 
 from cutmix.errors import InputError
 from cutmix.report.suites import calibration, definitions, localization, out_of_distribution, robustness
@@ -135,6 +136,25 @@ def test_no_section_without_its_records(tmp_path) -> None:
         True, True, False, True
     ]  # fmt: skip
     assert [title for title, _ in definitions(runs)] == ["Out-of-distribution detection"]
+
+
+def test_seeds_are_compared_in_pairs(tmp_path) -> None:
+    """Against SciPy's paired t test; a seed that only one recipe has does not count."""
+    random, errors = np.random.default_rng(1), {}
+    for mix, seeds in (("none", (0, 1, 2)), ("cutmix", (2, 1, 0, 7))):
+        for seed in seeds:
+            run = make_run(tmp_path / f"{mix}{seed}", mix=mix, seed=seed, name=mix)
+            wrong = random.random(N) < (0.3 if mix == "none" else 0.2)
+            np.savez(run / "predictions/robustness-last.npz", labels=np.arange(N), clean_right=~wrong)
+            errors[mix, seed] = 100 * wrong.mean()
+    body = robustness(read_runs(sorted(tmp_path.iterdir()))).body.striptags()
+    gains = [errors["cutmix", seed] - errors["none", seed] for seed in range(3)]
+    found = stats.ttest_1samp(gains, 0)
+    low, high = found.confidence_interval()
+    expected = f"{np.mean(gains):+.1f} [{low:+.1f}, {high:+.1f}], 3 seeds, ".replace("-", "−")
+    said = body.partition("Mean difference over seeds")[2].partition(expected)[2]
+    assert said.startswith(f"not significant (p = {found.pvalue:.3f})")
+    assert "Mean difference" not in robustness(read_runs([tmp_path / "none0", tmp_path / "cutmix0"])).body
 
 
 def test_differences_name_the_baseline_and_the_method(pair, bodies) -> None:
