@@ -168,7 +168,8 @@ def caltech_thirty() -> str:
 
 
 LABELS = {
-    "none": "none", "none:label-smoothing=0.1": "label smoothing 0.1", "cutout": "Cutout", "mixup": "Mixup",
+    "none": "none", "none:label-smoothing=0.1": "label smoothing 0.1", "cutout": "Cutout",
+    "cutout:cutout-size=16": "Cutout of 16×16", "mixup": "Mixup",
     "cutmix": "CutMix", "cutmix:label-smoothing=0.1": "CutMix, label smoothing 0.1",
     "cutmix:mix-prob=0.5": "CutMix in half of the batches", "cutmix:mix-prob=1": "CutMix in every batch",
     "cutmix:mix-per-sample=true": "CutMix, a box per image",
