@@ -9,7 +9,7 @@ from typing import Any
 
 from cutmix.config.options import TrainOptions
 from cutmix.config.recipe import ALL_LAYERS, Recipe
-from cutmix.config.recipes import find_recipe, with_authors_milestones
+from cutmix.config.recipes import RECIPES, find_recipe, with_authors_milestones
 from cutmix.errors import InputError, did_you_mean
 from cutmix.runtime.files import check_fields, kind_of, regular
 
@@ -66,8 +66,9 @@ def base_recipe(recipe: Recipe | str | None, given: Mapping[str, Any]) -> Recipe
     rivals: dict[str, dict[str, Any]] = {
         "weights": {"pretrained": False}, "pretrained": {"weights": None}, "mix": {"mix_layers": ALL_LAYERS},
         "shake_drop": {"stochastic_depth": 0.0}, "stochastic_depth": {"shake_drop": 0.0},
-        "image_size": {"cutout_size": None}, "data": {"cutout_size": None},  # half the side of other images
     }  # fmt: skip
+    if base in RECIPES.values():  # the hole is half the side of its own images; a user's own recipe keeps what it has
+        rivals |= {"image_size": {"cutout_size": None}, "data": {"cutout_size": None}}
     changes: dict[str, Any] = {}
     for field, losers in rivals.items():
         changes |= {name: value for name, value in losers.items() if field in given and name not in given}

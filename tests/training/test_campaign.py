@@ -338,7 +338,10 @@ def test_the_hole_of_cutout_has_half_the_side_of_other_images(tmp_path: Path) ->
         recipe = settle("digits-resnet20", settings)[0]
         jobs = plan_methods(recipe, CompareOptions(mix=("none", "cutout"), seeds=1, out=tmp_path, device="cpu"))
         assert [job.recipe.cutout_size for job in jobs] == [size, size], settings
-    assert settle("tiny-resnet20", {"image_size": 32})[0].cutout_size is None  # by the data
+    for named in ("tiny-resnet20", RECIPES["tiny-resnet20"]):
+        assert settle(named, {"image_size": 32})[0].cutout_size is None  # by the data
+    own = replace(RECIPES["tiny-resnet20"], cutout_size=12)
+    assert settle(own, {"image_size": 32, "data": "cifar-100"})[0].cutout_size == 12
 
 
 def test_a_slow_first_step_is_not_the_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
