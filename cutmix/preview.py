@@ -13,14 +13,14 @@ from cutmix.config.options import PreviewOptions
 from cutmix.config.recipe import FILE_SIZE
 from cutmix.data import ArraySet, ImageSet, open_data, test_loader
 from cutmix.data.sets import random_subset, take
-from cutmix.data.transforms import denormalize, drawable, outline
+from cutmix.data.transforms import denormalize, drawable
 from cutmix.errors import InputError, shorten
 from cutmix.mixing import CutMix, Cutout, Mixup
 from cutmix.mixing.smmix import AttentionDraw, SMMix
 from cutmix.mixing.targets import Targets
 from cutmix.models.create import create_model, trying_images
 from cutmix.models.transformers import predict_and_attend
-from cutmix.runtime.files import png_of, write_atomic
+from cutmix.runtime.files import outline, png_of, write_atomic
 from cutmix.runtime.seeding import derive_seed
 from cutmix.runtime.terminal import say
 

@@ -128,16 +128,16 @@ def subsets() -> None:
         columns = min(len(found), 4)
         pairs = -(-len(found) // columns)  # of rows: errors above losses
         figure, panels = axes(0.6 + 2.8 * columns, 5 * pairs, columns, 2 * pairs)
-        for index, one in enumerate(found):
+        for index in range(pairs * columns):
             upper = 2 * columns * (index // columns) + index % columns
-            _by_step(one, panels[upper], panels[upper + columns])
+            if index < len(found):
+                _by_step(found[index], panels[upper], panels[upper + columns])
+            else:
+                panels[upper].set_visible(False)
+                panels[upper + columns].set_visible(False)
         for row in range(0, len(panels), 2 * columns):
             panels[row].set_ylabel(f"{MODELS[model]}: top-1 error (%)", fontsize=9)
             panels[row + columns].set_ylabel("test loss", fontsize=9)
-        for index in range(len(found), pairs * columns):
-            upper = 2 * columns * (index // columns) + index % columns
-            panels[upper].set_visible(False)
-            panels[upper + columns].set_visible(False)
         panels[0].legend(fontsize=7, loc="center right")
         save(figure, f"subsets-{model}")
 

@@ -4,9 +4,9 @@ Order and augmentation are functions of the seed, the epoch and the position.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -282,17 +282,6 @@ def drawable(pixels: Tensor) -> np.ndarray:
     """Return pixels (n, C, H, W) in [0, 1] as matplotlib draws them, (n, H, W, 3): three channels, or one as grey."""
     shown = pixels[:, :3] if pixels.shape[1] > 2 else pixels[:, :1].expand(-1, 3, -1, -1)
     return shown.permute(0, 2, 3, 1).cpu().numpy()
-
-
-def outline(axis: Any, box: Iterable[float], color: str, style: Any = "solid") -> None:
-    """Draw the frame of a box (left, top, right, bottom), with a black edge: visible on any image."""
-    from matplotlib.patches import Rectangle  # slow to import
-    from matplotlib.patheffects import Normal, Stroke
-
-    left, top, right, bottom = map(float, box)
-    frame = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=color, linewidth=2, clip_on=False)
-    frame.set(linestyle=style, path_effects=[Stroke(linewidth=3.5, foreground="black"), Normal()])
-    axis.add_patch(frame)
 
 
 def resize(images: Tensor, size: int) -> Tensor:

@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from cutmix.data.sets import random_subset
-from cutmix.data.transforms import drawable, outline
+from cutmix.data.transforms import drawable
 from cutmix.errors import InputError, shorten
 from cutmix.evaluation.boxes import (
     THRESHOLD,
@@ -36,7 +36,7 @@ from cutmix.evaluation.classifier import Classifier, SuiteResult, as_numpy
 from cutmix.mixing import Draw
 from cutmix.models.create import Head, find_head
 from cutmix.runs.record import Record
-from cutmix.runtime.files import png_of
+from cutmix.runtime.files import outline, png_of
 from cutmix.runtime.seeding import derive_seed
 
 _V2_IOU = (0.3, 0.5, 0.7)

@@ -202,7 +202,7 @@ def _over_seeds(card: Card, found: Sequence[Compared]) -> Markup:
 
     def shown(row: Key, group: str) -> str:
         if (one := tested.get((row, group))) is None:
-            return "not run"
+            return "fewer than two seeds"
         form = f"+.{metric_of(row.name).digits}f"
         return f"{with_interval(one, form)}, {one.seeds} seeds, {in_words(adjusted[row, group])}"
 

@@ -244,6 +244,17 @@ def png_of(figure: "Figure") -> bytes:
     return file.getvalue()
 
 
+def outline(axis: Any, box: Iterable[float], color: str, style: Any = "solid") -> None:
+    """Draw the frame of a box (left, top, right, bottom), with a black edge: visible on any image."""
+    from matplotlib.patches import Rectangle  # slow to import
+    from matplotlib.patheffects import Normal, Stroke
+
+    left, top, right, bottom = map(float, box)
+    frame = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=color, linewidth=2, clip_on=False)
+    frame.set(linestyle=style, path_effects=[Stroke(linewidth=3.5, foreground="black"), Normal()])
+    axis.add_patch(frame)
+
+
 _HALF_PAIR = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 Check = Callable[[Any], Any]  # return the value to store, or raise TypeError

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from cutmix.config.tasks import Detection
 from cutmix.data.loaders import FileLoader, Loader, Upload, check_batch_size
-from cutmix.data.transforms import TestOrder, TrainOrder, outline
+from cutmix.data.transforms import TestOrder, TrainOrder
 from cutmix.errors import InputError, missing_extra, printable
 from cutmix.runs.record import Record
 from cutmix.runtime.device import World
-from cutmix.runtime.files import png_of
+from cutmix.runtime.files import outline, png_of
 from cutmix.training.classification import Evaluation
 from cutmix.transfer.average_precision import (
     Detections,
