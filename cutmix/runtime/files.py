@@ -1,4 +1,4 @@
-"""Files: replaced whole or not at all, never written through a link; JSON, JSON lines, arrays. No torch here."""
+"""Files: replaced whole or not at all, never written through a link; JSON, JSON lines, arrays, figures. No torch."""
 
 import errno
 import glob
